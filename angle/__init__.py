@@ -1,0 +1,57 @@
+"""Train, evaluate and convert AnglE sentence encoders.
+
+The names below are the public ones. They are imported when they are used, so that `import angle` stays cheap.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from angle.config import ConvertConfig, EvaluateConfig, ModelConfig, PoolingConfig, TrainConfig, build_config
+    from angle.errors import ConfigError, DataError, TrainingError
+    from angle.evaluation.report import evaluate
+    from angle.export.sentence_transformers import convert
+    from angle.modeling.encoder import Encoder
+    from angle.training.loop import Result, fit
+
+_HOME = {
+    "ConfigError": "angle.errors",
+    "ConvertConfig": "angle.config",
+    "DataError": "angle.errors",
+    "Encoder": "angle.modeling.encoder",
+    "EvaluateConfig": "angle.config",
+    "ModelConfig": "angle.config",
+    "PoolingConfig": "angle.config",
+    "Result": "angle.training.loop",
+    "TrainConfig": "angle.config",
+    "TrainingError": "angle.errors",
+    "build_config": "angle.config",
+    "convert": "angle.export.sentence_transformers",
+    "evaluate": "angle.evaluation.report",
+    "fit": "angle.training.loop",
+}
+
+__all__ = [
+    "ConfigError",
+    "ConvertConfig",
+    "DataError",
+    "Encoder",
+    "EvaluateConfig",
+    "ModelConfig",
+    "PoolingConfig",
+    "Result",
+    "TrainConfig",
+    "TrainingError",
+    "build_config",
+    "convert",
+    "evaluate",
+    "fit",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOME[name]), name)

@@ -1,0 +1,560 @@
+"""The schema: every setting with its type, its default, its meaning and its check.
+
+This module is the one place of each default. The command line (through Hydra's files in conf/), Python
+and the tests all end in `build_config`, which returns plain dataclasses.
+
+`None` ("null" on the command line) always means "decide from the model or the data"; what was decided is
+printed, and saved in the run's `config.yaml`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from angle.errors import ConfigError, nearest
+
+#: Files of a run folder that more than one package knows.
+CONFIG_FILE, RUN_FILE = "config.yaml", "run.json"
+
+FORMAT_NAMES = ("A", "B", "C")
+POOLING_NAMES = ("cls", "avg", "mean", "max", "last", "cls_avg", "cls_max")
+
+#: What `null` loss weights mean, by data format: (cosine_w, ibn_w, angle_w).
+FORMAT_WEIGHTS = {"A": (1.0, 20.0, 1.0), "B": (0.0, 20.0, 1.0), "C": (0.0, 20.0, 0.0)}
+
+
+def _one_of(setting: str, value: object, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        hint = nearest(str(value), allowed) or "."
+        raise ConfigError(f"{setting}={value} is not known{hint} Choose one of: {', '.join(allowed)}.")
+
+
+def _at_least(setting: str, value: float | None, low: float, *, above: bool = False) -> None:
+    if value is None:
+        return
+    if not math.isfinite(value) or value < low or (above and value == low):
+        raise ConfigError(f"{setting}={value:g} cannot work: it must be {'above' if above else 'at least'} {low:g}.")
+
+
+@dataclass
+class ModelConfig:
+    """The encoder and its token contract."""
+
+    name_or_path: str = "tiny"
+    """A hub name, a folder with weights, a run folder, or `tiny` (built in: a small BERT with a random start)."""
+    tokenizer_name_or_path: str | None = None
+    """Where the tokenizer comes from; null: from the model."""
+    revision: str | None = None
+    """Branch, tag or commit on the hub."""
+    trust_remote_code: bool = False
+    """Run Python code that the model's repository brings along."""
+    max_length: int | None = None
+    """Tokens a text may have, template and special tokens included; null: what the model says, at most 512."""
+    is_llm: bool | None = None
+    """Whether this is a decoder; null: detected. A contradiction to the architecture is an error."""
+    dtype: str = "float32"
+    """Type of the weights: float32, bfloat16, float16 or auto (as stored)."""
+    attn_implementation: str | None = None
+    """sdpa, eager or flash_attention_2; null: what transformers picks."""
+    padding_side: str | None = None
+    """left or right; null: the tokenizer's own. It never changes an embedding."""
+    prompt: str | None = None
+    """Template with {text} and names of further columns, applied to every text; null: what the model says."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+
+    def __post_init__(self) -> None:
+        _one_of("model.dtype", self.dtype, ("float32", "bfloat16", "float16", "auto"))
+        if self.padding_side is not None:
+            _one_of("model.padding_side", self.padding_side, ("left", "right"))
+        _at_least("model.max_length", self.max_length, 2)
+        if self.prompt is not None and "{text}" not in self.prompt:
+            raise ConfigError(
+                f"model.prompt={self.prompt!r} has no {{text}}: write where the text goes, "
+                f"for example model.prompt='Query: {{text}}'."
+            )
+
+
+@dataclass
+class PoolingConfig:
+    """How a text's token states become one embedding."""
+
+    strategy: str = "auto"
+    """auto, cls, avg (mean), max, last, cls_avg, cls_max, or the index of a token. auto: what the model says of
+    itself, else cls for encoders and avg for decoders."""
+
+    def __post_init__(self) -> None:
+        self.strategy = str(self.strategy)
+        if not self.strategy.lstrip("-").isdigit():
+            _one_of("pooling.strategy", self.strategy, ("auto", *POOLING_NAMES))
+        elif self.strategy.startswith("-"):
+            raise ConfigError(
+                f"pooling.strategy={self.strategy} cannot work: count tokens from 0; "
+                f"for the last token type pooling.strategy=last."
+            )
+
+
+@dataclass
+class LossConfig:
+    """The objective: cosine_w * cosine + ibn_w * in-batch + angle_w * angle. A null weight is the format's own."""
+
+    cosine_w: float | None = None
+    """Weight of the cosine ranking loss (formats A and B)."""
+    ibn_w: float | None = None
+    """Weight of the in-batch contrastive loss (all formats)."""
+    angle_w: float | None = None
+    """Weight of the angle ranking loss (formats A and B)."""
+    cosine_tau: float = 20.0
+    """Multiplier of the cosine similarities: an inverse temperature."""
+    ibn_tau: float = 20.0
+    """Multiplier of the in-batch similarities."""
+    angle_tau: float = 20.0
+    """Multiplier of the angle similarities."""
+    positive_above: float | None = None
+    """A row of format A is a positive of the in-batch loss iff its label is above this; null: 0 (sample data: 4)."""
+
+    def __post_init__(self) -> None:
+        for name in ("cosine_w", "ibn_w", "angle_w"):
+            _at_least(f"loss.{name}", getattr(self, name), 0)
+        for name in ("cosine_tau", "ibn_tau", "angle_tau"):
+            _at_least(f"loss.{name}", getattr(self, name), 0, above=True)
+        if self.cosine_w == self.ibn_w == self.angle_w == 0:
+            raise ConfigError(
+                "loss.cosine_w, loss.ibn_w and loss.angle_w are all 0, so there is nothing to learn: "
+                "set one of them above 0."
+            )
+
+    def for_format(self, name: str) -> LossConfig:
+        """Return a copy whose null weights are those of the data format `name`."""
+        own = dict(zip(("cosine_w", "ibn_w", "angle_w"), FORMAT_WEIGHTS[name], strict=True))
+        weights = {key: value if getattr(self, key) is None else getattr(self, key) for key, value in own.items()}
+        if name == "C" and not weights["ibn_w"]:
+            raise ConfigError(
+                "loss.ibn_w=0 leaves nothing to learn: format C (text, positive) has only the in-batch "
+                "loss; set loss.ibn_w above 0."
+            )
+        return dataclasses.replace(self, **weights)
+
+
+@dataclass
+class LoraConfig:
+    """Low-rank adapters: train a few added weights, keep the model's own frozen."""
+
+    enabled: bool = False
+    """Whether adapters are trained instead of the model's own weights."""
+    r: int = 32
+    """Rank."""
+    alpha: int = 64
+    """Scale: the adapter's output counts alpha / r times."""
+    dropout: float = 0.1
+    """Dropout on the adapter's input."""
+    target_modules: list[str] | None = None
+    """Names of the linear layers that get adapters; null: all of them."""
+
+    def __post_init__(self) -> None:
+        _refuse_fields_while_off("lora", self, "lora=r16")
+        _at_least("lora.r", self.r, 1)
+        _at_least("lora.alpha", self.alpha, 1)
+        if not 0 <= self.dropout < 1:
+            raise ConfigError(f"lora.dropout={self.dropout:g} cannot work: it must be at least 0 and below 1.")
+
+
+def _refuse_fields_while_off(group: str, config: Any, example: str) -> None:
+    if config.enabled:
+        return
+    for item in dataclasses.fields(config):
+        value = getattr(config, item.name)
+        if value != item.default:
+            raise ConfigError(
+                f"{group}.{item.name}={value} has no effect while {group} is off: add {example} or "
+                f"{group}.enabled=true, or leave it out."
+            )
+
+
+def _refuse_until_there(group: str, enabled: bool, what: str) -> None:
+    if enabled:
+        raise ConfigError(f"{group}.enabled=true cannot work: this version has no {what}; type {group}=none.")
+
+
+@dataclass
+class BillmConfig:
+    """Bidirectional layers in decoders."""
+
+    enabled: bool = False
+    """Not in this version: only false."""
+
+    def __post_init__(self) -> None:
+        _refuse_until_there("billm", self.enabled, "bidirectional decoder layers")
+
+
+@dataclass
+class EseConfig:
+    """Espresso embeddings: every layer and width usable."""
+
+    enabled: bool = False
+    """Not in this version: only false."""
+
+    def __post_init__(self) -> None:
+        _refuse_until_there("ese", self.enabled, "Espresso training")
+
+
+@dataclass
+class TeacherConfig:
+    """Alignment with a teacher's embeddings."""
+
+    enabled: bool = False
+    """Not in this version: only false."""
+
+    def __post_init__(self) -> None:
+        _refuse_until_there("teacher", self.enabled, "teacher alignment")
+
+
+@dataclass
+class DataFormatConfig:
+    """The shape of the training rows."""
+
+    name: str = "auto"
+    """A (text1, text2, label), B (text, positive, negative), C (text, positive) or auto (from the columns)."""
+
+    def __post_init__(self) -> None:
+        _one_of("data_format.name", self.name, ("auto", *FORMAT_NAMES))
+
+
+@dataclass
+class SourceConfig:
+    """Where rows come from."""
+
+    name_or_path: Any = None
+    """A hub name, a .json/.jsonl/.csv/.tsv/.parquet file (also .gz), a save_to_disk folder, `sample` (built in), or
+    a list of these; null: none."""
+    subset: str | None = None
+    """The data set's configuration on the hub."""
+    split: str | None = None
+    """The split; null: train, validation or test, by the source's role. A plain file has none."""
+    revision: str | None = None
+    """Branch, tag or commit on the hub."""
+    columns: dict[str, str] = field(default_factory=dict)
+    """Renaming, as wanted: found, for example {text1: sentence1, text2: sentence2, label: score}."""
+    label_map: dict[str, float | None] = field(default_factory=dict)
+    """Numbers for labels, for example {entailment: 1, contradiction: 0, neutral: null}; null drops the row."""
+
+    def names(self) -> list[str]:
+        """Return the sources as a list, empty when there is none."""
+        if self.name_or_path is None:
+            return []
+        return [self.name_or_path] if isinstance(self.name_or_path, str) else list(self.name_or_path)
+
+
+@dataclass
+class DataConfig:
+    """What is trained and measured on."""
+
+    train: SourceConfig = field(default_factory=lambda: SourceConfig(name_or_path="sample"))
+    """Training rows."""
+    valid: SourceConfig = field(default_factory=SourceConfig)
+    """Rows of any format whose loss is reported during training."""
+    valid_sts: SourceConfig = field(default_factory=SourceConfig)
+    """Format A: its Spearman correlation chooses the best model; null: `data.valid` when that is format A."""
+    test: SourceConfig = field(default_factory=SourceConfig)
+    """Format A: measured once before and once after training."""
+    duplicates: str = "mask"
+    """Equal texts in a batch: mask (never each other's negatives), drop (the later row) or keep (as negatives)."""
+    shuffle: bool = True
+    """A new order of the training rows every epoch, drawn from train.seed."""
+    streaming: bool = False
+    """Read the training rows as they come instead of all at once; needs train.max_steps."""
+    stream_window: int = 10_000
+    """Streaming: rows that are held, and shuffled among themselves, at a time."""
+
+    def __post_init__(self) -> None:
+        _one_of("data.duplicates", self.duplicates, ("mask", "drop", "keep"))
+        _at_least("data.stream_window", self.stream_window, 1)
+        for role in ("train", "valid", "valid_sts", "test"):
+            value = getattr(self, role).name_or_path
+            entries = value if isinstance(value, list) else [value]
+            if not entries or any(not (isinstance(e, str) or (e is None and value is None)) for e in entries):
+                raise ConfigError(
+                    f"data.{role}.name_or_path={value} cannot work: give a name or path, or a list of "
+                    f"them such as data.{role}.name_or_path=[a.jsonl,b.jsonl]."
+                )
+
+
+@dataclass
+class TrainingConfig:
+    """The loop."""
+
+    epochs: int = 1
+    """Passes over the training rows."""
+    max_steps: int | None = None
+    """Optimiser steps; when given it decides instead of epochs."""
+    batch_size: int = 32
+    """Rows a process gives to one evaluation of the objective: with the other processes' rows, the negatives."""
+    gradient_accumulation_steps: int = 1
+    """Batches whose mean gradient makes one optimiser step."""
+    learning_rate: float | None = None
+    """Peak learning rate; null: 5e-5, with LoRA 2e-4, for the random start of `tiny` 1e-3."""
+    weight_decay: float = 0.0
+    """AdamW's decay, on matrices only: never on biases and norms."""
+    warmup_steps: float = 0.1
+    """Steps of linear warm-up; below 1, the share of all steps."""
+    scheduler: str = "linear"
+    """linear or cosine (both to 0), or constant, after the warm-up."""
+    max_grad_norm: float = 1.0
+    """Gradients are scaled down to this norm; 0: never."""
+    mixed_precision: str = "no"
+    """no, bf16 or fp16 (needs a GPU). Pooling and losses are always float32."""
+    seed: int = 42
+    """Seed of the model's start, the order of rows, and dropout."""
+    logging_steps: int = 10
+    """Steps between two lines of metrics."""
+    eval_steps: int | None = None
+    """Steps between two evaluations; null: after every epoch; 0: only at the end."""
+    save_steps: int | None = None
+    """Steps between two checkpoints; null: after every epoch; 0: none."""
+    save_total_limit: int = 2
+    """Checkpoints that are kept, the newest ones."""
+    resume: str | None = None
+    """A run folder to go on in, with the settings it was started with."""
+    output_dir: str | None = None
+    """The run folder; null: runs/<date>/<time>."""
+
+    def __post_init__(self) -> None:
+        for name in (
+            "epochs",
+            "max_steps",
+            "batch_size",
+            "gradient_accumulation_steps",
+            "logging_steps",
+            "save_total_limit",
+        ):
+            _at_least(f"train.{name}", getattr(self, name), 1)
+        for name in ("weight_decay", "warmup_steps", "max_grad_norm", "seed", "eval_steps", "save_steps"):
+            _at_least(f"train.{name}", getattr(self, name), 0)
+        _at_least("train.learning_rate", self.learning_rate, 0, above=True)
+        _one_of("train.scheduler", self.scheduler, ("linear", "cosine", "constant"))
+        _one_of("train.mixed_precision", self.mixed_precision, ("no", "bf16", "fp16"))
+
+
+@dataclass
+class TrackingConfig:
+    """Weights & Biases. The environment variable WANDB_MODE wins over `mode`."""
+
+    mode: str = "disabled"
+    """disabled, online or offline."""
+    project: str = "angle"
+    """Project the run is listed under."""
+    entity: str | None = None
+    """User or team; null: your own."""
+    name: str | None = None
+    """Name of the run; null: the run folder's."""
+    tags: list[str] = field(default_factory=list)
+    """Labels to find the run by."""
+
+    def __post_init__(self) -> None:
+        _one_of("tracking.mode", self.mode, ("disabled", "online", "offline"))
+
+
+@dataclass
+class TrainConfig:
+    """Everything `train.py` takes."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    pooling: PoolingConfig = field(default_factory=PoolingConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    billm: BillmConfig = field(default_factory=BillmConfig)
+    ese: EseConfig = field(default_factory=EseConfig)
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    data_format: DataFormatConfig = field(default_factory=DataFormatConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    train: TrainingConfig = field(default_factory=TrainingConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+
+    def __post_init__(self) -> None:
+        if not self.data.train.names():
+            raise ConfigError(
+                "data.train.name_or_path is missing: give a file, a folder or a hub name, for example "
+                "data.train.name_or_path=pairs.jsonl."
+            )
+        if self.data.streaming and self.train.max_steps is None:
+            raise ConfigError(
+                "data.streaming=true needs train.max_steps, for a stream has no known length: add for "
+                "example train.max_steps=1000."
+            )
+        if self.data_format.name != "auto":
+            self.loss = self.loss.for_format(self.data_format.name)
+        for role in ("valid", "valid_sts"):
+            source: SourceConfig = getattr(self.data, role)
+            if (
+                source.names() == self.data.train.names()
+                and source.subset == self.data.train.subset
+                and (
+                    (source.split or "validation") == (self.data.train.split or "train")
+                    or any(Path(name).is_file() for name in source.names())
+                )
+            ):
+                raise ConfigError(
+                    f"data.{role} is the training data itself, so it would measure nothing: give other "
+                    f"rows, for example data.{role}.split=validation."
+                )
+
+
+@dataclass
+class EvaluateConfig:
+    """Everything `evaluate.py` takes."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    """The model; its prompt, pooling and maximal length are those it was trained with unless given here."""
+    pooling: PoolingConfig = field(default_factory=PoolingConfig)
+    tasks: list[str] | None = None
+    """stsb, sickr, sts12 ... sts16, sts (all seven), or files in format A; null: the run's own test set."""
+    columns: dict[str, str] = field(default_factory=dict)
+    """Renaming of a file's columns, as wanted: found."""
+    label_map: dict[str, float | None] = field(default_factory=dict)
+    """Numbers for a file's labels; null drops the row."""
+    positive_above: float = 0.5
+    """Labels above this are the positives of the accuracy."""
+    batch_size: int = 64
+    """Texts encoded at a time."""
+    output_dir: str | None = None
+    """Where results.json and the pairs' scores go; null: evaluations/<date>/<time>."""
+
+    def __post_init__(self) -> None:
+        _at_least("batch_size", self.batch_size, 1)
+        if self.tasks is not None and not self.tasks:
+            raise ConfigError("tasks=[] measures nothing: give for example tasks=[stsb,sickr] or tasks=[pairs.jsonl].")
+
+
+@dataclass
+class ConvertConfig:
+    """Everything `convert.py` takes."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    """The model to convert, usually model.name_or_path=RUN."""
+    pooling: PoolingConfig = field(default_factory=PoolingConfig)
+    normalize: bool = False
+    """Add a module that scales every embedding to length 1."""
+    output_dir: str | None = None
+    """The new folder; null: sentence_transformers inside the run folder."""
+
+
+Config = TypeVar("Config", TrainConfig, EvaluateConfig, ConvertConfig)
+
+
+def build_config(source: Mapping[str, Any] | Config | Any, schema: type[Config]) -> Config:
+    """Return `source` (a mapping, an OmegaConf node or a dataclass) as a checked `schema`, types converted.
+
+    Raises:
+        ConfigError: an unknown key, a value of another type, or a value that cannot work.
+
+    """
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    if dataclasses.is_dataclass(source) and not isinstance(source, type):
+        source = dataclasses.asdict(source)
+    plain = OmegaConf.to_container(source, resolve=True) if OmegaConf.is_config(source) else source
+    if not isinstance(plain, Mapping):
+        raise ConfigError(f"A configuration is a mapping of groups, not {type(source).__name__}.")
+    check_keys(typing.cast(Mapping[str, Any], plain), schema)
+    try:
+        merged = OmegaConf.merge(OmegaConf.structured(schema), dict(plain))
+        built = OmegaConf.to_object(merged)
+    except OmegaConfBaseException as error:
+        raise ConfigError(explain(error)) from None
+    assert isinstance(built, schema)
+    return built
+
+
+def explain(error: Exception) -> str:
+    """Return OmegaConf's complaint about a value as one sentence that names the setting."""
+    import re
+
+    message = str(error).splitlines()[0].strip()
+    key = getattr(error, "full_key", None) or "a setting"
+    found = re.search(r"Value '(.*)' of type '.*' could not be converted to (\w+)", message)
+    if found:
+        wanted = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or false"}.get(found[2], found[2])
+        return f"{key}={found[1]} cannot work: it must be {wanted}."
+    return f"{key} cannot work: {message}."
+
+
+def check_keys(values: Mapping[str, Any], schema: type, prefix: str = "") -> None:
+    """Raise ConfigError for the first key of the nested mapping `values` that `schema` does not have."""
+    hints = typing.get_type_hints(schema)
+    for key, value in values.items():
+        if key not in hints:
+            raise ConfigError(unknown_key(f"{prefix}{key}", schema))
+        if dataclasses.is_dataclass(hints[key]) and isinstance(value, Mapping):
+            check_keys(value, typing.cast(type, hints[key]), f"{prefix}{key}.")
+
+
+def unknown_key(key: str, schema: type) -> str:
+    """Return the sentence for a setting that does not exist, with the nearest one that does."""
+    known = setting_names(schema)
+    same_end = [name for name in known if name.rsplit(".", 1)[-1] == key.rsplit(".", 1)[-1]]
+    hint = f"; did you mean {same_end[0]}?" if same_end else nearest(key, known)
+    if not hint:
+        group = key.split(".", 1)[0]
+        fields = [name for name in known if name.startswith(f"{group}.")]
+        hint = f"; {group} has: {', '.join(fields)}." if fields else "; python train.py --help lists them all."
+    return f"There is no setting {key}{hint}"
+
+
+def setting_names(schema: type, prefix: str = "") -> list[str]:
+    """Return the dotted names of all settings of `schema`."""
+    names: list[str] = []
+    for key, hint in typing.get_type_hints(schema).items():
+        if dataclasses.is_dataclass(hint):
+            names += setting_names(typing.cast(type, hint), f"{prefix}{key}.")
+        else:
+            names.append(f"{prefix}{key}")
+    return names
+
+
+#: Settings that a resumed run may have otherwise: they cannot change what is learned.
+RESUME_MAY_CHANGE = ("tracking.", "train.resume", "train.output_dir", "train.logging_steps", "train.save_total_limit")
+
+
+def difference(saved: Config, asked: Config) -> list[str]:
+    """Return "setting: saved -> asked" for what differs and matters; an undecided value agrees with any decision."""
+    lines = []
+    old, new = flatten(saved), flatten(asked)
+    for key in sorted(old.keys() | new.keys()):
+        undecided = new.get(key) is None or new.get(key) == "auto"
+        if key.startswith(RESUME_MAY_CHANGE) or undecided or old.get(key) == new.get(key):
+            continue
+        lines.append(f"{key}: {old.get(key)} -> {new.get(key)}")
+    return lines
+
+
+def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
+    """Return a dataclass as {dotted name: value}."""
+    flat: dict[str, Any] = {}
+    for item in dataclasses.fields(config):
+        value = getattr(config, item.name)
+        if dataclasses.is_dataclass(value):
+            flat |= flatten(value, f"{prefix}{item.name}.")
+        else:
+            flat[f"{prefix}{item.name}"] = value
+    return flat
+
+
+def save_config(config: TrainConfig, path: Path) -> None:
+    """Write `config` as YAML."""
+    from omegaconf import OmegaConf
+
+    path.write_text(OmegaConf.to_yaml(OmegaConf.create(dataclasses.asdict(config))), encoding="utf-8")
+
+
+def load_config(path: Path) -> TrainConfig:
+    """Read what `save_config` wrote."""
+    from omegaconf import OmegaConf
+
+    return build_config(OmegaConf.load(path), TrainConfig)
