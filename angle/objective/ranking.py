@@ -1,0 +1,54 @@
+"""Ranking losses: pairs with a higher label must have a higher similarity."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def ranking_loss(scores: Tensor, labels: Tensor) -> Tensor:
+    """Return log(1 + sum over all ordered (p, q) with label_p < label_q of exp(score_p - score_q)).
+
+    The loss of CoSENT, shared by the cosine and the angle term. It is a sum, not a mean: it grows with the log of
+    the number of ordered pairs. Equal labels make no term; when all are equal the loss is 0, with zero gradient.
+
+    The sum over p for a fixed q runs over all p with a smaller label, which is a prefix once rows are sorted by
+    label. So one cumulative logsumexp gives it in O(B log B) time and O(B) memory instead of a B x B table.
+
+    Args:
+        scores: (B,) similarities times their multiplier.
+        labels: (B,) any numbers.
+
+    """
+    order = torch.argsort(labels, stable=True)
+    scores, labels = scores[order], labels[order]
+    smaller = torch.searchsorted(labels, labels, right=False)  # (B,) how many rows have a smaller label
+    has_smaller = smaller > 0
+    prefix = torch.logcumsumexp(scores, dim=0)
+    terms = prefix[smaller[has_smaller] - 1] - scores[has_smaller]
+    return torch.logsumexp(torch.cat([terms, terms.new_zeros(1)]), dim=0)
+
+
+def cosine_scores(x: Tensor, y: Tensor) -> Tensor:
+    """Return the cosine similarity of each pair, (B, D) and (B, D) -> (B,); 0 where a vector is zero."""
+    return (F.normalize(x, dim=-1) * F.normalize(y, dim=-1)).sum(-1)
+
+
+def angle_scores(x: Tensor, y: Tensor) -> Tensor:
+    """Return the angle similarity of each pair, (B, D) and (B, D) -> (B,), D even.
+
+    The halves of a vector are the real and imaginary part of a complex one: z = x[:D/2] + i x[D/2:], w likewise
+    from y. With q = <z, w> / (|x| |y|) the score is |Re q + Im q|, where Re q is the cosine and
+    Im q = sum_k (x[k + D/2] y[k] - x[k] y[k + D/2]) / (|x| |y|). (Li and Li, "AnglE-optimized Text Embeddings",
+    2024, in the form its published code computes.) Dividing by norms once, not per dimension, neither overflows
+    nor divides by zero: a zero vector scores 0.
+
+    The score of equal vectors is 1, the largest possible one sqrt(2), at a rotation by 45 degrees; it is not
+    symmetric in x and y.
+    """
+    x_re, x_im = F.normalize(x, dim=-1).chunk(2, dim=-1)
+    y_re, y_im = F.normalize(y, dim=-1).chunk(2, dim=-1)
+    real = x_re * y_re + x_im * y_im
+    imaginary = x_im * y_re - x_re * y_im
+    return (real + imaginary).sum(-1).abs()
