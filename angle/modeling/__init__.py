@@ -1,0 +1,1 @@
+"""Texts -> tokens -> embeddings. Nothing here knows pairs, labels or losses."""

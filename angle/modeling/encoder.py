@@ -1,0 +1,180 @@
+"""The encoder: tokens in, embeddings out. It may run texts in any order and grouping; nobody can tell."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from angle.config import LoraConfig, ModelConfig, PoolingConfig
+from angle.errors import ConfigError
+from angle.modeling import adapters
+from angle.modeling.backbone import (
+    ADAPTER_FILE,
+    is_decoder,
+    load_backbone,
+    load_tokenizer,
+    locate,
+    position_limit,
+    read_json,
+)
+from angle.modeling.pooling import pool
+from angle.modeling.tokenizer import TextTokenizer, TokenContract
+from angle.structures import Tokens
+
+#: Groups of similar length that a batch is cut into. Padding is what costs on a CPU, launches on a GPU.
+GROUPS = {"cpu": 4}
+
+
+class Encoder(nn.Module):
+    """A backbone, its tokenizer and a pooling."""
+
+    def __init__(self, backbone: Any, tokenizer: TextTokenizer, pooling: str, is_llm: bool) -> None:
+        """Put the parts together; use `load` to get them from a name or a folder."""
+        super().__init__()
+        self.backbone = backbone
+        self.tokenizer = tokenizer
+        self.pooling = pooling
+        self.is_llm = is_llm
+
+    @classmethod
+    def load(cls, model: ModelConfig, pooling: PoolingConfig | None = None, lora: LoraConfig | None = None) -> Encoder:
+        """Return the encoder that the settings describe, from a hub name, a model folder or a run folder.
+
+        Adapters found at the place are merged into the weights; with `lora` enabled, fresh ones are put on top.
+
+        Raises:
+            ConfigError: whatever keeps the model from being loaded, or its settings from making sense.
+
+        """
+        _quiet_transformers()
+        name = locate(model.name_or_path)
+        adapter = read_json(name, ADAPTER_FILE, model.revision)
+        base = adapter["base_model_name_or_path"] if adapter else name
+        backbone = load_backbone(model, base)
+        is_llm = is_decoder(backbone)
+        if adapter:
+            backbone = adapters.load_adapters(backbone, name)
+        tokenizer, said = load_tokenizer(model, name, position_limit(backbone))
+        strategy = pooling.strategy if pooling else "auto"
+        if strategy == "auto":
+            strategy = said.pooling or ("avg" if is_llm else "cls")
+        if is_llm and strategy in ("cls", "0"):
+            raise ConfigError(
+                f"pooling.strategy={strategy} cannot work with {type(backbone).__name__}: in a decoder "
+                f"the first token has seen no other; choose avg or last."
+            )
+        # The head that transformers puts on some encoders is no part of an embedding. It stays, so that a saved
+        # folder is complete, but it must not wait for gradients that never come.
+        for parameter_name, parameter in backbone.named_parameters():
+            if "pooler" in parameter_name:
+                parameter.requires_grad_(False)
+        if model.gradient_checkpointing:
+            backbone.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        if lora is not None and lora.enabled:
+            backbone = adapters.add_adapters(backbone, lora, base)
+        return cls(backbone, tokenizer, strategy, is_llm)
+
+    @property
+    def dimensions(self) -> int:
+        """Width D of an embedding."""
+        return int(self.backbone.config.hidden_size)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        device: torch.device = next(self.backbone.parameters()).device
+        return device
+
+    @property
+    def contract(self) -> TokenContract:
+        """What must hold wherever this model is used."""
+        tokenizer = self.tokenizer
+        return TokenContract(
+            self.pooling, tokenizer.max_length, tokenizer.prompt, tokenizer.tokenizer.padding_side, self.is_llm
+        )
+
+    def forward(self, ids: Tensor, lengths: Tensor) -> Tensor:
+        """Return the embeddings (N, D), float32, of N texts.
+
+        Args:
+            ids: (T,) tokens of all texts, one text after the other.
+            lengths: (N,) tokens of each, on the CPU.
+
+        """
+        starts = lengths.cumsum(0) - lengths
+        order = torch.argsort(lengths, descending=True, stable=True)
+        groups = order.tensor_split(min(GROUPS.get(ids.device.type, 1), len(order)))
+        pooled = torch.cat([self._run(ids, starts[group], lengths[group]) for group in groups])
+        return pooled[torch.argsort(order).to(pooled.device)]
+
+    def _run(self, ids: Tensor, starts: Tensor, lengths: Tensor) -> Tensor:
+        """Return the embeddings of some of the texts, run as one padded rectangle."""
+        column = torch.arange(int(lengths.max()))
+        mask = column < lengths[:, None]
+        source = torch.where(mask, starts[:, None] + column, 0).to(ids.device)
+        mask = mask.to(ids.device)
+        pad = self.tokenizer.tokenizer.pad_token_id or 0
+        hidden = self.backbone(
+            input_ids=torch.where(mask, ids[source], pad),
+            attention_mask=mask.long(),
+            **({"use_cache": False} if self.is_llm else {}),
+        ).last_hidden_state
+        return pool(hidden, mask, self.pooling)
+
+    @torch.no_grad()
+    def encode_tokens(
+        self, tokens: Tokens, batch_size: int = 64, progress: Callable[[int], object] | None = None
+    ) -> Tensor:
+        """Return the embeddings (N, D), float32 on the CPU, without dropout and gradient; the mode is restored.
+
+        Args:
+            tokens: N texts; they run longest first, in groups of `batch_size`.
+            batch_size: texts at a time.
+            progress: called with the number of texts each time some are done.
+
+        """
+        was_training = self.training
+        self.eval()
+        out = torch.empty(len(tokens), self.dimensions)
+        try:
+            for texts in tokens.slices(batch_size):
+                some = tokens.take(texts)
+                ids = torch.from_numpy(some.ids.astype("int64")).to(self.device)
+                out[torch.from_numpy(texts)] = self(ids, torch.from_numpy(some.lengths)).float().cpu()
+                if progress:
+                    progress(len(texts))
+        finally:
+            self.train(was_training)
+        return out
+
+    def encode(
+        self, texts: Sequence[str], extras: Sequence[Mapping[str, str]] | None = None, batch_size: int = 64
+    ) -> Tensor:
+        """Return the embeddings (N, D) of texts, the template applied; `extras` as in `TextTokenizer`."""
+        return self.encode_tokens(self.tokenizer(texts, extras), batch_size)
+
+    def save(self, folder: Path) -> None:
+        """Write weights (or adapters alone), tokenizer and contract into a new folder."""
+        folder.mkdir(parents=True)
+        self.backbone.save_pretrained(folder)
+        self.tokenizer.tokenizer.save_pretrained(folder)
+        self.contract.save(folder)
+
+
+def padding_share(lengths: Tensor, device: torch.device) -> float:
+    """Return which share of the positions that `Encoder.forward` runs for these texts is padding."""
+    groups = torch.sort(lengths, descending=True).values.tensor_split(min(GROUPS.get(device.type, 1), len(lengths)))
+    padded = sum(int(group.max()) * len(group) for group in groups)
+    return 1 - int(lengths.sum()) / padded
+
+
+def _quiet_transformers() -> None:
+    """Keep transformers' progress bars and load reports out of the console; what matters is checked and said."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()

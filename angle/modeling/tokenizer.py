@@ -1,0 +1,169 @@
+"""Texts -> tokens: the template, where it may be cut, and the longest text, kept with the model as its contract."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import string
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from angle.errors import ConfigError
+from angle.structures import Tokens
+
+CONTRACT_FILE = "angle_config.json"
+DEFAULT_MAX_LENGTH = 512
+#: Texts handed to the tokenizer at once: bounds the memory of its Python lists.
+TOKENIZE_AT_ONCE = 20_000
+
+
+@dataclass(frozen=True)
+class TokenContract:
+    """How texts must reach a model, and how its states become an embedding. Saved with the model."""
+
+    pooling: str
+    max_length: int
+    prompt: str | None = None
+    padding_side: str = "right"
+    is_llm: bool = False
+
+    def save(self, folder: Path) -> None:
+        """Write the contract into a model folder."""
+        text = json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False)
+        (folder / CONTRACT_FILE).write_text(text + "\n", encoding="utf-8")
+
+
+def template_fields(prompt: str) -> list[str]:
+    """Return the names in braces of a template, `text` among them.
+
+    Raises:
+        ConfigError: braces that do not pair up, or that hold more than a name.
+
+    """
+    try:
+        fields = [name for _, name, _, _ in string.Formatter().parse(prompt) if name is not None]
+    except ValueError as error:
+        raise ConfigError(
+            f"model.prompt={prompt!r} cannot be read: {error}; write a literal brace twice: {{{{ or }}}}."
+        ) from None
+    if "text" not in fields or not all(name.isidentifier() for name in fields):
+        raise ConfigError(
+            f"model.prompt={prompt!r} needs {{text}}, and braces may hold only {{text}} and names of "
+            f"columns; write a literal brace twice: {{{{ or }}}}."
+        )
+    return fields
+
+
+class TextTokenizer:
+    """A tokenizer with a template and a longest length. Truncation cuts the text, never the template."""
+
+    def __init__(self, tokenizer: Any, max_length: int, prompt: str | None = None) -> None:
+        """Wrap a fast transformers tokenizer.
+
+        Raises:
+            ConfigError: no fast tokenizer, or a template that leaves no room for a text.
+
+        """
+        if not tokenizer.is_fast:
+            raise ConfigError(
+                f"{type(tokenizer).__name__} is no fast tokenizer, so texts cannot be cut at a token: "
+                f"give one with a tokenizer.json by model.tokenizer_name_or_path=..."
+            )
+        self.tokenizer = tokenizer
+        self.max_length = max_length
+        self.prompt = prompt
+        self.columns = tuple(name for name in template_fields(prompt) if name != "text") if prompt else ()
+        if prompt is not None:
+            bare = prompt.format(**dict.fromkeys(("text", *self.columns), ""))
+            self._template_length = len(self._ids([bare], truncate=False)[0])
+            if self._template_length >= max_length:
+                raise ConfigError(
+                    f"model.max_length={max_length} leaves no room for a text: the template {prompt!r} alone takes "
+                    f"{self._template_length} tokens; raise model.max_length or shorten model.prompt."
+                )
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of everything that decides the tokens of a text."""
+        parts = [self.tokenizer.backend_tokenizer.to_str(), str(self.max_length), repr(self.prompt)]
+        return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+    def __call__(self, texts: Sequence[str], extras: Sequence[Mapping[str, str]] | None = None) -> Tokens:
+        """Return the tokens of texts; `extras` has the template's further columns, a mapping a text.
+
+        Raises:
+            ValueError: a text that gives no token at all, or further columns that leave it no room.
+
+        """
+        chunks, lengths = [np.zeros(0, np.int32)], [np.zeros(0, np.int64)]
+        for start in range(0, len(texts), TOKENIZE_AT_ONCE):
+            here = slice(start, start + TOKENIZE_AT_ONCE)
+            rendered = self.render(texts[here], extras[here] if extras else None)
+            ids = self._ids(rendered, truncate=True)
+            lengths.append(np.fromiter(map(len, ids), np.int64, len(ids)))
+            if not lengths[-1].all():
+                empty = texts[start + int(np.argmin(lengths[-1]))]
+                raise ValueError(f"the text {empty!r} gives no token with this tokenizer")
+            chunks.append(np.fromiter((i for row in ids for i in row), np.int32, int(lengths[-1].sum())))
+        offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(np.concatenate(lengths))])
+        return Tokens(np.concatenate(chunks), offsets)
+
+    def render(self, texts: Sequence[str], extras: Sequence[Mapping[str, str]] | None = None) -> list[str]:
+        """Return each text inside the template, cut so that the whole fits `max_length` tokens."""
+        if self.prompt is None:
+            return list(texts)
+        if extras is None:
+            extras = [{}] * len(texts)
+        used = self._template_length + np.zeros(len(texts), np.int64)
+        for column in self.columns:
+            values = [extra[column] for extra in extras]
+            used += [len(row) for row in self._ids(values, truncate=False, special=False)]
+        room = self.max_length - used
+        if room.min(initial=1) < 1:
+            row = int(room.argmin())
+            raise ValueError(
+                f"the template's columns {dict(extras[row])} leave no room for a text in "
+                f"model.max_length={self.max_length} tokens"
+            )
+        encoded = self.tokenizer(
+            list(texts),
+            add_special_tokens=False,
+            return_offsets_mapping=True,
+            return_attention_mask=False,
+            verbose=False,
+        )
+        rendered = []
+        for text, extra, spans, limit in zip(texts, extras, encoded["offset_mapping"], room.tolist(), strict=True):
+            cut = text if len(spans) <= limit else text[: spans[limit - 1][1]]
+            rendered.append(self._fit(cut, extra, spans, limit) if len(spans) >= limit else self._fill(cut, extra))
+        return rendered
+
+    def _fill(self, text: str, extra: Mapping[str, str]) -> str:
+        assert self.prompt is not None
+        return self.prompt.format(text=text, **{name: extra[name] for name in self.columns})
+
+    def _fit(self, text: str, extra: Mapping[str, str], spans: Sequence[tuple[int, int]], limit: int) -> str:
+        """Shorten `text` until the filled template fits: at a seam, two pieces can take one token more."""
+        filled = self._fill(text, extra)
+        while limit > 1 and len(self._ids([filled], truncate=False)[0]) > self.max_length:
+            limit -= 1
+            filled = self._fill(text[: spans[limit - 1][1]], extra)
+        return filled
+
+    def _ids(self, texts: list[str], *, truncate: bool, special: bool = True) -> list[list[int]]:
+        limits = {"truncation": True, "max_length": self.max_length} if truncate else {}
+        encoded = self.tokenizer(
+            texts,
+            add_special_tokens=special,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+            verbose=False,
+            **limits,
+        )
+        ids: list[list[int]] = encoded["input_ids"]
+        return ids
