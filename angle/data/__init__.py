@@ -1,0 +1,1 @@
+"""Rows -> texts + structure -> batches."""

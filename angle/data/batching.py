@@ -1,0 +1,236 @@
+"""Batches as a plan: which rows make a step is a function of (seed, step), not of an iterator's past.
+
+So resuming is seeking, and every process computes the same global batch and takes its own share of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from angle.config import SourceConfig
+from angle.data import sources
+from angle.data.corpus import Corpus, CorpusBuilder, Ints, Tokenizer, check_extra_columns, common_format
+from angle.structures import Batch, DataFormat, Structure
+
+
+@dataclass(frozen=True)
+class Sharing:
+    """How a global batch is made and shared out."""
+
+    batch_size: int
+    """Rows a process gives to one evaluation of the objective."""
+    accumulation: int = 1
+    """Batches in one optimiser step."""
+    duplicates: str = "mask"
+    shuffle: bool = True
+    seed: int = 42
+    processes: int = 1
+    rank: int = 0
+
+    @property
+    def global_rows(self) -> int:
+        """Rows of all processes in one evaluation of the objective."""
+        return self.batch_size * self.processes
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The order of `rows` rows, epoch after epoch."""
+
+    rows: int
+    sharing: Sharing
+
+    @property
+    def batches_per_epoch(self) -> int:
+        """Global batches in a pass; a rest smaller than the number of processes is left out."""
+        full, rest = divmod(self.rows, self.sharing.global_rows)
+        return full + (rest >= self.sharing.processes)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimiser steps in a pass; the last one may have fewer batches."""
+        return -(-self.batches_per_epoch // self.sharing.accumulation)
+
+    def step(self, step: int) -> list[tuple[int, Ints]]:
+        """Return (epoch, global rows) of each batch of an optimiser step."""
+        epoch, within = divmod(step, self.steps_per_epoch)
+        order = _order(self.rows, self.sharing.shuffle, self.sharing.seed, epoch)
+        first = within * self.sharing.accumulation
+        size = self.sharing.global_rows
+        return [
+            (epoch, order[batch * size : (batch + 1) * size])
+            for batch in range(first, min(first + self.sharing.accumulation, self.batches_per_epoch))
+        ]
+
+
+@lru_cache(maxsize=2)
+def _order(rows: int, shuffle: bool, seed: int, epoch: int) -> Ints:
+    if not shuffle:
+        return np.arange(rows)
+    return np.random.default_rng((seed, epoch)).permutation(rows)
+
+
+class TrainingData(Protocol):
+    """Rows that come as optimiser steps."""
+
+    @property
+    def format(self) -> DataFormat:
+        """Shape of the rows."""
+
+    @property
+    def steps_per_epoch(self) -> int | None:
+        """Optimiser steps in a pass, None for a stream."""
+
+    @property
+    def summary(self) -> str:
+        """Where the rows come from and how many there are, for a person."""
+
+    @property
+    def fingerprint(self) -> str | None:
+        """Hash of all rows, None for a stream."""
+
+    def steps(self, start: int) -> Iterator[list[Batch]]:
+        """Yield this process's batches of step `start`, the next one, and so on without end."""
+
+    def describe(self, step: int) -> str:
+        """Return where the rows of a step stand, for a message."""
+
+
+class CorpusData:
+    """Training rows that are all there."""
+
+    def __init__(self, corpus: Corpus, sharing: Sharing) -> None:
+        """Plan the batches of `corpus`."""
+        self.corpus = corpus
+        self.sharing = sharing
+        self.plan = Plan(len(corpus), sharing)
+
+    @property
+    def format(self) -> DataFormat:
+        """Shape of the rows."""
+        return self.corpus.format
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimiser steps in a pass."""
+        return self.plan.steps_per_epoch
+
+    @property
+    def summary(self) -> str:
+        """Where the rows come from and how many there are, for a person."""
+        names = ", ".join(dict.fromkeys(origin.rsplit(" ", 1)[0] for origin in self.corpus.origins))
+        dropped = f", {self.corpus.dropped:,} dropped by label_map" if self.corpus.dropped else ""
+        return f"{names}: {len(self.corpus):,} rows{dropped}"
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of all rows."""
+        return self.corpus.fingerprint
+
+    def steps(self, start: int) -> Iterator[list[Batch]]:
+        """Yield this process's batches of step `start`, the next one, and so on without end."""
+        step = start
+        while True:
+            yield [collate(self.corpus, rows, epoch, self.sharing) for epoch, rows in self.plan.step(step)]
+            step += 1
+
+    def describe(self, step: int) -> str:
+        """Return where the rows of a step stand, for a message."""
+        rows = np.concatenate([rows for _, rows in self.plan.step(step)])
+        shown = ", ".join(self.corpus.describe(int(row)) for row in rows[:5])
+        return f"{shown}{f' and {len(rows) - 5} more' if len(rows) > 5 else ''}"
+
+
+class StreamData:
+    """Training rows that are read as they come: a window of them is a corpus, shuffled within itself.
+
+    Where a step's rows stand follows from its number, so resuming reads the stream again up to there, without
+    tokenising what is skipped, and then sees what the uninterrupted run would have seen.
+    """
+
+    def __init__(
+        self, source: SourceConfig, data_format: str, tokenizer: Tokenizer, sharing: Sharing, window: int
+    ) -> None:
+        """Look at the columns; rows are read by `steps`."""
+        self._source, self._wanted, self._tokenizer, self._sharing = source, data_format, tokenizer, sharing
+        per_step = sharing.global_rows * sharing.accumulation
+        self._window = -(-window // per_step) * per_step
+        tables = sources.open_tables(source, "train", data_format, streaming=True)
+        self.format = common_format(tables, data_format, "train")
+        self._names = ", ".join(table.where for table in tables)
+        self.steps_per_epoch: int | None = None
+        self.fingerprint: str | None = None
+
+    @property
+    def summary(self) -> str:
+        """Where the rows come from, for a person."""
+        return f"{self._names}: a stream, shuffled in windows of {self._window:,} rows"
+
+    def _windows(self) -> Iterator[CorpusBuilder]:
+        """Yield full windows of rows, pass after pass; the last one of a pass may be smaller."""
+        while True:
+            builder, some = self._builder(), False
+            for table in sources.open_tables(self._source, "train", self._wanted, streaming=True):
+                check_extra_columns(table, self._tokenizer.columns, "train")
+                for number, row in table.rows:
+                    builder.add(table, number, row)
+                    if len(builder) == self._window:
+                        yield builder
+                        builder, some = self._builder(), True
+            if not some or len(builder) >= self._sharing.processes:
+                yield builder  # without any good row in a whole pass, building it says what is wrong
+
+    def _builder(self) -> CorpusBuilder:
+        return CorpusBuilder(self.format, self._source, "train", self._tokenizer.columns)
+
+    def steps(self, start: int) -> Iterator[list[Batch]]:
+        """Yield this process's batches of step `start`, the next one, and so on without end."""
+        done = 0
+        for number, builder in enumerate(self._windows()):
+            plan = Plan(len(builder), self._sharing)
+            first, last = number * plan.steps_per_epoch, (number + 1) * plan.steps_per_epoch
+            if done + plan.steps_per_epoch > start:
+                corpus = builder.build(self._tokenizer, cache=False)
+                for step in range(first + max(start - done, 0), last):
+                    yield [collate(corpus, rows, epoch, self._sharing) for epoch, rows in plan.step(step)]
+            done += plan.steps_per_epoch
+
+    def describe(self, step: int) -> str:
+        """Return where the rows of a step stand, for a message."""
+        return f"a window of {self._names}"
+
+
+def collate(corpus: Corpus, rows: Ints, epoch: int, sharing: Sharing) -> Batch:
+    """Return this process's share of a global batch; each of its distinct texts stands in it once."""
+    texts = corpus.texts(rows, sharing.seed, epoch)  # (B, roles)
+    if sharing.duplicates == "drop":
+        kept = without_repeats(texts, at_least=sharing.processes)
+        rows, texts = rows[kept], texts[kept]
+    share = np.array_split(np.arange(len(rows)), sharing.processes)[sharing.rank]
+    rows, texts = rows[share], texts[share]
+    distinct, index = np.unique(texts, return_inverse=True)
+    labels = None if corpus.labels is None else torch.from_numpy(corpus.labels[rows])
+    structure = Structure(corpus.format, torch.from_numpy(index.reshape(texts.shape)), torch.from_numpy(texts), labels)
+    return Batch(corpus.tokens.take(distinct), structure, rows)
+
+
+def without_repeats(texts: Ints, at_least: int = 1) -> Ints:
+    """Return which rows have no text that an earlier kept row (or another role of theirs) has already.
+
+    A row that is left out blocks no later one. When fewer than `at_least` would stay, the first others fill up.
+    """
+    seen: set[int] = set()
+    kept, left = [], []
+    for number, row in enumerate(texts.tolist()):
+        if len(set(row)) == len(row) and seen.isdisjoint(row):
+            seen.update(row)
+            kept.append(number)
+        else:
+            left.append(number)
+    return np.array(sorted(kept + left[: max(at_least - len(kept), 0)]), np.int64)

@@ -1,0 +1,314 @@
+"""Invents graded sentence pairs, so that training can be tried with no network and no data set.
+
+A small grammar says who does what to whom, how many of them do it, where, and whether it happens at
+all. One :class:`Meaning` can be said in many ways (other words, active or passive voice, another word
+order), and :func:`similarity` grades two meanings without looking at a single word. So the labels are
+exact, yet hard to guess from shared words: a paraphrase shares few of them, while "the dog chases the
+nurse" and "the nurse chases the dog" share them all.
+
+The splits hold different *combinations* of agent, action and object, drawn from the same words: a good
+score on the test split shows that a model composes what it has learnt, not that it has seen the answer.
+Everything is deterministic and needs only the standard library.
+"""
+
+import string
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from random import Random
+
+SPLITS = ("train", "validation", "test")
+FORMATS = ("A", "B", "C")
+DEFAULT_ROWS = {"train": 4000, "validation": 500, "test": 1000}
+MAX_SIMILARITY = 5.0
+
+# Each kind lists its concepts and each concept its synonyms; the first synonym names the concept.
+# Concepts of one kind are related, all others are strangers. Every noun and verb must inflect regularly.
+Lexicon = Mapping[str, tuple[tuple[str, ...], ...]]
+
+BEINGS: Lexicon = {
+    "pet": (("dog", "hound"), ("cat", "feline"), ("rabbit", "hare"), ("parrot", "macaw")),
+    "farm animal": (("cow", "heifer"), ("horse", "steed"), ("pig", "hog"), ("hen", "chicken")),
+    "youngster": (("boy", "lad"), ("girl", "lass"), ("infant", "newborn"), ("teenager", "adolescent")),
+    "healer": (("doctor", "physician"), ("nurse", "caregiver"), ("chemist", "pharmacist")),
+    "maker": (("tailor", "dressmaker"), ("carpenter", "woodworker"), ("mason", "bricklayer"), ("cook", "chef")),
+    "artist": (("singer", "vocalist"), ("writer", "author"), ("actor", "performer")),
+}
+THINGS: Lexicon = {
+    "vehicle": (("car", "automobile"), ("bicycle", "bike"), ("truck", "lorry"), ("boat", "vessel")),
+    "furniture": (("sofa", "couch"), ("cupboard", "cabinet"), ("table", "desk")),
+    "garment": (("coat", "jacket"), ("sweater", "pullover"), ("scarf", "shawl")),
+}
+ACTIONS: Lexicon = {
+    "moving": (("push", "shove"), ("pull", "haul"), ("lift", "hoist")),
+    "seeking": (("chase", "pursue"), ("follow", "shadow"), ("locate", "discover")),
+    "looking": (("watch", "observe"), ("inspect", "examine"), ("sketch", "portray")),
+    "caring": (("guard", "protect"), ("rescue", "save"), ("clean", "wash")),
+    "fighting": (("attack", "assault"), ("kick", "boot"), ("block", "obstruct")),
+}
+PLACES: Lexicon = {
+    "country": (("in the forest", "in the woods"), ("on the beach", "on the shore"), ("in the meadow", "in the field")),
+    "town": (("in the street", "on the road"), ("at the market", "at the bazaar"), ("in the square", "in the plaza")),
+    "home": (("in the garden", "in the yard"), ("in the cellar", "in the basement"), ("in the attic", "in the loft")),
+    "service": (("in the hospital", "in the clinic"), ("in the shop", "in the store"), ("at the hotel", "at the inn")),
+}
+COUNTS: Mapping[int, tuple[str, ...]] = {
+    1: ("the", "one"),
+    2: ("two", "a pair of"),
+    3: ("three", "a trio of"),
+    4: ("many", "a crowd of"),
+}
+OBJECT_ARTICLES = ("the", "this")
+NEGATIONS = ("not", "never")
+AUXILIARIES = ("does", "do", "is", "by")
+ENDINGS = ("s", "es", "d", "ed")
+SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+
+ROLE_WEIGHTS = {"agent": 0.3, "action": 0.3, "object": 0.3, "place": 0.1}
+RELATED = 0.5
+COUNT_STEP = 0.15
+CONTRADICTION = 0.4
+DISTANCES = (0.0, 0.2, 0.3, 0.4, 0.5, 0.7, 0.9)
+
+
+def _kinds(*lexicons: Lexicon) -> dict[str, str]:
+    return {words[0]: kind for lexicon in lexicons for kind, concepts in lexicon.items() for words in concepts}
+
+
+def _synonyms(*lexicons: Lexicon) -> dict[str, tuple[str, ...]]:
+    return {words[0]: words for lexicon in lexicons for concepts in lexicon.values() for words in concepts}
+
+
+KIND = _kinds(BEINGS, THINGS, ACTIONS, PLACES)
+SYNONYMS = _synonyms(BEINGS, THINGS, ACTIONS, PLACES)
+CONCEPTS = {
+    "agent": tuple(_kinds(BEINGS)),
+    "action": tuple(_kinds(ACTIONS)),
+    "object": tuple(_kinds(BEINGS, THINGS)),
+    "place": tuple(_kinds(PLACES)),
+}
+
+
+@dataclass(frozen=True)
+class Meaning:
+    """What a sentence says, free of its words: each role names a concept by its first synonym."""
+
+    agent: str
+    count: int
+    action: str
+    object: str
+    place: str
+    negated: bool
+
+
+@dataclass(frozen=True)
+class _Style:
+    """How a sentence is said; equal styles use the same word for the same concept, whatever its role."""
+
+    salt: int
+    passive: bool
+    place_first: bool
+
+    @classmethod
+    def draw(cls, rng: Random) -> "_Style":
+        return cls(salt=rng.getrandbits(32), passive=rng.random() < 0.5, place_first=rng.random() < 0.5)
+
+    def pick(self, key: str, choices: Sequence[str]) -> str:
+        return choices[zlib.crc32(f"{self.salt} {key}".encode()) % len(choices)]
+
+    def word(self, concept: str) -> str:
+        return self.pick(concept, SYNONYMS[concept])
+
+
+def realise(meaning: Meaning, rng: Random) -> str:
+    """Says `meaning` in one of many ways, in lower case and without punctuation.
+
+    How much is drawn from `rng` does not depend on the meaning. So two generators in the same state give
+    two meanings the same voice, order and choice of words: only what differs in meaning differs in words.
+    """
+    return _say(meaning, _Style.draw(rng))
+
+
+def _say(meaning: Meaning, style: _Style) -> str:
+    plural = meaning.count > 1
+    agent, verb = style.word(meaning.agent), style.word(meaning.action)
+    agents = f"{style.pick('count', COUNTS[meaning.count])} {_with_s(agent) if plural else agent}"
+    patient = f"{style.pick('article', OBJECT_ARTICLES)} {style.word(meaning.object)}"
+    negation = style.pick("negation", NEGATIONS)
+    if style.passive:
+        auxiliary = f"is {negation}" if meaning.negated else "is"
+        clause = f"{patient} {auxiliary} {_with_ed(verb)} by {agents}"
+    else:
+        if meaning.negated and negation == "not":
+            predicate = f"{'do' if plural else 'does'} not {verb}"
+        else:
+            inflected = verb if plural else _with_s(verb)
+            predicate = f"never {inflected}" if meaning.negated else inflected
+        clause = f"{agents} {predicate} {patient}"
+    place = style.word(meaning.place)
+    return f"{place} {clause}" if style.place_first else f"{clause} {place}"
+
+
+def _with_s(word: str) -> str:
+    return word + ("es" if word.endswith(("s", "x", "ch", "sh")) else "s")
+
+
+def _with_ed(verb: str) -> str:
+    return verb + ("d" if verb.endswith("e") else "ed")
+
+
+def similarity(a: Meaning, b: Meaning) -> float:
+    """Grades how alike two meanings are, from 0 (nothing in common) to 5 (the same meaning, and only then).
+
+    Agent, action and object weigh 30 % each and the place 10 %. In each role the same concept counts
+    fully, a related one (of the same kind, as dog and cat) half, a stranger nothing; so exchanging agent
+    and object, which keeps every word, loses up to 60 %. The agents' share shrinks by 15 % for each step
+    between their counts. If one meaning denies what the other affirms, 40 % of the grade is left.
+    """
+    agreement = {role: _relatedness(getattr(a, role), getattr(b, role)) for role in ROLE_WEIGHTS}
+    agreement["agent"] *= 1 - COUNT_STEP * abs(a.count - b.count)
+    grade = MAX_SIMILARITY * sum(weight * agreement[role] for role, weight in ROLE_WEIGHTS.items())
+    if a.negated != b.negated:
+        grade *= CONTRADICTION
+    return round(grade, 3)
+
+
+def _relatedness(one: str, other: str) -> float:
+    if one == other:
+        return 1.0
+    return RELATED if KIND[one] == KIND[other] else 0.0
+
+
+def columns(format: str, split: str, rows: int | None = None) -> dict[str, list[str] | list[float]]:
+    """Makes the columns of one split in one data format; the same arguments always give the same rows.
+
+    A holds graded pairs, B a text with a paraphrase and a hard negative (most words shared, the meaning
+    changed), C a text with a paraphrase. Without `rows` the split has `DEFAULT_ROWS` of them; asking for
+    fewer gives the first ones of the same sequence.
+    """
+    if format not in FORMATS:
+        raise ValueError(f"unknown format {format!r}: choose one of {', '.join(FORMATS)}")
+    if split not in SPLITS:
+        raise ValueError(f"unknown split {split!r}: choose one of {', '.join(SPLITS)}")
+    count = DEFAULT_ROWS[split] if rows is None else rows
+    # Random hashes a string seed with SHA-512, so it gives the same stream in every process.
+    rng = Random(f"{format} {split}")
+    if format == "A":
+        pairs = list(islice(_graded_pairs(split, rng), count))
+        return {
+            "text1": [text1 for text1, _, _ in pairs],
+            "text2": [text2 for _, text2, _ in pairs],
+            "label": [label for _, _, label in pairs],
+        }
+    triples = list(islice(_triples(split, rng), count))
+    table: dict[str, list[str] | list[float]] = {
+        "text": [text for text, _, _ in triples],
+        "positive": [positive for _, positive, _ in triples],
+    }
+    if format == "B":
+        table["negative"] = [negative for _, _, negative in triples]
+    return table
+
+
+def _graded_pairs(split: str, rng: Random) -> Iterator[tuple[str, str, float]]:
+    while True:
+        one = _draw_meaning(split, rng)
+        # The distance is settled before the search for a partner within the split: otherwise the small
+        # splits, where few partners are at home, would hold little else than paraphrases.
+        distance = rng.choice(DISTANCES)
+        other = _drift(one, distance, rng)
+        while _split_of(other) != split or (distance > 0 and other == one):
+            other = _drift(one, distance, rng)
+        text1, text2 = realise(one, rng), realise(other, rng)
+        if text1 != text2:
+            yield text1, text2, similarity(one, other)
+
+
+def _triples(split: str, rng: Random) -> Iterator[tuple[str, str, str]]:
+    while True:
+        meaning = _draw_meaning(split, rng)
+        changed = _spoil(meaning, rng)
+        style = _Style.draw(rng)
+        text, positive = _say(meaning, style), realise(meaning, rng)
+        if _split_of(changed) == split and text != positive:
+            yield text, positive, _say(changed, style)
+
+
+def _draw_meaning(split: str, rng: Random) -> Meaning:
+    while True:
+        meaning = Meaning(
+            agent=rng.choice(CONCEPTS["agent"]),
+            count=rng.choice(tuple(COUNTS)),
+            action=rng.choice(CONCEPTS["action"]),
+            object=rng.choice(CONCEPTS["object"]),
+            place=rng.choice(CONCEPTS["place"]),
+            negated=rng.random() < 0.3,
+        )
+        if meaning.agent != meaning.object and _split_of(meaning) == split:
+            return meaning
+
+
+def _split_of(meaning: Meaning) -> str:
+    """Assigns each combination of agent, action and object to a split: one in ten each to the small ones.
+
+    Agent and object are sorted first, so that exchanging the two stays within the split.
+    """
+    participants = sorted((meaning.agent, meaning.object))
+    bucket = zlib.crc32(" ".join((meaning.action, *participants)).encode()) % 10
+    return {0: "validation", 1: "test"}.get(bucket, "train")
+
+
+def _drift(meaning: Meaning, distance: float, rng: Random) -> Meaning:
+    """Moves away from `meaning`: at distance 0 not at all, at distance 1 to a wholly different meaning."""
+    if distance == 0:
+        return meaning
+    other = _exchange(meaning) if rng.random() < 0.25 else meaning
+    for role in ROLE_WEIGHTS:
+        if rng.random() < distance:
+            other = _replace_role(other, role, rng)
+    if rng.random() < distance:
+        other = replace(other, count=rng.choice(tuple(COUNTS)))
+    if rng.random() < 0.2:
+        other = replace(other, negated=not other.negated)
+    return other
+
+
+def _spoil(meaning: Meaning, rng: Random) -> Meaning:
+    """Makes one change that alters the meaning but leaves most words in place."""
+    way = rng.choice(("negate", "exchange", "agent", "action", "object"))
+    if way == "exchange" and meaning.object in CONCEPTS["agent"]:
+        return _exchange(meaning)
+    if way in ROLE_WEIGHTS:
+        return _replace_role(meaning, way, rng)
+    return replace(meaning, negated=not meaning.negated)
+
+
+def _exchange(meaning: Meaning) -> Meaning:
+    if meaning.object not in CONCEPTS["agent"]:
+        return meaning
+    return replace(meaning, agent=meaning.object, object=meaning.agent)
+
+
+def _replace_role(meaning: Meaning, role: str, rng: Random) -> Meaning:
+    old = getattr(meaning, role)
+    taken = (meaning.agent, meaning.object)
+    others = [concept for concept in CONCEPTS[role] if concept != old and concept not in taken]
+    related = [concept for concept in others if KIND[concept] == KIND[old]]
+    return replace(meaning, **{role: rng.choice(related if related and rng.random() < 0.5 else others)})
+
+
+def vocabulary() -> list[str]:
+    """Lists a BERT word-piece vocabulary: special tokens first, then everything else in sorted order.
+
+    The grammar's words are whole, their inflections are a word and an ending (`chase ##s`), so that both
+    forms share what is learnt. Single letters, digits and punctuation spell any other English text.
+    """
+    phrases = [*(word for words in SYNONYMS.values() for word in words)]
+    phrases += [word for words in COUNTS.values() for word in words]
+    phrases += [*OBJECT_ARTICLES, *NEGATIONS, *AUXILIARIES]
+    characters = string.ascii_lowercase + string.digits
+    pieces = {word for phrase in phrases for word in phrase.split()}
+    pieces |= {*characters, *string.punctuation}
+    pieces |= {f"##{ending}" for ending in (*characters, *ENDINGS)}
+    return [*SPECIAL_TOKENS, *sorted(pieces)]
