@@ -1,0 +1,61 @@
+"""Correlations of similarities with labels, and accuracy at the best threshold."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from scipy import stats
+from torch import Tensor
+
+Floats = npt.NDArray[np.float64]
+
+
+def similarities(left: Tensor, right: Tensor) -> dict[str, Floats]:
+    """Return cosine, dot product, and negated Manhattan and Euclidean distance of paired embeddings.
+
+    (P, D) and (P, D) -> four arrays (P,), computed in float64; a zero vector has cosine 0.
+    """
+    left, right = left.double(), right.double()
+    scores = {
+        "cosine": (F.normalize(left, dim=-1) * F.normalize(right, dim=-1)).sum(-1),
+        "dot": (left * right).sum(-1),
+        "manhattan": -(left - right).abs().sum(-1),
+        "euclidean": -torch.linalg.vector_norm(left - right, dim=-1),
+    }
+    return {name: value.numpy() for name, value in scores.items()}
+
+
+def spearman(scores: npt.ArrayLike, labels: npt.ArrayLike) -> float:
+    """Return Spearman's rank correlation, ties sharing ranks; 0 when either side is constant or not finite."""
+    return _correlation(stats.spearmanr, scores, labels)
+
+
+def pearson(scores: npt.ArrayLike, labels: npt.ArrayLike) -> float:
+    """Return Pearson's correlation; 0 when either side is constant or not finite."""
+    return _correlation(stats.pearsonr, scores, labels)
+
+
+def _correlation(function: object, scores: npt.ArrayLike, labels: npt.ArrayLike) -> float:
+    x, y = np.asarray(scores, np.float64), np.asarray(labels, np.float64)
+    if len(x) < 2 or not np.isfinite(x).all() or np.ptp(x) == 0 or np.ptp(y) == 0:
+        return 0.0
+    return float(function(x, y).statistic)  # type: ignore[operator]
+
+
+def best_accuracy(scores: npt.ArrayLike, positive: npt.ArrayLike) -> tuple[float, float]:
+    """Return (accuracy, threshold) of the best rule "positive iff score > threshold", by trying every cut.
+
+    The threshold lies midway between two scores; -inf or inf calls all, or none, positive.
+    """
+    x, y = np.asarray(scores, np.float64), np.asarray(positive, bool)
+    order = np.argsort(x, kind="stable")
+    x, y = x[order], y[order]
+    # Cutting before sorted position k calls x[:k] negative and x[k:] positive.
+    right = np.concatenate([[0], np.cumsum(~y)]) + (y.sum() - np.concatenate([[0], np.cumsum(y)]))
+    allowed = np.concatenate([[True], x[1:] > x[:-1], [True]])
+    cut = int(np.argmax(np.where(allowed, right, -1)))
+    bounds = np.concatenate([[-np.inf], x, [np.inf]])
+    threshold = bounds[cut : cut + 2].mean()
+    return float(right[cut] / len(x)), float(threshold)

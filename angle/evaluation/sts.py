@@ -1,0 +1,108 @@
+"""Semantic textual similarity: pairs with labels, single sets and the usual seven."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from angle.config import SourceConfig
+from angle.data.corpus import Corpus, Tokenizer, load_corpus
+from angle.errors import ConfigError, DataError, nearest
+from angle.evaluation.correlation import Floats, best_accuracy, pearson, similarities, spearman
+
+if TYPE_CHECKING:
+    from angle.modeling.encoder import Encoder
+
+#: Name of a task -> data set on the hub, in the order of the published tables.
+HUB_TASKS = {
+    "sts12": "mteb/sts12-sts",
+    "sts13": "mteb/sts13-sts",
+    "sts14": "mteb/sts14-sts",
+    "sts15": "mteb/sts15-sts",
+    "sts16": "mteb/sts16-sts",
+    "stsb": "mteb/stsbenchmark-sts",
+    "sickr": "mteb/sickr-sts",
+}
+ALIASES = {"sick": "sickr"}
+HUB_COLUMNS = {"text1": "sentence1", "text2": "sentence2", "label": "score"}
+
+
+@dataclass(frozen=True)
+class PairScores:
+    """One task's pairs, scored."""
+
+    labels: Floats
+    scores: dict[str, Floats]
+    """Similarities (P,) by name: cosine, dot, manhattan, euclidean."""
+
+    @property
+    def spearman(self) -> float:
+        """Spearman's correlation of the cosines, what the field reports."""
+        return spearman(self.scores["cosine"], self.labels)
+
+    def metrics(self, positive_above: float = 0.5) -> dict[str, float]:
+        """Return all correlations, and the best accuracy of the cosine with its threshold."""
+        table = {f"spearman_{name}": spearman(score, self.labels) for name, score in self.scores.items()}
+        table |= {f"pearson_{name}": pearson(score, self.labels) for name, score in self.scores.items()}
+        accuracy, threshold = best_accuracy(self.scores["cosine"], self.labels > positive_above)
+        return table | {"accuracy": accuracy, "accuracy_threshold": threshold, "pairs": float(len(self.labels))}
+
+
+def score_pairs(
+    encoder: Encoder, corpus: Corpus, batch_size: int = 64, progress: Callable[[int], object] | None = None
+) -> PairScores:
+    """Return the similarities of a format-A corpus; each distinct text is encoded once."""
+    assert corpus.labels is not None
+    embeddings = encoder.encode_tokens(corpus.tokens, batch_size, progress)
+    texts = corpus.texts(np.arange(len(corpus)), seed=0, epoch=0)
+    return PairScores(corpus.labels.astype(np.float64), similarities(embeddings[texts[:, 0]], embeddings[texts[:, 1]]))
+
+
+def word_overlap(corpus: Corpus, special_ids: set[int]) -> float:
+    """Return the Spearman correlation of the Jaccard overlap of two texts' tokens: what knowing no meaning gives."""
+    assert corpus.labels is not None
+    bounds = corpus.tokens.offsets
+    bags = [set(corpus.tokens.ids[a:b].tolist()) - special_ids for a, b in itertools.pairwise(bounds)]
+    texts = corpus.texts(np.arange(len(corpus)), seed=0, epoch=0)
+    overlap = [len(bags[a] & bags[b]) / max(1, len(bags[a] | bags[b])) for a, b in texts.tolist()]
+    return spearman(overlap, corpus.labels)
+
+
+def load_sts(source: SourceConfig, role: str, tokenizer: Tokenizer) -> Corpus:
+    """Return a format-A corpus that a correlation can be computed on.
+
+    Raises:
+        DataError: unreadable rows, or labels that are all the same.
+
+    """
+    corpus = load_corpus(source, role, tokenizer, "A")
+    assert corpus.labels is not None
+    if np.ptp(corpus.labels) == 0:
+        raise DataError(
+            f"data.{role}: every label is {corpus.labels[0]:g}, so no correlation exists; give graded or mixed labels."
+        )
+    return corpus
+
+
+def task_source(task: str, columns: dict[str, str], label_map: dict[str, float | None]) -> SourceConfig:
+    """Return where a task's pairs are: a known name, or a file in format A.
+
+    Raises:
+        ConfigError: neither.
+
+    """
+    name = ALIASES.get(task, task)
+    if name in HUB_TASKS:
+        return SourceConfig(HUB_TASKS[name], split="test", columns=dict(HUB_COLUMNS))
+    if not Path(task).exists() and "/" not in task and "." not in task:
+        known = (*HUB_TASKS, "sts")
+        raise ConfigError(
+            f"tasks={task} is not known{nearest(task, known) or '.'} Choose from {', '.join(known)}, or "
+            f"give a file in format A."
+        )
+    return SourceConfig(task, split="test", columns=columns, label_map=label_map)
