@@ -1,0 +1,105 @@
+"""All that training needs to go on as if it had never stopped."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+    from accelerate.optimizer import AcceleratedOptimizer
+
+
+@dataclass
+class Progress:
+    """How far a run has come: with a checkpoint's tensors, its whole state."""
+
+    step: int = 0
+    """Optimiser steps done."""
+    texts: int = 0
+    """Texts trained on, all processes together."""
+    best_score: float = -float("inf")
+    """Highest Spearman correlation of an evaluation so far."""
+    best_step: int | None = None
+    """When that was."""
+    seconds: float = 0.0
+    """Time spent training, over all starts."""
+
+
+def trainable_state(model: nn.Module) -> dict[str, Tensor]:
+    """Return the weights that training changes: all, or with LoRA the adapters alone."""
+    return {
+        name: parameter.detach().cpu().contiguous()
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad
+    }
+
+
+def save_state(
+    folder: Path,
+    model: nn.Module,
+    optimizer: AcceleratedOptimizer,
+    accelerator: Accelerator,
+    progress: Progress,
+    random_states: Sequence[dict[str, Tensor]],
+) -> None:
+    """Write weights, optimiser, loss scale, every process's random state, and progress into an existing folder."""
+    save_file(trainable_state(model), folder / "model.safetensors")
+    torch.save(
+        {
+            "optimizer": optimizer.state_dict(),
+            "scaler": accelerator.scaler.state_dict() if accelerator.scaler else None,
+        },
+        folder / "optimizer.pt",
+    )
+    for rank, states in enumerate(random_states):
+        save_file(states, folder / f"random-{rank}.safetensors")
+    (folder / "progress.json").write_text(json.dumps(dataclasses.asdict(progress)), encoding="utf-8")
+
+
+def load_state(folder: Path, model: nn.Module, optimizer: AcceleratedOptimizer, accelerator: Accelerator) -> Progress:
+    """Put back what `save_state` wrote, and return the progress."""
+    weights = load_file(folder / "model.safetensors")
+    trainable = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert weights.keys() == trainable.keys()
+    with torch.no_grad():
+        for name, parameter in trainable.items():
+            parameter.copy_(weights[name])
+    saved = torch.load(folder / "optimizer.pt", weights_only=True, map_location="cpu")
+    optimizer.load_state_dict(saved["optimizer"])
+    if accelerator.scaler is not None and saved["scaler"] is not None:
+        accelerator.scaler.load_state_dict(saved["scaler"])
+    restore_random_state(load_file(folder / f"random-{accelerator.process_index}.safetensors"))
+    return Progress(**json.loads((folder / "progress.json").read_text(encoding="utf-8")))
+
+
+def random_state() -> dict[str, Tensor]:
+    """Return this process's generators of torch, on CPU and GPU."""
+    states = {"torch": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        states["cuda"] = torch.cuda.get_rng_state()
+    return states
+
+
+def restore_random_state(states: dict[str, Tensor]) -> None:
+    """Put back this process's generators."""
+    torch.set_rng_state(states["torch"])
+    if "cuda" in states and torch.cuda.is_available():
+        torch.cuda.set_rng_state(states["cuda"])
+
+
+def seed_everything(seed: int, rank: int) -> None:
+    """Seed Python, numpy and torch: one model everywhere needs rank 0, dropout of its own needs the rank."""
+    random.seed(seed + rank)
+    np.random.seed((seed + rank) % 2**32)
+    torch.manual_seed(seed + rank)

@@ -1,0 +1,397 @@
+"""The training loop: set up, resume, step, finish. Read it from top to bottom."""
+
+from __future__ import annotations
+
+import time
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from angle.config import CONFIG_FILE, ModelConfig, PoolingConfig, TrainConfig, load_config
+from angle.data.batching import Plan, Sharing, collate
+from angle.data.corpus import Corpus
+from angle.errors import ConfigError, TrainingError
+from angle.evaluation.sts import score_pairs, word_overlap
+from angle.modeling.encoder import Encoder, padding_share
+from angle.objective.objective import LossTerms, Objective
+from angle.structures import Batch
+from angle.training import setup
+from angle.training.checkpoint import Progress, load_state, random_state, save_state, seed_everything
+from angle.training.distributed import gather_batch
+from angle.training.run_folder import RunFolder, RunState
+from angle.training.schedule import rate_factor, warmup_steps
+from angle.training.tracking import Tracker, relative_to_here
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+
+@dataclass(frozen=True)
+class Result:
+    """What came out of a run."""
+
+    folder: Path
+    finished_before: bool = False
+    """The run was found finished; nothing was done."""
+    best_score: float | None = None
+    """Highest Spearman correlation on data.valid_sts, None when there was none."""
+    best_step: int | None = None
+    """When that was."""
+    test_before: float | None = None
+    """Spearman correlation on data.test before training."""
+    test_after: float | None = None
+    """The same after training, of the best model if there is one, else of the final one."""
+    test_word_overlap: float | None = None
+    """The same of a score that only counts shared words."""
+
+    def summary(self) -> str:
+        """Return what a person wants to know after a run: the score, where the model is, what to type next."""
+        run = relative_to_here(self.folder)
+        lines = [f"{run} holds this run already, finished."] if self.finished_before else []
+        if self.test_before is not None and self.test_after is not None:
+            lines += [
+                f"Test    Spearman {self.test_before:.4f} before training, {self.test_after:.4f} after "
+                f"(shared words alone: {self.test_word_overlap:.4f})"
+            ]
+        if self.best_score is not None:
+            lines += [f"Best    Spearman {self.best_score:.4f} on validation, at step {self.best_step}"]
+        lines += [
+            f"Saved   {run}/{'best' if self.best_step is not None else 'final'}",
+            "",
+            "Next    "
+            + "\n        ".join(
+                [
+                    f"python evaluate.py model.name_or_path={run}{'' if self.test_after else ' tasks=[stsb]'}",
+                    f"python convert.py model.name_or_path={run}",
+                    "python train.py -m loss.ibn_w=10,20,30 loss.angle_tau=1,20",
+                ]
+            ),
+        ]
+        return "\n".join(lines)
+
+
+@dataclass
+class Run:
+    """What the steps of the loop share."""
+
+    config: TrainConfig
+    accelerator: Accelerator
+    folder: RunFolder
+    tracker: Tracker
+    data: setup.Data
+    encoder: Encoder
+    model: Any
+    """The encoder as the accelerator prepared it: the one that is called."""
+    optimizer: Any
+    objective: Objective
+    total: int
+    progress: Progress = field(default_factory=Progress)
+
+
+def fit(config: TrainConfig) -> Result:
+    """Train the encoder that `config` describes, in its run folder, and return what came out.
+
+    A folder with an unfinished run of the same settings is gone on with; a finished one is only reported.
+
+    Raises:
+        ConfigError, DataError: anything wrong with the settings or the data, before any training.
+        TrainingError: a loss that is no finite number.
+
+    """
+    accelerator = setup.start_accelerator(config)
+    config = _settings_to_resume(config)
+    folder = RunFolder(Path(config.train.output_dir or time.strftime("runs/%Y-%m-%d/%H-%M-%S")))
+    state = folder.examine(config)
+    if state is RunState.FINISHED:
+        return Result(folder.path, finished_before=True, **folder.record()["result"])
+    run = _prepare(config, accelerator, folder, state)
+    try:
+        run.tracker.say(setup.banner(run.config, run.encoder, run.data, run.total, accelerator))
+        _resume(run)
+        _train(run)
+        result = _finish(run)
+    except BaseException:
+        run.tracker.close(failed=True)
+        raise
+    run.tracker.close()
+    return result
+
+
+def _settings_to_resume(config: TrainConfig) -> TrainConfig:
+    """Return the settings that the run named by train.resume was started with; without one, `config` itself."""
+    if config.train.resume is None:
+        return config
+    folder = Path(config.train.resume)
+    if not (folder / CONFIG_FILE).is_file():
+        raise ConfigError(f"train.resume={folder} is no run folder: it has no {CONFIG_FILE}.")
+    saved = load_config(folder / CONFIG_FILE)
+    return replace(saved, tracking=config.tracking, train=replace(saved.train, output_dir=str(folder)))
+
+
+def _prepare(config: TrainConfig, accelerator: Accelerator, folder: RunFolder, state: RunState) -> Run:
+    """Build everything; the run folder is written to only when all of it could be built."""
+    train = config.train
+    seed_everything(train.seed, rank=0)
+    encoder = Encoder.load(config.model, config.pooling, config.lora)
+    sharing = Sharing(
+        train.batch_size,
+        train.gradient_accumulation_steps,
+        config.data.duplicates,
+        config.data.shuffle,
+        train.seed,
+        accelerator.num_processes,
+        accelerator.process_index,
+    )
+    data = setup.load_data(config, encoder, sharing)
+    config = setup.decide(config, encoder, data)
+    objective = Objective(config.loss, data.train.format, encoder.dimensions, config.data.duplicates)
+    total = train.max_steps or train.epochs * (data.train.steps_per_epoch or 0)
+    if state is RunState.NEW and accelerator.is_main_process:
+        folder.create(config, setup.describe_environment(config, data, accelerator))
+    accelerator.wait_for_everyone()
+    tracker = Tracker(config, folder, is_main=accelerator.is_main_process, resumed_id=folder.record().get("wandb_id"))
+    if tracker.wandb_id is not None:
+        folder.update(wandb_id=tracker.wandb_id)
+    optimizer = _optimizer(encoder, config)
+    model, optimizer = accelerator.prepare(encoder, optimizer)
+    return Run(config, accelerator, folder, tracker, data, encoder, model, optimizer, objective, total)
+
+
+def _optimizer(encoder: Encoder, config: TrainConfig) -> torch.optim.AdamW:
+    """Return AdamW over what is trained; only matrices decay, as biases and norms have nothing to shrink towards."""
+    trained = [parameter for parameter in encoder.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": config.train.weight_decay},
+        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(
+        [group for group in groups if group["params"]], lr=config.train.learning_rate or 0.0, fused=True
+    )
+
+
+def _resume(run: Run) -> None:
+    """Go to where the newest whole checkpoint is; without one, measure the untrained model and start."""
+    accelerator, config = run.accelerator, run.config
+    seed_everything(config.train.seed, rank=accelerator.process_index)
+    checkpoint = run.folder.newest_checkpoint(run.tracker.warn)
+    if checkpoint is not None:
+        run.progress = load_state(checkpoint, run.encoder, run.optimizer, accelerator)
+        run.tracker.say(f"{'resume':8}at step {run.progress.step} from {relative_to_here(checkpoint)}")
+    if not accelerator.is_main_process:
+        return
+    run.folder.forget_after(run.progress.step)
+    if run.data.test is not None and "test_before" not in run.folder.record():
+        overlap = word_overlap(run.data.test, set(run.encoder.tokenizer.tokenizer.all_special_ids))
+        run.folder.update(test_before=score_pairs(run.encoder, run.data.test).spearman, test_word_overlap=overlap)
+
+
+def _train(run: Run) -> None:
+    config, progress, tracker = run.config.train, run.progress, run.tracker
+    warmup = warmup_steps(config.warmup_steps, run.total)
+    per_epoch = run.data.train.steps_per_epoch
+    meter = _Meter(run)
+    steps = run.data.train.steps(progress.step)
+    tracker.start_bar(progress.step, run.total)
+    run.model.train()
+    while progress.step < run.total:
+        batches = next(steps)
+        rate = (config.learning_rate or 0.0) * rate_factor(progress.step, run.total, warmup, config.scheduler)
+        for group in run.optimizer.param_groups:
+            group["lr"] = rate
+        for number, batch in enumerate(batches, 1):
+            # Several backward passes a step need one exchange of gradients, in the last of them.
+            with nullcontext() if number == len(batches) else run.accelerator.no_sync(run.model):
+                loss = _loss(run, batch)
+                run.accelerator.backward(loss.total / len(batches))
+            meter.add(batch, loss)
+        norm = run.accelerator.clip_grad_norm_(run.model.parameters(), config.max_grad_norm or float("inf"))
+        run.optimizer.step()
+        run.optimizer.zero_grad()
+        progress.step += 1
+        tracker.advance()
+
+        at_end = progress.step == run.total
+        evaluate = at_end or _due(progress.step, config.eval_steps, per_epoch)
+        save = not at_end and _due(progress.step, config.save_steps, per_epoch)
+        if evaluate or save or progress.step % config.logging_steps == 0:
+            meter.report(rate, norm)
+        if evaluate:
+            _evaluate(run)
+        if save:
+            _checkpoint(run)
+        if evaluate or save:
+            meter.restart_clock()
+    tracker.stop_bar()
+
+
+def _loss(run: Run, batch: Batch) -> LossTerms:
+    """Return the loss of the global batch that this process's batch is a share of."""
+    ids, lengths, structure = batch.tensors(run.accelerator.device)
+    embeddings = run.model(ids, lengths)
+    return run.objective(*gather_batch(embeddings, structure, run.accelerator.num_processes))
+
+
+def _due(step: int, every: int | None, per_epoch: int | None) -> bool:
+    """Return whether something is due after a step: None means at the end of an epoch, 0 never."""
+    interval = per_epoch if every is None else every
+    return interval is not None and interval > 0 and step % interval == 0
+
+
+class _Meter:
+    """Sums up the steps since the last report, without waiting for the device at each of them."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self._losses: list[dict[str, Tensor]] = []
+        self._texts, self._padding = 0, [0.0]
+        self._seconds, self._since = 0.0, time.perf_counter()
+
+    def add(self, batch: Batch, loss: LossTerms) -> None:
+        """Count a batch."""
+        self._losses.append({"loss": loss.total.detach()} | loss.terms)
+        self._texts += batch.structure.index.numel() * self._run.accelerator.num_processes
+        self._padding.append(padding_share(torch.from_numpy(batch.tokens.lengths), self._run.accelerator.device))
+
+    def report(self, rate: float, norm: Tensor | None) -> None:
+        """Record the means since the last report.
+
+        Raises:
+            TrainingError: a loss among them that is no finite number.
+
+        """
+        run, progress = self._run, self._run.progress
+        names = list(self._losses[0])
+        values = torch.stack([torch.stack([loss[name] for name in names]) for loss in self._losses]).tolist()
+        self._check(values)
+        means = dict(zip(names, np.mean(values, axis=0).tolist(), strict=True))
+        seconds = max(time.perf_counter() - self._since, 1e-9)
+        progress.texts += self._texts
+        progress.seconds += seconds
+        per_epoch = run.data.train.steps_per_epoch
+        numbers = {
+            "loss": means.pop("loss"),
+            **{f"loss/{name}": value for name, value in means.items()},
+            "learning_rate": rate,
+            "gradient_norm": float(norm) if norm is not None else 0.0,
+            "texts_per_second": self._texts / seconds,
+            "padding_share": float(np.mean(self._padding[1:])),
+            "texts": progress.texts,
+            **({"epoch": progress.step / per_epoch} if per_epoch else {}),
+        }
+        terms = ", ".join(f"{name} {value:.3f}" for name, value in means.items())
+        run.tracker.metrics(
+            progress.step,
+            numbers,
+            in_words=(f"loss {numbers['loss']:.3f} ({terms})  {numbers['texts_per_second']:,.0f} texts/s"),
+        )
+        self._losses, self._texts, self._padding = [], 0, [0.0]
+        self.restart_clock()
+
+    def restart_clock(self) -> None:
+        """Leave out the time since the last report."""
+        self._since = time.perf_counter()
+
+    def _check(self, values: list[list[float]]) -> None:
+        """Stop at the first loss that is no number: what was learned after it is worth nothing."""
+        bad = next((number for number, row in enumerate(values) if not np.isfinite(row).all()), None)
+        if bad is None:
+            return
+        run = self._run
+        accumulation = run.config.train.gradient_accumulation_steps
+        step = run.progress.step - len(values) // accumulation + bad // accumulation
+        checkpoint = run.folder.newest_checkpoint(run.tracker.warn)
+        advice = (
+            f"go on from {checkpoint.name} with" if checkpoint else "no checkpoint was written yet; start again with"
+        )
+        raise TrainingError(
+            f"The loss of step {step + 1} is {values[bad][0]} (rows: {run.data.train.describe(step)}). Nothing after "
+            f"it was kept: {advice} train.resume={run.folder.path}, or try a lower train.learning_rate in a new run."
+        )
+
+
+def _evaluate(run: Run) -> None:
+    """Measure on the validation sets; keep the model if it is the best so far."""
+    if run.accelerator.is_main_process:
+        numbers: dict[str, float] = {}
+        if run.data.valid is not None:
+            numbers |= {f"valid/{name}": value for name, value in _valid_loss(run, run.data.valid).items()}
+        if run.data.valid_sts is not None:
+            score = score_pairs(run.encoder, run.data.valid_sts).spearman
+            numbers["valid/spearman"] = score
+            if score > run.progress.best_score:
+                run.progress.best_score, run.progress.best_step = score, run.progress.step
+                run.folder.replace("best", run.encoder.save)
+        if numbers:
+            run.tracker.metrics(run.progress.step, numbers)
+            shown = ", ".join(f"{name.removeprefix('valid/')} {value:.4f}" for name, value in numbers.items())
+            best = " (best so far)" if run.progress.best_step == run.progress.step else ""
+            run.tracker.say(f"step {run.progress.step}  validation: {shown}{best}")
+    run.accelerator.wait_for_everyone()
+
+
+@torch.no_grad()
+def _valid_loss(run: Run, corpus: Corpus) -> dict[str, float]:
+    """Return the mean loss and terms over a corpus, in batches of the training's size."""
+    sharing = Sharing(run.config.train.batch_size, duplicates=run.config.data.duplicates, shuffle=False)
+    objective = Objective(run.config.loss, corpus.format, run.encoder.dimensions, run.config.data.duplicates)
+    plan = Plan(len(corpus), sharing)
+    run.encoder.eval()
+    sums: dict[str, float] = {}
+    try:
+        for step in range(plan.steps_per_epoch):
+            ids, lengths, structure = collate(corpus, plan.step(step)[0][1], 0, sharing).tensors(run.encoder.device)
+            loss = objective(run.encoder(ids, lengths), structure)
+            for name, value in ({"loss": loss.total} | {f"loss/{n}": v for n, v in loss.terms.items()}).items():
+                sums[name] = sums.get(name, 0.0) + float(value) / plan.steps_per_epoch
+    finally:
+        run.encoder.train()
+    return sums
+
+
+def _checkpoint(run: Run) -> None:
+    """Keep all that is needed to go on from here."""
+    from accelerate.utils import gather_object
+
+    states = gather_object([random_state()])
+    if run.accelerator.is_main_process:
+        run.folder.save_checkpoint(
+            run.progress.step,
+            lambda scratch: save_state(scratch, run.encoder, run.optimizer, run.accelerator, run.progress, states),
+            run.config.train.save_total_limit,
+        )
+    run.accelerator.wait_for_everyone()
+
+
+def _finish(run: Run) -> Result:
+    """Save the final model, measure the better of best and final on the test set, and close the record."""
+    progress, folder = run.progress, run.folder
+    result = Result(folder.path)
+    if run.accelerator.is_main_process:
+        folder.replace("final", run.encoder.save)
+        record = folder.record()
+        test_after = None
+        if run.data.test is not None:
+            encoder = run.encoder
+            if progress.best_step not in (None, progress.step):
+                encoder = Encoder.load(
+                    ModelConfig(str(folder.path / "best"), dtype=run.config.model.dtype), PoolingConfig()
+                ).to(run.accelerator.device)
+            test_after = score_pairs(encoder, run.data.test).spearman
+        outcome: dict[str, Any] = {
+            "best_score": None if progress.best_step is None else progress.best_score,
+            "best_step": progress.best_step,
+            "test_before": record.get("test_before"),
+            "test_after": test_after,
+            "test_word_overlap": record.get("test_word_overlap"),
+        }
+        if test_after is not None:
+            run.tracker.metrics(progress.step, {"test/spearman": test_after})
+        folder.update(finished=True, result=outcome, seconds=round(progress.seconds, 1), texts=progress.texts)
+        result = Result(folder.path, **outcome)
+    run.accelerator.wait_for_everyone()
+    return result

@@ -1,0 +1,153 @@
+"""A run's folder: opened once, never over other work, with checkpoints that are whole or not there."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from angle.config import CONFIG_FILE, RUN_FILE, TrainConfig, difference, load_config, save_config
+from angle.errors import ConfigError
+
+METRICS_FILE, MANIFEST = "metrics.jsonl", "manifest.json"
+
+
+class RunState(Enum):
+    """What was found in the folder."""
+
+    NEW = "new"
+    UNFINISHED = "unfinished"
+    FINISHED = "finished"
+
+
+class RunFolder:
+    """The folder of one run: config.yaml, run.json, metrics.jsonl, checkpoints/, best/ and final/."""
+
+    def __init__(self, path: Path) -> None:
+        """Name the folder; nothing is read or written."""
+        self.path = path
+
+    def examine(self, config: TrainConfig) -> RunState:
+        """Return what the folder holds.
+
+        Raises:
+            ConfigError: it holds a run with other settings, or anything that is no run.
+
+        """
+        if not self.path.exists() or not any(self.path.iterdir()):
+            return RunState.NEW
+        if not (self.path / CONFIG_FILE).is_file():
+            raise ConfigError(
+                f"train.output_dir={self.path} holds other files and no run, so nothing is written "
+                f"there; give an empty or a new folder."
+            )
+        changed = difference(load_config(self.path / CONFIG_FILE), config)
+        if changed:
+            raise ConfigError(
+                f"train.output_dir={self.path} holds a run with other settings ({'; '.join(changed)}); "
+                f"to go on with its own ones type train.resume={self.path}, else give a new folder."
+            )
+        return RunState.FINISHED if self.record().get("finished") else RunState.UNFINISHED
+
+    def create(self, config: TrainConfig, record: dict[str, Any]) -> None:
+        """Write the settings, once, and the first state of the record."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        save_config(config, self.path / CONFIG_FILE)
+        self.update(**record)
+
+    def record(self) -> dict[str, Any]:
+        """Return what run.json says."""
+        path = self.path / RUN_FILE
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        return content
+
+    def update(self, **changes: Any) -> None:
+        """Change entries of run.json, all or none."""
+        write_whole(self.path / RUN_FILE, json.dumps(self.record() | changes, indent=2, default=str) + "\n")
+
+    def log(self, line: dict[str, Any]) -> None:
+        """Append a line to metrics.jsonl."""
+        with (self.path / METRICS_FILE).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def forget_after(self, step: int) -> None:
+        """Drop the metrics of steps that a resumed run will do again."""
+        path = self.path / METRICS_FILE
+        if path.is_file():
+            lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+            write_whole(
+                path, "".join(line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step)
+            )
+
+    def replace(self, name: str, write: Callable[[Path], None]) -> Path:
+        """Put a folder in place of the one of that name (best, final), whole or not at all."""
+        target, scratch, old = self.path / name, self.path / f".{name}.new", self.path / f".{name}.old"
+        shutil.rmtree(scratch, ignore_errors=True)
+        write(scratch)
+        if target.exists():
+            shutil.rmtree(old, ignore_errors=True)
+            target.rename(old)
+        scratch.rename(target)
+        shutil.rmtree(old, ignore_errors=True)
+        return target
+
+    def save_checkpoint(self, step: int, write: Callable[[Path], None], keep: int) -> Path:
+        """Write a checkpoint with checksums, move it into place, then drop all but the `keep` newest."""
+        target = self.path / "checkpoints" / f"step-{step:08d}"
+        scratch = target.with_name(f".{target.name}.new")
+        shutil.rmtree(scratch, ignore_errors=True)
+        scratch.mkdir(parents=True)
+        write(scratch)
+        sums = {file.name: _checksum(file) for file in sorted(scratch.iterdir())}
+        write_whole(scratch / MANIFEST, json.dumps(sums, indent=2))
+        for file in scratch.iterdir():
+            _sync(file)
+        shutil.rmtree(target, ignore_errors=True)
+        scratch.rename(target)
+        _sync(target.parent)
+        for outdated in self.checkpoints()[keep:]:
+            shutil.rmtree(outdated)
+        return target
+
+    def checkpoints(self) -> list[Path]:
+        """Return the checkpoints, newest first."""
+        return sorted((self.path / "checkpoints").glob("step-*"), reverse=True)
+
+    def newest_checkpoint(self, warn: Callable[[str], object]) -> Path | None:
+        """Return the newest checkpoint whose files all have their checksums; say which ones do not."""
+        for checkpoint in self.checkpoints():
+            manifest = checkpoint / MANIFEST
+            sums = json.loads(manifest.read_text(encoding="utf-8")) if manifest.is_file() else {}
+            if sums and all(
+                (checkpoint / name).is_file() and _checksum(checkpoint / name) == digest
+                for name, digest in sums.items()
+            ):
+                return checkpoint
+            warn(f"{checkpoint} is damaged, going back to the one before")
+        return None
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file so that a reader, or a crash, sees the old text or the new one."""
+    scratch = path.with_name(f".{path.name}.new")
+    scratch.write_text(text, encoding="utf-8")
+    _sync(scratch)
+    os.replace(scratch, path)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _checksum(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

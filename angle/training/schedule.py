@@ -1,0 +1,24 @@
+"""The learning rate as a function of the step."""
+
+from __future__ import annotations
+
+import math
+
+
+def warmup_steps(setting: float, total: int) -> int:
+    """Return steps of warm-up: `setting` itself from 1 on, below that the share of all steps."""
+    return math.ceil(setting * total) if setting < 1 else int(setting)
+
+
+def rate_factor(step: int, total: int, warmup: int, scheduler: str) -> float:
+    """Return what the peak learning rate is multiplied by at a step, counted from 0.
+
+    It rises linearly from 0 to 1 over `warmup` steps, then falls to 0 at `total` along a line or half a cosine, or
+    stays.
+    """
+    if step < warmup:
+        return step / warmup
+    if scheduler == "constant":
+        return 1.0
+    left = (total - step) / max(1, total - warmup)
+    return max(0.0, left if scheduler == "linear" else 0.5 * (1 - math.cos(math.pi * left)))

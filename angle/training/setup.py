@@ -1,0 +1,208 @@
+"""Before the first step: the accelerator, the data, and every undecided setting decided."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from angle.config import DataFormatConfig, PoolingConfig, SourceConfig, TrainConfig
+from angle.data.batching import CorpusData, Sharing, StreamData, TrainingData
+from angle.data.corpus import Corpus, load_corpus
+from angle.data.sources import SAMPLE
+from angle.errors import ConfigError
+from angle.evaluation.sts import load_sts
+from angle.modeling.backbone import TINY
+from angle.modeling.encoder import Encoder
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+
+@dataclass(frozen=True)
+class Data:
+    """The corpora of a run; None where none was asked for."""
+
+    train: TrainingData
+    valid: Corpus | None
+    valid_sts: Corpus | None
+    test: Corpus | None
+
+    @property
+    def fingerprints(self) -> dict[str, str | None]:
+        """Hashes of what was trained and measured on."""
+        sets = {"train": self.train, "valid": self.valid, "valid_sts": self.valid_sts, "test": self.test}
+        return {name: rows.fingerprint for name, rows in sets.items() if rows is not None}
+
+
+def start_accelerator(config: TrainConfig) -> Accelerator:
+    """Return the accelerator for this process.
+
+    Raises:
+        ConfigError: a precision that the device lacks, or a launcher that started other processes than it said.
+
+    """
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state()  # the second job of a sweep may want another precision
+    on_cpu = not (torch.cuda.is_available() or torch.backends.mps.is_available())
+    if on_cpu and config.train.mixed_precision == "fp16":
+        raise ConfigError(
+            "train.mixed_precision=fp16 needs a GPU, and none is here: type train.mixed_precision=bf16 or leave it out."
+        )
+    accelerator = Accelerator(cpu=on_cpu, mixed_precision=config.train.mixed_precision)
+    wanted = int(os.environ.get("WORLD_SIZE", "1"))
+    if accelerator.num_processes != wanted:
+        raise ConfigError(
+            f"The launcher announced {wanted} processes, but {accelerator.num_processes} found each "
+            f"other; start with accelerate launch --multi_gpu --num_processes {wanted} train.py ..."
+        )
+    return accelerator
+
+
+def load_data(config: TrainConfig, encoder: Encoder, sharing: Sharing) -> Data:
+    """Read, check and tokenise everything that the run is trained and measured on."""
+    data = _with_sample_splits(config).data
+    tokenizer, wanted = encoder.tokenizer, config.data_format.name
+    train: TrainingData
+    if data.streaming:
+        train = StreamData(data.train, wanted, tokenizer, sharing, data.stream_window)
+    else:
+        train = CorpusData(load_corpus(data.train, "train", tokenizer, wanted), sharing)
+    if config.train.batch_size * sharing.processes == 1 and train.format.name != "B":
+        raise ConfigError(
+            "train.batch_size=1 leaves a row no other row to be compared with: choose 2 or more, or use "
+            "triples (format B)."
+        )
+    valid = load_corpus(data.valid, "valid", tokenizer) if data.valid.names() else None
+    if data.valid_sts.names():
+        valid_sts: Corpus | None = load_sts(data.valid_sts, "valid_sts", encoder.tokenizer)
+    else:
+        valid_sts = valid if valid is not None and valid.format.name == "A" else None
+    test = load_sts(data.test, "test", encoder.tokenizer) if data.test.names() else None
+    return Data(train, valid, valid_sts, test)
+
+
+def _with_sample_splits(config: TrainConfig) -> TrainConfig:
+    """Return the settings with the sample's own validation and test split, when nothing else is given."""
+    data = config.data
+    others = (data.valid, data.valid_sts, data.test)
+    if data.train.names() != [SAMPLE] or any(source.names() for source in others):
+        return config
+    return replace(
+        config,
+        data=replace(data, valid_sts=SourceConfig(SAMPLE, split="validation"), test=SourceConfig(SAMPLE, split="test")),
+    )
+
+
+def decide(config: TrainConfig, encoder: Encoder, data: Data) -> TrainConfig:
+    """Return the settings with what was left to the model or the data, so that they say what is run."""
+    contract = encoder.contract
+    on_sample = config.data.train.names() == [SAMPLE]
+    name = data.train.format.name
+    loss = config.loss.for_format(name)
+    if loss.positive_above is None:
+        loss = replace(loss, positive_above=4.0 if on_sample and name == "A" else 0.0)
+    rate = config.train.learning_rate
+    if rate is None:
+        rate = 1e-3 if config.model.name_or_path == TINY else 2e-4 if config.lora.enabled else 5e-5
+    return replace(
+        _with_sample_splits(config),
+        model=replace(
+            config.model,
+            max_length=contract.max_length,
+            prompt=contract.prompt,
+            is_llm=contract.is_llm,
+            padding_side=contract.padding_side,
+        ),
+        pooling=PoolingConfig(contract.pooling),
+        loss=loss,
+        data_format=DataFormatConfig(name),
+        train=replace(config.train, learning_rate=rate),
+    )
+
+
+def describe_environment(config: TrainConfig, data: Data, accelerator: Accelerator) -> dict[str, Any]:
+    """Return what run.json keeps, to tell later under which circumstances a result came about."""
+    packages = ("angle-hydra", "torch", "transformers", "accelerate", "datasets", "peft", "tokenizers", "numpy")
+    return {
+        "finished": False,
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "command": sys.argv,
+        "seed": config.train.seed,
+        "data": data.fingerprints,
+        "versions": {"python": platform.python_version()} | {name: version(name) for name in packages},
+        "git_commit": _git_commit(),
+        "hardware": {
+            "platform": platform.platform(),
+            "cpus": os.cpu_count(),
+            "processes": accelerator.num_processes,
+            "device": str(accelerator.device),
+            "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        },
+    }
+
+
+def _git_commit() -> str | None:
+    """Return the commit of the code, marked when it was changed since."""
+    here = Path(__file__).parent
+    try:
+        found = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=40"],
+            cwd=here,
+            check=True,
+            capture_output=True,
+            text=True,
+            timeout=10,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return found.stdout.strip() or None
+
+
+def banner(config: TrainConfig, encoder: Encoder, data: Data, total: int, accelerator: Accelerator) -> str:
+    """Return what a run is about to do, in a few lines."""
+    trainable = sum(p.numel() for p in encoder.parameters() if p.requires_grad)
+    everything = sum(p.numel() for p in encoder.parameters())
+    model, train, loss = config.model, config.train, config.loss
+    share = "" if trainable == everything else f", {trainable:,} of them trained"
+    weights = {
+        "cosine": (loss.cosine_w, loss.cosine_tau),
+        "in-batch": (loss.ibn_w, loss.ibn_tau),
+        "angle": (loss.angle_w, loss.angle_tau),
+    }
+    terms = " + ".join(f"{weight:g} {name} (tau {tau:g})" for name, (weight, tau) in weights.items() if weight)
+    rows = train.batch_size * accelerator.num_processes * train.gradient_accumulation_steps
+    lines = [
+        (
+            "model",
+            f"{model.name_or_path}: {everything:,} weights{share}, {config.pooling.strategy} pooling, "
+            f"at most {model.max_length} tokens",
+        ),
+        ("data", f"{data.train.summary}, format {config.data_format.name}"),
+        ("loss", terms),
+        (
+            "steps",
+            f"{total:,} of {rows} rows, learning rate {train.learning_rate:g}, {train.scheduler}, seed {train.seed}",
+        ),
+        (
+            "device",
+            f"{accelerator.device}, {accelerator.num_processes} "
+            f"process{'es' if accelerator.num_processes > 1 else ''}, "
+            f"{'float32' if train.mixed_precision == 'no' else train.mixed_precision}",
+        ),
+    ]
+    if model.prompt:
+        lines.insert(1, ("prompt", model.prompt))
+    if config.data.train.names() == [SAMPLE] and model.name_or_path != TINY:
+        lines.append(("note", "sample is toy data, to try things out; for a real model add data=nli_b"))
+    return "\n".join(f"{name:8}{text}" for name, text in lines)
