@@ -1,0 +1,1 @@
+"""Trained encoders in the shape that other software loads."""

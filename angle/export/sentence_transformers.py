@@ -1,0 +1,145 @@
+"""A sentence-transformers folder whose embeddings equal the encoder's."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from angle.config import RUN_FILE, ConvertConfig
+from angle.errors import ConfigError
+from angle.modeling.backbone import SENTENCE_TRANSFORMERS_POOLING
+from angle.modeling.encoder import Encoder
+
+#: Poolings that are the mean of two: sentence-transformers puts both side by side, a fixed layer averages them.
+MEANS_OF_TWO = {"cls_avg": ("cls", "avg"), "cls_max": ("cls", "max")}
+
+
+def convert(config: ConvertConfig) -> Path:
+    """Write the folder for a model and return it.
+
+    Raises:
+        ConfigError: a pooling or a template that sentence-transformers cannot express, or a place that is taken.
+
+    """
+    source = Path(config.model.name_or_path)
+    if config.output_dir is None and not (source / RUN_FILE).is_file():
+        raise ConfigError("output_dir is missing: give the new folder, for example output_dir=my-encoder.")
+    folder = Path(config.output_dir) if config.output_dir else source / "sentence_transformers"
+    if folder.exists() and any(folder.iterdir()):
+        raise ConfigError(
+            f"output_dir={folder} holds files already, so nothing is written there; give a new folder by output_dir=..."
+        )
+    encoder = Encoder.load(config.model, config.pooling).eval()
+    write_folder(encoder, folder, normalize=config.normalize)
+    return folder
+
+
+def write_folder(encoder: Encoder, folder: Path, *, normalize: bool = False) -> None:
+    """Write `encoder` as a sentence-transformers folder: whole, or not at all.
+
+    Raises:
+        ConfigError: a pooling or a template that sentence-transformers cannot express.
+
+    """
+    prefix = _prompt_prefix(encoder.tokenizer.prompt)
+    modes = _pooling_modes(encoder.pooling)
+    scratch = folder.with_name(f".{folder.name}.new")
+    shutil.rmtree(scratch, ignore_errors=True)
+    # Padding never changes our embeddings. In sentence-transformers it does on the left of a model with a table of
+    # positions, and is harmless on the right of any.
+    tokenizer = encoder.tokenizer.tokenizer
+    side, tokenizer.padding_side = tokenizer.padding_side, "right"
+    encoder.save(scratch)
+    tokenizer.padding_side = side
+
+    modules = [_module(0, "", "Transformer"), _module(1, "1_Pooling", "Pooling")]
+    _write(
+        scratch / "sentence_bert_config.json", {"max_seq_length": encoder.tokenizer.max_length, "do_lower_case": False}
+    )
+    _write(
+        scratch / "1_Pooling" / "config.json",
+        {
+            "word_embedding_dimension": encoder.dimensions,
+            **{
+                f"pooling_mode_{key}": mode in modes
+                for mode, key in {
+                    "cls": "cls_token",
+                    "mean": "mean_tokens",
+                    "max": "max_tokens",
+                    "lasttoken": "lasttoken",
+                }.items()
+            },
+            "include_prompt": True,
+        },
+    )
+    if len(modes) == 2:
+        modules.append(_module(2, "2_Dense", "Dense"))
+        _write_average(scratch / "2_Dense", encoder.dimensions)
+    if normalize:
+        number = len(modules)
+        modules.append(_module(number, f"{number}_Normalize", "Normalize"))
+        (scratch / f"{number}_Normalize").mkdir()
+    _write(scratch / "modules.json", modules)
+    _write(
+        scratch / "config_sentence_transformers.json",
+        {
+            "prompts": {"text": prefix} if prefix else {},
+            "default_prompt_name": "text" if prefix else None,
+            "similarity_fn_name": "cosine",
+        },
+    )
+    if folder.exists():
+        folder.rmdir()
+    scratch.rename(folder)
+
+
+def _pooling_modes(strategy: str) -> tuple[str, ...]:
+    names = MEANS_OF_TWO.get(strategy, ("avg" if strategy == "mean" else strategy,))
+    if not all(name in SENTENCE_TRANSFORMERS_POOLING for name in names):
+        known = ", ".join((*SENTENCE_TRANSFORMERS_POOLING, *MEANS_OF_TWO))
+        raise ConfigError(
+            f"pooling.strategy={strategy} has no equivalent in sentence-transformers, which can express {known}."
+        )
+    return tuple(SENTENCE_TRANSFORMERS_POOLING[name] for name in names)
+
+
+def _prompt_prefix(prompt: str | None) -> str | None:
+    """Return the words before the text, if that is all the template has."""
+    if prompt is None:
+        return None
+    before, after = prompt.split("{text}", 1)
+    if after or "{" in before.replace("{{", "").replace("}}", ""):
+        raise ConfigError(
+            f"model.prompt={prompt!r} has no equivalent in sentence-transformers, whose prompts are words "
+            f"before the text: train with a template that ends in {{text}}."
+        )
+    return before.replace("{{", "{").replace("}}", "}") or None
+
+
+def _module(number: int, path: str, name: str) -> dict[str, Any]:
+    return {"idx": number, "name": str(number), "path": path, "type": f"sentence_transformers.models.{name}"}
+
+
+def _write_average(folder: Path, dimensions: int) -> None:
+    """Write a fixed layer that turns two embeddings side by side into their mean."""
+    _write(
+        folder / "config.json",
+        {
+            "in_features": 2 * dimensions,
+            "out_features": dimensions,
+            "bias": False,
+            "activation_function": "torch.nn.modules.linear.Identity",
+        },
+    )
+    half = torch.eye(dimensions) / 2
+    save_file({"linear.weight": torch.cat([half, half], dim=1).contiguous()}, folder / "model.safetensors")
+
+
+def _write(path: Path, content: Any) -> None:
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
