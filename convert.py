@@ -1,0 +1,24 @@
+"""Turn an encoder into a folder that sentence-transformers loads: python convert.py model.name_or_path=RUN."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from angle.config import ConvertConfig
+from angle.launch import launch
+
+
+def main(config: ConvertConfig) -> None:
+    """Convert, and say how to load the result."""
+    from angle.export.sentence_transformers import convert
+
+    folder = convert(config)
+    print(
+        f"Saved   {folder}\n\nfrom sentence_transformers import SentenceTransformer\n"
+        f'model = SentenceTransformer("{folder}")',
+        flush=True,
+    )
+
+
+if __name__ == "__main__":
+    launch(main, ConvertConfig, "convert", Path(__file__).resolve().parent / "conf")

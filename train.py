@@ -1,0 +1,23 @@
+"""Train an AnglE sentence encoder: python train.py model=bert_base data=nli_b."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from angle.config import TrainConfig
+from angle.launch import launch
+
+
+def main(config: TrainConfig) -> float | None:
+    """Train, say what came out and what to do next, and return the score that a sweep compares."""
+    from angle.training.loop import fit
+
+    result = fit(config)
+    if int(os.environ.get("RANK", "0")) == 0:
+        print(result.summary(), flush=True)
+    return result.best_score
+
+
+if __name__ == "__main__":
+    launch(main, TrainConfig, "train", Path(__file__).resolve().parent / "conf")
