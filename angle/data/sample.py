@@ -20,7 +20,7 @@ from random import Random
 
 SPLITS = ("train", "validation", "test")
 FORMATS = ("A", "B", "C")
-DEFAULT_ROWS = {"train": 4000, "validation": 500, "test": 1000}
+DEFAULT_ROWS = {"train": 12000, "validation": 500, "test": 1000}
 MAX_SIMILARITY = 5.0
 
 # Each kind lists its concepts and each concept its synonyms; the first synonym names the concept.
@@ -263,7 +263,7 @@ def _drift(meaning: Meaning, distance: float, rng: Random) -> Meaning:
     """Moves away from `meaning`: at distance 0 not at all, at distance 1 to a wholly different meaning."""
     if distance == 0:
         return meaning
-    other = _exchange(meaning) if rng.random() < 0.25 else meaning
+    other = _exchange(meaning) if rng.random() < 0.1 else meaning
     for role in ROLE_WEIGHTS:
         if rng.random() < distance:
             other = _replace_role(other, role, rng)

@@ -6,8 +6,9 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
+from angle.errors import TrainingError
 from angle.structures import Structure
 
 
@@ -43,6 +44,27 @@ def gather_rows(value: Tensor) -> Tensor:
     gathered: Tensor = _AllGather.apply(padded)  # type: ignore[no-untyped-call]
     parts = torch.split(gathered, max(sizes))
     return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
+
+
+def check_equal_weights(model: nn.Module) -> None:
+    """Check that all processes hold the same weights, bit for bit; they drift apart when gradients are not shared.
+
+    Raises:
+        TrainingError: they do not.
+
+    """
+    if not (dist.is_initialized() and dist.get_world_size() > 1):
+        return
+    weights = [parameter.detach() for parameter in model.parameters() if parameter.requires_grad]
+    own = torch.stack([torch.stack([w.double().sum(), w.double().square().sum()]) for w in weights])
+    all_sums = [torch.empty_like(own) for _ in range(dist.get_world_size())]
+    dist.all_gather(all_sums, own)
+    if not all(torch.equal(own, other) for other in all_sums):
+        raise TrainingError(
+            "The processes' weights differ after training, so their gradients were not shared and the result is that of "
+            "one process's rows alone. This is a defect of this program or of its libraries: please report it, with the "
+            "run's run.json."
+        )
 
 
 def gather_batch(embeddings: Tensor, structure: Structure, processes: int) -> tuple[Tensor, Structure]:

@@ -22,7 +22,7 @@ from angle.objective.objective import LossTerms, Objective
 from angle.structures import Batch
 from angle.training import setup
 from angle.training.checkpoint import Progress, load_state, random_state, save_state, seed_everything
-from angle.training.distributed import gather_batch
+from angle.training.distributed import check_equal_weights, gather_batch
 from angle.training.run_folder import RunFolder, RunState
 from angle.training.schedule import rate_factor, warmup_steps
 from angle.training.tracking import Tracker, relative_to_here
@@ -89,6 +89,8 @@ class Run:
     """The encoder as the accelerator prepared it: the one that is called."""
     optimizer: Any
     objective: Objective
+    valid_objective: Objective | None
+    """The same weights for the format of data.valid."""
     total: int
     progress: Progress = field(default_factory=Progress)
 
@@ -150,6 +152,9 @@ def _prepare(config: TrainConfig, accelerator: Accelerator, folder: RunFolder, s
     data = setup.load_data(config, encoder, sharing)
     config = setup.decide(config, encoder, data)
     objective = Objective(config.loss, data.train.format, encoder.dimensions, config.data.duplicates)
+    valid_objective = None
+    if data.valid is not None:
+        valid_objective = Objective(config.loss, data.valid.format, encoder.dimensions, config.data.duplicates)
     total = train.max_steps or train.epochs * (data.train.steps_per_epoch or 0)
     if state is RunState.NEW and accelerator.is_main_process:
         folder.create(config, setup.describe_environment(config, data, accelerator))
@@ -159,7 +164,7 @@ def _prepare(config: TrainConfig, accelerator: Accelerator, folder: RunFolder, s
         folder.update(wandb_id=tracker.wandb_id)
     optimizer = _optimizer(encoder, config)
     model, optimizer = accelerator.prepare(encoder, optimizer)
-    return Run(config, accelerator, folder, tracker, data, encoder, model, optimizer, objective, total)
+    return Run(config, accelerator, folder, tracker, data, encoder, model, optimizer, objective, valid_objective, total)
 
 
 def _optimizer(encoder: Encoder, config: TrainConfig) -> torch.optim.AdamW:
@@ -318,8 +323,9 @@ def _evaluate(run: Run) -> None:
     """Measure on the validation sets; keep the model if it is the best so far."""
     if run.accelerator.is_main_process:
         numbers: dict[str, float] = {}
-        if run.data.valid is not None:
-            numbers |= {f"valid/{name}": value for name, value in _valid_loss(run, run.data.valid).items()}
+        if run.data.valid is not None and run.valid_objective is not None:
+            losses = _valid_loss(run, run.data.valid, run.valid_objective)
+            numbers |= {f"valid/{name}": value for name, value in losses.items()}
         if run.data.valid_sts is not None:
             score = score_pairs(run.encoder, run.data.valid_sts).spearman
             numbers["valid/spearman"] = score
@@ -335,10 +341,9 @@ def _evaluate(run: Run) -> None:
 
 
 @torch.no_grad()
-def _valid_loss(run: Run, corpus: Corpus) -> dict[str, float]:
+def _valid_loss(run: Run, corpus: Corpus, objective: Objective) -> dict[str, float]:
     """Return the mean loss and terms over a corpus, in batches of the training's size."""
     sharing = Sharing(run.config.train.batch_size, duplicates=run.config.data.duplicates, shuffle=False)
-    objective = Objective(run.config.loss, corpus.format, run.encoder.dimensions, run.config.data.duplicates)
     plan = Plan(len(corpus), sharing)
     run.encoder.eval()
     sums: dict[str, float] = {}
@@ -370,6 +375,7 @@ def _checkpoint(run: Run) -> None:
 def _finish(run: Run) -> Result:
     """Save the final model, measure the better of best and final on the test set, and close the record."""
     progress, folder = run.progress, run.folder
+    check_equal_weights(run.encoder)
     result = Result(folder.path)
     if run.accelerator.is_main_process:
         folder.replace("final", run.encoder.save)

@@ -1,0 +1,76 @@
+"""Several processes, as launched for real: two of them train as one with all the rows."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from angle.data import sample
+
+pytestmark = pytest.mark.slow
+
+REPO = Path(__file__).resolve().parent.parent
+TWO_PROCESSES = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--main_process_port"]
+
+
+def train(tmp_path: Path, launcher: list[str], *words: str) -> str:
+    environment = os.environ | {
+        "ACCELERATE_USE_CPU": "true",
+        "OMP_NUM_THREADS": "1",
+        "HF_HUB_OFFLINE": "1",
+        "WANDB_MODE": "disabled",
+        "ANGLE_CACHE": str(tmp_path / "cache"),
+    }
+    done = subprocess.run(
+        [sys.executable, *launcher, str(REPO / "train.py"), *words],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def rows_of(data_format: str, tmp_path: Path) -> Path:
+    """37 rows: the last global batch of 8 has 5, which two processes share as 3 and 2."""
+    columns = sample.columns(data_format, "train", 37)
+    path = tmp_path / f"{data_format}.jsonl"
+    rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    rows[3]["text2" if data_format == "A" else "positive"] = rows[1]["text2" if data_format == "A" else "positive"]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    return path
+
+
+@pytest.mark.parametrize(("data_format", "port"), [("A", "29611"), ("B", "29612"), ("C", "29613")])
+def test_two_processes_train_as_one(tmp_path: Path, data_format: str, port: str) -> None:
+    common = [f"data.train.name_or_path={rows_of(data_format, tmp_path)}", "train.gradient_accumulation_steps=2",
+              "train.logging_steps=1", "data=files", "train.learning_rate=1e-3"]  # fmt: skip
+    train(tmp_path, [], *common, "train.batch_size=8", "train.output_dir=one")
+    printed = train(tmp_path, [*TWO_PROCESSES, port], *common, "train.batch_size=4", "train.output_dir=two")
+
+    assert printed.count("Saved   two/final") == 1
+    one, two = (load_file(tmp_path / name / "final" / "model.safetensors") for name in ("one", "two"))
+    for name, weight in one.items():
+        torch.testing.assert_close(two[name], weight, rtol=0, atol=1e-5)
+    losses = [
+        [json.loads(line)["loss"] for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        for name in ("one", "two")
+    ]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+
+
+def test_sweep_on_two_processes_has_one_folder_a_job(tmp_path: Path) -> None:
+    train(tmp_path, [*TWO_PROCESSES, "29614"], "-m", "loss.ibn_w=10,20", "train.max_steps=2", "train.batch_size=4")
+    jobs = sorted(path.parent.name for path in tmp_path.glob("multirun/*/*/*/run.json"))
+    assert jobs == ["0_loss.ibn_w=10,train.batch_size=4,train.max_steps=2",
+                    "1_loss.ibn_w=20,train.batch_size=4,train.max_steps=2"]  # fmt: skip
+    assert len(list(tmp_path.glob("multirun/*/*"))) == 1
