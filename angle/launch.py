@@ -36,6 +36,7 @@ def launch(task: Callable[[Config], float | None], schema: type[Config], name: s
     import hydra
     from hydra.core.config_store import ConfigStore
     from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
     from omegaconf import OmegaConf
 
     ConfigStore.instance().store(name=f"{name}_schema", node=schema)
@@ -43,7 +44,10 @@ def launch(task: Callable[[Config], float | None], schema: type[Config], name: s
     OmegaConf.register_new_resolver("slug", _slug, replace=True)
 
     def job(composed: Any) -> float | None:
-        folder = HydraConfig.get().runtime.output_dir
+        hydra_config = HydraConfig.get()
+        folder = hydra_config.runtime.output_dir
+        if hydra_config.mode is RunMode.MULTIRUN and _is_main_process():
+            print(f"\nJob {hydra_config.job.num}  {' '.join(hydra_config.overrides.task)}", flush=True)
         try:
             config = build_config(composed, schema)
             target = config.train if isinstance(config, TrainConfig) else config
@@ -131,6 +135,10 @@ def _check_setting(key: str, value: Any, schema: type, groups: set[str], *, chec
 def _complain(error: Exception) -> int:
     print(f"Error: {error}", file=sys.stderr, flush=True)
     return 1
+
+
+def _is_main_process() -> bool:
+    return int(os.environ.get("RANK", "0")) == 0
 
 
 def _shortest(folder: str) -> str:

@@ -12,7 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from angle import TrainConfig, TrainingError, build_config, fit
+from angle import DataError, TrainConfig, TrainingError, build_config, fit
+from angle.config import LoraConfig
 from angle.data import sample
 from angle.modeling.backbone import _tiny_tokenizer
 from angle.training.schedule import rate_factor, warmup_steps
@@ -91,7 +92,7 @@ def assert_same(one: Path, other: Path) -> None:
     assert all(torch.equal(a[name], b[name]) for name in a)
 
 
-class Killed(Exception):
+class KilledError(Exception):
     pass
 
 
@@ -108,7 +109,7 @@ def stop_after(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
             done += 1
             if done == steps:
                 monkeypatch.setattr(Tracker, "advance", advance)
-                raise Killed
+                raise KilledError
             advance(self)
 
         monkeypatch.setattr(Tracker, "advance", advance_or_die)
@@ -123,7 +124,7 @@ def test_resumed_run_is_bitwise_the_uninterrupted_one(
     straight, broken = tmp_path / "straight", tmp_path / "broken"
     fit(settings(model, rows, straight))
     stop_after(killed_at)
-    with pytest.raises(Killed):
+    with pytest.raises(KilledError):
         fit(settings(model, rows, broken))
     assert not (broken / "final").exists()
 
@@ -144,7 +145,7 @@ def test_streamed_run_resumes_bitwise(
     straight, broken = tmp_path / "straight", tmp_path / "broken"
     fit(streamed(straight))
     stop_after(7)
-    with pytest.raises(Killed):
+    with pytest.raises(KilledError):
         fit(streamed(broken))
     fit(streamed(broken))
     assert_same(straight, broken)
@@ -156,7 +157,7 @@ def test_resume_setting_takes_the_runs_own_settings(
     straight, broken = tmp_path / "straight", tmp_path / "broken"
     fit(settings(model, rows, straight))
     stop_after(4)
-    with pytest.raises(Killed):
+    with pytest.raises(KilledError):
         fit(settings(model, rows, broken))
 
     fit(build_config({"train": {"resume": str(broken)}}, TrainConfig))
@@ -231,6 +232,44 @@ def test_validation_loss_is_reported_by_term(model: Path, rows: Path, pairs: Pat
     terms = {name: line[f"valid/loss/{name}"] for name in ("cosine", "ibn", "angle")}
     assert line["valid/loss"] == pytest.approx(2 * terms["cosine"] + 3 * terms["ibn"] + terms["angle"], rel=1e-5)
     assert "valid/spearman" in line
+
+
+def test_lora_trains_adapters_alone_and_resumes_bitwise(
+    model: Path, rows: Path, pairs: Path, tmp_path: Path, stop_after: Callable[[int], None]
+) -> None:
+    def adapted(folder: Path) -> TrainConfig:
+        config = settings(model, rows, folder, eval_steps=2)
+        config.lora = LoraConfig(enabled=True, r=4, alpha=8)
+        config.data.valid_sts.name_or_path = config.data.test.name_or_path = str(pairs)
+        return config
+
+    straight, broken = tmp_path / "straight", tmp_path / "broken"
+    result = fit(adapted(straight))
+    stop_after(5)
+    with pytest.raises(KilledError):
+        fit(adapted(broken))
+    fit(adapted(broken))
+
+    names = {path.name for path in (straight / "final").iterdir()}
+    assert "adapter_model.safetensors" in names
+    assert "model.safetensors" not in names
+    one, other = (load_file(folder / "final" / "adapter_model.safetensors") for folder in (straight, broken))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert any(value.abs().max() > 0 for name, value in one.items() if "lora_B" in name)
+    # The best model is loaded from its folder for the test: base weights and adapters together.
+    assert result.test_after == pytest.approx(result.best_score, abs=1e-5)
+
+
+def test_resume_refuses_changed_data(
+    model: Path, rows: Path, tmp_path: Path, stop_after: Callable[[int], None]
+) -> None:
+    config = settings(model, rows, tmp_path / "run")
+    stop_after(3)
+    with pytest.raises(KilledError):
+        fit(config)
+    rows.write_text(rows.read_text().replace("the", "one", 1))
+    with pytest.raises(DataError, match=r"The data has changed since the run in .* was started"):
+        fit(config)
 
 
 def test_non_finite_loss_stops_the_run_and_names_the_rows(model: Path, rows: Path, tmp_path: Path) -> None:

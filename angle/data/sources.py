@@ -193,7 +193,8 @@ def _hub_table(name: str, source: SourceConfig, split: str, role: str, streaming
         # The hub client has error classes of its own; all are one of these three, and say what is missing.
         raise DataError(
             f"data.{role}: {name} (subset {source.subset or 'none'}, split {split}) could not be loaded "
-            f"from the hub: {str(error).strip().splitlines()[0]}"
+            f"from the hub: {str(error).strip().splitlines()[0].rstrip('.')}. Check the name, the subset and the "
+            f"split, or give a file."
         ) from None
     return _dataset_table(loaded, name, role)
 

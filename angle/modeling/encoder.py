@@ -75,7 +75,7 @@ class Encoder(nn.Module):
         if model.gradient_checkpointing:
             backbone.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         if lora is not None and lora.enabled:
-            backbone = adapters.add_adapters(backbone, lora, base)
+            backbone = adapters.add_adapters(backbone, lora, str(Path(base).resolve()) if Path(base).is_dir() else base)
         return cls(backbone, tokenizer, strategy, is_llm)
 
     @property

@@ -61,9 +61,9 @@ def check_equal_weights(model: nn.Module) -> None:
     dist.all_gather(all_sums, own)
     if not all(torch.equal(own, other) for other in all_sums):
         raise TrainingError(
-            "The processes' weights differ after training, so their gradients were not shared and the result is that of "
-            "one process's rows alone. This is a defect of this program or of its libraries: please report it, with the "
-            "run's run.json."
+            "The processes' weights differ after training, so their gradients were not shared and the result is that "
+            "of one process's rows alone. This is a defect of this program or of its libraries: please report it, with "
+            "the run's run.json."
         )
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from angle.config import CONFIG_FILE, ModelConfig, PoolingConfig, TrainConfig, load_config
 from angle.data.batching import Plan, Sharing, collate
 from angle.data.corpus import Corpus
-from angle.errors import ConfigError, TrainingError
+from angle.errors import ConfigError, DataError, TrainingError
 from angle.evaluation.sts import score_pairs, word_overlap
 from angle.modeling.encoder import Encoder, padding_share
 from angle.objective.objective import LossTerms, Objective
@@ -150,6 +150,11 @@ def _prepare(config: TrainConfig, accelerator: Accelerator, folder: RunFolder, s
         accelerator.process_index,
     )
     data = setup.load_data(config, encoder, sharing)
+    if state is RunState.UNFINISHED and folder.record()["data"] != data.fingerprints:
+        raise DataError(
+            f"The data has changed since the run in {folder.path} was started, so going on would mix two "
+            f"data sets: start a new run with another train.output_dir."
+        )
     config = setup.decide(config, encoder, data)
     objective = Objective(config.loss, data.train.format, encoder.dimensions, config.data.duplicates)
     valid_objective = None

@@ -57,8 +57,10 @@ class RunFolder:
     def create(self, config: TrainConfig, record: dict[str, Any]) -> None:
         """Write the settings, once, and the first state of the record."""
         self.path.mkdir(parents=True, exist_ok=True)
-        save_config(config, self.path / CONFIG_FILE)
         self.update(**record)
+        scratch = self.path / f".{CONFIG_FILE}.new"
+        save_config(config, scratch)
+        scratch.rename(self.path / CONFIG_FILE)
 
     def record(self) -> dict[str, Any]:
         """Return what run.json says."""
