@@ -52,6 +52,6 @@ def test_reference_run_is_reproduced_step_by_step(run: dict[str, Any], tmp_path:
     expected = np.array(run["step_losses"]).reshape(-1, accumulation).mean(axis=1)
     np.testing.assert_allclose(losses, expected, rtol=1e-4)
 
-    first, second = list(rows[0].values())[0], list(rows[1].values())[1]
+    first, second = (list(row.values())[role] for role, row in enumerate(rows[:2]))
     embeddings = Encoder.load(ModelConfig(str(tmp_path / "run" / "final"))).encode([first, second])
     np.testing.assert_allclose(embeddings, np.array(run["final_embeddings"])[:2], atol=1e-4)

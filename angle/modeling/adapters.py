@@ -1,7 +1,8 @@
-"""LoRA: which weights are trained, and how adapters are loaded and merged."""
+"""LoRA: fresh adapters to train, and saved ones merged into the weights."""
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING, Any
 
 from angle.config import LoraConfig
@@ -33,27 +34,21 @@ def add_adapters(backbone: PreTrainedModel, config: LoraConfig, base_name: str) 
             f"this model does not have. Its linear layers are: {', '.join(sorted(linear))}."
         )
     backbone.config._name_or_path = base_name  # peft writes it into the adapter's folder
-    return peft.get_peft_model(
-        backbone,
-        peft.LoraConfig(
-            task_type=peft.TaskType.FEATURE_EXTRACTION,
-            r=config.r,
-            lora_alpha=config.alpha,
-            lora_dropout=config.dropout,
-            target_modules=sorted(config.target_modules or linear),
-            exclude_modules=r".*pooler.*",
-        ),
+    adapter = peft.LoraConfig(
+        task_type=peft.TaskType.FEATURE_EXTRACTION,
+        r=config.r,
+        lora_alpha=config.alpha,
+        lora_dropout=config.dropout,
+        target_modules=sorted(config.target_modules or linear),
+        exclude_modules=r".*pooler.*" if hasattr(backbone, "pooler") else None,
     )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers by a name that is to change
+        return peft.get_peft_model(backbone, adapter)
 
 
-def load_adapters(backbone: PreTrainedModel, folder: str, *, merge: bool = True) -> Any:
-    """Return the model with a saved adapter, merged into the weights or, to go on training, on top of them."""
+def merge_adapters(backbone: PreTrainedModel, folder: str) -> Any:
+    """Return the model with the adapter saved in `folder` merged into its weights."""
     import peft
 
-    model = peft.PeftModel.from_pretrained(backbone, folder, is_trainable=not merge)
-    return model.merge_and_unload() if merge else model
-
-
-def is_adapted(model: Any) -> bool:
-    """Return whether the model carries adapters."""
-    return hasattr(model, "peft_config")
+    return peft.PeftModel.from_pretrained(backbone, folder).merge_and_unload()

@@ -27,8 +27,7 @@ class SelfDescription:
     pooling: str | None = None
     max_length: int | None = None
     prompt: str | None = None
-    source: str | None = None
-    """The file that says it."""
+    padding_side: str | None = None
 
 
 def locate(name_or_path: str) -> str:
@@ -94,7 +93,10 @@ def describe(name_or_path: str, revision: str | None = None) -> SelfDescription:
             )
         pooling = contract.get("pooling", contract.get("pooling_strategy"))  # the second is the reference's name
         return SelfDescription(
-            None if pooling is None else str(pooling), contract.get("max_length"), contract.get("prompt"), CONTRACT_FILE
+            None if pooling is None else str(pooling),
+            contract.get("max_length"),
+            contract.get("prompt"),
+            contract.get("padding_side"),
         )
     modules = read_json(name_or_path, "modules.json", revision)
     if modules is None:
@@ -130,9 +132,7 @@ def _describe_sentence_transformers(name: str, modules: list[dict[str, Any]], re
     prompts = read_json(name, "config_sentence_transformers.json", revision) or {}
     prefix = (prompts.get("prompts") or {}).get(prompts.get("default_prompt_name"))
     escaped = prefix.replace("{", "{{").replace("}", "}}") if prefix else None
-    return SelfDescription(
-        pooling, settings.get("max_seq_length"), f"{escaped}{{text}}" if escaped else None, "modules.json"
-    )
+    return SelfDescription(pooling, settings.get("max_seq_length"), f"{escaped}{{text}}" if escaped else None)
 
 
 def load_tokenizer(config: ModelConfig, name: str, backbone_limit: int | None) -> tuple[TextTokenizer, SelfDescription]:
@@ -161,8 +161,7 @@ def load_tokenizer(config: ModelConfig, name: str, backbone_limit: int | None) -
                 f"No tokenizer could be loaded from {config.tokenizer_name_or_path or name}: "
                 f"{_first_line(error)} Give one by model.tokenizer_name_or_path=..."
             ) from None
-    if config.padding_side is not None:
-        tokenizer.padding_side = config.padding_side
+    tokenizer.padding_side = config.padding_side or said.padding_side or tokenizer.padding_side
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     own_limit = min(DEFAULT_MAX_LENGTH, backbone_limit or DEFAULT_MAX_LENGTH)
@@ -197,6 +196,7 @@ def load_backbone(config: ModelConfig, name: str) -> PreTrainedModel:
             dtype=dtype,
             attn_implementation=config.attn_implementation,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # reported below, in a sentence
         )
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise ConfigError(
@@ -204,11 +204,12 @@ def load_backbone(config: ModelConfig, name: str) -> PreTrainedModel:
             f"folder with config.json and model.safetensors."
         ) from None
     missing = sorted(key for key in report["missing_keys"] if "pooler" not in key and "position_ids" not in key)
-    if missing or report["mismatched_keys"]:
-        example = (missing or [str(key) for key in report["mismatched_keys"]])[0]
+    mismatched = sorted(name for name, *_ in report["mismatched_keys"])
+    if missing or mismatched:
+        example = (missing or mismatched)[0]
         raise ConfigError(
             f"model.name_or_path={name} does not fit its config.json: {len(missing)} weights are missing "
-            f"and {len(report['mismatched_keys'])} have another shape, {example} for one. Those would "
+            f"and {len(mismatched)} have another shape, {example} for one. Those would "
             f"start at random; give the right folder."
         )
     is_llm = is_decoder(model)

@@ -57,7 +57,7 @@ class Encoder(nn.Module):
         backbone = load_backbone(model, base)
         is_llm = is_decoder(backbone)
         if adapter:
-            backbone = adapters.load_adapters(backbone, name)
+            backbone = adapters.merge_adapters(backbone, name)
         tokenizer, said = load_tokenizer(model, name, position_limit(backbone))
         strategy = pooling.strategy if pooling else "auto"
         if strategy == "auto":
@@ -73,7 +73,11 @@ class Encoder(nn.Module):
             if "pooler" in parameter_name:
                 parameter.requires_grad_(False)
         if model.gradient_checkpointing:
-            backbone.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            # transformers 5 gave it a new name on the way
+            enable = (
+                getattr(backbone, "activation_checkpointing_enable", None) or backbone.gradient_checkpointing_enable
+            )
+            enable({"use_reentrant": False})
         if lora is not None and lora.enabled:
             backbone = adapters.add_adapters(backbone, lora, str(Path(base).resolve()) if Path(base).is_dir() else base)
         return cls(backbone, tokenizer, strategy, is_llm)
@@ -161,7 +165,7 @@ class Encoder(nn.Module):
         """Write weights (or adapters alone), tokenizer and contract into a new folder."""
         folder.mkdir(parents=True)
         self.backbone.save_pretrained(folder)
-        self.tokenizer.tokenizer.save_pretrained(folder)
+        self.tokenizer.save(folder)
         self.contract.save(folder)
 
 

@@ -90,8 +90,16 @@ class TextTokenizer:
     @property
     def fingerprint(self) -> str:
         """A hash of everything that decides the tokens of a text."""
-        parts = [self.tokenizer.backend_tokenizer.to_str(), str(self.max_length), repr(self.prompt)]
+        state = json.loads(self.tokenizer.backend_tokenizer.to_str())
+        rules = {key: value for key, value in state.items() if key not in ("truncation", "padding")}  # of the last call
+        parts = [json.dumps(rules), str(self.max_length), repr(self.prompt)]
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+    def save(self, folder: Path) -> None:
+        """Write the tokenizer into a model folder, without the limits of the last call."""
+        self.tokenizer.backend_tokenizer.no_truncation()
+        self.tokenizer.backend_tokenizer.no_padding()
+        self.tokenizer.save_pretrained(folder)
 
     def __call__(self, texts: Sequence[str], extras: Sequence[Mapping[str, str]] | None = None) -> Tokens:
         """Return the tokens of texts; `extras` has the template's further columns, a mapping a text.
@@ -137,23 +145,30 @@ class TextTokenizer:
             return_attention_mask=False,
             verbose=False,
         )
-        rendered = []
-        for text, extra, spans, limit in zip(texts, extras, encoded["offset_mapping"], room.tolist(), strict=True):
-            cut = text if len(spans) <= limit else text[: spans[limit - 1][1]]
-            rendered.append(self._fit(cut, extra, spans, limit) if len(spans) >= limit else self._fill(cut, extra))
+        all_spans, limits = encoded["offset_mapping"], room.tolist()
+        rendered = [
+            self._fill(text, extra, spans, limit)
+            for text, extra, spans, limit in zip(texts, extras, all_spans, limits, strict=True)
+        ]
+        # Where text and template touch, their pieces may join and count otherwise: cut those texts further.
+        long = [row for row, ids in enumerate(self._ids(rendered, truncate=False)) if len(ids) > self.max_length]
+        for row in long:
+            limit = min(limits[row], len(all_spans[row]))
+            while len(self._ids([rendered[row]], truncate=False)[0]) > self.max_length:
+                limit -= 1
+                if limit < 1:
+                    raise ValueError(
+                        f"the template {self.prompt!r} leaves no room for {texts[row]!r} in "
+                        f"model.max_length={self.max_length} tokens"
+                    )
+                rendered[row] = self._fill(texts[row], extras[row], all_spans[row], limit)
         return rendered
 
-    def _fill(self, text: str, extra: Mapping[str, str]) -> str:
+    def _fill(self, text: str, extra: Mapping[str, str], spans: Sequence[tuple[int, int]], limit: int) -> str:
+        """Return the template around the first `limit` tokens of the text, whose places are `spans`."""
         assert self.prompt is not None
-        return self.prompt.format(text=text, **{name: extra[name] for name in self.columns})
-
-    def _fit(self, text: str, extra: Mapping[str, str], spans: Sequence[tuple[int, int]], limit: int) -> str:
-        """Shorten `text` until the filled template fits: at a seam, two pieces can take one token more."""
-        filled = self._fill(text, extra)
-        while limit > 1 and len(self._ids([filled], truncate=False)[0]) > self.max_length:
-            limit -= 1
-            filled = self._fill(text[: spans[limit - 1][1]], extra)
-        return filled
+        cut = text if len(spans) <= limit else text[: spans[limit - 1][1]]
+        return self.prompt.format(text=cut, **{name: extra[name] for name in self.columns})
 
     def _ids(self, texts: list[str], *, truncate: bool, special: bool = True) -> list[list[int]]:
         limits = {"truncation": True, "max_length": self.max_length} if truncate else {}

