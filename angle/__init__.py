@@ -9,12 +9,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from angle.config import ConvertConfig, EvaluateConfig, ModelConfig, PoolingConfig, TrainConfig, build_config
+    from angle.config import ConvertConfig, EvaluateConfig, ModelConfig, PoolingConfig, TrainConfig
     from angle.errors import ConfigError, DataError, TrainingError
     from angle.evaluation.report import evaluate
     from angle.export.sentence_transformers import convert
     from angle.modeling.encoder import Encoder
-    from angle.training.loop import Result, fit
+    from angle.settings import build_config
+    from angle.training.loop import fit
+    from angle.training.result import Result
 
 _HOME = {
     "ConfigError": "angle.errors",
@@ -24,10 +26,10 @@ _HOME = {
     "EvaluateConfig": "angle.config",
     "ModelConfig": "angle.config",
     "PoolingConfig": "angle.config",
-    "Result": "angle.training.loop",
+    "Result": "angle.training.result",
     "TrainConfig": "angle.config",
     "TrainingError": "angle.errors",
-    "build_config": "angle.config",
+    "build_config": "angle.settings",
     "convert": "angle.export.sentence_transformers",
     "evaluate": "angle.evaluation.report",
     "fit": "angle.training.loop",

@@ -1,7 +1,7 @@
 """The schema: every setting with its type, its default, its meaning and its check.
 
 This module is the one place of each default. The command line (through Hydra's files in conf/), Python
-and the tests all end in `build_config`, which returns plain dataclasses.
+and the tests all end in `angle.settings.build_config`, which returns these dataclasses.
 
 `None` ("null" on the command line) always means "decide from the model or the data"; what was decided is
 printed, and saved in the run's `config.yaml`.
@@ -11,11 +11,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import typing
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from angle.errors import ConfigError, nearest
 
@@ -226,6 +224,11 @@ class DataFormatConfig:
         _one_of("data_format.name", self.name, ("auto", *FORMAT_NAMES))
 
 
+def label_name(label: object) -> str:
+    """Return how `label_map` names a label: a whole number without a decimal point, whatever it is stored as."""
+    return str(int(label)) if isinstance(label, float) and label.is_integer() else str(label)
+
+
 @dataclass
 class SourceConfig:
     """Where rows come from."""
@@ -241,8 +244,11 @@ class SourceConfig:
     """Branch, tag or commit on the hub."""
     columns: dict[str, str] = field(default_factory=dict)
     """Renaming, as wanted: found, for example {text1: sentence1, text2: sentence2, label: score}."""
-    label_map: dict[str, float | None] = field(default_factory=dict)
+    label_map: dict[Any, float | None] = field(default_factory=dict)
     """Numbers for labels, for example {entailment: 1, contradiction: 0, neutral: null}; null drops the row."""
+
+    def __post_init__(self) -> None:
+        self.label_map = {label_name(label): number for label, number in self.label_map.items()}
 
     def names(self) -> list[str]:
         """Return the sources as a list, empty when there is none."""
@@ -298,7 +304,7 @@ class TrainingConfig:
     gradient_accumulation_steps: int = 1
     """Batches whose mean gradient makes one optimiser step."""
     learning_rate: float | None = None
-    """Peak learning rate; null: 5e-5, with LoRA 2e-4, for the random start of `tiny` 1e-3."""
+    """Peak learning rate; null: 5e-5, with LoRA 2e-4, for the random start of `tiny` 2e-3."""
     weight_decay: float = 0.0
     """AdamW's decay, on matrices only: never on biases and norms."""
     warmup_steps: float = 0.1
@@ -391,17 +397,12 @@ class TrainConfig:
             self.loss = self.loss.for_format(self.data_format.name)
         for role in ("valid", "valid_sts"):
             source: SourceConfig = getattr(self.data, role)
-            if (
-                source.names() == self.data.train.names()
-                and source.subset == self.data.train.subset
-                and (
-                    (source.split or "validation") == (self.data.train.split or "train")
-                    or any(Path(name).is_file() for name in source.names())
-                )
-            ):
+            are_files = any(Path(name).is_file() for name in source.names())  # which have no splits
+            same_split = are_files or (source.split or "validation") == (self.data.train.split or "train")
+            if source.names() == self.data.train.names() and source.subset == self.data.train.subset and same_split:
                 raise ConfigError(
-                    f"data.{role} is the training data itself, so it would measure nothing: give other "
-                    f"rows, for example data.{role}.split=validation."
+                    f"data.{role} is the training data itself, so it would measure nothing: give other rows"
+                    f"{'' if are_files else f', for example data.{role}.split=validation'}."
                 )
 
 
@@ -416,7 +417,7 @@ class EvaluateConfig:
     """stsb, sickr, sts12 ... sts16, sts (all seven), or files in format A; null: the run's own test set."""
     columns: dict[str, str] = field(default_factory=dict)
     """Renaming of a file's columns, as wanted: found."""
-    label_map: dict[str, float | None] = field(default_factory=dict)
+    label_map: dict[Any, float | None] = field(default_factory=dict)
     """Numbers for a file's labels; null drops the row."""
     positive_above: float = 0.5
     """Labels above this are the positives of the accuracy."""
@@ -442,119 +443,3 @@ class ConvertConfig:
     """Add a module that scales every embedding to length 1."""
     output_dir: str | None = None
     """The new folder; null: sentence_transformers inside the run folder."""
-
-
-Config = TypeVar("Config", TrainConfig, EvaluateConfig, ConvertConfig)
-
-
-def build_config(source: Mapping[str, Any] | Config | Any, schema: type[Config]) -> Config:
-    """Return `source` (a mapping, an OmegaConf node or a dataclass) as a checked `schema`, types converted.
-
-    Raises:
-        ConfigError: an unknown key, a value of another type, or a value that cannot work.
-
-    """
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-
-    if dataclasses.is_dataclass(source) and not isinstance(source, type):
-        source = dataclasses.asdict(source)
-    plain = OmegaConf.to_container(source, resolve=True) if OmegaConf.is_config(source) else source
-    if not isinstance(plain, Mapping):
-        raise ConfigError(f"A configuration is a mapping of groups, not {type(source).__name__}.")
-    check_keys(typing.cast(Mapping[str, Any], plain), schema)
-    try:
-        merged = OmegaConf.merge(OmegaConf.structured(schema), dict(plain))
-        built = OmegaConf.to_object(merged)
-    except OmegaConfBaseException as error:
-        raise ConfigError(explain(error)) from None
-    assert isinstance(built, schema)
-    return built
-
-
-def explain(error: Exception) -> str:
-    """Return OmegaConf's complaint about a value as one sentence that names the setting."""
-    import re
-
-    message = str(error).splitlines()[0].strip()
-    key = getattr(error, "full_key", None) or "a setting"
-    found = re.search(r"Value '(.*)' of type '.*' could not be converted to (\w+)", message)
-    if found:
-        wanted = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or false"}.get(found[2], found[2])
-        return f"{key}={found[1]} cannot work: it must be {wanted}."
-    return f"{key} cannot work: {message}."
-
-
-def check_keys(values: Mapping[str, Any], schema: type, prefix: str = "") -> None:
-    """Raise ConfigError for the first key of the nested mapping `values` that `schema` does not have."""
-    hints = typing.get_type_hints(schema)
-    for key, value in values.items():
-        if key not in hints:
-            raise ConfigError(unknown_key(f"{prefix}{key}", schema))
-        if dataclasses.is_dataclass(hints[key]) and isinstance(value, Mapping):
-            check_keys(value, typing.cast(type, hints[key]), f"{prefix}{key}.")
-
-
-def unknown_key(key: str, schema: type) -> str:
-    """Return the sentence for a setting that does not exist, with the nearest one that does."""
-    known = setting_names(schema)
-    same_end = [name for name in known if name.rsplit(".", 1)[-1] == key.rsplit(".", 1)[-1]]
-    hint = f"; did you mean {same_end[0]}?" if same_end else nearest(key, known)
-    if not hint:
-        group = key.split(".", 1)[0]
-        fields = [name for name in known if name.startswith(f"{group}.")]
-        hint = f"; {group} has: {', '.join(fields)}." if fields else "; python train.py --help lists them all."
-    return f"There is no setting {key}{hint}"
-
-
-def setting_names(schema: type, prefix: str = "") -> list[str]:
-    """Return the dotted names of all settings of `schema`."""
-    names: list[str] = []
-    for key, hint in typing.get_type_hints(schema).items():
-        if dataclasses.is_dataclass(hint):
-            names += setting_names(typing.cast(type, hint), f"{prefix}{key}.")
-        else:
-            names.append(f"{prefix}{key}")
-    return names
-
-
-#: Settings that a resumed run may have otherwise: they cannot change what is learned.
-RESUME_MAY_CHANGE = ("tracking.", "train.resume", "train.output_dir", "train.logging_steps", "train.save_total_limit")
-
-
-def difference(saved: Config, asked: Config) -> list[str]:
-    """Return "setting: saved -> asked" for what differs and matters; an undecided value agrees with any decision."""
-    lines = []
-    old, new = flatten(saved), flatten(asked)
-    for key in sorted(old.keys() | new.keys()):
-        undecided = new.get(key) is None or new.get(key) == "auto"
-        if key.startswith(RESUME_MAY_CHANGE) or undecided or old.get(key) == new.get(key):
-            continue
-        lines.append(f"{key}: {old.get(key)} -> {new.get(key)}")
-    return lines
-
-
-def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
-    """Return a dataclass as {dotted name: value}."""
-    flat: dict[str, Any] = {}
-    for item in dataclasses.fields(config):
-        value = getattr(config, item.name)
-        if dataclasses.is_dataclass(value):
-            flat |= flatten(value, f"{prefix}{item.name}.")
-        else:
-            flat[f"{prefix}{item.name}"] = value
-    return flat
-
-
-def save_config(config: TrainConfig, path: Path) -> None:
-    """Write `config` as YAML."""
-    from omegaconf import OmegaConf
-
-    path.write_text(OmegaConf.to_yaml(OmegaConf.create(dataclasses.asdict(config))), encoding="utf-8")
-
-
-def load_config(path: Path) -> TrainConfig:
-    """Read what `save_config` wrote."""
-    from omegaconf import OmegaConf
-
-    return build_config(OmegaConf.load(path), TrainConfig)

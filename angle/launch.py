@@ -7,20 +7,13 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from angle.config import (
-    ConvertConfig,
-    EvaluateConfig,
-    TrainConfig,
-    build_config,
-    explain,
-    setting_names,
-    unknown_key,
-)
+from angle.config import ConvertConfig, EvaluateConfig, TrainConfig
 from angle.errors import ConfigError, DataError, TrainingError, nearest
+from angle.settings import build_config, check_value, group_given_a_value, group_names, kinds, unknown_key, written
 
 Config = TypeVar("Config", TrainConfig, EvaluateConfig, ConvertConfig)
 
@@ -36,8 +29,10 @@ def launch(task: Callable[[Config], float | None], schema: type[Config], name: s
     import hydra
     from hydra.core.config_store import ConfigStore
     from hydra.core.hydra_config import HydraConfig
+    from hydra.errors import HydraException
     from hydra.types import RunMode
     from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
 
     ConfigStore.instance().store(name=f"{name}_schema", node=schema)
     OmegaConf.register_new_resolver("launch_time", _launch_time, replace=True)
@@ -59,77 +54,91 @@ def launch(task: Callable[[Config], float | None], schema: type[Config], name: s
         finally:
             _remove_if_empty(Path(folder))
 
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # what goes wrong comes here, where it becomes one sentence
     try:
-        check_overrides(sys.argv[1:], schema, conf)
+        sys.argv[1:] = check_arguments(sys.argv[1:], schema, conf)
+        hydra.main(version_base="1.3", config_path=str(conf), config_name=name)(job)()
     except ConfigError as error:
         sys.exit(_complain(error))
-    hydra.main(version_base="1.3", config_path=str(conf), config_name=name)(job)()
+    except (HydraException, OmegaConfBaseException) as error:
+        sys.exit(_complain(ConfigError(". ".join(str(error).split("\n")[:2]))))
 
 
-def check_overrides(arguments: list[str], schema: type, conf: Path) -> None:
-    """Check the words of a command line before Hydra composes them.
+def check_arguments(arguments: list[str], schema: type, conf: Path) -> list[str]:
+    """Check the words of a command line before Hydra composes them; return them as Hydra takes them.
 
     Raises:
         ConfigError: a word that sets nothing, an option that a group does not have, or a value of another type.
 
     """
     from hydra._internal.utils import get_args_parser
+
+    known, unknown = get_args_parser().parse_known_args(arguments)
+    if unknown:
+        name = unknown[0].lstrip("-").split("=")[0]
+        raise ConfigError(
+            f"{unknown[0]} is no flag: a setting is written without dashes, as group.name=value"
+            f"{nearest(f'train.{name}', kinds(schema)) or '.'}"
+        )
+    adding = {word: _check_word(word, schema, conf, many=known.multirun) for word in known.overrides}
+    return [f"++{word}" if adding.get(word) else word for word in arguments]
+
+
+def _check_word(word: str, schema: type, conf: Path, *, many: bool) -> bool:
+    """Check a word; return whether Hydra must be told that it adds entries to a mapping."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.core.override_parser.types import OverrideType
     from hydra.errors import HydraException
 
-    words = get_args_parser().parse_known_args(arguments)[0].overrides
-    groups = {str(folder.relative_to(conf)) for folder in conf.rglob("*") if folder.is_dir()}
-    for word in words:
-        try:
-            override = OverridesParser.create().parse_override(word)
-        except HydraException:
-            raise ConfigError(
-                f"{word} is no setting: write name=value, and quote values with spaces, braces or "
-                f"commas, for example 'model.prompt=\"Query: {{text}}\"'."
-            ) from None
-        key = override.key_or_group
-        if key.startswith("hydra"):
-            continue
-        values = list(override.sweep_string_iterator()) if override.is_sweep_override() else [override.value()]
-        if key in groups:
-            for value in values if not override.is_delete() else []:
-                _check_option(key, value, conf)
-        else:
-            for value in values if not override.is_delete() else [None]:
-                _check_setting(
-                    key,
-                    value,
-                    schema,
-                    groups,
-                    check_value=not override.is_delete() and not override.is_sweep_override(),
-                )
+    parser = OverridesParser.create()
+    try:
+        override = parser.parse_override(word)
+    except HydraException:
+        raise ConfigError(
+            f"{word} is no setting: write name=value, and quote values with spaces, braces or "
+            f"commas, for example 'model.prompt=\"Query: {{text}}\"'."
+        ) from None
+    key = override.key_or_group
+    if key == "hydra" or key.startswith(("hydra.", "hydra/")):
+        return False
+    if override.package is not None:
+        raise ConfigError(f"{word} cannot work: a group has one place only; write {key}={override.value()}.")
+    values = [override.value()]
+    if override.is_delete():
+        values = []
+    elif override.is_sweep_override():
+        values = [parser.parse_override(f"{key}={value}").value() for value in override.sweep_string_iterator()]
+    groups = {folder.name for folder in conf.iterdir() if folder.is_dir()}
+    is_entry = False
+    if key in groups:
+        for value in values:
+            _check_option(key, value, conf)
+    elif key in group_names(schema):
+        for value in values:
+            if not isinstance(value, Mapping):  # a mapping sets some of the group's settings
+                raise ConfigError(group_given_a_value(key, value, schema))
+    else:
+        kind = kinds(schema).get(key)
+        is_entry = kind is None and kinds(schema).get(key.rpartition(".")[0]) is dict
+        if kind is None and not is_entry:
+            group = nearest(key, groups) if "." not in key else ""
+            raise ConfigError(f"There is no group {key}{group}" if group else unknown_key(key, schema))
+        for value in values:
+            if not (isinstance(value, str) and "${" in value):
+                check_value(key, value, schema)
+        is_entry = is_entry or kind is dict
+    if override.is_sweep_override() and not many:
+        raise ConfigError(f"{word} names several values: add -m to run a job for each, or write one.")
+    return is_entry and override.type is OverrideType.CHANGE
 
 
 def _check_option(group: str, value: Any, conf: Path) -> None:
     options = sorted(file.stem for file in (conf / group).glob("*.yaml"))
     if value not in options:
         raise ConfigError(
-            f"{group}={value} is no option{nearest(str(value), options) or '.'} {group} can be: {', '.join(options)}."
+            f"{group}={written(value)} is no option{nearest(str(value), options) or '.'} "
+            f"{group} can be: {', '.join(options)}."
         )
-
-
-def _check_setting(key: str, value: Any, schema: type, groups: set[str], *, check_value: bool) -> None:
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-
-    known = setting_names(schema)
-    is_entry = any(
-        key.startswith(f"{name}.") and name.endswith((".columns", ".label_map", "columns", "label_map"))
-        for name in known
-    )
-    if key not in known and not is_entry:
-        group = nearest(key, groups) if "." not in key else ""
-        raise ConfigError(f"There is no group {key}{group}" if group else unknown_key(key, schema))
-    if check_value and not (isinstance(value, str) and "${" in value):
-        try:
-            OmegaConf.update(OmegaConf.structured(schema), key, value, force_add=is_entry)
-        except OmegaConfBaseException as error:
-            raise ConfigError(explain(error)) from None
 
 
 def _complain(error: Exception) -> int:

@@ -16,6 +16,7 @@ import torch
 from angle.config import SourceConfig
 from angle.data import sources
 from angle.data.corpus import Corpus, CorpusBuilder, Ints, Tokenizer, check_extra_columns, common_format
+from angle.errors import DataError
 from angle.structures import Batch, DataFormat, Structure
 
 
@@ -107,6 +108,8 @@ class CorpusData:
 
     def __init__(self, corpus: Corpus, sharing: Sharing) -> None:
         """Plan the batches of `corpus`."""
+        if len(corpus) < sharing.processes:
+            raise _too_few(len(corpus), sharing)
         self.corpus = corpus
         self.sharing = sharing
         self.plan = Plan(len(corpus), sharing)
@@ -181,10 +184,15 @@ class StreamData:
                 for number, row in table.rows:
                     builder.add(table, number, row)
                     if len(builder) == self._window:
+                        builder.check()
                         yield builder
                         builder, some = self._builder(), True
-            if not some or len(builder) >= self._sharing.processes:
-                yield builder  # without any good row in a whole pass, building it says what is wrong
+            builder.check()
+            if len(builder) >= self._sharing.processes:
+                yield builder
+            elif not some:
+                builder.build(self._tokenizer, cache=False)  # says why there is no row, if there is none
+                raise _too_few(len(builder), self._sharing)
 
     def _builder(self) -> CorpusBuilder:
         return CorpusBuilder(self.format, self._source, "train", self._tokenizer.columns)
@@ -204,6 +212,13 @@ class StreamData:
     def describe(self, step: int) -> str:
         """Return where the rows of a step stand, for a message."""
         return f"a window of {self._names}"
+
+
+def _too_few(rows: int, sharing: Sharing) -> DataError:
+    return DataError(
+        f"data.train has {rows} row{'s' if rows > 1 else ''} for {sharing.processes} processes: each needs one; "
+        f"give more rows or start fewer processes."
+    )
 
 
 def collate(corpus: Corpus, rows: Ints, epoch: int, sharing: Sharing) -> Batch:

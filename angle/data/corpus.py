@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from angle.config import SourceConfig
+from angle.config import SourceConfig, label_name
 from angle.data import formats, sources
 from angle.data.sources import Row, Table
 from angle.errors import DataError
@@ -142,22 +142,27 @@ class CorpusBuilder:
     def _label(self, table: Table, number: int, row: Row) -> float | None:
         value = row.get("label")
         if self.label_map:
-            if str(value) not in self.label_map:
+            if label_name(value) not in self.label_map:
                 known = ", ".join(self.label_map)
                 self._problem(table, number, "label", f"is {value!r}, which label_map does not name (it names {known})")
                 return None
-            mapped = self.label_map[str(value)]
+            mapped = self.label_map[label_name(value)]
             if mapped is None:
                 self._dropped += 1
             return mapped
+        if value is None or (isinstance(value, str) and not value.strip()):
+            self._problem(table, number, "label", f"is {_kind(value)}")
+            return None
         try:
-            label = math.nan if value is None or isinstance(value, bool) else float(value)
+            if isinstance(value, bool):
+                raise TypeError
+            label = float(value)
         except (TypeError, ValueError):
             hint = f"; give numbers, or map names: 'data.{self.role}.label_map={{{value}: 1}}'"
             self._problem(table, number, "label", f"is {value!r}, no number", hint)
             return None
         if not math.isfinite(label):
-            self._problem(table, number, "label", "is null" if value is None else f"is {value}, no finite number")
+            self._problem(table, number, "label", f"is {value}, no finite number")
             return None
         return label
 
@@ -169,18 +174,22 @@ class CorpusBuilder:
         )
         entry[0] += 1
 
-    def build(self, tokenizer: Tokenizer, *, cache: bool = True) -> Corpus:
-        """Return the corpus of all rows taken.
-
-        Raises:
-            DataError: the first problem of the rows, with the number of its kind; or no rows.
-
-        """
+    def check(self) -> None:
+        """Raise DataError when rows had problems: the first one, and how many there are of its kind."""
         if self._problems:
             count, message, hint = next(iter(self._problems.values()))
             others = len(self._problems) - 1
             more = f", and {others} other kind{'s' if others > 1 else ''} of problem" if others else ""
             raise DataError(f"{message} ({count} such row{'s' if count > 1 else ''}{more}){hint}.")
+
+    def build(self, tokenizer: Tokenizer, *, cache: bool = True) -> Corpus:
+        """Return the corpus of all rows taken.
+
+        Raises:
+            DataError: rows with problems, or no rows.
+
+        """
+        self.check()
         if not self._numbers:
             dropped = f": label_map dropped all {self._dropped}" if self._dropped else ""
             raise DataError(f"data.{self.role} has no row to use{dropped}.")

@@ -77,6 +77,8 @@ def _guess(columns: Sequence[str], data_format: DataFormat) -> Mapping[str, str]
 
 
 def _rename(columns: Sequence[str], data_format: DataFormat, role: str) -> str:
+    if len(columns) < len(data_format.columns):
+        return ""  # no renaming makes up for a column that is not there
     guess = _guess(columns, data_format)
     pairs = ", ".join(
         f"{wanted}: {guess.get(wanted, 'COLUMN')}" for wanted in data_format.columns if guess.get(wanted) != wanted

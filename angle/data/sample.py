@@ -21,8 +21,10 @@ from typing import Any
 
 SPLITS = ("train", "validation", "test")
 FORMATS = ("A", "B", "C")
-DEFAULT_ROWS = {"train": 8000, "validation": 500, "test": 1000}
+DEFAULT_ROWS = {"train": 24_000, "validation": 500, "test": 1000}
 MAX_SIMILARITY = 5.0
+#: Pairs above this mean nearly the same: the positives of an in-batch loss.
+POSITIVE_ABOVE = 4.0
 
 # Each kind lists its concepts and each concept its synonyms; the first synonym names the concept.
 # Concepts of one kind are related, all others are strangers. Every noun and verb must inflect regularly.

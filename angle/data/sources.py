@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,10 +92,18 @@ def _local_table(path: Path, split: str, role: str) -> Table:
     if ending == ".parquet":
         return _parquet_table(path, role)
     read = {".jsonl": _json_rows, ".json": _json_rows, ".csv": _csv_rows, ".tsv": _csv_rows}[ending]
-    rows = list(read(path, role))
+    try:
+        unit, rows = read(path, role)
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"data.{role}: {path} is not written in UTF-8 ({error.reason}: {error.object[error.start]:#04x}); "
+            f"save it as UTF-8."
+        ) from None
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise DataError(f"data.{role}: {path} is no whole gzip file: {str(error).rstrip('.')}.") from None
     if not rows:
         raise DataError(f"data.{role}: {path} is empty: it has no row.")
-    return Table(str(path), tuple(rows[0][1]), rows, "line" if ending in (".jsonl", ".json") else "row")
+    return Table(str(path), tuple(rows[0][1]), rows, unit)
 
 
 def _open_text(path: Path) -> Any:
@@ -102,52 +111,58 @@ def _open_text(path: Path) -> Any:
     return opener(path, "rt", encoding="utf-8-sig", newline="")
 
 
-def _json_rows(path: Path, role: str) -> Iterator[tuple[int, Row]]:
-    """Yield the objects of a file: one a line, or one list of them."""
+def _json_rows(path: Path, role: str) -> tuple[str, list[tuple[int, Row]]]:
+    """Return the objects of a file, one a line or one list of them, and what their numbers count."""
     with _open_text(path) as file:
         start = file.read(1024).lstrip()[:1]
         file.seek(0)
         if start == "[":
-            try:
-                items: Iterable[tuple[int, Any]] = list(enumerate(json.load(file), 1))
-            except json.JSONDecodeError as error:
-                raise DataError(f"data.{role}: {path} line {error.lineno} is no valid JSON: {error.msg}.") from None
+            unit, items = "row", list(enumerate(_parse(file.read(), 1, path, role), 1))
         else:
-            items = (
-                (number, _parse_line(line, number, path, role)) for number, line in enumerate(file, 1) if line.strip()
+            lines = enumerate(file, 1)
+            unit = "line"
+            items = [
+                (number, _parse(line.rstrip("\r\n"), number, path, role)) for number, line in lines if line.strip()
+            ]
+    for number, item in items:
+        if not isinstance(item, dict):
+            raise DataError(
+                f"data.{role}: {path} {unit} {number} is no JSON object with a name for each column: "
+                f"{json.dumps(item)[:60]}"
             )
-        for number, item in items:
-            if not isinstance(item, dict):
-                raise DataError(
-                    f"data.{role}: {path} line {number} is no JSON object with a name for each column: "
-                    f"{json.dumps(item)[:60]}"
-                )
-            yield number, item
+    return unit, items
 
 
-def _parse_line(line: str, number: int, path: Path, role: str) -> Any:
+def _parse(text: str, first_line: int, path: Path, role: str) -> Any:
     try:
-        return json.loads(line)
+        return json.loads(text)
     except json.JSONDecodeError as error:
+        line = first_line + error.lineno - 1
         raise DataError(
-            f"data.{role}: {path} line {number} is no valid JSON: {error.msg} (column {error.colno})."
+            f"data.{role}: {path} line {line} is no valid JSON: {error.msg} (column {error.colno})."
         ) from None
 
 
-def _csv_rows(path: Path, role: str) -> Iterator[tuple[int, Row]]:
-    """Yield the rows below a header. Cells stay texts as written: an NA or null in a sentence is a word."""
+def _csv_rows(path: Path, role: str) -> tuple[str, list[tuple[int, Row]]]:
+    """Return the rows below a header. Cells stay texts as written: an NA or null in a sentence is a word."""
+    csv.field_size_limit(2**31 - 1)  # a cell may be a document
     with _open_text(path) as file:
         # A tab-separated file is usually written without quoting, so a quotation mark is a character there.
         tabs = ".tsv" in path.name.lower()
         reader = csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE) if tabs else csv.reader(file)
         header = next(reader, [])
-        for number, cells in enumerate(reader, 1):
+        twice = [name for name in header if header.count(name) > 1]
+        if twice:
+            raise DataError(f"data.{role}: {path} has two columns named {twice[0]}: rename one in its header.")
+        rows: list[tuple[int, Row]] = []
+        for number, cells in enumerate((cells for cells in reader if cells), 1):
             if len(cells) != len(header):
                 raise DataError(
                     f"data.{role}: {path} row {number} has {len(cells)} cells, but its header names "
                     f"{len(header)} columns: {', '.join(header)}."
                 )
-            yield number, dict(zip(header, cells, strict=True))
+            rows.append((number, dict(zip(header, cells, strict=True))))
+    return "row", rows
 
 
 def _parquet_table(path: Path, role: str) -> Table:

@@ -11,11 +11,12 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from angle.config import CONFIG_FILE, EvaluateConfig, SourceConfig, load_config
+from angle.config import CONFIG_FILE, EvaluateConfig, SourceConfig
 from angle.data import sources
 from angle.errors import ConfigError
 from angle.evaluation.sts import ALIASES, HUB_TASKS, PairScores, load_sts, score_pairs, task_source
 from angle.modeling.encoder import Encoder
+from angle.settings import load_config
 
 
 @dataclass(frozen=True)

@@ -12,67 +12,25 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from angle.config import CONFIG_FILE, ModelConfig, PoolingConfig, TrainConfig, load_config
+from angle.config import CONFIG_FILE, ModelConfig, PoolingConfig, TrainConfig
 from angle.data.batching import Plan, Sharing, collate
 from angle.data.corpus import Corpus
 from angle.errors import ConfigError, DataError, TrainingError
 from angle.evaluation.sts import score_pairs, word_overlap
 from angle.modeling.encoder import Encoder, padding_share
 from angle.objective.objective import LossTerms, Objective
+from angle.settings import load_config
 from angle.structures import Batch
 from angle.training import setup
 from angle.training.checkpoint import Progress, load_state, random_state, save_state, seed_everything
 from angle.training.distributed import check_equal_weights, gather_batch
+from angle.training.result import Result
 from angle.training.run_folder import RunFolder, RunState
 from angle.training.schedule import rate_factor, warmup_steps
-from angle.training.tracking import Tracker, relative_to_here
+from angle.training.tracking import Tracker, relative_to_here, tracking_mode
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
-
-
-@dataclass(frozen=True)
-class Result:
-    """What came out of a run."""
-
-    folder: Path
-    finished_before: bool = False
-    """The run was found finished; nothing was done."""
-    best_score: float | None = None
-    """Highest Spearman correlation on data.valid_sts, None when there was none."""
-    best_step: int | None = None
-    """When that was."""
-    test_before: float | None = None
-    """Spearman correlation on data.test before training."""
-    test_after: float | None = None
-    """The same after training, of the best model if there is one, else of the final one."""
-    test_word_overlap: float | None = None
-    """The same of a score that only counts shared words."""
-
-    def summary(self) -> str:
-        """Return what a person wants to know after a run: the score, where the model is, what to type next."""
-        run = relative_to_here(self.folder)
-        lines = [f"{run} holds this run already, finished."] if self.finished_before else []
-        if self.test_before is not None and self.test_after is not None:
-            lines += [
-                f"Test    Spearman {self.test_before:.4f} before training, {self.test_after:.4f} after "
-                f"(shared words alone: {self.test_word_overlap:.4f})"
-            ]
-        if self.best_score is not None:
-            lines += [f"Best    Spearman {self.best_score:.4f} on validation, at step {self.best_step}"]
-        lines += [
-            f"Saved   {run}/{'best' if self.best_step is not None else 'final'}",
-            "",
-            "Next    "
-            + "\n        ".join(
-                [
-                    f"python evaluate.py model.name_or_path={run}{'' if self.test_after else ' tasks=[stsb]'}",
-                    f"python convert.py model.name_or_path={run}",
-                    "python train.py -m loss.ibn_w=10,20,30 loss.angle_tau=1,20",
-                ]
-            ),
-        ]
-        return "\n".join(lines)
 
 
 @dataclass
@@ -107,6 +65,7 @@ def fit(config: TrainConfig) -> Result:
     """
     accelerator = setup.start_accelerator(config)
     config = _settings_to_resume(config)
+    config = replace(config, tracking=replace(config.tracking, mode=tracking_mode(config.tracking.mode)))
     folder = RunFolder(Path(config.train.output_dir or time.strftime("runs/%Y-%m-%d/%H-%M-%S")))
     state = folder.examine(config)
     if state is RunState.FINISHED:

@@ -11,8 +11,9 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from angle.config import CONFIG_FILE, RUN_FILE, TrainConfig, difference, load_config, save_config
+from angle.config import CONFIG_FILE, RUN_FILE, TrainConfig
 from angle.errors import ConfigError
+from angle.settings import difference, load_config, save_config
 
 METRICS_FILE, MANIFEST = "metrics.jsonl", "manifest.json"
 
@@ -39,9 +40,11 @@ class RunFolder:
             ConfigError: it holds a run with other settings, or anything that is no run.
 
         """
+        if self.path.is_file():
+            raise ConfigError(f"train.output_dir={self.path} is a file and no folder; give a new folder.")
         if not self.path.exists() or not any(self.path.iterdir()):
             return RunState.NEW
-        if not (self.path / CONFIG_FILE).is_file():
+        if not all((self.path / name).is_file() for name in (CONFIG_FILE, RUN_FILE)):
             raise ConfigError(
                 f"train.output_dir={self.path} holds other files and no run, so nothing is written "
                 f"there; give an empty or a new folder."
@@ -122,16 +125,22 @@ class RunFolder:
 
     def newest_checkpoint(self, warn: Callable[[str], object]) -> Path | None:
         """Return the newest checkpoint whose files all have their checksums; say which ones do not."""
-        for checkpoint in self.checkpoints():
-            manifest = checkpoint / MANIFEST
-            sums = json.loads(manifest.read_text(encoding="utf-8")) if manifest.is_file() else {}
-            if sums and all(
-                (checkpoint / name).is_file() and _checksum(checkpoint / name) == digest
-                for name, digest in sums.items()
-            ):
+        checkpoints = self.checkpoints()
+        for number, checkpoint in enumerate(checkpoints, 1):
+            if _is_whole(checkpoint):
                 return checkpoint
-            warn(f"{checkpoint} is damaged, going back to the one before")
+            way_out = "going back to the one before" if number < len(checkpoints) else "starting from the beginning"
+            warn(f"{checkpoint} is damaged, {way_out}")
         return None
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    """Return whether all files that the manifest lists are there and have their checksums."""
+    try:
+        sums = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
+        return bool(sums) and all(_checksum(checkpoint / name) == digest for name, digest in sums.items())
+    except (OSError, ValueError, AttributeError):  # files that are gone, or a damaged manifest
+        return False
 
 
 def write_whole(path: Path, text: str) -> None:

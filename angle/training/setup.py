@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from angle.config import DataFormatConfig, PoolingConfig, SourceConfig, TrainConfig
+from angle.data import sample
 from angle.data.batching import CorpusData, Sharing, StreamData, TrainingData
 from angle.data.corpus import Corpus, load_corpus
 from angle.data.sources import SAMPLE
@@ -111,10 +112,10 @@ def decide(config: TrainConfig, encoder: Encoder, data: Data) -> TrainConfig:
     name = data.train.format.name
     loss = config.loss.for_format(name)
     if loss.positive_above is None:
-        loss = replace(loss, positive_above=4.0 if on_sample and name == "A" else 0.0)
+        loss = replace(loss, positive_above=sample.POSITIVE_ABOVE if on_sample and name == "A" else 0.0)
     rate = config.train.learning_rate
     if rate is None:
-        rate = 1e-3 if config.model.name_or_path == TINY else 2e-4 if config.lora.enabled else 5e-5
+        rate = 2e-3 if config.model.name_or_path == TINY else 2e-4 if config.lora.enabled else 5e-5
     return replace(
         _with_sample_splits(config),
         model=replace(

@@ -7,7 +7,7 @@ import logging
 import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, cast
 
 from tqdm import tqdm
 
@@ -32,12 +32,7 @@ class Tracker:
     """Records of one run. On processes that are not the main one, every call does nothing."""
 
     def __init__(self, config: TrainConfig, folder: RunFolder, *, is_main: bool, resumed_id: str | None) -> None:
-        """Open the log, and the Weights & Biases run if that is on.
-
-        Raises:
-            ConfigError: WANDB_MODE has a value that is none of its modes.
-
-        """
+        """Open the log, and the Weights & Biases run if that is on."""
         self._folder = folder if is_main else None
         self._wandb: Any = None
         self._handlers: list[logging.Handler] = []
@@ -48,17 +43,16 @@ class Tracker:
         self._add_handler(
             logging.FileHandler(folder.path / "train.log", encoding="utf-8"), "%(asctime)s %(levelname)s %(message)s"
         )
-        mode = tracking_mode(config.tracking.mode)
-        if mode != "disabled":
+        settings = config.tracking
+        if settings.mode != "disabled":
             import wandb
 
-            settings = config.tracking
             self._wandb = wandb.init(
                 project=settings.project,
                 entity=settings.entity,
                 name=settings.name or folder.path.name,
                 tags=settings.tags or None,
-                mode=mode,
+                mode=cast(Literal["online", "offline"], settings.mode),
                 dir=folder.path,
                 config=dataclasses.asdict(config),
                 id=resumed_id,
@@ -136,7 +130,7 @@ class Tracker:
             handler.close()
 
 
-def tracking_mode(setting: str) -> Any:
+def tracking_mode(setting: str) -> str:
     """Return the mode of Weights & Biases: the environment's WANDB_MODE, else the setting.
 
     Raises:

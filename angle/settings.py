@@ -1,0 +1,206 @@
+"""Settings by their dotted names: from nested values of any origin to a checked schema, to disk and back."""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import UnionType
+from typing import Any, TypeVar
+
+from angle.config import ConvertConfig, EvaluateConfig, TrainConfig
+from angle.errors import ConfigError, nearest
+
+Config = TypeVar("Config", TrainConfig, EvaluateConfig, ConvertConfig)
+
+#: Settings that a resumed run may have otherwise: they cannot change what is learned.
+RESUME_MAY_CHANGE = ("tracking.", "train.resume", "train.output_dir", "train.logging_steps", "train.save_total_limit")
+
+#: What a setting of a type takes, in words.
+WANTED = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "a text",
+    list: "a list, such as [a,b]",
+    dict: "a mapping, such as {a: b}",
+}
+
+
+def build_config(source: Mapping[str, Any] | Config | Any, schema: type[Config]) -> Config:
+    """Return `source` (a mapping, an OmegaConf node or a dataclass) as a checked `schema`, types converted.
+
+    Raises:
+        ConfigError: an unknown key, a value of another type, or a value that cannot work.
+
+    """
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    if dataclasses.is_dataclass(source) and not isinstance(source, type):
+        source = dataclasses.asdict(source)
+    plain = OmegaConf.to_container(source, resolve=True) if OmegaConf.is_config(source) else source
+    if not isinstance(plain, Mapping):
+        raise ConfigError(f"A configuration is a mapping of groups, not {type(source).__name__}.")
+    for key in leaves(plain, schema):
+        if key not in kinds(schema):
+            raise ConfigError(unknown_key(key, schema))
+    try:
+        built = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), dict(plain)))
+    except OmegaConfBaseException:
+        for key, value in leaves(plain, schema).items():
+            check_value(key, value, schema)
+        raise
+    assert isinstance(built, schema)
+    return built
+
+
+def check_value(key: str, value: Any, schema: type) -> None:
+    """Raise ConfigError when the setting `key`, which exists, or an entry of it, does not take `value`."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    known = kinds(schema)
+    name = key if key in known else key.rsplit(".", 1)[0]  # an entry of a mapping
+    kind = known[name]
+    if kind is dict and key == name and isinstance(value, Mapping):
+        for entry, content in value.items():
+            check_value(f"{key}.{entry}", content, schema)
+        return
+    try:
+        OmegaConf.update(OmegaConf.structured(schema), key, value, force_add=key != name)
+    except OmegaConfBaseException:
+        if key != name:
+            kind = _plain(typing.get_args(_hints(schema)[name])[1])
+        raise ConfigError(f"{key}={written(value)} cannot work: it must be {WANTED[kind]}.") from None
+
+
+def written(value: Any) -> str:
+    """Return a value as the command line writes it."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(f'{key}: {written(content)}' for key, content in value.items())}}}"
+    if isinstance(value, list):
+        return f"[{','.join(map(written, value))}]"
+    return str(value)
+
+
+def leaves(values: Mapping[Any, Any], schema: type, prefix: str = "") -> dict[str, Any]:
+    """Return nested values by dotted names, as deep as `schema` has groups.
+
+    Raises:
+        ConfigError: a value in the place of a group.
+
+    """
+    groups = group_names(schema)
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        name = f"{prefix}{key}"
+        if name not in groups:
+            flat[name] = value
+        elif isinstance(value, Mapping):
+            flat |= leaves(value, schema, f"{name}.")
+        else:
+            raise ConfigError(group_given_a_value(name, value, schema))
+    return flat
+
+
+def group_given_a_value(group: str, value: Any, schema: type) -> str:
+    """Return the sentence for a group of settings that was given one value."""
+    fields = [name for name in kinds(schema) if name.startswith(f"{group}.")]
+    return f"{group}={written(value)} cannot work: {group} is a group of settings; it has: {', '.join(fields)}."
+
+
+def unknown_key(key: str, schema: type) -> str:
+    """Return the sentence for a setting that does not exist, with the nearest one that does."""
+    known = list(kinds(schema))
+    same_end = [name for name in known if name.rsplit(".", 1)[-1] == key.rsplit(".", 1)[-1]]
+    hint = f"; did you mean {same_end[0]}?" if same_end else nearest(key, known)
+    if not hint:
+        group = key.split(".", 1)[0]
+        fields = [name for name in known if name.startswith(f"{group}.")]
+        hint = f"; {group} has: {', '.join(fields)}." if fields else "; python train.py --help lists them all."
+    return f"There is no setting {key}{hint}"
+
+
+def kinds(schema: type) -> dict[str, type]:
+    """Return the type of every setting of `schema` by its dotted name."""
+    return {name: _plain(hint) for name, hint in _hints(schema).items()}
+
+
+def group_names(schema: type) -> set[str]:
+    """Return the dotted names of all groups of settings of `schema`."""
+    parts = [name.split(".")[:-1] for name in kinds(schema)]
+    return {".".join(path[:end]) for path in parts for end in range(1, len(path) + 1)}
+
+
+def _hints(schema: type) -> dict[str, Any]:
+    return dict(_walk(schema, ""))
+
+
+def _walk(schema: type, prefix: str) -> Iterator[tuple[str, Any]]:
+    for key, hint in typing.get_type_hints(schema).items():
+        if dataclasses.is_dataclass(hint):
+            yield from _walk(typing.cast(type, hint), f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", hint
+
+
+def _plain(hint: Any) -> type:
+    """Return int for int | None, list for list[str], and so on."""
+    if isinstance(hint, UnionType):
+        hint = next(kind for kind in typing.get_args(hint) if kind is not type(None))
+    plain: type = typing.get_origin(hint) or hint
+    return plain
+
+
+def difference(saved: Config, asked: Config) -> list[str]:
+    """Return "setting: saved -> asked" for what differs and matters; an undecided value agrees with any decision."""
+    lines = []
+    old, new = flatten(saved), flatten(asked)
+    for key in sorted(old.keys() | new.keys()):
+        undecided = new.get(key) is None or new.get(key) == "auto"
+        if key.startswith(RESUME_MAY_CHANGE) or undecided or old.get(key) == new.get(key):
+            continue
+        lines.append(f"{key}: {written(old.get(key))} -> {written(new.get(key))}")
+    return lines
+
+
+def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
+    """Return a dataclass as {dotted name: value}."""
+    flat: dict[str, Any] = {}
+    for item in dataclasses.fields(config):
+        value = getattr(config, item.name)
+        if dataclasses.is_dataclass(value):
+            flat |= flatten(value, f"{prefix}{item.name}.")
+        else:
+            flat[f"{prefix}{item.name}"] = value
+    return flat
+
+
+def save_config(config: TrainConfig, path: Path) -> None:
+    """Write `config` as YAML."""
+    from omegaconf import OmegaConf
+
+    path.write_text(OmegaConf.to_yaml(OmegaConf.create(dataclasses.asdict(config))), encoding="utf-8")
+
+
+def load_config(path: Path) -> TrainConfig:
+    """Read what `save_config` wrote.
+
+    Raises:
+        ConfigError: a file of something else.
+
+    """
+    from omegaconf import OmegaConf
+    from yaml import YAMLError
+
+    try:
+        content = OmegaConf.load(path)
+    except (YAMLError, OSError) as error:
+        raise ConfigError(f"{path} is no configuration: {str(error).splitlines()[0]}.") from None
+    return build_config(content, TrainConfig)

@@ -1,0 +1,52 @@
+"""What came out of a run, as numbers and as the last words on the console."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from angle.training.tracking import relative_to_here
+
+
+@dataclass(frozen=True)
+class Result:
+    """What came out of a run."""
+
+    folder: Path
+    finished_before: bool = False
+    """The run was found finished; nothing was done."""
+    best_score: float | None = None
+    """Highest Spearman correlation on data.valid_sts, None when there was none."""
+    best_step: int | None = None
+    """When that was."""
+    test_before: float | None = None
+    """Spearman correlation on data.test before training."""
+    test_after: float | None = None
+    """The same after training, of the best model if there is one, else of the final one."""
+    test_word_overlap: float | None = None
+    """The same of a score that only counts shared words."""
+
+    def summary(self) -> str:
+        """Return what a person wants to know after a run: the score, where the model is, what to type next."""
+        run = relative_to_here(self.folder)
+        lines = [f"{run} holds this run already, finished."] if self.finished_before else []
+        if self.test_before is not None and self.test_after is not None:
+            lines += [
+                f"Test    Spearman {self.test_before:.4f} before training, {self.test_after:.4f} after "
+                f"(shared words alone: {self.test_word_overlap:.4f})"
+            ]
+        if self.best_score is not None:
+            lines += [f"Best    Spearman {self.best_score:.4f} on validation, at step {self.best_step}"]
+        lines += [
+            f"Saved   {run}/{'best' if self.best_step is not None else 'final'}",
+            "",
+            "Next    "
+            + "\n        ".join(
+                [
+                    f"python evaluate.py model.name_or_path={run}{'' if self.test_after else ' tasks=[stsb]'}",
+                    f"python convert.py model.name_or_path={run}",
+                    "python train.py -m loss.ibn_w=10,20,30 loss.angle_tau=1,20",
+                ]
+            ),
+        ]
+        return "\n".join(lines)

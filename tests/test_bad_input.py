@@ -1,0 +1,226 @@
+"""What a person gets wrong ends in exactly one line that says what to do, and leaves nothing behind.
+
+Each case is the real command as a process of its own, in a folder of its own; two of them run at a time.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from conftest import snapshot, start
+
+PAIRS = [{"text1": f"a cat {n}", "text2": f"the dog {n}", "label": n % 5} for n in range(8)]
+FORMATS = "(A: text1, text2, label; B: text, positive, negative; C: text, positive)"
+TRAIN = ("data=files", "data.train.name_or_path=rows.jsonl")
+
+
+@dataclass(frozen=True)
+class Case:
+    """A command that cannot work."""
+
+    words: tuple[str, ...]
+    text: str
+    """What is said, behind "Error: "."""
+    files: dict[str, str | Callable[[Path], object]] = field(default_factory=dict)
+    """What lies in the folder: texts, or what writes it."""
+    env: dict[str, str] = field(default_factory=dict)
+    heavy: bool = False
+    """Found only with torch loaded."""
+
+
+def lines(rows: list[dict[str, object]]) -> str:
+    """Return rows as JSON lines."""
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+def changed(changes: dict[int, dict[str, object]]) -> str:
+    """Return good pairs, some cells changed, as JSON lines."""
+    return lines([row | changes.get(number, {}) for number, row in enumerate(PAIRS)])
+
+
+def rows(content: str, text: str, *words: str, name: str = "rows.jsonl") -> Case:
+    """Return a case of one file to train on."""
+    source = ("data=files", f"data.train.name_or_path={name}")
+    return Case((*source, *words), f"data.train: {name} {text}", {name: content}, heavy=True)
+
+
+def odd_model(folder: Path) -> None:
+    """Save a small random BERT of 33 dimensions."""
+    from transformers import BertConfig, BertModel, BertTokenizer
+
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "cat", "dog", "a", "the"]
+    settings = {"num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
+    BertModel(
+        BertConfig(vocab_size=len(words), hidden_size=33, max_position_embeddings=16, **settings)
+    ).save_pretrained(folder)
+    BertTokenizer(vocab={word: number for number, word in enumerate(words)}).save_pretrained(folder)
+
+
+def other_run(folder: Path) -> None:
+    """Begin a run with another seed."""
+    from angle.config import TrainConfig, TrainingConfig
+    from angle.training.run_folder import RunFolder
+
+    RunFolder(folder).create(TrainConfig(train=TrainingConfig(seed=7)), {"finished": False})
+
+
+CASES = {
+    "misspelt columns": rows(
+        lines([{"sentence1": "a", "sentence2": "b", "score": 1}]),
+        f"has the columns sentence1, sentence2, score, which are no format {FORMATS}. "
+        f"Rename them: 'data.train.columns={{text1: sentence1, text2: sentence2, label: score}}'",
+    ),
+    "a missing column": rows(
+        lines([{"text1": "a", "text2": "b", "label": 1}]),
+        "has the columns text1, text2, label (format A), but format B needs text, positive, negative. "
+        "Type loss=format_a to train on it as it is.",
+        "loss=format_b",
+    ),
+    "a column to rename that is not there": Case(
+        (*TRAIN, "+data.train.columns={text1: first}"),
+        "data.train.columns names first, but rows.jsonl has: text1, text2, label.",
+        {"rows.jsonl": lines(PAIRS)},
+        heavy=True,
+    ),
+    "null": rows(changed({2: {"text2": None}, 4: {"text2": None}}), "line 3: text2 is null (2 such rows)."),
+    "empty": rows(changed({3: {"text1": ""}}), "line 4: text1 is empty (1 such row)."),
+    "whitespace": rows(changed({3: {"text1": " \t"}}), "line 4: text1 is empty (1 such row)."),
+    "no text": rows(changed({3: {"text1": 7}}), "line 4: text1 is no text but 7 (1 such row)."),
+    "label in words": rows(
+        changed({1: {"label": "high"}, 2: {"label": "low"}, 5: {"label": "high"}}),
+        "line 2: label is 'high', no number (3 such rows); give numbers, or map names: "
+        "'data.train.label_map={high: 1}'.",
+    ),
+    "label NaN": rows(changed({4: {"label": float("nan")}}), "line 5: label is nan, no finite number (1 such row)."),
+    "empty file": rows("", "is empty."),
+    "only a header": rows("text1,text2,label\n", "is empty: it has no row.", name="rows.csv"),
+    "wrong JSON": rows(lines(PAIRS[:1]) + '{"text1": x}\n', "line 2 is no valid JSON: Expecting value (column 11)."),
+    "a file that is not there": Case(
+        TRAIN, "data.train: rows.jsonl does not exist; the folder you are in is FOLDER.", heavy=True
+    ),
+    "a hub name": Case(
+        ("data=files", "data.train.name_or_path=nobody/nothing"),
+        "data.train: nobody/nothing (subset none, split train) could not be loaded from the hub: Couldn't reach "
+        "'nobody/nothing' on the Hub (OfflineModeIsEnabled). Check the name, the subset and the split, or give a file.",
+        heavy=True,
+    ),
+    "typo": Case(("train.epoch=2",), "There is no setting train.epoch; did you mean train.epochs?"),
+    "typo with a plus": Case(("+train.epoch=2",), "There is no setting train.epoch; did you mean train.epochs?"),
+    "no option": Case(("lora=r6",), "lora=r6 is no option; did you mean r64? lora can be: none, r16, r32, r64, r8."),
+    "no weights": Case(
+        ("loss.cosine_w=0", "loss.ibn_w=0", "loss.angle_w=0"),
+        "loss.cosine_w, loss.ibn_w and loss.angle_w are all 0, so there is nothing to learn: set one of them above 0.",
+    ),
+    "negative weight": Case(("loss.ibn_w=-1",), "loss.ibn_w=-1 cannot work: it must be at least 0."),
+    "batch of one row": Case(
+        ("train.batch_size=1", *TRAIN),
+        "train.batch_size=1 leaves a row no other row to be compared with: choose 2 or more, "
+        "or use triples (format B).",
+        {"rows.jsonl": lines(PAIRS)},
+        heavy=True,
+    ),
+    "odd dimension": Case(
+        ("model.name_or_path=odd", *TRAIN),
+        "loss.angle_w=1 cannot work with 33 dimensions: the angle loss splits an embedding into a real and an "
+        "imaginary half; choose a model of even width or loss.angle_w=0.",
+        {"odd": odd_model, "rows.jsonl": lines(PAIRS)},
+        heavy=True,
+    ),
+    "model without weights": Case(
+        ("model.name_or_path=empty", *TRAIN),
+        "model.name_or_path=empty could not be loaded: Error no file named model.safetensors, or pytorch_model.bin, "
+        "found in directory empty. Give a hub name or a folder with config.json and model.safetensors.",
+        {"empty/config.json": '{"model_type": "bert"}', "rows.jsonl": lines(PAIRS)},
+        heavy=True,
+    ),
+    "another run": Case(
+        ("train.output_dir=run",),
+        "train.output_dir=run holds a run with other settings (train.seed: 7 -> 42); to go on with its own ones type "
+        "train.resume=run, else give a new folder.",
+        {"run": other_run},
+        heavy=True,
+    ),
+    "other files": Case(
+        ("train.output_dir=thesis",),
+        "train.output_dir=thesis holds other files and no run, so nothing is written there; give an empty "
+        "or a new folder.",
+        {"thesis/chapter.txt": "x"},
+        heavy=True,
+    ),
+    "nothing to resume": Case(
+        ("train.resume=thesis",),
+        "train.resume=thesis is no run folder: it has no config.yaml.",
+        {"thesis/chapter.txt": "x"},
+        heavy=True,
+    ),
+    "fp16 on a CPU": Case(
+        ("train.mixed_precision=fp16",),
+        "train.mixed_precision=fp16 needs a GPU, and none is here: type train.mixed_precision=bf16 or leave it out.",
+        heavy=True,
+    ),
+    "lora is off": Case(
+        ("lora.r=3",), "lora.r=3 has no effect while lora is off: add lora=r16 or lora.enabled=true, or leave it out."
+    ),
+    "validation on the training rows": Case(
+        ("data.valid.name_or_path=sample", "data.valid.split=train"),
+        "data.valid is the training data itself, so it would measure nothing: give other rows, for example "
+        "data.valid.split=validation.",
+    ),
+    "stream without an end": Case(
+        ("data.streaming=true",),
+        "data.streaming=true needs train.max_steps, for a stream has no known length: add for example "
+        "train.max_steps=1000.",
+    ),
+    "no data": Case(
+        ("data=files",),
+        "data.train.name_or_path is missing: give a file, a folder or a hub name, for example "
+        "data.train.name_or_path=pairs.jsonl.",
+    ),
+    "WANDB_MODE": Case(
+        TRAIN,
+        "WANDB_MODE=bogus is not known. Choose one of: disabled, online, offline.",
+        {"rows.jsonl": lines(PAIRS)},
+        {"WANDB_MODE": "bogus"},
+        heavy=True,
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def outcomes(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[str, Future[tuple[int, str, str, bool]]]]:
+    """Start the commands of the chosen tests, as many at a time as there are cores."""
+    chosen = {item.callspec.params["name"] for item in request.session.items if item.fspath == request.fspath}
+
+    def run(name: str, folder: Path) -> tuple[int, str, str, bool]:
+        before = snapshot(folder)
+        done = start("train.py", *CASES[name].words, folder=folder, **CASES[name].env)
+        return done.returncode, done.stdout, done.stderr.replace(str(folder), "FOLDER"), snapshot(folder) == before
+
+    with ThreadPoolExecutor(min(os.cpu_count() or 1, 4)) as pool:
+        started = {}
+        for name in (name for name in CASES if name in chosen):
+            folder = tmp_path_factory.mktemp("case")
+            for file, content in CASES[name].files.items():
+                (folder / file).parent.mkdir(exist_ok=True)
+                content(folder / file) if callable(content) else (folder / file).write_text(content)
+            started[name] = pool.submit(run, name, folder)
+        yield started
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if case.heavy else []) for name, case in CASES.items()]
+)
+def test_one_line_and_nothing_written(name, outcomes):
+    code, out, err, untouched = outcomes[name].result()
+    assert err == f"Error: {CASES[name].text}\n"
+    assert out == ""
+    assert code == 1
+    assert untouched

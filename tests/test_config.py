@@ -1,0 +1,429 @@
+"""The schema: what composes, what is refused and with which words, and what survives the disk."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from conftest import REPO
+from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
+
+from angle.config import (
+    FORMAT_WEIGHTS,
+    ConvertConfig,
+    EvaluateConfig,
+    LossConfig,
+    TrainConfig,
+)
+from angle.errors import ConfigError
+from angle.settings import build_config, difference, flatten, kinds, load_config, save_config
+
+CONF = REPO / "conf"
+#: conf/accelerate holds launch files, no group.
+OPTIONS = sorted(
+    (file.parent.name, file.stem) for file in CONF.glob("*/*.yaml") if file.parent.name not in ("accelerate",)
+)
+SCHEMAS = {"train": TrainConfig, "evaluate": EvaluateConfig, "convert": ConvertConfig}
+
+
+def composed(*words: str, name: str = "train") -> Any:
+    """Return what a command line makes, checked."""
+    ConfigStore.instance().store(name=f"{name}_schema", node=SCHEMAS[name])
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return build_config(compose(name, list(words)), SCHEMAS[name])
+
+
+def nested(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return {"a.b": 1} as {"a": {"b": 1}}."""
+    tree: dict[str, Any] = {}
+    for key, value in settings.items():
+        *groups, last = key.split(".")
+        branch = tree
+        for group in groups:
+            branch = branch.setdefault(group, {})
+        branch[last] = value
+    return tree
+
+
+def build(settings: dict[str, Any], schema: Any = TrainConfig) -> Any:
+    """Return the configuration of dotted settings."""
+    return build_config(nested(settings), schema)
+
+
+def complaint(settings: dict[str, Any], schema: Any = TrainConfig) -> str:
+    """Return what is said of dotted settings that cannot work."""
+    with pytest.raises(ConfigError) as caught:
+        build(settings, schema)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("name", SCHEMAS)
+def test_composed_default_is_the_python_default(name):
+    assert composed(name=name) == SCHEMAS[name]()
+
+
+def test_all_options_are_seen():
+    assert len(OPTIONS) == 47
+    assert {group for group, _ in OPTIONS} == {
+        *("billm", "data", "data_format", "ese", "experiment", "lora"),
+        *("loss", "model", "pooling", "teacher", "tracking"),
+    }
+
+
+@pytest.mark.parametrize(("group", "option"), [pytest.param(*option, id="=".join(option)) for option in OPTIONS])
+def test_every_option_composes_to_what_its_file_says(group, option):
+    words = ["data.train.name_or_path=x.jsonl"] if option == "files" else []
+    settings = yaml.safe_load((CONF / group / f"{option}.yaml").read_text())
+    config = composed(f"{group}={option}", *words)
+    if group == "experiment":
+        settings.pop("defaults", None)
+    else:
+        config = getattr(config, group)
+    if option == "files":  # its path is the command line's
+        return
+    found = flatten(config)
+    for key, value in flat(settings).items():
+        assert found[key] == (pytest.approx(float(value)) if isinstance(found[key], float) else value), key
+
+
+def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return {"a": {"b": 1}} as {"a.b": 1}, renamings kept whole."""
+    leaves: dict[str, Any] = {}
+    for key, value in tree.items():
+        branch = isinstance(value, dict) and key != "columns"
+        leaves |= flat(value, f"{prefix}{key}.") if branch else {f"{prefix}{key}": value}
+    return leaves
+
+
+def test_the_card_s_command():
+    config = composed("model=llama7b", "lora=r64", "loss=format_b")
+    assert config.model.name_or_path == "NousResearch/Llama-2-7b-chat-hf"
+    assert dataclasses.asdict(config.lora) == {
+        "enabled": True,
+        "r": 64,
+        "alpha": 128,
+        "dropout": 0.1,
+        "target_modules": None,
+    }
+    loss = config.loss
+    assert (loss.cosine_w, loss.ibn_w, loss.angle_w) == (0.0, 20.0, 1.0)
+    assert (loss.cosine_tau, loss.ibn_tau, loss.angle_tau) == (20.0, 20.0, 20.0)
+    assert config.data_format.name == "B"
+    assert config.pooling.strategy == "auto"
+
+
+@pytest.mark.parametrize("name", FORMAT_WEIGHTS)
+def test_loss_options_hold_the_weights_of_their_format(name):
+    option = yaml.safe_load((CONF / "loss" / f"format_{name.lower()}.yaml").read_text())
+    assert tuple(option.values()) == FORMAT_WEIGHTS[name]
+    assert list(option) == ["cosine_w", "ibn_w", "angle_w"]
+    assert composed(f"loss=format_{name.lower()}").loss == LossConfig().for_format(name)
+
+
+def test_null_weights_become_those_of_a_format_that_is_given():
+    loss = build({"data_format.name": "B", "loss.angle_w": 3}).loss
+    assert (loss.cosine_w, loss.ibn_w, loss.angle_w) == (0.0, 20.0, 3.0)
+
+
+@pytest.mark.parametrize(
+    ("key", "hint"),
+    [
+        ("train.epoch", "; did you mean train.epochs?"),
+        ("loss.cosinew", "; did you mean loss.cosine_w?"),
+        ("loss.batch_size", "; did you mean train.batch_size?"),
+        ("batch_size", "; did you mean train.batch_size?"),
+        ("data.train.colums", "; did you mean data.train.columns?"),
+        ("zzz", "; python train.py --help lists them all."),
+        ("billm.zzz", "; billm has: billm.enabled."),
+    ],
+)
+def test_unknown_settings_name_the_nearest(key, hint):
+    assert complaint({key: 1}) == f"There is no setting {key}{hint}"
+
+
+WHOLE, NUMBER = "it must be a whole number.", "it must be a number."
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "text"),
+    [
+        ("train.epochs", "two", f"train.epochs=two cannot work: {WHOLE}"),
+        ("train.batch_size", 2.5, f"train.batch_size=2.5 cannot work: {WHOLE}"),
+        ("loss.ibn_w", "much", f"loss.ibn_w=much cannot work: {NUMBER}"),
+        ("data.shuffle", "maybe", "data.shuffle=maybe cannot work: it must be true or false."),
+        ("lora.enabled", "2.5", "lora.enabled=2.5 cannot work: it must be true or false."),
+    ],
+)
+def test_values_of_another_type(key, value, text):
+    assert complaint({key: value}) == text
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("tracking.tags", "one", ["tracking.tags=one", "a list"]),
+        ("lora.target_modules", "q_proj", ["lora.target_modules=q_proj", "a list"]),
+        ("data.train.columns", ["a", "b"], ["data.train.columns"]),
+        ("data.train.label_map", {"yes": "much"}, ["data.train.label_map.yes=much", "a number"]),
+        ("model.name_or_path", None, ["model.name_or_path=null"]),
+        ("model", 3, ["model"]),
+        ("model", None, ["model"]),
+    ],
+)
+def test_values_of_another_shape_are_named_without_omegaconf_s_words(key, value, words):
+    text = complaint({key: value})
+    assert all(word in text for word in words)
+    assert not re.search(r"ListConfig|DictConfig|AnyNode|Optional|subclass|\.\.$|\n", text)
+
+
+def test_label_map_takes_numbers_as_labels():
+    assert build({"data.train.label_map": {0: 1, 2: None}}).data.train.label_map == {"0": 1.0, "2": None}
+
+
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [
+        (
+            {"model.dtype": "float23"},
+            "model.dtype=float23 is not known; did you mean float32? Choose one of: float32, bfloat16, float16, auto.",
+        ),
+        ({"model.padding_side": "up"}, "model.padding_side=up is not known. Choose one of: left, right."),
+        ({"model.max_length": 1}, "model.max_length=1 cannot work: it must be at least 2."),
+        (
+            {"model.prompt": "Query"},
+            "model.prompt='Query' has no {text}: write where the text goes, for example model.prompt='Query: {text}'.",
+        ),
+        (
+            {"pooling.strategy": "median"},
+            "pooling.strategy=median is not known; did you mean mean? "
+            "Choose one of: auto, cls, avg, mean, max, last, cls_avg, cls_max.",
+        ),
+        (
+            {"pooling.strategy": -1},
+            "pooling.strategy=-1 cannot work: count tokens from 0; for the last token type pooling.strategy=last.",
+        ),
+        *(({f"loss.{w}": -1}, f"loss.{w}=-1 cannot work: it must be at least 0.") for w in ("cosine_w", "ibn_w")),
+        ({"loss.angle_w": float("nan")}, "loss.angle_w=nan cannot work: it must be at least 0."),
+        *(
+            ({f"loss.{tau}_tau": 0}, f"loss.{tau}_tau=0 cannot work: it must be above 0.")
+            for tau in ("cosine", "ibn", "angle")
+        ),
+        (
+            {"loss.cosine_w": 0, "loss.ibn_w": 0, "loss.angle_w": 0},
+            "loss.cosine_w, loss.ibn_w and loss.angle_w are all 0, so there is nothing to learn: "
+            "set one of them above 0.",
+        ),
+        (
+            {"data_format.name": "C", "loss.ibn_w": 0},
+            "loss.ibn_w=0 leaves nothing to learn: format C (text, positive) has only the in-batch loss; "
+            "set loss.ibn_w above 0.",
+        ),
+        (
+            {"lora.r": 3},
+            "lora.r=3 has no effect while lora is off: add lora=r16 or lora.enabled=true, or leave it out.",
+        ),
+        ({"lora.enabled": True, "lora.r": 0}, "lora.r=0 cannot work: it must be at least 1."),
+        ({"lora.enabled": True, "lora.alpha": 0}, "lora.alpha=0 cannot work: it must be at least 1."),
+        (
+            {"lora.enabled": True, "lora.dropout": 1},
+            "lora.dropout=1 cannot work: it must be at least 0 and below 1.",
+        ),
+        (
+            {"billm.enabled": True},
+            "billm.enabled=true cannot work: this version has no bidirectional decoder layers; type billm=none.",
+        ),
+        ({"ese.enabled": True}, "ese.enabled=true cannot work: this version has no Espresso training; type ese=none."),
+        (
+            {"teacher.enabled": True},
+            "teacher.enabled=true cannot work: this version has no teacher alignment; type teacher=none.",
+        ),
+        ({"data_format.name": "D"}, "data_format.name=D is not known. Choose one of: auto, A, B, C."),
+        (
+            {"data.duplicates": "drp"},
+            "data.duplicates=drp is not known; did you mean drop? Choose one of: mask, drop, keep.",
+        ),
+        ({"data.stream_window": 0}, "data.stream_window=0 cannot work: it must be at least 1."),
+        *(
+            (
+                {"data.valid.name_or_path": value},
+                f"data.valid.name_or_path={value} cannot work: give a name or path, or a list of them such as "
+                f"data.valid.name_or_path=[a.jsonl,b.jsonl].",
+            )
+            for value in (3, [], ["a", None])
+        ),
+        *(
+            ({f"train.{name}": 0}, f"train.{name}=0 cannot work: it must be at least 1.")
+            for name in ("epochs", "max_steps", "batch_size", "gradient_accumulation_steps", "logging_steps")
+        ),
+        ({"train.save_total_limit": 0}, "train.save_total_limit=0 cannot work: it must be at least 1."),
+        *(
+            ({f"train.{name}": -1}, f"train.{name}=-1 cannot work: it must be at least 0.")
+            for name in ("weight_decay", "warmup_steps", "max_grad_norm", "seed", "eval_steps", "save_steps")
+        ),
+        ({"train.learning_rate": 0}, "train.learning_rate=0 cannot work: it must be above 0."),
+        (
+            {"train.scheduler": "lin"},
+            "train.scheduler=lin is not known; did you mean linear? Choose one of: linear, cosine, constant.",
+        ),
+        (
+            {"train.mixed_precision": "bf61"},
+            "train.mixed_precision=bf61 is not known; did you mean bf16? Choose one of: no, bf16, fp16.",
+        ),
+        (
+            {"tracking.mode": "onlin"},
+            "tracking.mode=onlin is not known; did you mean online? Choose one of: disabled, online, offline.",
+        ),
+        (
+            {"data.train.name_or_path": None},
+            "data.train.name_or_path is missing: give a file, a folder or a hub name, for example "
+            "data.train.name_or_path=pairs.jsonl.",
+        ),
+        (
+            {"data.streaming": True},
+            "data.streaming=true needs train.max_steps, for a stream has no known length: add for example "
+            "train.max_steps=1000.",
+        ),
+        *(
+            (
+                {f"data.{role}.name_or_path": "sample", f"data.{role}.split": "train"},
+                f"data.{role} is the training data itself, so it would measure nothing: give other rows, for example "
+                f"data.{role}.split=validation.",
+            )
+            for role in ("valid", "valid_sts")
+        ),
+    ],
+    ids=str,
+)
+def test_checks(settings, text):
+    assert complaint(settings) == text
+
+
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [
+        (
+            {"tasks": []},
+            "tasks=[] measures nothing: give for example tasks=[stsb,sickr] or tasks=[pairs.jsonl].",
+        ),
+        ({"batch_size": 0}, "batch_size=0 cannot work: it must be at least 1."),
+    ],
+)
+def test_checks_of_evaluate(settings, text):
+    assert complaint(settings, EvaluateConfig) == text
+
+
+def test_a_file_that_validates_itself_is_not_told_to_take_a_split_it_does_not_have(tmp_path):
+    file = tmp_path / "a.jsonl"
+    file.write_text("{}\n")
+    text = complaint({"data.train.name_or_path": str(file), "data.valid.name_or_path": str(file)})
+    assert text.startswith("data.valid is the training data itself, so it would measure nothing")
+    assert "split" not in text
+
+
+def test_another_split_of_the_same_name_may_validate():
+    config = build({"data.train.name_or_path": "some/set", "data.valid.name_or_path": "some/set"})
+    assert config.data.valid.names() == config.data.train.names() == ["some/set"]
+
+
+@pytest.mark.parametrize("source", [3, "text", [1, 2]])
+def test_a_configuration_is_a_mapping(source):
+    with pytest.raises(ConfigError, match=f"is a mapping of groups, not {type(source).__name__}"):
+        build_config(source, TrainConfig)
+
+
+def test_types_are_converted_and_a_dataclass_is_checked_again():
+    config = build({"train.epochs": "3", "loss.ibn_w": 5, "pooling.strategy": 0, "data.shuffle": "false"})
+    assert (config.train.epochs, config.loss.ibn_w, config.data.shuffle) == (3, 5.0, False)
+    assert type(config.loss.ibn_w) is float
+    assert config.pooling.strategy == "0"
+    assert build_config(config, TrainConfig) == config
+    config.train.epochs = 0
+    with pytest.raises(ConfigError, match=r"train\.epochs=0"):
+        build_config(config, TrainConfig)
+
+
+@pytest.mark.parametrize("prompt", ["Query: {text}", '{{"q": "{text}"}}', "é: 'x' \\ # {text}\n", None])
+def test_settings_survive_the_disk(tmp_path, prompt):
+    config = build(
+        {
+            "model.prompt": prompt,
+            "data.train.name_or_path": ["a.jsonl", "b.jsonl"],
+            "data.train.label_map": {"entailment": 1, "neutral": None, "0": 0.5, "no": 2, "null": 3},
+            "data.train.columns": {"text1": "yes", "text2": "sentence 2"},
+            "lora.enabled": True,
+            "lora.target_modules": ["q", "v"],
+            "train.learning_rate": 2e-5,
+        }
+    )
+    save_config(config, tmp_path / "config.yaml")
+    assert load_config(tmp_path / "config.yaml") == config
+
+
+def test_difference_names_what_matters():
+    saved, asked = build({"train.seed": 1, "loss.ibn_w": 5, "model.prompt": "a {text}"}), TrainConfig()
+    asked.train.epochs = 3
+    asked.model.prompt = "b {text}"
+    assert difference(saved, asked) == [
+        "model.prompt: a {text} -> b {text}",
+        "train.epochs: 1 -> 3",
+        "train.seed: 1 -> 42",
+    ]
+    assert difference(saved, saved) == []
+
+
+def test_an_undecided_setting_agrees_with_what_was_decided():
+    decided = build({"train.learning_rate": 1e-3, "data_format.name": "B", "pooling.strategy": "avg"})
+    assert difference(decided, TrainConfig()) == []
+
+
+MAY_CHANGE = {
+    "tracking.mode": "online",
+    "tracking.project": "p",
+    "tracking.entity": "e",
+    "tracking.name": "n",
+    "tracking.tags": ["t"],
+    "train.resume": "r",
+    "train.output_dir": "o",
+    "train.logging_steps": 3,
+    "train.save_total_limit": 7,
+}
+OTHER = {bool: True, int: 7, float: 7.5, str: "x {text}", type(None): 1, list: ["x"], dict: {"x": "y"}}
+
+
+@pytest.mark.parametrize("key", kinds(TrainConfig))
+def test_only_what_cannot_change_the_outcome_may_change_on_resume(key):
+    config = TrainConfig()
+    group, name = config, key.split(".")
+    for part in name[:-1]:
+        group = getattr(group, part)
+    value = getattr(group, name[-1])
+    setattr(group, name[-1], (not value) if isinstance(value, bool) else MAY_CHANGE.get(key, OTHER[type(value)]))
+    assert flatten(config)[key] != flatten(TrainConfig())[key]
+    assert bool(difference(TrainConfig(), config)) is (key not in MAY_CHANGE)
+
+
+def test_presets_hold_no_value_that_the_schema_has_already():
+    default = flatten(TrainConfig())
+    for group, option in OPTIONS:
+        values = yaml.safe_load((CONF / group / f"{option}.yaml").read_text())
+        stands_for_the_default = group != "experiment" and all(
+            default.get(f"{group}.{key}") == value for key, value in flat(values).items()
+        )
+        if stands_for_the_default or group in ("experiment", "lora") or option == "files":
+            continue
+        for key, value in flat(values).items():
+            if key not in ("train.split", "test.split", "valid_sts.split"):  # said, though the role implies them
+                assert default[f"{group}.{key}"] != value, f"{group}={option}: {key}"
+
+
+def test_every_setting_is_described():
+    source = Path(REPO / "angle" / "config.py").read_text()
+    for schema in SCHEMAS.values():
+        for name in kinds(schema):
+            field = name.rsplit(".", 1)[-1]
+            assert re.search(rf'^    {field}: .*(\n        .*)*\n    """[^"]', source, re.MULTILINE), name

@@ -1,0 +1,207 @@
+"""Rows -> distinct texts, tokenised once and kept; what is wrong with a row is said with its place."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import SpyTokenizer, tokens_of, write_jsonl
+
+from angle.config import SourceConfig
+from angle.data.corpus import Corpus, load_corpus
+from angle.errors import DataError
+
+
+def load(path: Path, tokenizer: SpyTokenizer, data_format: str = "auto", **settings: object) -> Corpus:
+    """Return the corpus of one file."""
+    return load_corpus(SourceConfig(str(path), **settings), "train", tokenizer, data_format)
+
+
+def complaint(path: Path, **settings: object) -> str:
+    """Return what is said of rows that cannot be used, without the file's name."""
+    with pytest.raises(DataError) as caught:
+        load(path, SpyTokenizer(), **settings)
+    return str(caught.value).replace(str(path), "FILE")
+
+
+def texts_of(corpus: Corpus) -> list[tuple[int, ...]]:
+    """Return the tokens of each distinct text."""
+    return [tuple(corpus.tokens.take(np.array([n])).ids.tolist()) for n in range(len(corpus.tokens))]
+
+
+PAIRS = [
+    {"text1": "a b", "text2": "c", "label": 3.8},
+    {"text1": "c", "text2": "a b", "label": 0},
+    {"text1": "d", "text2": "c", "label": "1.5"},
+]
+TRIPLES = [{"text": f"t{n}", "positive": f"p{n}", "negative": f"n{n}"} for n in range(4)]
+
+
+def test_rows_point_to_distinct_texts(tmp_path, tokenizer):
+    corpus = load(write_jsonl(tmp_path / "a.jsonl", PAIRS), tokenizer)
+    assert (corpus.format.name, len(corpus), len(corpus.tokens)) == ("A", 3, 3)
+    assert texts_of(corpus) == [tokens_of("a b"), tokens_of("c"), tokens_of("d")]
+    assert corpus.texts(np.arange(3), 0, 0).tolist() == [[0, 1], [1, 0], [2, 1]]
+    assert corpus.describe(2) == f"{tmp_path / 'a.jsonl'} line 3"
+
+
+def test_labels_stay_floats(tmp_path, tokenizer):
+    labels = load(write_jsonl(tmp_path / "a.jsonl", PAIRS), tokenizer).labels
+    assert labels.dtype == np.float32
+    assert labels == pytest.approx([3.8, 0, 1.5])
+    assert load(write_jsonl(tmp_path / "b.jsonl", TRIPLES), tokenizer).labels is None
+
+
+def test_distinct_texts_are_tokenised_once_and_kept(tmp_path, tokenizer, monkeypatch):
+    monkeypatch.setenv("ANGLE_CACHE", str(tmp_path / "cache"))
+    path = write_jsonl(tmp_path / "a.jsonl", PAIRS)
+    first = load(path, tokenizer)
+    assert tokenizer.seen == ["a b", "c", "d"]
+    again = load(path, tokenizer)
+    assert len(tokenizer.seen) == 3
+    assert texts_of(again) == texts_of(first)
+    assert again.fingerprint == first.fingerprint
+    load(write_jsonl(path, [*PAIRS, {"text1": "new", "text2": "c", "label": 1}]), tokenizer)
+    assert tokenizer.seen[3:] == ["a b", "c", "d", "new"]
+    other = SpyTokenizer("Query: {text}")
+    load(path, other)
+    assert len(other.seen) == 4
+
+
+def test_texts_are_not_confused_with_their_neighbours_in_the_cache(tmp_path, tokenizer):
+    first = load(write_jsonl(tmp_path / "a.jsonl", [{"text": "a b", "positive": "c"}]), tokenizer)
+    other = load(write_jsonl(tmp_path / "a.jsonl", [{"text": "a", "positive": "b c"}]), tokenizer)
+    assert texts_of(first) != texts_of(other)
+    assert first.fingerprint != other.fingerprint
+
+
+def test_a_cache_that_cannot_be_written_stops_nothing(tmp_path, tokenizer, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("ANGLE_CACHE", str(tmp_path / "file" / "cache"))
+    assert len(load(write_jsonl(tmp_path / "a.jsonl", PAIRS), tokenizer)) == 3
+
+
+@pytest.mark.parametrize(
+    "change",
+    [lambda rows: rows[:2], lambda rows: rows[::-1], lambda rows: [{**row, "label": 1} for row in rows]],
+    ids=["fewer", "order", "labels"],
+)
+def test_the_fingerprint_sees_every_change(tmp_path, tokenizer, change):
+    one = load(write_jsonl(tmp_path / "a.jsonl", PAIRS), tokenizer)
+    assert load(write_jsonl(tmp_path / "b.jsonl", PAIRS), tokenizer).fingerprint == one.fingerprint
+    assert load(write_jsonl(tmp_path / "c.jsonl", change(PAIRS)), tokenizer).fingerprint != one.fingerprint
+
+
+def test_template_columns_make_texts_distinct(tmp_path):
+    rows = [{"text": "a", "positive": "b", "lang": lang} for lang in ("de", "en")]
+    corpus = load(write_jsonl(tmp_path / "a.jsonl", rows), SpyTokenizer("x", ("lang",)))
+    assert texts_of(corpus) == [tokens_of("a de"), tokens_of("b de"), tokens_of("a en"), tokens_of("b en")]
+    write_jsonl(tmp_path / "b.jsonl", [{**rows[0], "lang": None}])
+    with pytest.raises(DataError, match=r"line 1: lang is null, but the template model\.prompt uses it \(1 such row\)"):
+        load(tmp_path / "b.jsonl", SpyTokenizer("x", ("lang",)))
+    write_jsonl(tmp_path / "c.jsonl", TRIPLES)
+    with pytest.raises(DataError, match=r"uses \{lang\}, but .* has the columns text, positive, negative\.$"):
+        load(tmp_path / "c.jsonl", SpyTokenizer("x", ("lang",)))
+
+
+def test_sources_of_a_list_come_one_after_the_other(tmp_path, tokenizer):
+    paths = [str(write_jsonl(tmp_path / f"{n}.jsonl", TRIPLES[n : n + 2])) for n in (0, 2)]
+    corpus = load_corpus(SourceConfig(paths), "train", tokenizer)
+    assert [corpus.describe(n) for n in range(4)] == [f"{path} line {line}" for path in paths for line in (1, 2)]
+    assert corpus.fingerprint == load(write_jsonl(tmp_path / "all.jsonl", TRIPLES), tokenizer).fingerprint
+    write_jsonl(tmp_path / "a.jsonl", PAIRS)
+    with pytest.raises(DataError, match=r"\(format A\), but format B needs text, positive, negative"):
+        load_corpus(SourceConfig([*paths, str(tmp_path / "a.jsonl")]), "train", tokenizer)
+
+
+def test_label_map(tmp_path, tokenizer):
+    labels = ["entailment", "neutral", "contradiction", "neutral", 2]
+    path = write_jsonl(
+        tmp_path / "a.jsonl", [{"text1": f"{n}", "text2": "x", "label": v} for n, v in enumerate(labels)]
+    )
+    mapping = {"entailment": 1.0, "contradiction": 0.0, "neutral": None, "2": 0.5}
+    corpus = load(path, tokenizer, label_map=mapping)
+    assert corpus.labels.tolist() == [1.0, 0.0, 0.5]
+    assert corpus.dropped == 2
+    assert tokenizer.seen == ["0", "x", "2", "4"]
+    assert corpus.describe(1) == f"{path} line 3"
+    assert complaint(path, label_map={"entailment": 1.0, "neutral": None}) == (
+        "data.train: FILE line 3: label is 'contradiction', which label_map does not name "
+        "(it names entailment, neutral) (2 such rows)."
+    )
+    write_jsonl(path, [{"text1": "a", "text2": "x", "label": "neutral"}] * 2)
+    assert complaint(path, label_map=mapping) == "data.train has no row to use: label_map dropped all 2."
+
+
+@pytest.mark.parametrize("label", [1, 1.0])
+def test_label_map_names_a_number_however_it_is_stored(tmp_path, tokenizer, label):
+    path = write_jsonl(tmp_path / "a.jsonl", [{"text1": "a", "text2": "b", "label": label}])
+    assert load(path, tokenizer, label_map={"1": 3.0}).labels.tolist() == [3.0]
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({2: {"text2": None}, 4: {"text2": None}}, "line 3: text2 is null (2 such rows)."),
+        ({1: {"text1": ""}}, "line 2: text1 is empty (1 such row)."),
+        ({1: {"text1": " \t\u3000"}}, "line 2: text1 is empty (1 such row)."),
+        ({0: {"text1": 7}}, "line 1: text1 is no text but 7 (1 such row)."),
+        ({0: {"text1": []}}, "line 1: text1 is an empty list (1 such row)."),
+        ({0: {"text1": ["a", None]}}, "line 1: text1 is null (1 such row)."),
+        (
+            {3: {"label": "high"}, 4: {"label": "low"}},
+            "line 4: label is 'high', no number (2 such rows); give numbers, or map names: "
+            "'data.train.label_map={high: 1}'.",
+        ),
+        ({3: {"label": float("nan")}}, "line 4: label is nan, no finite number (1 such row)."),
+        ({3: {"label": float("inf")}}, "line 4: label is inf, no finite number (1 such row)."),
+        ({3: {"label": None}}, "line 4: label is null (1 such row)."),
+        (
+            {1: {"text1": None}, 2: {"label": None}, 3: {"text2": ""}},
+            "line 2: text1 is null (1 such row, and 2 other kinds of problem).",
+        ),
+    ],
+    ids=str,
+)
+def test_rows_that_cannot_be_used(tmp_path, changes, text):
+    rows = [{"text1": f"a{n}", "text2": f"b{n}", "label": n} | changes.get(n, {}) for n in range(6)]
+    assert complaint(write_jsonl(tmp_path / "a.jsonl", rows)) == f"data.train: FILE {text}"
+
+
+@pytest.mark.parametrize("label", [True, "", " "])
+def test_labels_that_cannot_be_used_are_not_told_nonsense(tmp_path, label):
+    text = complaint(write_jsonl(tmp_path / "a.jsonl", [{"text1": "a", "text2": "b", "label": label}]))
+    assert text.startswith("data.train: FILE line 1: label is ")
+    assert "label_map={:" not in text
+    assert "label_map={ :" not in text
+    assert "True, no finite number" not in text
+
+
+def lists(tmp_path: Path, tokenizer: SpyTokenizer, rows: int = 12) -> Corpus:
+    """Return a corpus whose positives are lists of one to four texts."""
+    cells = ({"text": f"t{n}", "positive": [f"p{n}.{k}" for k in range(n % 4 + 1)]} for n in range(rows))
+    return load(write_jsonl(tmp_path / "lists.jsonl", cells), tokenizer)
+
+
+def test_a_list_cell_gives_one_of_its_texts_by_seed_epoch_and_row(tmp_path, tokenizer):
+    corpus = lists(tmp_path, tokenizer)
+    rows = np.arange(12)
+    drawn = corpus.texts(rows, 1, 0)
+    own = [{tokens_of(f"p{n}.{k}") for k in range(n % 4 + 1)} for n in range(12)]
+    texts = texts_of(corpus)
+    assert all(texts[positive] in own[n] for n, (_, positive) in enumerate(drawn.tolist()))
+    assert [texts[text] for text, _ in drawn.tolist()] == [tokens_of(f"t{n}") for n in range(12)]
+    np.testing.assert_array_equal(corpus.texts(rows, 1, 0), drawn)
+    for order in (rows[::-1], rows[[5, 2]], rows[7:8]):
+        np.testing.assert_array_equal(corpus.texts(order, 1, 0), drawn[order])
+    assert (corpus.texts(rows, 1, 1) != drawn).any()
+    assert (corpus.texts(rows, 2, 0) != drawn).any()
+
+
+def test_every_choice_of_a_list_is_drawn_about_equally_often(tmp_path, tokenizer):
+    corpus = lists(tmp_path, tokenizer, rows=4)
+    counts = Counter(int(corpus.texts(np.array([3]), 0, epoch)[0, 1]) for epoch in range(400))
+    assert len(counts) == 4
+    assert min(counts.values()) > 60

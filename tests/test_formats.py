@@ -1,0 +1,88 @@
+"""Which format a table has, and which renaming is proposed when it has none."""
+
+from __future__ import annotations
+
+import pytest
+
+from angle.data.formats import choose, detect
+from angle.errors import DataError
+
+FORMATS = "(A: text1, text2, label; B: text, positive, negative; C: text, positive)"
+
+
+@pytest.mark.parametrize(
+    ("columns", "name"),
+    [
+        ("text1 text2 label", "A"),
+        ("label text2 text1 extra", "A"),
+        ("text positive negative", "B"),
+        ("text positive", "C"),
+        ("text positive extra", "C"),
+        ("text1 text2 label text positive negative", "A"),
+        ("text1 text2 label text positive", "A"),
+        ("text positive negative label", "B"),
+        ("text positive label", None),
+        ("text1 text2", None),
+        ("text", None),
+        ("Text Positive", None),
+        ("", None),
+    ],
+)
+def test_detection(columns, name):
+    found = detect(columns.split())
+    assert (found and found.name) == name
+
+
+@pytest.mark.parametrize("name", "ABC")
+def test_a_wanted_format_is_taken_where_several_fit(name):
+    columns = ["text1", "text2", "label", "text", "positive", "negative"]
+    assert choose(columns, name, "train", "x").name == name
+
+
+def test_text_and_positive_with_a_label_can_be_asked_for_as_format_c():
+    assert choose(["text", "positive", "label"], "C", "train", "x").name == "C"
+
+
+@pytest.mark.parametrize(
+    ("columns", "renaming"),
+    [
+        ("sentence1 sentence2 score", "text1: sentence1, text2: sentence2, label: score"),
+        ("premise hypothesis label", "text1: premise, text2: hypothesis"),
+        ("Sentence1 Sentence2 Label", "text1: Sentence1, text2: Sentence2, label: Label"),
+        ("anchor positive negative", "text: anchor"),
+        ("query pos neg", "text: query, positive: pos, negative: neg"),
+        ("question answer", "text: question, positive: answer"),
+    ],
+)
+def test_columns_of_no_format_are_told_the_renaming(columns, renaming):
+    names = columns.split()
+    with pytest.raises(DataError) as caught:
+        choose(names, "auto", "valid", "x.csv")
+    assert str(caught.value) == (
+        f"data.valid: x.csv has the columns {', '.join(names)}, which are no format {FORMATS}. "
+        f"Rename them: 'data.valid.columns={{{renaming}}}'"
+    )
+
+
+def test_too_few_columns_are_not_told_to_rename_one_that_is_not_there():
+    with pytest.raises(DataError) as caught:
+        choose(["text"], "auto", "train", "x.csv")
+    assert "Rename" not in str(caught.value)
+
+
+def test_rows_of_another_format_name_the_option_that_fits():
+    with pytest.raises(DataError) as caught:
+        choose(["text", "positive", "negative"], "A", "train", "x.csv")
+    assert str(caught.value) == (
+        "data.train: x.csv has the columns text, positive, negative (format B), but format A needs "
+        "text1, text2, label. Type loss=format_b to train on it as it is."
+    )
+
+
+def test_rows_of_no_format_are_renamed_to_the_wanted_one():
+    with pytest.raises(DataError) as caught:
+        choose(["query", "document"], "C", "train", "x.csv")
+    assert str(caught.value) == (
+        "data.train: x.csv has the columns query, document, but format C needs text, positive. "
+        "Rename them: 'data.train.columns={text: query, positive: document}'"
+    )

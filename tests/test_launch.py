@@ -1,0 +1,180 @@
+"""The command line before anything heavy starts: what is refused, how folders are called, how fast help comes."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import time
+
+import pytest
+from conftest import REPO, start
+
+from angle.config import EvaluateConfig, TrainConfig
+from angle.errors import ConfigError
+from angle.launch import SLUG_LENGTH, _slug, check_arguments
+
+CONF = REPO / "conf"
+QUOTING = (
+    "write name=value, and quote values with spaces, braces or commas, for example 'model.prompt=\"Query: {text}\"'."
+)
+POOLINGS = "auto, avg, cls, cls_avg, cls_max, last, max, mean"
+
+
+@pytest.mark.parametrize(
+    ("word", "text"),
+    [
+        ("train.epoch=2", "There is no setting train.epoch; did you mean train.epochs?"),
+        ("+train.epoch=2", "There is no setting train.epoch; did you mean train.epochs?"),
+        ("++train.epoch=2", "There is no setting train.epoch; did you mean train.epochs?"),
+        ("batch_size=8", "There is no setting batch_size; did you mean train.batch_size?"),
+        (
+            "data.train.label_mapp.x=1",
+            "There is no setting data.train.label_mapp.x; did you mean data.train.label_map?",
+        ),
+        ("pooling=mena", f"pooling=mena is no option; did you mean mean? pooling can be: {POOLINGS}."),
+        ("pooling=cls,zzz", f"pooling=zzz is no option. pooling can be: {POOLINGS}."),
+        ("+pooling=zzz", f"pooling=zzz is no option. pooling can be: {POOLINGS}."),
+        ("pooling=null", f"pooling=null is no option. pooling can be: {POOLINGS}."),
+        ("modell=tiny", "There is no group modell; did you mean model?"),
+        ("train.epochs", f"train.epochs is no setting: {QUOTING}"),
+        ("model.prompt={text} here", f"model.prompt={{text}} here is no setting: {QUOTING}"),
+        ("train.epochs=two", "train.epochs=two cannot work: it must be a whole number."),
+        ("train.epochs=", "train.epochs= cannot work: it must be a whole number."),
+        ("train.batch_size=2.5", "train.batch_size=2.5 cannot work: it must be a whole number."),
+        ("loss.ibn_w=much", "loss.ibn_w=much cannot work: it must be a number."),
+        ("loss.ibn_w=[1]", "loss.ibn_w=[1] cannot work: it must be a number."),
+        ("data.shuffle=maybe", "data.shuffle=maybe cannot work: it must be true or false."),
+        ("train.epochs=1,two", "train.epochs=two cannot work: it must be a whole number."),
+        ("~train.epoch", "There is no setting train.epoch; did you mean train.epochs?"),
+    ],
+)
+def test_words_that_cannot_work(word, text):
+    with pytest.raises(ConfigError) as caught:
+        check_arguments([word], TrainConfig, CONF)
+    assert str(caught.value) == text
+
+
+@pytest.mark.parametrize(
+    ("word", "setting"),
+    [("data.train=x.jsonl", "data.train.name_or_path"), ("train=x", "train."), ("lora=r16,lora.r=3", "lora")],
+)
+def test_a_group_that_is_given_a_value_is_answered_with_its_settings(word, setting):
+    with pytest.raises(ConfigError) as caught:
+        check_arguments([word], TrainConfig, CONF)
+    assert setting in str(caught.value)
+    assert "tracking" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        [],
+        ["train.epochs=2", "loss.ibn_w=null", "data.shuffle=false", "model.prompt='Query: {text}'"],
+        ["+train.epochs=2", "++train.epochs=2", "~lora"],
+        ["-m", "train.epochs=1,2", "loss.ibn_w=choice(1,2)", "train.seed=range(1,4)", "model=tiny,minilm"],
+        ["data.train.columns={text1: a, text2: b}", "data.train.label_map={x: 1, y: null}"],
+        ["data.train.columns.text1=a", "+data.test.label_map.x=null"],
+        ["data.train.name_or_path=[a.jsonl,b.jsonl]", "lora.target_modules=[q,v]", "tracking.tags=[]"],
+        ["hydra.job.name=x", "--cfg", "job"],
+        ["train.output_dir=${oc.env:HOME}/x"],
+        ["experiment=nli_minilm", "lora=r16", "lora.r=4"],
+    ],
+    ids=" ".join,
+)
+def test_words_that_are_fine(words):
+    check_arguments(words, TrainConfig, CONF)
+
+
+def test_words_of_the_other_commands():
+    check_arguments(["tasks=[stsb,a.jsonl]", "columns={text1: a}", "label_map.x=1"], EvaluateConfig, CONF)
+    with pytest.raises(ConfigError, match=r"^There is no setting task; did you mean tasks\?$"):
+        check_arguments(["task=stsb"], EvaluateConfig, CONF)
+
+
+@pytest.mark.parametrize("key", ["data.train.columns={text1: a}", "data.train.columns.text1=a"])
+def test_columns_can_be_typed_as_the_error_messages_say(command, key):
+    done = command("train.py", "--cfg", "job", key)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "columns:\n      text1: a\n" in done.stdout
+
+
+def test_label_map_can_be_typed_as_the_error_messages_say(command):
+    done = command("train.py", "--cfg", "job", "data.train.label_map={high: 1, 0: null}")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert re.search(r"label_map:\n +high: 1(\.0)?\n +'?0'?: null\n", done.stdout)
+
+
+@pytest.mark.parametrize(
+    "words", [["pooling=cls,avg"], ["--epochs=3"], ["model@x=tiny"], ["hydrax=1"], ["-m", "train.epochs=1,two"]]
+)
+def test_what_hydra_would_refuse_is_refused_in_one_line(command, words):
+    done = command("train.py", *words)
+    assert done.returncode != 0
+    assert re.fullmatch(r"Error: .+\n", done.stderr)
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("loss.ibn_w=10,train.seed=1", "loss.ibn_w=10,train.seed=1"),
+        ("model.name_or_path=org/model", "model.name_or_path=org-model"),
+        ("train.output_dir=/a b/../{c}", "train.output_dir=-a-b-..-c-"),
+        ("", ""),
+    ],
+)
+def test_slug_is_the_name_of_one_folder(text, name):
+    assert _slug(text) == name
+
+
+def test_slug_of_a_long_list_is_cut_and_stays_distinct():
+    texts = [f"data.train.name_or_path={'x' * 300}{end}" for end in "ab"]
+    slugs = [_slug(text) for text in texts]
+    assert {len(slug) for slug in slugs} == {SLUG_LENGTH}
+    assert slugs[0] != slugs[1]
+    assert _slug(texts[0]) == slugs[0]
+    assert len(_slug("x" * SLUG_LENGTH)) == SLUG_LENGTH == len(_slug("/" * 0 + "x" * (SLUG_LENGTH + 1)))
+
+
+@pytest.mark.parametrize(("script", "parent"), [("train.py", "runs"), ("evaluate.py", "evaluations")])
+def test_a_run_is_called_by_date_and_time(command, script, parent):
+    done = command(script, "--cfg", "hydra", "--resolve", "--package", "hydra.run")
+    found = re.search(rf"dir: {parent}/(\d{{4}}-\d\d-\d\d/\d\d-\d\d-\d\d)$", done.stdout, re.MULTILINE)
+    assert found, done.stdout + done.stderr
+    assert abs(time.mktime(time.strptime(found[1], "%Y-%m-%d/%H-%M-%S")) - time.time()) < 60
+
+
+def test_processes_of_one_launcher_have_one_folder(tmp_path):
+    words = ("--cfg", "hydra", "--resolve", "--package", "hydra.run")
+    first = start("train.py", *words, folder=tmp_path, WORLD_SIZE="2").stdout
+    time.sleep(1.1)
+    assert start("train.py", *words, folder=tmp_path, WORLD_SIZE="2").stdout == first
+    told = start("train.py", *words, folder=tmp_path, WORLD_SIZE="2", ANGLE_LAUNCH_TIME="2001-01-01/00-00-00").stdout
+    assert "dir: runs/2001-01-01/00-00-00\n" in told
+
+
+@pytest.mark.parametrize("script", ["train.py", "evaluate.py", "convert.py"])
+def test_help_comes_fast_and_leaves_nothing(command, tmp_path, script):
+    begun = time.perf_counter()
+    done = command(script, "--help")
+    assert time.perf_counter() - begun < 3
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "Groups, as group=option:\n\n" in done.stdout
+    assert "model: bert_base, bert_large," in done.stdout
+    assert "\n  name_or_path: tiny\n" in done.stdout
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_settings_of_a_command_line_can_be_looked_at(command, tmp_path):
+    done = command("train.py", "--cfg", "job", "model=llama7b", "lora=r64", "loss=format_b")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "name_or_path: NousResearch/Llama-2-7b-chat-hf\n" in done.stdout
+    assert "data_format:\n  name: B\n" in done.stdout
+    assert not list(tmp_path.iterdir())
+
+
+def test_configuration_and_launch_import_nothing_heavy():
+    heavy = "{'torch', 'transformers', 'datasets', 'numpy', 'peft', 'wandb', 'accelerate'}"
+    code = f"import sys, angle, angle.config, angle.launch; print(sorted({heavy} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPO, capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"

@@ -1,0 +1,224 @@
+"""Every kind of file and folder gives the same rows, and says in one sentence what is wrong with it."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+
+import pytest
+
+from angle.config import SourceConfig
+from angle.data.sources import open_tables
+from angle.errors import DataError
+
+ROWS = [{"text": 'a, "b"', "positive": "é 漢"}, {"text": "NA", "positive": "null"}, {"text": "None", "positive": "3"}]
+NUMBERED = list(enumerate(ROWS, 1))
+
+
+def rows_of(path: object, **settings: object) -> list[tuple[int, dict[str, object]]]:
+    """Return the numbered rows of the only table of a source."""
+    (table,) = open_tables(SourceConfig(str(path), **settings), "train")
+    return [(number, dict(row)) for number, row in table.rows]
+
+
+def complaint(path: object, role: str = "train", **settings: object) -> str:
+    """Return what is said of a source that cannot be read."""
+    with pytest.raises(DataError) as caught:
+        [list(table.rows) for table in open_tables(SourceConfig(path, **settings), role)]
+    return str(caught.value)
+
+
+JSONL = "".join(json.dumps(row) + "\n" for row in ROWS)
+TEXTS = {
+    "list.json": json.dumps(ROWS, indent=2),
+    "lines.json": JSONL,
+    "a.jsonl": JSONL,
+    "A.JSONL": JSONL,
+    "blank.jsonl": "\n" + JSONL.replace("\n", "\n \n"),
+    "last.jsonl": JSONL.rstrip("\n"),
+    "windows.jsonl": JSONL.replace("\n", "\r\n"),
+    "unicode.jsonl": "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ROWS),
+    "a.csv": 'text,positive\n"a, ""b""",é 漢\nNA,null\nNone,3\n',
+    "windows.csv": 'text,positive\r\n"a, ""b""",é 漢\r\nNA,null\r\nNone,3\r\n',
+    "blank.csv": 'text,positive\n"a, ""b""",é 漢\nNA,null\n\nNone,3\n\n',
+    "a.tsv": 'text\tpositive\na, "b"\té 漢\nNA\tnull\nNone\t3\n',
+}
+
+
+@pytest.mark.parametrize("ending", ["", ".gz"])
+@pytest.mark.parametrize("mark", ["", "\ufeff"], ids=["plain", "BOM"])
+@pytest.mark.parametrize("name", TEXTS)
+def test_text_files(tmp_path, name, mark, ending):
+    content = (mark + TEXTS[name]).encode()
+    path = tmp_path / f"{name}{ending}"
+    path.write_bytes(gzip.compress(content) if ending else content)
+    assert [row for _, row in rows_of(path)] == ROWS
+
+
+def test_numbers_are_those_of_the_file(tmp_path):
+    for name in ("a.jsonl", "blank.jsonl", "a.csv", "list.json"):
+        (tmp_path / name).write_text(TEXTS[name])
+    assert [n for n, _ in rows_of(tmp_path / "a.jsonl")] == [1, 2, 3]
+    assert [n for n, _ in rows_of(tmp_path / "blank.jsonl")] == [2, 4, 6]
+    assert [n for n, _ in rows_of(tmp_path / "a.csv")] == [1, 2, 3]
+    unit = {path.name: open_tables(SourceConfig(str(path)), "train")[0].unit for path in tmp_path.iterdir()}
+    assert unit == {"a.jsonl": "line", "blank.jsonl": "line", "a.csv": "row", "list.json": "row"}
+
+
+def test_cells_of_csv_and_tsv_stay_as_written(tmp_path):
+    (tmp_path / "a.csv").write_text('text,positive\n"two\nlines", NA \n007,1e3\n')
+    (tmp_path / "a.tsv").write_text('text\tpositive\n"open\tit\'s 5" wide\n')
+    assert rows_of(tmp_path / "a.csv") == [
+        (1, {"text": "two\nlines", "positive": " NA "}),
+        (2, {"text": "007", "positive": "1e3"}),
+    ]
+    assert rows_of(tmp_path / "a.tsv") == [(1, {"text": '"open', "positive": "it's 5\" wide"})]
+
+
+def test_a_long_text_fits_into_a_csv_cell(tmp_path):
+    (tmp_path / "a.csv").write_text(f"text,positive\n{'a' * 200_000},b\n")
+    assert len(rows_of(tmp_path / "a.csv")[0][1]["text"]) == 200_000
+
+
+def test_parquet(tmp_path):
+    import pyarrow as arrow
+    import pyarrow.parquet as parquet
+
+    parquet.write_table(arrow.Table.from_pylist(ROWS), tmp_path / "a.parquet", row_group_size=2)
+    assert rows_of(tmp_path / "a.parquet") == NUMBERED
+
+
+def test_folders_of_save_to_disk(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    whole, other = datasets.Dataset.from_list(ROWS), datasets.Dataset.from_list(ROWS[:1])
+    whole.save_to_disk(tmp_path / "one")
+    datasets.DatasetDict({"train": whole, "validation": other}).save_to_disk(tmp_path / "two")
+    assert rows_of(tmp_path / "one") == NUMBERED == rows_of(tmp_path / "two")
+    assert rows_of(tmp_path / "two", split="validation") == NUMBERED[:1]
+    (valid,) = open_tables(SourceConfig(str(tmp_path / "two")), "valid_sts")
+    assert list(valid.rows) == NUMBERED[:1]
+    assert complaint(str(tmp_path / "two"), "test") == (
+        f"data.test: {tmp_path / 'two'} has no split test; it has train, validation: type data.test.split=train"
+    )
+
+
+def test_a_list_of_sources_keeps_its_order(tmp_path):
+    for name in ("a.jsonl", "a.csv"):
+        (tmp_path / name).write_text(TEXTS[name])
+    tables = open_tables(SourceConfig([str(tmp_path / "a.jsonl"), str(tmp_path / "a.csv"), "sample"]), "train", "C")
+    assert [Path(table.where).name for table in tables] == ["a.jsonl", "a.csv", "sample (train)"]
+    assert [table.columns for table in tables] == [("text", "positive")] * 3
+
+
+@pytest.mark.parametrize(("wanted", "columns"), [("auto", 3), ("A", 3), ("B", 3), ("C", 2)])
+def test_the_sample_has_every_format_and_split(wanted, columns):
+    counts = []
+    for role in ("train", "valid", "test"):
+        (table,) = open_tables(SourceConfig("sample"), role, wanted)
+        assert len(table.columns) == columns
+        counts.append(len(list(table.rows)))
+    assert min(counts) > 0
+    assert complaint("sample", split="dev") == (
+        "The built-in sample has no split dev: choose one of train, validation, test."
+    )
+
+
+@pytest.mark.parametrize(
+    ("columns", "row"),
+    [
+        ({"text1": "text", "text2": "positive"}, {"text1": "x", "text2": "y", "label": 1}),
+        ({"text": "positive", "positive": "text"}, {"positive": "x", "text": "y", "label": 1}),
+        ({"text": "positive"}, {"text": "y", "label": 1}),
+        ({"text": "text"}, {"text": "x", "positive": "y", "label": 1}),
+    ],
+    ids=["rename", "swap", "replace", "same"],
+)
+def test_renaming(tmp_path, columns, row):
+    (tmp_path / "a.jsonl").write_text('{"text": "x", "positive": "y", "label": 1}\n')
+    source = SourceConfig(str(tmp_path / "a.jsonl"), columns=columns)
+    (table,) = open_tables(source, "train")
+    assert set(table.columns) == set(row)
+    assert [dict(found) for _, found in table.rows] == [row]
+
+
+def test_renaming_a_column_that_is_not_there(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"a": "x", "b": "y"}\n')
+    assert complaint(str(path), columns={"text1": "a", "text2": "c"}) == (
+        f"data.train.columns names c, but {path} has: a, b."
+    )
+
+
+NO_JSON = "is no valid JSON: Expecting property name enclosed in double quotes"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "text"),
+    [
+        ("a.jsonl", "", "is empty."),
+        ("a.jsonl", "\n \n", "is empty: it has no row."),
+        ("a.json", "[]", "is empty: it has no row."),
+        ("a.csv", "text,positive\n", "is empty: it has no row."),
+        ("a.jsonl", '{"a": 1}\n\n{"b": \n', "line 3 is no valid JSON: Expecting value (column 7)."),
+        ("a.json", "[\n{},\n{x}]", f"line 3 {NO_JSON} (column 2)."),
+        ("a.jsonl", "{}\n[1]\n", "line 2 is no JSON object with a name for each column: [1]"),
+        ("a.csv", "a,b\n1,2\n1,2,3\n", "row 2 has 3 cells, but its header names 2 columns: a, b."),
+        ("a.parquet", "text" * 9, "is no readable parquet file: Parquet magic bytes not found in footer."),
+        (
+            "a.txt",
+            "text",
+            "cannot be read: a file must end in .json, .jsonl, .csv, .tsv, .parquet, all but .parquet also with .gz "
+            "behind.",
+        ),
+    ],
+    ids=lambda value: value if "." not in value[1:] or value.startswith("a.") else "",
+)
+def test_files_that_cannot_be_read(tmp_path, name, content, text):
+    path = tmp_path / name
+    path.write_text(content)
+    assert complaint(str(path)).startswith(f"data.train: {path} {text}")
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.csv", "text,positive\nn\xe9,b\n".encode("latin-1")),
+        ("a.jsonl", b'{"text": "n\xe9"}\n'),
+        ("a.jsonl.gz", b'{"text": "a"}\n'),
+        ("a.csv.gz", gzip.compress(b"text,positive\na,b\n" * 99)[:40]),
+    ],
+    ids=["latin-1 csv", "latin-1 jsonl", "no gzip", "half a gzip"],
+)
+def test_files_in_another_encoding_are_named(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    text = complaint(str(tmp_path / name))
+    assert text.startswith(f"data.train: {tmp_path / name} ")
+    assert "\n" not in text
+
+
+def test_a_column_that_is_named_twice_is_refused(tmp_path):
+    (tmp_path / "a.csv").write_text("text,text,positive\na,b,c\n")
+    assert "text" in complaint(str(tmp_path / "a.csv"))
+
+
+@pytest.mark.parametrize("name", ["missing.jsonl", "./missing", "/no/such/folder", "~/no/such.csv"])
+def test_places_that_do_not_exist(name):
+    path = Path(name).expanduser()
+    assert complaint(name) == f"data.train: {path} does not exist; the folder you are in is {Path.cwd()}."
+
+
+def test_a_folder_of_something_else(tmp_path):
+    assert complaint(str(tmp_path)) == (
+        f"data.train: {tmp_path} is no folder that datasets' save_to_disk wrote: Directory {tmp_path} is neither a "
+        f"`Dataset` directory nor a `DatasetDict` directory."
+    )
+
+
+def test_a_hub_name_that_cannot_be_reached():
+    pytest.importorskip("datasets")
+    assert complaint("nobody/nothing", "valid", subset="x", split="dev") == (
+        "data.valid: nobody/nothing (subset x, split dev) could not be loaded from the hub: "
+        "Couldn't reach 'nobody/nothing' on the Hub (OfflineModeIsEnabled). Check the name, the subset and the split, "
+        "or give a file."
+    )
