@@ -38,30 +38,42 @@ def launch(task: Callable[[Config], float | None], schema: type[Config], name: s
     OmegaConf.register_new_resolver("launch_time", _launch_time, replace=True)
     OmegaConf.register_new_resolver("slug", _slug, replace=True)
 
+    jobs: list[tuple[str, float | None]] = []
+    failed: list[str] = []
+
     def job(composed: Any) -> float | None:
         hydra_config = HydraConfig.get()
         folder = hydra_config.runtime.output_dir
+        words = " ".join(hydra_config.overrides.task)
         if hydra_config.mode is RunMode.MULTIRUN and _is_main_process():
-            print(f"\nJob {hydra_config.job.num}  {' '.join(hydra_config.overrides.task)}", flush=True)
+            print(f"\nJob {hydra_config.job.num}  {words}", flush=True)
         try:
             config = build_config(composed, schema)
             target = config.train if isinstance(config, TrainConfig) else config
             if target.output_dir is None and not isinstance(config, ConvertConfig):
                 target.output_dir = _shortest(folder)
-            return task(config)
+            score = task(config)
         except (ConfigError, DataError, TrainingError) as error:
-            sys.exit(_complain(error))
+            _complain(error)
+            failed.append(words)  # the other jobs of a sweep may do better
+            score = None
         finally:
             _remove_if_empty(Path(folder))
+        jobs.append((words, score))
+        return score
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # what goes wrong comes here, where it becomes one sentence
     try:
         sys.argv[1:] = check_arguments(sys.argv[1:], schema, conf)
         hydra.main(version_base="1.3", config_path=str(conf), config_name=name)(job)()
+        if len(jobs) > 1 and _is_main_process():
+            print(f"\n{_comparison(jobs, failed)}", flush=True)
     except ConfigError as error:
         sys.exit(_complain(error))
     except (HydraException, OmegaConfBaseException) as error:
         sys.exit(_complain(ConfigError(". ".join(str(error).split("\n")[:2]))))
+    if failed:
+        sys.exit(1)
 
 
 def check_arguments(arguments: list[str], schema: type, conf: Path) -> list[str]:
@@ -139,6 +151,18 @@ def _check_option(group: str, value: Any, conf: Path) -> None:
             f"{group}={written(value)} is no option{nearest(str(value), options) or '.'} "
             f"{group} can be: {', '.join(options)}."
         )
+
+
+def _comparison(jobs: list[tuple[str, float | None]], failed: list[str]) -> str:
+    """Return the scores of a sweep's jobs as a table."""
+    width = max(len(words) for words, _ in jobs)
+    best = max((score for _, score in jobs if score is not None), default=None)
+    lines = [f"{'Job':>3}  {'':{width}}  Spearman"]
+    for number, (words, score) in enumerate(jobs):
+        missing = "failed" if words in failed else "–"
+        cell = f"{missing:>8}" if score is None else f"{score:8.4f}{'  best' if score == best else ''}"
+        lines.append(f"{number:>3}  {words:{width}}  {cell}")
+    return "\n".join(lines)
 
 
 def _complain(error: Exception) -> int:

@@ -1,0 +1,139 @@
+"""The three commands as a person types them: train, evaluate, convert, sweep, and go on after a kill."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import REPO, start
+from safetensors.torch import load_file
+
+from angle import TrainConfig, build_config, fit
+from angle.data import sample
+from angle.evaluation.correlation import spearman
+
+pytestmark = pytest.mark.slow
+
+Command = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(scope="module")
+def default_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The folder in which `python train.py` was typed, and what it printed."""
+    folder = tmp_path_factory.mktemp("default")
+    done = start("train.py", folder=folder)
+    assert (done.returncode, done.stderr) == (0, "")
+    return folder, done.stdout
+
+
+def test_the_default_learns_what_words_alone_do_not_tell(default_run):
+    folder, printed = default_run
+    (record,) = folder.glob("runs/*/*/run.json")
+    result = json.loads(record.read_text())["result"]
+    assert result["test_before"] < 0.5
+    assert result["test_after"] > 0.85
+    assert result["test_after"] > result["test_word_overlap"] + 0.4
+    run = record.parent.relative_to(folder)
+    assert (
+        f"Test    Spearman {result['test_before']:.4f} before training, {result['test_after']:.4f} after "
+        f"(shared words alone: {result['test_word_overlap']:.4f})\n" in printed
+    )
+    assert f"Saved   {run}/best\n" in printed
+    commands = re.findall(r"python (?:train|evaluate|convert)\.py .+", printed)
+    assert commands == [
+        f"python evaluate.py model.name_or_path={run}",
+        f"python convert.py model.name_or_path={run}",
+        "python train.py -m loss.ibn_w=10,20,30 loss.angle_tau=1,20",
+    ]
+
+
+def test_evaluate_finds_the_score_that_training_printed(default_run):
+    folder, _ = default_run
+    (record,) = folder.glob("runs/*/*/run.json")
+    done = start("evaluate.py", f"model.name_or_path={record.parent.relative_to(folder)}", folder=folder)
+    assert (done.returncode, done.stderr) == (0, "")
+    after = json.loads(record.read_text())["result"]["test_after"]
+    (row,) = (line for line in done.stdout.splitlines() if line.startswith("sample (test)"))
+    assert row.split()[2:4] == ["1000", f"{100 * after:.2f}"]
+    (results,) = folder.glob("evaluations/*/*/results.json")
+    assert json.loads(results.read_text())["tasks"]["sample (test)"]["spearman_cosine"] == pytest.approx(after)
+
+
+def test_sentence_transformers_finds_the_same_score(default_run):
+    from sentence_transformers import SentenceTransformer
+
+    folder, _ = default_run
+    (record,) = folder.glob("runs/*/*/run.json")
+    done = start("convert.py", f"model.name_or_path={record.parent.relative_to(folder)}", folder=folder)
+    assert (done.returncode, done.stderr) == (0, "")
+    (path,) = re.findall(r'SentenceTransformer\("(.+)"\)', done.stdout)
+    model = SentenceTransformer(str(folder / path), device="cpu")
+    pairs = sample.columns("A", "test")
+    one, two = (model.encode(pairs[name], normalize_embeddings=True) for name in ("text1", "text2"))
+    score = spearman((one * two).sum(axis=1), pairs["label"])
+    assert score == pytest.approx(json.loads(record.read_text())["result"]["test_after"], abs=5e-5)
+
+
+@pytest.mark.parametrize("name", ["B", "C"])
+def test_the_other_formats_of_the_sample_learn(command: Command, tmp_path, name):
+    done = command("train.py", f"loss=format_{name.lower()}", "train.max_steps=150", "train.output_dir=run")
+    assert (done.returncode, done.stderr) == (0, "")
+    result = json.loads((tmp_path / "run" / "run.json").read_text())["result"]
+    assert result["test_after"] > result["test_before"] + 0.2
+
+
+def test_a_sweep_leaves_a_folder_a_job_each_of_which_can_be_gone_on_with(tmp_path):
+    """The sweep is killed in its third job; that one goes on, and ends as if it had never been killed."""
+    words = ["-m", "loss.ibn_w=10,20,30", "loss.angle_tau=1,20", "train.max_steps=30", "train.save_steps=10"]
+    sweep = subprocess.Popen(
+        [sys.executable, str(REPO / "train.py"), *words, "hydra.sweep.dir=sweep"],
+        cwd=tmp_path,
+        env=os.environ | {"CUDA_VISIBLE_DEVICES": ""},
+        stdout=subprocess.DEVNULL,
+    )
+    third = tmp_path / "sweep" / "2_loss.angle_tau=1,loss.ibn_w=20,train.max_steps=30,train.save_steps=10"
+    deadline = time.monotonic() + 200
+    while not (third / "checkpoints" / "step-00000020").exists():
+        assert sweep.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    sweep.send_signal(signal.SIGKILL)
+    sweep.wait()
+    assert not (third / "final").exists()
+
+    done = start("train.py", *words, "hydra.sweep.dir=sweep", folder=tmp_path)  # the same command does what is left
+    assert (done.returncode, done.stderr) == (0, "")
+    assert len(re.findall(r"holds this run already, finished", done.stdout)) == 2
+    assert len(re.findall(r"^resume  at step [12]0 ", done.stdout, re.MULTILINE)) == 1
+    jobs = sorted(path for path in (tmp_path / "sweep").iterdir() if path.is_dir())
+    ends = [f"loss.angle_tau={tau},loss.ibn_w={weight}" for weight in (10, 20, 30) for tau in (1, 20)]
+    assert [job.name for job in jobs] == [
+        f"{number}_{end},train.max_steps=30,train.save_steps=10" for number, end in enumerate(ends)
+    ]
+    for job in jobs:
+        assert fit(build_config({"train": {"resume": str(job)}}, TrainConfig)).finished_before
+
+    whole = ["loss.ibn_w=20", "loss.angle_tau=1", "train.max_steps=30", "train.save_steps=10"]
+    done = start("train.py", *whole, "train.output_dir=whole", folder=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    one, other = (load_file(folder / "final" / "model.safetensors") for folder in (third, tmp_path / "whole"))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_a_job_that_cannot_run_stops_no_other_one(command: Command):
+    done = command("train.py", "-m", "train.batch_size=1,8", "train.max_steps=2", "train.logging_steps=2")
+    assert done.returncode == 1
+    assert done.stderr.startswith("Error: train.batch_size=1 leaves a row no other row to be compared with")
+    *_, head, first, second = done.stdout.splitlines()
+    assert head.split() == ["Job", "Spearman"]
+    assert first.split() == ["0", "train.batch_size=1", "train.max_steps=2", "train.logging_steps=2", "failed"]
+    assert re.fullmatch(r"  1  train\.batch_size=8 .*  -?0\.\d{4}  best", second)

@@ -1,0 +1,84 @@
+"""What the README says can be typed, and what the environment files say is installed."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import REPO, write_jsonl
+from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+
+from angle.config import ConvertConfig, EvaluateConfig, TrainConfig
+from angle.data import sample
+from angle.launch import check_arguments
+from angle.settings import build_config
+
+CONF = REPO / "conf"
+README = (REPO / "README.md").read_text(encoding="utf-8")
+BLOCKS = [block.replace("\\\n", " ") for block in re.findall(r"```bash\n(.*?)```", README, re.DOTALL)]
+LINES = [line for block in BLOCKS for line in block.splitlines() if re.search(r"\b\w+\.py\b", line)]
+SCHEMAS = {"train": TrainConfig, "evaluate": EvaluateConfig, "convert": ConvertConfig}
+PROJECT = tomllib.loads((REPO / "pyproject.toml").read_text())["project"]
+
+
+@pytest.mark.parametrize("line", LINES)
+def test_commands_of_the_readme_compose(line):
+    command = shlex.split(line.split("&&")[-1], comments=True)
+    (script,) = (word for word in command if word.endswith(".py"))
+    words = command[command.index(script) + 1 :]
+    name = Path(script).stem
+    words = check_arguments([word.replace("RUN", "run") for word in words], SCHEMAS[name], CONF)
+    ConfigStore.instance().store(name=f"{name}_schema", node=SCHEMAS[name])
+    single = [re.sub(r"^([^=]+=[^,{\[']+),.*", r"\1", word) for word in words if word != "-m"]
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        build_config(compose(name, single), SCHEMAS[name])
+
+
+def test_the_readme_s_commands_were_seen():
+    assert len(LINES) > 10
+    assert BLOCKS[0].strip() == "pip install -c constraints.txt -e . && python train.py"
+    assert BLOCKS[1].strip() == 'pip install -c constraints.txt -e ".[test]" && pytest'
+
+
+@pytest.mark.slow
+def test_python_of_the_readme_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    columns = sample.columns("A", "train", 64)
+    write_jsonl(
+        tmp_path / "pairs.jsonl", (dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True))
+    )
+    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    assert "google-bert/bert-base-uncased" in code
+    names: dict[str, object] = {}
+    exec(code.replace("google-bert/bert-base-uncased", "tiny"), names)
+    assert names["embeddings"].shape == (2, 128)
+    assert json.loads((names["result"].folder / "run.json").read_text())["finished"] is True
+
+
+def test_conda_installs_what_pip_installs():
+    environment = yaml.safe_load((REPO / "environment.yml").read_text())
+    *packages, pip = environment["dependencies"]
+    assert pip == {"pip": ["-c constraints.txt", "-e .[test]"]}
+    (python,) = (name.split("=")[1] for name in packages if name.startswith("python="))
+    assert python in SpecifierSet(PROJECT["requires-python"])
+
+
+def test_every_requirement_has_a_tested_version_in_its_range():
+    lines = [line for line in (REPO / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
+    tested = dict(line.split("==") for line in lines)
+    requirements = [
+        Requirement(text)
+        for group in (PROJECT["dependencies"], *PROJECT["optional-dependencies"].values())
+        for text in group
+    ]
+    assert len(requirements) > 15
+    for requirement in requirements:
+        assert tested[requirement.name] in requirement.specifier, requirement
