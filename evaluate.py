@@ -13,7 +13,11 @@ def main(config: EvaluateConfig) -> float | None:
     from angle.evaluation.report import evaluate, table
 
     evaluation = evaluate(config)
-    print(f"{table(evaluation.results)}\n\nSaved   {evaluation.path}, with every pair's scores beside it", flush=True)
+    print(
+        f"{config.model.name_or_path}: {evaluation.contract}\n\n{table(evaluation.results)}\n\n"
+        f"Saved   {evaluation.path}, with every pair's scores beside it",
+        flush=True,
+    )
     return evaluation.mean_spearman
 
 

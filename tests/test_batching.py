@@ -13,6 +13,7 @@ import torch
 from conftest import SpyTokenizer, tokens_of, write_jsonl
 
 from angle.config import SourceConfig
+from angle.data import sources
 from angle.data.batching import CorpusData, Plan, Sharing, StreamData, collate, without_repeats
 from angle.data.corpus import Corpus, load_corpus
 from angle.errors import DataError
@@ -206,6 +207,24 @@ def test_seeking_in_a_stream_is_iterating(tmp_path, rows):
     data = stream(write_rows(tmp_path / "a.jsonl", rows), accumulation=2)
     for number, step in enumerate(islice(data.steps(0), 15)):
         assert texts_in(next(data.steps(number))) == texts_in(step)
+
+
+def test_reading_lazily_changes_no_batch(tmp_path, monkeypatch):
+    path = write_rows(tmp_path / "a.jsonl", 50)
+    lazy = [texts_in(step) for step in islice(stream(path).steps(0), 60)]
+    whole = sources.open_tables
+    monkeypatch.setattr(sources, "open_tables", lambda *args, streaming: whole(*args, streaming=False))
+    assert [texts_in(step) for step in islice(stream(path).steps(0), 60)] == lazy
+
+
+def test_a_stream_comes_to_a_broken_line_when_it_is_there(tmp_path):
+    path = write_rows(tmp_path / "a.jsonl", 2000)
+    with path.open("a") as file:
+        file.write('{"text": \n')
+    steps = stream(path).steps(0)
+    assert len(list(islice(steps, 900))) == 900
+    with pytest.raises(DataError, match=r"line 2001 is no valid JSON: Expecting value \(column 10\)"):
+        list(islice(steps, 200))
 
 
 def test_what_a_stream_skips_is_not_tokenised(tmp_path):

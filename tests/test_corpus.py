@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
+import os
+import re
+import stat
 from collections import Counter
 from pathlib import Path
 
@@ -9,9 +14,12 @@ import numpy as np
 import pytest
 from conftest import SpyTokenizer, tokens_of, write_jsonl
 
+from angle import structures
 from angle.config import SourceConfig
-from angle.data.corpus import Corpus, load_corpus
+from angle.data.corpus import Corpus, cached_tokens, load_corpus
+from angle.data.roles import TASKS
 from angle.errors import DataError
+from angle.structures import Tokens
 
 
 def load(path: Path, tokenizer: SpyTokenizer, data_format: str = "auto", **settings: object) -> Corpus:
@@ -45,6 +53,24 @@ def test_rows_point_to_distinct_texts(tmp_path, tokenizer):
     assert texts_of(corpus) == [tokens_of("a b"), tokens_of("c"), tokens_of("d")]
     assert corpus.texts(np.arange(3), 0, 0).tolist() == [[0, 1], [1, 0], [2, 1]]
     assert corpus.describe(2) == f"{tmp_path / 'a.jsonl'} line 3"
+
+
+def test_shapes_are_written_in_the_letters_of_the_legend(tmp_path, tokenizer):
+    corpus = load(write_jsonl(tmp_path / "a.jsonl", PAIRS), tokenizer)
+    for letter, meaning in {"B": "rows", "R": "roles"}.items():
+        assert re.search(rf"\b{letter} {meaning}\b", structures.__doc__)
+    sizes = {"B": 3, "R": 2, "C": len(corpus.choices)}
+    (body,) = ast.parse(inspect.getsource(Corpus)).body
+    fields, docs = body.body, body.body[1:]
+    written = {
+        field.target.id: re.findall(r"\w+", shape[1])
+        for field, doc in zip(fields, docs, strict=False)
+        if isinstance(field, ast.AnnAssign) and isinstance(doc, ast.Expr)
+        if (shape := re.match(r"\((.+?)\)", doc.value.value))
+    }
+    assert written.keys() == {name for name, value in vars(corpus).items() if isinstance(value, np.ndarray)}
+    for name, letters in written.items():
+        assert getattr(corpus, name).shape == tuple(sizes.get(letter) for letter in letters), name
 
 
 def test_labels_stay_floats(tmp_path, tokenizer):
@@ -81,6 +107,48 @@ def test_a_cache_that_cannot_be_written_stops_nothing(tmp_path, tokenizer, monke
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("ANGLE_CACHE", str(tmp_path / "file" / "cache"))
     assert len(load(write_jsonl(tmp_path / "a.jsonl", PAIRS), tokenizer)) == 3
+
+
+def cut(path: Path) -> None:
+    """Leave the first half of a file."""
+    os.truncate(path, path.stat().st_size // 2)
+
+
+@pytest.mark.parametrize("name", ["ids.npy", "offsets.npy"])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        Path.unlink,
+        cut,
+        lambda path: path.write_bytes(b""),
+        lambda path: path.write_bytes(b"PK\3\4" + path.read_bytes()),
+        lambda path: path.write_bytes(path.read_bytes().replace(b"'<i", b"'<?", 1)),
+        lambda path: np.save(path, np.load(path)[:-1]),
+        lambda path: np.save(path, np.load(path).reshape(-1, 1)[:0]),
+    ],
+    ids=["missing", "cut", "empty", "zip", "header", "shorter", "nothing"],
+)
+def test_damaged_tokens_are_made_again_and_replaced(tmp_path, tokenizer, monkeypatch, damage, name):
+    monkeypatch.setenv("ANGLE_CACHE", str(tmp_path / "cache"))
+    path = write_jsonl(tmp_path / "a.jsonl", PAIRS)
+    whole = load(path, tokenizer)
+    (folder,) = (tmp_path / "cache").iterdir()
+    damage(folder / name)
+    for _ in range(2):
+        assert texts_of(load(path, tokenizer)) == texts_of(whole)
+        assert len(tokenizer.seen) == 6  # made again by the first of the two, and found by the second
+    assert sorted(file.name for file in folder.iterdir()) == ["ids.npy", "offsets.npy"]
+
+
+def test_kept_tokens_are_anyones_to_read_whom_the_umask_lets(tmp_path):
+    tokens = Tokens(np.arange(3, dtype=np.int32), np.array([0, 3]))
+    before = os.umask(0o027)
+    try:
+        cached_tokens(tmp_path / "cache" / "key", lambda: tokens)
+    finally:
+        os.umask(before)
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "cache").rglob("*")}
+    assert modes == {"key": 0o750, "ids.npy": 0o640, "offsets.npy": 0o640}
 
 
 @pytest.mark.parametrize(
@@ -158,6 +226,13 @@ def test_label_map_names_a_number_however_it_is_stored(tmp_path, tokenizer, labe
         ({3: {"label": float("nan")}}, "line 4: label is nan, no finite number (1 such row)."),
         ({3: {"label": float("inf")}}, "line 4: label is inf, no finite number (1 such row)."),
         ({3: {"label": None}}, "line 4: label is null (1 such row)."),
+        ({n: {"text1": n + 7} for n in range(3)}, "line 1: text1 is no text but 7 (3 such rows)."),
+        ({0: {"text1": [1]}, 2: {"text1": {"a": "b"}}}, "line 1: text1 is no text but 1 (2 such rows)."),
+        (
+            {0: {"label": "x"}, 1: {"label": None}, 2: {"label": float("nan")}, 3: {"label": True}, 4: {"label": ""}},
+            "line 1: label is 'x', no number (2 such rows, and 3 other kinds of problem); give numbers, or map names: "
+            "'data.train.label_map={x: 1}'.",
+        ),
         (
             {1: {"text1": None}, 2: {"label": None}, 3: {"text2": ""}},
             "line 2: text1 is null (1 such row, and 2 other kinds of problem).",
@@ -168,6 +243,25 @@ def test_label_map_names_a_number_however_it_is_stored(tmp_path, tokenizer, labe
 def test_rows_that_cannot_be_used(tmp_path, changes, text):
     rows = [{"text1": f"a{n}", "text2": f"b{n}", "label": n} | changes.get(n, {}) for n in range(6)]
     assert complaint(write_jsonl(tmp_path / "a.jsonl", rows)) == f"data.train: FILE {text}"
+
+
+@pytest.mark.parametrize(
+    ("label", "settings", "text"),
+    [
+        (
+            "high",
+            {},
+            "tasks: FILE line 1: label is 'high', no number (1 such row); give numbers, or map names: "
+            "'label_map={high: 1}'.",
+        ),
+        ("x", {"label_map": {"x": None}}, "tasks: FILE has no row to use: label_map dropped all 1."),
+    ],
+)
+def test_rows_of_a_task_are_told_what_evaluate_has(tmp_path, tokenizer, label, settings, text):
+    path = write_jsonl(tmp_path / "a.jsonl", [{"text1": "a", "text2": "b", "label": label}])
+    with pytest.raises(DataError) as caught:
+        load_corpus(SourceConfig(str(path), **settings), TASKS, tokenizer, "A")
+    assert str(caught.value).replace(str(path), "FILE") == text
 
 
 @pytest.mark.parametrize("label", [True, "", " "])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from angle.data.formats import choose, detect
+from angle.data.roles import TASKS
 from angle.errors import DataError
 
 FORMATS = "(A: text1, text2, label; B: text, positive, negative; C: text, positive)"
@@ -61,6 +62,21 @@ def test_columns_of_no_format_are_told_the_renaming(columns, renaming):
     assert str(caught.value) == (
         f"data.valid: x.csv has the columns {', '.join(names)}, which are no format {FORMATS}. "
         f"Rename them: 'data.valid.columns={{{renaming}}}'"
+    )
+
+
+def test_a_task_is_told_what_evaluate_has():
+    with pytest.raises(DataError) as caught:
+        choose(["s1", "s2", "score"], "A", TASKS, "x.csv")
+    assert str(caught.value) == (
+        "tasks: x.csv has the columns s1, s2, score, but format A needs text1, text2, label. "
+        "Rename them: 'columns={text1: s1, text2: s2, label: score}'"
+    )
+    with pytest.raises(DataError) as caught:
+        choose(["text", "positive"], "A", TASKS, "x.csv")
+    assert str(caught.value) == (
+        "tasks: x.csv has the columns text, positive (format C), but format A needs text1, text2, label. "
+        "Only pairs with labels can be measured: give a file in format A."
     )
 
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import gzip
 import json
+import tracemalloc
+from itertools import islice
 from pathlib import Path
 
 import pytest
 
 from angle.config import SourceConfig
+from angle.data.roles import OWN_TEST_SET, TASKS
 from angle.data.sources import open_tables
 from angle.errors import DataError
 
@@ -16,16 +19,16 @@ ROWS = [{"text": 'a, "b"', "positive": "é 漢"}, {"text": "NA", "positive": "nu
 NUMBERED = list(enumerate(ROWS, 1))
 
 
-def rows_of(path: object, **settings: object) -> list[tuple[int, dict[str, object]]]:
+def rows_of(path: object, *, streaming: bool = False, **settings: object) -> list[tuple[int, dict[str, object]]]:
     """Return the numbered rows of the only table of a source."""
-    (table,) = open_tables(SourceConfig(str(path), **settings), "train")
+    (table,) = open_tables(SourceConfig(str(path), **settings), "train", streaming=streaming)
     return [(number, dict(row)) for number, row in table.rows]
 
 
-def complaint(path: object, role: str = "train", **settings: object) -> str:
+def complaint(path: object, role: str = "train", *, streaming: bool = False, **settings: object) -> str:
     """Return what is said of a source that cannot be read."""
     with pytest.raises(DataError) as caught:
-        [list(table.rows) for table in open_tables(SourceConfig(path, **settings), role)]
+        [list(table.rows) for table in open_tables(SourceConfig(path, **settings), role, streaming=streaming)]
     return str(caught.value)
 
 
@@ -54,6 +57,58 @@ def test_text_files(tmp_path, name, mark, ending):
     path = tmp_path / f"{name}{ending}"
     path.write_bytes(gzip.compress(content) if ending else content)
     assert [row for _, row in rows_of(path)] == ROWS
+    (table,) = open_tables(SourceConfig(str(path)), "train", streaming=True)
+    for _ in range(2):
+        assert list(table.rows) == rows_of(path)
+
+
+def many(name: str, end: bytes, rows: int = 20_000) -> bytes:
+    """Return a text file of so many rows that no buffer holds it, and what comes behind them."""
+    form = {"csv": "{0} {1},{1}\n", "tsv": "{0} {1}\t{1}\n"}.get(name.split(".")[1])
+    head = "" if form is None else form.format("", "").replace(" ", "text").replace("\n", "positive\n")
+    form = form or '{{"text": "{0} {1}", "positive": "{1}"}}\n'
+    return (head + "".join(form.format(n, n * n % 999_983) for n in range(rows))).encode() + end
+
+
+BROKEN_ENDS = {
+    "a.jsonl": b'{"text": x}\n',
+    "a.json": b"[1]\n",
+    "a.csv": b"1,2,3\n",
+    "a.tsv": b"1\n",
+    "latin.csv": b"n\xe9,b\n",
+    "latin.jsonl": b'{"text": "n\xe9"}\n',
+    "a.jsonl.gz": b"{}{}\n",
+    "torn.csv.gz": b"",
+}
+
+
+@pytest.mark.parametrize("name", BROKEN_ENDS)
+def test_a_streamed_file_is_read_as_far_as_is_asked_for(tmp_path, name):
+    content = many(name, BROKEN_ENDS[name])
+    if name.endswith(".gz"):
+        content = gzip.compress(content)[: -20 if name.startswith("torn") else None]
+    (tmp_path / name).write_bytes(content)
+    (table,) = open_tables(SourceConfig(str(tmp_path / name), columns={"t": "text"}), "train", streaming=True)
+    assert table.columns == ("t", "positive")
+    for _ in range(2):
+        assert [(n, dict(row)) for n, row in islice(table.rows, 3)] == [
+            (n + 1, {"t": f"{n} {n * n}", "positive": f"{n * n}"}) for n in range(3)
+        ]
+    with pytest.raises(DataError) as caught:
+        list(table.rows)
+    assert str(caught.value) == complaint(str(tmp_path / name))
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.csv", "a.tsv.gz"])
+def test_a_streamed_file_is_never_held_whole(tmp_path, name):
+    content = many(name, b"")
+    (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
+    tracemalloc.start()
+    (table,) = open_tables(SourceConfig(str(tmp_path / name)), "train", streaming=True)
+    assert sum(1 for _ in table.rows) == 20_000
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < len(content) / 2
 
 
 def test_numbers_are_those_of_the_file(tmp_path):
@@ -101,6 +156,55 @@ def test_folders_of_save_to_disk(tmp_path):
     assert complaint(str(tmp_path / "two"), "test") == (
         f"data.test: {tmp_path / 'two'} has no split test; it has train, validation: type data.test.split=train"
     )
+    assert complaint(str(tmp_path / "two"), TASKS) == (
+        f"tasks: {tmp_path / 'two'} has no split test; it has train, validation: type tasks=[{tmp_path / 'two/train'}]"
+    )
+    assert rows_of(tmp_path / "two/train") == NUMBERED  # what that message says to type can be read
+
+
+@pytest.fixture
+def all_kinds():
+    """A data set with every kind of cell that is stored in another way than it is given, over several batches."""
+    datasets = pytest.importorskip("datasets")
+    rows = [
+        {
+            "text": f"t{n}",
+            "positive": [f"p{n}.{k}" for k in range(n % 3)],
+            "label": n % 2,
+            "score": None if n % 5 == 0 else n / 3,
+            "more": {"id": n, "tags": [{"name": "x"}] * (n % 2)},
+        }
+        for n in range(2500)
+    ]
+    whole = datasets.Dataset.from_list(rows)
+    return whole.cast_column("label", datasets.ClassLabel(names=["no", "yes"]))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda whole: whole,
+        lambda whole: whole.shuffle(seed=1).select(range(1700)),
+        lambda whole: whole.with_format("numpy", columns=["label", "text"]),
+    ],
+    ids=["all", "shuffled", "formatted"],
+)
+def test_rows_of_a_data_set_are_those_that_it_yields(tmp_path, all_kinds, change):
+    wanted = change(all_kinds)
+    wanted.save_to_disk(tmp_path / "saved")
+    found = rows_of(tmp_path / "saved")
+    assert [n for n, _ in found] == list(range(1, len(wanted) + 1))
+    assert [row for _, row in found] == list(wanted)
+    assert [list(map(type, row.values())) for _, row in found] == [list(map(type, row.values())) for row in wanted]
+
+
+def test_rows_of_a_data_set_are_not_decoded_one_by_one(tmp_path, all_kinds, monkeypatch):
+    import datasets
+
+    all_kinds.save_to_disk(tmp_path / "saved")
+    monkeypatch.delattr(datasets.Dataset, "__iter__")
+    monkeypatch.delattr(datasets.Dataset, "__getitem__")
+    assert len(rows_of(tmp_path / "saved")) == 2500
 
 
 def test_a_list_of_sources_keeps_its_order(tmp_path):
@@ -178,6 +282,7 @@ def test_files_that_cannot_be_read(tmp_path, name, content, text):
     path = tmp_path / name
     path.write_text(content)
     assert complaint(str(path)).startswith(f"data.train: {path} {text}")
+    assert complaint(str(path), streaming=True) == complaint(str(path))
 
 
 @pytest.mark.parametrize(
@@ -193,6 +298,7 @@ def test_files_that_cannot_be_read(tmp_path, name, content, text):
 def test_files_in_another_encoding_are_named(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
     text = complaint(str(tmp_path / name))
+    assert text == complaint(str(tmp_path / name), streaming=True)
     assert text.startswith(f"data.train: {tmp_path / name} ")
     assert "\n" not in text
 
@@ -222,3 +328,18 @@ def test_a_hub_name_that_cannot_be_reached():
         "Couldn't reach 'nobody/nothing' on the Hub (OfflineModeIsEnabled). Check the name, the subset and the split, "
         "or give a file."
     )
+    assert complaint("nobody/nothing", TASKS) == (
+        "tasks: nobody/nothing (subset none, split test) could not be loaded from the hub: Couldn't reach "
+        "'nobody/nothing' on the Hub (OfflineModeIsEnabled). Check the name, or give a file."
+    )
+
+
+@pytest.mark.parametrize(("role", "start"), [("valid_sts", "data.valid_sts"), (TASKS, "tasks"), (OWN_TEST_SET,) * 2])
+def test_messages_name_settings_that_there_are(tmp_path, role, start):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"a": "x", "b": "y"}\n{\n')
+    assert complaint(str(path), role).startswith(f"{start}: {path} line 2 is no valid JSON: ")
+    assert complaint(str(tmp_path / "b.csv"), role).startswith(f"{start}: {tmp_path / 'b.csv'} does not exist")
+    path.write_text('{"a": "x", "b": "y"}\n')
+    columns = "data.valid_sts.columns" if role == "valid_sts" else "columns"
+    assert complaint(str(path), role, columns={"text1": "c"}) == f"{columns} names c, but {path} has: a, b."

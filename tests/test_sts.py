@@ -1,6 +1,7 @@
 """STS tasks: scored pairs, the word-overlap baseline, and the printed table."""
 
 import json
+import math
 import re
 from pathlib import Path
 
@@ -8,12 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from angle.config import EvaluateConfig, ModelConfig, PoolingConfig, SourceConfig
+from angle.config import DataConfig, EvaluateConfig, ModelConfig, PoolingConfig, SourceConfig, TrainConfig
 from angle.data.corpus import Corpus
 from angle.errors import ConfigError, DataError
 from angle.evaluation.report import average, evaluate, expand_tasks, table
 from angle.evaluation.sts import HUB_TASKS, PairScores, load_sts, score_pairs, task_source, word_overlap
 from angle.modeling.encoder import Encoder
+from angle.settings import save_config
 
 torch.set_num_threads(1)  # the model is tiny: threads would only wait for each other
 
@@ -161,3 +163,85 @@ def test_evaluate_writes_what_it_measured(pairs_file: Path, tmp_path: Path, enco
     assert [float(line.split(",")[0]) for line in lines[1:]] == [5.0, 3.0, 0.0, 1.0, 4.0]
     with pytest.raises(ConfigError, match="holds results already"):
         evaluate(config)
+
+
+def only_json(text: str) -> dict[str, object]:
+    """Return what a text says, which may not use words that Python alone takes for JSON."""
+
+    def refuse(word: str) -> None:
+        raise AssertionError(f"{word} is no JSON")
+
+    return json.loads(text, parse_constant=refuse)
+
+
+@pytest.mark.parametrize(("positive_above", "threshold"), [(9.0, math.inf), (-1.0, -math.inf)])
+def test_a_threshold_without_an_end_is_null_in_the_file(
+    pairs_file: Path, tmp_path: Path, positive_above: float, threshold: float
+) -> None:
+    found = evaluate(EvaluateConfig(tasks=[str(pairs_file)], positive_above=positive_above, output_dir=str(tmp_path)))
+    (metrics,) = found.results.values()
+    assert (metrics["accuracy"], metrics["accuracy_threshold"]) == (1.0, threshold)
+    saved = only_json(found.path.read_text())["tasks"][str(pairs_file)]
+    assert saved == {**metrics, "accuracy_threshold": None}
+
+
+def test_results_say_how_texts_reached_the_model(pairs_file: Path, tmp_path: Path) -> None:
+    model = ModelConfig(max_length=9, prompt="Query: {text}")
+    found = evaluate(EvaluateConfig(model, PoolingConfig("max"), [str(pairs_file)], output_dir=str(tmp_path)))
+    assert (found.contract.pooling, found.contract.max_length, found.contract.prompt) == ("max", 9, "Query: {text}")
+    saved = only_json(found.path.read_text())
+    assert (saved["pooling"], saved["max_length"], saved["prompt"]) == ("max", 9, "Query: {text}")
+
+
+@pytest.mark.parametrize("below", ["", "/deep/down"])
+def test_a_file_is_no_folder_for_results(pairs_file: Path, monkeypatch: pytest.MonkeyPatch, below: str) -> None:
+    monkeypatch.setattr(Encoder, "load", lambda *_: pytest.fail("something is computed before"))
+    with pytest.raises(ConfigError) as error:
+        evaluate(EvaluateConfig(tasks=["stsb"], output_dir=f"{pairs_file}{below}"))
+    assert str(error.value) == (
+        f"output_dir={pairs_file}{below} cannot be a folder: {pairs_file} is a file; give a new folder."
+    )
+
+
+def failure(config: EvaluateConfig) -> str:
+    """Return what is said of a task that cannot be measured."""
+    with pytest.raises(DataError) as error:
+        evaluate(config)
+    return str(error.value)
+
+
+def test_what_a_message_says_to_type_works(tmp_path: Path) -> None:
+    path = tmp_path / "pairs.csv"
+    path.write_text("s1,s2,score\ndog,cat,low\ndog,dog,high\n")
+    config = EvaluateConfig(tasks=[str(path)], output_dir=str(tmp_path / "out"))
+    assert failure(config) == (
+        f"tasks: {path} has the columns s1, s2, score, but format A needs text1, text2, label. "
+        "Rename them: 'columns={text1: s1, text2: s2, label: score}'"
+    )
+    config.columns = {"text1": "s1", "text2": "s2", "label": "score"}
+    assert failure(config) == (
+        f"tasks: {path} row 1: label is 'low', no number (2 such rows); give numbers, or map names: "
+        "'label_map={low: 1}'."
+    )
+    config.label_map = {"low": 1.0, "high": 1.0}
+    assert failure(config) == (
+        f"tasks: {path}: every label is 1, so no correlation exists; give graded or mixed labels."
+    )
+    config.label_map = {"low": 1.0, "high": 2.0}
+    assert evaluate(config).results[str(path)]["pairs"] == 2
+
+
+def test_the_run_s_own_test_set_can_be_renamed_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "pairs.csv"
+    path.write_text("s1,s2,score\ndog,cat,low\ndog,dog,high\n")
+    save_config(TrainConfig(data=DataConfig(test=SourceConfig(str(path)))), tmp_path / "config.yaml")
+    own = Encoder.load(ModelConfig())
+    monkeypatch.setattr(Encoder, "load", lambda *_: own)
+    config = EvaluateConfig(ModelConfig(str(tmp_path)), output_dir=str(tmp_path / "out"))
+    assert failure(config) == (
+        f"the run's data.test: {path} has the columns s1, s2, score, but format A needs text1, text2, label. "
+        "Rename them: 'columns={text1: s1, text2: s2, label: score}'"
+    )
+    config.columns = {"text1": "s1", "text2": "s2", "label": "score"}
+    config.label_map = {"low": 1.0, "high": 2.0}
+    assert list(evaluate(config).results) == [f"{path} (test)"]

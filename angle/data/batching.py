@@ -223,7 +223,7 @@ def _too_few(rows: int, sharing: Sharing) -> DataError:
 
 def collate(corpus: Corpus, rows: Ints, epoch: int, sharing: Sharing) -> Batch:
     """Return this process's share of a global batch; each of its distinct texts stands in it once."""
-    texts = corpus.texts(rows, sharing.seed, epoch)  # (B, roles)
+    texts = corpus.texts(rows, sharing.seed, epoch)  # (B, R)
     if sharing.duplicates == "drop":
         kept = without_repeats(texts, at_least=sharing.processes)
         rows, texts = rows[kept], texts[kept]

@@ -5,9 +5,8 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-import shutil
-import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+import uuid
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,6 +16,7 @@ import numpy.typing as npt
 
 from angle.config import SourceConfig, label_name
 from angle.data import formats, sources
+from angle.data.roles import setting, whole
 from angle.data.sources import Row, Table
 from angle.errors import DataError
 from angle.structures import DataFormat, Tokens
@@ -41,25 +41,25 @@ class Tokenizer(Protocol):
 
 @dataclass(frozen=True)
 class Corpus:
-    """R rows over N distinct texts."""
+    """B rows over N distinct texts, a cell of one or more for each of R roles."""
 
     format: DataFormat
     tokens: Tokens
     """The N distinct texts."""
     first: Ints
-    """(R, roles): where in `choices` the texts of a cell begin."""
+    """(B, R): where in `choices` the texts of a cell begin."""
     count: Ints
-    """(R, roles): how many texts a cell holds; one is drawn each time."""
+    """(B, R): how many texts a cell holds; one is drawn each time."""
     choices: Ints
-    """(C,): numbers of texts."""
+    """(C,): numbers of texts, cell after cell; C is the sum of `count`."""
     labels: npt.NDArray[np.float32] | None
-    """(R,)"""
+    """(B,)"""
     origins: tuple[str, ...]
     """The files or data sets the rows come from, with what their numbers count."""
     origin: npt.NDArray[np.int32]
-    """(R,): index into `origins`."""
+    """(B,): index into `origins`."""
     numbers: Ints
-    """(R,): row or line number there."""
+    """(B,): row or line number there."""
     dropped: int
     """Rows that `label_map` told to drop."""
     fingerprint: str
@@ -73,7 +73,7 @@ class Corpus:
         return f"{self.origins[self.origin[row]]} {self.numbers[row]}"
 
     def texts(self, rows: Ints, seed: int, epoch: int) -> Ints:
-        """Return (B, roles): a text for each cell; where it holds several, drawn by (seed, epoch, row)."""
+        """Return (B, R): a text for each cell; where it holds several, drawn by (seed, epoch, row)."""
         first, count = self.first[rows], self.count[rows]
         if (count == 1).all():
             return self.choices[first]
@@ -87,8 +87,9 @@ class CorpusBuilder:
     def __init__(
         self, data_format: DataFormat, source: SourceConfig, role: str, extra_columns: tuple[str, ...]
     ) -> None:
-        """Start empty; `role` (train, valid, ...) and `source` are for checks and messages."""
+        """Start empty; `role` (one of `angle.data.roles`) and `source` are for checks and messages."""
         self.format = data_format
+        self.source = source
         self.label_map = source.label_map
         self.role = role
         self.extra_columns = extra_columns
@@ -100,7 +101,7 @@ class CorpusBuilder:
         self._origin: list[int] = []
         self._numbers: list[int] = []
         self._dropped = 0
-        self._problems: dict[str, list[Any]] = {}
+        self._problems: dict[tuple[str, str, str], list[Any]] = {}
 
     def __len__(self) -> int:
         return len(self._numbers)
@@ -114,7 +115,8 @@ class CorpusBuilder:
         extras = [row.get(name) for name in self.extra_columns]
         for name, value in zip(self.extra_columns, extras, strict=True):
             if not isinstance(value, str):
-                self._problem(table, number, name, f"is {_kind(value)}, but the template model.prompt uses it")
+                what = f"is {_not_text(value)[1]}, but the template model.prompt uses it"
+                self._problem(table, number, name, "template", what)
         if any(cell is None for cell in cells) or not all(isinstance(value, str) for value in extras):
             return
         for cell in cells:
@@ -131,11 +133,12 @@ class CorpusBuilder:
         value = row.get(role)
         texts: list[Any] = value if isinstance(value, list) else [value]
         if not texts:
-            self._problem(table, number, role, "is an empty list")
+            self._problem(table, number, role, "empty list", "is an empty list")
             return None
         for text in texts:
             if not isinstance(text, str) or not text.strip():
-                self._problem(table, number, role, f"is {_kind(text)}")
+                kind, what = _not_text(text)
+                self._problem(table, number, role, kind, f"is {what}")
                 return None
         return texts
 
@@ -144,33 +147,35 @@ class CorpusBuilder:
         if self.label_map:
             if label_name(value) not in self.label_map:
                 known = ", ".join(self.label_map)
-                self._problem(table, number, "label", f"is {value!r}, which label_map does not name (it names {known})")
+                what = f"is {value!r}, which label_map does not name (it names {known})"
+                self._problem(table, number, "label", "not in label_map", what)
                 return None
             mapped = self.label_map[label_name(value)]
             if mapped is None:
                 self._dropped += 1
             return mapped
         if value is None or (isinstance(value, str) and not value.strip()):
-            self._problem(table, number, "label", f"is {_kind(value)}")
+            kind, what = _not_text(value)
+            self._problem(table, number, "label", kind, f"is {what}")
             return None
         try:
             if isinstance(value, bool):
                 raise TypeError
             label = float(value)
         except (TypeError, ValueError):
-            hint = f"; give numbers, or map names: 'data.{self.role}.label_map={{{value}: 1}}'"
-            self._problem(table, number, "label", f"is {value!r}, no number", hint)
+            hint = f"; give numbers, or map names: '{setting(self.role, 'label_map')}={{{value}: 1}}'"
+            self._problem(table, number, "label", "no number", f"is {value!r}, no number", hint)
             return None
         if not math.isfinite(label):
-            self._problem(table, number, "label", f"is {value}, no finite number")
+            self._problem(table, number, "label", "no finite number", f"is {value}, no finite number")
             return None
         return label
 
-    def _problem(self, table: Table, number: int, column: str, what: str, hint: str = "") -> None:
+    def _problem(self, table: Table, number: int, column: str, kind: str, what: str, hint: str = "") -> None:
         # One kind of problem counts under one key, whatever the value: the first one is shown.
-        kind = f"{table.where}/{column}/{what.split()[-1] if column != 'label' else 'label'}"
         entry = self._problems.setdefault(
-            kind, [0, f"data.{self.role}: {table.where} {table.unit} {number}: {column} {what}", hint]
+            (table.where, column, kind),
+            [0, f"{setting(self.role)}: {table.where} {table.unit} {number}: {column} {what}", hint],
         )
         entry[0] += 1
 
@@ -192,7 +197,7 @@ class CorpusBuilder:
         self.check()
         if not self._numbers:
             dropped = f": label_map dropped all {self._dropped}" if self._dropped else ""
-            raise DataError(f"data.{self.role} has no row to use{dropped}.")
+            raise DataError(f"{whole(self.role, self.source)} has no row to use{dropped}.")
         shape = (len(self._numbers), len(self.format.roles))
         count = np.array(self._counts, np.int64)
         choices = np.array(self._choices, np.int64)
@@ -223,7 +228,7 @@ class CorpusBuilder:
             try:
                 return tokenizer([key[0] for key in self._texts], extras if self.extra_columns else None)
             except ValueError as error:
-                raise DataError(f"data.{self.role}: {error}.") from None
+                raise DataError(f"{setting(self.role)}: {error}.") from None
 
         if not cache:
             return tokenize()
@@ -231,12 +236,13 @@ class CorpusBuilder:
         return cached_tokens(cache_folder() / key, tokenize)
 
 
-def _kind(value: object) -> str:
+def _not_text(value: object) -> tuple[str, str]:
+    """Return which kind of thing stands where a text should, and how a message says what it is."""
     if value is None:
-        return "null"
+        return "null", "null"
     if isinstance(value, str):
-        return "empty"
-    return f"no text but {value!r}"
+        return "empty", "empty"
+    return "no text", f"no text but {value!r}"
 
 
 def cache_folder() -> Path:
@@ -244,23 +250,36 @@ def cache_folder() -> Path:
     return Path(os.environ.get("ANGLE_CACHE") or Path.home() / ".cache" / "angle" / "tokens")
 
 
-def cached_tokens(folder: Path, tokenize: Any) -> Tokens:
-    """Return the tokens kept in `folder`, memory-mapped; if there are none, make and keep them."""
-    if not folder.is_dir():
-        tokens: Tokens = tokenize()
-        try:
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            scratch = Path(tempfile.mkdtemp(dir=folder.parent))
-            np.save(scratch / "ids.npy", tokens.ids)
-            np.save(scratch / "offsets.npy", tokens.offsets)
+def cached_tokens(folder: Path, tokenize: Callable[[], Tokens]) -> Tokens:
+    """Return the tokens kept in `folder`, memory-mapped; if there are none, or damaged ones, make and keep them."""
+    kept = _kept_tokens(folder)
+    if kept is not None:
+        return kept
+    tokens = tokenize()
+    try:
+        # Two processes may keep the same tokens at once. Each file is put in place whole, and what one writes equals
+        # what the other does, so it does not matter whose stays. Plain files and folders, for others may read them.
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, array in (("ids", tokens.ids), ("offsets", tokens.offsets)):
+            scratch = folder / f"{name}.{uuid.uuid4().hex}"
             try:
-                scratch.rename(folder)
-            except OSError:  # another process kept the same tokens first
-                shutil.rmtree(scratch)
-        except OSError:  # a full or read-only disk must not stop a run: only the next start is slower
-            pass
-        return tokens
-    return Tokens(np.load(folder / "ids.npy", mmap_mode="r"), np.load(folder / "offsets.npy", mmap_mode="r"))
+                with scratch.open("xb") as file:
+                    np.save(file, array)
+                scratch.replace(folder / f"{name}.npy")
+            finally:
+                scratch.unlink(missing_ok=True)
+    except OSError:  # a full or read-only disk must not stop a run: only the next start is slower
+        pass
+    return tokens
+
+
+def _kept_tokens(folder: Path) -> Tokens | None:
+    try:
+        ids, offsets = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("ids", "offsets"))
+        fit = offsets[0] == 0 and offsets[-1] == len(ids) and (np.diff(offsets) >= 0).all()
+        return Tokens(ids, offsets) if fit else None
+    except Exception:  # numpy has another error for each way in which a file can be damaged or missing
+        return None
 
 
 def load_corpus(source: SourceConfig, role: str, tokenizer: Tokenizer, data_format: str = "auto") -> Corpus:
@@ -268,7 +287,7 @@ def load_corpus(source: SourceConfig, role: str, tokenizer: Tokenizer, data_form
 
     Args:
         source: what to read.
-        role: train, valid, valid_sts or test.
+        role: one of `angle.data.roles`.
         tokenizer: turns texts into tokens.
         data_format: A, B, C or auto.
 
@@ -299,6 +318,6 @@ def check_extra_columns(table: Table, columns: tuple[str, ...], role: str) -> No
     missing = [name for name in columns if name not in table.columns]
     if missing:
         raise DataError(
-            f"data.{role}: the template model.prompt uses {{{missing[0]}}}, but {table.where} has the "
+            f"{setting(role)}: the template model.prompt uses {{{missing[0]}}}, but {table.where} has the "
             f"columns {', '.join(table.columns)}."
         )

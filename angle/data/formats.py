@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from angle.data.roles import DEFAULT_SPLITS, setting
 from angle.errors import DataError
 from angle.structures import FORMATS, DataFormat
 
@@ -44,16 +45,18 @@ def choose(columns: Sequence[str], wanted: str, role: str, where: str) -> DataFo
             return found
         formats = "; ".join(f"{f.name}: {', '.join(f.columns)}" for f in FORMATS.values())
         raise DataError(
-            f"data.{role}: {where} has the columns {', '.join(columns)}, which are no format ({formats})."
+            f"{setting(role)}: {where} has the columns {', '.join(columns)}, which are no format ({formats})."
             f"{_rename(columns, _nearest_format(columns), role)}"
         )
     data_format = FORMATS[wanted]
     if set(columns).issuperset(data_format.columns):
         return data_format
     message = (
-        f"data.{role}: {where} has the columns {', '.join(columns)}{f' (format {found.name})' if found else ''}, "
+        f"{setting(role)}: {where} has the columns {', '.join(columns)}{f' (format {found.name})' if found else ''}, "
         f"but format {wanted} needs {', '.join(data_format.columns)}."
     )
+    if found is not None and role not in DEFAULT_SPLITS:
+        raise DataError(f"{message} Only pairs with labels can be measured: give a file in format {wanted}.")
     if found is not None:
         raise DataError(f"{message} Type loss=format_{found.name.lower()} to train on it as it is.")
     raise DataError(f"{message}{_rename(columns, data_format, role)}")
@@ -83,4 +86,4 @@ def _rename(columns: Sequence[str], data_format: DataFormat, role: str) -> str:
     pairs = ", ".join(
         f"{wanted}: {guess.get(wanted, 'COLUMN')}" for wanted in data_format.columns if guess.get(wanted) != wanted
     )
-    return f" Rename them: 'data.{role}.columns={{{pairs}}}'"
+    return f" Rename them: '{setting(role, 'columns')}={{{pairs}}}'"

@@ -6,18 +6,21 @@ import csv
 import gzip
 import json
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from angle.config import SourceConfig
 from angle.data import sample
+from angle.data.roles import DEFAULT_SPLITS, default_split, setting
 from angle.errors import DataError
 
 SAMPLE = "sample"
 FILE_ENDINGS = (".json", ".jsonl", ".csv", ".tsv", ".parquet")
-DEFAULT_SPLITS = {"train": "train", "valid": "validation", "valid_sts": "validation", "test": "test"}
+#: Rows that are taken from a data set at a time: as many as make a batch's own cost small beside theirs.
+ARROW_ROWS = 1000
 
 Row = Mapping[str, Any]
 
@@ -41,21 +44,22 @@ def open_tables(source: SourceConfig, role: str, data_format: str = "auto", *, s
 
     Args:
         source: names at least one table.
-        role: train, valid, valid_sts or test: for messages, and for the split when none is given.
+        role: one of `angle.data.roles`: for messages, and for the split when none is given.
         data_format: which format the built-in sample takes ("auto": A).
-        streaming: read hub data as it comes instead of downloading all of it first.
+        streaming: read files and hub data as they come, instead of all at once. Then what is wrong with a row is
+            raised when it is come to.
 
     Raises:
         DataError: a place that holds nothing readable, or columns to rename that it does not have.
 
     """
-    split = source.split or DEFAULT_SPLITS[role]
+    split = source.split or default_split(role)
     tables = []
     for name in source.names():
         if name == SAMPLE:
             table = _sample_table(split, data_format)
         elif Path(name).exists() or name.startswith((".", "/", "~")) or _ending(name) is not None:
-            table = _local_table(Path(name).expanduser(), split, role)
+            table = _local_table(Path(name).expanduser(), split, role, streaming)
         else:
             table = _hub_table(name, source, split, role, streaming)
         tables.append(_renamed(table, source.columns, role))
@@ -76,34 +80,57 @@ def _sample_table(split: str, data_format: str) -> Table:
     return Table(f"{SAMPLE} ({split})", names, list(enumerate(rows, 1)))
 
 
-def _local_table(path: Path, split: str, role: str) -> Table:
+def _local_table(path: Path, split: str, role: str, streaming: bool) -> Table:
     if not path.exists():
-        raise DataError(f"data.{role}: {path} does not exist; the folder you are in is {Path.cwd()}.")
+        raise DataError(f"{setting(role)}: {path} does not exist; the folder you are in is {Path.cwd()}.")
     if path.is_dir():
         return _disk_table(path, split, role)
     ending = _ending(path.name)
     if ending is None:
         raise DataError(
-            f"data.{role}: {path} cannot be read: a file must end in {', '.join(FILE_ENDINGS)}, all but "
+            f"{setting(role)}: {path} cannot be read: a file must end in {', '.join(FILE_ENDINGS)}, all but "
             f".parquet also with .gz behind."
         )
     if path.stat().st_size == 0:
-        raise DataError(f"data.{role}: {path} is empty.")
+        raise DataError(f"{setting(role)}: {path} is empty.")
     if ending == ".parquet":
         return _parquet_table(path, role)
-    read = {".jsonl": _json_rows, ".json": _json_rows, ".csv": _csv_rows, ".tsv": _csv_rows}[ending]
+    read, unit = _csv_rows, "row"
+    if ending in (".json", ".jsonl"):
+        read, unit = (_json_list, "row") if _holds_a_list(path, role) else (_json_lines, "line")
+    rows: Iterable[tuple[int, Row]] = _FileRows(path, role, read)
+    if not streaming or read is _json_list:  # which can only be parsed whole, so it is kept
+        rows = list(rows)
+    _, first = next(iter(rows), (0, None))
+    if first is None:
+        raise DataError(f"{setting(role)}: {path} is empty: it has no row.")
+    return Table(str(path), tuple(first), rows, unit)
+
+
+@dataclass(frozen=True)
+class _FileRows:
+    """Numbered rows of a text file, which is opened anew and read as far as is asked for each time."""
+
+    path: Path
+    role: str
+    read: Callable[[Path, str], Iterator[tuple[int, Row]]]
+
+    def __iter__(self) -> Iterator[tuple[int, Row]]:
+        with _unreadable_is_said(self.path, self.role):
+            yield from self.read(self.path, self.role)
+
+
+@contextmanager
+def _unreadable_is_said(path: Path, role: str) -> Iterator[None]:
     try:
-        unit, rows = read(path, role)
+        yield
     except UnicodeDecodeError as error:
         raise DataError(
-            f"data.{role}: {path} is not written in UTF-8 ({error.reason}: {error.object[error.start]:#04x}); "
+            f"{setting(role)}: {path} is not written in UTF-8 ({error.reason}: {error.object[error.start]:#04x}); "
             f"save it as UTF-8."
         ) from None
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise DataError(f"data.{role}: {path} is no whole gzip file: {str(error).rstrip('.')}.") from None
-    if not rows:
-        raise DataError(f"data.{role}: {path} is empty: it has no row.")
-    return Table(str(path), tuple(rows[0][1]), rows, unit)
+        raise DataError(f"{setting(role)}: {path} is no whole gzip file: {str(error).rstrip('.')}.") from None
 
 
 def _open_text(path: Path) -> Any:
@@ -111,26 +138,33 @@ def _open_text(path: Path) -> Any:
     return opener(path, "rt", encoding="utf-8-sig", newline="")
 
 
-def _json_rows(path: Path, role: str) -> tuple[str, list[tuple[int, Row]]]:
-    """Return the objects of a file, one a line or one list of them, and what their numbers count."""
+def _holds_a_list(path: Path, role: str) -> bool:
+    """Return whether a JSON file is one list of objects, and not one object a line."""
+    with _unreadable_is_said(path, role), _open_text(path) as file:
+        return bool(file.read(1024).lstrip()[:1] == "[")
+
+
+def _json_list(path: Path, role: str) -> Iterator[tuple[int, Row]]:
     with _open_text(path) as file:
-        start = file.read(1024).lstrip()[:1]
-        file.seek(0)
-        if start == "[":
-            unit, items = "row", list(enumerate(_parse(file.read(), 1, path, role), 1))
-        else:
-            lines = enumerate(file, 1)
-            unit = "line"
-            items = [
-                (number, _parse(line.rstrip("\r\n"), number, path, role)) for number, line in lines if line.strip()
-            ]
-    for number, item in items:
-        if not isinstance(item, dict):
-            raise DataError(
-                f"data.{role}: {path} {unit} {number} is no JSON object with a name for each column: "
-                f"{json.dumps(item)[:60]}"
-            )
-    return unit, items
+        items = _parse(file.read(), 1, path, role)
+    for number, item in enumerate(items, 1):
+        yield number, _object(item, f"row {number}", path, role)
+
+
+def _json_lines(path: Path, role: str) -> Iterator[tuple[int, Row]]:
+    with _open_text(path) as file:
+        for number, line in enumerate(file, 1):
+            if line.strip():
+                item = _parse(line.rstrip("\r\n"), number, path, role)
+                yield number, _object(item, f"line {number}", path, role)
+
+
+def _object(item: Any, place: str, path: Path, role: str) -> Row:
+    if not isinstance(item, dict):
+        raise DataError(
+            f"{setting(role)}: {path} {place} is no JSON object with a name for each column: {json.dumps(item)[:60]}"
+        )
+    return item
 
 
 def _parse(text: str, first_line: int, path: Path, role: str) -> Any:
@@ -139,12 +173,12 @@ def _parse(text: str, first_line: int, path: Path, role: str) -> Any:
     except json.JSONDecodeError as error:
         line = first_line + error.lineno - 1
         raise DataError(
-            f"data.{role}: {path} line {line} is no valid JSON: {error.msg} (column {error.colno})."
+            f"{setting(role)}: {path} line {line} is no valid JSON: {error.msg} (column {error.colno})."
         ) from None
 
 
-def _csv_rows(path: Path, role: str) -> tuple[str, list[tuple[int, Row]]]:
-    """Return the rows below a header. Cells stay texts as written: an NA or null in a sentence is a word."""
+def _csv_rows(path: Path, role: str) -> Iterator[tuple[int, Row]]:
+    """Yield the rows below a header. Cells stay texts as written: an NA or null in a sentence is a word."""
     csv.field_size_limit(2**31 - 1)  # a cell may be a document
     with _open_text(path) as file:
         # A tab-separated file is usually written without quoting, so a quotation mark is a character there.
@@ -153,16 +187,14 @@ def _csv_rows(path: Path, role: str) -> tuple[str, list[tuple[int, Row]]]:
         header = next(reader, [])
         twice = [name for name in header if header.count(name) > 1]
         if twice:
-            raise DataError(f"data.{role}: {path} has two columns named {twice[0]}: rename one in its header.")
-        rows: list[tuple[int, Row]] = []
+            raise DataError(f"{setting(role)}: {path} has two columns named {twice[0]}: rename one in its header.")
         for number, cells in enumerate((cells for cells in reader if cells), 1):
             if len(cells) != len(header):
                 raise DataError(
-                    f"data.{role}: {path} row {number} has {len(cells)} cells, but its header names "
+                    f"{setting(role)}: {path} row {number} has {len(cells)} cells, but its header names "
                     f"{len(header)} columns: {', '.join(header)}."
                 )
-            rows.append((number, dict(zip(header, cells, strict=True))))
-    return "row", rows
+            yield number, dict(zip(header, cells, strict=True))
 
 
 def _parquet_table(path: Path, role: str) -> Table:
@@ -172,9 +204,9 @@ def _parquet_table(path: Path, role: str) -> Table:
     try:
         file = parquet.ParquetFile(path)
     except (arrow.ArrowInvalid, OSError) as error:
-        raise DataError(f"data.{role}: {path} is no readable parquet file: {str(error).splitlines()[0]}") from None
+        raise DataError(f"{setting(role)}: {path} is no readable parquet file: {str(error).splitlines()[0]}") from None
     if file.metadata.num_rows == 0:
-        raise DataError(f"data.{role}: {path} is empty: it has no row.")
+        raise DataError(f"{setting(role)}: {path} is empty: it has no row.")
     rows = (row for batch in file.iter_batches() for row in batch.to_pylist())
     return Table(str(path), tuple(file.schema_arrow.names), enumerate(rows, 1))
 
@@ -186,14 +218,13 @@ def _disk_table(path: Path, split: str, role: str) -> Table:
         loaded = datasets.load_from_disk(str(path))
     except (FileNotFoundError, ValueError) as error:
         raise DataError(
-            f"data.{role}: {path} is no folder that datasets' save_to_disk wrote: {str(error).splitlines()[0]}"
+            f"{setting(role)}: {path} is no folder that datasets' save_to_disk wrote: {str(error).splitlines()[0]}"
         ) from None
     if isinstance(loaded, datasets.DatasetDict):
         if split not in loaded:
-            raise DataError(
-                f"data.{role}: {path} has no split {split}; it has {', '.join(loaded)}: type "
-                f"data.{role}.split={next(iter(loaded))}"
-            )
+            first = next(iter(loaded))
+            typed = f"{setting(role, 'split')}={first}" if role in DEFAULT_SPLITS else f"tasks=[{path / first}]"
+            raise DataError(f"{setting(role)}: {path} has no split {split}; it has {', '.join(loaded)}: type {typed}")
         loaded = loaded[split]
     return _dataset_table(loaded, str(path), role)
 
@@ -206,21 +237,31 @@ def _hub_table(name: str, source: SourceConfig, split: str, role: str, streaming
         loaded = datasets.load_dataset(name, source.subset, split=split, revision=source.revision, streaming=streaming)
     except (OSError, ValueError, RuntimeError) as error:
         # The hub client has error classes of its own; all are one of these three, and say what is missing.
+        check = "the name, the subset and the split" if role in DEFAULT_SPLITS else "the name"
         raise DataError(
-            f"data.{role}: {name} (subset {source.subset or 'none'}, split {split}) could not be loaded "
-            f"from the hub: {str(error).strip().splitlines()[0].rstrip('.')}. Check the name, the subset and the "
-            f"split, or give a file."
+            f"{setting(role)}: {name} (subset {source.subset or 'none'}, split {split}) could not be loaded "
+            f"from the hub: {str(error).strip().splitlines()[0].rstrip('.')}. Check {check}, or give a file."
         ) from None
     return _dataset_table(loaded, name, role)
 
 
 def _dataset_table(loaded: Any, where: str, role: str) -> Table:
+    import datasets
+
     columns = loaded.column_names
     if columns is None:  # a stream that has to be looked into
         columns = list(next(iter(loaded.take(1)), {}))
     if not columns or getattr(loaded, "num_rows", 1) == 0:
-        raise DataError(f"data.{role}: {where} is empty: it has no row.")
-    return Table(where, tuple(columns), enumerate(loaded, 1))
+        raise DataError(f"{setting(role)}: {where} is empty: it has no row.")
+    plain = isinstance(loaded, datasets.Dataset) and loaded.format["type"] is None
+    return Table(where, tuple(columns), enumerate(_arrow_rows(loaded) if plain else loaded, 1))
+
+
+def _arrow_rows(loaded: Any) -> Iterator[Row]:
+    """Yield what iterating over the data set yields, many times as fast: cells are decoded a batch at a time."""
+    for batch in loaded.iter(ARROW_ROWS):
+        for cells in zip(*batch.values(), strict=True):
+            yield dict(zip(batch, cells, strict=True))
 
 
 def _renamed(table: Table, columns: Mapping[str, str], role: str) -> Table:
@@ -229,7 +270,7 @@ def _renamed(table: Table, columns: Mapping[str, str], role: str) -> Table:
     missing = [found for found in columns.values() if found not in table.columns]
     if missing:
         raise DataError(
-            f"data.{role}.columns names {', '.join(missing)}, but {table.where} has: {', '.join(table.columns)}."
+            f"{setting(role, 'columns')} names {', '.join(missing)}, but {table.where} has: {', '.join(table.columns)}."
         )
     to_ours = {found: wanted for wanted, found in columns.items()}
     kept = [name for name in table.columns if name in to_ours or name not in columns]

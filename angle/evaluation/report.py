@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +13,11 @@ import torch
 from tqdm import tqdm
 
 from angle.config import CONFIG_FILE, EvaluateConfig, SourceConfig
-from angle.data import sources
+from angle.data.roles import OWN_TEST_SET, TASKS, default_split
 from angle.errors import ConfigError
 from angle.evaluation.sts import ALIASES, HUB_TASKS, PairScores, load_sts, score_pairs, task_source
 from angle.modeling.encoder import Encoder
+from angle.modeling.tokenizer import TokenContract
 from angle.settings import load_config
 
 
@@ -27,6 +29,8 @@ class Evaluation:
     """Metrics by task, correlations between -1 and 1."""
     path: Path
     """results.json"""
+    contract: TokenContract
+    """How texts reached the model, and how its states became embeddings."""
 
     @property
     def mean_spearman(self) -> float:
@@ -38,22 +42,33 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
     """Score a model on every task, with the prompt and the pooling it was trained with.
 
     Raises:
-        ConfigError, DataError: a model or a task that cannot be loaded.
+        ConfigError, DataError: a model or a task that cannot be loaded, or a place that cannot be written to.
 
     """
+    folder = _new_folder(config)
     named = _sources(config)
+    role = OWN_TEST_SET if config.tasks is None else TASKS
     encoder = Encoder.load(config.model, config.pooling)
     encoder.to("cuda" if torch.cuda.is_available() else "cpu").eval()
-    folder = Path(config.output_dir or "evaluations")
-    if (folder / "results.json").exists():
-        raise ConfigError(f"output_dir={folder} holds results already; give a new folder.")
     pairs: dict[str, PairScores] = {}
     for name, source in named.items():
-        corpus = load_sts(source, "test", encoder.tokenizer)
+        corpus = load_sts(source, role, encoder.tokenizer)
         with tqdm(total=len(corpus.tokens), desc=name, unit="text", disable=None, leave=False) as bar:
             pairs[name] = score_pairs(encoder, corpus, config.batch_size, bar.update)
     results = {name: scored.metrics(config.positive_above) for name, scored in pairs.items()}
-    return Evaluation(results, save_results(folder, config.model.name_or_path, results, pairs))
+    path = save_results(folder, config.model.name_or_path, encoder.contract, results, pairs)
+    return Evaluation(results, path, encoder.contract)
+
+
+def _new_folder(config: EvaluateConfig) -> Path:
+    """Return where results go; looked at first, so that nothing is computed in vain."""
+    folder = Path(config.output_dir or "evaluations")
+    there = next((place for place in (folder, *folder.parents) if place.exists()), folder)
+    if there.is_file():
+        raise ConfigError(f"output_dir={folder} cannot be a folder: {there} is a file; give a new folder.")
+    if (folder / "results.json").exists():
+        raise ConfigError(f"output_dir={folder} holds results already; give a new folder.")
+    return folder
 
 
 def _sources(config: EvaluateConfig) -> dict[str, SourceConfig]:
@@ -67,7 +82,9 @@ def _sources(config: EvaluateConfig) -> dict[str, SourceConfig]:
             "tasks is missing, and the model is no run with a test set of its own: give for example "
             "tasks=[stsb], tasks=[sts] (all seven), or tasks=[pairs.jsonl]."
         )
-    return {f"{', '.join(own.names())} ({own.split or sources.DEFAULT_SPLITS['test']})": own}
+    # What is typed wins, so that a message about columns or labels can be obeyed here too.
+    own = replace(own, columns=config.columns or own.columns, label_map=config.label_map or own.label_map)
+    return {f"{', '.join(own.names())} ({own.split or default_split(OWN_TEST_SET)})": own}
 
 
 def expand_tasks(tasks: list[str]) -> list[str]:
@@ -83,8 +100,17 @@ def average(results: dict[str, dict[str, float]]) -> float | None:
     return float(np.mean([named[name]["spearman_cosine"] for name in HUB_TASKS]))
 
 
-def save_results(folder: Path, model: str, results: dict[str, dict[str, float]], pairs: dict[str, PairScores]) -> Path:
-    """Write results.json, and each task's pairs as a table, and return the first one's path."""
+def save_results(
+    folder: Path,
+    model: str,
+    contract: TokenContract,
+    results: dict[str, dict[str, float]],
+    pairs: dict[str, PairScores],
+) -> Path:
+    """Write results.json, and each task's pairs as a table, and return the first one's path.
+
+    A number that is not finite, which JSON has no word for, is null: the threshold that calls all or none positive.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     for number, (_, scored) in enumerate(pairs.items(), 1):
         with (folder / f"pairs-{number}.csv").open("w", newline="", encoding="utf-8") as file:
@@ -94,11 +120,17 @@ def save_results(folder: Path, model: str, results: dict[str, dict[str, float]],
     path = folder / "results.json"
     content = {
         "model": model,
-        "tasks": results,
+        "pooling": contract.pooling,
+        "max_length": contract.max_length,
+        "prompt": contract.prompt,
+        "tasks": {
+            task: {name: value if math.isfinite(value) else None for name, value in metrics.items()}
+            for task, metrics in results.items()
+        },
         "average_spearman": average(results),
         "pairs": {task: f"pairs-{number}.csv" for number, task in enumerate(pairs, 1)},
     }
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    path.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     return path
 
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from angle.config import SourceConfig
 from angle.data.corpus import Corpus, Tokenizer, load_corpus
+from angle.data.roles import whole
 from angle.errors import ConfigError, DataError, nearest
 from angle.evaluation.correlation import Floats, best_accuracy, pearson, similarities, spearman
 
@@ -84,7 +85,8 @@ def load_sts(source: SourceConfig, role: str, tokenizer: Tokenizer) -> Corpus:
     assert corpus.labels is not None
     if np.ptp(corpus.labels) == 0:
         raise DataError(
-            f"data.{role}: every label is {corpus.labels[0]:g}, so no correlation exists; give graded or mixed labels."
+            f"{whole(role, source)}: every label is {corpus.labels[0]:g}, so no correlation exists; give graded or "
+            f"mixed labels."
         )
     return corpus
 

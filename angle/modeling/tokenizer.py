@@ -32,6 +32,11 @@ class TokenContract:
     padding_side: str = "right"
     is_llm: bool = False
 
+    def __str__(self) -> str:
+        """Return the contract for a person."""
+        template = "" if self.prompt is None else f", template {self.prompt!r}"
+        return f"{self.pooling} pooling, at most {self.max_length} tokens{template}"
+
     def save(self, folder: Path) -> None:
         """Write the contract into a model folder."""
         text = json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False)
