@@ -7,6 +7,7 @@ import os
 import re
 import sys
 import time
+import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -56,6 +57,12 @@ def launch(task: Callable[[Config], float | None], schema: type[Config], name: s
         except (ConfigError, DataError, TrainingError) as error:
             _complain(error)
             failed.append(words)  # the other jobs of a sweep may do better
+            score = None
+        except Exception:
+            if hydra_config.mode is not RunMode.MULTIRUN:
+                raise
+            traceback.print_exc()
+            failed.append(words)
             score = None
         finally:
             _remove_if_empty(Path(folder))
@@ -189,20 +196,18 @@ def _remove_if_empty(folder: Path) -> None:
 
 
 def _launch_time() -> str:
-    """Return <date>/<time> of the launch: the same for all processes that one launcher started."""
+    """Return <date>/<time>, to the millisecond, of the launch: the same for all processes of one launcher."""
     started = time.time()
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        if "ANGLE_LAUNCH_TIME" in os.environ:  # several nodes have several launchers
-            return os.environ["ANGLE_LAUNCH_TIME"]
         import psutil
 
         started = psutil.Process(os.getppid()).create_time()
-    return time.strftime("%Y-%m-%d/%H-%M-%S", time.localtime(started))
+    return time.strftime("%Y-%m-%d/%H-%M-%S", time.localtime(started)) + f"-{int(started % 1 * 1000):03d}"
 
 
 def _slug(text: str) -> str:
-    """Return an override list as the name of a folder: no slashes, and cut, with a checksum, where too long."""
-    slug = re.sub(r"[^\w.=,-]+", "-", text)
+    """Return an override list as the name of a folder that can be typed: cut, with a checksum, where too long."""
+    slug = re.sub(r"[^\w.-]+", "-", text.replace(",", "_"))
     if len(slug) <= SLUG_LENGTH:
         return slug
     return f"{slug[: SLUG_LENGTH - 9]}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"

@@ -159,15 +159,45 @@ def _plain(hint: Any) -> type:
 
 
 def difference(saved: Config, asked: Config) -> list[str]:
-    """Return "setting: saved -> asked" for what differs and matters; an undecided value agrees with any decision."""
-    lines = []
+    """Return "setting: saved -> asked" for what differs and matters."""
     old, new = flatten(saved), flatten(asked)
-    for key in sorted(old.keys() | new.keys()):
-        undecided = new.get(key) is None or new.get(key) == "auto"
-        if key.startswith(RESUME_MAY_CHANGE) or undecided or old.get(key) == new.get(key):
+    return [
+        f"{key}: {written(old[key])} -> {written(new[key])}"
+        for key in sorted(old)
+        if old[key] != new[key] and not key.startswith(RESUME_MAY_CHANGE)
+    ]
+
+
+def resumed(saved: TrainConfig, asked: TrainConfig, started_with: TrainConfig) -> TrainConfig:
+    """Return the settings to go on with: the saved ones, and what `asked` sets of those that may change.
+
+    Args:
+        saved: the run's settings, everything decided.
+        asked: what was asked for now; only what differs from the defaults counts as asked.
+        started_with: what was asked for when the run was started.
+
+    Raises:
+        ConfigError: another value for a setting that may not change.
+
+    """
+    default, now = flatten(TrainConfig()), flatten(asked)
+    allowed = (flatten(saved), flatten(started_with))
+    result = dataclasses.asdict(saved)
+    refused = []
+    for key, value in now.items():
+        if value == default[key]:
             continue
-        lines.append(f"{key}: {written(old.get(key))} -> {written(new.get(key))}")
-    return lines
+        if key.startswith(RESUME_MAY_CHANGE):
+            group, name = key.rsplit(".", 1)
+            result[group][name] = value
+        elif all(value != known[key] for known in allowed):
+            refused.append(f"{key}: {written(allowed[0][key])} -> {written(value)}")
+    if refused:
+        raise ConfigError(
+            f"train.resume={asked.train.resume} goes on with the run's own settings, and these would change it: "
+            f"{'; '.join(refused)}. Leave them out, or start a new run."
+        )
+    return build_config(result, TrainConfig)
 
 
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:

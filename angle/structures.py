@@ -90,10 +90,11 @@ class Batch:
     rows: npt.NDArray[np.int64]
     """(B,): numbers of the rows in the training data, for messages."""
 
-    def tensors(self, device: torch.device) -> tuple[Tensor, Tensor, Structure]:
-        """Return token ids (T,), lengths (N,) and the structure, with what the model and the loss need on `device`.
+    def tensors(self, device: torch.device) -> tuple[Tensor, npt.NDArray[np.int64], Structure]:
+        """Return token ids (T,) and the structure on `device`, and the texts' lengths (N,).
 
-        Lengths stay on the CPU: the encoder plans its work by them, which must not wait for the device.
+        Lengths are no tensor: the encoder plans its work by them, which must not wait for the device, and a wrapper
+        such as DDP would move a tensor there.
         """
         structure = self.structure
         moved = Structure(
@@ -103,4 +104,4 @@ class Batch:
             None if structure.labels is None else structure.labels.to(device, non_blocking=True),
         )
         ids = torch.from_numpy(self.tokens.ids.astype(np.int64))
-        return ids.to(device, non_blocking=True), torch.from_numpy(self.tokens.lengths), moved
+        return ids.to(device, non_blocking=True), self.tokens.lengths, moved

@@ -50,16 +50,21 @@ def rows(content: str, text: str, *words: str, name: str = "rows.jsonl") -> Case
     return Case((*source, *words), f"data.train: {name} {text}", {name: content}, heavy=True)
 
 
-def odd_model(folder: Path) -> None:
-    """Save a small random BERT of 33 dimensions."""
+def odd_model(folder: Path, width: int = 33) -> None:
+    """Save a small random BERT of an odd number of dimensions."""
     from transformers import BertConfig, BertModel, BertTokenizer
 
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "cat", "dog", "a", "the"]
     settings = {"num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
     BertModel(
-        BertConfig(vocab_size=len(words), hidden_size=33, max_position_embeddings=16, **settings)
+        BertConfig(vocab_size=len(words), hidden_size=width, max_position_embeddings=16, **settings)
     ).save_pretrained(folder)
     BertTokenizer(vocab={word: number for number, word in enumerate(words)}).save_pretrained(folder)
+
+
+def even_model(folder: Path) -> None:
+    """Save a small random BERT of an even number of dimensions."""
+    odd_model(folder, 32)
 
 
 def other_run(folder: Path) -> None:
@@ -67,7 +72,8 @@ def other_run(folder: Path) -> None:
     from angle.config import TrainConfig, TrainingConfig
     from angle.training.run_folder import RunFolder
 
-    RunFolder(folder).create(TrainConfig(train=TrainingConfig(seed=7)), {"finished": False})
+    config = TrainConfig(train=TrainingConfig(seed=7))
+    RunFolder(folder).create(config, config, {"finished": False})
 
 
 CASES = {
@@ -181,6 +187,35 @@ CASES = {
         ("data=files",),
         "data.train.name_or_path is missing: give a file, a folder or a hub name, for example "
         "data.train.name_or_path=pairs.jsonl.",
+    ),
+    "token behind a text's end": Case(
+        ("pooling=cls", "pooling.strategy=12", *TRAIN),
+        "pooling.strategy=12 asks for token 12 (counted from 0), but 16 texts of data.train are shorter; choose a "
+        "smaller number, or cls, avg or last.",
+        {"rows.jsonl": lines(PAIRS)},
+        heavy=True,
+    ),
+    "coarse weights": Case(
+        ("model.dtype=bfloat16", "model.name_or_path=even", *TRAIN),
+        "The weights to train are bfloat16, too coarse for steps of a usual learning rate: add lora=r16 (its weights "
+        "are float32), or model.dtype=float32 with train.mixed_precision=bf16.",
+        {"even": even_model, "rows.jsonl": lines(PAIRS)},
+        heavy=True,
+    ),
+    "no key": Case(
+        ("tracking=online", *TRAIN),
+        "tracking.mode=online needs a key of Weights & Biases: type wandb login once, or set WANDB_API_KEY, or "
+        "choose tracking=offline.",
+        {"rows.jsonl": lines(PAIRS)},
+        {"WANDB_MODE": "online", "WANDB_API_KEY": "", "HOME": "/nonexistent"},
+        heavy=True,
+    ),
+    "other settings on resume": Case(
+        ("train.resume=run", "train.epochs=3"),
+        "train.resume=run goes on with the run's own settings, and these would change it: train.epochs: 1 -> 3. "
+        "Leave them out, or start a new run.",
+        {"run": other_run},
+        heavy=True,
     ),
     "WANDB_MODE": Case(
         TRAIN,

@@ -100,7 +100,7 @@ def test_a_sweep_leaves_a_folder_a_job_each_of_which_can_be_gone_on_with(tmp_pat
         env=os.environ | {"CUDA_VISIBLE_DEVICES": ""},
         stdout=subprocess.DEVNULL,
     )
-    third = tmp_path / "sweep" / "2_loss.angle_tau=1,loss.ibn_w=20,train.max_steps=30,train.save_steps=10"
+    third = tmp_path / "sweep" / "2_loss.angle_tau-1_loss.ibn_w-20_train.max_steps-30_train.save_steps-10"
     deadline = time.monotonic() + 200
     while not (third / "checkpoints" / "step-00000020").exists():
         assert sweep.poll() is None
@@ -115,9 +115,9 @@ def test_a_sweep_leaves_a_folder_a_job_each_of_which_can_be_gone_on_with(tmp_pat
     assert len(re.findall(r"holds this run already, finished", done.stdout)) == 2
     assert len(re.findall(r"^resume  at step [12]0 ", done.stdout, re.MULTILINE)) == 1
     jobs = sorted(path for path in (tmp_path / "sweep").iterdir() if path.is_dir())
-    ends = [f"loss.angle_tau={tau},loss.ibn_w={weight}" for weight in (10, 20, 30) for tau in (1, 20)]
+    ends = [f"loss.angle_tau-{tau}_loss.ibn_w-{weight}" for weight in (10, 20, 30) for tau in (1, 20)]
     assert [job.name for job in jobs] == [
-        f"{number}_{end},train.max_steps=30,train.save_steps=10" for number, end in enumerate(ends)
+        f"{number}_{end}_train.max_steps-30_train.save_steps-10" for number, end in enumerate(ends)
     ]
     for job in jobs:
         assert fit(build_config({"train": {"resume": str(job)}}, TrainConfig)).finished_before

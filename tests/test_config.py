@@ -21,7 +21,7 @@ from angle.config import (
     TrainConfig,
 )
 from angle.errors import ConfigError
-from angle.settings import build_config, difference, flatten, kinds, load_config, save_config
+from angle.settings import build_config, difference, flatten, kinds, load_config, resumed, save_config
 
 CONF = REPO / "conf"
 #: conf/accelerate holds launch files, no group.
@@ -78,11 +78,11 @@ def test_all_options_are_seen():
 @pytest.mark.parametrize(("group", "option"), [pytest.param(*option, id="=".join(option)) for option in OPTIONS])
 def test_every_option_composes_to_what_its_file_says(group, option):
     words = ["data.train.name_or_path=x.jsonl"] if option == "files" else []
-    settings = yaml.safe_load((CONF / group / f"{option}.yaml").read_text())
+    text = (CONF / group / f"{option}.yaml").read_text()
+    settings = yaml.safe_load(text)
     config = composed(f"{group}={option}", *words)
-    if group == "experiment":
-        settings.pop("defaults", None)
-    else:
+    settings.pop("defaults", None)
+    if "@package _global_" not in text:
         config = getattr(config, group)
     if option == "files":  # its path is the command line's
         return
@@ -369,6 +369,7 @@ def test_difference_names_what_matters():
     asked.train.epochs = 3
     asked.model.prompt = "b {text}"
     assert difference(saved, asked) == [
+        "loss.ibn_w: 5.0 -> null",
         "model.prompt: a {text} -> b {text}",
         "train.epochs: 1 -> 3",
         "train.seed: 1 -> 42",
@@ -376,9 +377,24 @@ def test_difference_names_what_matters():
     assert difference(saved, saved) == []
 
 
-def test_an_undecided_setting_agrees_with_what_was_decided():
-    decided = build({"train.learning_rate": 1e-3, "data_format.name": "B", "pooling.strategy": "avg"})
-    assert difference(decided, TrainConfig()) == []
+def test_a_run_goes_on_with_its_own_settings_and_what_may_change():
+    started = build({"train.max_steps": 9, "tracking.mode": "offline"})
+    saved = build({"train.max_steps": 9, "tracking.mode": "offline", "train.learning_rate": 1e-3})
+    now = build({"train.resume": "run", "train.logging_steps": 3, "tracking.tags": ["again"], "train.max_steps": 9})
+    result = resumed(saved, now, started)
+    assert (result.train.max_steps, result.train.learning_rate, result.train.logging_steps) == (9, 1e-3, 3)
+    assert (result.tracking.mode, result.tracking.tags) == ("offline", ["again"])
+
+
+def test_a_run_does_not_go_on_with_other_settings():
+    saved = build({"train.learning_rate": 1e-3})
+    now = build({"train.resume": "run", "train.epochs": 50, "train.learning_rate": 1})
+    with pytest.raises(ConfigError) as caught:
+        resumed(saved, now, TrainConfig())
+    assert str(caught.value) == (
+        "train.resume=run goes on with the run's own settings, and these would change it: train.epochs: 1 -> 50; "
+        "train.learning_rate: 0.001 -> 1.0. Leave them out, or start a new run."
+    )
 
 
 MAY_CHANGE = {
@@ -410,15 +426,17 @@ def test_only_what_cannot_change_the_outcome_may_change_on_resume(key):
 def test_presets_hold_no_value_that_the_schema_has_already():
     default = flatten(TrainConfig())
     for group, option in OPTIONS:
-        values = yaml.safe_load((CONF / group / f"{option}.yaml").read_text())
+        text = (CONF / group / f"{option}.yaml").read_text()
+        values = yaml.safe_load(text)
+        prefix = "" if "@package _global_" in text else f"{group}."
         stands_for_the_default = group != "experiment" and all(
-            default.get(f"{group}.{key}") == value for key, value in flat(values).items()
+            default.get(f"{prefix}{key}") == value for key, value in flat(values).items()
         )
         if stands_for_the_default or group in ("experiment", "lora") or option == "files":
             continue
         for key, value in flat(values).items():
-            if key not in ("train.split", "test.split", "valid_sts.split"):  # said, though the role implies them
-                assert default[f"{group}.{key}"] != value, f"{group}={option}: {key}"
+            if not key.endswith(".split"):  # said, though the role implies it
+                assert default[f"{prefix}{key}"] != value, f"{group}={option}: {key}"
 
 
 def test_every_setting_is_described():

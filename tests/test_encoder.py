@@ -16,7 +16,7 @@ from torch import Tensor
 
 from angle.config import LoraConfig, ModelConfig, PoolingConfig
 from angle.errors import ConfigError
-from angle.modeling.backbone import _tiny_tokenizer
+from angle.modeling.backbone import _tiny_tokenizer, describe
 from angle.modeling.encoder import Encoder, padding_share
 from angle.structures import Tokens
 
@@ -140,7 +140,7 @@ def test_the_padding_side_changes_nothing(name: str, side: str, model_folder: Ca
 def test_training_and_encoding_run_the_same_model(name: str, model_folder: Callable[[str], Path]) -> None:
     encoder = load(model_folder(name), "avg")
     tokens = encoder.tokenizer(TEXTS)
-    embeddings = encoder(torch.from_numpy(tokens.ids.astype(np.int64)), torch.from_numpy(tokens.lengths))
+    embeddings = encoder(torch.from_numpy(tokens.ids.astype(np.int64)), tokens.lengths)
     assert embeddings.requires_grad
     assert close(embeddings.detach(), encoder.encode(TEXTS))
     embeddings.square().sum().backward()
@@ -298,6 +298,35 @@ def test_weights_of_another_shape_are_refused(model_folder: Callable[[str], Path
     )
 
 
+def test_weights_that_are_only_a_pointer_to_them_are_refused(
+    model_folder: Callable[[str], Path], tmp_path: Path
+) -> None:
+    folder = without_weights(model_folder("bert"), tmp_path / "pointer")
+    (folder / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+    with pytest.raises(ConfigError, match=r"could not be loaded: .* Give a hub name or a folder"):
+        load(folder)
+
+
+def test_an_encoder_with_a_decoder_is_refused(tmp_path: Path) -> None:
+    from transformers import T5Config, T5Model
+
+    T5Model(T5Config(vocab_size=32, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2)).save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match="T5Model is an encoder with a decoder behind it"):
+        load(tmp_path)
+
+
+def test_pooling_is_not_guessed_when_nobody_can_be_asked() -> None:
+    said = describe("nobody/nothing")
+    assert said.pooling is None
+    assert said.problem is not None
+    assert said.problem.startswith("How nobody/nothing pools could not be asked: the hub cannot be reached")
+
+
+def test_one_text_instead_of_a_list_is_refused(model_folder: Callable[[str], Path]) -> None:
+    with pytest.raises(TypeError, match="encode takes a list of texts"):
+        load(model_folder("bert")).encode("the cat")
+
+
 def test_a_contract_with_bidirectional_layers_is_refused(model_folder: Callable[[str], Path], tmp_path: Path) -> None:
     folder = Path(shutil.copytree(model_folder("llama"), tmp_path / "billm"))
     (folder / "angle_config.json").write_text(json.dumps({"pooling_strategy": "last", "apply_billm": True}))
@@ -395,7 +424,7 @@ def test_gradient_checkpointing_changes_no_gradient(model_folder: Callable[[str]
                 module.p = 0.0
         encoder.train()
         tokens = encoder.tokenizer(TEXTS)
-        encoder(torch.from_numpy(tokens.ids.astype(np.int64)), torch.from_numpy(tokens.lengths)).sum().backward()
+        encoder(torch.from_numpy(tokens.ids.astype(np.int64)), tokens.lengths).sum().backward()
         gradients.append(encoder.backbone.embeddings.word_embeddings.weight.grad)
     assert any(getattr(module, "gradient_checkpointing", False) for module in encoder.modules())
     torch.testing.assert_close(*gradients)
@@ -406,7 +435,7 @@ def test_padding_share_counts_what_forward_runs(
 ) -> None:
     encoder = load(model_folder("bert"))
     tokens = encoder.tokenizer(TEXTS)
-    run, lengths = [0], torch.from_numpy(tokens.lengths)
+    run, lengths = [0], tokens.lengths
     encoder.backbone.register_forward_pre_hook(
         lambda _, args, kwargs: run.append(kwargs["input_ids"].numel()), with_kwargs=True
     )

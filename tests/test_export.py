@@ -147,6 +147,13 @@ def test_a_folder_with_files_is_refused_and_kept(tmp_path: Path) -> None:
     assert files_in(taken) == {"notes.txt"}
 
 
+def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(ConfigError, match=r"^output_dir=.*file is a file, so nothing is written there"):
+        convert(ConvertConfig(output_dir=str(tmp_path / "file")))
+    assert (tmp_path / "file").read_text() == "x"
+
+
 def test_an_empty_folder_may_be_filled(tmp_path: Path) -> None:
     (tmp_path / "new").mkdir()
     convert(ConvertConfig(output_dir=str(tmp_path / "new")))

@@ -117,9 +117,9 @@ def test_what_hydra_would_refuse_is_refused_in_one_line(command, words):
 @pytest.mark.parametrize(
     ("text", "name"),
     [
-        ("loss.ibn_w=10,train.seed=1", "loss.ibn_w=10,train.seed=1"),
-        ("model.name_or_path=org/model", "model.name_or_path=org-model"),
-        ("train.output_dir=/a b/../{c}", "train.output_dir=-a-b-..-c-"),
+        ("loss.ibn_w=10,train.seed=1", "loss.ibn_w-10_train.seed-1"),
+        ("model.name_or_path=org/model", "model.name_or_path-org-model"),
+        ("train.output_dir=/a b/../{c}", "train.output_dir-a-b-..-c-"),
         ("", ""),
     ],
 )
@@ -139,7 +139,7 @@ def test_slug_of_a_long_list_is_cut_and_stays_distinct():
 @pytest.mark.parametrize(("script", "parent"), [("train.py", "runs"), ("evaluate.py", "evaluations")])
 def test_a_run_is_called_by_date_and_time(command, script, parent):
     done = command(script, "--cfg", "hydra", "--resolve", "--package", "hydra.run")
-    found = re.search(rf"dir: {parent}/(\d{{4}}-\d\d-\d\d/\d\d-\d\d-\d\d)$", done.stdout, re.MULTILINE)
+    found = re.search(rf"dir: {parent}/(\d{{4}}-\d\d-\d\d/\d\d-\d\d-\d\d)-\d{{3}}$", done.stdout, re.MULTILINE)
     assert found, done.stdout + done.stderr
     assert abs(time.mktime(time.strptime(found[1], "%Y-%m-%d/%H-%M-%S")) - time.time()) < 60
 
@@ -149,8 +149,6 @@ def test_processes_of_one_launcher_have_one_folder(tmp_path):
     first = start("train.py", *words, folder=tmp_path, WORLD_SIZE="2").stdout
     time.sleep(1.1)
     assert start("train.py", *words, folder=tmp_path, WORLD_SIZE="2").stdout == first
-    told = start("train.py", *words, folder=tmp_path, WORLD_SIZE="2", ANGLE_LAUNCH_TIME="2001-01-01/00-00-00").stdout
-    assert "dir: runs/2001-01-01/00-00-00\n" in told
 
 
 @pytest.mark.parametrize("script", ["train.py", "evaluate.py", "convert.py"])

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from angle import DataError, TrainConfig, TrainingError, build_config, fit
+from angle import ConfigError, DataError, Encoder, ModelConfig, TrainConfig, TrainingError, build_config, fit
 from angle.config import LoraConfig
 from angle.data import sample
 from angle.modeling.backbone import _tiny_tokenizer
@@ -278,7 +278,7 @@ def test_non_finite_loss_stops_the_run_and_names_the_rows(model: Path, rows: Pat
     message = str(caught.value)
     assert message.startswith("The loss of step ")
     assert f"{rows} line " in message
-    assert f"train.resume={tmp_path / 'run'}" in message
+    assert "start a new run with a lower train.learning_rate" in message
     assert not (tmp_path / "run" / "final").exists()
     for checkpoint in (tmp_path / "run" / "checkpoints").iterdir():
         assert json.loads((checkpoint / "progress.json").read_text())["step"] < 4
@@ -287,7 +287,68 @@ def test_non_finite_loss_stops_the_run_and_names_the_rows(model: Path, rows: Pat
 def test_checkpoints_are_limited(model: Path, rows: Path, tmp_path: Path) -> None:
     fit(settings(model, rows, tmp_path / "run", save_total_limit=2))
     names = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
-    assert names == ["step-00000006", "step-00000008"]
+    assert names == ["step-00000008", "step-00000010"]
+
+
+def test_a_run_of_less_than_an_epoch_keeps_checkpoints(model: Path, rows: Path, tmp_path: Path) -> None:
+    fit(settings(model, rows, tmp_path / "run", max_steps=4, save_steps=None, save_total_limit=9))
+    names = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
+    assert names == [f"step-0000000{step}" for step in (1, 2, 3, 4)]
+    fit(settings(model, rows, tmp_path / "none", max_steps=2, save_steps=0))
+    assert not (tmp_path / "none" / "checkpoints").exists()
+
+
+def test_resume_keeps_the_precision(model: Path, rows: Path, tmp_path: Path, stop_after: Callable[[int], None]) -> None:
+    straight, broken = tmp_path / "straight", tmp_path / "broken"
+    fit(settings(model, rows, straight, mixed_precision="bf16"))
+    stop_after(4)
+    with pytest.raises(KilledError):
+        fit(settings(model, rows, broken, mixed_precision="bf16"))
+    fit(build_config({"train": {"resume": str(broken)}}, TrainConfig))
+    assert_same(straight, broken)
+
+
+def test_resume_refuses_another_number_of_processes(
+    model: Path, rows: Path, tmp_path: Path, stop_after: Callable[[int], None]
+) -> None:
+    config = settings(model, rows, tmp_path / "run")
+    stop_after(3)
+    with pytest.raises(KilledError):
+        fit(config)
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    record["hardware"]["processes"] = 4
+    (tmp_path / "run" / "run.json").write_text(json.dumps(record))
+    with pytest.raises(ConfigError, match=r"started with 4 processes .* with 1: go on with --num_processes 4\.$"):
+        fit(config)
+
+
+def test_weights_too_coarse_to_train_are_refused(model: Path, rows: Path, tmp_path: Path) -> None:
+    config = settings(model, rows, tmp_path / "run")
+    config.model.dtype = "bfloat16"
+    with pytest.raises(ConfigError, match=r"^The weights to train are bfloat16, too coarse .* add lora=r16"):
+        fit(config)
+    assert not (tmp_path / "run").exists()
+    config.lora = LoraConfig(enabled=True, r=4, alpha=8)
+    fit(config)
+    saved = load_file(tmp_path / "run" / "final" / "adapter_model.safetensors")
+    assert {value.dtype for value in saved.values()} == {torch.float32}
+
+
+@pytest.mark.parametrize("base", ["tiny", "model"])
+def test_an_adapter_finds_its_base_from_anywhere(
+    base: str, model: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(model.parent)
+    config = settings(model, rows, tmp_path / "run", max_steps=2)
+    config.model.name_or_path = base if base == "tiny" else model.name  # a path relative to the folder we are in
+    config.lora = LoraConfig(enabled=True, r=4, alpha=8)
+    fit(config)
+    here = Encoder.load(ModelConfig(str(tmp_path / "run"))).encode(["the cat"])
+    monkeypatch.chdir(tmp_path)
+    assert torch.equal(Encoder.load(ModelConfig(str(tmp_path / "run"))).encode(["the cat"]), here)
+    config.model.name_or_path, config.train.output_dir = str(tmp_path / "run"), str(tmp_path / "second")
+    with pytest.raises(ConfigError, match="is an adapter itself: the new one would be saved without it"):
+        fit(config)
 
 
 def test_weight_decay_spares_biases_and_norms(model: Path, rows: Path, tmp_path: Path) -> None:

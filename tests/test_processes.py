@@ -71,6 +71,6 @@ def test_two_processes_train_as_one(tmp_path: Path, data_format: str, port: str)
 def test_sweep_on_two_processes_has_one_folder_a_job(tmp_path: Path) -> None:
     train(tmp_path, [*TWO_PROCESSES, "29614"], "-m", "loss.ibn_w=10,20", "train.max_steps=2", "train.batch_size=4")
     jobs = sorted(path.parent.name for path in tmp_path.glob("multirun/*/*/*/run.json"))
-    assert jobs == ["0_loss.ibn_w=10,train.batch_size=4,train.max_steps=2",
-                    "1_loss.ibn_w=20,train.batch_size=4,train.max_steps=2"]  # fmt: skip
+    assert jobs == ["0_loss.ibn_w-10_train.batch_size-4_train.max_steps-2",
+                    "1_loss.ibn_w-20_train.batch_size-4_train.max_steps-2"]  # fmt: skip
     assert len(list(tmp_path.glob("multirun/*/*"))) == 1

@@ -15,6 +15,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
 
 from angle.config import ConvertConfig, EvaluateConfig, TrainConfig
 from angle.data import sample
@@ -73,7 +74,7 @@ def test_conda_installs_what_pip_installs():
 
 def test_every_requirement_has_a_tested_version_in_its_range():
     lines = [line for line in (REPO / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
-    tested = dict(line.split("==") for line in lines)
+    tested = {canonicalize_name(name): version for name, version in (line.split("==") for line in lines)}
     requirements = [
         Requirement(text)
         for group in (PROJECT["dependencies"], *PROJECT["optional-dependencies"].values())
@@ -81,4 +82,4 @@ def test_every_requirement_has_a_tested_version_in_its_range():
     ]
     assert len(requirements) > 15
     for requirement in requirements:
-        assert tested[requirement.name] in requirement.specifier, requirement
+        assert tested[canonicalize_name(requirement.name)] in requirement.specifier, requirement

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
-from conftest import snapshot
+from conftest import REPO, snapshot
 
 from angle.config import TrainConfig, TrainingConfig
 from angle.errors import ConfigError
@@ -23,7 +25,7 @@ def config(**train: object) -> TrainConfig:
 def run(tmp_path: Path) -> RunFolder:
     """A run that has begun."""
     folder = RunFolder(tmp_path / "runs" / "one")
-    folder.create(config(), {"finished": False, "seed": 42})
+    folder.create(config(), config(), {"finished": False, "seed": 42})
     return folder
 
 
@@ -39,7 +41,10 @@ def test_a_run_is_unfinished_until_its_record_says_otherwise(run):
     assert run.examine(config()) is RunState.UNFINISHED
     run.update(finished=True, result={"best_score": 0.5})
     assert run.examine(config()) is RunState.FINISHED
-    assert run.record() == {"finished": True, "seed": 42, "result": {"best_score": 0.5}}
+    assert run.asked() == config()
+    record = run.record()
+    assert record.pop("asked")["train"]["seed"] == 42
+    assert record == {"finished": True, "seed": 42, "result": {"best_score": 0.5}}
 
 
 def test_other_settings_are_refused_with_the_difference(run):
@@ -51,6 +56,26 @@ def test_other_settings_are_refused_with_the_difference(run):
         f"to go on with its own ones type train.resume={run.path}, else give a new folder."
     )
     assert snapshot(run.path) == before
+
+
+def test_what_was_decided_is_no_other_setting_but_what_is_not_asked_for_any_more_is(tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    folder.create(config(learning_rate=1e-3, max_steps=7), config(max_steps=7), {"finished": False})
+    assert folder.examine(config(max_steps=7)) is RunState.UNFINISHED
+    with pytest.raises(ConfigError, match=r"\(train\.max_steps: 7 -> null\)"):
+        folder.examine(config())
+    with pytest.raises(ConfigError, match=r"\(train\.learning_rate: null -> 0\.001\)"):
+        folder.examine(config(learning_rate=1e-3, max_steps=7))
+
+
+def test_two_processes_cannot_train_in_one_folder(run):
+    with run.locked():
+        code = "import sys; from pathlib import Path; from angle.training.run_folder import RunFolder\n"
+        code += "with RunFolder(Path(sys.argv[1])).locked(): pass"
+        other = subprocess.run([sys.executable, "-c", code, str(run.path)], capture_output=True, text=True, cwd=REPO)
+        assert f"train.output_dir={run.path} is in use: another process trains there." in other.stderr
+    with run.locked():
+        pass
 
 
 @pytest.mark.parametrize(
@@ -155,6 +180,16 @@ def test_a_checkpoint_can_be_written_again(run):
     (run.checkpoints()[0] / "model.safetensors").write_bytes(b"")
     save(run, 2)
     assert run.newest_checkpoint(never).name == "step-00000002"
+
+
+def test_checkpoints_after_the_one_that_is_gone_on_from_are_forgotten(run):
+    """Else a damaged newer one would outlive every one that is written before its step."""
+    save(run, 100)
+    (run.checkpoints()[0] / "model.safetensors").write_bytes(b"")
+    run.forget_after(0)
+    assert run.checkpoints() == []
+    save(run, 50, keep=1)
+    assert run.newest_checkpoint(never).name == "step-00000050"
 
 
 def steps_of(run: RunFolder) -> list[int]:

@@ -30,9 +30,10 @@ def convert(config: ConvertConfig) -> Path:
     if config.output_dir is None and not (source / RUN_FILE).is_file():
         raise ConfigError("output_dir is missing: give the new folder, for example output_dir=my-encoder.")
     folder = Path(config.output_dir) if config.output_dir else source / "sentence_transformers"
-    if folder.exists() and any(folder.iterdir()):
+    if folder.is_file() or (folder.exists() and any(folder.iterdir())):
         raise ConfigError(
-            f"output_dir={folder} holds files already, so nothing is written there; give a new folder by output_dir=..."
+            f"output_dir={folder} {'is a file' if folder.is_file() else 'holds files already'}, so nothing is written "
+            f"there; give a new folder by output_dir=..."
         )
     encoder = Encoder.load(config.model, config.pooling).eval()
     write_folder(encoder, folder, normalize=config.normalize)

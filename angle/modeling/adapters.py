@@ -33,7 +33,7 @@ def add_adapters(backbone: PreTrainedModel, config: LoraConfig, base_name: str) 
             f"lora.target_modules={config.target_modules} names {', '.join(sorted(unknown))}, which "
             f"this model does not have. Its linear layers are: {', '.join(sorted(linear))}."
         )
-    backbone.config._name_or_path = base_name  # peft writes it into the adapter's folder
+    backbone.name_or_path = base_name  # peft writes it into the adapter's folder
     adapter = peft.LoraConfig(
         task_type=peft.TaskType.FEATURE_EXTRACTION,
         r=config.r,

@@ -28,6 +28,8 @@ class SelfDescription:
     max_length: int | None = None
     prompt: str | None = None
     padding_side: str | None = None
+    problem: str | None = None
+    """Why its pooling is not known, when it should be; nothing is lost where settings give one."""
 
 
 def locate(name_or_path: str) -> str:
@@ -54,25 +56,46 @@ def locate(name_or_path: str) -> str:
     return name_or_path
 
 
+def adapter_base(name_or_path: str, revision: str | None = None) -> str | None:
+    """Return the model that the adapter at this place was made for, None when it is no adapter."""
+    try:
+        adapter = read_json(name_or_path, ADAPTER_FILE, revision)
+    except OSError:  # without its configuration in the cache, an adapter could not be loaded anyway
+        return None
+    return None if adapter is None else str(adapter["base_model_name_or_path"])
+
+
 def read_json(name_or_path: str, filename: str, revision: str | None = None) -> Any:
-    """Return the parsed JSON file of a model folder or hub repository, None when it has no such file."""
+    """Return the parsed JSON file of a model folder or hub repository, None when it has no such file.
+
+    Raises:
+        OSError: the hub cannot be reached, so that nobody knows.
+
+    """
     if name_or_path == TINY:
         return None
     folder = Path(name_or_path)
     if folder.is_dir():
-        found: str | None = str(folder / filename) if (folder / filename).is_file() else None
+        path: Path | None = folder / filename
     else:
-        from transformers.utils import cached_file
+        path = _hub_file(name_or_path, filename, revision)
+    return json.loads(path.read_text(encoding="utf-8")) if path is not None and path.is_file() else None
 
-        found = cached_file(
-            name_or_path,
-            filename,
-            revision=revision,
-            _raise_exceptions_for_gated_repo=False,
-            _raise_exceptions_for_missing_entries=False,
-            _raise_exceptions_for_connection_errors=False,
-        )
-    return None if found is None else json.loads(Path(found).read_text(encoding="utf-8"))
+
+def _hub_file(name: str, filename: str, revision: str | None) -> Path | None:
+    """Return where a repository's file is in the cache, fetched if need be; None when it has no such file."""
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(hf_hub_download(name, filename, revision=revision))
+    except LocalEntryNotFoundError as error:
+        known = try_to_load_from_cache(name, filename, revision=revision)
+        if known is not None and not isinstance(known, str):
+            return None  # the hub said so when it was asked before
+        raise OSError(f"{name} has no {filename} in the cache, and the hub cannot be reached") from error
+    except (EntryNotFoundError, HfHubHTTPError, HFValidationError):
+        return None  # a repository that is not there or not open is named when its weights are loaded
 
 
 def describe(name_or_path: str, revision: str | None = None) -> SelfDescription:
@@ -84,6 +107,16 @@ def describe(name_or_path: str, revision: str | None = None) -> SelfDescription:
     """
     if name_or_path == TINY:
         return SelfDescription(pooling="avg")
+    try:
+        return _describe(name_or_path, revision)
+    except OSError:
+        return SelfDescription(
+            problem=f"How {name_or_path} pools could not be asked: the hub cannot be reached, and its description is "
+            f"not in the cache. Go online once, or type pooling=avg, pooling=cls or pooling=last."
+        )
+
+
+def _describe(name_or_path: str, revision: str | None) -> SelfDescription:
     contract = read_json(name_or_path, CONTRACT_FILE, revision)
     if contract is not None:
         if contract.get("apply_billm"):
@@ -105,7 +138,7 @@ def describe(name_or_path: str, revision: str | None = None) -> SelfDescription:
 
 
 def _describe_sentence_transformers(name: str, modules: list[dict[str, Any]], revision: str | None) -> SelfDescription:
-    pooling = None
+    pooling = problem = None
     for module in modules:
         kind = str(module["type"]).rsplit(".", 1)[-1]
         if kind == "Pooling":
@@ -118,11 +151,12 @@ def _describe_sentence_transformers(name: str, modules: list[dict[str, Any]], re
             modes = modes or [str(settings.get("pooling_mode"))]
             ours = {theirs: our for our, theirs in SENTENCE_TRANSFORMERS_POOLING.items()}
             if len(modes) != 1 or modes[0] not in ours:
-                raise ConfigError(
-                    f"{name} pools by {' + '.join(modes)}, which has no name here: type "
-                    f"pooling.strategy=... to choose another."
+                problem = (
+                    f"{name} pools by {' + '.join(modes)}, which has no name here: type pooling.strategy=... to "
+                    f"choose another."
                 )
-            pooling = ours[modes[0]]
+            else:
+                pooling = ours[modes[0]]
         elif kind not in ("Transformer", "Normalize"):
             raise ConfigError(
                 f"{name} has a {kind} module after its pooling, which this project does not run: its "
@@ -132,7 +166,8 @@ def _describe_sentence_transformers(name: str, modules: list[dict[str, Any]], re
     prompts = read_json(name, "config_sentence_transformers.json", revision) or {}
     prefix = (prompts.get("prompts") or {}).get(prompts.get("default_prompt_name"))
     escaped = prefix.replace("{", "{{").replace("}", "}}") if prefix else None
-    return SelfDescription(pooling, settings.get("max_seq_length"), f"{escaped}{{text}}" if escaped else None)
+    prompt = f"{escaped}{{text}}" if escaped else None
+    return SelfDescription(pooling, settings.get("max_seq_length"), prompt, problem=problem)
 
 
 def load_tokenizer(config: ModelConfig, name: str, backbone_limit: int | None) -> tuple[TextTokenizer, SelfDescription]:
@@ -183,6 +218,7 @@ def load_backbone(config: ModelConfig, name: str) -> PreTrainedModel:
 
     """
     import torch
+    from safetensors import SafetensorError
     from transformers import AutoModel
 
     if name == TINY:
@@ -198,7 +234,7 @@ def load_backbone(config: ModelConfig, name: str) -> PreTrainedModel:
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # reported below, in a sentence
         )
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
         raise ConfigError(
             f"model.name_or_path={name} could not be loaded: {_first_line(error)} Give a hub name or a "
             f"folder with config.json and model.safetensors."
@@ -211,6 +247,11 @@ def load_backbone(config: ModelConfig, name: str) -> PreTrainedModel:
             f"model.name_or_path={name} does not fit its config.json: {len(missing)} weights are missing "
             f"and {len(mismatched)} have another shape, {example} for one. Those would "
             f"start at random; give the right folder."
+        )
+    if model.config.is_encoder_decoder:
+        raise ConfigError(
+            f"model.name_or_path={name} cannot work: {type(model).__name__} is an encoder with a decoder behind it; "
+            f"choose an encoder such as bert_base or a decoder such as qwen3_0.6b."
         )
     is_llm = is_decoder(model)
     if config.is_llm is not None and config.is_llm != is_llm:

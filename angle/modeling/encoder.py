@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -13,17 +15,18 @@ from angle.config import LoraConfig, ModelConfig, PoolingConfig
 from angle.errors import ConfigError
 from angle.modeling import adapters
 from angle.modeling.backbone import (
-    ADAPTER_FILE,
+    adapter_base,
     is_decoder,
     load_backbone,
     load_tokenizer,
     locate,
     position_limit,
-    read_json,
 )
 from angle.modeling.pooling import pool
 from angle.modeling.tokenizer import TextTokenizer, TokenContract
 from angle.structures import Tokens
+
+Lengths = npt.NDArray[np.int64]
 
 #: Groups of similar length that a batch is cut into. Padding is what costs on a CPU, launches on a GPU.
 GROUPS = {"cpu": 4}
@@ -52,15 +55,23 @@ class Encoder(nn.Module):
         """
         _quiet_transformers()
         name = locate(model.name_or_path)
-        adapter = read_json(name, ADAPTER_FILE, model.revision)
-        base = adapter["base_model_name_or_path"] if adapter else name
+        adapted = adapter_base(name, model.revision)
+        base = adapted or name
+        if adapted and lora is not None and lora.enabled:
+            raise ConfigError(
+                f"lora.enabled=true cannot work with model.name_or_path={model.name_or_path}, which is an adapter "
+                f"itself: the new one would be saved without it. Type lora=none to train all weights, or start from "
+                f"{base}."
+            )
         backbone = load_backbone(model, base)
         is_llm = is_decoder(backbone)
-        if adapter:
+        if adapted:
             backbone = adapters.merge_adapters(backbone, name)
         tokenizer, said = load_tokenizer(model, name, position_limit(backbone))
         strategy = pooling.strategy if pooling else "auto"
         if strategy == "auto":
+            if said.problem is not None:
+                raise ConfigError(said.problem)
             strategy = said.pooling or ("avg" if is_llm else "cls")
         if is_llm and strategy in ("cls", "0"):
             raise ConfigError(
@@ -101,26 +112,25 @@ class Encoder(nn.Module):
             self.pooling, tokenizer.max_length, tokenizer.prompt, tokenizer.tokenizer.padding_side, self.is_llm
         )
 
-    def forward(self, ids: Tensor, lengths: Tensor) -> Tensor:
+    def forward(self, ids: Tensor, lengths: Lengths) -> Tensor:
         """Return the embeddings (N, D), float32, of N texts.
 
         Args:
             ids: (T,) tokens of all texts, one text after the other.
-            lengths: (N,) tokens of each, on the CPU.
+            lengths: (N,) tokens of each.
 
         """
-        starts = lengths.cumsum(0) - lengths
-        order = torch.argsort(lengths, descending=True, stable=True)
-        groups = order.tensor_split(min(GROUPS.get(ids.device.type, 1), len(order)))
+        starts = lengths.cumsum() - lengths
+        groups = _groups(lengths, ids.device)
         pooled = torch.cat([self._run(ids, starts[group], lengths[group]) for group in groups])
-        return pooled[torch.argsort(order).to(pooled.device)]
+        return pooled[torch.from_numpy(np.argsort(np.concatenate(groups))).to(pooled.device)]
 
-    def _run(self, ids: Tensor, starts: Tensor, lengths: Tensor) -> Tensor:
+    def _run(self, ids: Tensor, starts: Lengths, lengths: Lengths) -> Tensor:
         """Return the embeddings of some of the texts, run as one padded rectangle."""
-        column = torch.arange(int(lengths.max()))
-        mask = column < lengths[:, None]
-        source = torch.where(mask, starts[:, None] + column, 0).to(ids.device)
-        mask = mask.to(ids.device)
+        column = np.arange(lengths.max())
+        filled = column < lengths[:, None]
+        source = torch.from_numpy(np.where(filled, starts[:, None] + column, 0)).to(ids.device)
+        mask = torch.from_numpy(filled).to(ids.device)
         pad = self.tokenizer.tokenizer.pad_token_id or 0
         hidden = self.backbone(
             input_ids=torch.where(mask, ids[source], pad),
@@ -148,7 +158,7 @@ class Encoder(nn.Module):
             for texts in tokens.slices(batch_size):
                 some = tokens.take(texts)
                 ids = torch.from_numpy(some.ids.astype("int64")).to(self.device)
-                out[torch.from_numpy(texts)] = self(ids, torch.from_numpy(some.lengths)).float().cpu()
+                out[torch.from_numpy(texts)] = self(ids, some.lengths).float().cpu()
                 if progress:
                     progress(len(texts))
         finally:
@@ -158,7 +168,14 @@ class Encoder(nn.Module):
     def encode(
         self, texts: Sequence[str], extras: Sequence[Mapping[str, str]] | None = None, batch_size: int = 64
     ) -> Tensor:
-        """Return the embeddings (N, D) of texts, the template applied; `extras` as in `TextTokenizer`."""
+        """Return the embeddings (N, D) of texts, the template applied; `extras` as in `TextTokenizer`.
+
+        Raises:
+            TypeError: one text instead of a list of them.
+
+        """
+        if isinstance(texts, str):
+            raise TypeError("encode takes a list of texts: encode([text])")
         return self.encode_tokens(self.tokenizer(texts, extras), batch_size)
 
     def save(self, folder: Path) -> None:
@@ -169,11 +186,16 @@ class Encoder(nn.Module):
         self.contract.save(folder)
 
 
-def padding_share(lengths: Tensor, device: torch.device) -> float:
+def padding_share(lengths: Lengths, device: torch.device) -> float:
     """Return which share of the positions that `Encoder.forward` runs for these texts is padding."""
-    groups = torch.sort(lengths, descending=True).values.tensor_split(min(GROUPS.get(device.type, 1), len(lengths)))
-    padded = sum(int(group.max()) * len(group) for group in groups)
+    padded = sum(int(lengths[group].max()) * len(group) for group in _groups(lengths, device))
     return 1 - int(lengths.sum()) / padded
+
+
+def _groups(lengths: Lengths, device: torch.device) -> list[Lengths]:
+    """Return the numbers of the texts that run together, longest first, so that a group pads little."""
+    order = np.argsort(-lengths, kind="stable")
+    return np.array_split(order, min(GROUPS.get(device.type, 1), len(order)))
 
 
 def _quiet_transformers() -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,14 +13,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from angle.config import CONFIG_FILE, ModelConfig, PoolingConfig, TrainConfig
+from angle.config import CONFIG_FILE, TrainConfig
 from angle.data.batching import Plan, Sharing, collate
 from angle.data.corpus import Corpus
 from angle.errors import ConfigError, DataError, TrainingError
 from angle.evaluation.sts import score_pairs, word_overlap
 from angle.modeling.encoder import Encoder, padding_share
 from angle.objective.objective import LossTerms, Objective
-from angle.settings import load_config
+from angle.settings import load_config, resumed
 from angle.structures import Batch
 from angle.training import setup
 from angle.training.checkpoint import Progress, load_state, random_state, save_state, seed_everything
@@ -27,7 +28,7 @@ from angle.training.distributed import check_equal_weights, gather_batch
 from angle.training.result import Result
 from angle.training.run_folder import RunFolder, RunState
 from angle.training.schedule import rate_factor, warmup_steps
-from angle.training.tracking import Tracker, relative_to_here, tracking_mode
+from angle.training.tracking import Tracker, check_credentials, relative_to_here, tracking_mode
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -63,40 +64,54 @@ def fit(config: TrainConfig) -> Result:
         TrainingError: a loss that is no finite number.
 
     """
-    accelerator = setup.start_accelerator(config)
-    config = _settings_to_resume(config)
-    config = replace(config, tracking=replace(config.tracking, mode=tracking_mode(config.tracking.mode)))
-    folder = RunFolder(Path(config.train.output_dir or time.strftime("runs/%Y-%m-%d/%H-%M-%S")))
-    state = folder.examine(config)
+    asked, folder, state = config, _folder(config), RunState.NEW
+    if asked.train.resume is None:
+        state = folder.examine(asked)
+    elif (state := folder.state()) is RunState.NEW:
+        raise ConfigError(f"train.resume={folder.path} is no run folder: it has no {CONFIG_FILE}.")
+    if state is not RunState.NEW:
+        config = resumed(load_config(folder.path / CONFIG_FILE), asked, folder.asked())
     if state is RunState.FINISHED:
         return Result(folder.path, finished_before=True, **folder.record()["result"])
-    run = _prepare(config, accelerator, folder, state)
-    try:
-        run.tracker.say(setup.banner(run.config, run.encoder, run.data, run.total, accelerator))
-        _resume(run)
-        _train(run)
-        result = _finish(run)
-    except BaseException:
-        run.tracker.close(failed=True)
-        raise
-    run.tracker.close()
+    config = replace(
+        config,
+        train=replace(config.train, output_dir=str(folder.path)),
+        tracking=replace(config.tracking, mode=tracking_mode(config.tracking.mode)),
+    )
+    accelerator = setup.start_accelerator(config)
+    with ExitStack() as stack:
+        run = _prepare(config, asked, accelerator, folder, state, stack)
+        try:
+            run.tracker.say(setup.banner(run.config, run.encoder, run.data, run.total, accelerator))
+            _resume(run)
+            _train(run)
+            result = _finish(run)
+        except BaseException:
+            run.tracker.close(failed=True)
+            raise
+        run.tracker.close()
+    accelerator.free_memory()
     return result
 
 
-def _settings_to_resume(config: TrainConfig) -> TrainConfig:
-    """Return the settings that the run named by train.resume was started with; without one, `config` itself."""
-    if config.train.resume is None:
-        return config
-    folder = Path(config.train.resume)
-    if not (folder / CONFIG_FILE).is_file():
-        raise ConfigError(f"train.resume={folder} is no run folder: it has no {CONFIG_FILE}.")
-    saved = load_config(folder / CONFIG_FILE)
-    return replace(saved, tracking=config.tracking, train=replace(saved.train, output_dir=str(folder)))
+def _folder(config: TrainConfig) -> RunFolder:
+    """Return the run's folder: the one to go on in, the one that is given, or a new one."""
+    given = config.train.resume or config.train.output_dir
+    return RunFolder(Path(given or time.strftime("runs/%Y-%m-%d/%H-%M-%S")))
 
 
-def _prepare(config: TrainConfig, accelerator: Accelerator, folder: RunFolder, state: RunState) -> Run:
+def _prepare(
+    config: TrainConfig,
+    asked: TrainConfig,
+    accelerator: Accelerator,
+    folder: RunFolder,
+    state: RunState,
+    stack: ExitStack,
+) -> Run:
     """Build everything; the run folder is written to only when all of it could be built."""
     train = config.train
+    if state is RunState.UNFINISHED:
+        setup.check_processes(folder.record(), accelerator)
     seed_everything(train.seed, rank=0)
     encoder = Encoder.load(config.model, config.pooling, config.lora)
     sharing = Sharing(
@@ -108,7 +123,9 @@ def _prepare(config: TrainConfig, accelerator: Accelerator, folder: RunFolder, s
         accelerator.num_processes,
         accelerator.process_index,
     )
-    data = setup.load_data(config, encoder, sharing)
+    setup.check_precision(encoder)
+    with accelerator.main_process_first():  # the others find the tokens kept
+        data = setup.load_data(config, encoder, sharing)
     if state is RunState.UNFINISHED and folder.record()["data"] != data.fingerprints:
         raise DataError(
             f"The data has changed since the run in {folder.path} was started, so going on would mix two "
@@ -120,8 +137,11 @@ def _prepare(config: TrainConfig, accelerator: Accelerator, folder: RunFolder, s
     if data.valid is not None:
         valid_objective = Objective(config.loss, data.valid.format, encoder.dimensions, config.data.duplicates)
     total = train.max_steps or train.epochs * (data.train.steps_per_epoch or 0)
-    if state is RunState.NEW and accelerator.is_main_process:
-        folder.create(config, setup.describe_environment(config, data, accelerator))
+    if accelerator.is_main_process:
+        check_credentials(config.tracking.mode)
+        stack.enter_context(folder.locked())
+        if state is RunState.NEW and folder.examine(asked) is RunState.NEW:
+            folder.create(config, asked, setup.describe_environment(config, data, accelerator))
     accelerator.wait_for_everyone()
     tracker = Tracker(config, folder, is_main=accelerator.is_main_process, resumed_id=folder.record().get("wandb_id"))
     if tracker.wandb_id is not None:
@@ -163,6 +183,7 @@ def _train(run: Run) -> None:
     config, progress, tracker = run.config.train, run.progress, run.tracker
     warmup = warmup_steps(config.warmup_steps, run.total)
     per_epoch = run.data.train.steps_per_epoch
+    save_every = math.ceil(run.total / 10) if config.save_steps is None else config.save_steps
     meter = _Meter(run)
     steps = run.data.train.steps(progress.step)
     tracker.start_bar(progress.step, run.total)
@@ -186,7 +207,7 @@ def _train(run: Run) -> None:
 
         at_end = progress.step == run.total
         evaluate = at_end or _due(progress.step, config.eval_steps, per_epoch)
-        save = not at_end and _due(progress.step, config.save_steps, per_epoch)
+        save = bool(save_every) and (at_end or progress.step % save_every == 0)
         if evaluate or save or progress.step % config.logging_steps == 0:
             meter.report(rate, norm)
         if evaluate:
@@ -217,14 +238,16 @@ class _Meter:
     def __init__(self, run: Run) -> None:
         self._run = run
         self._losses: list[dict[str, Tensor]] = []
+        self._steps: list[int] = []
         self._texts, self._padding = 0, [0.0]
         self._seconds, self._since = 0.0, time.perf_counter()
 
     def add(self, batch: Batch, loss: LossTerms) -> None:
         """Count a batch."""
         self._losses.append({"loss": loss.total.detach()} | loss.terms)
+        self._steps.append(self._run.progress.step)
         self._texts += batch.structure.index.numel() * self._run.accelerator.num_processes
-        self._padding.append(padding_share(torch.from_numpy(batch.tokens.lengths), self._run.accelerator.device))
+        self._padding.append(padding_share(batch.tokens.lengths, self._run.accelerator.device))
 
     def report(self, rate: float, norm: Tensor | None) -> None:
         """Record the means since the last report.
@@ -258,7 +281,7 @@ class _Meter:
             numbers,
             in_words=(f"loss {numbers['loss']:.3f} ({terms})  {numbers['texts_per_second']:,.0f} texts/s"),
         )
-        self._losses, self._texts, self._padding = [], 0, [0.0]
+        self._losses, self._steps, self._texts, self._padding = [], [], 0, [0.0]
         self.restart_clock()
 
     def restart_clock(self) -> None:
@@ -271,15 +294,11 @@ class _Meter:
         if bad is None:
             return
         run = self._run
-        accumulation = run.config.train.gradient_accumulation_steps
-        step = run.progress.step - len(values) // accumulation + bad // accumulation
-        checkpoint = run.folder.newest_checkpoint(run.tracker.warn)
-        advice = (
-            f"go on from {checkpoint.name} with" if checkpoint else "no checkpoint was written yet; start again with"
-        )
+        step = self._steps[bad]
         raise TrainingError(
-            f"The loss of step {step + 1} is {values[bad][0]} (rows: {run.data.train.describe(step)}). Nothing after "
-            f"it was kept: {advice} train.resume={run.folder.path}, or try a lower train.learning_rate in a new run."
+            f"The loss of step {step + 1} is {values[bad][0]} (rows: {run.data.train.describe(step)}). Going on would "
+            f"end the same way: look at those rows, and start a new run with a lower train.learning_rate or "
+            f"train.max_grad_norm."
         )
 
 
@@ -348,9 +367,8 @@ def _finish(run: Run) -> Result:
         if run.data.test is not None:
             encoder = run.encoder
             if progress.best_step not in (None, progress.step):
-                encoder = Encoder.load(
-                    ModelConfig(str(folder.path / "best"), dtype=run.config.model.dtype), PoolingConfig()
-                ).to(run.accelerator.device)
+                best = replace(run.config.model, name_or_path=str(folder.path / "best"))
+                encoder = Encoder.load(best, run.config.pooling).to(run.accelerator.device)
             test_after = score_pairs(encoder, run.data.test).spearman
         outcome: dict[str, Any] = {
             "best_score": None if progress.best_step is None else progress.best_score,

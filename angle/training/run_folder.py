@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
+import fcntl
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
 from typing import Any
 
 from angle.config import CONFIG_FILE, RUN_FILE, TrainConfig
 from angle.errors import ConfigError
-from angle.settings import difference, load_config, save_config
+from angle.settings import build_config, difference, save_config
 
-METRICS_FILE, MANIFEST = "metrics.jsonl", "manifest.json"
+METRICS_FILE, MANIFEST, LOCK_FILE = "metrics.jsonl", "manifest.json", ".lock"
 
 
 class RunState(Enum):
@@ -42,25 +45,55 @@ class RunFolder:
         """
         if self.path.is_file():
             raise ConfigError(f"train.output_dir={self.path} is a file and no folder; give a new folder.")
-        if not self.path.exists() or not any(self.path.iterdir()):
+        if not self.path.exists() or all(path.name == LOCK_FILE for path in self.path.iterdir()):
             return RunState.NEW
         if not all((self.path / name).is_file() for name in (CONFIG_FILE, RUN_FILE)):
             raise ConfigError(
                 f"train.output_dir={self.path} holds other files and no run, so nothing is written "
                 f"there; give an empty or a new folder."
             )
-        changed = difference(load_config(self.path / CONFIG_FILE), config)
+        changed = difference(self.asked(), config)
         if changed:
             raise ConfigError(
                 f"train.output_dir={self.path} holds a run with other settings ({'; '.join(changed)}); "
                 f"to go on with its own ones type train.resume={self.path}, else give a new folder."
             )
+        return self.state()
+
+    def state(self) -> RunState:
+        """Return how far the run in the folder is."""
+        if not (self.path / CONFIG_FILE).is_file():
+            return RunState.NEW
         return RunState.FINISHED if self.record().get("finished") else RunState.UNFINISHED
 
-    def create(self, config: TrainConfig, record: dict[str, Any]) -> None:
-        """Write the settings, once, and the first state of the record."""
+    def asked(self) -> TrainConfig:
+        """Return the settings as they were asked for when the run was started, before anything was decided."""
+        asked: dict[str, Any] = self.record().get("asked", {})
+        return build_config(asked, TrainConfig)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other processes out of the folder; a process that dies leaves no lock behind.
+
+        Raises:
+            ConfigError: another process is at work in it.
+
+        """
         self.path.mkdir(parents=True, exist_ok=True)
-        self.update(**record)
+        with (self.path / LOCK_FILE).open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise ConfigError(
+                    f"train.output_dir={self.path} is in use: another process trains there. Wait for it, or give a "
+                    f"new folder."
+                ) from None
+            yield
+
+    def create(self, config: TrainConfig, asked: TrainConfig, record: dict[str, Any]) -> None:
+        """Write the settings, decided and as asked, once, and the first state of the record."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        self.update(**record, asked=dataclasses.asdict(asked))
         scratch = self.path / f".{CONFIG_FILE}.new"
         save_config(config, scratch)
         scratch.rename(self.path / CONFIG_FILE)
@@ -81,7 +114,10 @@ class RunFolder:
             file.write(json.dumps(line) + "\n")
 
     def forget_after(self, step: int) -> None:
-        """Drop the metrics of steps that a resumed run will do again."""
+        """Drop metrics and damaged checkpoints of steps that a resumed run will do again."""
+        for checkpoint in self.checkpoints():
+            if checkpoint.name > _checkpoint_name(step):
+                shutil.rmtree(checkpoint)
         path = self.path / METRICS_FILE
         if path.is_file():
             lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
@@ -94,6 +130,8 @@ class RunFolder:
         target, scratch, old = self.path / name, self.path / f".{name}.new", self.path / f".{name}.old"
         shutil.rmtree(scratch, ignore_errors=True)
         write(scratch)
+        for file in scratch.iterdir():
+            _sync(file)
         if target.exists():
             shutil.rmtree(old, ignore_errors=True)
             target.rename(old)
@@ -103,7 +141,7 @@ class RunFolder:
 
     def save_checkpoint(self, step: int, write: Callable[[Path], None], keep: int) -> Path:
         """Write a checkpoint with checksums, move it into place, then drop all but the `keep` newest."""
-        target = self.path / "checkpoints" / f"step-{step:08d}"
+        target = self.path / "checkpoints" / _checkpoint_name(step)
         scratch = target.with_name(f".{target.name}.new")
         shutil.rmtree(scratch, ignore_errors=True)
         scratch.mkdir(parents=True)
@@ -132,6 +170,10 @@ class RunFolder:
             way_out = "going back to the one before" if number < len(checkpoints) else "starting from the beginning"
             warn(f"{checkpoint} is damaged, {way_out}")
         return None
+
+
+def _checkpoint_name(step: int) -> str:
+    return f"step-{step:08d}"
 
 
 def _is_whole(checkpoint: Path) -> bool:

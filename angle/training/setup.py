@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,7 @@ from angle.data import sample
 from angle.data.batching import CorpusData, Sharing, StreamData, TrainingData
 from angle.data.corpus import Corpus, load_corpus
 from angle.data.sources import SAMPLE
-from angle.errors import ConfigError
+from angle.errors import ConfigError, DataError
 from angle.evaluation.sts import load_sts
 from angle.modeling.backbone import TINY
 from angle.modeling.encoder import Encoder
@@ -53,6 +54,7 @@ def start_accelerator(config: TrainConfig) -> Accelerator:
     """
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
+    from accelerate.utils import InitProcessGroupKwargs
 
     AcceleratorState._reset_state()  # the second job of a sweep may want another precision
     on_cpu = not (torch.cuda.is_available() or torch.backends.mps.is_available())
@@ -60,7 +62,12 @@ def start_accelerator(config: TrainConfig) -> Accelerator:
         raise ConfigError(
             "train.mixed_precision=fp16 needs a GPU, and none is here: type train.mixed_precision=bf16 or leave it out."
         )
-    accelerator = Accelerator(cpu=on_cpu, mixed_precision=config.train.mixed_precision)
+    accelerator = Accelerator(
+        cpu=on_cpu,
+        mixed_precision=config.train.mixed_precision,
+        # The others wait while the main process evaluates, which may take long.
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=6))],
+    )
     wanted = int(os.environ.get("WORLD_SIZE", "1"))
     if accelerator.num_processes != wanted:
         raise ConfigError(
@@ -68,6 +75,26 @@ def start_accelerator(config: TrainConfig) -> Accelerator:
             f"other; start with accelerate launch --multi_gpu --num_processes {wanted} train.py ..."
         )
     return accelerator
+
+
+def check_processes(record: dict[str, Any], accelerator: Accelerator) -> None:
+    """Raise ConfigError when a run would go on with another number of processes: its batches would be others."""
+    processes = record["hardware"]["processes"]
+    if processes != accelerator.num_processes:
+        raise ConfigError(
+            f"The run was started with {processes} process{'es' if processes > 1 else ''} and would see other batches "
+            f"with {accelerator.num_processes}: go on with --num_processes {processes}."
+        )
+
+
+def check_precision(encoder: Encoder) -> None:
+    """Raise ConfigError when weights are trained that are too coarse for small steps."""
+    coarse = {str(p.dtype).removeprefix("torch.") for p in encoder.parameters() if p.requires_grad} - {"float32"}
+    if coarse:
+        raise ConfigError(
+            f"The weights to train are {', '.join(sorted(coarse))}, too coarse for steps of a usual learning rate: add "
+            f"lora=r16 (its weights are float32), or model.dtype=float32 with train.mixed_precision=bf16."
+        )
 
 
 def load_data(config: TrainConfig, encoder: Encoder, sharing: Sharing) -> Data:
@@ -90,7 +117,23 @@ def load_data(config: TrainConfig, encoder: Encoder, sharing: Sharing) -> Data:
     else:
         valid_sts = valid if valid is not None and valid.format.name == "A" else None
     test = load_sts(data.test, "test", encoder.tokenizer) if data.test.names() else None
-    return Data(train, valid, valid_sts, test)
+    loaded = Data(train, valid, valid_sts, test)
+    _check_lengths(loaded, encoder.pooling)
+    return loaded
+
+
+def _check_lengths(data: Data, pooling: str) -> None:
+    """Raise DataError when texts are too short for a pooling that takes a token by its number."""
+    if not pooling.isdigit():
+        return
+    corpora = {"train": data.train.corpus if isinstance(data.train, CorpusData) else None}
+    for role, corpus in (corpora | {"valid": data.valid, "valid_sts": data.valid_sts, "test": data.test}).items():
+        short = 0 if corpus is None else int((corpus.tokens.lengths <= int(pooling)).sum())
+        if short:
+            raise DataError(
+                f"pooling.strategy={pooling} asks for token {pooling} (counted from 0), but {short} texts of "
+                f"data.{role} are shorter; choose a smaller number, or cls, avg or last."
+            )
 
 
 def _with_sample_splits(config: TrainConfig) -> TrainConfig:

@@ -143,6 +143,19 @@ def tracking_mode(setting: str) -> str:
     return mode
 
 
+def check_credentials(mode: str) -> None:
+    """Raise ConfigError when Weights & Biases would be asked for a key in the middle of a run."""
+    if mode != "online":
+        return
+    import wandb
+
+    if not wandb.login(prompt=False, verify=False):
+        raise ConfigError(
+            "tracking.mode=online needs a key of Weights & Biases: type wandb login once, or set WANDB_API_KEY, or "
+            "choose tracking=offline."
+        )
+
+
 def relative_to_here(path: Path) -> str:
     """Return a path as short as it can be typed from the current folder."""
     try:
