@@ -97,7 +97,7 @@ def test_a_sweep_leaves_a_folder_a_job_each_of_which_can_be_gone_on_with(tmp_pat
     sweep = subprocess.Popen(
         [sys.executable, str(REPO / "train.py"), *words, "hydra.sweep.dir=sweep"],
         cwd=tmp_path,
-        env=os.environ | {"CUDA_VISIBLE_DEVICES": ""},
+        env=os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"},
         stdout=subprocess.DEVNULL,
     )
     third = tmp_path / "sweep" / "2_loss.angle_tau-1_loss.ibn_w-20_train.max_steps-30_train.save_steps-10"

@@ -171,7 +171,7 @@ def all_kinds():
             "text": f"t{n}",
             "positive": [f"p{n}.{k}" for k in range(n % 3)],
             "label": n % 2,
-            "score": None if n % 5 == 0 else n / 3,
+            "score": None if n % 5 == 0 else n,
             "more": {"id": n, "tags": [{"name": "x"}] * (n % 2)},
         }
         for n in range(2500)
@@ -184,18 +184,17 @@ def all_kinds():
     "change",
     [
         lambda whole: whole,
-        lambda whole: whole.shuffle(seed=1).select(range(1700)),
-        lambda whole: whole.with_format("numpy", columns=["label", "text"]),
+        lambda whole: whole.with_format(None, columns=["text", "label"]),
+        lambda whole: whole.with_format("numpy", columns=["label", "score"]),
     ],
-    ids=["all", "shuffled", "formatted"],
+    ids=["all", "some columns", "numpy"],
 )
 def test_rows_of_a_data_set_are_those_that_it_yields(tmp_path, all_kinds, change):
     wanted = change(all_kinds)
     wanted.save_to_disk(tmp_path / "saved")
     found = rows_of(tmp_path / "saved")
     assert [n for n, _ in found] == list(range(1, len(wanted) + 1))
-    assert [row for _, row in found] == list(wanted)
-    assert [list(map(type, row.values())) for _, row in found] == [list(map(type, row.values())) for row in wanted]
+    assert [repr(row) for _, row in found] == [repr(row) for row in wanted]  # the types too
 
 
 def test_rows_of_a_data_set_are_not_decoded_one_by_one(tmp_path, all_kinds, monkeypatch):
