@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,9 @@ from angle.errors import ConfigError, nearest
 
 #: Files of a run folder that more than one package knows.
 CONFIG_FILE, RUN_FILE = "config.yaml", "run.json"
+
+#: The reference takes the first bidirectional layer from the environment.
+START_INDEX_VARIABLE = "BiLLM_START_INDEX"
 
 FORMAT_NAMES = ("A", "B", "C")
 POOLING_NAMES = ("cls", "avg", "mean", "max", "last", "cls_avg", "cls_max")
@@ -182,13 +186,52 @@ def _refuse_until_there(group: str, enabled: bool, what: str) -> None:
 
 @dataclass
 class BillmConfig:
-    """Bidirectional layers in decoders."""
+    """BiLLM: layers of a decoder that attend in both directions."""
 
     enabled: bool = False
-    """Not in this version: only false."""
+    """Whether it is these settings that say where; false: where the model says, else nowhere."""
+    start_index: int | None = None
+    """The first such layer, counted from 0; -1 or the number of layers: none; null: 0, or BiLLM_START_INDEX."""
+    last_layers: int | None = None
+    """The same counted from the end: so many last layers; instead of start_index."""
 
     def __post_init__(self) -> None:
-        _refuse_until_there("billm", self.enabled, "bidirectional decoder layers")
+        _refuse_fields_while_off("billm", self, "billm=all")
+        _at_least("billm.start_index", self.start_index, -1)
+        _at_least("billm.last_layers", self.last_layers, 1)
+        if self.start_index is not None and self.last_layers is not None:
+            raise ConfigError(
+                f"billm.start_index={self.start_index} and billm.last_layers={self.last_layers} both say where to "
+                f"begin: leave one out."
+            )
+
+    def first_layer(self, layers: int) -> int | None:
+        """Return the first layer, of so many, that attends in both directions; None for none.
+
+        Raises:
+            ConfigError: one the model does not have, or a BiLLM_START_INDEX that says another one.
+
+        """
+        start = self.start_index
+        told = os.environ.get(START_INDEX_VARIABLE)
+        if told is not None:
+            if not told.lstrip("-").isdigit() or self.last_layers is not None or start not in (None, int(told)):
+                raise ConfigError(
+                    f"{START_INDEX_VARIABLE}={told} contradicts billm.start_index={start} and billm.last_layers="
+                    f"{self.last_layers}: unset it, or give a whole number there alone."
+                )
+            start = int(told)
+        if self.last_layers is not None:
+            if self.last_layers > layers:
+                raise ConfigError(f"billm.last_layers={self.last_layers} cannot work: the model has {layers} layers.")
+            return layers - self.last_layers
+        start = 0 if start is None else start
+        if start > layers:
+            raise ConfigError(
+                f"billm.start_index={start} cannot work: the model has the layers 0 to {layers - 1}; give one of them, "
+                f"or -1 for none."
+            )
+        return start if 0 <= start < layers else None
 
 
 @dataclass

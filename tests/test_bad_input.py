@@ -195,6 +195,12 @@ CASES = {
         {"rows.jsonl": lines(PAIRS)},
         heavy=True,
     ),
+    "both directions in an encoder": Case(
+        ("billm=all",),
+        "billm.enabled=true cannot work with BertModel: an encoder attends in both directions already; type "
+        "billm=none.",
+        heavy=True,
+    ),
     "coarse weights": Case(
         ("model.dtype=bfloat16", "model.name_or_path=even", *TRAIN),
         "The weights to train are bfloat16, too coarse for steps of a usual learning rate: add lora=r16 (its weights "

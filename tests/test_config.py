@@ -68,7 +68,7 @@ def test_composed_default_is_the_python_default(name):
 
 
 def test_all_options_are_seen():
-    assert len(OPTIONS) == 47
+    assert len(OPTIONS) == 51
     assert {group for group, _ in OPTIONS} == {
         *("billm", "data", "data_format", "ese", "experiment", "lora"),
         *("loss", "model", "pooling", "teacher", "tracking"),
@@ -139,7 +139,7 @@ def test_null_weights_become_those_of_a_format_that_is_given():
         ("batch_size", "; did you mean train.batch_size?"),
         ("data.train.colums", "; did you mean data.train.columns?"),
         ("zzz", "; python train.py --help lists them all."),
-        ("billm.zzz", "; billm has: billm.enabled."),
+        ("billm.zzz", "; billm has: billm.enabled, billm.start_index, billm.last_layers."),
     ],
 )
 def test_unknown_settings_name_the_nearest(key, hint):
@@ -234,8 +234,13 @@ def test_label_map_takes_numbers_as_labels():
             "lora.dropout=1 cannot work: it must be at least 0 and below 1.",
         ),
         (
-            {"billm.enabled": True},
-            "billm.enabled=true cannot work: this version has no bidirectional decoder layers; type billm=none.",
+            {"billm.start_index": 3},
+            "billm.start_index=3 has no effect while billm is off: add billm=all or billm.enabled=true, or leave it "
+            "out.",
+        ),
+        (
+            {"billm.enabled": True, "billm.start_index": 3, "billm.last_layers": 1},
+            "billm.start_index=3 and billm.last_layers=1 both say where to begin: leave one out.",
         ),
         ({"ese.enabled": True}, "ese.enabled=true cannot work: this version has no Espresso training; type ese=none."),
         (

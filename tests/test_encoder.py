@@ -200,7 +200,7 @@ def test_cls_on_a_decoder_is_refused(strategy: str, model_folder: Callable[[str]
         load(model_folder("llama"), strategy)
     assert str(error.value) == (
         f"pooling.strategy={strategy} cannot work with LlamaModel: in a decoder the first token has seen no other; "
-        f"choose avg or last."
+        f"choose avg or last, or billm=all."
     )
 
 
@@ -327,13 +327,16 @@ def test_one_text_instead_of_a_list_is_refused(model_folder: Callable[[str], Pat
         load(model_folder("bert")).encode("the cat")
 
 
-def test_a_contract_with_bidirectional_layers_is_refused(model_folder: Callable[[str], Path], tmp_path: Path) -> None:
+def test_bidirectional_layers_of_the_reference_are_put_back(
+    model_folder: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = Path(shutil.copytree(model_folder("llama"), tmp_path / "billm"))
     (folder / "angle_config.json").write_text(json.dumps({"pooling_strategy": "last", "apply_billm": True}))
-    with pytest.raises(ConfigError, match="bidirectional decoder layers"):
-        load(folder)
+    assert load(folder).bidirectional_from == 0
+    monkeypatch.setenv("BiLLM_START_INDEX", "1")
+    assert load(folder).bidirectional_from == 1
     (folder / "angle_config.json").write_text(json.dumps({"pooling_strategy": "last", "apply_billm": False}))
-    assert load(folder).pooling == "last"
+    assert (load(folder).pooling, load(folder).bidirectional_from) == ("last", None)
 
 
 @pytest.mark.parametrize("training", [True, False])

@@ -47,6 +47,12 @@ def write_folder(encoder: Encoder, folder: Path, *, normalize: bool = False) -> 
         ConfigError: a pooling or a template that sentence-transformers cannot express.
 
     """
+    if encoder.bidirectional_from:
+        raise ConfigError(
+            f"A model whose layers attend in both directions from layer {encoder.bidirectional_from} on has no "
+            f"equivalent in sentence-transformers, which can express all layers or none: load it with angle's Encoder, "
+            f"or train with billm=all."
+        )
     prefix = _prompt_prefix(encoder.tokenizer.prompt)
     modes = _pooling_modes(encoder.pooling)
     scratch = folder.with_name(f".{folder.name}.new")
@@ -57,6 +63,8 @@ def write_folder(encoder: Encoder, folder: Path, *, normalize: bool = False) -> 
     side, tokenizer.padding_side = tokenizer.padding_side, "right"
     encoder.save(scratch)
     tokenizer.padding_side = side
+    if encoder.bidirectional_from == 0:
+        _say_both_directions(encoder, scratch)
 
     modules = [_module(0, "", "Transformer"), _module(1, "1_Pooling", "Pooling")]
     _write(
@@ -97,6 +105,31 @@ def write_folder(encoder: Encoder, folder: Path, *, normalize: bool = False) -> 
     if folder.exists():
         folder.rmdir()
     scratch.rename(folder)
+
+
+@torch.no_grad()
+def _say_both_directions(encoder: Encoder, folder: Path) -> None:
+    """Write into a saved model's configuration that it is not causal, and check that transformers follows it.
+
+    Raises:
+        ConfigError: it does not.
+
+    """
+    from transformers import AutoModel
+
+    path = folder / "config.json"
+    _write(path, json.loads(path.read_text(encoding="utf-8")) | {"is_causal": False})
+    stock = AutoModel.from_pretrained(folder, dtype=encoder.backbone.dtype).to(encoder.device).eval()
+    length = encoder.tokenizer.max_length  # a window that is narrower is another one in transformers
+    ids = torch.arange(1, length + 1, device=encoder.device).remainder(stock.config.vocab_size)[None]
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "use_cache": False}
+    ours, theirs = (model(**inputs).last_hidden_state.float() for model in (encoder.backbone, stock))
+    if (ours - theirs).abs().max() > 1e-3 * ours.abs().max():
+        shutil.rmtree(folder)
+        raise ConfigError(
+            f"{type(stock).__name__} cannot attend in both directions by its configuration alone, which is all that "
+            f"sentence-transformers reads: load this model with angle's Encoder."
+        )
 
 
 def _pooling_modes(strategy: str) -> tuple[str, ...]:

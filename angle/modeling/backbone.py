@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from angle.config import RUN_FILE, ModelConfig
+from angle.config import RUN_FILE, START_INDEX_VARIABLE, ModelConfig
 from angle.errors import ConfigError
 from angle.modeling.tokenizer import CONTRACT_FILE, DEFAULT_MAX_LENGTH, TextTokenizer
 
@@ -28,6 +29,7 @@ class SelfDescription:
     max_length: int | None = None
     prompt: str | None = None
     padding_side: str | None = None
+    bidirectional_from: int | None = None
     problem: str | None = None
     """Why its pooling is not known, when it should be; nothing is lost where settings give one."""
 
@@ -119,17 +121,16 @@ def describe(name_or_path: str, revision: str | None = None) -> SelfDescription:
 def _describe(name_or_path: str, revision: str | None) -> SelfDescription:
     contract = read_json(name_or_path, CONTRACT_FILE, revision)
     if contract is not None:
-        if contract.get("apply_billm"):
-            raise ConfigError(
-                f"{name_or_path} was trained with bidirectional decoder layers, which this version does "
-                f"not have: its embeddings would be wrong."
-            )
+        start = contract.get("bidirectional_from")
+        if contract.get("apply_billm"):  # of the reference, which keeps the start index in the environment only
+            start = int(os.environ.get(START_INDEX_VARIABLE, "0"))
         pooling = contract.get("pooling", contract.get("pooling_strategy"))  # the second is the reference's name
         return SelfDescription(
             None if pooling is None else str(pooling),
             contract.get("max_length"),
             contract.get("prompt"),
             contract.get("padding_side"),
+            None if start is None or start < 0 else int(start),
         )
     modules = read_json(name_or_path, "modules.json", revision)
     if modules is None:

@@ -11,10 +11,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from angle.config import LoraConfig, ModelConfig, PoolingConfig
+from angle.config import BillmConfig, LoraConfig, ModelConfig, PoolingConfig
 from angle.errors import ConfigError
 from angle.modeling import adapters
 from angle.modeling.backbone import (
+    SelfDescription,
     adapter_base,
     is_decoder,
     load_backbone,
@@ -22,6 +23,7 @@ from angle.modeling.backbone import (
     locate,
     position_limit,
 )
+from angle.modeling.bidirectional import decoder_layers, make_bidirectional
 from angle.modeling.pooling import pool
 from angle.modeling.tokenizer import TextTokenizer, TokenContract
 from angle.structures import Tokens
@@ -35,16 +37,30 @@ GROUPS = {"cpu": 4}
 class Encoder(nn.Module):
     """A backbone, its tokenizer and a pooling."""
 
-    def __init__(self, backbone: Any, tokenizer: TextTokenizer, pooling: str, is_llm: bool) -> None:
+    def __init__(
+        self,
+        backbone: Any,
+        tokenizer: TextTokenizer,
+        pooling: str,
+        is_llm: bool,
+        bidirectional_from: int | None = None,
+    ) -> None:
         """Put the parts together; use `load` to get them from a name or a folder."""
         super().__init__()
         self.backbone = backbone
         self.tokenizer = tokenizer
         self.pooling = pooling
         self.is_llm = is_llm
+        self.bidirectional_from = bidirectional_from
 
     @classmethod
-    def load(cls, model: ModelConfig, pooling: PoolingConfig | None = None, lora: LoraConfig | None = None) -> Encoder:
+    def load(
+        cls,
+        model: ModelConfig,
+        pooling: PoolingConfig | None = None,
+        lora: LoraConfig | None = None,
+        billm: BillmConfig | None = None,
+    ) -> Encoder:
         """Return the encoder that the settings describe, from a hub name, a model folder or a run folder.
 
         Adapters found at the place are merged into the weights; with `lora` enabled, fresh ones are put on top.
@@ -73,10 +89,13 @@ class Encoder(nn.Module):
             if said.problem is not None:
                 raise ConfigError(said.problem)
             strategy = said.pooling or ("avg" if is_llm else "cls")
-        if is_llm and strategy in ("cls", "0"):
+        start = _first_bidirectional_layer(billm, said, backbone, is_llm)
+        if start is not None:
+            make_bidirectional(backbone, start)
+        if is_llm and start != 0 and strategy in ("cls", "0"):
             raise ConfigError(
                 f"pooling.strategy={strategy} cannot work with {type(backbone).__name__}: in a decoder "
-                f"the first token has seen no other; choose avg or last."
+                f"the first token has seen no other; choose avg or last, or billm=all."
             )
         # The head that transformers puts on some encoders is no part of an embedding. It stays, so that a saved
         # folder is complete, but it must not wait for gradients that never come.
@@ -91,7 +110,7 @@ class Encoder(nn.Module):
             enable({"use_reentrant": False})
         if lora is not None and lora.enabled:
             backbone = adapters.add_adapters(backbone, lora, str(Path(base).resolve()) if Path(base).is_dir() else base)
-        return cls(backbone, tokenizer, strategy, is_llm)
+        return cls(backbone, tokenizer, strategy, is_llm, start)
 
     @property
     def dimensions(self) -> int:
@@ -109,7 +128,12 @@ class Encoder(nn.Module):
         """What must hold wherever this model is used."""
         tokenizer = self.tokenizer
         return TokenContract(
-            self.pooling, tokenizer.max_length, tokenizer.prompt, tokenizer.tokenizer.padding_side, self.is_llm
+            self.pooling,
+            tokenizer.max_length,
+            tokenizer.prompt,
+            tokenizer.tokenizer.padding_side,
+            self.is_llm,
+            self.bidirectional_from,
         )
 
     def forward(self, ids: Tensor, lengths: Lengths) -> Tensor:
@@ -184,6 +208,21 @@ class Encoder(nn.Module):
         self.backbone.save_pretrained(folder)
         self.tokenizer.save(folder)
         self.contract.save(folder)
+
+
+def _first_bidirectional_layer(
+    billm: BillmConfig | None, said: SelfDescription, backbone: Any, is_llm: bool
+) -> int | None:
+    """Return where both directions begin: where the settings say, else where the model says, else nowhere."""
+    if billm is None or not billm.enabled:
+        stock = is_llm and getattr(backbone.config, "is_causal", True) is False  # a decoder that was made an encoder
+        return 0 if stock else said.bidirectional_from
+    if not is_llm:
+        raise ConfigError(
+            f"billm.enabled=true cannot work with {type(backbone).__name__}: an encoder attends in both directions "
+            f"already; type billm=none."
+        )
+    return billm.first_layer(len(decoder_layers(backbone)))
 
 
 def padding_share(lengths: Lengths, device: torch.device) -> float:

@@ -31,11 +31,14 @@ class TokenContract:
     prompt: str | None = None
     padding_side: str = "right"
     is_llm: bool = False
+    bidirectional_from: int | None = None
+    """BiLLM: the first layer that attends in both directions."""
 
     def __str__(self) -> str:
         """Return the contract for a person."""
         template = "" if self.prompt is None else f", template {self.prompt!r}"
-        return f"{self.pooling} pooling, at most {self.max_length} tokens{template}"
+        layers = "" if self.bidirectional_from is None else f", both directions from layer {self.bidirectional_from}"
+        return f"{self.pooling} pooling, at most {self.max_length} tokens{template}{layers}"
 
     def save(self, folder: Path) -> None:
         """Write the contract into a model folder."""

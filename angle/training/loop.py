@@ -18,6 +18,7 @@ from angle.data.batching import Plan, Sharing, collate
 from angle.data.corpus import Corpus
 from angle.errors import ConfigError, DataError, TrainingError
 from angle.evaluation.sts import score_pairs, word_overlap
+from angle.modeling.bidirectional import check_directions
 from angle.modeling.encoder import Encoder, padding_share
 from angle.objective.objective import LossTerms, Objective
 from angle.settings import load_config, resumed
@@ -113,7 +114,7 @@ def _prepare(
     if state is RunState.UNFINISHED:
         setup.check_processes(folder.record(), accelerator)
     seed_everything(train.seed, rank=0)
-    encoder = Encoder.load(config.model, config.pooling, config.lora)
+    encoder = Encoder.load(config.model, config.pooling, config.lora, config.billm).to(accelerator.device)
     sharing = Sharing(
         train.batch_size,
         train.gradient_accumulation_steps,
@@ -124,6 +125,8 @@ def _prepare(
         accelerator.process_index,
     )
     setup.check_precision(encoder)
+    if encoder.is_llm:
+        check_directions(encoder.backbone, encoder.bidirectional_from)
     with accelerator.main_process_first():  # the others find the tokens kept
         data = setup.load_data(config, encoder, sharing)
     if state is RunState.UNFINISHED and folder.record()["data"] != data.fingerprints:

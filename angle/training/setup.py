@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from angle.config import DataFormatConfig, PoolingConfig, SourceConfig, TrainConfig
+from angle.config import BillmConfig, DataFormatConfig, PoolingConfig, SourceConfig, TrainConfig
 from angle.data import sample
 from angle.data.batching import CorpusData, Sharing, StreamData, TrainingData
 from angle.data.corpus import Corpus, load_corpus
@@ -169,10 +169,15 @@ def decide(config: TrainConfig, encoder: Encoder, data: Data) -> TrainConfig:
             padding_side=contract.padding_side,
         ),
         pooling=PoolingConfig(contract.pooling),
+        billm=_billm(contract.bidirectional_from),
         loss=loss,
         data_format=DataFormatConfig(name),
         train=replace(config.train, learning_rate=rate),
     )
+
+
+def _billm(start: int | None) -> BillmConfig:
+    return BillmConfig() if start is None else BillmConfig(enabled=True, start_index=start)
 
 
 def describe_environment(config: TrainConfig, data: Data, accelerator: Accelerator) -> dict[str, Any]:
@@ -229,8 +234,7 @@ def banner(config: TrainConfig, encoder: Encoder, data: Data, total: int, accele
     lines = [
         (
             "model",
-            f"{model.name_or_path}: {everything:,} weights{share}, {config.pooling.strategy} pooling, "
-            f"at most {model.max_length} tokens",
+            f"{model.name_or_path}: {everything:,} weights{share}, {encoder.contract}",
         ),
         ("data", f"{data.train.summary}, format {config.data_format.name}"),
         ("loss", terms),
@@ -245,8 +249,6 @@ def banner(config: TrainConfig, encoder: Encoder, data: Data, total: int, accele
             f"{'float32' if train.mixed_precision == 'no' else train.mixed_precision}",
         ),
     ]
-    if model.prompt:
-        lines.insert(1, ("prompt", model.prompt))
     if config.data.train.names() == [SAMPLE] and model.name_or_path != TINY:
         lines.append(("note", "sample is toy data, to try things out; for a real model add data=nli_b"))
     return "\n".join(f"{name:8}{text}" for name, text in lines)

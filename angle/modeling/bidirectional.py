@@ -1,0 +1,129 @@
+"""BiLLM: decoder layers that attend in both directions, by hooks on the stock model.
+
+The decoder's own call builds the bidirectional masks and sends them along with its keyword arguments, so that a layer
+that is run again in the backward pass (gradient checkpointing) sees those of its own batch. From the start index on,
+a layer takes them in place of the causal one. Nothing of transformers is copied or replaced; hooks are not saved with
+a model, so the start index stands in its contract and they are put back when it is loaded.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from angle.errors import ConfigError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+_MASKS = "_angle_bidirectional_masks"
+
+
+def make_bidirectional(decoder: PreTrainedModel, start: int) -> None:
+    """Let the decoder's layers with index >= `start` attend in both directions.
+
+    Raises:
+        ConfigError: a model whose layers are not found.
+
+    """
+    layers = decoder_layers(decoder)
+    windows = [attention_window(decoder.config, number) for number in range(len(layers))]
+
+    def build_masks(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        return args, kwargs | {_MASKS: _masks(decoder, kwargs, set(windows[start:]))}
+
+    decoder.register_forward_pre_hook(build_masks, with_kwargs=True)
+    for number, layer in enumerate(layers):
+        layer.register_forward_pre_hook(_take_mask(windows[number] if number >= start else None), with_kwargs=True)
+
+
+def decoder_layers(decoder: PreTrainedModel) -> nn.ModuleList:
+    """Return the decoder's layers.
+
+    Raises:
+        ConfigError: they are not where transformers keeps them.
+
+    """
+    layers = getattr(decoder, "layers", None)
+    if not isinstance(layers, nn.ModuleList):
+        raise ConfigError(
+            f"billm.enabled=true cannot work with {type(decoder).__name__}: it has no list of decoder layers; "
+            f"type billm=none."
+        )
+    return layers
+
+
+def attention_window(config: Any, layer: int) -> int:
+    """Return how many tokens to one side a layer may see, 0 for all of them."""
+    window = getattr(config, "sliding_window", None)
+    kinds = getattr(config, "layer_types", None)
+    if window is None or (kinds is not None and kinds[layer] != "sliding_attention"):
+        return 0
+    return int(window)
+
+
+def _masks(decoder: PreTrainedModel, kwargs: dict[str, Any], windows: set[int]) -> dict[int, Any]:
+    """Return the mask for each window width."""
+    from transformers.masking_utils import create_bidirectional_mask
+
+    ids: Tensor = kwargs["input_ids"]
+    # Only shape, type and device of the embeddings are asked for.
+    states = torch.empty(*ids.shape, 0, dtype=decoder.get_input_embeddings().weight.dtype, device=ids.device)
+    masks = {}
+    for window in windows:
+        near = None if not window else _within(window)
+        masks[window] = create_bidirectional_mask(
+            decoder.config, states, kwargs["attention_mask"], and_mask_function=near
+        )
+    return masks
+
+
+def _within(window: int) -> Any:
+    return lambda batch, head, query, key: (query - key).abs() < window
+
+
+def _take_mask(window: int | None) -> Any:
+    """Return a hook that takes the masks out again and, unless `window` is None, uses the one of that width."""
+
+    def take(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        masks = kwargs.pop(_MASKS)
+        if window is not None:
+            kwargs |= {"attention_mask": masks[window], "is_causal": False}
+        return args, kwargs
+
+    return take
+
+
+@torch.no_grad()
+def check_directions(backbone: Any, start: int | None) -> None:
+    """Check on the model itself that a later token changes earlier states in exactly the layers it should.
+
+    Args:
+        backbone: a decoder, with or without adapters.
+        start: first layer that attends in both directions, None for none.
+
+    Raises:
+        ConfigError: it does not, so that training would go on in another direction than the settings say.
+
+    """
+    device = next(backbone.parameters()).device
+    was_training = backbone.training
+    backbone.eval()
+    try:
+        ids = torch.arange(1, 9, device=device).remainder(backbone.config.vocab_size).repeat(2, 1)
+        ids[1, -1] = 0  # the two texts differ in their last token alone
+        states = backbone(
+            input_ids=ids, attention_mask=torch.ones_like(ids), output_hidden_states=True, use_cache=False
+        ).hidden_states
+    finally:
+        backbone.train(was_training)
+    changed = [not torch.equal(layer[0, :-1], layer[1, :-1]) for layer in states[1:]]
+    first = changed.index(True) if True in changed else None
+    if first != start:
+        found, wanted = ("in no layer" if layer is None else f"from layer {layer} on" for layer in (first, start))
+        raise ConfigError(
+            f"{type(backbone).__name__} with model.attn_implementation={backbone.config._attn_implementation} attends "
+            f"in both directions {found}, but it should {wanted}: try model.attn_implementation=eager, or billm=none."
+        )
