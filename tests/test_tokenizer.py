@@ -230,7 +230,8 @@ def test_the_contract_file(tmp_path: Path) -> None:
     text = (tmp_path / "angle_config.json").read_text(encoding="utf-8")
     assert "Ähnlich" in text
     assert json.loads(text) == {
-        "pooling": "avg", "max_length": 77, "prompt": "Ähnlich: {text}", "padding_side": "left", "is_llm": True
+        "pooling": "avg", "max_length": 77, "prompt": "Ähnlich: {text}", "padding_side": "left", "is_llm": True,
+        "bidirectional_from": None,
     }  # fmt: skip
 
 
