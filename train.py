@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 from angle.config import TrainConfig
@@ -15,7 +16,7 @@ def main(config: TrainConfig) -> float | None:
 
     result = fit(config)
     if int(os.environ.get("RANK", "0")) == 0:
-        print(result.summary(), flush=True)
+        print(result.summary(sys.argv[1:]), flush=True)
     return result.best_score
 
 

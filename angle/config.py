@@ -79,7 +79,7 @@ class ModelConfig:
         if self.prompt is not None and "{text}" not in self.prompt:
             raise ConfigError(
                 f"model.prompt={self.prompt!r} has no {{text}}: write where the text goes, "
-                f"for example model.prompt='Query: {{text}}'."
+                f"for example 'model.prompt=\"Query: {{text}}\"'."
             )
 
 
@@ -359,7 +359,7 @@ class TrainingConfig:
     mixed_precision: str = "no"
     """no, bf16 or fp16 (needs a GPU). Pooling and losses are always float32."""
     seed: int = 42
-    """Seed of the model's start, the order of rows, and dropout."""
+    """Seed of the adapters' start, the order of rows, and dropout."""
     logging_steps: int = 10
     """Steps between two lines of metrics."""
     eval_steps: int | None = None
@@ -462,8 +462,8 @@ class EvaluateConfig:
     """Renaming of a file's columns, as wanted: found."""
     label_map: dict[Any, float | None] = field(default_factory=dict)
     """Numbers for a file's labels; null drops the row."""
-    positive_above: float = 0.5
-    """Labels above this are the positives of the accuracy."""
+    positive_above: float | None = None
+    """Labels above this are the positives of the accuracy; null: 0.5, for a run's own test set as in its training."""
     batch_size: int = 64
     """Texts encoded at a time."""
     output_dir: str | None = None

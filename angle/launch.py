@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import os
 import re
@@ -36,7 +37,9 @@ def launch(task: Callable[[Config], float | None], schema: type[Config], name: s
     from omegaconf.errors import OmegaConfBaseException
 
     ConfigStore.instance().store(name=f"{name}_schema", node=schema)
-    OmegaConf.register_new_resolver("launch_time", _launch_time, replace=True)
+    # Looked up more than once, the launch has one time.
+    OmegaConf.register_new_resolver("launch_time", _launch_time, replace=True, use_cache=True)
+    OmegaConf.register_new_resolver("options", lambda group: ", ".join(_options(conf, group)), replace=True)
     OmegaConf.register_new_resolver("slug", _slug, replace=True)
 
     jobs: list[tuple[str, float | None]] = []
@@ -77,6 +80,8 @@ def launch(task: Callable[[Config], float | None], schema: type[Config], name: s
             print(f"\n{_comparison(jobs, failed)}", flush=True)
     except ConfigError as error:
         sys.exit(_complain(error))
+    except KeyboardInterrupt:
+        sys.exit(130)  # as shells report it
     except (HydraException, OmegaConfBaseException) as error:
         sys.exit(_complain(ConfigError(". ".join(str(error).split("\n")[:2]))))
     if failed:
@@ -92,15 +97,15 @@ def check_arguments(arguments: list[str], schema: type, conf: Path) -> list[str]
     """
     from hydra._internal.utils import get_args_parser
 
-    known, unknown = get_args_parser().parse_known_args(arguments)
+    known, unknown = get_args_parser().parse_known_intermixed_args(arguments)
     if unknown:
-        name = unknown[0].lstrip("-").split("=")[0]
-        raise ConfigError(
-            f"{unknown[0]} is no flag: a setting is written without dashes, as group.name=value"
-            f"{nearest(f'train.{name}', kinds(schema)) or '.'}"
-        )
-    adding = {word: _check_word(word, schema, conf, many=known.multirun) for word in known.overrides}
-    return [f"++{word}" if adding.get(word) else word for word in arguments]
+        last_parts = {name.rsplit(".", 1)[-1]: name for name in kinds(schema)}
+        near = difflib.get_close_matches(unknown[0].strip("-").split("=")[0], last_parts, n=1)
+        hint = f"; did you mean {last_parts[near[0]]}?" if near else "."
+        raise ConfigError(f"{unknown[0]} is no flag: a setting is written without dashes, as group.name=value{hint}")
+    words = [f"++{word}" if _check_word(word, schema, conf, many=known.multirun) else word for word in known.overrides]
+    flags = [word for word in arguments if word not in known.overrides]
+    return [*flags, *words]  # Hydra takes no flag between two settings
 
 
 def _check_word(word: str, schema: type, conf: Path, *, many: bool) -> bool:
@@ -109,6 +114,9 @@ def _check_word(word: str, schema: type, conf: Path, *, many: bool) -> bool:
     from hydra.core.override_parser.types import OverrideType
     from hydra.errors import HydraException
 
+    if "=" not in word and not word.startswith("~"):
+        example = f"{word}=..." if word in kinds(schema) else f"model.name_or_path={word}"
+        raise ConfigError(f"{word} sets nothing: write name=value, for example {example}")
     parser = OverridesParser.create()
     try:
         override = parser.parse_override(word)
@@ -128,6 +136,8 @@ def _check_word(word: str, schema: type, conf: Path, *, many: bool) -> bool:
     elif override.is_sweep_override():
         values = [parser.parse_override(f"{key}={value}").value() for value in override.sweep_string_iterator()]
     groups = {folder.name for folder in conf.iterdir() if folder.is_dir()}
+    if schema is not TrainConfig:
+        groups &= group_names(schema)
     is_entry = False
     if key in groups:
         for value in values:
@@ -151,12 +161,18 @@ def _check_word(word: str, schema: type, conf: Path, *, many: bool) -> bool:
     return is_entry and override.type is OverrideType.CHANGE
 
 
+def _options(conf: Path, group: str) -> list[str]:
+    return sorted(file.stem for file in (conf / group).glob("*.yaml"))
+
+
 def _check_option(group: str, value: Any, conf: Path) -> None:
-    options = sorted(file.stem for file in (conf / group).glob("*.yaml"))
+    options = _options(conf, group)
     if value not in options:
+        other = {"model": f" For any other: model.name_or_path={value}", "data": f" For your own: data=files "
+                 f"data.train.name_or_path={value}"}  # fmt: skip
         raise ConfigError(
             f"{group}={written(value)} is no option{nearest(str(value), options) or '.'} "
-            f"{group} can be: {', '.join(options)}."
+            f"{group} can be: {', '.join(options)}.{other.get(group, '')}"
         )
 
 

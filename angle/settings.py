@@ -44,6 +44,8 @@ def build_config(source: Mapping[str, Any] | Config | Any, schema: type[Config])
     if not isinstance(plain, Mapping):
         raise ConfigError(f"A configuration is a mapping of groups, not {type(source).__name__}.")
     for key in leaves(plain, schema):
+        if key in plain and "." in key:
+            raise ConfigError(f"{key} must be written as a group and a name in it: {{{key.replace('.', ': {')}: ...")
         if key not in kinds(schema):
             raise ConfigError(unknown_key(key, schema))
     try:

@@ -101,7 +101,7 @@ CASES = {
     "label in words": rows(
         changed({1: {"label": "high"}, 2: {"label": "low"}, 5: {"label": "high"}}),
         "line 2: label is 'high', no number (3 such rows); give numbers, or map names: "
-        "'data.train.label_map={high: 1}'.",
+        "'data.train.label_map={high: NUMBER, low: NUMBER}'.",
     ),
     "label NaN": rows(changed({4: {"label": float("nan")}}), "line 5: label is nan, no finite number (1 such row)."),
     "empty file": rows("", "is empty."),

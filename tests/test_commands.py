@@ -129,11 +129,30 @@ def test_a_sweep_leaves_a_folder_a_job_each_of_which_can_be_gone_on_with(tmp_pat
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
-def test_a_job_that_cannot_run_stops_no_other_one(command: Command):
+def test_a_run_that_is_interrupted_says_how_to_go_on(tmp_path):
+    run = subprocess.Popen(
+        [sys.executable, str(REPO / "train.py"), "train.output_dir=run"],
+        cwd=tmp_path,
+        env=os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert run.stdout is not None
+    while not run.stdout.readline().startswith("step 20 "):
+        assert run.poll() is None
+    run.send_signal(signal.SIGINT)
+    printed, errors = run.communicate(timeout=100)
+    assert (run.returncode, errors) == (130, "")
+    assert re.search(r"^Stopped at step \d+; go on with python train.py train.resume=run$", printed, re.MULTILINE)
+
+
+def test_a_job_that_cannot_run_stops_no_other_one(command: Command, tmp_path):
     done = command("train.py", "-m", "train.batch_size=1,8", "train.max_steps=2", "train.logging_steps=2")
     assert done.returncode == 1
     assert done.stderr.startswith("Error: train.batch_size=1 leaves a row no other row to be compared with")
     *_, head, first, second = done.stdout.splitlines()
     assert head.split() == ["Job", "Spearman"]
+    assert len(list(tmp_path.glob("multirun/*/*"))) == 1
     assert first.split() == ["0", "train.batch_size=1", "train.max_steps=2", "train.logging_steps=2", "failed"]
     assert re.fullmatch(r"  1  train\.batch_size=8 .*  -?0\.\d{4}  best", second)

@@ -196,7 +196,8 @@ def test_label_map_takes_numbers_as_labels():
         ({"model.max_length": 1}, "model.max_length=1 cannot work: it must be at least 2."),
         (
             {"model.prompt": "Query"},
-            "model.prompt='Query' has no {text}: write where the text goes, for example model.prompt='Query: {text}'.",
+            "model.prompt='Query' has no {text}: write where the text goes, for example "
+            "'model.prompt=\"Query: {text}\"'.",
         ),
         (
             {"pooling.strategy": "median"},

@@ -221,7 +221,7 @@ def test_label_map_names_a_number_however_it_is_stored(tmp_path, tokenizer, labe
         (
             {3: {"label": "high"}, 4: {"label": "low"}},
             "line 4: label is 'high', no number (2 such rows); give numbers, or map names: "
-            "'data.train.label_map={high: 1}'.",
+            "'data.train.label_map={high: NUMBER, low: NUMBER}'.",
         ),
         ({3: {"label": float("nan")}}, "line 4: label is nan, no finite number (1 such row)."),
         ({3: {"label": float("inf")}}, "line 4: label is inf, no finite number (1 such row)."),
@@ -231,7 +231,7 @@ def test_label_map_names_a_number_however_it_is_stored(tmp_path, tokenizer, labe
         (
             {0: {"label": "x"}, 1: {"label": None}, 2: {"label": float("nan")}, 3: {"label": True}, 4: {"label": ""}},
             "line 1: label is 'x', no number (2 such rows, and 3 other kinds of problem); give numbers, or map names: "
-            "'data.train.label_map={x: 1}'.",
+            "'data.train.label_map={x: NUMBER, True: NUMBER}'.",
         ),
         (
             {1: {"text1": None}, 2: {"label": None}, 3: {"text2": ""}},
@@ -252,7 +252,7 @@ def test_rows_that_cannot_be_used(tmp_path, changes, text):
             "high",
             {},
             "tasks: FILE line 1: label is 'high', no number (1 such row); give numbers, or map names: "
-            "'label_map={high: 1}'.",
+            "'label_map={high: NUMBER}'.",
         ),
         ("x", {"label_map": {"x": None}}, "tasks: FILE has no row to use: label_map dropped all 1."),
     ],

@@ -37,8 +37,15 @@ POOLINGS = "auto, avg, cls, cls_avg, cls_max, last, max, mean"
         ("+pooling=zzz", f"pooling=zzz is no option. pooling can be: {POOLINGS}."),
         ("pooling=null", f"pooling=null is no option. pooling can be: {POOLINGS}."),
         ("modell=tiny", "There is no group modell; did you mean model?"),
-        ("train.epochs", f"train.epochs is no setting: {QUOTING}"),
+        ("train.epochs", "train.epochs sets nothing: write name=value, for example train.epochs=..."),
         ("model.prompt={text} here", f"model.prompt={{text}} here is no setting: {QUOTING}"),
+        ("kill1", "kill1 sets nothing: write name=value, for example model.name_or_path=kill1"),
+        ("--lrr=3", "--lrr=3 is no flag: a setting is written without dashes, as group.name=value."),
+        (
+            "--epoch=3",
+            "--epoch=3 is no flag: a setting is written without dashes, as group.name=value; did you mean "
+            "train.epochs?",
+        ),
         ("train.epochs=two", "train.epochs=two cannot work: it must be a whole number."),
         ("train.epochs=", "train.epochs= cannot work: it must be a whole number."),
         ("train.batch_size=2.5", "train.batch_size=2.5 cannot work: it must be a whole number."),

@@ -102,6 +102,7 @@ class CorpusBuilder:
         self._numbers: list[int] = []
         self._dropped = 0
         self._problems: dict[tuple[str, str, str], list[Any]] = {}
+        self._words: list[str] = []  # labels that are no numbers
 
     def __len__(self) -> int:
         return len(self._numbers)
@@ -163,26 +164,31 @@ class CorpusBuilder:
                 raise TypeError
             label = float(value)
         except (TypeError, ValueError):
-            hint = f"; give numbers, or map names: '{setting(self.role, 'label_map')}={{{value}: 1}}'"
-            self._problem(table, number, "label", "no number", f"is {value!r}, no number", hint)
+            if str(value) not in self._words and len(self._words) < 8:
+                self._words.append(str(value))
+            self._problem(table, number, "label", "no number", f"is {value!r}, no number")
             return None
         if not math.isfinite(label):
             self._problem(table, number, "label", "no finite number", f"is {value}, no finite number")
             return None
         return label
 
-    def _problem(self, table: Table, number: int, column: str, kind: str, what: str, hint: str = "") -> None:
+    def _problem(self, table: Table, number: int, column: str, kind: str, what: str) -> None:
         # One kind of problem counts under one key, whatever the value: the first one is shown.
         entry = self._problems.setdefault(
             (table.where, column, kind),
-            [0, f"{setting(self.role)}: {table.where} {table.unit} {number}: {column} {what}", hint],
+            [0, f"{setting(self.role)}: {table.where} {table.unit} {number}: {column} {what}"],
         )
         entry[0] += 1
 
     def check(self) -> None:
         """Raise DataError when rows had problems: the first one, and how many there are of its kind."""
         if self._problems:
-            count, message, hint = next(iter(self._problems.values()))
+            (*_, kind), (count, message) = next(iter(self._problems.items()))
+            hint = ""
+            if kind == "no number":
+                numbers = ", ".join(f"{word}: NUMBER" for word in self._words)
+                hint = f"; give numbers, or map names: '{setting(self.role, 'label_map')}={{{numbers}}}'"
             others = len(self._problems) - 1
             more = f", and {others} other kind{'s' if others > 1 else ''} of problem" if others else ""
             raise DataError(f"{message} ({count} such row{'s' if count > 1 else ''}{more}){hint}.")

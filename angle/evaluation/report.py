@@ -12,10 +12,11 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from angle.config import CONFIG_FILE, EvaluateConfig, SourceConfig
+from angle.config import CONFIG_FILE, EvaluateConfig, SourceConfig, TrainConfig
 from angle.data.roles import OWN_TEST_SET, TASKS, default_split
 from angle.errors import ConfigError
 from angle.evaluation.sts import ALIASES, HUB_TASKS, PairScores, load_sts, score_pairs, task_source
+from angle.modeling.backbone import TINY
 from angle.modeling.encoder import Encoder
 from angle.modeling.tokenizer import TokenContract
 from angle.settings import load_config
@@ -55,7 +56,8 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
         corpus = load_sts(source, role, encoder.tokenizer)
         with tqdm(total=len(corpus.tokens), desc=name, unit="text", disable=None, leave=False) as bar:
             pairs[name] = score_pairs(encoder, corpus, config.batch_size, bar.update)
-    results = {name: scored.metrics(config.positive_above) for name, scored in pairs.items()}
+    positive_above = _positive_above(config)
+    results = {name: scored.metrics(positive_above) for name, scored in pairs.items()}
     path = save_results(folder, config.model.name_or_path, encoder.contract, results, pairs)
     return Evaluation(results, path, encoder.contract)
 
@@ -71,15 +73,31 @@ def _new_folder(config: EvaluateConfig) -> Path:
     return folder
 
 
+def _positive_above(config: EvaluateConfig) -> float:
+    """Return above which label a pair counts as positive: as given, else, on a run's own test set, as in training."""
+    if config.positive_above is not None:
+        return config.positive_above
+    own = None if config.tasks is not None else _own_config(config)
+    return max(0.5, 0.5 if own is None or own.loss.positive_above is None else own.loss.positive_above)
+
+
+def _own_config(config: EvaluateConfig) -> TrainConfig | None:
+    """Return the settings of the run that the model is, None when it is no run."""
+    saved = Path(config.model.name_or_path) / CONFIG_FILE
+    return load_config(saved) if saved.is_file() else None
+
+
 def _sources(config: EvaluateConfig) -> dict[str, SourceConfig]:
     """Return what to measure on, by name: the tasks that are given, else the run's own test set."""
     if config.tasks is not None:
         return {task: task_source(task, config.columns, config.label_map) for task in expand_tasks(config.tasks)}
-    saved = Path(config.model.name_or_path) / CONFIG_FILE
-    own = load_config(saved).data.test if saved.is_file() else SourceConfig()
+    run = _own_config(config)
+    own = run.data.test if run is not None else SourceConfig()
     if not own.names():
+        name = config.model.name_or_path
+        looked_for = "" if Path(name).exists() or name == TINY else f"There is no folder {name} here. "
         raise ConfigError(
-            "tasks is missing, and the model is no run with a test set of its own: give for example "
+            f"{looked_for}tasks is missing, and the model is no run with a test set of its own: give for example "
             "tasks=[stsb], tasks=[sts] (all seven), or tasks=[pairs.jsonl]."
         )
     # What is typed wins, so that a message about columns or labels can be obeyed here too.

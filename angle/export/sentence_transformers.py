@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from angle.config import RUN_FILE, ConvertConfig
 from angle.errors import ConfigError
-from angle.modeling.backbone import SENTENCE_TRANSFORMERS_POOLING
+from angle.modeling.backbone import SENTENCE_TRANSFORMERS_POOLING, TINY
 from angle.modeling.encoder import Encoder
 
 #: Poolings that are the mean of two: sentence-transformers puts both side by side, a fixed layer averages them.
@@ -28,7 +28,9 @@ def convert(config: ConvertConfig) -> Path:
     """
     source = Path(config.model.name_or_path)
     if config.output_dir is None and not (source / RUN_FILE).is_file():
-        raise ConfigError("output_dir is missing: give the new folder, for example output_dir=my-encoder.")
+        name = config.model.name_or_path
+        looked_for = "" if source.exists() or name == TINY else f"There is no folder {name} here. "
+        raise ConfigError(f"{looked_for}output_dir is missing: give the new folder, for example output_dir=my-encoder.")
     folder = Path(config.output_dir) if config.output_dir else source / "sentence_transformers"
     if folder.is_file() or (folder.exists() and any(folder.iterdir())):
         raise ConfigError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ def add_adapters(backbone: PreTrainedModel, config: LoraConfig, base_name: str) 
         ConfigError: target modules that match no linear layer.
 
     """
+    _quiet_bitsandbytes()
     import peft
     import torch
 
@@ -49,6 +51,14 @@ def add_adapters(backbone: PreTrainedModel, config: LoraConfig, base_name: str) 
 
 def merge_adapters(backbone: PreTrainedModel, folder: str) -> Any:
     """Return the model with the adapter saved in `folder` merged into its weights."""
+    _quiet_bitsandbytes()
     import peft
 
-    return peft.PeftModel.from_pretrained(backbone, folder).merge_and_unload()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        return peft.PeftModel.from_pretrained(backbone, folder).merge_and_unload()
+
+
+def _quiet_bitsandbytes() -> None:
+    """Keep bitsandbytes, which peft imports, from reporting kernels that nothing here needs."""
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)

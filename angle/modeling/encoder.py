@@ -56,12 +56,12 @@ class Encoder(nn.Module):
     @classmethod
     def load(
         cls,
-        model: ModelConfig,
+        model: ModelConfig | str,
         pooling: PoolingConfig | None = None,
         lora: LoraConfig | None = None,
         billm: BillmConfig | None = None,
     ) -> Encoder:
-        """Return the encoder that the settings describe, from a hub name, a model folder or a run folder.
+        """Return the encoder that the settings, or a name alone, describe: on the hub, in a model or a run folder.
 
         Adapters found at the place are merged into the weights; with `lora` enabled, fresh ones are put on top.
 
@@ -70,6 +70,8 @@ class Encoder(nn.Module):
 
         """
         _quiet_transformers()
+        if isinstance(model, str):
+            model = ModelConfig(model)
         name = locate(model.name_or_path)
         adapted = adapter_base(name, model.revision)
         base = adapted or name
@@ -205,7 +207,9 @@ class Encoder(nn.Module):
     def save(self, folder: Path) -> None:
         """Write weights (or adapters alone), tokenizer and contract into a new folder."""
         folder.mkdir(parents=True)
-        self.backbone.save_pretrained(folder)
+        # The base's embeddings are no part of an adapter; asked whether they are, peft would look for the base.
+        further = {"save_embedding_layers": False} if hasattr(self.backbone, "peft_config") else {}
+        self.backbone.save_pretrained(folder, **further)
         self.tokenizer.save(folder)
         self.contract.save(folder)
 

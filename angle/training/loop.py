@@ -87,7 +87,13 @@ def fit(config: TrainConfig) -> Result:
             _resume(run)
             _train(run)
             result = _finish(run)
-        except BaseException:
+        except BaseException as error:
+            if isinstance(error, KeyboardInterrupt):
+                run.tracker.stop_bar()
+                run.tracker.say(
+                    f"Stopped at step {run.progress.step}; go on with python train.py "
+                    f"train.resume={relative_to_here(folder.path)}"
+                )
             run.tracker.close(failed=True)
             raise
         run.tracker.close()
@@ -211,8 +217,9 @@ def _train(run: Run) -> None:
         at_end = progress.step == run.total
         evaluate = at_end or _due(progress.step, config.eval_steps, per_epoch)
         save = bool(save_every) and (at_end or progress.step % save_every == 0)
-        if evaluate or save or progress.step % config.logging_steps == 0:
-            meter.report(rate, norm)
+        say = evaluate or progress.step % config.logging_steps == 0
+        if say or save:  # what a checkpoint follows on is recorded, so that a resumed run records the same
+            meter.report(rate, norm, say=say)
         if evaluate:
             _evaluate(run)
         if save:
@@ -252,8 +259,8 @@ class _Meter:
         self._texts += batch.structure.index.numel() * self._run.accelerator.num_processes
         self._padding.append(padding_share(batch.tokens.lengths, self._run.accelerator.device))
 
-    def report(self, rate: float, norm: Tensor | None) -> None:
-        """Record the means since the last report.
+    def report(self, rate: float, norm: Tensor | None, *, say: bool) -> None:
+        """Record the means since the last report; `say` them on the console too.
 
         Raises:
             TrainingError: a loss among them that is no finite number.
@@ -279,11 +286,8 @@ class _Meter:
             **({"epoch": progress.step / per_epoch} if per_epoch else {}),
         }
         terms = ", ".join(f"{name} {value:.3f}" for name, value in means.items())
-        run.tracker.metrics(
-            progress.step,
-            numbers,
-            in_words=(f"loss {numbers['loss']:.3f} ({terms})  {numbers['texts_per_second']:,.0f} texts/s"),
-        )
+        words = f"loss {numbers['loss']:.3f} ({terms})  {numbers['texts_per_second']:,.0f} texts/s"
+        run.tracker.metrics(progress.step, numbers, in_words=words if say else None)
         self._losses, self._steps, self._texts, self._padding = [], [], 0, [0.0]
         self.restart_clock()
 

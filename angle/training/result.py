@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from angle.training.tracking import relative_to_here
+
+#: Words of a command line that its sweep has not.
+UNSWEPT = ("-", "hydra.", "train.output_dir=", "train.resume=", "loss.ibn_w=", "loss.angle_tau=")
 
 
 @dataclass(frozen=True)
@@ -26,9 +31,15 @@ class Result:
     test_word_overlap: float | None = None
     """The same of a score that only counts shared words."""
 
-    def summary(self) -> str:
-        """Return what a person wants to know after a run: the score, where the model is, what to type next."""
+    def summary(self, words: Sequence[str] = ()) -> str:
+        """Return what a person wants to know after a run: the score, where the model is, what to type next.
+
+        Args:
+            words: the command line's, for a sweep of the same run.
+
+        """
         run = relative_to_here(self.folder)
+        again = [shlex.quote(word) for word in words if not word.startswith(UNSWEPT)]
         lines = [f"{run} holds this run already, finished."] if self.finished_before else []
         if self.test_before is not None and self.test_after is not None:
             lines += [
@@ -45,7 +56,7 @@ class Result:
                 [
                     f"python evaluate.py model.name_or_path={run}{'' if self.test_after else ' tasks=[stsb]'}",
                     f"python convert.py model.name_or_path={run}",
-                    "python train.py -m loss.ibn_w=10,20,30 loss.angle_tau=1,20",
+                    " ".join(["python train.py -m", *again, "loss.ibn_w=10,20,30 loss.angle_tau=1,20"]),
                 ]
             ),
         ]

@@ -13,6 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from angle.config import BillmConfig, DataFormatConfig, PoolingConfig, SourceConfig, TrainConfig
@@ -159,10 +160,20 @@ def decide(config: TrainConfig, encoder: Encoder, data: Data) -> TrainConfig:
     rate = config.train.learning_rate
     if rate is None:
         rate = 2e-3 if config.model.name_or_path == TINY else 2e-4 if config.lora.enabled else 5e-5
+    config = _with_sample_splits(config)
+    sets = config.data
     return replace(
-        _with_sample_splits(config),
+        config,
+        data=replace(
+            sets,
+            train=_from_anywhere(sets.train),
+            valid=_from_anywhere(sets.valid),
+            valid_sts=_from_anywhere(sets.valid_sts),
+            test=_from_anywhere(sets.test),
+        ),
         model=replace(
             config.model,
+            name_or_path=_absolute(config.model.name_or_path),
             max_length=contract.max_length,
             prompt=contract.prompt,
             is_llm=contract.is_llm,
@@ -174,6 +185,17 @@ def decide(config: TrainConfig, encoder: Encoder, data: Data) -> TrainConfig:
         data_format=DataFormatConfig(name),
         train=replace(config.train, learning_rate=rate),
     )
+
+
+def _from_anywhere(source: SourceConfig) -> SourceConfig:
+    """Return a source whose files are found from any folder."""
+    names = [_absolute(name) for name in source.names()]
+    return replace(source, name_or_path=names if isinstance(source.name_or_path, list) else next(iter(names), None))
+
+
+def _absolute(name: str) -> str:
+    path = Path(name).expanduser()
+    return str(path.resolve()) if name not in (SAMPLE, TINY) and path.exists() else name
 
 
 def _billm(start: int | None) -> BillmConfig:
@@ -218,6 +240,23 @@ def _git_commit() -> str | None:
     return found.stdout.strip() or None
 
 
+def _notes_on_labels(config: TrainConfig, data: Data) -> list[str]:
+    """Return what is odd about the labels of the training rows."""
+    labels = data.train.corpus.labels if isinstance(data.train, CorpusData) else None
+    if labels is None:
+        return []
+    notes, bound = [], config.loss.positive_above or 0.0
+    positive = labels > bound
+    if np.ptp(labels) == 0:
+        notes.append(f"every label is {labels[0]:g}, so there is nothing to rank")
+    if config.loss.ibn_w and len(np.unique(labels[positive])) > 1 and bound <= labels.min():
+        notes.append(
+            f"labels above {bound:g} make a pair a positive of the in-batch loss, here {positive.mean():.0%} of the "
+            f"rows; for graded labels set loss.positive_above, or loss.ibn_w=0"
+        )
+    return notes
+
+
 def banner(config: TrainConfig, encoder: Encoder, data: Data, total: int, accelerator: Accelerator) -> str:
     """Return what a run is about to do, in a few lines."""
     trainable = sum(p.numel() for p in encoder.parameters() if p.requires_grad)
@@ -251,4 +290,5 @@ def banner(config: TrainConfig, encoder: Encoder, data: Data, total: int, accele
     ]
     if config.data.train.names() == [SAMPLE] and model.name_or_path != TINY:
         lines.append(("note", "sample is toy data, to try things out; for a real model add data=nli_b"))
+    lines += [("note", note) for note in _notes_on_labels(config, data)]
     return "\n".join(f"{name:8}{text}" for name, text in lines)
