@@ -137,6 +137,7 @@ def test_a_run_that_is_interrupted_says_how_to_go_on(tmp_path):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored where tests run in the background
     )
     assert run.stdout is not None
     while not run.stdout.readline().startswith("step 20 "):
