@@ -62,6 +62,8 @@ class ModelConfig:
     """Whether this is a decoder; null: detected. A contradiction to the architecture is an error."""
     dtype: str = "float32"
     """Type of the weights: float32, bfloat16, float16 or auto (as stored)."""
+    load_kbit: int | None = None
+    """4 or 8: frozen weights in so many bits (NF4, int8), for training with lora; null: in model.dtype."""
     attn_implementation: str | None = None
     """sdpa, eager or flash_attention_2; null: what transformers picks."""
     padding_side: str | None = None
@@ -73,6 +75,8 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         _one_of("model.dtype", self.dtype, ("float32", "bfloat16", "float16", "auto"))
+        if self.load_kbit not in (None, 4, 8):
+            raise ConfigError(f"model.load_kbit={self.load_kbit} cannot work: choose 4 or 8, or leave it out.")
         if self.padding_side is not None:
             _one_of("model.padding_side", self.padding_side, ("left", "right"))
         _at_least("model.max_length", self.max_length, 2)
@@ -435,6 +439,11 @@ class TrainConfig:
             raise ConfigError(
                 "data.streaming=true needs train.max_steps, for a stream has no known length: add for "
                 "example train.max_steps=1000."
+            )
+        if self.model.load_kbit is not None and not self.lora.enabled:
+            raise ConfigError(
+                f"model.load_kbit={self.model.load_kbit} freezes the weights, so there is nothing to train: "
+                f"add lora=r16."
             )
         if self.data_format.name != "auto":
             self.loss = self.loss.for_format(self.data_format.name)

@@ -201,6 +201,10 @@ CASES = {
         "billm=none.",
         heavy=True,
     ),
+    "few bits without adapters": Case(
+        ("model.load_kbit=4",),
+        "model.load_kbit=4 freezes the weights, so there is nothing to train: add lora=r16.",
+    ),
     "coarse weights": Case(
         ("model.dtype=bfloat16", "model.name_or_path=even", *TRAIN),
         "The weights to train are bfloat16, too coarse for steps of a usual learning rate: add lora=r16 (its weights "

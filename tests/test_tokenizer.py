@@ -231,7 +231,7 @@ def test_the_contract_file(tmp_path: Path) -> None:
     assert "Ähnlich" in text
     assert json.loads(text) == {
         "pooling": "avg", "max_length": 77, "prompt": "Ähnlich: {text}", "padding_side": "left", "is_llm": True,
-        "bidirectional_from": None,
+        "bidirectional_from": None, "load_kbit": None,
     }  # fmt: skip
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 import warnings
 from typing import TYPE_CHECKING, Any
 
 from angle.config import LoraConfig
 from angle.errors import ConfigError
+from angle.modeling.quantization import quiet_bitsandbytes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -20,7 +20,7 @@ def add_adapters(backbone: PreTrainedModel, config: LoraConfig, base_name: str) 
         ConfigError: target modules that match no linear layer.
 
     """
-    _quiet_bitsandbytes()
+    quiet_bitsandbytes()
     import peft
     import torch
 
@@ -51,14 +51,9 @@ def add_adapters(backbone: PreTrainedModel, config: LoraConfig, base_name: str) 
 
 def merge_adapters(backbone: PreTrainedModel, folder: str) -> Any:
     """Return the model with the adapter saved in `folder` merged into its weights."""
-    _quiet_bitsandbytes()
+    quiet_bitsandbytes()
     import peft
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
         return peft.PeftModel.from_pretrained(backbone, folder).merge_and_unload()
-
-
-def _quiet_bitsandbytes() -> None:
-    """Keep bitsandbytes, which peft imports, from reporting kernels that nothing here needs."""
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)

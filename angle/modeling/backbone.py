@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from angle.config import RUN_FILE, START_INDEX_VARIABLE, ModelConfig
 from angle.errors import ConfigError
+from angle.modeling.quantization import loading_options, own_device
 from angle.modeling.tokenizer import CONTRACT_FILE, DEFAULT_MAX_LENGTH, TextTokenizer
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ class SelfDescription:
     prompt: str | None = None
     padding_side: str | None = None
     bidirectional_from: int | None = None
+    load_kbit: int | None = None
     problem: str | None = None
     """Why its pooling is not known, when it should be; nothing is lost where settings give one."""
 
@@ -131,6 +133,7 @@ def _describe(name_or_path: str, revision: str | None) -> SelfDescription:
             contract.get("prompt"),
             contract.get("padding_side"),
             None if start is None or start < 0 else int(start),
+            contract.get("load_kbit"),
         )
     modules = read_json(name_or_path, "modules.json", revision)
     if modules is None:
@@ -171,18 +174,18 @@ def _describe_sentence_transformers(name: str, modules: list[dict[str, Any]], re
     return SelfDescription(pooling, settings.get("max_seq_length"), prompt, problem=problem)
 
 
-def load_tokenizer(config: ModelConfig, name: str, backbone_limit: int | None) -> tuple[TextTokenizer, SelfDescription]:
+def load_tokenizer(config: ModelConfig, name: str, said: SelfDescription, backbone_limit: int | None) -> TextTokenizer:
     """Return the tokenizer of a model, under the contract that settings and the model's own words give.
 
     Args:
         config: settings that are given win over what the model says.
         name: the model's located folder or hub name.
+        said: what the model says of itself.
         backbone_limit: the most tokens the model has positions for, None when unbounded.
 
     """
     from transformers import AutoTokenizer
 
-    said = describe(name, config.revision)
     if config.tokenizer_name_or_path is None and name == TINY:
         tokenizer = _tiny_tokenizer()
     else:
@@ -208,11 +211,16 @@ def load_tokenizer(config: ModelConfig, name: str, backbone_limit: int | None) -
             f"tokens; type model.max_length={backbone_limit}."
         )
     prompt = config.prompt if config.prompt is not None else said.prompt
-    return TextTokenizer(tokenizer, max_length, prompt), said
+    return TextTokenizer(tokenizer, max_length, prompt)
 
 
-def load_backbone(config: ModelConfig, name: str) -> PreTrainedModel:
+def load_backbone(config: ModelConfig, name: str, bits: int | None = None) -> PreTrainedModel:
     """Return the bare model (no language-model head), weights loaded, in evaluation mode.
+
+    Args:
+        config: how to load it.
+        name: its folder or hub name.
+        bits: 4 or 8 to keep the weights of linear layers in so many.
 
     Raises:
         ConfigError: nothing to load, missing weights, or settings that contradict the architecture.
@@ -223,6 +231,8 @@ def load_backbone(config: ModelConfig, name: str) -> PreTrainedModel:
     from transformers import AutoModel
 
     if name == TINY:
+        if bits is not None:
+            raise ConfigError(f"model.load_kbit={bits} cannot work with tiny, which is small enough: leave it out.")
         return _tiny_model()
     dtype = config.dtype if config.dtype == "auto" else getattr(torch, config.dtype)
     try:
@@ -234,6 +244,7 @@ def load_backbone(config: ModelConfig, name: str) -> PreTrainedModel:
             attn_implementation=config.attn_implementation,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # reported below, in a sentence
+            **(loading_options(bits, own_device()) if bits is not None else {}),
         )
     except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
         raise ConfigError(

@@ -17,6 +17,7 @@ from angle.modeling import adapters
 from angle.modeling.backbone import (
     SelfDescription,
     adapter_base,
+    describe,
     is_decoder,
     load_backbone,
     load_tokenizer,
@@ -25,6 +26,7 @@ from angle.modeling.backbone import (
 )
 from angle.modeling.bidirectional import decoder_layers, make_bidirectional
 from angle.modeling.pooling import pool
+from angle.modeling.quantization import dequantize
 from angle.modeling.tokenizer import TextTokenizer, TokenContract
 from angle.structures import Tokens
 
@@ -44,6 +46,7 @@ class Encoder(nn.Module):
         pooling: str,
         is_llm: bool,
         bidirectional_from: int | None = None,
+        load_kbit: int | None = None,
     ) -> None:
         """Put the parts together; use `load` to get them from a name or a folder."""
         super().__init__()
@@ -52,6 +55,7 @@ class Encoder(nn.Module):
         self.pooling = pooling
         self.is_llm = is_llm
         self.bidirectional_from = bidirectional_from
+        self.load_kbit = load_kbit
 
     @classmethod
     def load(
@@ -81,11 +85,13 @@ class Encoder(nn.Module):
                 f"itself: the new one would be saved without it. Type lora=none to train all weights, or start from "
                 f"{base}."
             )
-        backbone = load_backbone(model, base)
+        said = describe(name, model.revision)
+        # An adapter belongs to the weights it was trained on: those that their few bits stand for.
+        backbone = load_backbone(model, base, said.load_kbit if adapted else model.load_kbit)
         is_llm = is_decoder(backbone)
         if adapted:
-            backbone = adapters.merge_adapters(backbone, name)
-        tokenizer, said = load_tokenizer(model, name, position_limit(backbone))
+            backbone = adapters.merge_adapters(dequantize(backbone) if said.load_kbit else backbone, name)
+        tokenizer = load_tokenizer(model, name, said, position_limit(backbone))
         strategy = pooling.strategy if pooling else "auto"
         if strategy == "auto":
             if said.problem is not None:
@@ -112,7 +118,8 @@ class Encoder(nn.Module):
             enable({"use_reentrant": False})
         if lora is not None and lora.enabled:
             backbone = adapters.add_adapters(backbone, lora, str(Path(base).resolve()) if Path(base).is_dir() else base)
-        return cls(backbone, tokenizer, strategy, is_llm, start)
+        bits = model.load_kbit if lora is not None and lora.enabled else None
+        return cls(backbone, tokenizer, strategy, is_llm, start, bits)
 
     @property
     def dimensions(self) -> int:
@@ -136,6 +143,7 @@ class Encoder(nn.Module):
             tokenizer.tokenizer.padding_side,
             self.is_llm,
             self.bidirectional_from,
+            self.load_kbit,
         )
 
     def forward(self, ids: Tensor, lengths: Lengths) -> Tensor:

@@ -33,12 +33,15 @@ class TokenContract:
     is_llm: bool = False
     bidirectional_from: int | None = None
     """BiLLM: the first layer that attends in both directions."""
+    load_kbit: int | None = None
+    """The bits of the frozen weights that an adapter was trained on."""
 
     def __str__(self) -> str:
         """Return the contract for a person."""
         template = "" if self.prompt is None else f", template {self.prompt!r}"
         layers = "" if self.bidirectional_from is None else f", both directions from layer {self.bidirectional_from}"
-        return f"{self.pooling} pooling, at most {self.max_length} tokens{template}{layers}"
+        bits = "" if self.load_kbit is None else f", trained on {self.load_kbit}-bit weights"
+        return f"{self.pooling} pooling, at most {self.max_length} tokens{template}{layers}{bits}"
 
     def save(self, folder: Path) -> None:
         """Write the contract into a model folder."""

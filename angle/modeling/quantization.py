@@ -1,0 +1,70 @@
+"""k-bit weights: frozen ones in 4 or 8 bits while adapters on them are trained, and back to plain ones to merge."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def quiet_bitsandbytes() -> None:
+    """Keep bitsandbytes, which peft imports, from reporting kernels that nothing here needs."""
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+
+
+def loading_options(bits: int | None, device: torch.device) -> dict[str, Any]:
+    """Return what transformers' `from_pretrained` needs to load linear layers in so many bits on one device.
+
+    4 bits are NF4 with double quantisation (Dettmers et al., QLoRA, arXiv:2305.14314), 8 are LLM.int8 (Dettmers et
+    al., arXiv:2208.07339). A process loads its model on its own device, never spread over several.
+    """
+    if bits is None:
+        return {}
+    quiet_bitsandbytes()
+    import bitsandbytes.nn.modules as layers
+    from transformers import BitsAndBytesConfig
+
+    # On CPUs with bfloat16 instructions, the first call in evaluation mode packs the weights anew in place; the
+    # backward pass still reads them in their old order, and every later gradient is wrong.
+    layers.has_avx512bf16 = lambda: False
+    settings = BitsAndBytesConfig(
+        load_in_4bit=bits == 4,
+        load_in_8bit=bits == 8,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=compute_type(device),
+    )
+    return {"quantization_config": settings, "device_map": {"": device}}
+
+
+def compute_type(device: torch.device) -> torch.dtype:
+    """Return in which type products with 4-bit weights are computed: bfloat16 where the hardware has it."""
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    return torch.float32
+
+
+def own_device() -> torch.device:
+    """Return the device of this process."""
+    from accelerate import PartialState
+
+    return torch.device(PartialState().device)
+
+
+def is_quantized(model: Any) -> bool:
+    """Return whether some of the model's weights are in few bits."""
+    return bool(getattr(model, "is_quantized", False))
+
+
+def dequantize(model: PreTrainedModel) -> PreTrainedModel:
+    """Return the model with plain float32 weights that are exactly those its few bits stand for.
+
+    Adapters are merged into these: merging into few bits would round them away, and merging into the weights from
+    before would leave out what training made up for.
+    """
+    plain: PreTrainedModel = model.dequantize()
+    return plain.float()
