@@ -138,27 +138,22 @@ def _check_word(word: str, schema: type, conf: Path, *, many: bool) -> bool:
     groups = {folder.name for folder in conf.iterdir() if folder.is_dir()}
     if schema is not TrainConfig:
         groups &= group_names(schema)
-    is_entry = False
-    if key in groups:
-        for value in values:
+    known = kinds(schema)
+    in_mapping = dict in (known.get(key), known.get(key.rpartition(".")[0]))
+    if key not in groups | group_names(schema) | known.keys() and not in_mapping:
+        group = nearest(key, groups) if "." not in key else ""
+        raise ConfigError(f"There is no group {key}{group}" if group else unknown_key(key, schema))
+    for value in values:
+        if key in groups:
             _check_option(key, value, conf)
-    elif key in group_names(schema):
-        for value in values:
-            if not isinstance(value, Mapping):  # a mapping sets some of the group's settings
-                raise ConfigError(group_given_a_value(key, value, schema))
-    else:
-        kind = kinds(schema).get(key)
-        is_entry = kind is None and kinds(schema).get(key.rpartition(".")[0]) is dict
-        if kind is None and not is_entry:
-            group = nearest(key, groups) if "." not in key else ""
-            raise ConfigError(f"There is no group {key}{group}" if group else unknown_key(key, schema))
-        for value in values:
+        elif key not in group_names(schema):
             if not (isinstance(value, str) and "${" in value):
                 check_value(key, value, schema)
-        is_entry = is_entry or kind is dict
+        elif not isinstance(value, Mapping):  # a mapping sets some of the group's settings
+            raise ConfigError(group_given_a_value(key, value, schema))
     if override.is_sweep_override() and not many:
         raise ConfigError(f"{word} names several values: add -m to run a job for each, or write one.")
-    return is_entry and override.type is OverrideType.CHANGE
+    return in_mapping and override.type is OverrideType.CHANGE
 
 
 def _options(conf: Path, group: str) -> list[str]:
@@ -168,8 +163,10 @@ def _options(conf: Path, group: str) -> list[str]:
 def _check_option(group: str, value: Any, conf: Path) -> None:
     options = _options(conf, group)
     if value not in options:
-        other = {"model": f" For any other: model.name_or_path={value}", "data": f" For your own: data=files "
-                 f"data.train.name_or_path={value}"}  # fmt: skip
+        other = {
+            "model": f" For any other: model.name_or_path={value}",
+            "data": f" For your own: data=files data.train.name_or_path={value}",
+        }
         raise ConfigError(
             f"{group}={written(value)} is no option{nearest(str(value), options) or '.'} "
             f"{group} can be: {', '.join(options)}.{other.get(group, '')}"

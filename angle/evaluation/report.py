@@ -47,7 +47,8 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
 
     """
     folder = _new_folder(config)
-    named = _sources(config)
+    run = None if config.tasks is not None else _own_config(config)
+    named = _sources(config, run)
     role = OWN_TEST_SET if config.tasks is None else TASKS
     encoder = Encoder.load(config.model, config.pooling)
     encoder.to("cuda" if torch.cuda.is_available() else "cpu").eval()
@@ -56,7 +57,7 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
         corpus = load_sts(source, role, encoder.tokenizer)
         with tqdm(total=len(corpus.tokens), desc=name, unit="text", disable=None, leave=False) as bar:
             pairs[name] = score_pairs(encoder, corpus, config.batch_size, bar.update)
-    positive_above = _positive_above(config)
+    positive_above = _positive_above(config, run)
     results = {name: scored.metrics(positive_above) for name, scored in pairs.items()}
     path = save_results(folder, config.model.name_or_path, encoder.contract, results, pairs)
     return Evaluation(results, path, encoder.contract)
@@ -73,12 +74,12 @@ def _new_folder(config: EvaluateConfig) -> Path:
     return folder
 
 
-def _positive_above(config: EvaluateConfig) -> float:
+def _positive_above(config: EvaluateConfig, run: TrainConfig | None) -> float:
     """Return above which label a pair counts as positive: as given, else, on a run's own test set, as in training."""
     if config.positive_above is not None:
         return config.positive_above
-    own = None if config.tasks is not None else _own_config(config)
-    return max(0.5, 0.5 if own is None or own.loss.positive_above is None else own.loss.positive_above)
+    trained_with = None if run is None else run.loss.positive_above
+    return max(0.5, trained_with or 0.0)
 
 
 def _own_config(config: EvaluateConfig) -> TrainConfig | None:
@@ -87,11 +88,10 @@ def _own_config(config: EvaluateConfig) -> TrainConfig | None:
     return load_config(saved) if saved.is_file() else None
 
 
-def _sources(config: EvaluateConfig) -> dict[str, SourceConfig]:
+def _sources(config: EvaluateConfig, run: TrainConfig | None) -> dict[str, SourceConfig]:
     """Return what to measure on, by name: the tasks that are given, else the run's own test set."""
     if config.tasks is not None:
         return {task: task_source(task, config.columns, config.label_map) for task in expand_tasks(config.tasks)}
-    run = _own_config(config)
     own = run.data.test if run is not None else SourceConfig()
     if not own.names():
         name = config.model.name_or_path

@@ -55,11 +55,6 @@ def own_device() -> torch.device:
     return torch.device(PartialState().device)
 
 
-def is_quantized(model: Any) -> bool:
-    """Return whether some of the model's weights are in few bits."""
-    return bool(getattr(model, "is_quantized", False))
-
-
 def dequantize(model: PreTrainedModel) -> PreTrainedModel:
     """Return the model with plain float32 weights that are exactly those its few bits stand for.
 

@@ -249,8 +249,8 @@ class _Meter:
         self._run = run
         self._losses: list[dict[str, Tensor]] = []
         self._steps: list[int] = []
-        self._texts, self._padding = 0, [0.0]
-        self._seconds, self._since = 0.0, time.perf_counter()
+        self._texts, self._padding = 0, list[float]()
+        self._since = time.perf_counter()
 
     def add(self, batch: Batch, loss: LossTerms) -> None:
         """Count a batch."""
@@ -281,14 +281,14 @@ class _Meter:
             "learning_rate": rate,
             "gradient_norm": float(norm) if norm is not None else 0.0,
             "texts_per_second": self._texts / seconds,
-            "padding_share": float(np.mean(self._padding[1:])),
+            "padding_share": float(np.mean(self._padding)),
             "texts": progress.texts,
             **({"epoch": progress.step / per_epoch} if per_epoch else {}),
         }
         terms = ", ".join(f"{name} {value:.3f}" for name, value in means.items())
         words = f"loss {numbers['loss']:.3f} ({terms})  {numbers['texts_per_second']:,.0f} texts/s"
         run.tracker.metrics(progress.step, numbers, in_words=words if say else None)
-        self._losses, self._steps, self._texts, self._padding = [], [], 0, [0.0]
+        self._losses, self._steps, self._texts, self._padding = [], [], 0, []
         self.restart_clock()
 
     def restart_clock(self) -> None:
