@@ -17,7 +17,7 @@ from torch import Tensor
 from angle.config import LoraConfig, ModelConfig, PoolingConfig
 from angle.errors import ConfigError
 from angle.modeling.backbone import _tiny_tokenizer, describe
-from angle.modeling.encoder import Encoder, padding_share
+from angle.modeling.encoder import Encoder
 from angle.structures import Tokens
 
 torch.set_num_threads(1)  # models are tiny: threads would only wait for each other
@@ -433,15 +433,15 @@ def test_gradient_checkpointing_changes_no_gradient(model_folder: Callable[[str]
     torch.testing.assert_close(*gradients)
 
 
-def test_padding_share_counts_what_forward_runs(
-    model_folder: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    encoder = load(model_folder("bert"))
+@pytest.mark.parametrize("name", ["bert", "mpnet"])  # packed, and in padded groups
+def test_padding_share_counts_what_forward_runs(model_folder: Callable[[str], Path], name: str) -> None:
+    encoder = load(model_folder(name))
     tokens = encoder.tokenizer(TEXTS)
     run, lengths = [0], tokens.lengths
     encoder.backbone.register_forward_pre_hook(
         lambda _, args, kwargs: run.append(kwargs["input_ids"].numel()), with_kwargs=True
     )
     encoder(torch.from_numpy(tokens.ids.astype(np.int64)), lengths)
-    assert padding_share(lengths, torch.device("cpu")) == pytest.approx(1 - int(lengths.sum()) / sum(run))
+    assert encoder.padding_share(lengths) == pytest.approx(1 - int(lengths.sum()) / sum(run))
     assert sum(run) < len(TEXTS) * int(lengths.max())
+    assert (sum(run) == lengths.sum()) == (name == "bert")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from angle.config import RUN_FILE, START_INDEX_VARIABLE, ModelConfig
 from angle.errors import ConfigError
+from angle.modeling.packing import first_position, position_table
 from angle.modeling.quantization import loading_options, own_device
 from angle.modeling.tokenizer import CONTRACT_FILE, DEFAULT_MAX_LENGTH, TextTokenizer
 
@@ -288,11 +289,9 @@ def is_decoder(model: PreTrainedModel) -> bool:
 def position_limit(model: PreTrainedModel) -> int | None:
     """Return how many tokens the model has positions for; None for rotary and relative ones, which have no table."""
     limit: int | None = getattr(model.config, "max_position_embeddings", None)
-    table = getattr(getattr(model, "embeddings", None), "position_embeddings", None)
-    if limit is None or table is None:
+    if limit is None or position_table(model) is None:
         return None
-    # RoBERTa's family numbers positions from padding_idx + 1.
-    return limit - (table.padding_idx + 1 if table.padding_idx is not None else 0)
+    return limit - first_position(model)
 
 
 def _first_line(error: Exception) -> str:

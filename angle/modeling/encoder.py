@@ -25,15 +25,16 @@ from angle.modeling.backbone import (
     position_limit,
 )
 from angle.modeling.bidirectional import decoder_layers, make_bidirectional
-from angle.modeling.pooling import pool
+from angle.modeling.packing import enable_packing, run_packed, run_padded
+from angle.modeling.pooling import Lengths, pool
 from angle.modeling.quantization import dequantize
 from angle.modeling.tokenizer import TextTokenizer, TokenContract
 from angle.structures import Tokens
 
-Lengths = npt.NDArray[np.int64]
-
-#: Groups of similar length that a batch is cut into. Padding is what costs on a CPU, launches on a GPU.
+#: Groups of similar length that a padded batch is cut into. Padding is what costs on a CPU, launches on a GPU.
 GROUPS = {"cpu": 4}
+#: Where packed rows are faster than padded ones.
+PACKED_ON = ("cpu",)
 
 
 class Encoder(nn.Module):
@@ -47,6 +48,7 @@ class Encoder(nn.Module):
         is_llm: bool,
         bidirectional_from: int | None = None,
         load_kbit: int | None = None,
+        packable: bool = False,
     ) -> None:
         """Put the parts together; use `load` to get them from a name or a folder."""
         super().__init__()
@@ -56,6 +58,7 @@ class Encoder(nn.Module):
         self.is_llm = is_llm
         self.bidirectional_from = bidirectional_from
         self.load_kbit = load_kbit
+        self.packable = packable
 
     @classmethod
     def load(
@@ -105,6 +108,7 @@ class Encoder(nn.Module):
                 f"pooling.strategy={strategy} cannot work with {type(backbone).__name__}: in a decoder "
                 f"the first token has seen no other; choose avg or last, or billm=all."
             )
+        packable = model.attn_implementation is None and enable_packing(backbone)
         # The head that transformers puts on some encoders is no part of an embedding. It stays, so that a saved
         # folder is complete, but it must not wait for gradients that never come.
         for parameter_name, parameter in backbone.named_parameters():
@@ -119,7 +123,7 @@ class Encoder(nn.Module):
         if lora is not None and lora.enabled:
             backbone = adapters.add_adapters(backbone, lora, str(Path(base).resolve()) if Path(base).is_dir() else base)
         bits = model.load_kbit if lora is not None and lora.enabled else None
-        return cls(backbone, tokenizer, strategy, is_llm, start, bits)
+        return cls(backbone, tokenizer, strategy, is_llm, start, bits, packable)
 
     @property
     def dimensions(self) -> int:
@@ -154,24 +158,37 @@ class Encoder(nn.Module):
             lengths: (N,) tokens of each.
 
         """
-        starts = lengths.cumsum() - lengths
-        groups = _groups(lengths, ids.device)
-        pooled = torch.cat([self._run(ids, starts[group], lengths[group]) for group in groups])
-        return pooled[torch.from_numpy(np.argsort(np.concatenate(groups))).to(pooled.device)]
+        order = np.argsort(-lengths, kind="stable")
+        ids = ids[torch.from_numpy(_places(lengths, order)).to(ids.device)]
+        pooled = pool(self._states(ids, lengths[order]), lengths[order], self.pooling)
+        return pooled[torch.from_numpy(np.argsort(order)).to(pooled.device)]
 
-    def _run(self, ids: Tensor, starts: Lengths, lengths: Lengths) -> Tensor:
-        """Return the embeddings of some of the texts, run as one padded rectangle."""
-        column = np.arange(lengths.max())
-        filled = column < lengths[:, None]
-        source = torch.from_numpy(np.where(filled, starts[:, None] + column, 0)).to(ids.device)
-        mask = torch.from_numpy(filled).to(ids.device)
+    def _states(self, ids: Tensor, lengths: Lengths) -> Tensor:
+        """Return the states (T, D) of the tokens of texts that are sorted by length, longest first."""
+        options = {"use_cache": False} if self.is_llm else {}
+        if self._is_packed:
+            return run_packed(self.backbone, ids, lengths, **options)
         pad = self.tokenizer.tokenizer.pad_token_id or 0
-        hidden = self.backbone(
-            input_ids=torch.where(mask, ids[source], pad),
-            attention_mask=mask.long(),
-            **({"use_cache": False} if self.is_llm else {}),
-        ).last_hidden_state
-        return pool(hidden, mask, self.pooling)
+        groups = self._groups(lengths)
+        parts = torch.split(ids, [int(group.sum()) for group in groups])
+        return torch.cat(
+            [run_padded(self.backbone, part, group, pad, **options) for part, group in zip(parts, groups, strict=True)]
+        )
+
+    @property
+    def _is_packed(self) -> bool:
+        return self.packable and self.device.type in PACKED_ON
+
+    def _groups(self, lengths: Lengths) -> list[Lengths]:
+        """Return the lengths of texts that are padded together, of all that are sorted."""
+        return np.array_split(lengths, min(GROUPS.get(self.device.type, 1), len(lengths)))
+
+    def padding_share(self, lengths: Lengths) -> float:
+        """Return which share of the positions that `forward` runs for texts of these lengths is padding."""
+        if self._is_packed:
+            return 0.0
+        groups = self._groups(np.sort(lengths)[::-1])
+        return 1 - int(lengths.sum()) / sum(int(group.max()) * len(group) for group in groups)
 
     @torch.no_grad()
     def encode_tokens(
@@ -237,16 +254,10 @@ def _first_bidirectional_layer(
     return billm.first_layer(len(decoder_layers(backbone)))
 
 
-def padding_share(lengths: Lengths, device: torch.device) -> float:
-    """Return which share of the positions that `Encoder.forward` runs for these texts is padding."""
-    padded = sum(int(lengths[group].max()) * len(group) for group in _groups(lengths, device))
-    return 1 - int(lengths.sum()) / padded
-
-
-def _groups(lengths: Lengths, device: torch.device) -> list[Lengths]:
-    """Return the numbers of the texts that run together, longest first, so that a group pads little."""
-    order = np.argsort(-lengths, kind="stable")
-    return np.array_split(order, min(GROUPS.get(device.type, 1), len(order)))
+def _places(lengths: Lengths, order: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Return (T,) where the tokens of the texts are, taken in that order."""
+    starts, taken = (lengths.cumsum() - lengths)[order], lengths[order]
+    return np.arange(taken.sum()) + np.repeat(starts - (taken.cumsum() - taken), taken)
 
 
 def _quiet_transformers() -> None:

@@ -2,57 +2,48 @@
 
 from __future__ import annotations
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
+Lengths = npt.NDArray[np.int64]
 
-def pool(hidden: Tensor, mask: Tensor, strategy: str) -> Tensor:
-    """Return the embeddings of padded token states, in float32 (float64 for float64 states).
 
-    Only the mask says what is a token: padding on either side, and other texts of the batch, change nothing.
+def pool(states: Tensor, lengths: Lengths, strategy: str) -> Tensor:
+    """Return the embeddings (N, D) of N texts, in float32 (float64 for float64 states).
 
     Args:
-        hidden: (N, L, D) token states.
-        mask: (N, L), 1 for tokens; every text has at least one.
-        strategy: cls (first token), last (last token), avg or mean, max, cls_avg and cls_max (the mean of the two),
-            the number of a token counted from the first one, or all.
-
-    Returns:
-        (N, D); for `all` (N, L, D), with zeros where there is no token.
+        states: (T, D) states of the texts' tokens, one text after the other and without padding.
+        lengths: (N,) tokens of each text, at least one.
+        strategy: cls (first token), last (last token), avg or mean, max, cls_avg and cls_max (the mean of the two), or
+            the number of a token counted from the first one.
 
     Raises:
         ValueError: a text has fewer tokens than the number asked for.
 
     """
-    if hidden.dtype != torch.float64:
-        hidden = hidden.float()
-    mask = mask.to(torch.bool)
-    if strategy == "all":
-        return hidden.masked_fill(~mask[:, :, None], 0.0)
-    if strategy == "cls":
-        return _at(hidden, mask.int().argmax(dim=1))
-    if strategy == "last":
-        positions = torch.arange(mask.shape[1], device=mask.device)
-        return _at(hidden, torch.where(mask, positions, -1).amax(dim=1))
-    if strategy in ("avg", "mean"):
-        return hidden.masked_fill(~mask[:, :, None], 0.0).sum(dim=1) / mask.sum(dim=1, keepdim=True)
-    if strategy == "max":
-        return hidden.masked_fill(~mask[:, :, None], -torch.inf).amax(dim=1)
+    if states.dtype != torch.float64:
+        states = states.float()
     if strategy in ("cls_avg", "cls_max"):
-        return (pool(hidden, mask, "cls") + pool(hidden, mask, strategy.removeprefix("cls_"))) / 2
-    return _token(hidden, mask, int(strategy))
+        return (pool(states, lengths, "cls") + pool(states, lengths, strategy.removeprefix("cls_"))) / 2
+    if strategy in ("avg", "mean", "max"):
+        how = "max" if strategy == "max" else "mean"
+        counts = torch.from_numpy(lengths).to(states.device, non_blocking=True)
+        # Sums in a fixed order, unlike index_add on a GPU, so that a run can be repeated bit for bit.
+        pooled: Tensor = torch.segment_reduce(states, how, lengths=counts, unsafe=True)
+        return pooled
+    ends = lengths.cumsum()
+    where = ends - 1 if strategy == "last" else ends - lengths + _number(strategy, lengths)
+    return states[torch.from_numpy(where).to(states.device, non_blocking=True)]
 
 
-def _token(hidden: Tensor, mask: Tensor, number: int) -> Tensor:
-    """Return the state of each text's token `number`, counted among real tokens."""
-    shortest = int(mask.sum(dim=1).min())
-    if number >= shortest:
+def _number(strategy: str, lengths: Lengths) -> int:
+    """Return which of its tokens stands for a text."""
+    number = 0 if strategy == "cls" else int(strategy)
+    if number >= lengths.min():
         raise ValueError(
             f"pooling.strategy={number} asks for token {number} (counted from 0), but a text has only "
-            f"{shortest} tokens; choose a smaller number, or cls, avg or last."
+            f"{lengths.min()} tokens; choose a smaller number, or cls, avg or last."
         )
-    return _at(hidden, (mask.cumsum(dim=1) == number + 1).int().argmax(dim=1))
-
-
-def _at(hidden: Tensor, position: Tensor) -> Tensor:
-    return hidden[torch.arange(len(hidden), device=hidden.device), position]
+    return number

@@ -19,7 +19,7 @@ from angle.data.corpus import Corpus
 from angle.errors import ConfigError, DataError, TrainingError
 from angle.evaluation.sts import score_pairs, word_overlap
 from angle.modeling.bidirectional import check_directions
-from angle.modeling.encoder import Encoder, padding_share
+from angle.modeling.encoder import Encoder
 from angle.objective.objective import LossTerms, Objective
 from angle.settings import load_config, resumed
 from angle.structures import Batch
@@ -257,7 +257,7 @@ class _Meter:
         self._losses.append({"loss": loss.total.detach()} | loss.terms)
         self._steps.append(self._run.progress.step)
         self._texts += batch.structure.index.numel() * self._run.accelerator.num_processes
-        self._padding.append(padding_share(batch.tokens.lengths, self._run.accelerator.device))
+        self._padding.append(self._run.encoder.padding_share(batch.tokens.lengths))
 
     def report(self, rate: float, norm: Tensor | None, *, say: bool) -> None:
         """Record the means since the last report; `say` them on the console too.

@@ -1,0 +1,209 @@
+"""Packed execution: the tokens of all texts in one row, none of them padding.
+
+Everything but attention works on single tokens, so texts may stand one behind the other in a row (1, T), each with
+positions of its own. Attention is told which tokens belong together: texts are sorted by length, and those of equal
+length, a run, are attended to in one call without any mask. The runs travel in the model's keyword arguments, so that
+layers that are run again in the backward pass (gradient checkpointing) see those of their own batch.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+
+from angle.modeling.pooling import Lengths
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+#: Name of the attention function in transformers' registry.
+IMPLEMENTATION = "angle_packed"
+
+Runs = tuple[tuple[int, int], ...]
+
+
+class NotPackableError(Exception):
+    """An architecture whose attention needs what packed execution does not give."""
+
+
+def runs_of(lengths: Lengths) -> Runs:
+    """Return how many texts there are of each length, for lengths (N,) that are sorted, longest first."""
+    values, counts = np.unique(lengths, return_counts=True)
+    return tuple(zip(counts[::-1].tolist(), values[::-1].tolist(), strict=True))
+
+
+def run_packed(backbone: Any, ids: Tensor, lengths: Lengths, **options: bool) -> Tensor:
+    """Return the states (T, D) of the tokens of texts, which are sorted by length, longest first.
+
+    Args:
+        backbone: a model that `enable_packing` said yes to, with or without adapters.
+        ids: (T,) tokens of all texts.
+        lengths: (N,) tokens of each text.
+        options: further arguments of the model.
+
+    """
+    starts = np.repeat(lengths.cumsum() - lengths, lengths)
+    positions = torch.from_numpy(np.arange(len(starts)) - starts + first_position(backbone))
+    states: Tensor = backbone(
+        input_ids=ids[None],
+        position_ids=positions.to(ids.device, non_blocking=True)[None],
+        packed_runs=runs_of(lengths),
+        **options,
+    ).last_hidden_state
+    return states[0]
+
+
+def run_padded(backbone: Any, ids: Tensor, lengths: Lengths, pad: int, **options: bool) -> Tensor:
+    """Return the same for any model and any order of texts, run as one padded rectangle."""
+    column = np.arange(lengths.max())
+    filled = column < lengths[:, None]
+    source = np.where(filled, (lengths.cumsum() - lengths)[:, None] + column, 0)
+    mask = torch.from_numpy(filled).to(ids.device)
+    states: Tensor = backbone(
+        input_ids=torch.where(mask, ids[torch.from_numpy(source).to(ids.device)], pad),
+        attention_mask=mask.long(),
+        **options,
+    ).last_hidden_state
+    return states.flatten(0, 1)[torch.from_numpy(np.flatnonzero(filled)).to(ids.device)]
+
+
+def position_table(backbone: Any) -> Any:
+    """Return the model's table of positions, None for rotary and relative ones."""
+    return getattr(getattr(backbone, "embeddings", None), "position_embeddings", None)
+
+
+def first_position(backbone: Any) -> int:
+    """Return the position of a text's first token: RoBERTa's family counts from padding_idx + 1."""
+    padding = getattr(position_table(backbone), "padding_idx", None)
+    return 0 if padding is None else int(padding) + 1
+
+
+def attend(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    is_causal: bool | None = None,
+    sliding_window: int | None = None,
+    packed_runs: Runs | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Attend within each text of a packed row; without `packed_runs`, as transformers' sdpa does.
+
+    Args:
+        module: the attention layer; it says whether it is causal unless `is_causal` does.
+        query: (1, H, T, d).
+        key: (1, G, T, d), where H is a multiple of G.
+        value: (1, G, T, d).
+        attention_mask: for rows that are padded.
+        scaling: factor of the scores; None for 1 / sqrt(d).
+        dropout: share of attention weights set to 0.
+        is_causal: whether a token sees those before it alone.
+        sliding_window: tokens with this distance or more are not seen.
+        packed_runs: texts and tokens of each run.
+        kwargs: what else transformers passes on.
+
+    Returns:
+        (1, T, H, d), and no weights.
+
+    """
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    if kwargs.get("softcap") is not None or kwargs.get("position_bias") is not None:
+        raise NotPackableError
+    if packed_runs is None:
+        padded: tuple[Tensor, None] = sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout, scaling, is_causal, **kwargs
+        )
+        return padded
+    causal = bool(getattr(module, "is_causal", True) if is_causal is None else is_causal)
+    kind = computed = value.dtype  # under autocast, rotated queries and keys are float32 beside bfloat16 values
+    if value.device.type == "cpu" and kind != torch.float64:
+        computed = torch.float32  # the CPU's kernels for short texts are twice as fast in it
+    query, key, value = query.to(computed), key.to(computed), value.to(computed)
+    sizes = [count * length for count, length in packed_runs]
+    # One split a tensor: the backward pass of a slice would fill zeros of the whole length, for every run.
+    parts = zip(*(torch.split(tensor[0].transpose(0, 1), sizes) for tensor in (query, key, value)), strict=True)
+    attended = []
+    with torch.autocast(query.device.type, enabled=False):
+        for (count, length), run in zip(packed_runs, parts, strict=True):
+            q, k, v = (part.view(count, length, *part.shape[1:]).transpose(1, 2) for part in run)
+            far = sliding_window is not None and sliding_window < length
+            mask = _window(length, sliding_window, causal, q.device) if far and sliding_window is not None else None
+            out = scaled_dot_product_attention(
+                q,
+                k,
+                v,
+                attn_mask=mask,
+                dropout_p=dropout,
+                is_causal=causal and mask is None,
+                scale=scaling,
+                enable_gqa=q.shape[1] != k.shape[1],
+            )
+            attended.append(out.transpose(1, 2).flatten(0, 1))
+    return torch.cat(attended)[None].to(kind), None
+
+
+def _window(length: int, window: int, causal: bool, device: torch.device) -> Tensor:
+    """Return (L, L), true where a token is seen from another one."""
+    place = torch.arange(length, device=device)
+    distance = place[:, None] - place
+    near = distance.abs() < window
+    return near & (distance >= 0) if causal else near
+
+
+def _mask(*args: Any, attention_mask: Tensor | None = None, **kwargs: Any) -> Tensor | None:
+    """Return sdpa's mask for padded rows, none for packed ones."""
+    from transformers.masking_utils import sdpa_mask
+
+    if attention_mask is None:
+        return None
+    mask: Tensor | None = sdpa_mask(*args, attention_mask=attention_mask, **kwargs)
+    return mask
+
+
+def enable_packing(backbone: PreTrainedModel) -> bool:
+    """Let a model run packed rows, if it proves that these give what padded ones do; return whether it does.
+
+    Relative position biases (MPNet, DeBERTa) and capped scores (Gemma 2) are computed outside of the attention
+    function, and code from a repository may ignore the runs: such models stay as they are.
+    """
+    from transformers import AttentionInterface, AttentionMaskInterface
+
+    if not backbone._can_set_attn_implementation():
+        return False
+    AttentionInterface.register(IMPLEMENTATION, attend)
+    AttentionMaskInterface.register(IMPLEMENTATION, _mask)
+    before = backbone.config._attn_implementation
+    backbone.set_attn_implementation(IMPLEMENTATION)
+    if _packed_equals_padded(backbone):
+        return True
+    backbone.set_attn_implementation(before)
+    return False
+
+
+@torch.no_grad()
+def _packed_equals_padded(backbone: PreTrainedModel) -> bool:
+    device = backbone.get_input_embeddings().weight.device
+    lengths = np.array([6, 4, 4])
+    ids = torch.arange(1, lengths.sum() + 1, device=device).remainder(backbone.config.vocab_size)
+    was_training = backbone.training
+    backbone.eval()
+    try:
+        packed = run_packed(backbone, ids, lengths).float()
+        padded = run_padded(backbone, ids, lengths, pad=0).float()
+    except (NotPackableError, TypeError):  # the second: a forward that takes no further arguments
+        return False
+    finally:
+        backbone.train(was_training)
+    coarse = backbone.dtype != torch.float32 or getattr(backbone, "is_quantized", False)
+    # Of the later texts, which would see the first one. The median, for in bfloat16 single tokens differ at random.
+    errors = (packed - padded)[lengths[0] :].norm(dim=1) / padded[lengths[0] :].norm(dim=1)
+    return bool(errors.median() <= (0.1 if coarse else 1e-4))

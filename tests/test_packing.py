@@ -1,0 +1,205 @@
+"""Packed rows against padded ones and against one text at a time: states, gradients, directions, windows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from transformers import AutoConfig, AutoModel
+
+from angle.config import BillmConfig, LoraConfig, ModelConfig, PoolingConfig
+from angle.modeling import packing
+from angle.modeling.backbone import _tiny_tokenizer
+from angle.modeling.encoder import Encoder
+
+torch.set_num_threads(1)  # models are tiny: threads would only wait for each other
+
+SMALL = {
+    "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4,
+    "max_position_embeddings": 64, "initializer_range": 0.2, "pad_token_id": 0,
+}  # fmt: skip
+DECODER = {"num_key_value_heads": 2, "head_dim": 8, "bos_token_id": 2, "eos_token_id": 3}
+WINDOW = DECODER | {"sliding_window": 4, "query_pre_attn_scalar": 8}
+MODELS: dict[str, dict[str, Any]] = {
+    "bert": {}, "roberta": {}, "xlm-roberta": {},
+    "modernbert": {"cls_token_id": 2, "sep_token_id": 3, "local_attention": 8},
+    "llama": DECODER, "mistral": WINDOW, "qwen2": DECODER, "qwen3": DECODER, "gemma": DECODER, "gemma3_text": WINDOW,
+    "phi3": WINDOW,
+}  # fmt: skip
+PADDED: dict[str, dict[str, Any]] = {"mpnet": {}, "deberta-v2": {"relative_attention": True}, "gemma2": WINDOW}
+DECODERS = [name for name, further in MODELS.items() if "num_key_value_heads" in further]
+TEXTS = [
+    "a dog chases the cat",
+    "x",
+    "the woman eats an apple in the garden and two boys carry the box to the house by the river",
+    "two birds",
+    "the cat sleeps",
+    "the old man",
+    "a cat chases the dog",
+]
+
+
+@pytest.fixture(scope="session")
+def folder_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
+    """Return a function that gives the folder of a small random model."""
+    folders: dict[str, Path] = {}
+
+    def folder(name: str) -> str:
+        if name not in folders:
+            folders[name] = tmp_path_factory.mktemp(name)
+            tokenizer = _tiny_tokenizer()
+            further = (MODELS | PADDED)[name]
+            torch.manual_seed(1)
+            config = AutoConfig.for_model(name, vocab_size=len(tokenizer), **SMALL | further)
+            AutoModel.from_config(config).save_pretrained(folders[name])
+            tokenizer.save_pretrained(folders[name])
+        return str(folders[name])
+
+    return folder
+
+
+def load(folder: str, *, packed: bool = True, start: int | None = None, **settings: Any) -> Encoder:
+    """Return an encoder that packs, or one that pads and computes attention in the plainest way."""
+    model = ModelConfig(folder, attn_implementation=None if packed else "eager", **settings)
+    billm = None if start is None else BillmConfig(enabled=True, start_index=start)
+    encoder = Encoder.load(model, PoolingConfig("avg"), billm=billm)
+    for module in encoder.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+        if hasattr(module, "attention_dropout"):
+            module.attention_dropout = 0.0
+    return encoder
+
+
+def embed(encoder: Encoder, texts: list[str] = TEXTS) -> Tensor:
+    tokens = encoder.tokenizer(texts)
+    embeddings: Tensor = encoder(torch.from_numpy(tokens.ids.astype(np.int64)), tokens.lengths)
+    return embeddings
+
+
+def close(found: Tensor, wanted: Tensor) -> None:
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5 * wanted.abs().max().item())
+
+
+def cases() -> list[tuple[str, int | None]]:
+    return [(name, None) for name in MODELS] + [(name, start) for name in DECODERS for start in (0, 2)]
+
+
+@pytest.mark.parametrize(("name", "start"), cases())
+def test_packed_embeddings_and_gradients_are_the_padded_ones(
+    folder_of: Callable[[str], str], name: str, start: int | None
+) -> None:
+    packed, padded = (load(folder_of(name), packed=kind, start=start).train() for kind in (True, False))
+    assert packed.packable
+    assert not padded.packable
+    found, wanted = embed(packed), embed(padded)
+    close(found, wanted)
+    weights = torch.randn(found.shape, generator=torch.Generator().manual_seed(0))
+    for embeddings in (found, wanted):
+        (embeddings * weights).sum().backward()
+    pairs = list(zip(packed.backbone.parameters(), padded.backbone.parameters(), strict=True))
+    pairs = [(ours.grad, theirs.grad) for ours, theirs in pairs if ours.grad is not None and theirs.grad is not None]
+    assert len(pairs) >= 20
+    scale = max(wanted.abs().max().item() for _, wanted in pairs)
+    for found, wanted in pairs:
+        torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5 * scale)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_texts_of_a_row_do_not_see_each_other(folder_of: Callable[[str], str], name: str) -> None:
+    encoder = load(folder_of(name)).eval()
+    together = embed(encoder)
+    for number, text in enumerate(TEXTS):
+        close(together[number], embed(encoder, [text])[0])
+
+
+@pytest.mark.parametrize("name", PADDED)
+def test_what_cannot_be_packed_is_padded(folder_of: Callable[[str], str], name: str) -> None:
+    encoder = load(folder_of(name)).eval()
+    assert not encoder.packable
+    assert encoder.backbone.config._attn_implementation != packing.IMPLEMENTATION
+    close(embed(encoder), embed(load(folder_of(name), packed=False).eval()))
+
+
+def test_a_model_that_ignores_the_runs_is_padded(
+    folder_of: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attend = packing.attend
+
+    def forgetful(*args: Any, packed_runs: packing.Runs | None = None, **kwargs: Any) -> Any:
+        everything = packed_runs and ((1, sum(count * length for count, length in packed_runs)),)
+        return attend(*args, packed_runs=everything, **kwargs)
+
+    monkeypatch.setattr(packing, "attend", forgetful)
+    assert not load(folder_of("bert")).packable
+    assert not load(folder_of("llama")).packable
+
+
+@pytest.mark.parametrize("name", ["bert", "llama"])
+def test_checkpointing_sees_the_same_runs(folder_of: Callable[[str], str], name: str) -> None:
+    gradients = []
+    for checkpointing in (False, True):
+        encoder = load(folder_of(name), gradient_checkpointing=checkpointing).train()
+        first, second = embed(encoder, TEXTS[:3]), embed(encoder, TEXTS[3:])  # both waiting for their backward pass
+        (first.sin().sum() + second.cos().sum()).backward()
+        gradients.append([p.grad for p in encoder.backbone.parameters() if p.grad is not None])
+    for plain, again in zip(*gradients, strict=True):
+        torch.testing.assert_close(plain, again)
+
+
+@pytest.mark.parametrize("name", ["bert", "qwen3"])
+def test_packing_goes_through_adapters(folder_of: Callable[[str], str], name: str) -> None:
+    gradients = []
+    for attention in (None, "eager"):
+        torch.manual_seed(0)
+        model, lora = ModelConfig(folder_of(name), attn_implementation=attention), LoraConfig(enabled=True, dropout=0.0)
+        encoder = Encoder.load(model, PoolingConfig("avg"), lora).eval()
+        assert encoder.packable == (attention is None)
+        embed(encoder).sin().sum().backward()
+        gradients.append([p.grad for p in encoder.parameters() if p.grad is not None])
+    assert gradients[0]
+    for packed, padded in zip(*gradients, strict=True):
+        torch.testing.assert_close(packed, padded, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["bert", "llama"])
+def test_bfloat16_weights(folder_of: Callable[[str], str], name: str) -> None:
+    packed, padded = (load(folder_of(name), packed=kind, dtype="bfloat16").eval() for kind in (True, False))
+    assert packed.packable
+    with torch.no_grad():
+        cosine = torch.nn.functional.cosine_similarity(embed(packed), embed(padded))
+    assert cosine.min() > 0.99
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_autocast(folder_of: Callable[[str], str], name: str) -> None:
+    encoder = load(folder_of(name)).eval()
+    wanted = embed(encoder)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = embed(encoder)
+    assert found.dtype == torch.float32
+    assert torch.nn.functional.cosine_similarity(found, wanted).min() > 0.99
+    found.sum().backward()
+
+
+def test_attention_dropout_drops(folder_of: Callable[[str], str]) -> None:
+    encoder = Encoder.load(folder_of("bert")).train()
+    for module in encoder.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    for layer in encoder.backbone.encoder.layer:
+        layer.attention.self.dropout.p = 0.5
+    assert not torch.equal(embed(encoder), embed(encoder))
+
+
+def test_the_saved_configuration_names_no_attention_of_ours(folder_of: Callable[[str], str], tmp_path: Path) -> None:
+    encoder = load(folder_of("bert")).eval()
+    encoder.save(tmp_path / "saved")
+    assert packing.IMPLEMENTATION not in (tmp_path / "saved" / "config.json").read_text()
+    stock = AutoModel.from_pretrained(tmp_path / "saved")
+    assert stock.config._attn_implementation == "sdpa"
