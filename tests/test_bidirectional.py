@@ -16,9 +16,9 @@ from angle import TrainConfig, build_config, fit
 from angle.config import BillmConfig, ConvertConfig, LoraConfig, ModelConfig, PoolingConfig
 from angle.errors import ConfigError
 from angle.export.sentence_transformers import convert
-from angle.modeling.backbone import _tiny_tokenizer
 from angle.modeling.bidirectional import check_directions, make_bidirectional
 from angle.modeling.encoder import Encoder
+from angle.modeling.tiny import tiny_tokenizer
 from angle.settings import load_config
 
 torch.set_num_threads(1)
@@ -45,7 +45,7 @@ TEXTS = ["a dog chases the cat", "x", "the woman eats an apple in the garden and
 
 def config_of(name: str) -> Any:
     """Return the configuration of a small model."""
-    return AutoConfig.for_model(name, vocab_size=len(_tiny_tokenizer()), **SMALL | DECODERS[name])
+    return AutoConfig.for_model(name, vocab_size=len(tiny_tokenizer()), **SMALL | DECODERS[name])
 
 
 def model_of(name: str, attention: str = "eager", **settings: Any) -> Any:
@@ -66,7 +66,7 @@ def folder_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
         if name not in folders:
             folders[name] = tmp_path_factory.mktemp(name)
             model_of(name).save_pretrained(folders[name])
-            _tiny_tokenizer().save_pretrained(folders[name])
+            tiny_tokenizer().save_pretrained(folders[name])
         return str(folders[name])
 
     return folder
@@ -223,7 +223,7 @@ def test_all_layers_convert(name, tmp_path):
     from sentence_transformers import SentenceTransformer
 
     model_of(name, **wide(name)).save_pretrained(tmp_path / "model")
-    _tiny_tokenizer().save_pretrained(tmp_path / "model")
+    tiny_tokenizer().save_pretrained(tmp_path / "model")
     encoder = Encoder.load(ModelConfig(str(tmp_path / "model"), max_length=32), billm=BillmConfig(enabled=True)).eval()
     encoder.save(tmp_path / "saved")
     convert(ConvertConfig(ModelConfig(str(tmp_path / "saved")), output_dir=str(tmp_path / "new")))

@@ -16,8 +16,9 @@ from torch import Tensor
 
 from angle.config import LoraConfig, ModelConfig, PoolingConfig
 from angle.errors import ConfigError
-from angle.modeling.backbone import _tiny_tokenizer, describe
+from angle.modeling.description import describe
 from angle.modeling.encoder import Encoder
+from angle.modeling.tiny import tiny_tokenizer
 from angle.structures import Tokens
 
 torch.set_num_threads(1)  # models are tiny: threads would only wait for each other
@@ -69,7 +70,7 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pa
     def folder(name: str) -> Path:
         if name not in folders:
             folders[name] = tmp_path_factory.mktemp(name)
-            tokenizer = _tiny_tokenizer()
+            tokenizer = tiny_tokenizer()
             kind, further = {**ENCODERS, **DECODERS}[name]
             torch.manual_seed(1)
             config = kind(vocab_size=len(tokenizer), initializer_range=0.5, **SMALL, **further)
@@ -86,7 +87,7 @@ def load(folder: Path, strategy: str = "auto", **settings: Any) -> Encoder:
 
 def one_at_a_time(folder: Path, texts: list[str], strategy: str, max_length: int = 64) -> Tensor:
     """Run the bare transformers model on each text alone, without padding, and pool by hand."""
-    model, tokenizer = transformers.AutoModel.from_pretrained(folder).eval(), _tiny_tokenizer()
+    model, tokenizer = transformers.AutoModel.from_pretrained(folder).eval(), tiny_tokenizer()
     rows = []
     for text in texts:
         encoded = tokenizer(text, truncation=True, max_length=max_length, return_tensors="pt")

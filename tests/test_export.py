@@ -17,8 +17,8 @@ from torch import Tensor
 from angle.config import ConvertConfig, LoraConfig, ModelConfig, PoolingConfig
 from angle.errors import ConfigError
 from angle.export.sentence_transformers import convert, write_folder
-from angle.modeling.backbone import _tiny_tokenizer
 from angle.modeling.encoder import Encoder
+from angle.modeling.tiny import tiny_tokenizer
 
 torch.set_num_threads(1)  # texts are few and short: threads would only wait for each other
 
@@ -189,11 +189,11 @@ def test_the_tokenizers_padding_side_is_left_as_it_was(tmp_path: Path) -> None:
 def test_a_decoder_converts(strategy: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     config = transformers.LlamaConfig(
-        vocab_size=len(_tiny_tokenizer()), hidden_size=32, num_hidden_layers=2, num_attention_heads=4,
+        vocab_size=len(tiny_tokenizer()), hidden_size=32, num_hidden_layers=2, num_attention_heads=4,
         intermediate_size=48, initializer_range=0.5, max_position_embeddings=64, pad_token_id=0,
     )  # fmt: skip
     transformers.AutoModel.from_config(config).save_pretrained(tmp_path / "model")
-    _tiny_tokenizer().save_pretrained(tmp_path / "model")
+    tiny_tokenizer().save_pretrained(tmp_path / "model")
     model = ModelConfig(str(tmp_path / "model"), padding_side="left", max_length=40)
     convert(ConvertConfig(model, PoolingConfig(strategy), output_dir=str(tmp_path / "new")))
     assert_same(embed(tmp_path / "new"), Encoder.load(model, PoolingConfig(strategy)).eval().encode(TEXTS))

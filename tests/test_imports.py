@@ -19,7 +19,7 @@ LAYER = {
     "launch": 4,
 }
 #: The built-in tiny model takes its vocabulary from the built-in sample.
-ALLOWED = {("modeling/backbone.py", "angle.data.sample")}
+ALLOWED = {("modeling/tiny.py", "angle.data.sample")}
 
 
 def part(module: str) -> str:

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from angle import ConfigError, DataError, Encoder, ModelConfig, TrainConfig, TrainingError, build_config, fit
 from angle.config import LoraConfig
 from angle.data import sample
-from angle.modeling.backbone import _tiny_tokenizer
+from angle.modeling.tiny import tiny_tokenizer
 from angle.training.schedule import rate_factor, warmup_steps
 from angle.training.tracking import Tracker
 
@@ -40,7 +40,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         attention_probs_dropout_prob=0.1,
     )
     BertModel(config).save_pretrained(folder)
-    _tiny_tokenizer().save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
     return folder
 
 

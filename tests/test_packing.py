@@ -14,8 +14,8 @@ from transformers import AutoConfig, AutoModel
 
 from angle.config import BillmConfig, LoraConfig, ModelConfig, PoolingConfig
 from angle.modeling import packing
-from angle.modeling.backbone import _tiny_tokenizer
 from angle.modeling.encoder import Encoder
+from angle.modeling.tiny import tiny_tokenizer
 
 torch.set_num_threads(1)  # models are tiny: threads would only wait for each other
 
@@ -52,7 +52,7 @@ def folder_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
     def folder(name: str) -> str:
         if name not in folders:
             folders[name] = tmp_path_factory.mktemp(name)
-            tokenizer = _tiny_tokenizer()
+            tokenizer = tiny_tokenizer()
             further = (MODELS | PADDED)[name]
             torch.manual_seed(1)
             config = AutoConfig.for_model(name, vocab_size=len(tokenizer), **SMALL | further)

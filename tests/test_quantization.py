@@ -16,8 +16,8 @@ from transformers import AutoModel, LlamaConfig
 from angle import ConfigError, TrainConfig, build_config, fit
 from angle.config import ConvertConfig, LoraConfig, ModelConfig
 from angle.export.sentence_transformers import convert
-from angle.modeling.backbone import _tiny_tokenizer
 from angle.modeling.encoder import Encoder
+from angle.modeling.tiny import tiny_tokenizer
 from angle.training.tracking import Tracker
 
 torch.set_num_threads(1)
@@ -32,11 +32,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
     path = tmp_path_factory.mktemp("llama")
     torch.manual_seed(1)
     config = LlamaConfig(
-        vocab_size=len(_tiny_tokenizer()), hidden_size=64, intermediate_size=128, num_hidden_layers=2,
+        vocab_size=len(tiny_tokenizer()), hidden_size=64, intermediate_size=128, num_hidden_layers=2,
         num_attention_heads=4, max_position_embeddings=64, initializer_range=0.2, pad_token_id=0,
     )  # fmt: skip
     AutoModel.from_config(config).save_pretrained(path)
-    _tiny_tokenizer().save_pretrained(path)
+    tiny_tokenizer().save_pretrained(path)
     return str(path)
 
 

@@ -16,7 +16,7 @@ from angle.config import CONFIG_FILE, EvaluateConfig, SourceConfig, TrainConfig
 from angle.data.roles import OWN_TEST_SET, TASKS, default_split
 from angle.errors import ConfigError
 from angle.evaluation.sts import ALIASES, HUB_TASKS, PairScores, load_sts, score_pairs, task_source
-from angle.modeling.backbone import TINY
+from angle.modeling.description import TINY
 from angle.modeling.encoder import Encoder
 from angle.modeling.tokenizer import TokenContract
 from angle.settings import load_config

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from angle.config import RUN_FILE, ConvertConfig
 from angle.errors import ConfigError
-from angle.modeling.backbone import SENTENCE_TRANSFORMERS_POOLING, TINY
+from angle.modeling.description import SENTENCE_TRANSFORMERS_POOLING, TINY
 from angle.modeling.encoder import Encoder
 
 #: Poolings that are the mean of two: sentence-transformers puts both side by side, a fixed layer averages them.

@@ -14,17 +14,9 @@ from torch import Tensor, nn
 from angle.config import BillmConfig, LoraConfig, ModelConfig, PoolingConfig
 from angle.errors import ConfigError
 from angle.modeling import adapters
-from angle.modeling.backbone import (
-    SelfDescription,
-    adapter_base,
-    describe,
-    is_decoder,
-    load_backbone,
-    load_tokenizer,
-    locate,
-    position_limit,
-)
+from angle.modeling.backbone import is_decoder, load_backbone, load_tokenizer, position_limit
 from angle.modeling.bidirectional import decoder_layers, make_bidirectional
+from angle.modeling.description import SelfDescription, adapter_base, describe, locate
 from angle.modeling.packing import enable_packing, run_packed, run_padded
 from angle.modeling.pooling import Lengths, pool
 from angle.modeling.quantization import dequantize

@@ -23,7 +23,7 @@ from angle.data.corpus import Corpus, load_corpus
 from angle.data.sources import SAMPLE
 from angle.errors import ConfigError, DataError
 from angle.evaluation.sts import load_sts
-from angle.modeling.backbone import TINY
+from angle.modeling.description import TINY
 from angle.modeling.encoder import Encoder
 
 if TYPE_CHECKING:

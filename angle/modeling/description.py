@@ -1,0 +1,170 @@
+"""What a model says of itself: where it is, which adapter it carries, how it pools, how its texts are written."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from angle.config import RUN_FILE, START_INDEX_VARIABLE
+from angle.errors import ConfigError
+from angle.modeling.tokenizer import CONTRACT_FILE
+
+TINY = "tiny"
+ADAPTER_FILE = "adapter_config.json"
+#: Pooling modes of sentence-transformers by our names.
+SENTENCE_TRANSFORMERS_POOLING = {"cls": "cls", "avg": "mean", "max": "max", "last": "lasttoken"}
+
+
+@dataclasses.dataclass(frozen=True)
+class SelfDescription:
+    """What a model folder or repository says of how to use it; None where it says nothing."""
+
+    pooling: str | None = None
+    max_length: int | None = None
+    prompt: str | None = None
+    padding_side: str | None = None
+    bidirectional_from: int | None = None
+    load_kbit: int | None = None
+    problem: str | None = None
+    """Why its pooling is not known, when it should be; nothing is lost where settings give one."""
+
+
+def locate(name_or_path: str) -> str:
+    """Return the model folder inside a run folder (its best model, else the final one), or the name as it is.
+
+    Raises:
+        ConfigError: a run folder without a model, or a path that does not exist.
+
+    """
+    path = Path(name_or_path)
+    if (path / RUN_FILE).is_file():
+        for inside in ("best", "final"):
+            if (path / inside).is_dir():
+                return str(path / inside)
+        raise ConfigError(
+            f"model.name_or_path={name_or_path} is a run folder without a model yet: finish it with "
+            f"python train.py train.resume={name_or_path}"
+        )
+    looks_like_path = name_or_path.startswith((".", "/", "~")) or name_or_path.count("/") > 1
+    if looks_like_path and not path.exists():
+        raise ConfigError(
+            f"model.name_or_path={name_or_path} does not exist: give a folder with weights, a run folder or a hub name."
+        )
+    return name_or_path
+
+
+def adapter_base(name_or_path: str, revision: str | None = None) -> str | None:
+    """Return the model that the adapter at this place was made for, None when it is no adapter."""
+    try:
+        adapter = read_json(name_or_path, ADAPTER_FILE, revision)
+    except OSError:  # without its configuration in the cache, an adapter could not be loaded anyway
+        return None
+    return None if adapter is None else str(adapter["base_model_name_or_path"])
+
+
+def read_json(name_or_path: str, filename: str, revision: str | None = None) -> Any:
+    """Return the parsed JSON file of a model folder or hub repository, None when it has no such file.
+
+    Raises:
+        OSError: the hub cannot be reached, so that nobody knows.
+
+    """
+    if name_or_path == TINY:
+        return None
+    folder = Path(name_or_path)
+    if folder.is_dir():
+        path: Path | None = folder / filename
+    else:
+        path = _hub_file(name_or_path, filename, revision)
+    return json.loads(path.read_text(encoding="utf-8")) if path is not None and path.is_file() else None
+
+
+def _hub_file(name: str, filename: str, revision: str | None) -> Path | None:
+    """Return where a repository's file is in the cache, fetched if need be; None when it has no such file."""
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(hf_hub_download(name, filename, revision=revision))
+    except LocalEntryNotFoundError as error:
+        known = try_to_load_from_cache(name, filename, revision=revision)
+        if known is not None and not isinstance(known, str):
+            return None  # the hub said so when it was asked before
+        raise OSError(f"{name} has no {filename} in the cache, and the hub cannot be reached") from error
+    except (EntryNotFoundError, HfHubHTTPError, HFValidationError):
+        return None  # a repository that is not there or not open is named when its weights are loaded
+
+
+def describe(name_or_path: str, revision: str | None = None) -> SelfDescription:
+    """Return what a model says of itself: in our contract, or as a sentence-transformers folder.
+
+    Raises:
+        ConfigError: a description that this version cannot follow.
+
+    """
+    if name_or_path == TINY:
+        return SelfDescription(pooling="avg")
+    try:
+        return _describe(name_or_path, revision)
+    except OSError:
+        return SelfDescription(
+            problem=f"How {name_or_path} pools could not be asked: the hub cannot be reached, and its description is "
+            f"not in the cache. Go online once, or type pooling=avg, pooling=cls or pooling=last."
+        )
+
+
+def _describe(name_or_path: str, revision: str | None) -> SelfDescription:
+    contract = read_json(name_or_path, CONTRACT_FILE, revision)
+    if contract is not None:
+        start = contract.get("bidirectional_from")
+        if contract.get("apply_billm"):  # of the reference, which keeps the start index in the environment only
+            start = int(os.environ.get(START_INDEX_VARIABLE, "0"))
+        pooling = contract.get("pooling", contract.get("pooling_strategy"))  # the second is the reference's name
+        return SelfDescription(
+            None if pooling is None else str(pooling),
+            contract.get("max_length"),
+            contract.get("prompt"),
+            contract.get("padding_side"),
+            None if start is None or start < 0 else int(start),
+            contract.get("load_kbit"),
+        )
+    modules = read_json(name_or_path, "modules.json", revision)
+    if modules is None:
+        return SelfDescription()
+    return _describe_sentence_transformers(name_or_path, modules, revision)
+
+
+def _describe_sentence_transformers(name: str, modules: list[dict[str, Any]], revision: str | None) -> SelfDescription:
+    pooling = problem = None
+    for module in modules:
+        kind = str(module["type"]).rsplit(".", 1)[-1]
+        if kind == "Pooling":
+            settings = read_json(name, f"{module['path']}/config.json", revision) or {}
+            modes = [
+                key.removeprefix("pooling_mode_").removesuffix("_tokens").removesuffix("_token")
+                for key, value in settings.items()
+                if key.startswith("pooling_mode_") and value is True
+            ]
+            modes = modes or [str(settings.get("pooling_mode"))]
+            ours = {theirs: our for our, theirs in SENTENCE_TRANSFORMERS_POOLING.items()}
+            if len(modes) != 1 or modes[0] not in ours:
+                problem = (
+                    f"{name} pools by {' + '.join(modes)}, which has no name here: type pooling.strategy=... to "
+                    f"choose another."
+                )
+            else:
+                pooling = ours[modes[0]]
+        elif kind not in ("Transformer", "Normalize"):
+            raise ConfigError(
+                f"{name} has a {kind} module after its pooling, which this project does not run: its "
+                f"embeddings would be other ones."
+            )
+    settings = read_json(name, "sentence_bert_config.json", revision) or {}
+    prompts = read_json(name, "config_sentence_transformers.json", revision) or {}
+    prefix = (prompts.get("prompts") or {}).get(prompts.get("default_prompt_name"))
+    escaped = prefix.replace("{", "{{").replace("}", "}}") if prefix else None
+    prompt = f"{escaped}{{text}}" if escaped else None
+    return SelfDescription(pooling, settings.get("max_seq_length"), prompt, problem=problem)
