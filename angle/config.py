@@ -49,7 +49,8 @@ class ModelConfig:
     """The encoder and its token contract."""
 
     name_or_path: str = "tiny"
-    """A hub name, a folder with weights, a run folder, or `tiny` (built in: a small BERT with a random start)."""
+    """A hub name, a folder with weights, a run folder, a .gguf file (on the hub: repository/file.gguf), or `tiny`
+    (built in: a small BERT with a random start)."""
     tokenizer_name_or_path: str | None = None
     """Where the tokenizer comes from; null: from the model."""
     revision: str | None = None

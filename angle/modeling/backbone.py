@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import importlib.util
+from typing import TYPE_CHECKING, Any
 
 from angle.config import ModelConfig
 from angle.errors import ConfigError
-from angle.modeling.description import TINY, SelfDescription
+from angle.modeling.description import TINY, SelfDescription, split_gguf
 from angle.modeling.packing import first_position, position_table
 from angle.modeling.quantization import loading_options, own_device
 from angle.modeling.tiny import tiny_model, tiny_tokenizer
@@ -32,8 +33,10 @@ def load_tokenizer(config: ModelConfig, name: str, said: SelfDescription, backbo
         tokenizer = tiny_tokenizer()
     else:
         try:
+            place, file = split_gguf(config.tokenizer_name_or_path or name)
             tokenizer = AutoTokenizer.from_pretrained(
-                config.tokenizer_name_or_path or name,
+                place,
+                **({"gguf_file": file} if file else {}),
                 revision=config.revision,
                 trust_remote_code=config.trust_remote_code,
             )
@@ -76,17 +79,19 @@ def load_backbone(config: ModelConfig, name: str, bits: int | None = None) -> Pr
         if bits is not None:
             raise ConfigError(f"model.load_kbit={bits} cannot work with tiny, which is small enough: leave it out.")
         return tiny_model()
+    place, file = split_gguf(name)
     dtype = config.dtype if config.dtype == "auto" else getattr(torch, config.dtype)
+    options = loading_options(bits, own_device()) if file is None else _gguf_options(name, file, bits)
     try:
         model, report = AutoModel.from_pretrained(
-            name,
+            place,
             revision=config.revision,
             trust_remote_code=config.trust_remote_code,
             dtype=dtype,
             attn_implementation=config.attn_implementation,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # reported below, in a sentence
-            **(loading_options(bits, own_device()) if bits is not None else {}),
+            **options,
         )
     except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
         raise ConfigError(
@@ -114,6 +119,26 @@ def load_backbone(config: ModelConfig, name: str, bits: int | None = None) -> Pr
             f"{type(model).__name__} is {'a decoder' if is_llm else 'an encoder'}; leave it out."
         )
     return model
+
+
+def _gguf_options(name: str, file: str, bits: int | None) -> dict[str, Any]:
+    """Return what transformers' `from_pretrained` needs to read a GGUF file, its weights made plain ones.
+
+    Raises:
+        ConfigError: no package that reads such files, or other few bits asked for.
+
+    """
+    if importlib.util.find_spec("gguf") is None:
+        raise ConfigError(f"model.name_or_path={name} needs the package gguf: type pip install -e '.[gguf]'.")
+    if bits is not None:
+        raise ConfigError(
+            f"model.load_kbit={bits} cannot work with {file}, whose weights are quantised in another way: make plain "
+            f"ones of them by python convert.py model.name_or_path={name} output_dir=plain, and train with "
+            f"model.name_or_path=plain."
+        )
+    from transformers import GgufConfig
+
+    return {"gguf_file": file, "quantization_config": GgufConfig(dequantize=True)}
 
 
 def is_decoder(model: PreTrainedModel) -> bool:

@@ -32,6 +32,14 @@ class SelfDescription:
     """Why its pooling is not known, when it should be; nothing is lost where settings give one."""
 
 
+def split_gguf(name_or_path: str) -> tuple[str, str | None]:
+    """Return a model's folder or repository and, where the name goes on with one, the GGUF file inside."""
+    if not name_or_path.endswith(".gguf"):
+        return name_or_path, None
+    place, _, file = name_or_path.rpartition("/")
+    return place or ".", file
+
+
 def locate(name_or_path: str) -> str:
     """Return the model folder inside a run folder (its best model, else the final one), or the name as it is.
 
@@ -48,10 +56,12 @@ def locate(name_or_path: str) -> str:
             f"model.name_or_path={name_or_path} is a run folder without a model yet: finish it with "
             f"python train.py train.resume={name_or_path}"
         )
-    looks_like_path = name_or_path.startswith((".", "/", "~")) or name_or_path.count("/") > 1
+    place, _ = split_gguf(name_or_path)
+    looks_like_path = name_or_path.startswith((".", "/", "~")) or place.count("/") > 1
     if looks_like_path and not path.exists():
         raise ConfigError(
-            f"model.name_or_path={name_or_path} does not exist: give a folder with weights, a run folder or a hub name."
+            f"model.name_or_path={name_or_path} does not exist: give a folder with weights, a run folder, a "
+            f".gguf file or a hub name."
         )
     return name_or_path
 
@@ -72,7 +82,7 @@ def read_json(name_or_path: str, filename: str, revision: str | None = None) -> 
         OSError: the hub cannot be reached, so that nobody knows.
 
     """
-    if name_or_path == TINY:
+    if name_or_path == TINY or name_or_path.endswith(".gguf"):
         return None
     folder = Path(name_or_path)
     if folder.is_dir():

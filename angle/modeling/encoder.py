@@ -113,7 +113,7 @@ class Encoder(nn.Module):
             )
             enable({"use_reentrant": False})
         if lora is not None and lora.enabled:
-            backbone = adapters.add_adapters(backbone, lora, str(Path(base).resolve()) if Path(base).is_dir() else base)
+            backbone = adapters.add_adapters(backbone, lora, str(Path(base).resolve()) if Path(base).exists() else base)
         bits = model.load_kbit if lora is not None and lora.enabled else None
         return cls(backbone, tokenizer, strategy, is_llm, start, bits, packable)
 
