@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from angle.evaluation.report import evaluate
     from angle.export.sentence_transformers import convert
     from angle.modeling.encoder import Encoder
+    from angle.prompts import Prompts
     from angle.settings import build_config
     from angle.training.loop import fit
     from angle.training.result import Result
@@ -26,6 +27,7 @@ _HOME = {
     "EvaluateConfig": "angle.config",
     "ModelConfig": "angle.config",
     "PoolingConfig": "angle.config",
+    "Prompts": "angle.prompts",
     "Result": "angle.training.result",
     "TrainConfig": "angle.config",
     "TrainingError": "angle.errors",
@@ -43,6 +45,7 @@ __all__ = [
     "EvaluateConfig",
     "ModelConfig",
     "PoolingConfig",
+    "Prompts",
     "Result",
     "TrainConfig",
     "TrainingError",

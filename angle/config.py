@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from angle.errors import ConfigError, nearest
+from angle.prompts import NAMED_PROMPTS
 
 #: Files of a run folder that more than one package knows.
 CONFIG_FILE, RUN_FILE = "config.yaml", "run.json"
@@ -70,7 +71,11 @@ class ModelConfig:
     padding_side: str | None = None
     """left or right; null: the tokenizer's own. It never changes an embedding."""
     prompt: str | None = None
-    """Template with {text} and names of further columns, applied to every text; null: what the model says."""
+    """Template with {text} and names of further columns, applied to every text, or A, B or C for one of the
+    reference's; null: what the model says."""
+    end_token: bool | None = None
+    """Whether every text ends with the tokenizer's end token; null: as the tokenizer does it, except that last-token
+    pooling needs some end: where neither tokenizer nor template nor the model's own description give one, true."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
 
@@ -81,10 +86,11 @@ class ModelConfig:
         if self.padding_side is not None:
             _one_of("model.padding_side", self.padding_side, ("left", "right"))
         _at_least("model.max_length", self.max_length, 2)
+        self.prompt = NAMED_PROMPTS.get(self.prompt or "", self.prompt)
         if self.prompt is not None and "{text}" not in self.prompt:
             raise ConfigError(
                 f"model.prompt={self.prompt!r} has no {{text}}: write where the text goes, "
-                f"for example 'model.prompt=\"Query: {{text}}\"'."
+                f"for example 'model.prompt=\"Query: {{text}}\"', or choose one of {', '.join(NAMED_PROMPTS)}."
             )
 
 

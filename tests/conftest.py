@@ -17,6 +17,9 @@ import pytest
 from angle.structures import Tokens
 
 REPO = Path(__file__).resolve().parent.parent
+WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+WORDS += ["a", "fox", "owl", "sleep", "##s", "##ing", "under", "the", "moon", ":", '"', "{", "}", "query", "in", "one"]
+WORDS += ["word", "colour", "red", "green"]
 #: Read when libraries are imported, so they are set before any test file is.
 os.environ |= {"HF_HUB_OFFLINE": "1", "WANDB_MODE": "disabled"}
 
@@ -76,6 +79,20 @@ class SpyTokenizer:
         rows = [text.split() + list(extra.values()) for text, extra in pairs]
         ids = np.array([zlib.crc32(word.encode()) % 2**31 for row in rows for word in row], np.int32)
         return Tokens(ids, np.cumsum([0, *map(len, rows)]))
+
+
+def decoder_tokenizer(*, start: bool, end: bool = False) -> Any:
+    """Return a tokenizer as decoders have it: words, an end token that also pads, perhaps a start token."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    words = {word: number for number, word in enumerate(["<s>", "</s>", *WORDS])}
+    backend = Tokenizer(models.WordLevel(words, "[UNK]"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    if start or end:
+        one = f"{'<s> ' if start else ''}$A{' </s>' if end else ''}"
+        backend.post_processor = processors.TemplateProcessing(one, f"{one} $B:1", [("<s>", 0), ("</s>", 1)])
+    return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>", pad_token="</s>")
 
 
 @pytest.fixture

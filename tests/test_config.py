@@ -197,7 +197,7 @@ def test_label_map_takes_numbers_as_labels():
         (
             {"model.prompt": "Query"},
             "model.prompt='Query' has no {text}: write where the text goes, for example "
-            "'model.prompt=\"Query: {text}\"'.",
+            "'model.prompt=\"Query: {text}\"', or choose one of A, B, C.",
         ),
         (
             {"pooling.strategy": "median"},

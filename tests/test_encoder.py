@@ -259,8 +259,8 @@ def test_a_folder_that_does_not_exist_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as error:
         load(tmp_path / "nothing")
     assert str(error.value) == (
-        f"model.name_or_path={tmp_path / 'nothing'} does not exist: give a folder with weights, a run folder or a hub "
-        f"name."
+        f"model.name_or_path={tmp_path / 'nothing'} does not exist: give a folder with weights, a run folder, a "
+        f".gguf file or a hub name."
     )
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from conftest import decoder_tokenizer
 from sentence_transformers import SentenceTransformer
 from torch import Tensor
 
@@ -197,6 +198,29 @@ def test_a_decoder_converts(strategy: str, tmp_path: Path) -> None:
     model = ModelConfig(str(tmp_path / "model"), padding_side="left", max_length=40)
     convert(ConvertConfig(model, PoolingConfig(strategy), output_dir=str(tmp_path / "new")))
     assert_same(embed(tmp_path / "new"), Encoder.load(model, PoolingConfig(strategy)).eval().encode(TEXTS))
+
+
+@pytest.mark.parametrize("prompt", [None, "the red fox {text}"])
+def test_the_end_token_is_converted_too(prompt: str | None, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    tokenizer = decoder_tokenizer(start=True)
+    config = transformers.LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        initializer_range=0.5,
+    )  # fmt: skip
+    transformers.LlamaModel(config).save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    model = ModelConfig(str(tmp_path / "model"), max_length=10, prompt=prompt)
+    convert(ConvertConfig(model, PoolingConfig("last"), output_dir=str(tmp_path / "new")))
+    encoder = Encoder.load(model, PoolingConfig("last")).eval()
+    assert encoder.contract.special_tokens == (("<s>",), ("</s>",))
+    texts = ["a fox", "the owl sleep under the red moon in a green word colour", "moon"]
+    assert_same(embed(tmp_path / "new", texts), encoder.encode(texts))
+    again = Encoder.load(str(tmp_path / "new")).eval()
+    assert again.contract == encoder.contract
+    assert_same(again.encode(texts), encoder.encode(texts))
+    bare = Encoder.load(ModelConfig(str(tmp_path / "model"), end_token=False), PoolingConfig("last")).eval()
+    assert (bare.encode(texts) - encoder.encode(texts)).abs().max() > 0.05
 
 
 def test_adapters_are_merged(minilm: str, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from conftest import REPO
 MODULES = sorted((REPO / "angle").rglob("*.py"))
 SCRIPTS = [REPO / name for name in ("train.py", "evaluate.py", "convert.py")]
 LAYER = {
-    **dict.fromkeys(("errors", "structures", "config", "settings"), 0),
+    **dict.fromkeys(("errors", "structures", "prompts", "config", "settings"), 0),
     **dict.fromkeys(("data", "modeling", "objective"), 1),
     "evaluation": 2,
     **dict.fromkeys(("training", "export"), 3),

@@ -7,16 +7,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import WORDS, decoder_tokenizer
 from transformers import AutoTokenizer, BertTokenizer
 
+from angle.config import ModelConfig
 from angle.errors import ConfigError
 from angle.modeling import tokenizer as tokenizer_module
+from angle.modeling.backbone import load_tokenizer
+from angle.modeling.description import SelfDescription
 from angle.modeling.tokenizer import TextTokenizer, TokenContract, template_fields
+from angle.prompts import Prompts
 from angle.structures import Tokens
 
-WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-WORDS += ["a", "fox", "owl", "sleep", "##s", "##ing", "under", "the", "moon", ":", '"', "{", "}", "query", "in", "one"]
-WORDS += ["word", "colour", "red", "green"]
 ENDING_TEMPLATE = 'query: "{text}" in one word:"'
 SENTENCES = [
     "A grey heron waits beside the mill pond.",
@@ -225,13 +227,102 @@ def test_a_slow_tokenizer_is_refused() -> None:
     )
 
 
+@pytest.mark.parametrize("start", [False, True])
+def test_an_end_token_after_every_text(start: bool, tmp_path: Path) -> None:
+    first = "<s> " if start else ""
+    plain = decoder_tokenizer(start=start)
+    assert pieces(TextTokenizer(plain, 16)(["a fox", "owl"]), plain) == [f"{first}a fox", f"{first}owl"]
+    wrapped = TextTokenizer(decoder_tokenizer(start=start), 5, end_token=True)
+    texts = ["a fox", "owl", "a fox under the red moon"]
+    room = 3 if start else 4
+    expected = [f"{first}a fox </s>", f"{first}owl </s>", f"{first}{' '.join(texts[2].split()[:room])} </s>"]
+    assert pieces(wrapped(texts), wrapped.tokenizer) == expected
+    assert wrapped.special_tokens == (("<s>",) if start else (), ("</s>",))
+    wrapped.save(tmp_path)
+    again = AutoTokenizer.from_pretrained(tmp_path)
+    assert pieces(TextTokenizer(again, 5)(texts), again) == expected  # the saved files alone say so
+    assert pieces(TextTokenizer(again, 5, end_token=True)(texts), again) == expected  # and not twice
+
+
+def test_the_end_token_stands_behind_the_template() -> None:
+    wrapped = TextTokenizer(decoder_tokenizer(start=True), 8, "the {text} word", end_token=True)
+    texts = wrapped(["a fox under the red green moon", "owl"])
+    assert pieces(texts, wrapped.tokenizer) == ["<s> the a fox under the word </s>", "<s> the owl word </s>"]
+
+
+def test_an_end_token_that_is_not_there_or_cannot_be_left_out(small: Any) -> None:
+    with pytest.raises(ConfigError) as error:
+        TextTokenizer(small, 16, end_token=True)
+    assert str(error.value) == (
+        "model.end_token=true cannot work: the tokenizer has no end token; leave the setting out."
+    )
+    with pytest.raises(ConfigError) as error:
+        TextTokenizer(decoder_tokenizer(start=True, end=True), 16, end_token=False)
+    assert str(error.value) == (
+        "model.end_token=false cannot work: the tokenizer puts </s> after every text itself; leave the setting out."
+    )
+    assert TextTokenizer(decoder_tokenizer(start=False), 16, end_token=False).special_tokens == ((), ())
+
+
+@pytest.mark.parametrize(
+    ("pooling", "prompt", "said", "end"),
+    [
+        ("last", None, SelfDescription(), True),
+        ("last", "query: {text}", SelfDescription(), True),
+        ("last", 'the "{text}" in one word:"', SelfDescription(), False),
+        ("avg", None, SelfDescription(), False),
+        ("last", None, SelfDescription(pooling="last"), False),
+        ("last", None, SelfDescription(pooling="last", special_tokens=(("<s>",), ())), False),
+    ],
+)
+def test_last_token_pooling_needs_an_end(
+    pooling: str, prompt: str | None, said: SelfDescription, end: bool, tmp_path: Path
+) -> None:
+    decoder_tokenizer(start=True).save_pretrained(tmp_path)
+    config = ModelConfig(str(tmp_path), prompt=prompt)
+    wrapped = load_tokenizer(config, str(tmp_path), said, pooling, None)
+    assert wrapped.special_tokens == (("<s>",), ("</s>",) if end else ())
+    assert wrapped.tokenizer.padding_side == ("left" if pooling == "last" else "right")
+
+
+def test_padding_that_looks_like_an_end(tmp_path: Path) -> None:
+    decoder_tokenizer(start=True).save_pretrained(tmp_path)
+    with pytest.raises(ConfigError) as error:
+        load_tokenizer(ModelConfig(str(tmp_path), padding_side="right"), str(tmp_path), SelfDescription(), "last", None)
+    assert str(error.value) == (
+        "model.padding_side=right cannot work with pooling.strategy=last: </s> both pads and ends texts, so other "
+        "software would take the end of a text for padding; type model.padding_side=left."
+    )
+
+
+def test_a_tokenizer_that_writes_texts_otherwise_than_the_model_was_trained(tmp_path: Path) -> None:
+    decoder_tokenizer(start=True).save_pretrained(tmp_path)
+    said = SelfDescription(pooling="last", special_tokens=(("<s>",), ("</s>",)))
+    with pytest.raises(ConfigError) as error:
+        load_tokenizer(ModelConfig(str(tmp_path)), str(tmp_path), said, "last", None)
+    assert str(error.value) == (
+        f"{tmp_path} was trained on texts <s> ... </s>, but its tokenizer now writes <s> ...: give the right one by "
+        f"model.tokenizer_name_or_path=..."
+    )
+
+
+def test_named_templates() -> None:
+    assert ModelConfig(prompt="A").prompt == 'Summarize sentence "{text}" in one word:"'
+    assert ModelConfig(prompt="B").prompt == 'You can only output one word. Summarize "{text}":"'
+    assert (
+        ModelConfig(prompt="C").prompt
+        == Prompts.C
+        == ("Represent this sentence for searching relevant passages: {text}")
+    )
+
+
 def test_the_contract_file(tmp_path: Path) -> None:
     TokenContract("avg", 77, "Ähnlich: {text}", "left", True).save(tmp_path)
     text = (tmp_path / "angle_config.json").read_text(encoding="utf-8")
     assert "Ähnlich" in text
     assert json.loads(text) == {
         "pooling": "avg", "max_length": 77, "prompt": "Ähnlich: {text}", "padding_side": "left", "is_llm": True,
-        "bidirectional_from": None, "load_kbit": None,
+        "bidirectional_from": None, "load_kbit": None, "special_tokens": [[], []],
     }  # fmt: skip
 
 

@@ -11,20 +11,27 @@ from angle.modeling.description import TINY, SelfDescription, split_gguf
 from angle.modeling.packing import first_position, position_table
 from angle.modeling.quantization import loading_options, own_device
 from angle.modeling.tiny import tiny_model, tiny_tokenizer
-from angle.modeling.tokenizer import DEFAULT_MAX_LENGTH, TextTokenizer
+from angle.modeling.tokenizer import DEFAULT_MAX_LENGTH, TextTokenizer, ends_in_words, special_tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-def load_tokenizer(config: ModelConfig, name: str, said: SelfDescription, backbone_limit: int | None) -> TextTokenizer:
+def load_tokenizer(
+    config: ModelConfig, name: str, said: SelfDescription, pooling: str, backbone_limit: int | None
+) -> TextTokenizer:
     """Return the tokenizer of a model, under the contract that settings and the model's own words give.
 
     Args:
         config: settings that are given win over what the model says.
         name: the model's located folder or hub name.
         said: what the model says of itself.
+        pooling: the strategy.
         backbone_limit: the most tokens the model has positions for, None when unbounded.
+
+    Raises:
+        ConfigError: no tokenizer, one that writes texts otherwise than the model was trained, or settings that it
+            cannot follow.
 
     """
     from transformers import AutoTokenizer
@@ -48,6 +55,13 @@ def load_tokenizer(config: ModelConfig, name: str, said: SelfDescription, backbo
     tokenizer.padding_side = config.padding_side or said.padding_side or tokenizer.padding_side
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
+    if pooling == "last" and tokenizer.pad_token is not None and tokenizer.pad_token == tokenizer.eos_token:
+        if config.padding_side == "right":
+            raise ConfigError(
+                f"model.padding_side=right cannot work with pooling.strategy=last: {tokenizer.pad_token} both pads and "
+                f"ends texts, so other software would take the end of a text for padding; type model.padding_side=left."
+            )
+        tokenizer.padding_side = "left"
     own_limit = min(DEFAULT_MAX_LENGTH, backbone_limit or DEFAULT_MAX_LENGTH)
     max_length = config.max_length or said.max_length or own_limit
     if backbone_limit is not None and max_length > backbone_limit:
@@ -56,7 +70,22 @@ def load_tokenizer(config: ModelConfig, name: str, said: SelfDescription, backbo
             f"tokens; type model.max_length={backbone_limit}."
         )
     prompt = config.prompt if config.prompt is not None else said.prompt
-    return TextTokenizer(tokenizer, max_length, prompt)
+    end_token = config.end_token
+    if end_token is None and said.pooling is None and pooling == "last" and not ends_in_words(prompt):
+        # Else an embedding would be the state of whatever word a text happens to end with.
+        end_token = True if tokenizer.eos_token and not special_tokens(tokenizer)[1] else None
+    wrapped = TextTokenizer(tokenizer, max_length, prompt, end_token)
+    if config.end_token is None and said.special_tokens not in (None, wrapped.special_tokens):
+        raise ConfigError(
+            f"{name} was trained on texts {_written(said.special_tokens)}, but its tokenizer now writes "
+            f"{_written(wrapped.special_tokens)}: give the right one by model.tokenizer_name_or_path=..."
+        )
+    return wrapped
+
+
+def _written(special_tokens: tuple[tuple[str, ...], tuple[str, ...]] | None) -> str:
+    before, after = special_tokens or ((), ())
+    return " ".join((*before, "...", *after))
 
 
 def load_backbone(config: ModelConfig, name: str, bits: int | None = None) -> PreTrainedModel:

@@ -28,6 +28,7 @@ class SelfDescription:
     padding_side: str | None = None
     bidirectional_from: int | None = None
     load_kbit: int | None = None
+    special_tokens: tuple[tuple[str, ...], tuple[str, ...]] | None = None
     problem: str | None = None
     """Why its pooling is not known, when it should be; nothing is lost where settings give one."""
 
@@ -140,11 +141,19 @@ def _describe(name_or_path: str, revision: str | None) -> SelfDescription:
             contract.get("padding_side"),
             None if start is None or start < 0 else int(start),
             contract.get("load_kbit"),
+            _pair(contract.get("special_tokens")),
         )
     modules = read_json(name_or_path, "modules.json", revision)
     if modules is None:
         return SelfDescription()
     return _describe_sentence_transformers(name_or_path, modules, revision)
+
+
+def _pair(special_tokens: list[list[str]] | None) -> tuple[tuple[str, ...], tuple[str, ...]] | None:
+    if special_tokens is None:
+        return None
+    before, after = special_tokens
+    return tuple(before), tuple(after)
 
 
 def _describe_sentence_transformers(name: str, modules: list[dict[str, Any]], revision: str | None) -> SelfDescription:

@@ -86,12 +86,12 @@ class Encoder(nn.Module):
         is_llm = is_decoder(backbone)
         if adapted:
             backbone = adapters.merge_adapters(dequantize(backbone) if said.load_kbit else backbone, name)
-        tokenizer = load_tokenizer(model, name, said, position_limit(backbone))
         strategy = pooling.strategy if pooling else "auto"
         if strategy == "auto":
             if said.problem is not None:
                 raise ConfigError(said.problem)
             strategy = said.pooling or ("avg" if is_llm else "cls")
+        tokenizer = load_tokenizer(model, name, said, strategy, position_limit(backbone))
         start = _first_bidirectional_layer(billm, said, backbone, is_llm)
         if start is not None:
             make_bidirectional(backbone, start)
@@ -140,6 +140,7 @@ class Encoder(nn.Module):
             self.is_llm,
             self.bidirectional_from,
             self.load_kbit,
+            tokenizer.special_tokens,
         )
 
     def forward(self, ids: Tensor, lengths: Lengths) -> Tensor:

@@ -35,13 +35,17 @@ class TokenContract:
     """BiLLM: the first layer that attends in both directions."""
     load_kbit: int | None = None
     """The bits of the frozen weights that an adapter was trained on."""
+    special_tokens: tuple[tuple[str, ...], tuple[str, ...]] = ((), ())
+    """What the tokenizer puts before and after every text."""
 
     def __str__(self) -> str:
         """Return the contract for a person."""
         template = "" if self.prompt is None else f", template {self.prompt!r}"
+        after = self.special_tokens[1]
+        end = f", {' '.join(after)} after a text" if self.pooling == "last" and after else ""
         layers = "" if self.bidirectional_from is None else f", both directions from layer {self.bidirectional_from}"
         bits = "" if self.load_kbit is None else f", trained on {self.load_kbit}-bit weights"
-        return f"{self.pooling} pooling, at most {self.max_length} tokens{template}{layers}{bits}"
+        return f"{self.pooling} pooling, at most {self.max_length} tokens{template}{end}{layers}{bits}"
 
     def save(self, folder: Path) -> None:
         """Write the contract into a model folder."""
@@ -70,14 +74,30 @@ def template_fields(prompt: str) -> list[str]:
     return fields
 
 
+def special_tokens(tokenizer: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return what a tokenizer puts before and after every text."""
+    encoded = tokenizer("a", return_special_tokens_mask=True)
+    tokens = tokenizer.convert_ids_to_tokens(encoded["input_ids"])
+    text = [place for place, special in enumerate(encoded["special_tokens_mask"]) if not special]
+    return tuple(tokens[: text[0]]), tuple(tokens[text[-1] + 1 :])
+
+
+def ends_in_words(prompt: str | None) -> bool:
+    """Return whether a template has words after its last field, so that every text ends with the same token."""
+    return prompt is not None and list(string.Formatter().parse(prompt))[-1][1] is None
+
+
 class TextTokenizer:
     """A tokenizer with a template and a longest length. Truncation cuts the text, never the template."""
 
-    def __init__(self, tokenizer: Any, max_length: int, prompt: str | None = None) -> None:
+    def __init__(
+        self, tokenizer: Any, max_length: int, prompt: str | None = None, end_token: bool | None = None
+    ) -> None:
         """Wrap a fast transformers tokenizer.
 
         Raises:
-            ConfigError: no fast tokenizer, or a template that leaves no room for a text.
+            ConfigError: no fast tokenizer, a template that leaves no room for a text, or an end token that is not there
+                or cannot be left out.
 
         """
         if not tokenizer.is_fast:
@@ -86,6 +106,8 @@ class TextTokenizer:
                 f"give one with a tokenizer.json by model.tokenizer_name_or_path=..."
             )
         self.tokenizer = tokenizer
+        if end_token is not None:
+            self._set_end_token(end_token)
         self.max_length = max_length
         self.prompt = prompt
         self.columns = tuple(name for name in template_fields(prompt) if name != "text") if prompt else ()
@@ -97,6 +119,30 @@ class TextTokenizer:
                     f"model.max_length={max_length} leaves no room for a text: the template {prompt!r} alone takes "
                     f"{self._template_length} tokens; raise model.max_length or shorten model.prompt."
                 )
+
+    @property
+    def special_tokens(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """What the tokenizer puts before and after every text."""
+        return special_tokens(self.tokenizer)
+
+    def _set_end_token(self, wanted: bool) -> None:
+        """Let the tokenizer end every text with its end token, also once it is saved and loaded elsewhere."""
+        from tokenizers.processors import Sequence as Steps
+        from tokenizers.processors import TemplateProcessing
+
+        end, after = self.tokenizer.eos_token, self.special_tokens[1]
+        if wanted == (end is not None and end in after):
+            return
+        if end is None or not wanted:
+            what = "has no end token" if end is None else f"puts {end} after every text itself"
+            raise ConfigError(
+                f"model.end_token={str(wanted).lower()} cannot work: the tokenizer {what}; leave the setting out."
+            )
+        backend = self.tokenizer.backend_tokenizer
+        ends = TemplateProcessing(
+            single=f"$A {end}", pair=f"$A $B:1 {end}:1", special_tokens=[(end, self.tokenizer.eos_token_id)]
+        )
+        backend.post_processor = Steps([backend.post_processor, ends] if backend.post_processor else [ends])
 
     @property
     def fingerprint(self) -> str:

@@ -178,6 +178,7 @@ def decide(config: TrainConfig, encoder: Encoder, data: Data) -> TrainConfig:
             prompt=contract.prompt,
             is_llm=contract.is_llm,
             padding_side=contract.padding_side,
+            end_token=encoder.tokenizer.tokenizer.eos_token in contract.special_tokens[1],
         ),
         pooling=PoolingConfig(contract.pooling),
         billm=_billm(contract.bidirectional_from),

@@ -1,0 +1,15 @@
+"""Templates with a name."""
+
+from __future__ import annotations
+
+
+class Prompts:
+    """The reference's templates: A and B lead a decoder to say a text in one word, C marks a search query."""
+
+    A = 'Summarize sentence "{text}" in one word:"'
+    B = 'You can only output one word. Summarize "{text}":"'
+    C = "Represent this sentence for searching relevant passages: {text}"
+
+
+#: What `model.prompt` accepts in place of a template.
+NAMED_PROMPTS = {"A": Prompts.A, "B": Prompts.B, "C": Prompts.C}
