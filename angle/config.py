@@ -54,6 +54,9 @@ class ModelConfig:
     (built in: a small BERT with a random start)."""
     tokenizer_name_or_path: str | None = None
     """Where the tokenizer comes from; null: from the model."""
+    adapter: str | None = None
+    """A saved LoRA adapter to start from; with lora=none it is trained further, else it stays as it is below a new one.
+    An adapter as name_or_path is merged into its base with lora=none, else it stays as it is too."""
     revision: str | None = None
     """Branch, tag or commit on the hub."""
     trust_remote_code: bool = False
@@ -358,7 +361,7 @@ class TrainingConfig:
     gradient_accumulation_steps: int = 1
     """Batches whose mean gradient makes one optimiser step."""
     learning_rate: float | None = None
-    """Peak learning rate; null: 5e-5, with LoRA 2e-4, for the random start of `tiny` 2e-3."""
+    """Peak learning rate; null: 5e-5, for adapters 2e-4, for the random start of `tiny` 2e-3."""
     weight_decay: float = 0.0
     """AdamW's decay, on matrices only: never on biases and norms."""
     warmup_steps: float = 0.1
@@ -447,7 +450,7 @@ class TrainConfig:
                 "data.streaming=true needs train.max_steps, for a stream has no known length: add for "
                 "example train.max_steps=1000."
             )
-        if self.model.load_kbit is not None and not self.lora.enabled:
+        if self.model.load_kbit is not None and not self.lora.enabled and self.model.adapter is None:
             raise ConfigError(
                 f"model.load_kbit={self.model.load_kbit} freezes the weights, so there is nothing to train: "
                 f"add lora=r16."

@@ -1,26 +1,70 @@
-"""LoRA: fresh adapters to train, and saved ones merged into the weights."""
+"""LoRA: adapters to train, fresh or from before, on top of frozen ones, and all of them merged into the weights."""
 
 from __future__ import annotations
 
+import pickle
 import warnings
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from angle.config import LoraConfig
 from angle.errors import ConfigError
+from angle.modeling.description import ADAPTER_FILE
 from angle.modeling.quantization import quiet_bitsandbytes
 
 if TYPE_CHECKING:
+    from peft import PeftModel
     from transformers import PreTrainedModel
 
+#: peft's name of the adapter that is trained and stands at the top of a folder. Frozen ones stand in folders below.
+TRAINED, FROZEN = "default", "frozen-{}"
 
-def add_adapters(backbone: PreTrainedModel, config: LoraConfig, base_name: str) -> Any:
-    """Return the model with fresh adapters on it; only they are trainable.
+#: What peft puts before the name of every weight.
+PREFIX = "base_model.model."
+
+
+def add_adapters(
+    backbone: PreTrainedModel, base_name: str, *, saved: str | None = None, fresh: LoraConfig | None = None
+) -> PeftModel:
+    """Return the model with adapters on it, of which one is trainable and nothing else.
+
+    Args:
+        backbone: the bare model.
+        base_name: where it comes from; written into the adapter's folder.
+        saved: folder or repository of adapters to start from: trained further, or frozen below `fresh`.
+        fresh: a new adapter, whose start changes nothing.
 
     Raises:
-        ConfigError: target modules that match no linear layer.
+        ConfigError: target modules that match no linear layer, or a saved adapter that does not fit the model.
 
     """
     quiet_bitsandbytes()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers by a name that is to change
+        backbone.name_or_path = base_name
+        settings = None if fresh is None else _settings(backbone, fresh)
+        places = [] if saved is None else _places(saved)
+        model: Any = backbone
+        for number, place in enumerate(places):
+            last = fresh is None and number == len(places) - 1
+            model = _add_saved(model, place, TRAINED if last else FROZEN.format(number))
+        if settings is not None:
+            model = _add(model, settings, TRAINED)
+        model.base_model.set_adapter(list(model.peft_config))
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_("lora_" in name and f".{TRAINED}." in name)
+        return model
+
+
+def merge_adapters(backbone: PreTrainedModel, saved: str) -> PreTrainedModel:
+    """Return the model with the adapters saved at a place merged into its weights."""
+    model = add_adapters(backbone, backbone.name_or_path, saved=saved)
+    merged: PreTrainedModel = model.merge_and_unload(adapter_names=list(model.peft_config))
+    return merged.requires_grad_(True)
+
+
+def _settings(backbone: PreTrainedModel, config: LoraConfig) -> Any:
+    """Return peft's settings of a fresh adapter."""
     import peft
     import torch
 
@@ -35,8 +79,7 @@ def add_adapters(backbone: PreTrainedModel, config: LoraConfig, base_name: str) 
             f"lora.target_modules={config.target_modules} names {', '.join(sorted(unknown))}, which "
             f"this model does not have. Its linear layers are: {', '.join(sorted(linear))}."
         )
-    backbone.name_or_path = base_name  # peft writes it into the adapter's folder
-    adapter = peft.LoraConfig(
+    return peft.LoraConfig(
         task_type=peft.TaskType.FEATURE_EXTRACTION,
         r=config.r,
         lora_alpha=config.alpha,
@@ -44,16 +87,70 @@ def add_adapters(backbone: PreTrainedModel, config: LoraConfig, base_name: str) 
         target_modules=sorted(config.target_modules or linear),
         exclude_modules=r".*pooler.*" if hasattr(backbone, "pooler") else None,
     )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers by a name that is to change
-        return peft.get_peft_model(backbone, adapter)
 
 
-def merge_adapters(backbone: PreTrainedModel, folder: str) -> Any:
-    """Return the model with the adapter saved in `folder` merged into its weights."""
-    quiet_bitsandbytes()
+def _places(saved: str) -> list[str]:
+    """Return the folders of the adapters saved at a place, the topmost last."""
+    folder = Path(saved)
+    if not folder.is_dir():
+        from huggingface_hub import snapshot_download
+
+        folder = Path(snapshot_download(saved, allow_patterns=["adapter_*", f"{FROZEN.format('*')}/adapter_*"]))
+    if not (folder / ADAPTER_FILE).is_file():
+        raise ConfigError(f"model.adapter={saved} is no adapter: it has no {ADAPTER_FILE}.")
+    frozen = sorted(folder.glob(FROZEN.format("*")), key=lambda path: int(path.name.rsplit("-", 1)[-1]))
+    return [str(place) for place in (*frozen, folder)]
+
+
+def _add(model: Any, settings: Any, name: str) -> Any:
     import peft
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)
-        return peft.PeftModel.from_pretrained(backbone, folder).merge_and_unload()
+    if isinstance(model, peft.PeftModel):
+        model.add_adapter(name, settings)
+        return model
+    return peft.get_peft_model(model, settings, adapter_name=name)
+
+
+def _add_saved(model: Any, place: str, name: str) -> Any:
+    """Return the model with one saved adapter, all of whose weights have found their layers."""
+    import peft
+    from peft.utils import load_peft_weights
+    from safetensors import SafetensorError
+
+    settings = peft.PeftConfig.from_pretrained(place)
+    if not isinstance(settings, peft.LoraConfig):
+        kind = str(settings.peft_type).rsplit(".", 1)[-1]
+        raise ConfigError(f"model.adapter={place} is a {kind} adapter, but only LoRA adapters can be read.")
+    try:
+        found = load_peft_weights(place, device="cpu")  # a .bin file with weights_only=True
+    except (OSError, ValueError, pickle.UnpicklingError, SafetensorError) as error:
+        first = next(iter(str(error).splitlines()), type(error).__name__)
+        raise ConfigError(f"model.adapter={place} could not be read: {first.rstrip('.')}.") from None
+    backbone = model.get_base_model() if isinstance(model, peft.PeftModel) else model
+    # Made on a class with a head, an adapter names the bare model inside of it. The head makes no embedding.
+    inside, head = f"{backbone.base_model_prefix}.", "lm_head"
+    weights = {
+        key.removeprefix(PREFIX).removeprefix(inside): weight
+        for key, weight in found.items()
+        if not key.startswith(f"{PREFIX}{head}.")
+    }
+    if isinstance(settings.target_modules, set):
+        settings.target_modules = {target.removeprefix(inside) for target in settings.target_modules - {head}}
+    settings.task_type = peft.TaskType.FEATURE_EXTRACTION
+    settings.base_model_name_or_path = backbone.name_or_path
+    settings.inference_mode = False
+    try:
+        model = _add(model, settings, name)
+    except ValueError as error:  # none of the target modules is there
+        raise ConfigError(f"model.adapter={place} does not fit {type(backbone).__name__}: {error}") from None
+    wanted = peft.get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
+    wanted = {key.removeprefix(PREFIX): weight for key, weight in wanted.items()}
+    strange = sorted(weights.keys() ^ wanted.keys())
+    strange += [key for key in weights if key in wanted and weights[key].shape != wanted[key].shape]
+    if strange:
+        raise ConfigError(
+            f"model.adapter={place} does not fit {type(backbone).__name__}: {len(strange)} of its weights and layers "
+            f"have no counterpart of their shape, {strange[0]} for one. Choose the model that it was made for."
+        )
+    peft.set_peft_model_state_dict(model, {PREFIX + key: weight for key, weight in weights.items()}, adapter_name=name)
+    return model

@@ -16,7 +16,7 @@ from angle.errors import ConfigError
 from angle.modeling import adapters
 from angle.modeling.backbone import is_decoder, load_backbone, load_tokenizer, position_limit
 from angle.modeling.bidirectional import decoder_layers, make_bidirectional
-from angle.modeling.description import SelfDescription, adapter_base, describe, locate
+from angle.modeling.description import SelfDescription, adapter_base, describe, locate, read_json
 from angle.modeling.packing import enable_packing, run_packed, run_padded
 from angle.modeling.pooling import Lengths, pool
 from angle.modeling.quantization import dequantize
@@ -59,10 +59,13 @@ class Encoder(nn.Module):
         pooling: PoolingConfig | None = None,
         lora: LoraConfig | None = None,
         billm: BillmConfig | None = None,
+        *,
+        merge: bool = True,
     ) -> Encoder:
         """Return the encoder that the settings, or a name alone, describe: on the hub, in a model or a run folder.
 
-        Adapters found at the place are merged into the weights; with `lora` enabled, fresh ones are put on top.
+        Adapters found at the place are merged into the weights, unless `merge` is false or a fresh one is to be trained
+        on top of them, as `lora` says. `model.adapter` is trained further, or stays frozen below a fresh one.
 
         Raises:
             ConfigError: whatever keeps the model from being loaded, or its settings from making sense.
@@ -71,27 +74,29 @@ class Encoder(nn.Module):
         _quiet_transformers()
         if isinstance(model, str):
             model = ModelConfig(model)
-        name = locate(model.name_or_path)
-        adapted = adapter_base(name, model.revision)
-        base = adapted or name
-        if adapted and lora is not None and lora.enabled:
+        name, adapter = locate(model.name_or_path), model.adapter and locate(model.adapter)
+        base = adapter_base(name, model.revision)
+        if base is not None and adapter is not None:
             raise ConfigError(
-                f"lora.enabled=true cannot work with model.name_or_path={model.name_or_path}, which is an adapter "
-                f"itself: the new one would be saved without it. Type lora=none to train all weights, or start from "
-                f"{base}."
+                f"model.adapter={adapter} cannot work with model.name_or_path={name}, which is an adapter itself: give "
+                f"its base, {base}, as model.name_or_path."
             )
-        said = describe(name, model.revision)
+        adapter, base = (name, base) if base is not None else (adapter, name)
+        fresh = lora if lora is not None and lora.enabled else None
+        merged = merge and adapter == name and fresh is None
+        said = describe(adapter or name, model.revision)
         # An adapter belongs to the weights it was trained on: those that their few bits stand for.
-        backbone = load_backbone(model, base, said.load_kbit if adapted else model.load_kbit)
+        bits = said.load_kbit if adapter and (merged or model.load_kbit is None) else model.load_kbit
+        backbone = load_backbone(model, base, bits)
+        if merged and adapter:
+            backbone = adapters.merge_adapters(dequantize(backbone) if bits else backbone, adapter)
         is_llm = is_decoder(backbone)
-        if adapted:
-            backbone = adapters.merge_adapters(dequantize(backbone) if said.load_kbit else backbone, name)
         strategy = pooling.strategy if pooling else "auto"
         if strategy == "auto":
             if said.problem is not None:
                 raise ConfigError(said.problem)
             strategy = said.pooling or ("avg" if is_llm else "cls")
-        tokenizer = load_tokenizer(model, name, said, strategy, position_limit(backbone))
+        tokenizer = load_tokenizer(model, _tokenizer_place(adapter, base), said, strategy, position_limit(backbone))
         start = _first_bidirectional_layer(billm, said, backbone, is_llm)
         if start is not None:
             make_bidirectional(backbone, start)
@@ -112,10 +117,10 @@ class Encoder(nn.Module):
                 getattr(backbone, "activation_checkpointing_enable", None) or backbone.gradient_checkpointing_enable
             )
             enable({"use_reentrant": False})
-        if lora is not None and lora.enabled:
-            backbone = adapters.add_adapters(backbone, lora, str(Path(base).resolve()) if Path(base).exists() else base)
-        bits = model.load_kbit if lora is not None and lora.enabled else None
-        return cls(backbone, tokenizer, strategy, is_llm, start, bits, packable)
+        if fresh or (adapter and not merged):
+            base = str(Path(base).resolve()) if Path(base).exists() else base
+            backbone = adapters.add_adapters(backbone, base, saved=adapter, fresh=fresh)
+        return cls(backbone, tokenizer, strategy, is_llm, start, None if merged else bits, packable)
 
     @property
     def dimensions(self) -> int:
@@ -230,6 +235,14 @@ class Encoder(nn.Module):
         self.backbone.save_pretrained(folder, **further)
         self.tokenizer.save(folder)
         self.contract.save(folder)
+
+
+def _tokenizer_place(adapter: str | None, base: str) -> str:
+    """Return where the tokenizer is: with the adapter, if one was saved there."""
+    try:
+        return adapter if adapter and read_json(adapter, "tokenizer_config.json") else base
+    except OSError:
+        return base
 
 
 def _first_bidirectional_layer(

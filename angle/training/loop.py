@@ -374,7 +374,7 @@ def _finish(run: Run) -> Result:
         if run.data.test is not None:
             encoder = run.encoder
             if progress.best_step not in (None, progress.step):
-                best = replace(run.config.model, name_or_path=str(folder.path / "best"))
+                best = replace(run.config.model, name_or_path=str(folder.path / "best"), adapter=None)
                 encoder = Encoder.load(best, run.config.pooling).to(run.accelerator.device)
             test_after = score_pairs(encoder, run.data.test).spearman
         outcome: dict[str, Any] = {

@@ -157,9 +157,9 @@ def decide(config: TrainConfig, encoder: Encoder, data: Data) -> TrainConfig:
     loss = config.loss.for_format(name)
     if loss.positive_above is None:
         loss = replace(loss, positive_above=sample.POSITIVE_ABOVE if on_sample and name == "A" else 0.0)
-    rate = config.train.learning_rate
+    rate, adapters = config.train.learning_rate, config.lora.enabled or config.model.adapter
     if rate is None:
-        rate = 2e-3 if config.model.name_or_path == TINY else 2e-4 if config.lora.enabled else 5e-5
+        rate = 2e-3 if config.model.name_or_path == TINY else 2e-4 if adapters else 5e-5
     config = _with_sample_splits(config)
     sets = config.data
     return replace(
@@ -174,6 +174,7 @@ def decide(config: TrainConfig, encoder: Encoder, data: Data) -> TrainConfig:
         model=replace(
             config.model,
             name_or_path=_absolute(config.model.name_or_path),
+            adapter=config.model.adapter and _absolute(config.model.adapter),
             max_length=contract.max_length,
             prompt=contract.prompt,
             is_llm=contract.is_llm,

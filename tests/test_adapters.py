@@ -1,0 +1,215 @@
+"""Adapters from before: trained further, frozen below new ones, made on other classes, and what does not fit."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+import torch
+from conftest import decoder_tokenizer
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+
+from angle.config import LoraConfig, ModelConfig, PoolingConfig
+from angle.errors import ConfigError
+from angle.modeling.encoder import Encoder
+
+torch.set_num_threads(1)
+
+TEXTS = ["a fox", "the owl sleep under the red moon", "moon"]
+LORA = LoraConfig(enabled=True, r=4, alpha=8, dropout=0.0)
+
+
+def make_base(folder: Path, seed: int = 0, **settings: Any) -> Path:
+    """Write a small decoder with its head, as decoders are published."""
+    torch.manual_seed(seed)
+    tokenizer = decoder_tokenizer(start=True)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        initializer_range=0.2, **settings,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_base(tmp_path_factory.mktemp("adapters") / "base")
+
+
+def load(place: Path, lora: LoraConfig | None = None, **settings: Any) -> Encoder:
+    return Encoder.load(ModelConfig(str(place), **settings), lora=lora).eval()
+
+
+def learn(encoder: Encoder, seed: int) -> None:
+    """Give the trainable adapter weights that change the embeddings."""
+    torch.manual_seed(seed)
+    for name, parameter in encoder.named_parameters():
+        if parameter.requires_grad:
+            assert "lora_" in name
+            nn.init.normal_(parameter, std=0.3)
+
+
+def close(one: Tensor, other: Tensor) -> None:
+    torch.testing.assert_close(one, other, rtol=0, atol=2e-5)
+
+
+def trained(encoder: Encoder) -> int:
+    return sum(parameter.numel() for parameter in encoder.parameters() if parameter.requires_grad)
+
+
+@pytest.fixture(scope="module")
+def first(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Save an adapter for `base`, with last-token pooling."""
+    folder = tmp_path_factory.mktemp("first") / "adapter"
+    encoder = Encoder.load(ModelConfig(str(base), max_length=20), PoolingConfig("last"), LORA).eval()
+    learn(encoder, 1)
+    encoder.save(folder)
+    return folder
+
+
+def test_an_adapter_is_trained_further(base: Path, first: Path, tmp_path: Path) -> None:
+    encoder = load(base, adapter=str(first))
+    assert encoder.contract == load(first).contract  # what the adapter says holds, not what the base does
+    assert encoder.contract.pooling == "last"
+    close(encoder.encode(TEXTS), load(first).encode(TEXTS))
+    assert trained(encoder) == trained(load(base, LORA))
+    learn(encoder, 2)
+    changed = encoder.encode(TEXTS)
+    encoder.save(tmp_path / "further")
+    assert not [path for path in (tmp_path / "further").iterdir() if path.is_dir()]
+    close(load(tmp_path / "further").encode(TEXTS), changed)
+    assert (changed - load(first).encode(TEXTS)).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("how", ["model.adapter", "model.name_or_path"])
+def test_an_adapter_stays_as_it_is_below_a_new_one(how: str, base: Path, first: Path, tmp_path: Path) -> None:
+    settings = {"adapter": str(first)} if how == "model.adapter" else {}
+    second = load(base if settings else first, LoraConfig(enabled=True, r=2, alpha=4), **settings)
+    close(second.encode(TEXTS), load(first).encode(TEXTS))
+    assert trained(second) == trained(load(base, LORA)) // 2
+    learn(second, 2)
+    changed = second.encode(TEXTS)
+    second.save(tmp_path / "second")
+    close(load(tmp_path / "second").encode(TEXTS), changed)
+
+    third = load(tmp_path / "second", LORA)  # and once more
+    close(third.encode(TEXTS), changed)
+    learn(third, 3)
+    third.save(tmp_path / "third")
+    close(load(tmp_path / "third").encode(TEXTS), third.encode(TEXTS))
+    for earlier, place in ((first, "frozen-0"), (tmp_path / "second", "frozen-1")):
+        kept, original = (peft.load_peft_weights(str(p), "cpu") for p in (tmp_path / "third" / place, earlier))
+        assert all(torch.equal(kept[name], weight) for name, weight in original.items())
+    further = load(base, adapter=str(tmp_path / "third"))  # the topmost is the one that is trained
+    close(further.encode(TEXTS), third.encode(TEXTS))
+    assert trained(further) == trained(third)
+
+
+def test_an_adapter_below_a_new_one_on_4_bit_weights(base: Path, tmp_path: Path) -> None:
+    encoder = load(base, LORA, load_kbit=4)
+    learn(encoder, 1)
+    encoder.save(tmp_path / "first")
+    second = load(tmp_path / "first", LORA)
+    assert second.load_kbit == 4  # its weights are those that the first one was trained on
+    close(second.encode(TEXTS), encoder.encode(TEXTS))
+    learn(second, 2)
+    second.save(tmp_path / "second")
+    close(load(tmp_path / "second").encode(TEXTS), second.encode(TEXTS))
+
+
+@pytest.mark.parametrize("targets", [["q_proj", "v_proj"], "all-linear"])
+@pytest.mark.parametrize("how", ["model.adapter", "model.name_or_path"])
+def test_an_adapter_made_on_a_language_model(how: str, targets: Any, base: Path, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = peft.get_peft_model(
+        AutoModelForCausalLM.from_pretrained(base),
+        peft.LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=targets, init_lora_weights=False),
+    ).eval()
+    model.save_pretrained(tmp_path / "adapter")
+    assert any(
+        key.startswith("base_model.model.model.layers.0") for key in peft.load_peft_weights(tmp_path / "adapter")
+    )
+    place, settings = (
+        (base, {"adapter": str(tmp_path / "adapter")}) if how == "model.adapter" else (tmp_path / "adapter", {})
+    )
+    encoder = load(place, **settings)
+    for text in TEXTS:
+        ids = torch.tensor([encoder.tokenizer.tokenizer(text).input_ids])
+        with torch.no_grad():
+            states = model(input_ids=ids, output_hidden_states=True).hidden_states[-1][0]
+        close(encoder.encode([text])[0], states.mean(0))
+
+
+def test_an_adapter_of_another_model(first: Path, tmp_path: Path) -> None:
+    for settings in ({"num_key_value_heads": 2}, {}):
+        other = make_base(tmp_path / f"other{len(settings)}", seed=1, **settings)
+        if settings:
+            with pytest.raises(ConfigError) as error:
+                load(other, adapter=str(first))
+            assert str(error.value).startswith(f"model.adapter={first} does not fit LlamaModel: 4 of its weights")
+    narrow = tmp_path / "narrow"
+    narrow.mkdir()
+    for file in first.iterdir():
+        (narrow / file.name).write_bytes(file.read_bytes())
+    described = json.loads((narrow / "adapter_config.json").read_text())
+    described["target_modules"] = ["q_proj"]
+    (narrow / "adapter_config.json").write_text(json.dumps(described))
+    with pytest.raises(ConfigError, match=r"does not fit LlamaModel: 24 of its weights and layers have no counterpart"):
+        load(make_base(tmp_path / "again"), adapter=str(narrow))
+
+
+def test_what_is_no_lora_adapter(base: Path, first: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as error:
+        load(base, adapter=str(base))
+    assert str(error.value) == f"model.adapter={base} is no adapter: it has no adapter_config.json."
+    model = peft.get_peft_model(
+        AutoModelForCausalLM.from_pretrained(base),
+        peft.IA3Config(target_modules=["q_proj", "down_proj"], feedforward_modules=["down_proj"]),
+    )
+    model.save_pretrained(tmp_path / "ia3")
+    with pytest.raises(ConfigError) as error:
+        load(base, adapter=str(tmp_path / "ia3"))
+    assert str(error.value) == (
+        f"model.adapter={tmp_path / 'ia3'} is a IA3 adapter, but only LoRA adapters can be read."
+    )
+    with pytest.raises(ConfigError, match=r"which is an adapter itself: give its base"):
+        load(first, adapter=str(first))
+
+
+def test_a_pickled_adapter_runs_no_code(base: Path, first: Path, tmp_path: Path) -> None:
+    class Harmful:
+        def __reduce__(self) -> Any:
+            return Path.touch, (tmp_path / "harm",)
+
+    folder = tmp_path / "pickled"
+    folder.mkdir()
+    (folder / "adapter_config.json").write_bytes((first / "adapter_config.json").read_bytes())
+    torch.save({"weight": Harmful()}, folder / "adapter_model.bin")
+    with pytest.raises(ConfigError, match=r"model.adapter=.*pickled could not be read"):
+        load(base, adapter=str(folder))
+    assert not (tmp_path / "harm").exists()
+
+
+@pytest.mark.slow
+def test_the_command_trains_an_adapter_further_and_on_top(
+    command: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
+    steps = ("train.max_steps=3", "train.warmup_steps=0", "train.eval_steps=1")  # the best may not be the last
+    for arguments in (
+        ("lora=r8", "train.output_dir=one"),
+        ("model.adapter=one", "train.output_dir=further"),
+        ("model.adapter=one", "lora=r8", "train.output_dir=above"),
+    ):
+        done = command("train.py", *steps, *arguments)
+        assert done.returncode == 0, done.stderr
+    embeddings = [Encoder.load(str(tmp_path / name)).eval().encode(TEXTS) for name in ("one", "further", "above")]
+    assert (tmp_path / "above" / "final" / "frozen-0").is_dir()
+    for other in embeddings[1:]:
+        assert (other - embeddings[0]).abs().max() > 1e-4
