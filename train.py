@@ -12,8 +12,12 @@ from angle.launch import launch
 
 def main(config: TrainConfig) -> float | None:
     """Train, say what came out and what to do next, and return the score that a sweep compares."""
+    from angle.training.dry_run import dry_run
     from angle.training.loop import fit
 
+    if config.train.dry_run:
+        print(dry_run(config), flush=True)
+        return None
     result = fit(config)
     if int(os.environ.get("RANK", "0")) == 0:
         print(result.summary(sys.argv[1:]), flush=True)

@@ -386,6 +386,8 @@ class TrainingConfig:
     """A run folder to go on in, with the settings it was started with."""
     output_dir: str | None = None
     """The run folder; null: runs/<date>/<time>."""
+    dry_run: bool = False
+    """Build everything, train on the longest batch once, print memory and time, and write nothing."""
 
     def __post_init__(self) -> None:
         for name in (
@@ -400,6 +402,11 @@ class TrainingConfig:
         for name in ("weight_decay", "warmup_steps", "max_grad_norm", "seed", "eval_steps", "save_steps"):
             _at_least(f"train.{name}", getattr(self, name), 0)
         _at_least("train.learning_rate", self.learning_rate, 0, above=True)
+        if self.dry_run and self.resume is not None:
+            raise ConfigError(
+                f"train.resume={self.resume} cannot work with train.dry_run=true, which tries a new run's settings: "
+                f"leave one out."
+            )
         _one_of("train.scheduler", self.scheduler, ("linear", "cosine", "constant"))
         _one_of("train.mixed_precision", self.mixed_precision, ("no", "bf16", "fp16"))
 

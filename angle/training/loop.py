@@ -18,7 +18,6 @@ from angle.data.batching import Plan, Sharing, collate
 from angle.data.corpus import Corpus
 from angle.errors import ConfigError, DataError, TrainingError
 from angle.evaluation.sts import score_pairs, word_overlap
-from angle.modeling.bidirectional import check_directions
 from angle.modeling.encoder import Encoder
 from angle.objective.objective import LossTerms, Objective
 from angle.settings import load_config, resumed
@@ -116,36 +115,15 @@ def _prepare(
     stack: ExitStack,
 ) -> Run:
     """Build everything; the run folder is written to only when all of it could be built."""
-    train = config.train
     if state is RunState.UNFINISHED:
         setup.check_processes(folder.record(), accelerator)
-    seed_everything(train.seed, rank=0)
-    encoder = Encoder.load(config.model, config.pooling, config.lora, config.billm).to(accelerator.device)
-    sharing = Sharing(
-        train.batch_size,
-        train.gradient_accumulation_steps,
-        config.data.duplicates,
-        config.data.shuffle,
-        train.seed,
-        accelerator.num_processes,
-        accelerator.process_index,
-    )
-    setup.check_precision(encoder)
-    if encoder.is_llm:
-        check_directions(encoder.backbone, encoder.bidirectional_from)
-    with accelerator.main_process_first():  # the others find the tokens kept
-        data = setup.load_data(config, encoder, sharing)
+    built = setup.build(config, accelerator)
+    config, data = built.config, built.data
     if state is RunState.UNFINISHED and folder.record()["data"] != data.fingerprints:
         raise DataError(
             f"The data has changed since the run in {folder.path} was started, so going on would mix two "
             f"data sets: start a new run with another train.output_dir."
         )
-    config = setup.decide(config, encoder, data)
-    objective = Objective(config.loss, data.train.format, encoder.dimensions, config.data.duplicates)
-    valid_objective = None
-    if data.valid is not None:
-        valid_objective = Objective(config.loss, data.valid.format, encoder.dimensions, config.data.duplicates)
-    total = train.max_steps or train.epochs * (data.train.steps_per_epoch or 0)
     if accelerator.is_main_process:
         check_credentials(config.tracking.mode)
         stack.enter_context(folder.locked())
@@ -155,20 +133,19 @@ def _prepare(
     tracker = Tracker(config, folder, is_main=accelerator.is_main_process, resumed_id=folder.record().get("wandb_id"))
     if tracker.wandb_id is not None:
         folder.update(wandb_id=tracker.wandb_id)
-    optimizer = _optimizer(encoder, config)
-    model, optimizer = accelerator.prepare(encoder, optimizer)
-    return Run(config, accelerator, folder, tracker, data, encoder, model, optimizer, objective, valid_objective, total)
-
-
-def _optimizer(encoder: Encoder, config: TrainConfig) -> torch.optim.AdamW:
-    """Return AdamW over what is trained; only matrices decay, as biases and norms have nothing to shrink towards."""
-    trained = [parameter for parameter in encoder.parameters() if parameter.requires_grad]
-    groups = [
-        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": config.train.weight_decay},
-        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(
-        [group for group in groups if group["params"]], lr=config.train.learning_rate or 0.0, fused=True
+    model, optimizer = accelerator.prepare(built.encoder, setup.make_optimizer(built.encoder, config))
+    return Run(
+        config,
+        accelerator,
+        folder,
+        tracker,
+        data,
+        built.encoder,
+        model,
+        optimizer,
+        built.objective,
+        built.valid_objective,
+        built.total,
     )
 
 

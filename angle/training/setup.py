@@ -23,8 +23,11 @@ from angle.data.corpus import Corpus, load_corpus
 from angle.data.sources import SAMPLE
 from angle.errors import ConfigError, DataError
 from angle.evaluation.sts import load_sts
+from angle.modeling.bidirectional import check_directions
 from angle.modeling.description import TINY
 from angle.modeling.encoder import Encoder
+from angle.objective.objective import Objective
+from angle.training.checkpoint import seed_everything
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -76,6 +79,70 @@ def start_accelerator(config: TrainConfig) -> Accelerator:
             f"other; start with accelerate launch --multi_gpu --num_processes {wanted} train.py ..."
         )
     return accelerator
+
+
+@dataclass(frozen=True)
+class Built:
+    """What a run works with, before it has a folder."""
+
+    config: TrainConfig
+    """With everything decided."""
+    encoder: Encoder
+    data: Data
+    objective: Objective
+    valid_objective: Objective | None
+    """The same weights for the format of data.valid."""
+
+    @property
+    def total(self) -> int:
+        """Optimiser steps of the run."""
+        train = self.config.train
+        return train.max_steps or train.epochs * (self.data.train.steps_per_epoch or 0)
+
+
+def build(config: TrainConfig, accelerator: Accelerator) -> Built:
+    """Load the model and the data, check that they go together, and decide what was left open.
+
+    Raises:
+        ConfigError, DataError: anything wrong with the settings or the data.
+
+    """
+    train = config.train
+    seed_everything(train.seed, rank=0)
+    encoder = Encoder.load(config.model, config.pooling, config.lora, config.billm).to(accelerator.device)
+    sharing = Sharing(
+        train.batch_size,
+        train.gradient_accumulation_steps,
+        config.data.duplicates,
+        config.data.shuffle,
+        train.seed,
+        accelerator.num_processes,
+        accelerator.process_index,
+    )
+    check_precision(encoder)
+    if encoder.is_llm:
+        check_directions(encoder.backbone, encoder.bidirectional_from)
+    with accelerator.main_process_first():  # the others find the tokens kept
+        data = load_data(config, encoder, sharing)
+    config = decide(config, encoder, data)
+    duplicates = config.data.duplicates
+    objective = Objective(config.loss, data.train.format, encoder.dimensions, duplicates)
+    valid_objective = None
+    if data.valid is not None:
+        valid_objective = Objective(config.loss, data.valid.format, encoder.dimensions, duplicates)
+    return Built(config, encoder, data, objective, valid_objective)
+
+
+def make_optimizer(encoder: Encoder, config: TrainConfig) -> torch.optim.AdamW:
+    """Return AdamW over what is trained; only matrices decay, as biases and norms have nothing to shrink towards."""
+    trained = [parameter for parameter in encoder.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": config.train.weight_decay},
+        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(
+        [group for group in groups if group["params"]], lr=config.train.learning_rate or 0.0, fused=True
+    )
 
 
 def check_processes(record: dict[str, Any], accelerator: Accelerator) -> None:

@@ -1,0 +1,174 @@
+"""A dry run: build everything, train on the longest batch once, and say what it takes."""
+
+from __future__ import annotations
+
+import time
+import weakref
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from angle.config import TrainConfig
+from angle.data.batching import CorpusData, TrainingData, collate
+from angle.structures import Batch
+from angle.training import setup
+from angle.training.distributed import gather_batch
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+
+@dataclass(frozen=True)
+class DryRun:
+    """What a step on the longest batch takes, for one process."""
+
+    rows: int
+    texts: int
+    tokens: int
+    memory: dict[str, int]
+    """Bytes by part."""
+    allocated: int | None
+    """The most bytes that the GPU's allocator held; None on a CPU."""
+    seconds: float
+    """Of an optimiser step."""
+    rows_per_step: int
+    banner: str
+
+    def __str__(self) -> str:
+        """Return the report."""
+        total = sum(self.memory.values())
+        lines = [
+            self.banner,
+            "",
+            f"longest batch: {self.rows} rows, {self.texts} different texts, {self.tokens:,} tokens",
+        ]
+        lines += [
+            f"  {name:42}{size / 2**20:10,.1f} MiB"
+            for name, size in (self.memory | {"together, at most": total}).items()
+        ]
+        if self.allocated is not None:
+            lines.append(f"  {'the most that the GPU held':42}{self.allocated / 2**20:10,.1f} MiB")
+        speed = self.rows_per_step / self.seconds
+        lines += [f"  {'time of a step':42}{self.seconds:10,.2f} s    {speed:,.1f} rows/s", "", "Nothing was written."]
+        return "\n".join(lines)
+
+
+def dry_run(config: TrainConfig) -> DryRun:
+    """Run the longest batch forward and backward and one optimiser step, and measure it; write nothing.
+
+    Raises:
+        ConfigError, DataError: anything wrong with the settings or the data.
+
+    """
+    accelerator = setup.start_accelerator(config)
+    built = setup.build(config, accelerator)
+    config, encoder = built.config, built.encoder
+    trained = [parameter for parameter in encoder.parameters() if parameter.requires_grad]
+    model, optimizer = accelerator.prepare(encoder, setup.make_optimizer(encoder, config))
+    batch = _longest_batch(built.data.train)
+    batches = config.train.gradient_accumulation_steps
+    model.train()
+
+    def forward_and_backward() -> None:
+        ids, lengths, structure = batch.tensors(accelerator.device)
+        embeddings = model(ids, lengths)
+        loss = built.objective(*gather_batch(embeddings, structure, accelerator.num_processes))
+        accelerator.backward(loss.total / batches)
+
+    on_gpu = accelerator.device.type == "cuda"
+    if on_gpu:
+        torch.cuda.reset_peak_memory_stats()
+    for parameter in trained:
+        parameter.grad = torch.zeros_like(parameter)  # so that only what comes and goes within a step is counted
+    with _Allocations() as made:
+        forward_and_backward()
+    optimizer.step()
+    memory = {
+        "frozen weights": _bytes([*_frozen(encoder), *encoder.buffers()]),
+        "trained weights": _bytes(trained),
+        "gradients": _bytes(parameter.grad for parameter in trained),
+        "optimiser state": _bytes(value for state in optimizer.optimizer.state.values() for value in state.values()),
+        "activations": made.peak,
+    }
+    optimizer.zero_grad()
+    seconds = _time(accelerator, forward_and_backward) * batches + _time(accelerator, optimizer.step)
+    allocated = torch.cuda.max_memory_allocated() if on_gpu else None
+    rows = len(batch.rows)
+    return DryRun(
+        rows,
+        len(batch.tokens),
+        len(batch.tokens.ids),
+        memory,
+        allocated,
+        seconds,
+        rows * batches * accelerator.num_processes,
+        setup.banner(config, encoder, built.data, built.total, accelerator),
+    )
+
+
+def _longest_batch(data: TrainingData) -> Batch:
+    """Return a batch of the rows with the most tokens; of a stream, its first batch."""
+    if not isinstance(data, CorpusData):
+        return next(data.steps(0))[0]
+    corpus, sharing = data.corpus, data.sharing
+    texts = corpus.texts(np.arange(len(corpus)), seed=sharing.seed, epoch=0)
+    longest = np.argsort(-corpus.tokens.lengths[texts].sum(axis=1), kind="stable")
+    return collate(corpus, longest[: sharing.batch_size], 0, sharing)
+
+
+def _time(accelerator: Accelerator, call: Any) -> float:
+    on_gpu = accelerator.device.type == "cuda"
+    if on_gpu:
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    call()
+    if on_gpu:
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def _frozen(model: torch.nn.Module) -> Iterable[Tensor]:
+    """Yield the frozen weights, and what 4-bit ones need to be read."""
+    for parameter in model.parameters():
+        if not parameter.requires_grad:
+            yield parameter
+            state = getattr(parameter, "quant_state", None)
+            if state is not None:
+                yield from (value for value in state.as_dict(packed=True).values() if isinstance(value, Tensor))
+
+
+def _bytes(tensors: Iterable[Any]) -> int:
+    return sum(tensor.nbytes for tensor in tensors if isinstance(tensor, Tensor))
+
+
+class _Allocations(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts the bytes of the tensors that operations make while it is active, and the most that lived at once."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.peak = self._total = 0
+        self._live: dict[int, int] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        given = {storage._cdata for storage in _storages((args, kwargs))}
+        for storage in _storages(result):
+            if storage._cdata not in given and storage._cdata not in self._live:
+                self._live[storage._cdata] = storage.nbytes()
+                self._total += storage.nbytes()
+                weakref.finalize(storage, self._forget, storage._cdata)
+        self.peak = max(self.peak, self._total)
+        return result
+
+    def _forget(self, key: int) -> None:
+        self._total -= self._live.pop(key)
+
+
+def _storages(tree: Any) -> list[torch.UntypedStorage]:
+    return [value.untyped_storage() for value in tree_leaves(tree) if isinstance(value, Tensor)]

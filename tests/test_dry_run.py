@@ -1,0 +1,132 @@
+"""The dry run: what it counts, and that it writes nothing."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import decoder_tokenizer, snapshot, write_jsonl
+from transformers import LlamaConfig, LlamaModel
+
+from angle import TrainConfig, build_config
+from angle.errors import ConfigError
+from angle.modeling.tiny import tiny_tokenizer
+from angle.training.dry_run import _Allocations, dry_run
+
+ROWS = [
+    {"text": "a fox", "positive": "the owl", "negative": "red"},
+    {"text": "the moon under a red moon", "positive": "a green fox", "negative": "the owl sleep in the red word"},
+    {"text": "green", "positive": "colour", "negative": "owl"},
+]
+
+
+def make_llama(folder: Path) -> Path:
+    """Write a model of Llama 2's shape, scaled down: all layers alike, as many key as query heads, no biases."""
+    torch.manual_seed(0)
+    tokenizer = decoder_tokenizer(start=True)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=64, intermediate_size=172, num_hidden_layers=4, num_attention_heads=4
+    )
+    LlamaModel(config).to(torch.bfloat16).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def settings(tmp_path: Path, train: dict[str, Any] | None = None, **groups: Any) -> TrainConfig:
+    rows = {"train": {"name_or_path": str(write_jsonl(tmp_path / "rows.jsonl", ROWS))}}
+    train = {"batch_size": 2, "dry_run": True, **(train or {})}
+    return build_config({"data": rows, "train": train, **groups}, TrainConfig)
+
+
+def test_the_most_that_lived_at_once() -> None:
+    weight = torch.ones(1000)
+    with _Allocations() as made:
+        first = weight + 1  # 4,000 bytes
+        second = first * 2  # 4,000 more
+        view = second[:10]
+        first.add_(1)
+        del first
+        third = torch.ones(500)  # 2,000, in place of the first
+    assert made.peak == 8000
+    assert view.sum() + third.sum() > 0
+
+
+def test_memory_by_part(tmp_path: Path) -> None:
+    found = dry_run(settings(tmp_path))
+    weights = 321_920 * 4
+    assert found.memory["trained weights"] < weights < found.memory["trained weights"] + found.memory["frozen weights"]
+    assert found.memory["gradients"] == found.memory["trained weights"]
+    counters = found.memory["optimiser state"] - 2 * found.memory["trained weights"]  # Adam's two moments, and steps
+    assert 0 < counters < 1000
+    assert (found.rows, found.texts) == (2, 6)
+    assert found.memory["activations"] > found.tokens * 128 * 4 * 2
+
+
+def test_the_longest_rows_are_chosen(tmp_path: Path) -> None:
+    short, longest = (dry_run(settings(tmp_path, {"batch_size": size})) for size in (1, 2))
+    tokenizer = tiny_tokenizer()
+    lengths = sorted((sum(len(tokenizer(text).input_ids) for text in row.values()) for row in ROWS), reverse=True)
+    assert (short.tokens, longest.tokens) == (lengths[0], sum(lengths[:2]))
+
+
+def test_nothing_of_frozen_weights_is_kept_twice(tmp_path: Path) -> None:
+    folder = make_llama(tmp_path / "model")
+    model = {"name_or_path": str(folder), "dtype": "bfloat16"}
+    lora = {"enabled": True, "r": 4, "alpha": 8}
+    found = dry_run(settings(tmp_path, model=model, lora=lora)).memory
+    parameters = sum(parameter.numel() for parameter in LlamaModel.from_pretrained(folder).parameters())
+    assert np.isclose(found["frozen weights"], parameters * 2, rtol=0.01)  # bfloat16, and a few buffers
+    adapters = sum(4 * (a + b) for a, b in [(64, 64)] * 4 + [(64, 172)] * 3) * 4  # r (in + out), seven a layer
+    assert found["trained weights"] == found["gradients"] == adapters * 4
+    checkpointed = dry_run(settings(tmp_path, model=model | {"gradient_checkpointing": True}, lora=lora)).memory
+    assert checkpointed["activations"] < 0.6 * found["activations"]
+
+
+def test_resuming_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as error:
+        settings(tmp_path, {"resume": "run"})
+    assert str(error.value) == (
+        "train.resume=run cannot work with train.dry_run=true, which tries a new run's settings: leave one out."
+    )
+
+
+@pytest.mark.slow
+def test_the_shape_of_llama_in_4_bits_and_both_directions(
+    command: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
+    folder = make_llama(tmp_path / "model")
+    write_jsonl(tmp_path / "rows.jsonl", ROWS)
+    before = snapshot(tmp_path)
+    done = command(
+        "train.py", "model=llama7b", "lora=r64", "loss=format_b", "model.load_kbit=4", "billm=all",
+        f"model.name_or_path={folder}", "data=files", "data.train.name_or_path=rows.jsonl", "train.batch_size=2",
+        "train.dry_run=true",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert snapshot(tmp_path) == before
+    assert "both directions from layer 0, trained on 4-bit weights" in done.stdout
+    assert "longest batch: 2 rows, 6 different texts" in done.stdout
+    for part in ("frozen weights", "trained weights", "gradients", "optimiser state", "activations", "time of a step"):
+        assert part in done.stdout
+    assert "Nothing was written." in done.stdout
+
+
+@pytest.mark.slow
+def test_what_the_command_for_llama_composes_to(
+    command: Callable[..., subprocess.CompletedProcess[str]],
+) -> None:
+    done = command(
+        "train.py", "model=llama7b", "lora=r64", "loss=format_b", "model.load_kbit=4", "billm=all", "--cfg", "job"
+    )
+    assert done.returncode == 0, done.stderr
+    for line in (
+        "name_or_path: NousResearch/Llama-2-7b-chat-hf", "load_kbit: 4", "gradient_checkpointing: true", "r: 64",
+        "alpha: 128", "ibn_w: 20.0", "cosine_w: 0.0", "name: B",
+    ):  # fmt: skip
+        assert line in done.stdout
+    assert "billm:\n  enabled: true" in done.stdout
