@@ -12,10 +12,12 @@ def main(config: ConvertConfig) -> None:
     """Convert, and say how to load the result."""
     from angle.export.sentence_transformers import convert
 
-    folder = convert(config)
+    done = convert(config)
+    if done.merge_difference is not None:
+        print(f"Merged  the adapter; the largest cosine distance on held-out texts is {done.merge_difference:.1e}")
     print(
-        f"Saved   {folder}\n\nfrom sentence_transformers import SentenceTransformer\n"
-        f'model = SentenceTransformer("{folder}")',
+        f"Saved   {done.folder}\n\nfrom sentence_transformers import SentenceTransformer\n"
+        f'model = SentenceTransformer("{done.folder}")',
         flush=True,
     )
 

@@ -508,6 +508,8 @@ class ConvertConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     """The model to convert, usually model.name_or_path=RUN."""
     pooling: PoolingConfig = field(default_factory=PoolingConfig)
+    merge: bool = True
+    """Merge an adapter into the weights; false: keep it apart, so that the folder needs the base model where it is."""
     normalize: bool = False
     """Add a module that scales every embedding to length 1."""
     output_dir: str | None = None

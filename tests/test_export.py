@@ -18,6 +18,7 @@ from torch import Tensor
 from angle.config import ConvertConfig, LoraConfig, ModelConfig, PoolingConfig
 from angle.errors import ConfigError
 from angle.export.sentence_transformers import convert, write_folder
+from angle.modeling import adapters
 from angle.modeling.encoder import Encoder
 from angle.modeling.tiny import tiny_tokenizer
 
@@ -73,7 +74,8 @@ def test_embeddings_are_the_encoders(strategy: str, minilm: str, tmp_path: Path)
     config = ConvertConfig(
         ModelConfig(minilm, max_length=64), PoolingConfig(strategy), output_dir=str(tmp_path / "new")
     )
-    assert convert(config) == tmp_path / "new"
+    done = convert(config)
+    assert (done.folder, done.merge_difference) == (tmp_path / "new", None)
     encoder = Encoder.load(config.model, config.pooling).eval()
     assert len(encoder.tokenizer.tokenizer(TEXTS[-1])["input_ids"]) > 2 * 64
     assert_same(embed(tmp_path / "new"), encoder.encode(TEXTS))
@@ -232,12 +234,38 @@ def test_adapters_are_merged(minilm: str, tmp_path: Path) -> None:
             if parameter.requires_grad:
                 parameter.normal_(std=0.05)
     encoder.save(tmp_path / "adapters")
-    convert(ConvertConfig(ModelConfig(str(tmp_path / "adapters")), output_dir=str(tmp_path / "new")))
+    done = convert(ConvertConfig(ModelConfig(str(tmp_path / "adapters")), output_dir=str(tmp_path / "new")))
+    assert done.merge_difference is not None
+    assert 0 < done.merge_difference < 1e-5
     assert "adapter_config.json" not in files_in(tmp_path / "new")
     assert "model.safetensors" in files_in(tmp_path / "new")
     expected = encoder.encode(TEXTS)
     assert (expected - Encoder.load(ModelConfig(minilm, max_length=64)).eval().encode(TEXTS)).abs().max() > 0.05
     assert_same(embed(tmp_path / "new"), expected)
+
+    apart = ConvertConfig(ModelConfig(str(tmp_path / "adapters")), merge=False, output_dir=str(tmp_path / "apart"))
+    assert convert(apart).merge_difference is None
+    assert {"adapter_config.json", "adapter_model.safetensors"} < files_in(tmp_path / "apart")
+    assert "model.safetensors" not in files_in(tmp_path / "apart")
+    assert_same(embed(tmp_path / "apart"), expected)
+
+
+def test_a_merge_that_changes_embeddings_writes_nothing(
+    minilm: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder = Encoder.load(ModelConfig(minilm, max_length=64), lora=LoraConfig(enabled=True, r=4)).eval()
+    for name, parameter in encoder.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.05)
+    encoder.save(tmp_path / "adapters")
+    monkeypatch.setattr(adapters, "merge_adapters", lambda backbone, saved: backbone)  # forgets them
+    with pytest.raises(ConfigError) as error:
+        convert(ConvertConfig(ModelConfig(str(tmp_path / "adapters")), output_dir=str(tmp_path / "new")))
+    assert str(error.value).startswith(f"Merging the adapter of {tmp_path / 'adapters'} changes embeddings by ")
+    assert str(error.value).endswith(
+        "where 1e-04 is allowed, so nothing is written: type merge=false to keep it apart."
+    )
+    assert files_in(tmp_path) == {"adapters"}
 
 
 def test_loading_warns_of_nothing(

@@ -98,7 +98,7 @@ def test_embeddings_are_those_of_the_model_it_was_written_from(file: Path) -> No
 
 
 def test_converting_makes_a_folder_of_plain_weights(file: Path, tmp_path: Path) -> None:
-    folder = convert(ConvertConfig(ModelConfig(str(file)), output_dir=str(tmp_path / "plain")))
+    folder = convert(ConvertConfig(ModelConfig(str(file)), output_dir=str(tmp_path / "plain"))).folder
     original, plain = (Encoder.load(str(place)).eval().encode(TEXTS) for place in (file, folder))
     torch.testing.assert_close(plain, original, rtol=0, atol=1e-6)
     assert AutoModel.from_pretrained(folder).dtype == torch.float32

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +13,29 @@ from safetensors.torch import save_file
 
 from angle.config import RUN_FILE, ConvertConfig
 from angle.errors import ConfigError
-from angle.modeling.description import SENTENCE_TRANSFORMERS_POOLING, TINY
+from angle.export.merging import check_merging
+from angle.modeling.description import SENTENCE_TRANSFORMERS_POOLING, TINY, adapter_base, locate
 from angle.modeling.encoder import Encoder
 
 #: Poolings that are the mean of two: sentence-transformers puts both side by side, a fixed layer averages them.
 MEANS_OF_TWO = {"cls_avg": ("cls", "avg"), "cls_max": ("cls", "max")}
 
 
-def convert(config: ConvertConfig) -> Path:
-    """Write the folder for a model and return it.
+@dataclass(frozen=True)
+class Conversion:
+    """What came out of a conversion."""
+
+    folder: Path
+    merge_difference: float | None
+    """Largest cosine distance that merging an adapter made; None where none was merged."""
+
+
+def convert(config: ConvertConfig) -> Conversion:
+    """Write the folder for a model.
 
     Raises:
-        ConfigError: a pooling or a template that sentence-transformers cannot express, or a place that is taken.
+        ConfigError: a pooling or a template that sentence-transformers cannot express, a place that is taken, or a
+            merged adapter that gives other embeddings.
 
     """
     source = Path(config.model.name_or_path)
@@ -37,9 +49,11 @@ def convert(config: ConvertConfig) -> Path:
             f"output_dir={folder} {'is a file' if folder.is_file() else 'holds files already'}, so nothing is written "
             f"there; give a new folder by output_dir=..."
         )
-    encoder = Encoder.load(config.model, config.pooling).eval()
+    encoder = Encoder.load(config.model, config.pooling, merge=config.merge).eval()
+    is_adapter = adapter_base(locate(config.model.name_or_path), config.model.revision) is not None
+    difference = check_merging(config.model, config.pooling, encoder) if config.merge and is_adapter else None
     write_folder(encoder, folder, normalize=config.normalize)
-    return folder
+    return Conversion(folder, difference)
 
 
 def write_folder(encoder: Encoder, folder: Path, *, normalize: bool = False) -> None:
@@ -49,6 +63,8 @@ def write_folder(encoder: Encoder, folder: Path, *, normalize: bool = False) -> 
         ConfigError: a pooling or a template that sentence-transformers cannot express.
 
     """
+    if encoder.has_adapters:
+        _check_lone_adapter(encoder)
     if encoder.bidirectional_from:
         raise ConfigError(
             f"A model whose layers attend in both directions from layer {encoder.bidirectional_from} on has no "
@@ -107,6 +123,22 @@ def write_folder(encoder: Encoder, folder: Path, *, normalize: bool = False) -> 
     if folder.exists():
         folder.rmdir()
     scratch.rename(folder)
+
+
+def _check_lone_adapter(encoder: Encoder) -> None:
+    """Raise ConfigError when an adapter needs more than the plain base model below it."""
+    needs = None
+    if encoder.load_kbit is not None:
+        needs = f"an adapter on {encoder.load_kbit}-bit weights"
+    elif encoder.bidirectional_from is not None:
+        needs = "an adapter on layers that attend in both directions"
+    elif len(encoder.backbone.peft_config) > 1:
+        needs = "an adapter on top of others"
+    if needs is not None:
+        raise ConfigError(
+            f"merge=false cannot work with {needs}, for sentence-transformers puts it on the plain base model: type "
+            f"merge=true."
+        )
 
 
 @torch.no_grad()

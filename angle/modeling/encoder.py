@@ -123,6 +123,11 @@ class Encoder(nn.Module):
         return cls(backbone, tokenizer, strategy, is_llm, start, None if merged else bits, packable)
 
     @property
+    def has_adapters(self) -> bool:
+        """Whether adapters stand beside the weights."""
+        return hasattr(self.backbone, "peft_config")
+
+    @property
     def dimensions(self) -> int:
         """Width D of an embedding."""
         return int(self.backbone.config.hidden_size)
@@ -231,7 +236,7 @@ class Encoder(nn.Module):
         """Write weights (or adapters alone), tokenizer and contract into a new folder."""
         folder.mkdir(parents=True)
         # The base's embeddings are no part of an adapter; asked whether they are, peft would look for the base.
-        further = {"save_embedding_layers": False} if hasattr(self.backbone, "peft_config") else {}
+        further = {"save_embedding_layers": False} if self.has_adapters else {}
         self.backbone.save_pretrained(folder, **further)
         self.tokenizer.save(folder)
         self.contract.save(folder)
