@@ -13,8 +13,8 @@ def main(config: ConvertConfig) -> None:
     from angle.export.sentence_transformers import convert
 
     done = convert(config)
-    if done.merge_difference is not None:
-        print(f"Merged  the adapter; the largest cosine distance on held-out texts is {done.merge_difference:.1e}")
+    if done.merge_distance is not None:
+        print(f"Merged  the adapter; the largest cosine distance on held-out texts is {done.merge_distance:.1e}")
     print(
         f"Saved   {done.folder}\n\nfrom sentence_transformers import SentenceTransformer\n"
         f'model = SentenceTransformer("{done.folder}")',

@@ -16,12 +16,17 @@ def main(config: TrainConfig) -> float | None:
     from angle.training.loop import fit
 
     if config.train.dry_run:
-        print(dry_run(config), flush=True)
+        _print(dry_run(config))
         return None
     result = fit(config)
-    if int(os.environ.get("RANK", "0")) == 0:
-        print(result.summary(sys.argv[1:]), flush=True)
+    _print(result.summary(sys.argv[1:]))
     return result.best_score
+
+
+def _print(text: object) -> None:
+    """Print once, however many processes there are."""
+    if int(os.environ.get("RANK", "0")) == 0:
+        print(text, flush=True)
 
 
 if __name__ == "__main__":

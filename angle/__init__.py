@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from angle.modeling.encoder import Encoder
     from angle.prompts import Prompts
     from angle.settings import build_config
+    from angle.training.dry_run import dry_run
     from angle.training.loop import fit
     from angle.training.result import Result
 
@@ -33,6 +34,7 @@ _HOME = {
     "TrainingError": "angle.errors",
     "build_config": "angle.settings",
     "convert": "angle.export.sentence_transformers",
+    "dry_run": "angle.training.dry_run",
     "evaluate": "angle.evaluation.report",
     "fit": "angle.training.loop",
 }
@@ -51,6 +53,7 @@ __all__ = [
     "TrainingError",
     "build_config",
     "convert",
+    "dry_run",
     "evaluate",
     "fit",
 ]

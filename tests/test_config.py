@@ -68,7 +68,7 @@ def test_composed_default_is_the_python_default(name):
 
 
 def test_all_options_are_seen():
-    assert len(OPTIONS) == 51
+    assert len(OPTIONS) == 52
     assert {group for group, _ in OPTIONS} == {
         *("billm", "data", "data_format", "ese", "experiment", "lora"),
         *("loss", "model", "pooling", "teacher", "tracking"),

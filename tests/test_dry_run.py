@@ -13,10 +13,15 @@ import torch
 from conftest import decoder_tokenizer, snapshot, write_jsonl
 from transformers import LlamaConfig, LlamaModel
 
-from angle import TrainConfig, build_config
+from angle import TrainConfig, build_config, fit
+from angle.config import SourceConfig
+from angle.data.batching import CorpusData, Sharing
+from angle.data.corpus import load_corpus
 from angle.errors import ConfigError
 from angle.modeling.tiny import tiny_tokenizer
-from angle.training.dry_run import _Allocations, dry_run
+from angle.modeling.tokenizer import TextTokenizer
+from angle.training.dry_run import Allocations, _longest_batch, dry_run
+from benchmarks.memory import Shape, measure, predict
 
 ROWS = [
     {"text": "a fox", "positive": "the owl", "negative": "red"},
@@ -45,7 +50,7 @@ def settings(tmp_path: Path, train: dict[str, Any] | None = None, **groups: Any)
 
 def test_the_most_that_lived_at_once() -> None:
     weight = torch.ones(1000)
-    with _Allocations() as made:
+    with Allocations() as made:
         first = weight + 1  # 4,000 bytes
         second = first * 2  # 4,000 more
         view = second[:10]
@@ -72,6 +77,40 @@ def test_the_longest_rows_are_chosen(tmp_path: Path) -> None:
     tokenizer = tiny_tokenizer()
     lengths = sorted((sum(len(tokenizer(text).input_ids) for text in row.values()) for row in ROWS), reverse=True)
     assert (short.tokens, longest.tokens) == (lengths[0], sum(lengths[:2]))
+
+
+def test_a_process_measures_its_share_of_the_global_batch(tmp_path: Path) -> None:
+    rows = write_jsonl(tmp_path / "rows.jsonl", ROWS * 2)
+    corpus = load_corpus(SourceConfig(str(rows)), "train", TextTokenizer(tiny_tokenizer(), 64))
+    shares = [
+        _longest_batch(CorpusData(corpus, Sharing(batch_size=2, duplicates="keep", processes=2, rank=rank)))[1]
+        for rank in (0, 1)
+    ]
+    assert [len(share.rows) for share in shares] == [2, 2]
+    sizes = [sum(len(tiny_tokenizer()(text).input_ids) for text in row.values()) for row in ROWS]
+    longest = np.argsort(sizes)[-2:].tolist()
+    assert sorted(row % 3 for share in shares for row in share.rows) == sorted(longest * 2)
+
+
+def test_training_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as error:
+        fit(settings(tmp_path))
+    assert str(error.value) == (
+        "train.dry_run=true trains nothing, so fit has nothing to do: call angle.dry_run instead."
+    )
+
+
+def test_what_is_predicted_is_what_is_measured() -> None:
+    sizes = {
+        "hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "vocab_size": 30_000,
+    }  # fmt: skip
+    shape = Shape("small", "llama", sizes)
+    for bits in (None, 4):
+        predicted, measured = predict(shape, bits, 8, 8, 32), measure(shape, bits, 8, 4, 32)
+        for part in ("frozen weights", "trained weights", "gradients", "optimiser state"):
+            assert measured[part] == pytest.approx(predicted[part], rel=0.01)
+        assert measured["activations"] == pytest.approx(predicted["activations"], rel=0.3)
 
 
 def test_nothing_of_frozen_weights_is_kept_twice(tmp_path: Path) -> None:

@@ -75,7 +75,7 @@ def test_embeddings_are_the_encoders(strategy: str, minilm: str, tmp_path: Path)
         ModelConfig(minilm, max_length=64), PoolingConfig(strategy), output_dir=str(tmp_path / "new")
     )
     done = convert(config)
-    assert (done.folder, done.merge_difference) == (tmp_path / "new", None)
+    assert (done.folder, done.merge_distance) == (tmp_path / "new", None)
     encoder = Encoder.load(config.model, config.pooling).eval()
     assert len(encoder.tokenizer.tokenizer(TEXTS[-1])["input_ids"]) > 2 * 64
     assert_same(embed(tmp_path / "new"), encoder.encode(TEXTS))
@@ -235,8 +235,8 @@ def test_adapters_are_merged(minilm: str, tmp_path: Path) -> None:
                 parameter.normal_(std=0.05)
     encoder.save(tmp_path / "adapters")
     done = convert(ConvertConfig(ModelConfig(str(tmp_path / "adapters")), output_dir=str(tmp_path / "new")))
-    assert done.merge_difference is not None
-    assert 0 < done.merge_difference < 1e-5
+    assert done.merge_distance is not None
+    assert 0 < done.merge_distance < 1e-5
     assert "adapter_config.json" not in files_in(tmp_path / "new")
     assert "model.safetensors" in files_in(tmp_path / "new")
     expected = encoder.encode(TEXTS)
@@ -244,10 +244,35 @@ def test_adapters_are_merged(minilm: str, tmp_path: Path) -> None:
     assert_same(embed(tmp_path / "new"), expected)
 
     apart = ConvertConfig(ModelConfig(str(tmp_path / "adapters")), merge=False, output_dir=str(tmp_path / "apart"))
-    assert convert(apart).merge_difference is None
+    assert convert(apart).merge_distance is None
     assert {"adapter_config.json", "adapter_model.safetensors"} < files_in(tmp_path / "apart")
     assert "model.safetensors" not in files_in(tmp_path / "apart")
     assert_same(embed(tmp_path / "apart"), expected)
+
+    beside = ConvertConfig(ModelConfig(minilm, adapter=str(tmp_path / "adapters")), output_dir=str(tmp_path / "beside"))
+    done = convert(beside)  # an adapter that is named beside its base is merged and measured as well
+    assert done.merge_distance is not None
+    assert "adapter_config.json" not in files_in(tmp_path / "beside")
+    assert_same(embed(tmp_path / "beside"), expected)
+
+
+def test_an_adapter_apart_needs_a_base_that_is_stored_as_it_was_trained_on(minilm: str, tmp_path: Path) -> None:
+    for base, settings in (("tiny", {}), (minilm, {})):
+        folder = tmp_path / Path(base).name
+        encoder = Encoder.load(ModelConfig(base, **settings), lora=LoraConfig(enabled=True, r=4)).eval()
+        torch.manual_seed(0)
+        for name, parameter in encoder.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(parameter, std=0.05)
+        if base == minilm:  # stored in 16 bits
+            half = transformers.AutoModel.from_pretrained(minilm).to(torch.bfloat16)
+            half.save_pretrained(tmp_path / "half")
+            encoder.tokenizer.save(tmp_path / "half")
+            encoder.backbone.peft_config["default"].base_model_name_or_path = str(tmp_path / "half")
+        encoder.save(folder)
+        with pytest.raises(ConfigError, match=r"merge=false cannot work with this model: .* type merge=true"):
+            convert(ConvertConfig(ModelConfig(str(folder)), merge=False, output_dir=str(tmp_path / "new")))
+        assert not (tmp_path / "new").exists()
 
 
 def test_a_merge_that_changes_embeddings_writes_nothing(
@@ -263,7 +288,7 @@ def test_a_merge_that_changes_embeddings_writes_nothing(
         convert(ConvertConfig(ModelConfig(str(tmp_path / "adapters")), output_dir=str(tmp_path / "new")))
     assert str(error.value).startswith(f"Merging the adapter of {tmp_path / 'adapters'} changes embeddings by ")
     assert str(error.value).endswith(
-        "where 1e-04 is allowed, so nothing is written: type merge=false to keep it apart."
+        "where 1e-04 is allowed, so nothing is written: use it as it is, with angle's Encoder."
     )
     assert files_in(tmp_path) == {"adapters"}
 

@@ -234,12 +234,20 @@ def test_validation_loss_is_reported_by_term(model: Path, rows: Path, pairs: Pat
     assert "valid/spearman" in line
 
 
+@pytest.mark.parametrize("start", ["fresh", "further", "above"])
 def test_lora_trains_adapters_alone_and_resumes_bitwise(
-    model: Path, rows: Path, pairs: Path, tmp_path: Path, stop_after: Callable[[int], None]
+    start: str, model: Path, rows: Path, pairs: Path, tmp_path: Path, stop_after: Callable[[int], None]
 ) -> None:
+    lora = LoraConfig(enabled=True, r=4, alpha=8)
+    if start != "fresh":
+        earlier = settings(model, rows, tmp_path / "earlier", max_steps=2)
+        earlier.lora = lora
+        fit(earlier)
+
     def adapted(folder: Path) -> TrainConfig:
         config = settings(model, rows, folder, eval_steps=2)
-        config.lora = LoraConfig(enabled=True, r=4, alpha=8)
+        config.lora = LoraConfig() if start == "further" else lora
+        config.model.adapter = None if start == "fresh" else str(tmp_path / "earlier")
         config.data.valid_sts.name_or_path = config.data.test.name_or_path = str(pairs)
         return config
 

@@ -203,3 +203,29 @@ def test_the_saved_configuration_names_no_attention_of_ours(folder_of: Callable[
     assert packing.IMPLEMENTATION not in (tmp_path / "saved" / "config.json").read_text()
     stock = AutoModel.from_pretrained(tmp_path / "saved")
     assert stock.config._attn_implementation == "sdpa"
+
+
+def test_attention_with_sinks_is_padded(tmp_path: Path) -> None:
+    """GPT-OSS adds a learned score to every softmax, which the packed function does not know."""
+    torch.manual_seed(0)
+    tokenizer = tiny_tokenizer()
+    config = AutoConfig.for_model(
+        "gpt_oss", vocab_size=len(tokenizer), **SMALL | DECODER, num_local_experts=2, num_experts_per_tok=1
+    )
+    AutoModel.from_config(config).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    encoder = load(str(tmp_path)).eval()
+    assert not encoder.packable
+    assert encoder.backbone.config._attn_implementation == "eager"
+
+
+def test_a_model_that_cannot_run_packed_rows_is_padded(
+    folder_of: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*args: Any, **kwargs: Any) -> Tensor:
+        raise IndexError("positions beyond the table")
+
+    monkeypatch.setattr(packing, "run_packed", broken)
+    encoder = load(folder_of("bert"))
+    assert not encoder.packable
+    assert encoder.backbone.config._attn_implementation == "sdpa"

@@ -23,8 +23,9 @@ from angle.launch import check_arguments
 from angle.settings import build_config
 
 CONF = REPO / "conf"
-README = (REPO / "README.md").read_text(encoding="utf-8")
-BLOCKS = [block.replace("\\\n", " ") for block in re.findall(r"```bash\n(.*?)```", README, re.DOTALL)]
+README, *DOCS = (path.read_text(encoding="utf-8") for path in (REPO / "README.md", *(REPO / "docs").glob("*.md")))
+PAGES = (README, *DOCS)
+BLOCKS = [block.replace("\\\n", " ") for page in PAGES for block in re.findall(r"```bash\n(.*?)```", page, re.DOTALL)]
 LINES = [line for block in BLOCKS for line in block.splitlines() if re.search(r"\b\w+\.py\b", line)]
 SCHEMAS = {"train": TrainConfig, "evaluate": EvaluateConfig, "convert": ConvertConfig}
 PROJECT = tomllib.loads((REPO / "pyproject.toml").read_text())["project"]

@@ -2,41 +2,56 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
+from torch import Tensor
 
 from angle.config import ModelConfig, PoolingConfig
 from angle.data import sample
 from angle.errors import ConfigError
 from angle.modeling.encoder import Encoder
+from angle.modeling.quantization import compute_type
 
 #: Texts to compare on: of the built-in sample's test split.
 TEXTS = 200
-#: The largest difference in cosine that may come of merging, by the bits of the weights below the adapter. Weights in
-#: 4 bits are multiplied as the float32 ones they stand for; with weights in 8 bits, the inputs are rounded as well.
-BOUNDS = {None: 1e-4, 4: 1e-4, 8: 1e-2}
+#: The largest distance in cosine that may come of merging: where products are float32 before and after, and where they
+#: were in 16 bits, or the inputs of 8-bit weights were rounded, before.
+BOUND, COARSE_BOUND = 1e-4, 1e-2
 
 
-def check_merging(model: ModelConfig, pooling: PoolingConfig, merged: Encoder) -> float:
-    """Return the largest cosine distance of a text's embedding before and after merging.
+@dataclass(frozen=True)
+class Apart:
+    """Embeddings of the held-out texts by a model with its adapter apart."""
 
-    Args:
-        model: names the adapter.
-        pooling: as for `merged`.
-        merged: the same with the adapter merged.
+    name: str
+    embeddings: Tensor
+    bound: float
 
-    Raises:
-        ConfigError: a difference above the bound.
+    def distance(self, merged: Encoder) -> float:
+        """Return the largest cosine distance to the same texts' embeddings by the merged model.
 
-    """
-    apart = Encoder.load(model, pooling, merge=False).eval()
+        Raises:
+            ConfigError: it is above the bound.
+
+        """
+        distance = float((1 - torch.cosine_similarity(self.embeddings, _embed(merged))).max())
+        if not distance <= self.bound:
+            raise ConfigError(
+                f"Merging the adapter of {self.name} changes embeddings by {distance:.1e} in cosine, where "
+                f"{self.bound:.0e} is allowed, so nothing is written: use it as it is, with angle's Encoder."
+            )
+        return distance
+
+
+def embed_apart(model: ModelConfig, pooling: PoolingConfig) -> Apart:
+    """Return the embeddings before merging."""
+    encoder = Encoder.load(model, pooling, merge=False).eval()
+    few_bits = encoder.load_kbit == 8 or (encoder.load_kbit == 4 and compute_type(encoder.device) != torch.float32)
+    coarse = few_bits or encoder.backbone.dtype != torch.float32
+    return Apart(model.adapter or model.name_or_path, _embed(encoder), COARSE_BOUND if coarse else BOUND)
+
+
+def _embed(encoder: Encoder) -> Tensor:
     texts = list(dict.fromkeys(str(text) for text in sample.columns("A", "test")["text1"]))[:TEXTS]
-    extras = [dict.fromkeys(merged.tokenizer.columns, "")] * len(texts)
-    one, other = (encoder.encode(texts, extras).double() for encoder in (apart, merged))
-    difference = float((1 - torch.cosine_similarity(one, other)).max())
-    bound = BOUNDS[apart.load_kbit]
-    if not difference <= bound:
-        raise ConfigError(
-            f"Merging the adapter of {model.name_or_path} changes embeddings by {difference:.1e} in cosine, where "
-            f"{bound:.0e} is allowed, so nothing is written: type merge=false to keep it apart."
-        )
-    return difference
+    return encoder.encode(texts, [dict.fromkeys(encoder.tokenizer.columns, "")] * len(texts)).double()

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from angle.config import RUN_FILE, ConvertConfig
 from angle.errors import ConfigError
-from angle.export.merging import check_merging
+from angle.export.merging import embed_apart
 from angle.modeling.description import SENTENCE_TRANSFORMERS_POOLING, TINY, adapter_base, locate
 from angle.modeling.encoder import Encoder
 
@@ -26,7 +26,7 @@ class Conversion:
     """What came out of a conversion."""
 
     folder: Path
-    merge_difference: float | None
+    merge_distance: float | None
     """Largest cosine distance that merging an adapter made; None where none was merged."""
 
 
@@ -49,11 +49,13 @@ def convert(config: ConvertConfig) -> Conversion:
             f"output_dir={folder} {'is a file' if folder.is_file() else 'holds files already'}, so nothing is written "
             f"there; give a new folder by output_dir=..."
         )
-    encoder = Encoder.load(config.model, config.pooling, merge=config.merge).eval()
-    is_adapter = adapter_base(locate(config.model.name_or_path), config.model.revision) is not None
-    difference = check_merging(config.model, config.pooling, encoder) if config.merge and is_adapter else None
+    model = config.model
+    has_adapter = model.adapter is not None or adapter_base(locate(model.name_or_path), model.revision) is not None
+    apart = embed_apart(model, config.pooling) if has_adapter and config.merge else None
+    encoder = Encoder.load(model, config.pooling, merge=config.merge).eval()
+    distance = None if apart is None else apart.distance(encoder)
     write_folder(encoder, folder, normalize=config.normalize)
-    return Conversion(folder, difference)
+    return Conversion(folder, distance)
 
 
 def write_folder(encoder: Encoder, folder: Path, *, normalize: bool = False) -> None:
@@ -63,8 +65,6 @@ def write_folder(encoder: Encoder, folder: Path, *, normalize: bool = False) -> 
         ConfigError: a pooling or a template that sentence-transformers cannot express.
 
     """
-    if encoder.has_adapters:
-        _check_lone_adapter(encoder)
     if encoder.bidirectional_from:
         raise ConfigError(
             f"A model whose layers attend in both directions from layer {encoder.bidirectional_from} on has no "
@@ -81,8 +81,8 @@ def write_folder(encoder: Encoder, folder: Path, *, normalize: bool = False) -> 
     side, tokenizer.padding_side = tokenizer.padding_side, "right"
     encoder.save(scratch)
     tokenizer.padding_side = side
-    if encoder.bidirectional_from == 0:
-        _say_both_directions(encoder, scratch)
+    if encoder.has_adapters or encoder.bidirectional_from == 0:
+        _check_stock_model(encoder, scratch)
 
     modules = [_module(0, "", "Transformer"), _module(1, "1_Pooling", "Pooling")]
     _write(
@@ -125,45 +125,45 @@ def write_folder(encoder: Encoder, folder: Path, *, normalize: bool = False) -> 
     scratch.rename(folder)
 
 
-def _check_lone_adapter(encoder: Encoder) -> None:
-    """Raise ConfigError when an adapter needs more than the plain base model below it."""
-    needs = None
-    if encoder.load_kbit is not None:
-        needs = f"an adapter on {encoder.load_kbit}-bit weights"
-    elif encoder.bidirectional_from is not None:
-        needs = "an adapter on layers that attend in both directions"
-    elif len(encoder.backbone.peft_config) > 1:
-        needs = "an adapter on top of others"
-    if needs is not None:
-        raise ConfigError(
-            f"merge=false cannot work with {needs}, for sentence-transformers puts it on the plain base model: type "
-            f"merge=true."
+def _check_stock_model(encoder: Encoder, folder: Path) -> None:
+    """Check that plain transformers makes the encoder's states of a saved folder; remove it and say so if it does not.
+
+    Raises:
+        ConfigError: layers that attend in both directions, or an adapter, which it takes for something else.
+
+    """
+    kind = type(encoder.backbone).__name__
+    if encoder.has_adapters:
+        problem = (
+            "merge=false cannot work with this model: sentence-transformers would put the adapter on its base as that "
+            "is stored, which gives other embeddings; type merge=true."
         )
+    else:
+        path = folder / "config.json"
+        _write(path, json.loads(path.read_text(encoding="utf-8")) | {"is_causal": False})
+        problem = (
+            f"{kind} cannot attend in both directions by its configuration alone, which is all that "
+            f"sentence-transformers reads: load this model with angle's Encoder."
+        )
+    if not _transformers_agrees(encoder, folder):
+        shutil.rmtree(folder)
+        raise ConfigError(problem)
 
 
 @torch.no_grad()
-def _say_both_directions(encoder: Encoder, folder: Path) -> None:
-    """Write into a saved model's configuration that it is not causal, and check that transformers follows it.
-
-    Raises:
-        ConfigError: it does not.
-
-    """
+def _transformers_agrees(encoder: Encoder, folder: Path) -> bool:
     from transformers import AutoModel
 
-    path = folder / "config.json"
-    _write(path, json.loads(path.read_text(encoding="utf-8")) | {"is_causal": False})
-    stock = AutoModel.from_pretrained(folder, dtype=encoder.backbone.dtype).to(encoder.device).eval()
+    try:
+        stock = AutoModel.from_pretrained(folder, dtype="auto").to(encoder.device).eval()
+    except (OSError, ValueError):  # its base is none that transformers finds
+        return False
     length = encoder.tokenizer.max_length  # a window that is narrower is another one in transformers
     ids = torch.arange(1, length + 1, device=encoder.device).remainder(stock.config.vocab_size)[None]
-    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "use_cache": False}
+    options = {"use_cache": False} if encoder.is_llm else {}
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), **options}
     ours, theirs = (model(**inputs).last_hidden_state.float() for model in (encoder.backbone, stock))
-    if (ours - theirs).abs().max() > 1e-3 * ours.abs().max():
-        shutil.rmtree(folder)
-        raise ConfigError(
-            f"{type(stock).__name__} cannot attend in both directions by its configuration alone, which is all that "
-            f"sentence-transformers reads: load this model with angle's Encoder."
-        )
+    return bool((ours - theirs).abs().max() <= 1e-3 * ours.abs().max())
 
 
 def _pooling_modes(strategy: str) -> tuple[str, ...]:

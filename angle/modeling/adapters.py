@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,15 +24,55 @@ TRAINED, FROZEN = "default", "frozen-{}"
 PREFIX = "base_model.model."
 
 
+@dataclass(frozen=True)
+class SavedAdapters:
+    """Adapters that were found."""
+
+    setting: str
+    """What the user typed, for messages."""
+    folders: tuple[str, ...]
+    """The topmost last."""
+
+
+def find_adapters(name: str, setting: str, revision: str | None = None) -> SavedAdapters:
+    """Return the adapters in a folder or a repository, fetched.
+
+    Raises:
+        ConfigError: there are none.
+
+    """
+    folder = Path(name)
+    if not folder.is_dir():
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+        wanted = ["adapter_*", f"{FROZEN.format('*')}/adapter_*"]
+        try:
+            folder = Path(snapshot_download(name, revision=revision, allow_patterns=wanted))
+        except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
+            first = next(iter(str(error).splitlines()), type(error).__name__)
+            raise ConfigError(f"{setting}={name} could not be fetched: {first.rstrip('.')}.") from None
+    if not (folder / ADAPTER_FILE).is_file():
+        raise ConfigError(f"{setting}={name} is no adapter: it has no {ADAPTER_FILE}.")
+    frozen = sorted(folder.glob(FROZEN.format("*")), key=lambda path: int(path.name.rsplit("-", 1)[-1]))
+    return SavedAdapters(f"{setting}={name}", tuple(str(place) for place in (*frozen, folder)))
+
+
 def add_adapters(
-    backbone: PreTrainedModel, base_name: str, *, saved: str | None = None, fresh: LoraConfig | None = None
+    backbone: PreTrainedModel,
+    base_name: str,
+    *,
+    revision: str | None = None,
+    saved: SavedAdapters | None = None,
+    fresh: LoraConfig | None = None,
 ) -> PeftModel:
     """Return the model with adapters on it, of which one is trainable and nothing else.
 
     Args:
         backbone: the bare model.
         base_name: where it comes from; written into the adapter's folder.
-        saved: folder or repository of adapters to start from: trained further, or frozen below `fresh`.
+        revision: of that on the hub.
+        saved: adapters to start from: trained further, or frozen below `fresh`.
         fresh: a new adapter, whose start changes nothing.
 
     Raises:
@@ -43,20 +84,23 @@ def add_adapters(
         warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers by a name that is to change
         backbone.name_or_path = base_name
         settings = None if fresh is None else _settings(backbone, fresh)
-        places = [] if saved is None else _places(saved)
         model: Any = backbone
-        for number, place in enumerate(places):
-            last = fresh is None and number == len(places) - 1
-            model = _add_saved(model, place, TRAINED if last else FROZEN.format(number))
+        folders = () if saved is None else saved.folders
+        for number, folder in enumerate(folders):
+            last = fresh is None and number == len(folders) - 1
+            assert saved is not None
+            model = _add_saved(model, folder, TRAINED if last else FROZEN.format(number), saved.setting)
         if settings is not None:
             model = _add(model, settings, TRAINED)
         model.base_model.set_adapter(list(model.peft_config))
+        for config in model.peft_config.values():
+            config.revision = revision
         for name, parameter in model.named_parameters():
             parameter.requires_grad_("lora_" in name and f".{TRAINED}." in name)
         return model
 
 
-def merge_adapters(backbone: PreTrainedModel, saved: str) -> PreTrainedModel:
+def merge_adapters(backbone: PreTrainedModel, saved: SavedAdapters) -> PreTrainedModel:
     """Return the model with the adapters saved at a place merged into its weights."""
     model = add_adapters(backbone, backbone.name_or_path, saved=saved)
     merged: PreTrainedModel = model.merge_and_unload(adapter_names=list(model.peft_config))
@@ -89,19 +133,6 @@ def _settings(backbone: PreTrainedModel, config: LoraConfig) -> Any:
     )
 
 
-def _places(saved: str) -> list[str]:
-    """Return the folders of the adapters saved at a place, the topmost last."""
-    folder = Path(saved)
-    if not folder.is_dir():
-        from huggingface_hub import snapshot_download
-
-        folder = Path(snapshot_download(saved, allow_patterns=["adapter_*", f"{FROZEN.format('*')}/adapter_*"]))
-    if not (folder / ADAPTER_FILE).is_file():
-        raise ConfigError(f"model.adapter={saved} is no adapter: it has no {ADAPTER_FILE}.")
-    frozen = sorted(folder.glob(FROZEN.format("*")), key=lambda path: int(path.name.rsplit("-", 1)[-1]))
-    return [str(place) for place in (*frozen, folder)]
-
-
 def _add(model: Any, settings: Any, name: str) -> Any:
     import peft
 
@@ -111,7 +142,7 @@ def _add(model: Any, settings: Any, name: str) -> Any:
     return peft.get_peft_model(model, settings, adapter_name=name)
 
 
-def _add_saved(model: Any, place: str, name: str) -> Any:
+def _add_saved(model: Any, place: str, name: str, typed: str) -> Any:
     """Return the model with one saved adapter, all of whose weights have found their layers."""
     import peft
     from peft.utils import load_peft_weights
@@ -120,12 +151,12 @@ def _add_saved(model: Any, place: str, name: str) -> Any:
     settings = peft.PeftConfig.from_pretrained(place)
     if not isinstance(settings, peft.LoraConfig):
         kind = str(settings.peft_type).rsplit(".", 1)[-1]
-        raise ConfigError(f"model.adapter={place} is a {kind} adapter, but only LoRA adapters can be read.")
+        raise ConfigError(f"{typed} is a {kind} adapter, but only LoRA adapters can be read.")
     try:
         found = load_peft_weights(place, device="cpu")  # a .bin file with weights_only=True
     except (OSError, ValueError, pickle.UnpicklingError, SafetensorError) as error:
         first = next(iter(str(error).splitlines()), type(error).__name__)
-        raise ConfigError(f"model.adapter={place} could not be read: {first.rstrip('.')}.") from None
+        raise ConfigError(f"{typed} could not be read: {first.rstrip('.')}.") from None
     backbone = model.get_base_model() if isinstance(model, peft.PeftModel) else model
     # Made on a class with a head, an adapter names the bare model inside of it. The head makes no embedding.
     inside, head = f"{backbone.base_model_prefix}.", "lm_head"
@@ -136,20 +167,23 @@ def _add_saved(model: Any, place: str, name: str) -> Any:
     }
     if isinstance(settings.target_modules, set):
         settings.target_modules = {target.removeprefix(inside) for target in settings.target_modules - {head}}
+    for pattern in ("alpha_pattern", "rank_pattern"):
+        inner = {key.removeprefix(inside): value for key, value in getattr(settings, pattern).items()}
+        setattr(settings, pattern, inner)
     settings.task_type = peft.TaskType.FEATURE_EXTRACTION
     settings.base_model_name_or_path = backbone.name_or_path
     settings.inference_mode = False
     try:
         model = _add(model, settings, name)
     except ValueError as error:  # none of the target modules is there
-        raise ConfigError(f"model.adapter={place} does not fit {type(backbone).__name__}: {error}") from None
+        raise ConfigError(f"{typed} does not fit {type(backbone).__name__}: {error}") from None
     wanted = peft.get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
     wanted = {key.removeprefix(PREFIX): weight for key, weight in wanted.items()}
     strange = sorted(weights.keys() ^ wanted.keys())
     strange += [key for key in weights if key in wanted and weights[key].shape != wanted[key].shape]
     if strange:
         raise ConfigError(
-            f"model.adapter={place} does not fit {type(backbone).__name__}: {len(strange)} of its weights and layers "
+            f"{typed} does not fit {type(backbone).__name__}: {len(strange)} of its weights and layers "
             f"have no counterpart of their shape, {strange[0]} for one. Choose the model that it was made for."
         )
     peft.set_peft_model_state_dict(model, {PREFIX + key: weight for key, weight in weights.items()}, adapter_name=name)

@@ -70,17 +70,17 @@ def load_tokenizer(
             f"tokens; type model.max_length={backbone_limit}."
         )
     prompt = config.prompt if config.prompt is not None else said.prompt
-    end_token = config.end_token
-    if end_token is None and said.pooling is None and pooling == "last" and not ends_in_words(prompt):
-        # Else an embedding would be the state of whatever word a text happens to end with.
-        end_token = True if tokenizer.eos_token and not special_tokens(tokenizer)[1] else None
-    wrapped = TextTokenizer(tokenizer, max_length, prompt, end_token)
-    if config.end_token is None and said.special_tokens not in (None, wrapped.special_tokens):
+    own = special_tokens(tokenizer)
+    if config.end_token is None and said.special_tokens not in (None, own):
         raise ConfigError(
             f"{name} was trained on texts {_written(said.special_tokens)}, but its tokenizer now writes "
-            f"{_written(wrapped.special_tokens)}: give the right one by model.tokenizer_name_or_path=..."
+            f"{_written(own)}: give the right one by model.tokenizer_name_or_path=..."
         )
-    return wrapped
+    end_token = config.end_token
+    if end_token is None and said.pooling != "last" and pooling == "last" and not ends_in_words(prompt):
+        # Else an embedding would be the state of whatever word a text happens to end with.
+        end_token = True if tokenizer.eos_token and not own[1] else None
+    return TextTokenizer(tokenizer, max_length, prompt, end_token)
 
 
 def _written(special_tokens: tuple[tuple[str, ...], tuple[str, ...]] | None) -> str:
@@ -179,6 +179,13 @@ def is_decoder(model: PreTrainedModel) -> bool:
 
     kind = model.config.model_type
     return kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and kind not in MODEL_FOR_MASKED_LM_MAPPING_NAMES
+
+
+def checkpoint_activations(model: PreTrainedModel) -> None:
+    """Let the model keep each layer's input alone, and compute the rest again in the backward pass."""
+    # transformers 5 gave it a new name on the way
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
 
 
 def position_limit(model: PreTrainedModel) -> int | None:

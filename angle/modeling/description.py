@@ -41,7 +41,7 @@ def split_gguf(name_or_path: str) -> tuple[str, str | None]:
     return place or ".", file
 
 
-def locate(name_or_path: str) -> str:
+def locate(name_or_path: str, setting: str = "model.name_or_path") -> str:
     """Return the model folder inside a run folder (its best model, else the final one), or the name as it is.
 
     Raises:
@@ -54,26 +54,26 @@ def locate(name_or_path: str) -> str:
             if (path / inside).is_dir():
                 return str(path / inside)
         raise ConfigError(
-            f"model.name_or_path={name_or_path} is a run folder without a model yet: finish it with "
+            f"{setting}={name_or_path} is a run folder without a model yet: finish it with "
             f"python train.py train.resume={name_or_path}"
         )
     place, _ = split_gguf(name_or_path)
     looks_like_path = name_or_path.startswith((".", "/", "~")) or place.count("/") > 1
     if looks_like_path and not path.exists():
         raise ConfigError(
-            f"model.name_or_path={name_or_path} does not exist: give a folder with weights, a run folder, a "
+            f"{setting}={name_or_path} does not exist: give a folder with weights, a run folder, a "
             f".gguf file or a hub name."
         )
     return name_or_path
 
 
-def adapter_base(name_or_path: str, revision: str | None = None) -> str | None:
-    """Return the model that the adapter at this place was made for, None when it is no adapter."""
+def adapter_base(name_or_path: str, revision: str | None = None) -> tuple[str, str | None] | None:
+    """Return the model, and its revision, that the adapter at this place was made for; None when it is no adapter."""
     try:
         adapter = read_json(name_or_path, ADAPTER_FILE, revision)
     except OSError:  # without its configuration in the cache, an adapter could not be loaded anyway
         return None
-    return None if adapter is None else str(adapter["base_model_name_or_path"])
+    return None if adapter is None else (str(adapter["base_model_name_or_path"]), adapter.get("revision"))
 
 
 def read_json(name_or_path: str, filename: str, revision: str | None = None) -> Any:

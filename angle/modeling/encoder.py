@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from angle.config import BillmConfig, LoraConfig, ModelConfig, PoolingConfig
 from angle.errors import ConfigError
 from angle.modeling import adapters
-from angle.modeling.backbone import is_decoder, load_backbone, load_tokenizer, position_limit
+from angle.modeling.backbone import checkpoint_activations, is_decoder, load_backbone, load_tokenizer, position_limit
 from angle.modeling.bidirectional import decoder_layers, make_bidirectional
 from angle.modeling.description import SelfDescription, adapter_base, describe, locate, read_json
 from angle.modeling.packing import enable_packing, run_packed, run_padded
@@ -60,12 +61,17 @@ class Encoder(nn.Module):
         lora: LoraConfig | None = None,
         billm: BillmConfig | None = None,
         *,
-        merge: bool = True,
+        merge: bool | None = None,
     ) -> Encoder:
         """Return the encoder that the settings, or a name alone, describe: on the hub, in a model or a run folder.
 
-        Adapters found at the place are merged into the weights, unless `merge` is false or a fresh one is to be trained
-        on top of them, as `lora` says. `model.adapter` is trained further, or stays frozen below a fresh one.
+        Args:
+            model: a name, or the settings. An adapter as `name_or_path` is merged into the weights of its base;
+                `model.adapter` is put on them, to be trained further.
+            pooling: null for what the model says of itself.
+            lora: when enabled, a fresh adapter is put on top of those that are there, which stay frozen.
+            billm: when enabled, says which layers attend in both directions.
+            merge: true to merge any adapter, false to keep any apart.
 
         Raises:
             ConfigError: whatever keeps the model from being loaded, or its settings from making sense.
@@ -74,29 +80,22 @@ class Encoder(nn.Module):
         _quiet_transformers()
         if isinstance(model, str):
             model = ModelConfig(model)
-        name, adapter = locate(model.name_or_path), model.adapter and locate(model.adapter)
-        base = adapter_base(name, model.revision)
-        if base is not None and adapter is not None:
-            raise ConfigError(
-                f"model.adapter={adapter} cannot work with model.name_or_path={name}, which is an adapter itself: give "
-                f"its base, {base}, as model.name_or_path."
-            )
-        adapter, base = (name, base) if base is not None else (adapter, name)
+        source = _find(model)
         fresh = lora if lora is not None and lora.enabled else None
-        merged = merge and adapter == name and fresh is None
-        said = describe(adapter or name, model.revision)
+        merged = source.adapter is not None and fresh is None and (source.is_adapter if merge is None else merge)
+        said = source.describe()
         # An adapter belongs to the weights it was trained on: those that their few bits stand for.
-        bits = said.load_kbit if adapter and (merged or model.load_kbit is None) else model.load_kbit
-        backbone = load_backbone(model, base, bits)
-        if merged and adapter:
-            backbone = adapters.merge_adapters(dequantize(backbone) if bits else backbone, adapter)
+        bits = said.load_kbit if source.adapter and (merged or model.load_kbit is None) else model.load_kbit
+        backbone = load_backbone(replace(model, revision=source.revision), source.base, bits)
+        if merged and source.saved:
+            backbone = adapters.merge_adapters(dequantize(backbone) if bits else backbone, source.saved)
         is_llm = is_decoder(backbone)
         strategy = pooling.strategy if pooling else "auto"
         if strategy == "auto":
             if said.problem is not None:
                 raise ConfigError(said.problem)
             strategy = said.pooling or ("avg" if is_llm else "cls")
-        tokenizer = load_tokenizer(model, _tokenizer_place(adapter, base), said, strategy, position_limit(backbone))
+        tokenizer = load_tokenizer(*source.tokenizer(model), said, strategy, position_limit(backbone))
         start = _first_bidirectional_layer(billm, said, backbone, is_llm)
         if start is not None:
             make_bidirectional(backbone, start)
@@ -112,14 +111,10 @@ class Encoder(nn.Module):
             if "pooler" in parameter_name:
                 parameter.requires_grad_(False)
         if model.gradient_checkpointing:
-            # transformers 5 gave it a new name on the way
-            enable = (
-                getattr(backbone, "activation_checkpointing_enable", None) or backbone.gradient_checkpointing_enable
-            )
-            enable({"use_reentrant": False})
-        if fresh or (adapter and not merged):
-            base = str(Path(base).resolve()) if Path(base).exists() else base
-            backbone = adapters.add_adapters(backbone, base, saved=adapter, fresh=fresh)
+            checkpoint_activations(backbone)
+        if fresh or (source.saved and not merged):
+            base = str(Path(source.base).resolve()) if Path(source.base).exists() else source.base
+            backbone = adapters.add_adapters(backbone, base, revision=source.revision, saved=source.saved, fresh=fresh)
         return cls(backbone, tokenizer, strategy, is_llm, start, None if merged else bits, packable)
 
     @property
@@ -169,7 +164,7 @@ class Encoder(nn.Module):
     def _states(self, ids: Tensor, lengths: Lengths) -> Tensor:
         """Return the states (T, D) of the tokens of texts that are sorted by length, longest first."""
         options = {"use_cache": False} if self.is_llm else {}
-        if self._is_packed:
+        if self.is_packed:
             return run_packed(self.backbone, ids, lengths, **options)
         pad = self.tokenizer.tokenizer.pad_token_id or 0
         groups = self._groups(lengths)
@@ -179,7 +174,8 @@ class Encoder(nn.Module):
         )
 
     @property
-    def _is_packed(self) -> bool:
+    def is_packed(self) -> bool:
+        """Whether the texts of a batch run as one row without padding."""
         return self.packable and self.device.type in PACKED_ON
 
     def _groups(self, lengths: Lengths) -> list[Lengths]:
@@ -188,7 +184,7 @@ class Encoder(nn.Module):
 
     def padding_share(self, lengths: Lengths) -> float:
         """Return which share of the positions that `forward` runs for texts of these lengths is padding."""
-        if self._is_packed:
+        if self.is_packed:
             return 0.0
         groups = self._groups(np.sort(lengths)[::-1])
         return 1 - int(lengths.sum()) / sum(int(group.max()) * len(group) for group in groups)
@@ -242,12 +238,56 @@ class Encoder(nn.Module):
         self.contract.save(folder)
 
 
-def _tokenizer_place(adapter: str | None, base: str) -> str:
-    """Return where the tokenizer is: with the adapter, if one was saved there."""
-    try:
-        return adapter if adapter and read_json(adapter, "tokenizer_config.json") else base
-    except OSError:
-        return base
+@dataclass(frozen=True)
+class _Source:
+    """Where the parts of a model are."""
+
+    base: str
+    revision: str | None
+    """Of the base, on the hub."""
+    adapter: str | None
+    adapter_revision: str | None
+    is_adapter: bool
+    """Whether the adapter was given as the model, and not beside it."""
+    saved: adapters.SavedAdapters | None
+
+    def describe(self) -> SelfDescription:
+        """Return what the adapter says of itself, and if it says nothing, the base."""
+        said = describe(self.adapter, self.adapter_revision) if self.adapter else SelfDescription()
+        return describe(self.base, self.revision) if said == SelfDescription() else said
+
+    def tokenizer(self, model: ModelConfig) -> tuple[ModelConfig, str]:
+        """Return settings and place of the tokenizer: with the adapter, if one was saved there."""
+        try:
+            beside = self.adapter and read_json(self.adapter, "tokenizer_config.json", self.adapter_revision)
+        except OSError:
+            beside = None
+        place, revision = (self.adapter, self.adapter_revision) if beside else (self.base, self.revision)
+        return replace(model, revision=revision), place or self.base
+
+
+def _find(model: ModelConfig) -> _Source:
+    """Return where the model's parts are, adapters fetched.
+
+    Raises:
+        ConfigError: a place that is none, or an adapter on an adapter.
+
+    """
+    name = locate(model.name_or_path)
+    base = adapter_base(name, model.revision)
+    if base is None and model.adapter is None:
+        return _Source(name, model.revision, None, None, False, None)
+    if base is None:
+        adapter = locate(str(model.adapter), "model.adapter")
+        return _Source(name, model.revision, adapter, None, False, adapters.find_adapters(adapter, "model.adapter"))
+    if model.adapter is not None:
+        raise ConfigError(
+            f"model.adapter={model.adapter} cannot work with model.name_or_path={name}, which is an adapter itself: "
+            f"give its base, {base[0]}, as model.name_or_path."
+        )
+    return _Source(
+        *base, name, model.revision, True, adapters.find_adapters(name, "model.name_or_path", model.revision)
+    )
 
 
 def _first_bidirectional_layer(

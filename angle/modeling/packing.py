@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 #: Name of the attention function in transformers' registry.
 IMPLEMENTATION = "angle_packed"
 
+#: What some attention functions are given beyond queries, keys and values: capped scores, biases, sinks.
+NEEDED_BY_OTHERS = ("softcap", "position_bias", "s_aux")
+
 Runs = tuple[tuple[int, int], ...]
 
 
@@ -116,7 +119,7 @@ def attend(
     """
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-    if kwargs.get("softcap") is not None or kwargs.get("position_bias") is not None:
+    if any(kwargs.get(name) is not None for name in NEEDED_BY_OTHERS):
         raise NotPackableError
     if packed_runs is None:
         padded: tuple[Tensor, None] = sdpa_attention_forward(
@@ -181,28 +184,28 @@ def enable_packing(backbone: PreTrainedModel) -> bool:
         return False
     AttentionInterface.register(IMPLEMENTATION, attend)
     AttentionMaskInterface.register(IMPLEMENTATION, _mask)
-    before = backbone.config._attn_implementation
-    backbone.set_attn_implementation(IMPLEMENTATION)
-    if _packed_equals_padded(backbone):
-        return True
-    backbone.set_attn_implementation(before)
-    return False
+    before, was_training, same = backbone.config._attn_implementation, backbone.training, False
+    backbone.eval()
+    try:
+        same = _packed_equals_padded(backbone)
+    except Exception:  # whatever it is that such a model cannot do, it can be padded
+        same = False
+    finally:
+        backbone.train(was_training)
+        if not same:
+            backbone.set_attn_implementation(before)
+    return same
 
 
 @torch.no_grad()
 def _packed_equals_padded(backbone: PreTrainedModel) -> bool:
+    """Run texts padded, with the model's own attention, then packed, and return whether the states agree."""
     device = backbone.get_input_embeddings().weight.device
     lengths = np.array([6, 4, 4])
     ids = torch.arange(1, lengths.sum() + 1, device=device).remainder(backbone.config.vocab_size)
-    was_training = backbone.training
-    backbone.eval()
-    try:
-        packed = run_packed(backbone, ids, lengths).float()
-        padded = run_padded(backbone, ids, lengths, pad=0).float()
-    except (NotPackableError, TypeError):  # the second: a forward that takes no further arguments
-        return False
-    finally:
-        backbone.train(was_training)
+    padded = run_padded(backbone, ids, lengths, pad=0).float()
+    backbone.set_attn_implementation(IMPLEMENTATION)
+    packed = run_packed(backbone, ids, lengths).float()
     coarse = backbone.dtype != torch.float32 or getattr(backbone, "is_quantized", False)
     # Of the later texts, which would see the first one. The median, for in bfloat16 single tokens differ at random.
     errors = (packed - padded)[lengths[0] :].norm(dim=1) / padded[lengths[0] :].norm(dim=1)

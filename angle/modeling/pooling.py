@@ -29,10 +29,11 @@ def pool(states: Tensor, lengths: Lengths, strategy: str) -> Tensor:
         return (pool(states, lengths, "cls") + pool(states, lengths, strategy.removeprefix("cls_"))) / 2
     if strategy in ("avg", "mean", "max"):
         how = "max" if strategy == "max" else "mean"
-        counts = torch.from_numpy(lengths).to(states.device, non_blocking=True)
-        # Sums in a fixed order, unlike index_add on a GPU, so that a run can be repeated bit for bit.
-        pooled: Tensor = torch.segment_reduce(states, how, lengths=counts, unsafe=True)
-        return pooled
+        # Sums in a fixed order, unlike index_add on a GPU, so that a run can be repeated bit for bit. CPUs and CUDA
+        # have it; from elsewhere, the states make a detour.
+        there = states if states.device.type in ("cpu", "cuda") else states.cpu()
+        counts = torch.from_numpy(lengths).to(there.device, non_blocking=True)
+        return torch.segment_reduce(there, how, lengths=counts, unsafe=True).to(states.device)
     ends = lengths.cumsum()
     where = ends - 1 if strategy == "last" else ends - lengths + _number(strategy, lengths)
     return states[torch.from_numpy(where).to(states.device, non_blocking=True)]

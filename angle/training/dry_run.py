@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 class DryRun:
     """What a step on the longest batch takes, for one process."""
 
+    which: str
     rows: int
     texts: int
     tokens: int
@@ -46,7 +47,7 @@ class DryRun:
         lines = [
             self.banner,
             "",
-            f"longest batch: {self.rows} rows, {self.texts} different texts, {self.tokens:,} tokens",
+            f"{self.which}: {self.rows} rows, {self.texts} different texts, {self.tokens:,} tokens",
         ]
         lines += [
             f"  {name:42}{size / 2**20:10,.1f} MiB"
@@ -71,7 +72,7 @@ def dry_run(config: TrainConfig) -> DryRun:
     config, encoder = built.config, built.encoder
     trained = [parameter for parameter in encoder.parameters() if parameter.requires_grad]
     model, optimizer = accelerator.prepare(encoder, setup.make_optimizer(encoder, config))
-    batch = _longest_batch(built.data.train)
+    which, batch = _longest_batch(built.data.train)
     batches = config.train.gradient_accumulation_steps
     model.train()
 
@@ -86,7 +87,7 @@ def dry_run(config: TrainConfig) -> DryRun:
         torch.cuda.reset_peak_memory_stats()
     for parameter in trained:
         parameter.grad = torch.zeros_like(parameter)  # so that only what comes and goes within a step is counted
-    with _Allocations() as made:
+    with Allocations() as made:
         forward_and_backward()
     optimizer.step()
     memory = {
@@ -101,6 +102,7 @@ def dry_run(config: TrainConfig) -> DryRun:
     allocated = torch.cuda.max_memory_allocated() if on_gpu else None
     rows = len(batch.rows)
     return DryRun(
+        which,
         rows,
         len(batch.tokens),
         len(batch.tokens.ids),
@@ -112,14 +114,14 @@ def dry_run(config: TrainConfig) -> DryRun:
     )
 
 
-def _longest_batch(data: TrainingData) -> Batch:
-    """Return a batch of the rows with the most tokens; of a stream, its first batch."""
+def _longest_batch(data: TrainingData) -> tuple[str, Batch]:
+    """Return this process's share of a batch of the rows with the most tokens; of a stream, its first batch."""
     if not isinstance(data, CorpusData):
-        return next(data.steps(0))[0]
+        return "first batch", next(data.steps(0))[0]
     corpus, sharing = data.corpus, data.sharing
     texts = corpus.texts(np.arange(len(corpus)), seed=sharing.seed, epoch=0)
     longest = np.argsort(-corpus.tokens.lengths[texts].sum(axis=1), kind="stable")
-    return collate(corpus, longest[: sharing.batch_size], 0, sharing)
+    return "longest batch", collate(corpus, longest[: sharing.global_rows], 0, sharing)
 
 
 def _time(accelerator: Accelerator, call: Any) -> float:
@@ -147,7 +149,7 @@ def _bytes(tensors: Iterable[Any]) -> int:
     return sum(tensor.nbytes for tensor in tensors if isinstance(tensor, Tensor))
 
 
-class _Allocations(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class Allocations(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the bytes of the tensors that operations make while it is active, and the most that lived at once."""
 
     def __init__(self) -> None:

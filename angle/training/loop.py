@@ -64,6 +64,8 @@ def fit(config: TrainConfig) -> Result:
         TrainingError: a loss that is no finite number.
 
     """
+    if config.train.dry_run:
+        raise ConfigError("train.dry_run=true trains nothing, so fit has nothing to do: call angle.dry_run instead.")
     asked, folder, state = config, _folder(config), RunState.NEW
     if asked.train.resume is None:
         state = folder.examine(asked)

@@ -249,7 +249,7 @@ def decide(config: TrainConfig, encoder: Encoder, data: Data) -> TrainConfig:
             end_token=encoder.tokenizer.tokenizer.eos_token in contract.special_tokens[1],
         ),
         pooling=PoolingConfig(contract.pooling),
-        billm=_billm(contract.bidirectional_from),
+        billm=_billm(contract.bidirectional_from, asked=config.billm.enabled),
         loss=loss,
         data_format=DataFormatConfig(name),
         train=replace(config.train, learning_rate=rate),
@@ -267,8 +267,11 @@ def _absolute(name: str) -> str:
     return str(path.resolve()) if name not in (SAMPLE, TINY) and path.exists() else name
 
 
-def _billm(start: int | None) -> BillmConfig:
-    return BillmConfig() if start is None else BillmConfig(enabled=True, start_index=start)
+def _billm(start: int | None, *, asked: bool) -> BillmConfig:
+    """Return settings that say the same whatever the model says of itself, if any were asked for."""
+    if start is None:
+        return BillmConfig(enabled=True, start_index=-1) if asked else BillmConfig()
+    return BillmConfig(enabled=True, start_index=start)
 
 
 def describe_environment(config: TrainConfig, data: Data, accelerator: Accelerator) -> dict[str, Any]:
@@ -354,7 +357,8 @@ def banner(config: TrainConfig, encoder: Encoder, data: Data, total: int, accele
             "device",
             f"{accelerator.device}, {accelerator.num_processes} "
             f"process{'es' if accelerator.num_processes > 1 else ''}, "
-            f"{'float32' if train.mixed_precision == 'no' else train.mixed_precision}",
+            f"{'float32' if train.mixed_precision == 'no' else train.mixed_precision}, "
+            f"texts {'packed' if encoder.is_packed else 'padded'}",
         ),
     ]
     if config.data.train.names() == [SAMPLE] and model.name_or_path != TINY:
