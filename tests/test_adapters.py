@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +15,6 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from angle.config import BillmConfig, LoraConfig, ModelConfig, PoolingConfig
 from angle.errors import ConfigError
-from angle.modeling.description import locate
 from angle.modeling.encoder import Encoder
 
 torch.set_num_threads(1)
@@ -221,23 +218,3 @@ def test_a_pickled_adapter_runs_no_code(base: Path, first: Path, tmp_path: Path)
     with pytest.raises(ConfigError, match=r"model.adapter=.*pickled could not be read"):
         load(base, adapter=str(folder))
     assert not (tmp_path / "harm").exists()
-
-
-@pytest.mark.slow
-def test_the_command_trains_an_adapter_further_and_on_top(
-    command: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
-) -> None:
-    steps = ("train.max_steps=3", "train.warmup_steps=0", "train.eval_steps=1")  # the best may not be the last
-    for arguments in (
-        ("lora=r8", "train.output_dir=one"),
-        ("model.adapter=one", "train.output_dir=further"),
-        ("model.adapter=one", "lora=r8", "train.output_dir=above"),
-    ):
-        done = command("train.py", *steps, *arguments)
-        assert done.returncode == 0, done.stderr
-    further = peft.load_peft_weights(str(tmp_path / "further" / "final"), "cpu")
-    frozen = peft.load_peft_weights(str(tmp_path / "above" / "final" / "frozen-0"), "cpu")
-    start = peft.load_peft_weights(str(locate(str(tmp_path / "one"))), "cpu")
-    assert all(torch.equal(frozen[name], weight) for name, weight in start.items())
-    change = max(float((further[name] - weight).abs().max()) for name, weight in start.items())
-    assert 0 < change < 0.02  # three steps of adapters' usual rate from where they were

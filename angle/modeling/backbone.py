@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+import io
 from typing import TYPE_CHECKING, Any
 
 from angle.config import ModelConfig
@@ -111,17 +113,20 @@ def load_backbone(config: ModelConfig, name: str, bits: int | None = None) -> Pr
     place, file = split_gguf(name)
     dtype = config.dtype if config.dtype == "auto" else getattr(torch, config.dtype)
     options = loading_options(bits, own_device()) if file is None else _gguf_options(name, file, bits)
+    # The reader of GGUF files shows bars of its own.
+    quiet = contextlib.nullcontext() if file is None else contextlib.redirect_stderr(io.StringIO())
     try:
-        model, report = AutoModel.from_pretrained(
-            place,
-            revision=config.revision,
-            trust_remote_code=config.trust_remote_code,
-            dtype=dtype,
-            attn_implementation=config.attn_implementation,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # reported below, in a sentence
-            **options,
-        )
+        with quiet:
+            model, report = AutoModel.from_pretrained(
+                place,
+                revision=config.revision,
+                trust_remote_code=config.trust_remote_code,
+                dtype=dtype,
+                attn_implementation=config.attn_implementation,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # reported below, in a sentence
+                **options,
+            )
     except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
         raise ConfigError(
             f"model.name_or_path={name} could not be loaded: {_first_line(error)} Give a hub name or a "
