@@ -17,6 +17,7 @@ from angle import ConfigError, TrainConfig, build_config, fit
 from angle.config import ConvertConfig, LoraConfig, ModelConfig
 from angle.export.sentence_transformers import convert
 from angle.modeling.encoder import Encoder
+from angle.modeling.quantization import count_weights
 from angle.modeling.tiny import tiny_tokenizer
 from angle.training.tracking import Tracker
 
@@ -99,6 +100,13 @@ def test_gradients_are_those_of_the_weights_that_the_bits_stand_for(folder):
             module.weight.data.copy_(weights[name])
     assert len(weights) == 14
     torch.testing.assert_close(gradients(few), gradients(plain), rtol=2e-3, atol=2e-3)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_weights_are_counted_as_what_they_stand_for(folder, bits):
+    plain, few = Encoder.load(ModelConfig(folder)), Encoder.load(ModelConfig(folder, load_kbit=bits), lora=LORA)
+    frozen = [parameter for name, parameter in few.named_parameters() if "lora_" not in name]
+    assert sum(map(count_weights, frozen)) == sum(parameter.numel() for parameter in plain.parameters())
 
 
 @pytest.mark.parametrize("bits", [4, 8])

@@ -26,6 +26,7 @@ from angle.evaluation.sts import load_sts
 from angle.modeling.bidirectional import check_directions
 from angle.modeling.description import TINY
 from angle.modeling.encoder import Encoder
+from angle.modeling.quantization import count_weights
 from angle.objective.objective import Objective
 from angle.training.checkpoint import seed_everything
 
@@ -332,7 +333,7 @@ def _notes_on_labels(config: TrainConfig, data: Data) -> list[str]:
 def banner(config: TrainConfig, encoder: Encoder, data: Data, total: int, accelerator: Accelerator) -> str:
     """Return what a run is about to do, in a few lines."""
     trainable = sum(p.numel() for p in encoder.parameters() if p.requires_grad)
-    everything = sum(p.numel() for p in encoder.parameters())
+    everything = sum(map(count_weights, encoder.parameters()))
     model, train, loss = config.model, config.train, config.loss
     share = "" if trainable == everything else f", {trainable:,} of them trained"
     weights = {
