@@ -153,3 +153,15 @@ def test_the_shape_of_llama_in_4_bits_and_both_directions(
     for part in ("frozen weights", "trained weights", "gradients", "optimiser state", "activations", "time of a step"):
         assert part in done.stdout
     assert "Nothing was written." in done.stdout
+
+
+@pytest.mark.slow
+def test_what_the_command_for_llama_composes_to(command: Callable[..., subprocess.CompletedProcess[str]]) -> None:
+    words = ("model=llama7b", "lora=r64", "loss=format_b", "model.load_kbit=4", "billm=all")
+    done = command("train.py", *words, "--cfg", "job")
+    assert done.returncode == 0, done.stderr
+    for line in (
+        "name_or_path: NousResearch/Llama-2-7b-chat-hf", "load_kbit: 4", "gradient_checkpointing: true", "r: 64",
+        "alpha: 128", "ibn_w: 20.0", "cosine_w: 0.0", "name: B", "billm:\n  enabled: true",
+    ):  # fmt: skip
+        assert line in done.stdout
