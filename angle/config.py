@@ -25,7 +25,11 @@ CONFIG_FILE, RUN_FILE = "config.yaml", "run.json"
 #: The reference takes the first bidirectional layer from the environment.
 START_INDEX_VARIABLE = "BiLLM_START_INDEX"
 
+#: As teacher.name_or_path: the student as it was before training.
+SELF = "self"
+
 FORMAT_NAMES = ("A", "B", "C")
+DTYPES = ("float32", "bfloat16", "float16", "auto")
 POOLING_NAMES = ("cls", "avg", "mean", "max", "last", "cls_avg", "cls_max")
 
 #: What `null` loss weights mean, by data format: (cosine_w, ibn_w, angle_w).
@@ -83,7 +87,7 @@ class ModelConfig:
     """Recompute activations in the backward pass: less memory, about a third more time."""
 
     def __post_init__(self) -> None:
-        _one_of("model.dtype", self.dtype, ("float32", "bfloat16", "float16", "auto"))
+        _one_of("model.dtype", self.dtype, DTYPES)
         if self.load_kbit not in (None, 4, 8):
             raise ConfigError(f"model.load_kbit={self.load_kbit} cannot work: choose 4 or 8, or leave it out.")
         if self.padding_side is not None:
@@ -193,11 +197,6 @@ def _refuse_fields_while_off(group: str, config: Any, example: str) -> None:
             )
 
 
-def _refuse_until_there(group: str, enabled: bool, what: str) -> None:
-    if enabled:
-        raise ConfigError(f"{group}.enabled=true cannot work: this version has no {what}; type {group}=none.")
-
-
 @dataclass
 class BillmConfig:
     """BiLLM: layers of a decoder that attend in both directions."""
@@ -250,24 +249,84 @@ class BillmConfig:
 
 @dataclass
 class EseConfig:
-    """Espresso embeddings: every layer and width usable."""
+    """Espresso embeddings (ESE): every layer, and the first dimensions alone, give embeddings of their own."""
 
     enabled: bool = False
-    """Not in this version: only false."""
+    """Whether all layers are trained, and not the last one at full width alone."""
+    compression_size: int = 128
+    """How many of the first dimensions are trained to do without the others; even."""
+    kl_temperature: float = 1.0
+    """Temperature of the divergence from the compressed embeddings; 0: their squared error alone."""
+    pca: bool = True
+    """Whether the first dimensions learn to be a compression of all."""
+    compat: bool = False
+    """The reference's own sum of layers: with the embedding layer, without the last but one."""
 
     def __post_init__(self) -> None:
-        _refuse_until_there("ese", self.enabled, "Espresso training")
+        _refuse_fields_while_off("ese", self, "ese=on")
+        _at_least("ese.compression_size", self.compression_size, 2)
+        _at_least("ese.kl_temperature", self.kl_temperature, 0)
+        if self.compression_size % 2:
+            raise ConfigError(
+                f"ese.compression_size={self.compression_size} cannot work: the angle loss splits an embedding into a "
+                f"real and an imaginary half; choose an even number."
+            )
 
 
 @dataclass
 class TeacherConfig:
-    """Alignment with a teacher's embeddings."""
+    """Alignment with the states of a model that stays as it is. It reads the student's own tokens."""
 
     enabled: bool = False
-    """Not in this version: only false."""
+    """Whether the alignment is part of the loss."""
+    name_or_path: str | None = None
+    """The teacher, as in model.name_or_path; `self`: the student as it was before training."""
+    revision: str | None = None
+    """Branch, tag or commit on the hub."""
+    pooling: str = "auto"
+    """How the teacher's token states become the embedding that the student's is aligned with, as pooling.strategy;
+    `tokens`: the states of every token are aligned instead."""
+    weight: float = 1.0
+    """Weight of the alignment in the loss."""
+    temperature: float = 1.0
+    """Temperature of the divergence of the two softmaxes over dimensions; 0: none."""
+    mse_w: float = 0.0
+    """Weight of the mean squared error in the alignment."""
+    projection: bool = False
+    """Train a linear map from the student's dimensions to the teacher's."""
+    dtype: str = "float32"
+    """Type of the teacher's weights: float32, bfloat16, float16 or auto (as stored)."""
+    load_kbit: int | None = None
+    """4 or 8: the teacher's weights in so many bits."""
+    cache: bool = False
+    """Compute the teacher's embeddings of all texts once, before training, and keep them on disk."""
 
     def __post_init__(self) -> None:
-        _refuse_until_there("teacher", self.enabled, "teacher alignment")
+        _refuse_fields_while_off("teacher", self, "teacher=self")
+        _one_of("teacher.dtype", self.dtype, DTYPES)
+        _one_of("teacher.pooling", self.pooling, ("auto", "tokens", *POOLING_NAMES))
+        for name in ("weight", "temperature", "mse_w"):
+            _at_least(f"teacher.{name}", getattr(self, name), 0)
+        if self.load_kbit not in (None, 4, 8):
+            raise ConfigError(f"teacher.load_kbit={self.load_kbit} cannot work: choose 4 or 8, or leave it out.")
+        if not self.enabled:
+            return
+        if self.name_or_path is None:
+            raise ConfigError(
+                "teacher.name_or_path is missing: give the teacher, for example "
+                "teacher.name_or_path=WhereIsAI/UAE-Large-V1, or type teacher=self."
+            )
+        if not self.weight or not (self.temperature or self.mse_w):
+            raise ConfigError(
+                f"teacher.weight={self.weight:g} with teacher.temperature={self.temperature:g} and "
+                f"teacher.mse_w={self.mse_w:g} aligns nothing: set teacher.weight, and one of the others, above 0, or "
+                f"type teacher=none."
+            )
+        if self.cache and self.pooling == "tokens":
+            raise ConfigError(
+                "teacher.cache=true cannot work with teacher.pooling=tokens, whose states would fill the disk: leave "
+                "one out."
+            )
 
 
 @dataclass
@@ -329,7 +388,9 @@ class DataConfig:
     duplicates: str = "mask"
     """Equal texts in a batch: mask (never each other's negatives), drop (the later row) or keep (as negatives)."""
     shuffle: bool = True
-    """A new order of the training rows every epoch, drawn from train.seed."""
+    """A new order of the training rows every epoch."""
+    seed: int | None = None
+    """Seed of that order; null: train.seed."""
     streaming: bool = False
     """Read the training rows as they come instead of all at once; needs train.max_steps."""
     stream_window: int = 10_000
@@ -338,6 +399,7 @@ class DataConfig:
     def __post_init__(self) -> None:
         _one_of("data.duplicates", self.duplicates, ("mask", "drop", "keep"))
         _at_least("data.stream_window", self.stream_window, 1)
+        _at_least("data.seed", self.seed, 0)
         for role in ("train", "valid", "valid_sts", "test"):
             value = getattr(self, role).name_or_path
             entries = value if isinstance(value, list) else [value]
@@ -373,7 +435,7 @@ class TrainingConfig:
     mixed_precision: str = "no"
     """no, bf16 or fp16 (needs a GPU). Pooling and losses are always float32."""
     seed: int = 42
-    """Seed of the adapters' start, the order of rows, and dropout."""
+    """Seed of the adapters' start, of dropout, and of the order of rows unless data.seed is given."""
     logging_steps: int = 10
     """Steps between two lines of metrics."""
     eval_steps: int | None = None
@@ -431,6 +493,22 @@ class TrackingConfig:
 
 
 @dataclass
+class HubConfig:
+    """The Hugging Face hub. Its token comes from HF_TOKEN or `hf auth login`, and is never written anywhere."""
+
+    push: bool = False
+    """Whether the better of the best and the final model is put there once training is over."""
+    model_id: str | None = None
+    """Where: user/name."""
+    private: bool = True
+    """Whether a new repository can be seen by you alone."""
+
+    def __post_init__(self) -> None:
+        if self.push and self.model_id is None:
+            raise ConfigError("hub.push=true needs hub.model_id: add for example hub.model_id=user/my-encoder.")
+
+
+@dataclass
 class TrainConfig:
     """Everything `train.py` takes."""
 
@@ -445,6 +523,7 @@ class TrainConfig:
     data: DataConfig = field(default_factory=DataConfig)
     train: TrainingConfig = field(default_factory=TrainingConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    hub: HubConfig = field(default_factory=HubConfig)
 
     def __post_init__(self) -> None:
         if not self.data.train.names():
@@ -461,6 +540,13 @@ class TrainConfig:
             raise ConfigError(
                 f"model.load_kbit={self.model.load_kbit} freezes the weights, so there is nothing to train: "
                 f"add lora=r16."
+            )
+        if self.teacher.enabled and self.teacher.name_or_path == self.model.name_or_path:
+            self.teacher = dataclasses.replace(self.teacher, name_or_path=SELF)
+        if self.teacher.cache and self.data.streaming:
+            raise ConfigError(
+                "teacher.cache=true cannot work with data.streaming=true, for a stream's texts are not known before "
+                "training: leave one out."
             )
         if self.data_format.name != "auto":
             self.loss = self.loss.for_format(self.data_format.name)

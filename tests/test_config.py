@@ -68,7 +68,7 @@ def test_composed_default_is_the_python_default(name):
 
 
 def test_all_options_are_seen():
-    assert len(OPTIONS) == 52
+    assert len(OPTIONS) == 55
     assert {group for group, _ in OPTIONS} == {
         *("billm", "data", "data_format", "ese", "experiment", "lora"),
         *("loss", "model", "pooling", "teacher", "tracking"),
@@ -77,7 +77,8 @@ def test_all_options_are_seen():
 
 @pytest.mark.parametrize(("group", "option"), [pytest.param(*option, id="=".join(option)) for option in OPTIONS])
 def test_every_option_composes_to_what_its_file_says(group, option):
-    words = ["data.train.name_or_path=x.jsonl"] if option == "files" else []
+    needed = {"data=files": "data.train.name_or_path=x.jsonl", "teacher=model": "teacher.name_or_path=x"}
+    words = [word for choice, word in needed.items() if choice == f"{group}={option}"]
     text = (CONF / group / f"{option}.yaml").read_text()
     settings = yaml.safe_load(text)
     config = composed(f"{group}={option}", *words)
@@ -243,11 +244,36 @@ def test_label_map_takes_numbers_as_labels():
             {"billm.enabled": True, "billm.start_index": 3, "billm.last_layers": 1},
             "billm.start_index=3 and billm.last_layers=1 both say where to begin: leave one out.",
         ),
-        ({"ese.enabled": True}, "ese.enabled=true cannot work: this version has no Espresso training; type ese=none."),
+        (
+            {"ese.compression_size": 64},
+            "ese.compression_size=64 has no effect while ese is off: add ese=on or ese.enabled=true, or leave it out.",
+        ),
+        (
+            {"ese.enabled": True, "ese.compression_size": 65},
+            "ese.compression_size=65 cannot work: the angle loss splits an embedding into a real and an imaginary "
+            "half; choose an even number.",
+        ),
         (
             {"teacher.enabled": True},
-            "teacher.enabled=true cannot work: this version has no teacher alignment; type teacher=none.",
+            "teacher.name_or_path is missing: give the teacher, for example "
+            "teacher.name_or_path=WhereIsAI/UAE-Large-V1, or type teacher=self.",
         ),
+        (
+            {"teacher.enabled": True, "teacher.name_or_path": "self", "teacher.temperature": 0},
+            "teacher.weight=1 with teacher.temperature=0 and teacher.mse_w=0 aligns nothing: set teacher.weight, and "
+            "one of the others, above 0, or type teacher=none.",
+        ),
+        (
+            {
+                "teacher.enabled": True,
+                "teacher.name_or_path": "self",
+                "teacher.pooling": "tokens",
+                "teacher.cache": True,
+            },
+            "teacher.cache=true cannot work with teacher.pooling=tokens, whose states would fill the disk: leave one "
+            "out.",
+        ),
+        ({"hub.push": True}, "hub.push=true needs hub.model_id: add for example hub.model_id=user/my-encoder."),
         ({"data_format.name": "D"}, "data_format.name=D is not known. Choose one of: auto, A, B, C."),
         (
             {"data.duplicates": "drp"},

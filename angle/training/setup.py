@@ -116,7 +116,7 @@ def build(config: TrainConfig, accelerator: Accelerator) -> Built:
         train.gradient_accumulation_steps,
         config.data.duplicates,
         config.data.shuffle,
-        train.seed,
+        train.seed if config.data.seed is None else config.data.seed,
         accelerator.num_processes,
         accelerator.process_index,
     )
