@@ -294,16 +294,18 @@ class TeacherConfig:
     """Weight of the mean squared error in the alignment."""
     projection: bool = False
     """Train a linear map from the student's dimensions to the teacher's."""
-    dtype: str = "float32"
-    """Type of the teacher's weights: float32, bfloat16, float16 or auto (as stored)."""
+    dtype: str | None = None
+    """Type of the teacher's weights: float32, bfloat16, float16 or auto (as stored); null: float32, or the student's
+    for `self`."""
     load_kbit: int | None = None
-    """4 or 8: the teacher's weights in so many bits."""
+    """4 or 8: the teacher's weights in so many bits; null: in that type, or in the student's bits for `self`."""
     cache: bool = False
     """Compute the teacher's embeddings of all texts once, before training, and keep them on disk."""
 
     def __post_init__(self) -> None:
         _refuse_fields_while_off("teacher", self, "teacher=self")
-        _one_of("teacher.dtype", self.dtype, DTYPES)
+        if self.dtype is not None:
+            _one_of("teacher.dtype", self.dtype, DTYPES)
         _one_of("teacher.pooling", self.pooling, ("auto", "tokens", *POOLING_NAMES))
         for name in ("weight", "temperature", "mse_w"):
             _at_least(f"teacher.{name}", getattr(self, name), 0)

@@ -87,6 +87,8 @@ class Batch:
     tokens: Tokens
     """The N distinct texts of its rows."""
     structure: Structure
+    texts: npt.NDArray[np.int64]
+    """(N,): their numbers in the training data."""
     rows: npt.NDArray[np.int64]
     """(B,): numbers of the rows in the training data, for messages."""
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from angle.structures import Tokens
 
@@ -20,6 +21,20 @@ REPO = Path(__file__).resolve().parent.parent
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 WORDS += ["a", "fox", "owl", "sleep", "##s", "##ing", "under", "the", "moon", ":", '"', "{", "}", "query", "in", "one"]
 WORDS += ["word", "colour", "red", "green"]
+#: Small random models of every architecture: those whose texts are packed, and those that must be padded.
+SMALL = {
+    "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4,
+    "max_position_embeddings": 64, "initializer_range": 0.2, "pad_token_id": 0,
+}  # fmt: skip
+DECODER = {"num_key_value_heads": 2, "head_dim": 8, "bos_token_id": 2, "eos_token_id": 3}
+WINDOW = DECODER | {"sliding_window": 4, "query_pre_attn_scalar": 8}
+MODELS: dict[str, dict[str, Any]] = {
+    "bert": {}, "roberta": {}, "xlm-roberta": {},
+    "modernbert": {"cls_token_id": 2, "sep_token_id": 3, "local_attention": 8},
+    "llama": DECODER, "mistral": WINDOW, "qwen2": DECODER, "qwen3": DECODER, "gemma": DECODER, "gemma3_text": WINDOW,
+    "phi3": WINDOW,
+}  # fmt: skip
+PADDED: dict[str, dict[str, Any]] = {"mpnet": {}, "deberta-v2": {"relative_attention": True}, "gemma2": WINDOW}
 #: Read when libraries are imported, so they are set before any test file is.
 os.environ |= {"HF_HUB_OFFLINE": "1", "WANDB_MODE": "disabled"}
 
@@ -104,3 +119,26 @@ def tokenizer() -> SpyTokenizer:
 def tokens_of(text: str) -> tuple[int, ...]:
     """Return what SpyTokenizer makes of a text."""
     return tuple(SpyTokenizer()([text]).ids.tolist())
+
+
+@pytest.fixture(scope="session")
+def folder_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
+    """Return a function that gives the folder of a small random model."""
+    folders: dict[str, Path] = {}
+
+    def folder(name: str) -> str:
+        if name not in folders:
+            folders[name] = tmp_path_factory.mktemp(name)
+            from transformers import AutoConfig, AutoModel
+
+            from angle.modeling.tiny import tiny_tokenizer
+
+            tokenizer = tiny_tokenizer()
+            further = (MODELS | PADDED)[name]
+            torch.manual_seed(1)
+            config = AutoConfig.for_model(name, vocab_size=len(tokenizer), **SMALL | further)
+            AutoModel.from_config(config).save_pretrained(folders[name])
+            tokenizer.save_pretrained(folders[name])
+        return str(folders[name])
+
+    return folder

@@ -1,7 +1,8 @@
 """The reference's tiny training runs, reproduced through the real loop.
 
 The fixture holds numbers only: a three-layer BERT with random weights, rows whose words are w0, w1, ..., and the
-losses that release 0.5.4 of the reference printed for them (CPU, float32, no dropout, rows in order).
+losses that release 0.5.4 of the reference printed for them (CPU, float32, no dropout, rows in order), plain, with the
+student itself as teacher, and with Espresso.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ def test_reference_run_is_reproduced_step_by_step(run: dict[str, Any], tmp_path:
             "model": {"name_or_path": str(FIXTURE / "model")},
             "pooling": {"strategy": run["pooling"]},
             "loss": run["loss_kwargs"],
+            **run.get("settings", {}),
             "data": {"train": {"name_or_path": str(data)}, "shuffle": False, "duplicates": "keep"},
             "train": {
                 "batch_size": run["fit"]["batch_size"],

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import DECODER, MODELS, PADDED, SMALL
 from torch import Tensor
 from transformers import AutoConfig, AutoModel
 
@@ -19,19 +20,6 @@ from angle.modeling.tiny import tiny_tokenizer
 
 torch.set_num_threads(1)  # models are tiny: threads would only wait for each other
 
-SMALL = {
-    "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4,
-    "max_position_embeddings": 64, "initializer_range": 0.2, "pad_token_id": 0,
-}  # fmt: skip
-DECODER = {"num_key_value_heads": 2, "head_dim": 8, "bos_token_id": 2, "eos_token_id": 3}
-WINDOW = DECODER | {"sliding_window": 4, "query_pre_attn_scalar": 8}
-MODELS: dict[str, dict[str, Any]] = {
-    "bert": {}, "roberta": {}, "xlm-roberta": {},
-    "modernbert": {"cls_token_id": 2, "sep_token_id": 3, "local_attention": 8},
-    "llama": DECODER, "mistral": WINDOW, "qwen2": DECODER, "qwen3": DECODER, "gemma": DECODER, "gemma3_text": WINDOW,
-    "phi3": WINDOW,
-}  # fmt: skip
-PADDED: dict[str, dict[str, Any]] = {"mpnet": {}, "deberta-v2": {"relative_attention": True}, "gemma2": WINDOW}
 DECODERS = [name for name, further in MODELS.items() if "num_key_value_heads" in further]
 TEXTS = [
     "a dog chases the cat",
@@ -42,25 +30,6 @@ TEXTS = [
     "the old man",
     "a cat chases the dog",
 ]
-
-
-@pytest.fixture(scope="session")
-def folder_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
-    """Return a function that gives the folder of a small random model."""
-    folders: dict[str, Path] = {}
-
-    def folder(name: str) -> str:
-        if name not in folders:
-            folders[name] = tmp_path_factory.mktemp(name)
-            tokenizer = tiny_tokenizer()
-            further = (MODELS | PADDED)[name]
-            torch.manual_seed(1)
-            config = AutoConfig.for_model(name, vocab_size=len(tokenizer), **SMALL | further)
-            AutoModel.from_config(config).save_pretrained(folders[name])
-            tokenizer.save_pretrained(folders[name])
-        return str(folders[name])
-
-    return folder
 
 
 def load(folder: str, *, packed: bool = True, start: int | None = None, **settings: Any) -> Encoder:

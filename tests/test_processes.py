@@ -50,10 +50,20 @@ def rows_of(data_format: str, tmp_path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("data_format", ["A", "B", "C"])
-def test_two_processes_train_as_one(tmp_path: Path, data_format: str) -> None:
+@pytest.mark.parametrize(
+    ("data_format", "words"),
+    [
+        ("A", []),
+        ("B", []),
+        ("C", []),
+        ("A", ["ese=on", "ese.compression_size=32", "teacher=self", "teacher.projection=true", "teacher.mse_w=1"]),
+        ("B", ["ese=on", "ese.compression_size=32", "teacher=self", "teacher.pooling=tokens"]),
+    ],
+    ids=["A", "B", "C", "A-espresso-teacher", "B-espresso-tokens"],
+)
+def test_two_processes_train_as_one(tmp_path: Path, data_format: str, words: list[str]) -> None:
     common = [f"data.train.name_or_path={rows_of(data_format, tmp_path)}", "train.gradient_accumulation_steps=2",
-              "train.logging_steps=1", "data=files", "train.learning_rate=1e-3"]  # fmt: skip
+              "train.logging_steps=1", "data=files", "train.learning_rate=1e-3", *words]  # fmt: skip
     train(tmp_path, [], *common, "train.batch_size=8", "train.output_dir=one")
     printed = train(tmp_path, TWO_PROCESSES, *common, "train.batch_size=4", "train.output_dir=two")
 

@@ -232,7 +232,7 @@ def collate(corpus: Corpus, rows: Ints, epoch: int, sharing: Sharing) -> Batch:
     distinct, index = np.unique(texts, return_inverse=True)
     labels = None if corpus.labels is None else torch.from_numpy(corpus.labels[rows])
     structure = Structure(corpus.format, torch.from_numpy(index.reshape(texts.shape)), torch.from_numpy(texts), labels)
-    return Batch(corpus.tokens.take(distinct), structure, rows)
+    return Batch(corpus.tokens.take(distinct), structure, distinct, rows)
 
 
 def without_repeats(texts: Ints, at_least: int = 1) -> Ints:

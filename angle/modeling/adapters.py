@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pickle
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -105,6 +107,22 @@ def merge_adapters(backbone: PreTrainedModel, saved: SavedAdapters) -> PreTraine
     model = add_adapters(backbone, backbone.name_or_path, saved=saved)
     merged: PreTrainedModel = model.merge_and_unload(adapter_names=list(model.peft_config))
     return merged.requires_grad_(True)
+
+
+@contextmanager
+def without_trained(model: Any) -> Iterator[None]:
+    """Leave out the adapter that is trained: if it was a fresh one, the model is what it was before training."""
+    from peft.tuners.lora import LoraLayer
+
+    scalings = [module.scaling for module in model.modules() if isinstance(module, LoraLayer)]
+    before = [scaling[TRAINED] for scaling in scalings]
+    for scaling in scalings:
+        scaling[TRAINED] = 0.0
+    try:
+        yield
+    finally:
+        for scaling, value in zip(scalings, before, strict=True):
+            scaling[TRAINED] = value
 
 
 def _settings(backbone: PreTrainedModel, config: LoraConfig) -> Any:

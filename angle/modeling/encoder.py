@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from angle.errors import ConfigError
 from angle.modeling import adapters
 from angle.modeling.backbone import checkpoint_activations, is_decoder, load_backbone, load_tokenizer, position_limit
 from angle.modeling.bidirectional import decoder_layers, make_bidirectional
+from angle.modeling.depths import Depths, Take, last_states
 from angle.modeling.description import SelfDescription, adapter_base, describe, locate, read_json
 from angle.modeling.packing import enable_packing, run_packed, run_padded
 from angle.modeling.pooling import Lengths, pool
@@ -42,8 +44,14 @@ class Encoder(nn.Module):
         bidirectional_from: int | None = None,
         load_kbit: int | None = None,
         packable: bool = False,
+        width: int | None = None,
     ) -> None:
-        """Put the parts together; use `load` to get them from a name or a folder."""
+        """Put the parts together; use `load` to get them from a name or a folder.
+
+        Raises:
+            ConfigError: a width that the model does not have.
+
+        """
         super().__init__()
         self.backbone = backbone
         self.tokenizer = tokenizer
@@ -52,6 +60,11 @@ class Encoder(nn.Module):
         self.bidirectional_from = bidirectional_from
         self.load_kbit = load_kbit
         self.packable = packable
+        self.width = width
+        if width is not None and not 1 <= width <= backbone.config.hidden_size:
+            raise ConfigError(
+                f"dimensions={width} cannot work: the model's embeddings have {backbone.config.hidden_size}."
+            )
 
     @classmethod
     def load(
@@ -115,7 +128,7 @@ class Encoder(nn.Module):
         if fresh or (source.saved and not merged):
             base = str(Path(source.base).resolve()) if Path(source.base).exists() else source.base
             backbone = adapters.add_adapters(backbone, base, revision=source.revision, saved=source.saved, fresh=fresh)
-        return cls(backbone, tokenizer, strategy, is_llm, start, None if merged else bits, packable)
+        return cls(backbone, tokenizer, strategy, is_llm, start, None if merged else bits, packable, said.dimensions)
 
     @property
     def has_adapters(self) -> bool:
@@ -125,7 +138,17 @@ class Encoder(nn.Module):
     @property
     def dimensions(self) -> int:
         """Width D of an embedding."""
-        return int(self.backbone.config.hidden_size)
+        return self.width or int(self.backbone.config.hidden_size)
+
+    @cached_property
+    def depths(self) -> Depths:
+        """Its layers as depths.
+
+        Raises:
+            ConfigError: a model whose single layers give no embeddings.
+
+        """
+        return Depths(self.backbone)
 
     @property
     def device(self) -> torch.device:
@@ -146,31 +169,59 @@ class Encoder(nn.Module):
             self.bidirectional_from,
             self.load_kbit,
             tokenizer.special_tokens,
+            self.width,
         )
 
-    def forward(self, ids: Tensor, lengths: Lengths) -> Tensor:
-        """Return the embeddings (N, D), float32, of N texts.
+    def forward(self, ids: Tensor, lengths: Lengths, depths: Sequence[int] | None = None) -> Tensor:
+        """Return the embeddings (N, D), float32, of N texts; (N, K, D) for K depths.
 
         Args:
             ids: (T,) tokens of all texts, one text after the other.
             lengths: (N,) tokens of each.
+            depths: after how many layers each; None for all of them alone.
 
         """
-        order = np.argsort(-lengths, kind="stable")
-        ids = ids[torch.from_numpy(_places(lengths, order)).to(ids.device)]
-        pooled = pool(self._states(ids, lengths[order]), lengths[order], self.pooling)
+        states, order = self._sorted_states(ids, lengths, depths)
+        return self._pool(states, lengths, order)
+
+    def with_token_states(
+        self, ids: Tensor, lengths: Lengths, depths: Sequence[int] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Return what `forward` does, and the tokens' own states (T, D) of the last layer that is asked for."""
+        states, order = self._sorted_states(ids, lengths, depths)
+        back = torch.from_numpy(np.argsort(_places(lengths, order))).to(states.device)
+        last = states if depths is None else states[:, -1]
+        return self._pool(states, lengths, order), last[back]
+
+    def _pool(self, states: Tensor, lengths: Lengths, order: npt.NDArray[np.int64]) -> Tensor:
+        pooled = pool(states, lengths[order], self.pooling)[..., : self.width]
         return pooled[torch.from_numpy(np.argsort(order)).to(pooled.device)]
 
-    def _states(self, ids: Tensor, lengths: Lengths) -> Tensor:
-        """Return the states (T, D) of the tokens of texts that are sorted by length, longest first."""
+    def _sorted_states(
+        self, ids: Tensor, lengths: Lengths, depths: Sequence[int] | None
+    ) -> tuple[Tensor, npt.NDArray[np.int64]]:
+        """Return the states (T, D) or (T, K, D) of all tokens, longest text first, and that order of the texts."""
+        order = np.argsort(-lengths, kind="stable")
+        ids = ids[torch.from_numpy(_places(lengths, order)).to(ids.device)]
+        return self._states(ids, lengths[order], depths), order
+
+    def _states(self, ids: Tensor, lengths: Lengths, depths: Sequence[int] | None) -> Tensor:
+        """Return the states of the tokens of texts that are sorted by length, longest first."""
         options = {"use_cache": False} if self.is_llm else {}
+        take: Take = last_states
+        if depths is not None:
+            take = self.depths.take(depths)
+            options["output_hidden_states"] = True
         if self.is_packed:
-            return run_packed(self.backbone, ids, lengths, **options)
+            return run_packed(self.backbone, ids, lengths, take, **options)
         pad = self.tokenizer.tokenizer.pad_token_id or 0
         groups = self._groups(lengths)
         parts = torch.split(ids, [int(group.sum()) for group in groups])
         return torch.cat(
-            [run_padded(self.backbone, part, group, pad, **options) for part, group in zip(parts, groups, strict=True)]
+            [
+                run_padded(self.backbone, part, group, pad, take, **options)
+                for part, group in zip(parts, groups, strict=True)
+            ]
         )
 
     @property
@@ -191,24 +242,31 @@ class Encoder(nn.Module):
 
     @torch.no_grad()
     def encode_tokens(
-        self, tokens: Tokens, batch_size: int = 64, progress: Callable[[int], object] | None = None
+        self,
+        tokens: Tokens,
+        batch_size: int = 64,
+        progress: Callable[[int], object] | None = None,
+        depths: Sequence[int] | None = None,
     ) -> Tensor:
-        """Return the embeddings (N, D), float32 on the CPU, without dropout and gradient; the mode is restored.
+        """Return the embeddings (N, D) or (N, K, D), float32 on the CPU, without dropout and gradient.
+
+        The mode is restored.
 
         Args:
             tokens: N texts; they run longest first, in groups of `batch_size`.
             batch_size: texts at a time.
             progress: called with the number of texts each time some are done.
+            depths: as in `forward`.
 
         """
         was_training = self.training
         self.eval()
-        out = torch.empty(len(tokens), self.dimensions)
+        out = torch.empty(len(tokens), *(() if depths is None else (len(depths),)), self.dimensions)
         try:
             for texts in tokens.slices(batch_size):
                 some = tokens.take(texts)
                 ids = torch.from_numpy(some.ids.astype("int64")).to(self.device)
-                out[torch.from_numpy(texts)] = self(ids, some.lengths).float().cpu()
+                out[torch.from_numpy(texts)] = self(ids, some.lengths, depths).float().cpu()
                 if progress:
                     progress(len(texts))
         finally:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
+from angle.modeling.depths import Take, last_states
 from angle.modeling.pooling import Lengths
 
 if TYPE_CHECKING:
@@ -39,39 +40,42 @@ def runs_of(lengths: Lengths) -> Runs:
     return tuple(zip(counts[::-1].tolist(), values[::-1].tolist(), strict=True))
 
 
-def run_packed(backbone: Any, ids: Tensor, lengths: Lengths, **options: bool) -> Tensor:
-    """Return the states (T, D) of the tokens of texts, which are sorted by length, longest first.
+def run_packed(backbone: Any, ids: Tensor, lengths: Lengths, take: Take = last_states, **options: bool) -> Tensor:
+    """Return the states (T, D), or (T, K, D), of the tokens of texts, which are sorted by length, longest first.
 
     Args:
         backbone: a model that `enable_packing` said yes to, with or without adapters.
         ids: (T,) tokens of all texts.
         lengths: (N,) tokens of each text.
+        take: which states.
         options: further arguments of the model.
 
     """
     starts = np.repeat(lengths.cumsum() - lengths, lengths)
     positions = torch.from_numpy(np.arange(len(starts)) - starts + first_position(backbone))
-    states: Tensor = backbone(
+    output = backbone(
         input_ids=ids[None],
         position_ids=positions.to(ids.device, non_blocking=True)[None],
         packed_runs=runs_of(lengths),
         **options,
-    ).last_hidden_state
-    return states[0]
+    )
+    return take(output)[0]
 
 
-def run_padded(backbone: Any, ids: Tensor, lengths: Lengths, pad: int, **options: bool) -> Tensor:
+def run_padded(
+    backbone: Any, ids: Tensor, lengths: Lengths, pad: int, take: Take = last_states, **options: bool
+) -> Tensor:
     """Return the same for any model and any order of texts, run as one padded rectangle."""
     column = np.arange(lengths.max())
     filled = column < lengths[:, None]
     source = np.where(filled, (lengths.cumsum() - lengths)[:, None] + column, 0)
     mask = torch.from_numpy(filled).to(ids.device)
-    states: Tensor = backbone(
+    output = backbone(
         input_ids=torch.where(mask, ids[torch.from_numpy(source).to(ids.device)], pad),
         attention_mask=mask.long(),
         **options,
-    ).last_hidden_state
-    return states.flatten(0, 1)[torch.from_numpy(np.flatnonzero(filled)).to(ids.device)]
+    )
+    return take(output).flatten(0, 1)[torch.from_numpy(np.flatnonzero(filled)).to(ids.device)]
 
 
 def position_table(backbone: Any) -> Any:

@@ -37,6 +37,8 @@ class TokenContract:
     """The bits of the frozen weights that an adapter was trained on."""
     special_tokens: tuple[tuple[str, ...], tuple[str, ...]] = ((), ())
     """What the tokenizer puts before and after every text."""
+    dimensions: int | None = None
+    """How many of the first dimensions make an embedding; None for all."""
 
     def __str__(self) -> str:
         """Return the contract for a person."""
@@ -45,7 +47,8 @@ class TokenContract:
         end = f", {' '.join(after)} after a text" if self.pooling == "last" and after else ""
         layers = "" if self.bidirectional_from is None else f", both directions from layer {self.bidirectional_from}"
         bits = "" if self.load_kbit is None else f", trained on {self.load_kbit}-bit weights"
-        return f"{self.pooling} pooling, at most {self.max_length} tokens{template}{end}{layers}{bits}"
+        width = "" if self.dimensions is None else f", first {self.dimensions} dimensions"
+        return f"{self.pooling} pooling{width}, at most {self.max_length} tokens{template}{end}{layers}{bits}"
 
     def save(self, folder: Path) -> None:
         """Write the contract into a model folder."""

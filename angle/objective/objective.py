@@ -1,95 +1,40 @@
-"""The AnglE objective: a weighted sum of named terms over one batch of embeddings."""
+"""The whole objective: the AnglE loss, of one layer or of all (Espresso), and the alignment with a teacher."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-import torch
 from torch import Tensor
 
-from angle.config import LossConfig
-from angle.errors import ConfigError
-from angle.objective.contrastive import in_batch_loss, text_to_candidates_loss
-from angle.objective.ranking import angle_scores, cosine_scores, ranking_loss
-from angle.structures import DataFormat, Structure
-
-
-@dataclass(frozen=True)
-class LossTerms:
-    """What an objective returns."""
-
-    total: Tensor
-    """Scalar with gradient: the weighted sum."""
-    terms: dict[str, Tensor]
-    """Each term by name (cosine, ibn, angle) before its weight, detached."""
+from angle.config import TeacherConfig
+from angle.objective.alignment import Aligned, alignment_loss
+from angle.objective.angle_loss import AngleLoss, LossTerms
+from angle.objective.espresso import EspressoLoss
+from angle.structures import Structure
 
 
 class Objective:
-    """cosine_w * cosine ranking + ibn_w * in-batch contrast + angle_w * angle ranking.
+    """loss + teacher.weight * alignment."""
 
-    Format A ranks its labelled pairs. Format B ranks the pairs (text, positive) above all pairs (text, negative).
-    Format C has no pairs to rank, only the contrastive term. Everything is computed in float32 (float64 if the
-    embeddings are), whatever the model ran in.
-    """
+    def __init__(self, loss: AngleLoss | EspressoLoss, teacher: TeacherConfig) -> None:
+        """Put the parts together."""
+        self.loss = loss
+        self.teacher = teacher
 
-    def __init__(self, config: LossConfig, data_format: DataFormat, dimensions: int, duplicates: str = "mask") -> None:
-        """Fix the weights, the format and what is asked of the embeddings.
+    @property
+    def depths(self) -> tuple[int, ...] | None:
+        """Depths whose embeddings the loss asks for, the last one last; None for the last layer alone."""
+        return self.loss.depths if isinstance(self.loss, EspressoLoss) else None
 
-        Raises:
-            ConfigError: an odd number of dimensions with the angle term.
-
-        """
-        self.config = config.for_format(data_format.name)
-        self.format = data_format
-        self.mask_duplicates = duplicates == "mask"
-        if self.config.angle_w and data_format.name != "C" and dimensions % 2:
-            raise ConfigError(
-                f"loss.angle_w={self.config.angle_w:g} cannot work with {dimensions} dimensions: the angle loss splits "
-                f"an embedding into a real and an imaginary half; choose a model of even width or loss.angle_w=0."
-            )
-
-    def __call__(self, embeddings: Tensor, structure: Structure) -> LossTerms:
+    def __call__(self, embeddings: Tensor, structure: Structure, aligned: Aligned | None = None) -> LossTerms:
         """Return the loss of a batch.
 
         Args:
-            embeddings: (N, D).
+            embeddings: (N, D), or (N, K, D) where `depths` asks for K of them.
             structure: whose `index` (B, R) points into them.
+            aligned: the states to align, if there is a teacher.
 
         """
-        assert structure.format == self.format
-        with torch.autocast(embeddings.device.type, enabled=False):
-            if embeddings.dtype != torch.float64:
-                embeddings = embeddings.float()
-            roles = embeddings[structure.index]  # (B, R, D)
-            weighted = {
-                "cosine": (self.config.cosine_w, self._cosine),
-                "ibn": (self.config.ibn_w, self._in_batch),
-                "angle": (self.config.angle_w, self._angle),
-            }
-            if self.format.name == "C":
-                weighted = {"ibn": weighted["ibn"]}
-            terms = {name: term(roles, structure) for name, (weight, term) in weighted.items() if weight}
-            total = torch.stack([(weighted[name][0] or 0.0) * value for name, value in terms.items()]).sum()
-        return LossTerms(total, {name: value.detach() for name, value in terms.items()})
-
-    def _pairs(self, roles: Tensor, structure: Structure) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the pairs to rank: left (P, D), right (P, D) and labels (P,)."""
-        if structure.labels is not None:
-            return roles[:, 0], roles[:, 1], structure.labels
-        text, positive, negative = roles.unbind(1)
-        ones = torch.ones(len(text), device=roles.device)
-        return text.repeat(2, 1), torch.cat([positive, negative]), torch.cat([ones, 0 * ones])
-
-    def _cosine(self, roles: Tensor, structure: Structure) -> Tensor:
-        left, right, labels = self._pairs(roles, structure)
-        return ranking_loss(self.config.cosine_tau * cosine_scores(left, right), labels)
-
-    def _angle(self, roles: Tensor, structure: Structure) -> Tensor:
-        left, right, labels = self._pairs(roles, structure)
-        return ranking_loss(self.config.angle_tau * angle_scores(left, right), labels)
-
-    def _in_batch(self, roles: Tensor, structure: Structure) -> Tensor:
-        if structure.labels is not None:
-            positive = structure.labels > (self.config.positive_above or 0.0)
-            return in_batch_loss(roles, positive, structure.text_ids, self.config.ibn_tau, self.mask_duplicates)
-        return text_to_candidates_loss(roles, structure.text_ids, self.config.ibn_tau, self.mask_duplicates)
+        loss = self.loss(embeddings, structure)
+        if aligned is None:
+            return loss
+        alignment = alignment_loss(aligned, self.teacher)
+        return LossTerms(loss.total + self.teacher.weight * alignment, loss.terms | {"alignment": alignment.detach()})

@@ -18,7 +18,7 @@ from angle.config import TrainConfig
 from angle.data.batching import CorpusData, TrainingData, collate
 from angle.structures import Batch
 from angle.training import setup
-from angle.training.distributed import gather_batch
+from angle.training.step import batch_loss
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -70,16 +70,15 @@ def dry_run(config: TrainConfig) -> DryRun:
     accelerator = setup.start_accelerator(config)
     built = setup.build(config, accelerator)
     config, encoder = built.config, built.encoder
-    trained = [parameter for parameter in encoder.parameters() if parameter.requires_grad]
-    model, optimizer = accelerator.prepare(encoder, setup.make_optimizer(encoder, config))
+    student, teacher = built.student, built.teacher
+    trained = [parameter for parameter in student.parameters() if parameter.requires_grad]
+    model, optimizer = accelerator.prepare(student, setup.make_optimizer(student, config))
     which, batch = _longest_batch(built.data.train)
     batches = config.train.gradient_accumulation_steps
     model.train()
 
     def forward_and_backward() -> None:
-        ids, lengths, structure = batch.tensors(accelerator.device)
-        embeddings = model(ids, lengths)
-        loss = built.objective(*gather_batch(embeddings, structure, accelerator.num_processes))
+        loss = batch_loss(model, built.objective, teacher, batch, accelerator)
         accelerator.backward(loss.total / batches)
 
     on_gpu = accelerator.device.type == "cuda"
@@ -97,6 +96,8 @@ def dry_run(config: TrainConfig) -> DryRun:
         "optimiser state": _bytes(value for state in optimizer.optimizer.state.values() for value in state.values()),
         "activations": made.peak,
     }
+    if teacher is not None and teacher.encoder not in (None, encoder):
+        memory["teacher"] = _bytes([*_frozen(teacher.encoder), *teacher.encoder.buffers()])
     optimizer.zero_grad()
     seconds = _time(accelerator, forward_and_backward) * batches + _time(accelerator, optimizer.step)
     allocated = torch.cuda.max_memory_allocated() if on_gpu else None

@@ -19,15 +19,19 @@ from angle.data.corpus import Corpus
 from angle.errors import ConfigError, DataError, TrainingError
 from angle.evaluation.sts import score_pairs, word_overlap
 from angle.modeling.encoder import Encoder
-from angle.objective.objective import LossTerms, Objective
+from angle.modeling.student import Student
+from angle.objective.angle_loss import AngleLoss, LossTerms
+from angle.objective.objective import Objective
 from angle.settings import load_config, resumed
 from angle.structures import Batch
 from angle.training import setup
 from angle.training.checkpoint import Progress, load_state, random_state, save_state, seed_everything
-from angle.training.distributed import check_equal_weights, gather_batch
+from angle.training.distributed import check_equal_weights
 from angle.training.result import Result
 from angle.training.run_folder import RunFolder, RunState
 from angle.training.schedule import rate_factor, warmup_steps
+from angle.training.step import batch_loss
+from angle.training.teacher import Teacher
 from angle.training.tracking import Tracker, check_credentials, relative_to_here, tracking_mode
 
 if TYPE_CHECKING:
@@ -43,15 +47,21 @@ class Run:
     folder: RunFolder
     tracker: Tracker
     data: setup.Data
-    encoder: Encoder
+    student: Student
+    teacher: Teacher | None
     model: Any
-    """The encoder as the accelerator prepared it: the one that is called."""
+    """The student as the accelerator prepared it: the one that is called."""
     optimizer: Any
     objective: Objective
-    valid_objective: Objective | None
-    """The same weights for the format of data.valid."""
+    valid_loss: AngleLoss | None
+    """The loss of the last layer, for the format of data.valid."""
     total: int
     progress: Progress = field(default_factory=Progress)
+
+    @property
+    def encoder(self) -> Encoder:
+        """The encoder that is trained."""
+        return self.student.encoder
 
 
 def fit(config: TrainConfig) -> Result:
@@ -135,18 +145,19 @@ def _prepare(
     tracker = Tracker(config, folder, is_main=accelerator.is_main_process, resumed_id=folder.record().get("wandb_id"))
     if tracker.wandb_id is not None:
         folder.update(wandb_id=tracker.wandb_id)
-    model, optimizer = accelerator.prepare(built.encoder, setup.make_optimizer(built.encoder, config))
+    model, optimizer = accelerator.prepare(built.student, setup.make_optimizer(built.student, config))
     return Run(
         config,
         accelerator,
         folder,
         tracker,
         data,
-        built.encoder,
+        built.student,
+        built.teacher,
         model,
         optimizer,
         built.objective,
-        built.valid_objective,
+        built.valid_loss,
         built.total,
     )
 
@@ -157,14 +168,14 @@ def _resume(run: Run) -> None:
     seed_everything(config.train.seed, rank=accelerator.process_index)
     checkpoint = run.folder.newest_checkpoint(run.tracker.warn)
     if checkpoint is not None:
-        run.progress = load_state(checkpoint, run.encoder, run.optimizer, accelerator)
+        run.progress = load_state(checkpoint, run.student, run.optimizer, accelerator)
         run.tracker.say(f"{'resume':8}at step {run.progress.step} from {relative_to_here(checkpoint)}")
     if not accelerator.is_main_process:
         return
     run.folder.forget_after(run.progress.step)
     if run.data.test is not None and "test_before" not in run.folder.record():
         overlap = word_overlap(run.data.test, set(run.encoder.tokenizer.tokenizer.all_special_ids))
-        run.folder.update(test_before=score_pairs(run.encoder, run.data.test).spearman, test_word_overlap=overlap)
+        run.folder.update(test_before=_spearman(run, run.encoder, run.data.test), test_word_overlap=overlap)
 
 
 def _train(run: Run) -> None:
@@ -184,7 +195,7 @@ def _train(run: Run) -> None:
         for number, batch in enumerate(batches, 1):
             # Several backward passes a step need one exchange of gradients, in the last of them.
             with nullcontext() if number == len(batches) else run.accelerator.no_sync(run.model):
-                loss = _loss(run, batch)
+                loss = batch_loss(run.model, run.objective, run.teacher, batch, run.accelerator)
                 run.accelerator.backward(loss.total / len(batches))
             meter.add(batch, loss)
         norm = run.accelerator.clip_grad_norm_(run.model.parameters(), config.max_grad_norm or float("inf"))
@@ -206,13 +217,6 @@ def _train(run: Run) -> None:
         if evaluate or save:
             meter.restart_clock()
     tracker.stop_bar()
-
-
-def _loss(run: Run, batch: Batch) -> LossTerms:
-    """Return the loss of the global batch that this process's batch is a share of."""
-    ids, lengths, structure = batch.tensors(run.accelerator.device)
-    embeddings = run.model(ids, lengths)
-    return run.objective(*gather_batch(embeddings, structure, run.accelerator.num_processes))
 
 
 def _due(step: int, every: int | None, per_epoch: int | None) -> bool:
@@ -292,11 +296,11 @@ def _evaluate(run: Run) -> None:
     """Measure on the validation sets; keep the model if it is the best so far."""
     if run.accelerator.is_main_process:
         numbers: dict[str, float] = {}
-        if run.data.valid is not None and run.valid_objective is not None:
-            losses = _valid_loss(run, run.data.valid, run.valid_objective)
+        if run.data.valid is not None and run.valid_loss is not None:
+            losses = _valid_loss(run, run.data.valid, run.valid_loss)
             numbers |= {f"valid/{name}": value for name, value in losses.items()}
         if run.data.valid_sts is not None:
-            score = score_pairs(run.encoder, run.data.valid_sts).spearman
+            score = _spearman(run, run.encoder, run.data.valid_sts)
             numbers["valid/spearman"] = score
             if score > run.progress.best_score:
                 run.progress.best_score, run.progress.best_step = score, run.progress.step
@@ -309,8 +313,14 @@ def _evaluate(run: Run) -> None:
     run.accelerator.wait_for_everyone()
 
 
+def _spearman(run: Run, encoder: Encoder, corpus: Corpus) -> float:
+    """Return the correlation on a corpus, in the precision of the training."""
+    with run.accelerator.autocast():
+        return score_pairs(encoder, corpus).spearman
+
+
 @torch.no_grad()
-def _valid_loss(run: Run, corpus: Corpus, objective: Objective) -> dict[str, float]:
+def _valid_loss(run: Run, corpus: Corpus, loss_of: AngleLoss) -> dict[str, float]:
     """Return the mean loss and terms over a corpus, in batches of the training's size."""
     sharing = Sharing(run.config.train.batch_size, duplicates=run.config.data.duplicates, shuffle=False)
     plan = Plan(len(corpus), sharing)
@@ -319,7 +329,9 @@ def _valid_loss(run: Run, corpus: Corpus, objective: Objective) -> dict[str, flo
     try:
         for step in range(plan.steps_per_epoch):
             ids, lengths, structure = collate(corpus, plan.step(step)[0][1], 0, sharing).tensors(run.encoder.device)
-            loss = objective(run.encoder(ids, lengths), structure)
+            with run.accelerator.autocast():
+                embeddings = run.encoder(ids, lengths)
+            loss = loss_of(embeddings, structure)
             for name, value in ({"loss": loss.total} | {f"loss/{n}": v for n, v in loss.terms.items()}).items():
                 sums[name] = sums.get(name, 0.0) + float(value) / plan.steps_per_epoch
     finally:
@@ -335,7 +347,7 @@ def _checkpoint(run: Run) -> None:
     if run.accelerator.is_main_process:
         run.folder.save_checkpoint(
             run.progress.step,
-            lambda scratch: save_state(scratch, run.encoder, run.optimizer, run.accelerator, run.progress, states),
+            lambda scratch: save_state(scratch, run.student, run.optimizer, run.accelerator, run.progress, states),
             run.config.train.save_total_limit,
         )
     run.accelerator.wait_for_everyone()
@@ -344,7 +356,7 @@ def _checkpoint(run: Run) -> None:
 def _finish(run: Run) -> Result:
     """Save the final model, measure the better of best and final on the test set, and close the record."""
     progress, folder = run.progress, run.folder
-    check_equal_weights(run.encoder)
+    check_equal_weights(run.student)
     result = Result(folder.path)
     if run.accelerator.is_main_process:
         folder.replace("final", run.encoder.save)
@@ -355,7 +367,7 @@ def _finish(run: Run) -> Result:
             if progress.best_step not in (None, progress.step):
                 best = replace(run.config.model, name_or_path=str(folder.path / "best"), adapter=None)
                 encoder = Encoder.load(best, run.config.pooling).to(run.accelerator.device)
-            test_after = score_pairs(encoder, run.data.test).spearman
+            test_after = _spearman(run, encoder, run.data.test)
         outcome: dict[str, Any] = {
             "best_score": None if progress.best_step is None else progress.best_score,
             "best_step": progress.best_step,

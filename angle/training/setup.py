@@ -27,8 +27,12 @@ from angle.modeling.bidirectional import check_directions
 from angle.modeling.description import TINY
 from angle.modeling.encoder import Encoder
 from angle.modeling.quantization import count_weights
+from angle.modeling.student import Student
+from angle.objective.angle_loss import AngleLoss
+from angle.objective.espresso import EspressoLoss
 from angle.objective.objective import Objective
 from angle.training.checkpoint import seed_everything
+from angle.training.teacher import Teacher, load_teacher
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -88,11 +92,17 @@ class Built:
 
     config: TrainConfig
     """With everything decided."""
-    encoder: Encoder
+    student: Student
+    teacher: Teacher | None
     data: Data
     objective: Objective
-    valid_objective: Objective | None
-    """The same weights for the format of data.valid."""
+    valid_loss: AngleLoss | None
+    """The loss of the last layer, for the format of data.valid."""
+
+    @property
+    def encoder(self) -> Encoder:
+        """The encoder that is trained."""
+        return self.student.encoder
 
     @property
     def total(self) -> int:
@@ -126,17 +136,28 @@ def build(config: TrainConfig, accelerator: Accelerator) -> Built:
     with accelerator.main_process_first():  # the others find the tokens kept
         data = load_data(config, encoder, sharing)
     config = decide(config, encoder, data)
-    duplicates = config.data.duplicates
-    objective = Objective(config.loss, data.train.format, encoder.dimensions, duplicates)
-    valid_objective = None
+    duplicates, width = config.data.duplicates, encoder.dimensions
+    loss = AngleLoss(config.loss, data.train.format, width, duplicates)
+    espresso = EspressoLoss(loss, config.ese, encoder.depths.layers, width) if config.ese.enabled else None
+    objective = Objective(espresso or loss, config.teacher)
+    valid_loss = None
     if data.valid is not None:
-        valid_objective = Objective(config.loss, data.valid.format, encoder.dimensions, duplicates)
-    return Built(config, encoder, data, objective, valid_objective)
+        valid_loss = AngleLoss(config.loss, data.valid.format, width, duplicates)
+    teacher = load_teacher(config, encoder, accelerator)
+    if teacher is None:
+        return Built(config, Student(encoder, objective.depths), None, data, objective, valid_loss)
+    if config.teacher.cache:
+        assert isinstance(data.train, CorpusData)
+        with accelerator.main_process_first():  # the others find the embeddings kept
+            teacher.keep(data.train.corpus.tokens)
+    aligns = "tokens" if teacher.of_tokens else "texts"
+    student = Student(encoder, objective.depths, aligns, teacher.width if config.teacher.projection else None)
+    return Built(config, student, teacher, data, objective, valid_loss)
 
 
-def make_optimizer(encoder: Encoder, config: TrainConfig) -> torch.optim.AdamW:
+def make_optimizer(model: torch.nn.Module, config: TrainConfig) -> torch.optim.AdamW:
     """Return AdamW over what is trained; only matrices decay, as biases and norms have nothing to shrink towards."""
-    trained = [parameter for parameter in encoder.parameters() if parameter.requires_grad]
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups = [
         {"params": [p for p in trained if p.ndim >= 2], "weight_decay": config.train.weight_decay},
         {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
@@ -342,6 +363,10 @@ def banner(config: TrainConfig, encoder: Encoder, data: Data, total: int, accele
         "angle": (loss.angle_w, loss.angle_tau),
     }
     terms = " + ".join(f"{weight:g} {name} (tau {tau:g})" for name, (weight, tau) in weights.items() if weight)
+    if config.ese.enabled:
+        terms += f" + Espresso: every layer, and its first {config.ese.compression_size} dimensions"
+    if config.teacher.enabled:
+        terms += f" + {config.teacher.weight:g} alignment with {config.teacher.name_or_path}"
     rows = train.batch_size * accelerator.num_processes * train.gradient_accumulation_steps
     lines = [
         (

@@ -1,4 +1,4 @@
-"""The objective: golden values of the reference release, weights, formats, and number types."""
+"""The AnglE loss: golden values of the reference release, weights, formats, and number types."""
 
 import json
 import re
@@ -13,8 +13,8 @@ from torch import Tensor
 
 from angle.config import LossConfig
 from angle.errors import ConfigError
+from angle.objective.angle_loss import AngleLoss
 from angle.objective.contrastive import in_batch_loss, text_to_candidates_loss
-from angle.objective.objective import Objective
 from angle.objective.ranking import angle_scores, cosine_scores, ranking_loss
 from angle.structures import FORMATS, Structure
 
@@ -46,7 +46,7 @@ def evaluate(record: dict[str, Any], embeddings: Tensor) -> Tensor:
     if record["function"] == "objective":
         if settings.pop("angle_pooling_strategy", "sum") == "mean":
             settings["angle_tau"] /= dimensions
-        objective = Objective(LossConfig(**settings), data_format, dimensions, duplicates="keep")
+        objective = AngleLoss(LossConfig(**settings), data_format, dimensions, duplicates="keep")
         return objective(embeddings, Structure(data_format, index, ids, labels)).total
     if record["function"] == "contrastive":
         used = roles if settings["neg"] else roles[:, :2]
@@ -86,8 +86,8 @@ def make(rows: int = 6, name: str = "A", dimensions: int = 8, seed: int = 0) -> 
 )
 def test_null_weights_are_those_of_the_format(name: str, weights: tuple[float, float, float]) -> None:
     embeddings, structure = make(name=name)
-    by_default = Objective(LossConfig(), FORMATS[name], 8)(embeddings, structure)
-    spelled_out = Objective(LossConfig(*weights), FORMATS[name], 8)(embeddings, structure)
+    by_default = AngleLoss(LossConfig(), FORMATS[name], 8)(embeddings, structure)
+    spelled_out = AngleLoss(LossConfig(*weights), FORMATS[name], 8)(embeddings, structure)
     names = ("cosine", "ibn", "angle")
     assert set(by_default.terms) == {term for term, weight in zip(names, weights, strict=True) if weight}
     assert by_default.total.item() == spelled_out.total.item()
@@ -99,7 +99,7 @@ def test_null_weights_are_those_of_the_format(name: str, weights: tuple[float, f
 def test_total_is_the_weighted_sum_and_terms_carry_no_gradient(name: str) -> None:
     embeddings, structure = make(name=name)
     embeddings.requires_grad_()
-    result = Objective(LossConfig(0.5, 35.0, 2.0), FORMATS[name], 8)(embeddings, structure)
+    result = AngleLoss(LossConfig(0.5, 35.0, 2.0), FORMATS[name], 8)(embeddings, structure)
     weights = {"cosine": 0.5, "ibn": 35.0, "angle": 2.0}
     expected = sum(weights[term] * value for term, value in result.terms.items())
     assert result.total.item() == pytest.approx(float(expected), rel=1e-6)
@@ -109,7 +109,7 @@ def test_total_is_the_weighted_sum_and_terms_carry_no_gradient(name: str) -> Non
 
 def test_format_c_multiplies_by_ibn_w_and_has_no_other_term() -> None:
     embeddings, structure = make(name="C")
-    one, many = (Objective(LossConfig(9.0, w, 9.0), FORMATS["C"], 8)(embeddings, structure) for w in (1.0, 30.0))
+    one, many = (AngleLoss(LossConfig(9.0, w, 9.0), FORMATS["C"], 8)(embeddings, structure) for w in (1.0, 30.0))
     assert set(many.terms) == {"ibn"}
     assert many.total.item() == pytest.approx(30 * one.total.item(), rel=1e-6)
     assert many.terms["ibn"].item() == one.terms["ibn"].item()
@@ -119,14 +119,14 @@ def test_rows_point_into_the_embeddings() -> None:
     embeddings, structure = make()
     order = torch.randperm(len(embeddings), generator=torch.Generator().manual_seed(3))
     moved = Structure(structure.format, torch.argsort(order)[structure.index], structure.text_ids, structure.labels)
-    objective = Objective(LossConfig(), FORMATS["A"], 8)
+    objective = AngleLoss(LossConfig(), FORMATS["A"], 8)
     assert objective(embeddings[order], moved).total.item() == objective(embeddings, structure).total.item()
 
 
 @pytest.mark.parametrize("name", ["A", "B"])
 def test_odd_dimensions_are_refused_with_the_angle_term(name: str) -> None:
     with pytest.raises(ConfigError) as error:
-        Objective(LossConfig(), FORMATS[name], 7)
+        AngleLoss(LossConfig(), FORMATS[name], 7)
     assert str(error.value) == (
         "loss.angle_w=1 cannot work with 7 dimensions: the angle loss splits an embedding into a real and an "
         "imaginary half; choose a model of even width or loss.angle_w=0."
@@ -136,14 +136,14 @@ def test_odd_dimensions_are_refused_with_the_angle_term(name: str) -> None:
 @pytest.mark.parametrize(("name", "config"), [("A", LossConfig(angle_w=0)), ("C", LossConfig())])
 def test_odd_dimensions_work_without_it(name: str, config: LossConfig) -> None:
     embeddings, structure = make(name=name, dimensions=7)
-    assert Objective(config, FORMATS[name], 7)(embeddings, structure).total.isfinite()
+    assert AngleLoss(config, FORMATS[name], 7)(embeddings, structure).total.isfinite()
 
 
 def test_no_weight_above_zero_is_refused() -> None:
     with pytest.raises(ConfigError, match="are all 0, so there is nothing to learn"):
         LossConfig(0.0, 0.0, 0.0)
     with pytest.raises(ConfigError, match=re.escape("loss.ibn_w=0 leaves nothing to learn: format C")):
-        Objective(LossConfig(ibn_w=0.0), FORMATS["C"], 8)
+        AngleLoss(LossConfig(ibn_w=0.0), FORMATS["C"], 8)
 
 
 @pytest.mark.parametrize(
@@ -152,7 +152,7 @@ def test_no_weight_above_zero_is_refused() -> None:
 def test_positive_above_decides_which_graded_pairs_attract(above: float | None, positive: list[int]) -> None:
     embeddings, structure = make(rows=5)
     graded = Structure(structure.format, structure.index, structure.text_ids, torch.tensor([0.0, 0.5, 3.0, 4.0, 5.0]))
-    objective = Objective(LossConfig(0.0, 1.0, 0.0, positive_above=above), FORMATS["A"], 8)
+    objective = AngleLoss(LossConfig(0.0, 1.0, 0.0, positive_above=above), FORMATS["A"], 8)
     expected = in_batch_loss(embeddings.view(5, 2, 8), torch.tensor(positive).bool(), structure.text_ids, 20.0, True)
     assert objective(embeddings, graded).total.item() == pytest.approx(expected.item(), rel=1e-6)
 
@@ -164,10 +164,10 @@ def test_only_mask_changes_how_equal_texts_count(name: str) -> None:
     ids[3, 0] = ids[1, 0]
     repeated = Structure(structure.format, structure.index, ids, structure.labels)
     mask, drop, keep = (
-        Objective(LossConfig(), FORMATS[name], 8, duplicates)(embeddings, repeated).total.item()
+        AngleLoss(LossConfig(), FORMATS[name], 8, duplicates)(embeddings, repeated).total.item()
         for duplicates in ("mask", "drop", "keep")
     )
-    assert drop == keep == Objective(LossConfig(), FORMATS[name], 8)(embeddings, structure).total.item()
+    assert drop == keep == AngleLoss(LossConfig(), FORMATS[name], 8)(embeddings, structure).total.item()
     assert mask < keep
 
 
@@ -177,11 +177,11 @@ def test_half_precision_embeddings_of_large_norm_stay_finite(name: str, dtype: t
     embeddings, structure = make(name=name)
     large = (300 * embeddings).to(dtype).requires_grad_()
     assert large.float().norm(dim=-1).min() > 256
-    result = Objective(LossConfig(1.0, 20.0, 1.0), FORMATS[name], 8)(large, structure)
+    result = AngleLoss(LossConfig(1.0, 20.0, 1.0), FORMATS[name], 8)(large, structure)
     result.total.backward()
     assert large.grad is not None
     assert large.grad.isfinite().all()
-    exact = Objective(LossConfig(1.0, 20.0, 1.0), FORMATS[name], 8)(large.detach().float(), structure)
+    exact = AngleLoss(LossConfig(1.0, 20.0, 1.0), FORMATS[name], 8)(large.detach().float(), structure)
     assert result.total.dtype == torch.float32
     assert result.total.item() == exact.total.item()
 
@@ -189,7 +189,7 @@ def test_half_precision_embeddings_of_large_norm_stay_finite(name: str, dtype: t
 @pytest.mark.parametrize("name", ["A", "B", "C"])
 def test_autocast_changes_nothing(name: str) -> None:
     embeddings, structure = make(name=name)
-    objective = Objective(LossConfig(1.0, 20.0, 1.0), FORMATS[name], 8)
+    objective = AngleLoss(LossConfig(1.0, 20.0, 1.0), FORMATS[name], 8)
     with torch.autocast("cpu", torch.bfloat16):
         assert (embeddings @ embeddings.T).dtype == torch.bfloat16
         inside = objective(embeddings, structure).total
@@ -202,7 +202,7 @@ def test_zero_vectors_give_finite_loss_and_gradient(name: str) -> None:
     embeddings, structure = make(name=name)
     embeddings[[0, 1, 4]] = 0
     embeddings.requires_grad_()
-    total = Objective(LossConfig(1.0, 20.0, 1.0), FORMATS[name], 8)(embeddings, structure).total
+    total = AngleLoss(LossConfig(1.0, 20.0, 1.0), FORMATS[name], 8)(embeddings, structure).total
     total.backward()
     assert total.isfinite()
     assert embeddings.grad is not None
@@ -213,7 +213,7 @@ def test_zero_vectors_give_finite_loss_and_gradient(name: str) -> None:
 def test_a_single_row_works(name: str) -> None:
     embeddings, structure = make(rows=1, name=name)
     embeddings.requires_grad_()
-    total = Objective(LossConfig(), FORMATS[name], 8)(embeddings, structure).total
+    total = AngleLoss(LossConfig(), FORMATS[name], 8)(embeddings, structure).total
     total.backward()
     assert total.isfinite()
     assert embeddings.grad is not None

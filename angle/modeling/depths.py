@@ -1,0 +1,121 @@
+"""Depths: the states of depth n are those of the model cut after its first n layers, final norm and all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from angle.errors import ConfigError
+
+#: Takes states (1, T, D) or (N, L, D), or (..., K, D) of several depths, out of what a model returns.
+Take = Callable[[Any], Tensor]
+
+
+def last_states(output: Any) -> Tensor:
+    """Take the states of the last layer."""
+    states: Tensor = output.last_hidden_state
+    return states
+
+
+def bare(backbone: Any) -> Any:
+    """Return the model below its adapters."""
+    return backbone.get_base_model() if hasattr(backbone, "peft_config") else backbone
+
+
+def layers_of(backbone: Any) -> tuple[nn.Module, str, nn.ModuleList]:
+    """Return the module that holds the layers, under which name, and the layers.
+
+    Raises:
+        ConfigError: no list of as many layers as the configuration says.
+
+    """
+    model = bare(backbone)
+    for name, module in model.named_modules():
+        if isinstance(module, nn.ModuleList) and len(module) == model.config.num_hidden_layers:
+            path, _, attribute = name.rpartition(".")
+            return model.get_submodule(path), attribute, module
+    raise ConfigError(
+        f"{type(model).__name__} has no list of layers, so that nothing can be said of single ones: type ese=none."
+    )
+
+
+def cut(backbone: Any, depth: int) -> None:
+    """Leave the model its first layers alone.
+
+    Raises:
+        ConfigError: more layers than it has, or none.
+
+    """
+    holder, attribute, layers = layers_of(backbone)
+    if not 1 <= depth <= len(layers):
+        raise ConfigError(f"layers={depth} cannot work: the model has {len(layers)}; choose 1 to {len(layers)}.")
+    setattr(holder, attribute, layers[:depth])
+    config = bare(backbone).config
+    kinds = getattr(config, "layer_types", None)
+    config.num_hidden_layers = depth
+    if kinds is not None:
+        config.layer_types = kinds[:depth]
+
+
+class Depths:
+    """Takes the states of several depths out of what a model returns."""
+
+    def __init__(self, backbone: Any) -> None:
+        """Find out how the states between layers become those of a model that ends there.
+
+        Some models keep them as they are, others have a final norm: which it is shows the model itself, when it is run
+        without its last layer.
+
+        Raises:
+            ConfigError: neither.
+
+        """
+        holder, attribute, layers = layers_of(backbone)
+        self.layers = len(layers)
+        norms = [module for module in holder.children() if "norm" in type(module).__name__.lower()]
+        self._norm: nn.Module | None = None
+        if self.layers == 1:
+            return
+        was_training = backbone.training
+        backbone.eval()
+        try:
+            between = _run(backbone).hidden_states[self.layers - 1]
+            setattr(holder, attribute, layers[:-1])
+            at_the_end = _run(backbone).last_hidden_state
+        finally:
+            setattr(holder, attribute, layers)
+            backbone.train(was_training)
+        with torch.no_grad():
+            fitting = [
+                norm for norm in (None, *norms) if _close(between if norm is None else norm(between), at_the_end)
+            ]
+        if not fitting:
+            raise ConfigError(
+                f"The states between the layers of {type(bare(backbone)).__name__} are not those of a model that ends "
+                f"there, so a smaller model could not give them: type ese=none."
+            )
+        self._norm = fitting[0]
+
+    def take(self, depths: Sequence[int]) -> Take:
+        """Return a function that takes the states (..., K, D) of these depths."""
+
+        def states(output: Any, depth: int) -> Tensor:
+            if depth == self.layers:
+                return last_states(output)
+            between: Tensor = output.hidden_states[depth]
+            return between if self._norm is None else self._norm(between)
+
+        return lambda output: torch.stack([states(output, depth) for depth in depths], dim=-2)
+
+
+@torch.no_grad()
+def _run(backbone: Any) -> Any:
+    ids = torch.arange(1, 9, device=backbone.device).remainder(backbone.config.vocab_size)[None]
+    return backbone(input_ids=ids, attention_mask=torch.ones_like(ids), output_hidden_states=True)
+
+
+def _close(found: Tensor, wanted: Tensor) -> bool:
+    return bool((found - wanted).float().norm() <= 1e-2 * wanted.float().norm())

@@ -1,0 +1,49 @@
+"""What is trained: an encoder, seen as its objective needs it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from angle.modeling.encoder import Encoder
+from angle.modeling.pooling import Lengths
+
+
+class Student(nn.Module):
+    """An encoder that gives embeddings of the depths of a loss, and states for a teacher to compare with its own."""
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        depths: Sequence[int] | None = None,
+        aligns: str | None = None,
+        projected_to: int | None = None,
+    ) -> None:
+        """Put the parts together.
+
+        Args:
+            encoder: the encoder.
+            depths: as in `Encoder.forward`.
+            aligns: "texts" or "tokens" for a teacher's sake, None without one.
+            projected_to: width of a teacher of another one, whose states a linear map is trained to reach.
+
+        """
+        super().__init__()
+        self.encoder = encoder
+        self.depths = depths
+        self.aligns = aligns
+        width = encoder.backbone.config.hidden_size if aligns == "tokens" else encoder.dimensions
+        self.projection = None if projected_to is None else nn.Linear(width, projected_to).to(encoder.device)
+
+    def forward(self, ids: Tensor, lengths: Lengths) -> tuple[Tensor, Tensor | None]:
+        """Return the embeddings, as `Encoder.forward`, and the states to align: (N, D), of tokens (T, D), or None."""
+        if self.aligns is None:
+            return self.encoder(ids, lengths, self.depths), None
+        if self.aligns == "tokens":
+            embeddings, states = self.encoder.with_token_states(ids, lengths, self.depths)
+            states = states.float()
+        else:
+            embeddings = self.encoder(ids, lengths, self.depths)
+            states = embeddings if self.depths is None else embeddings[:, -1]
+        return embeddings, states if self.projection is None else self.projection(states)

@@ -1,0 +1,94 @@
+"""The AnglE loss: a weighted sum of named terms over one batch of embeddings."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from angle.config import LossConfig
+from angle.errors import ConfigError
+from angle.objective.contrastive import in_batch_loss, text_to_candidates_loss
+from angle.objective.precision import at_least_float32
+from angle.objective.ranking import angle_scores, cosine_scores, ranking_loss
+from angle.structures import DataFormat, Structure
+
+
+@dataclass(frozen=True)
+class LossTerms:
+    """What a loss returns."""
+
+    total: Tensor
+    """Scalar with gradient: the weighted sum."""
+    terms: dict[str, Tensor]
+    """Each term by name, detached: cosine, ibn and angle before their weights, and those of Espresso and a teacher."""
+
+
+class AngleLoss:
+    """cosine_w * cosine ranking + ibn_w * in-batch contrast + angle_w * angle ranking.
+
+    Format A ranks its labelled pairs. Format B ranks the pairs (text, positive) above all pairs (text, negative).
+    Format C has no pairs to rank, only the contrastive term. Everything is computed in float32 (float64 if the
+    embeddings are), whatever the model ran in.
+    """
+
+    def __init__(self, config: LossConfig, data_format: DataFormat, dimensions: int, duplicates: str = "mask") -> None:
+        """Fix the weights, the format and what is asked of the embeddings.
+
+        Raises:
+            ConfigError: an odd number of dimensions with the angle term.
+
+        """
+        self.config = config.for_format(data_format.name)
+        self.format = data_format
+        self.mask_duplicates = duplicates == "mask"
+        if self.config.angle_w and data_format.name != "C" and dimensions % 2:
+            raise ConfigError(
+                f"loss.angle_w={self.config.angle_w:g} cannot work with {dimensions} dimensions: the angle loss splits "
+                f"an embedding into a real and an imaginary half; choose a model of even width or loss.angle_w=0."
+            )
+
+    def __call__(self, embeddings: Tensor, structure: Structure) -> LossTerms:
+        """Return the loss of a batch.
+
+        Args:
+            embeddings: (N, D).
+            structure: whose `index` (B, R) points into them.
+
+        """
+        assert structure.format == self.format
+        with torch.autocast(embeddings.device.type, enabled=False):
+            roles = at_least_float32(embeddings)[structure.index]  # (B, R, D)
+            weighted = {
+                "cosine": (self.config.cosine_w, self._cosine),
+                "ibn": (self.config.ibn_w, self._in_batch),
+                "angle": (self.config.angle_w, self._angle),
+            }
+            if self.format.name == "C":
+                weighted = {"ibn": weighted["ibn"]}
+            terms = {name: term(roles, structure) for name, (weight, term) in weighted.items() if weight}
+            total = torch.stack([(weighted[name][0] or 0.0) * value for name, value in terms.items()]).sum()
+        return LossTerms(total, {name: value.detach() for name, value in terms.items()})
+
+    def _pairs(self, roles: Tensor, structure: Structure) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the pairs to rank: left (P, D), right (P, D) and labels (P,)."""
+        if structure.labels is not None:
+            return roles[:, 0], roles[:, 1], structure.labels
+        text, positive, negative = roles.unbind(1)
+        ones = torch.ones(len(text), device=roles.device)
+        return text.repeat(2, 1), torch.cat([positive, negative]), torch.cat([ones, 0 * ones])
+
+    def _cosine(self, roles: Tensor, structure: Structure) -> Tensor:
+        left, right, labels = self._pairs(roles, structure)
+        return ranking_loss(self.config.cosine_tau * cosine_scores(left, right), labels)
+
+    def _angle(self, roles: Tensor, structure: Structure) -> Tensor:
+        left, right, labels = self._pairs(roles, structure)
+        return ranking_loss(self.config.angle_tau * angle_scores(left, right), labels)
+
+    def _in_batch(self, roles: Tensor, structure: Structure) -> Tensor:
+        if structure.labels is not None:
+            positive = structure.labels > (self.config.positive_above or 0.0)
+            return in_batch_loss(roles, positive, structure.text_ids, self.config.ibn_tau, self.mask_duplicates)
+        return text_to_candidates_loss(roles, structure.text_ids, self.config.ibn_tau, self.mask_duplicates)

@@ -1,0 +1,96 @@
+"""Espresso embeddings (ESE): all layers, and the first dimensions alone, learn to stand for the whole.
+
+Li, Li, Li, Xie and Li, "ESE: Espresso Sentence Embeddings", ICLR 2025 (arXiv:2402.14776), as its published code
+computes it, with three corrections: the last layer but one has a loss of its own, the compression is exact and the
+same on every process, and a teacher's term (see `alignment`) reaches the gradient.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from angle.config import EseConfig
+from angle.errors import ConfigError
+from angle.objective.alignment import divergences
+from angle.objective.angle_loss import AngleLoss, LossTerms
+from angle.objective.precision import at_least_float32
+from angle.structures import Structure
+
+
+class EspressoLoss:
+    """The AnglE loss of the last layer at full width and of every layer's first k dimensions, and their compression.
+
+    With t and h_i the embeddings of depths L and i, l the AnglE loss and P the divergence of the first k dimensions
+    from a compression of all:
+
+        l(t) + l(t[:k]) + P(t) + 1 / (L - 1) * sum over i = 1 ... L - 1 of (l(h_i[:k]) + P(h_i)) / (1 + ln(1 + i))
+
+    With `compat` the sum runs over i = 0 ... L - 2, as in the reference.
+    """
+
+    def __init__(self, loss: AngleLoss, config: EseConfig, layers: int, dimensions: int) -> None:
+        """Fix the depths and their weights.
+
+        Raises:
+            ConfigError: more dimensions to keep than there are.
+
+        """
+        if config.compression_size > dimensions:
+            raise ConfigError(
+                f"ese.compression_size={config.compression_size} cannot work: the model's embeddings have {dimensions} "
+                f"dimensions; choose an even number up to that."
+            )
+        inner = range(layers - 1) if config.compat else range(1, layers)
+        self.loss, self.config = loss, config
+        self.depths = (*inner, layers)
+        self.weights = [1 / (layers - 1) / (1 + math.log(1 + depth)) for depth in inner]
+
+    def __call__(self, embeddings: Tensor, structure: Structure) -> LossTerms:
+        """Return the loss of a batch.
+
+        Args:
+            embeddings: (N, K, D), one slice for each of `depths`.
+            structure: whose `index` (B, R) points into them.
+
+        """
+        width = self.config.compression_size
+        *inner, last = at_least_float32(embeddings).unbind(1)
+        full = self.loss(last, structure)
+        narrow = self.loss(last[:, :width], structure).total
+        layers = compression = last.new_zeros(())
+        for weight, states in zip(self.weights, inner, strict=True):
+            layers = layers + weight * self.loss(states[:, :width], structure).total
+        if self.config.pca:
+            with torch.autocast(embeddings.device.type, enabled=False):
+                for weight, states in zip([*self.weights, 1.0], [*inner, last], strict=True):
+                    compression = compression + weight * self._compression(states[structure.index].flatten(0, 1))
+        own = {"narrow": narrow, "layers": layers, "compression": compression}
+        kept = {name: value.detach() for name, value in own.items() if name != "compression" or self.config.pca}
+        return LossTerms(full.total + narrow + layers + compression, full.terms | kept)
+
+    def _compression(self, texts: Tensor) -> Tensor:
+        """Return how far the first dimensions of texts (M, D) are from a compression of all."""
+        width = self.config.compression_size
+        target = compress(texts, width)
+        return divergences(texts[:, :width], target, mse_w=1.0, temperature=self.config.kl_temperature).mean()
+
+
+@torch.no_grad()
+def compress(texts: Tensor, width: int) -> Tensor:
+    """Return embeddings (M, D) compressed to (M, width), as a target: without gradient.
+
+    With A = softmax(texts^T texts / sqrt(D)), row by row, and A = U S V^T with the largest singular values first, it
+    is texts U S, cut to its first columns. Each column of U has its largest entry positive, so that the same texts
+    give the same target on every process and in every run.
+    """
+    there = texts if texts.device.type in ("cpu", "cuda") else texts.cpu()
+    attention = torch.softmax(there.T @ there / math.sqrt(there.shape[1]), dim=-1)
+    # Squares of the singular values, and U, of half the work of a full decomposition.
+    squares, vectors = torch.linalg.eigh(attention @ attention.T)
+    vectors, squares = vectors[:, -width:].flip(1), squares[-width:].flip(0)
+    largest = vectors.gather(0, vectors.abs().argmax(dim=0, keepdim=True))
+    target: Tensor = there @ (vectors * largest.sign() * squares.clamp(min=0).sqrt())
+    return target.to(texts.device)

@@ -1,0 +1,160 @@
+"""The teacher: a model that stays as it is, and reads the student's tokens."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import uuid
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from angle.config import SELF, ModelConfig, PoolingConfig, TrainConfig
+from angle.data.corpus import cache_folder
+from angle.errors import ConfigError
+from angle.modeling.adapters import without_trained
+from angle.modeling.backbone import position_limit
+from angle.modeling.encoder import Encoder
+from angle.modeling.pooling import Lengths
+from angle.structures import Tokens
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+#: Texts encoded at a time for the cache.
+BATCH = 64
+
+
+class Teacher:
+    """Gives the states that the student's are aligned with."""
+
+    def __init__(self, encoder: Encoder, *, tokens: bool = False, is_student: bool = False) -> None:
+        """Take an encoder for a teacher.
+
+        Args:
+            encoder: the teacher, or the student.
+            tokens: whether single tokens are aligned.
+            is_student: the encoder is the student itself, and its trained adapter is left out for the teacher.
+
+        """
+        self.encoder: Encoder | None = encoder
+        self.width = int(encoder.backbone.config.hidden_size) if tokens else encoder.dimensions
+        self.of_tokens, self._is_student = tokens, is_student
+        self._kept: npt.NDArray[np.float32] | None = None
+
+    @torch.no_grad()
+    def __call__(self, ids: Tensor, lengths: Lengths, texts: npt.NDArray[np.int64]) -> Tensor:
+        """Return the states (N, D), or of tokens (T, D), without dropout and gradient.
+
+        Args:
+            ids: (T,) tokens of all texts.
+            lengths: (N,) tokens of each.
+            texts: (N,) their numbers in the training data.
+
+        """
+        if self._kept is not None:
+            return torch.from_numpy(np.array(self._kept[texts])).to(ids.device, non_blocking=True)
+        encoder = self.encoder
+        assert encoder is not None
+        was_training = encoder.training
+        encoder.eval()
+        try:
+            with without_trained(encoder.backbone) if self._is_student else nullcontext():
+                states: Tensor = encoder.with_token_states(ids, lengths)[1] if self.of_tokens else encoder(ids, lengths)
+        finally:
+            encoder.train(was_training)
+        return states.float()
+
+    def keep(self, tokens: Tokens) -> None:
+        """Compute the embeddings of all texts, or take those that are on disk, and let go of the encoder."""
+        encoder = self.encoder
+        assert encoder is not None
+        key = hashlib.sha256(f"{encoder.contract}/{encoder.backbone.config.to_json_string()}".encode())
+        key.update(np.ascontiguousarray(tokens.ids).tobytes())
+        key.update(np.ascontiguousarray(tokens.offsets).tobytes())
+        with without_trained(encoder.backbone) if self._is_student else nullcontext():
+            for parameter in encoder.parameters():
+                if not (self._is_student and parameter.requires_grad):
+                    key.update(parameter.detach().contiguous().view(torch.uint8).cpu().numpy().tobytes())
+            path = cache_folder() / "teachers" / f"{key.hexdigest()}.npy"
+            if not path.is_file():
+                _write(path, encoder.encode_tokens(tokens, BATCH).numpy())
+        self._kept = np.load(path, mmap_mode="r")
+        if not self._is_student:
+            self.encoder = None
+
+
+def load_teacher(config: TrainConfig, student: Encoder, accelerator: Accelerator) -> Teacher | None:
+    """Return the teacher that the settings ask for, None if they ask for none.
+
+    Raises:
+        ConfigError: a teacher that cannot read the student's tokens, or whose states have another width.
+
+    """
+    wanted = config.teacher
+    if not wanted.enabled:
+        return None
+    tokens = wanted.pooling == "tokens"
+    if wanted.name_or_path == SELF and config.lora.enabled and wanted.pooling in ("auto", "tokens", student.pooling):
+        return Teacher(student, tokens=tokens, is_student=True)
+    pooling = PoolingConfig("auto" if tokens else wanted.pooling)
+    if wanted.name_or_path == SELF:
+        model, billm = config.model, config.billm
+        pooling = PoolingConfig(student.pooling) if pooling.strategy == "auto" else pooling
+    else:
+        model, billm = ModelConfig(str(wanted.name_or_path), revision=wanted.revision), None
+    model = replace(
+        model,
+        dtype=wanted.dtype or model.dtype,
+        load_kbit=model.load_kbit if wanted.load_kbit is None else wanted.load_kbit,
+        gradient_checkpointing=False,
+    )
+    try:
+        encoder = Encoder.load(model, pooling, billm=billm)
+    except ConfigError as error:
+        raise ConfigError(str(error).replace("model.name_or_path", "teacher.name_or_path")) from None
+    encoder.requires_grad_(False).eval().to(accelerator.device)
+    _check_tokens(str(wanted.name_or_path), encoder, student)
+    teacher = Teacher(encoder, tokens=tokens)
+    width = student.backbone.config.hidden_size if tokens else student.dimensions
+    if teacher.width != width and not wanted.projection:
+        raise ConfigError(
+            f"teacher.name_or_path={wanted.name_or_path} has {teacher.width} dimensions and the student {width}: type "
+            f"teacher.projection=true to train a linear map between them, or choose a teacher of the same width."
+        )
+    return teacher
+
+
+def _check_tokens(name: str, teacher: Encoder, student: Encoder) -> None:
+    """Check that the student's token ids mean the same to the teacher."""
+    theirs, ours = (encoder.tokenizer.tokenizer.get_vocab() for encoder in (teacher, student))
+    other = next((token for token, number in ours.items() if theirs.get(token) != number), None)
+    if other is not None:
+        known = theirs.get(other)
+        raise ConfigError(
+            f"teacher.name_or_path={name} has another tokenizer ({len(theirs):,} tokens, the student's has "
+            f"{len(ours):,}; {other!r} is number {ours[other]} for the student and "
+            f"{'no token' if known is None else f'number {known}'} for the teacher), so the student's tokens would "
+            f"mean something else to it: choose a teacher with the student's tokenizer."
+        )
+    limit = position_limit(teacher.backbone)
+    if limit is not None and student.tokenizer.max_length > limit:
+        raise ConfigError(
+            f"model.max_length={student.tokenizer.max_length} cannot work: the teacher has positions for {limit} "
+            f"tokens; type model.max_length={limit}."
+        )
+
+
+def _write(path: Path, embeddings: npt.NDArray[np.float32]) -> None:
+    """Put a file in place whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
+    with scratch.open("xb") as file:
+        np.save(file, embeddings)
+    os.replace(scratch, path)

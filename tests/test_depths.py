@@ -1,0 +1,106 @@
+"""Depths: depth n is what the model cut after n layers gives, for every architecture and way of running it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from conftest import MODELS, PADDED
+from torch import Tensor, nn
+
+from angle import ConfigError, Encoder, ModelConfig, PoolingConfig
+from angle.config import BillmConfig, LoraConfig
+from angle.modeling.depths import Depths, cut
+
+torch.set_num_threads(1)
+
+TEXTS = ["a dog chases the cat", "x", "the woman eats an apple in the garden", "two birds", "the cat sleeps"]
+DEPTHS = (1, 2, 3)
+
+
+def load(folder: str, start: int | None = None, lora: LoraConfig | None = None, **settings: object) -> Encoder:
+    billm = None if start is None else BillmConfig(enabled=True, start_index=start)
+    encoder = Encoder.load(ModelConfig(folder, **settings), PoolingConfig("avg"), lora, billm)
+    for module in encoder.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        if hasattr(module, "attention_dropout"):
+            module.attention_dropout = 0.0
+    return encoder
+
+
+def embed(encoder: Encoder, depths: tuple[int, ...] | None = None) -> Tensor:
+    tokens = encoder.tokenizer(TEXTS)
+    embeddings: Tensor = encoder(torch.from_numpy(tokens.ids.astype(np.int64)), tokens.lengths, depths)
+    return embeddings
+
+
+@pytest.mark.parametrize("eager", [False, True], ids=["packed", "padded"])
+@pytest.mark.parametrize("name", [*MODELS, *PADDED])
+def test_a_depth_is_the_model_that_ends_there(folder_of: Callable[[str], str], name: str, eager: bool) -> None:
+    settings = {"attn_implementation": "eager"} if eager else {}
+    start = 2 if "num_key_value_heads" in MODELS.get(name, {}) else None
+    whole = load(folder_of(name), start, **settings)
+    with torch.no_grad():
+        all_depths = embed(whole, DEPTHS)
+        assert torch.equal(all_depths[:, -1], embed(whole))
+        for depth in DEPTHS:
+            smaller = load(folder_of(name), start, **settings)
+            cut(smaller.backbone, depth)
+            torch.testing.assert_close(embed(smaller), all_depths[:, depth - 1], rtol=0, atol=1e-6)
+
+
+def test_depths_have_gradients_with_adapters_and_recomputed_layers(folder_of: Callable[[str], str]) -> None:
+    gradients = []
+    for checkpointing in (False, True):
+        torch.manual_seed(0)
+        lora = LoraConfig(enabled=True, r=4, alpha=8, dropout=0.0)
+        encoder = load(folder_of("llama"), 2, lora, gradient_checkpointing=checkpointing).train()
+        for name, parameter in encoder.named_parameters():
+            if "lora_B" in name:
+                nn.init.normal_(parameter, std=0.2)
+        embed(encoder, (1, 2)).sin().sum().backward()
+        gradients.append({name: p.grad for name, p in encoder.named_parameters() if p.grad is not None})
+    plain, recomputed = gradients
+    assert {name.split(".layers.")[1][0] for name in plain} == {"0", "1"}
+    assert plain.keys() == recomputed.keys()
+    for name, gradient in plain.items():
+        torch.testing.assert_close(recomputed[name], gradient, rtol=0, atol=1e-6)
+
+
+def test_token_states_come_in_the_order_of_the_texts(folder_of: Callable[[str], str]) -> None:
+    encoder = load(folder_of("bert")).eval()
+    tokens = encoder.tokenizer(TEXTS)
+    with torch.no_grad():
+        embeddings, states = encoder.with_token_states(torch.from_numpy(tokens.ids.astype(np.int64)), tokens.lengths)
+    parts = torch.split(states, tokens.lengths.tolist())
+    torch.testing.assert_close(torch.stack([part.mean(0) for part in parts]), embeddings, rtol=0, atol=1e-6)
+    torch.testing.assert_close(embeddings, embed(encoder), rtol=0, atol=1e-6)
+
+
+def test_layers_that_are_no_list(folder_of: Callable[[str], str]) -> None:
+    encoder = load(folder_of("bert"))
+    encoder.backbone.encoder.layer = nn.Sequential(*encoder.backbone.encoder.layer)
+    with pytest.raises(ConfigError) as caught:
+        Depths(encoder.backbone)
+    assert str(caught.value) == (
+        "BertModel has no list of layers, so that nothing can be said of single ones: type ese=none."
+    )
+
+
+def test_layers_that_do_something_else_at_the_end(folder_of: Callable[[str], str]) -> None:
+    encoder = load(folder_of("bert"))
+    encoder.backbone.encoder.layer[-2].register_forward_hook(
+        lambda layer, args, output: output * 2 if len(encoder.backbone.encoder.layer) == 3 else output
+    )
+    with pytest.raises(ConfigError, match="are not those of a model that ends there"):
+        Depths(encoder.backbone)
+
+
+def test_more_layers_than_there_are(folder_of: Callable[[str], str]) -> None:
+    encoder = load(folder_of("bert"))
+    with pytest.raises(ConfigError) as caught:
+        cut(encoder.backbone, 4)
+    assert str(caught.value) == "layers=4 cannot work: the model has 3; choose 1 to 3."
