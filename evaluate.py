@@ -10,15 +10,19 @@ from angle.launch import launch
 
 def main(config: EvaluateConfig) -> float | None:
     """Evaluate, print the table, say where the numbers are, and return the mean Spearman correlation."""
+    from angle.evaluation.grid import evaluate_grid
     from angle.evaluation.report import evaluate, table
 
-    evaluation = evaluate(config)
-    print(
-        f"{config.model.name_or_path}: {evaluation.contract}\n\n{table(evaluation.results)}\n\n"
-        f"Saved   {evaluation.path}, with every pair's scores beside it",
-        flush=True,
-    )
-    return evaluation.mean_spearman
+    if config.ese_grid:
+        grid = evaluate_grid(config)
+        contract, found, saved = grid.contract, str(grid), f"{grid.folder}/grid.png, and the numbers in grid.json"
+        score = grid.mean_spearman
+    else:
+        evaluation = evaluate(config)
+        contract, found, score = evaluation.contract, table(evaluation.results), evaluation.mean_spearman
+        saved = f"{evaluation.path}, with every pair's scores beside it"
+    print(f"{config.model.name_or_path}: {contract}\n\n{found}\n\nSaved   {saved}", flush=True)
+    return score
 
 
 if __name__ == "__main__":

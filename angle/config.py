@@ -580,11 +580,25 @@ class EvaluateConfig:
     """Labels above this are the positives of the accuracy; null: 0.5, for a run's own test set as in its training."""
     batch_size: int = 64
     """Texts encoded at a time."""
+    ese_grid: bool = False
+    """Score every depth with every width of the embeddings, all in one pass."""
+    ese_depths: list[int] | None = None
+    """Depths, in layers, of that grid; null: all, of more than 12 every second, third, ... and the last one."""
+    ese_widths: list[int] | None = None
+    """Widths, in dimensions, of that grid; null: 8, 16, 32, ... and all."""
     output_dir: str | None = None
     """Where results.json and the pairs' scores go; null: evaluations/<date>/<time>."""
 
     def __post_init__(self) -> None:
         _at_least("batch_size", self.batch_size, 1)
+        for name in ("ese_depths", "ese_widths"):
+            numbers = getattr(self, name)
+            if numbers is None:
+                continue
+            if not self.ese_grid:
+                raise ConfigError(f"{name}={numbers} has no effect without a grid: add ese_grid=true, or leave it out.")
+            for number in numbers or [0]:
+                _at_least(name, number, 1)
         if self.tasks is not None and not self.tasks:
             raise ConfigError("tasks=[] measures nothing: give for example tasks=[stsb,sickr] or tasks=[pairs.jsonl].")
 
@@ -596,9 +610,17 @@ class ConvertConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     """The model to convert, usually model.name_or_path=RUN."""
     pooling: PoolingConfig = field(default_factory=PoolingConfig)
+    layers: int | None = None
+    """How many of the first layers to keep; null: all."""
+    dimensions: int | None = None
+    """How many of the first dimensions of an embedding to keep; null: all."""
     merge: bool = True
     """Merge an adapter into the weights; false: keep it apart, so that the folder needs the base model where it is."""
     normalize: bool = False
     """Add a module that scales every embedding to length 1."""
     output_dir: str | None = None
     """The new folder; null: sentence_transformers inside the run folder."""
+
+    def __post_init__(self) -> None:
+        for name in ("layers", "dimensions"):
+            _at_least(name, getattr(self, name), 1)

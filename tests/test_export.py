@@ -3,7 +3,7 @@
 import importlib.util
 import logging
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +80,34 @@ def test_embeddings_are_the_encoders(strategy: str, minilm: str, tmp_path: Path)
     assert len(encoder.tokenizer.tokenizer(TEXTS[-1])["input_ids"]) > 2 * 64
     assert_same(embed(tmp_path / "new"), encoder.encode(TEXTS))
     assert files_in(tmp_path) == {"new"}
+
+
+@pytest.mark.parametrize("strategy", ["avg", "cls_max"])
+def test_a_cell_is_the_slice_of_its_depth(strategy: str, minilm: str, tmp_path: Path) -> None:
+    model = ModelConfig(minilm, max_length=64)
+    done = convert(
+        ConvertConfig(model, PoolingConfig(strategy), layers=3, dimensions=100, output_dir=str(tmp_path / "new"))
+    )
+    encoder = Encoder.load(model, PoolingConfig(strategy)).eval()
+    expected = encoder.encode_tokens(encoder.tokenizer(TEXTS), depths=[3])[:, 0, :100]
+    assert_same(embed(done.folder), expected)
+    again = Encoder.load(ModelConfig(str(done.folder))).eval()
+    assert (again.dimensions, again.contract.dimensions) == (100, 100)
+    assert str(again.contract) == f"{strategy} pooling, first 100 dimensions, at most 64 tokens"
+    assert_same(again.encode(TEXTS), expected)
+    with pytest.raises(ConfigError) as caught:
+        again.keep(dimensions=101)
+    assert str(caught.value) == (
+        "dimensions=101 cannot work: the model's embeddings have 100; choose a number up to that."
+    )
+
+
+def test_a_cell_of_a_decoder_ends_in_its_final_norm(folder_of: Callable[[str], str], tmp_path: Path) -> None:
+    model = ModelConfig(folder_of("gemma3_text"))
+    convert(ConvertConfig(model, PoolingConfig("avg"), layers=2, dimensions=8, output_dir=str(tmp_path / "new")))
+    encoder = Encoder.load(model, PoolingConfig("avg")).eval()
+    expected = encoder.encode_tokens(encoder.tokenizer(TEXTS[:3]), depths=[2])[:, 0, :8]
+    assert_same(embed(tmp_path / "new", TEXTS[:3]), expected)
 
 
 def test_the_prompt_is_applied_by_itself(minilm: str, tmp_path: Path) -> None:
@@ -171,7 +199,7 @@ def test_without_a_run_the_folder_must_be_given() -> None:
 
 def test_an_interrupted_conversion_leaves_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     encoder = Encoder.load(ModelConfig())
-    monkeypatch.setattr("angle.export.sentence_transformers._write_average", lambda *_: 1 / 0)
+    monkeypatch.setattr("angle.export.sentence_transformers._write_fixed_layer", lambda *_: 1 / 0)
     encoder.pooling = "cls_avg"
     with pytest.raises(ZeroDivisionError):
         write_folder(encoder, tmp_path / "new")

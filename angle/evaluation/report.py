@@ -46,9 +46,9 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
         ConfigError, DataError: a model or a task that cannot be loaded, or a place that cannot be written to.
 
     """
-    folder = _new_folder(config)
-    run = None if config.tasks is not None else _own_config(config)
-    named = _sources(config, run)
+    folder = new_folder(config)
+    run = None if config.tasks is not None else own_config(config)
+    named = sources(config, run)
     role = OWN_TEST_SET if config.tasks is None else TASKS
     encoder = Encoder.load(config.model, config.pooling)
     encoder.to("cuda" if torch.cuda.is_available() else "cpu").eval()
@@ -63,13 +63,13 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
     return Evaluation(results, path, encoder.contract)
 
 
-def _new_folder(config: EvaluateConfig) -> Path:
+def new_folder(config: EvaluateConfig) -> Path:
     """Return where results go; looked at first, so that nothing is computed in vain."""
     folder = Path(config.output_dir or "evaluations")
     there = next((place for place in (folder, *folder.parents) if place.exists()), folder)
     if there.is_file():
         raise ConfigError(f"output_dir={folder} cannot be a folder: {there} is a file; give a new folder.")
-    if (folder / "results.json").exists():
+    if (folder / ("grid.json" if config.ese_grid else "results.json")).exists():
         raise ConfigError(f"output_dir={folder} holds results already; give a new folder.")
     return folder
 
@@ -82,13 +82,13 @@ def _positive_above(config: EvaluateConfig, run: TrainConfig | None) -> float:
     return max(0.5, trained_with or 0.0)
 
 
-def _own_config(config: EvaluateConfig) -> TrainConfig | None:
+def own_config(config: EvaluateConfig) -> TrainConfig | None:
     """Return the settings of the run that the model is, None when it is no run."""
     saved = Path(config.model.name_or_path) / CONFIG_FILE
     return load_config(saved) if saved.is_file() else None
 
 
-def _sources(config: EvaluateConfig, run: TrainConfig | None) -> dict[str, SourceConfig]:
+def sources(config: EvaluateConfig, run: TrainConfig | None) -> dict[str, SourceConfig]:
     """Return what to measure on, by name: the tasks that are given, else the run's own test set."""
     if config.tasks is not None:
         return {task: task_source(task, config.columns, config.label_map) for task in expand_tasks(config.tasks)}

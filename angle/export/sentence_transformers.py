@@ -54,6 +54,7 @@ def convert(config: ConvertConfig) -> Conversion:
     apart = embed_apart(model, config.pooling) if has_adapter and config.merge else None
     encoder = Encoder.load(model, config.pooling, merge=config.merge).eval()
     distance = None if apart is None else apart.distance(encoder)
+    encoder.keep(config.layers, config.dimensions)
     write_folder(encoder, folder, normalize=config.normalize)
     return Conversion(folder, distance)
 
@@ -91,7 +92,7 @@ def write_folder(encoder: Encoder, folder: Path, *, normalize: bool = False) -> 
     _write(
         scratch / "1_Pooling" / "config.json",
         {
-            "word_embedding_dimension": encoder.dimensions,
+            "word_embedding_dimension": encoder.backbone.config.hidden_size,
             **{
                 f"pooling_mode_{key}": mode in modes
                 for mode, key in {
@@ -104,9 +105,9 @@ def write_folder(encoder: Encoder, folder: Path, *, normalize: bool = False) -> 
             "include_prompt": True,
         },
     )
-    if len(modes) == 2:
+    if len(modes) == 2 or encoder.width is not None:
         modules.append(_module(2, "2_Dense", "Dense"))
-        _write_average(scratch / "2_Dense", encoder.dimensions)
+        _write_fixed_layer(scratch / "2_Dense", encoder.backbone.config.hidden_size, encoder.dimensions, len(modes))
     if normalize:
         number = len(modules)
         modules.append(_module(number, f"{number}_Normalize", "Normalize"))
@@ -193,19 +194,19 @@ def _module(number: int, path: str, name: str) -> dict[str, Any]:
     return {"idx": number, "name": str(number), "path": path, "type": f"sentence_transformers.models.{name}"}
 
 
-def _write_average(folder: Path, dimensions: int) -> None:
-    """Write a fixed layer that turns two embeddings side by side into their mean."""
+def _write_fixed_layer(folder: Path, width: int, kept: int, modes: int) -> None:
+    """Write a layer that turns embeddings side by side into the first dimensions of their mean."""
     _write(
         folder / "config.json",
         {
-            "in_features": 2 * dimensions,
-            "out_features": dimensions,
+            "in_features": modes * width,
+            "out_features": kept,
             "bias": False,
             "activation_function": "torch.nn.modules.linear.Identity",
         },
     )
-    half = torch.eye(dimensions) / 2
-    save_file({"linear.weight": torch.cat([half, half], dim=1).contiguous()}, folder / "model.safetensors")
+    part = torch.eye(width)[:kept] / modes
+    save_file({"linear.weight": torch.cat([part] * modes, dim=1).contiguous()}, folder / "model.safetensors")
 
 
 def _write(path: Path, content: Any) -> None:

@@ -18,7 +18,7 @@ from angle.errors import ConfigError
 from angle.modeling import adapters
 from angle.modeling.backbone import checkpoint_activations, is_decoder, load_backbone, load_tokenizer, position_limit
 from angle.modeling.bidirectional import decoder_layers, make_bidirectional
-from angle.modeling.depths import Depths, Take, last_states
+from angle.modeling.depths import Depths, Take, cut, last_states
 from angle.modeling.description import SelfDescription, adapter_base, describe, locate, read_json
 from angle.modeling.packing import enable_packing, run_packed, run_padded
 from angle.modeling.pooling import Lengths, pool
@@ -46,12 +46,7 @@ class Encoder(nn.Module):
         packable: bool = False,
         width: int | None = None,
     ) -> None:
-        """Put the parts together; use `load` to get them from a name or a folder.
-
-        Raises:
-            ConfigError: a width that the model does not have.
-
-        """
+        """Put the parts together; use `load` to get them from a name or a folder."""
         super().__init__()
         self.backbone = backbone
         self.tokenizer = tokenizer
@@ -60,11 +55,9 @@ class Encoder(nn.Module):
         self.bidirectional_from = bidirectional_from
         self.load_kbit = load_kbit
         self.packable = packable
-        self.width = width
-        if width is not None and not 1 <= width <= backbone.config.hidden_size:
-            raise ConfigError(
-                f"dimensions={width} cannot work: the model's embeddings have {backbone.config.hidden_size}."
-            )
+        self.width: int | None = None
+        if width is not None:
+            self.keep(dimensions=width)
 
     @classmethod
     def load(
@@ -149,6 +142,26 @@ class Encoder(nn.Module):
 
         """
         return Depths(self.backbone)
+
+    def keep(self, layers: int | None = None, dimensions: int | None = None) -> None:
+        """Leave the model its first layers, and its embeddings their first dimensions; None for all.
+
+        Raises:
+            ConfigError: more than there are.
+
+        """
+        if layers is not None:
+            cut(self.backbone, layers)
+            self.__dict__.pop("depths", None)
+            if self.bidirectional_from is not None and self.bidirectional_from >= layers:
+                self.bidirectional_from = None
+        if dimensions is not None:
+            if dimensions > self.dimensions:
+                raise ConfigError(
+                    f"dimensions={dimensions} cannot work: the model's embeddings have {self.dimensions}; choose a "
+                    f"number up to that."
+                )
+            self.width = dimensions
 
     @property
     def device(self) -> torch.device:

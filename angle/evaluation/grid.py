@@ -1,0 +1,209 @@
+"""The frontier of a model: every depth times every width of its embeddings, scored in one pass over the data."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from angle.config import EvaluateConfig
+from angle.data.corpus import Corpus
+from angle.data.roles import OWN_TEST_SET, TASKS
+from angle.errors import ConfigError
+from angle.evaluation.correlation import Floats, similarities, spearman
+from angle.evaluation.report import new_folder, own_config, sources
+from angle.evaluation.sts import load_sts
+from angle.modeling.encoder import Encoder
+from angle.modeling.tokenizer import TokenContract
+
+#: The most depths, and the smallest width, that are scored unless others are asked for.
+MOST_DEPTHS, SMALLEST_WIDTH = 12, 8
+#: Lines of the frontier that a terminal shows.
+SHOWN = 10
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Spearman correlations of every depth and width."""
+
+    depths: tuple[int, ...]
+    widths: tuple[int, ...]
+    layers: int
+    dimensions: int
+    scores: dict[str, Floats]
+    """By task, (depths, widths), between -1 and 1."""
+    folder: Path
+    """Where grid.json and grid.png are."""
+    contract: TokenContract
+
+    @property
+    def mean(self) -> Floats:
+        """The mean over all tasks, (depths, widths)."""
+        mean: Floats = np.mean(list(self.scores.values()), axis=0)
+        return mean
+
+    @property
+    def mean_spearman(self) -> float:
+        """Of the deepest and widest one."""
+        return float(self.mean[-1, -1])
+
+    def pareto(self) -> list[tuple[int, int, float]]:
+        """Return (depth, width, score) of those that no smaller one equals in score, the best first."""
+        cells = [
+            (depth, width, float(self.mean[row, column]))
+            for row, depth in enumerate(self.depths)
+            for column, width in enumerate(self.widths)
+        ]
+        kept = [
+            cell
+            for cell in cells
+            if not any(other is not cell and _at_most(other, cell) and other[2] >= cell[2] for other in cells)
+        ]
+        return sorted(kept, key=lambda cell: -cell[2])
+
+    def __str__(self) -> str:
+        """Return the table of scores, times 100, and the frontier below it."""
+        lines = [
+            f"{'Spearman':>10}  {'dimensions':<10}",
+            f"{'layers':>10}  " + "  ".join(f"{width:>6}" for width in self.widths),
+        ]
+        for depth, row in zip(self.depths, self.mean, strict=True):
+            lines.append(f"{depth:>10}  " + "  ".join(f"{100 * score:6.2f}" for score in row))
+        lines += ["", "Nothing smaller is as good as", "", "  layers  dimensions  Spearman  encoding  storage"]
+        frontier = self.pareto()
+        for depth, width, score in frontier[:SHOWN]:
+            shares = f"{depth / self.layers:>8.0%}  {width / self.dimensions:>7.0%}"
+            lines.append(f"{depth:>8}  {width:>10}  {100 * score:8.2f}  {shares}")
+        if len(frontier) > SHOWN:
+            lines.append(f"     and {len(frontier) - SHOWN} more")
+        return "\n".join(lines)
+
+
+def _at_most(one: tuple[int, int, float], other: tuple[int, int, float]) -> bool:
+    return one[0] <= other[0] and one[1] <= other[1]
+
+
+def evaluate_grid(config: EvaluateConfig) -> Grid:
+    """Score every depth and width of a model on its tasks, and write the numbers and a picture of them.
+
+    Raises:
+        ConfigError, DataError: a model or a task that cannot be loaded, or a place that cannot be written to.
+
+    """
+    folder = new_folder(config)
+    run = None if config.tasks is not None else own_config(config)
+    named = sources(config, run)
+    role = OWN_TEST_SET if config.tasks is None else TASKS
+    encoder = Encoder.load(config.model, config.pooling)
+    encoder.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+    layers, dimensions = encoder.depths.layers, encoder.dimensions
+    depths = _chosen("ese_depths", config.ese_depths, layers, _some_depths(layers))
+    widths = _chosen("ese_widths", config.ese_widths, dimensions, _some_widths(dimensions))
+    scores: dict[str, Floats] = {}
+    for name, source in named.items():
+        corpus = load_sts(source, role, encoder.tokenizer)
+        with tqdm(total=len(corpus.tokens), desc=name, unit="text", disable=None, leave=False) as bar:
+            scores[name] = score_grid(encoder, corpus, depths, widths, config.batch_size, bar.update)
+    grid = Grid(depths, widths, layers, dimensions, scores, folder, encoder.contract)
+    folder.mkdir(parents=True, exist_ok=True)
+    _write(grid, config.model.name_or_path)
+    heat_map(grid, folder / "grid.png", config.model.name_or_path)
+    return grid
+
+
+def score_grid(
+    encoder: Encoder,
+    corpus: Corpus,
+    depths: Sequence[int],
+    widths: Sequence[int],
+    batch_size: int = 64,
+    progress: Callable[[int], object] | None = None,
+) -> Floats:
+    """Return Spearman correlations (depths, widths) of a format-A corpus; each distinct text is encoded once."""
+    assert corpus.labels is not None
+    embeddings = encoder.encode_tokens(corpus.tokens, batch_size, progress, depths)
+    left, right = corpus.texts(np.arange(len(corpus)), seed=0, epoch=0).T
+    scores = [
+        [
+            spearman(similarities(of_depth[left, :width], of_depth[right, :width])["cosine"], corpus.labels)
+            for width in widths
+        ]
+        for of_depth in embeddings.unbind(1)
+    ]
+    return np.array(scores)
+
+
+def _chosen(setting: str, asked: list[int] | None, most: int, default: list[int]) -> tuple[int, ...]:
+    """Return the numbers that are asked for, in order.
+
+    Raises:
+        ConfigError: one above what the model has.
+
+    """
+    numbers = sorted(set(default if asked is None else asked))
+    if numbers[-1] > most:
+        what = "layers" if setting == "ese_depths" else "dimensions"
+        raise ConfigError(f"{setting}={numbers} cannot work: the model has {most} {what}; choose from 1 to {most}.")
+    return tuple(numbers)
+
+
+def _some_depths(layers: int) -> list[int]:
+    step = -(-layers // MOST_DEPTHS)
+    return list(range(layers, 0, -step))
+
+
+def _some_widths(dimensions: int) -> list[int]:
+    widths = [dimensions]
+    width = SMALLEST_WIDTH
+    while width < dimensions:
+        widths.append(width)
+        width *= 2
+    return widths
+
+
+def _write(grid: Grid, model: str) -> None:
+    content = {
+        "model": model,
+        "pooling": grid.contract.pooling,
+        "depths": grid.depths,
+        "widths": grid.widths,
+        "spearman_cosine": {task: scores.tolist() for task, scores in grid.scores.items()},
+        "pareto": [
+            {"layers": depth, "dimensions": width, "spearman_cosine": score} for depth, width, score in grid.pareto()
+        ],
+    }
+    (grid.folder / "grid.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def heat_map(grid: Grid, path: Path, title: str) -> None:
+    """Draw the mean scores, and a frame around what nothing smaller equals."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Rectangle
+
+    rows, columns = grid.mean.shape
+    figure = Figure(figsize=(2.2 + 0.75 * columns, 1.6 + 0.42 * rows), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    scores = 100 * grid.mean
+    image = axes.imshow(scores, cmap="viridis", aspect="auto", origin="lower")
+    middle = (scores.min() + scores.max()) / 2
+    frontier = {(depth, width) for depth, width, _ in grid.pareto()}
+    for row, depth in enumerate(grid.depths):
+        for column, width in enumerate(grid.widths):
+            colour = "white" if scores[row, column] < middle else "black"
+            axes.text(column, row, f"{scores[row, column]:.1f}", ha="center", va="center", color=colour, fontsize=9)
+            if (depth, width) in frontier:
+                axes.add_patch(Rectangle((column - 0.47, row - 0.46), 0.94, 0.92, fill=False, edgecolor="red", lw=1.4))
+    axes.set_xticks(range(columns), [str(width) for width in grid.widths])
+    axes.set_yticks(range(rows), [str(depth) for depth in grid.depths])
+    axes.set_xlabel("dimensions (framed: nothing smaller is as good)")
+    axes.set_ylabel("layers")
+    axes.set_title(f"{Path(title).name}: {', '.join(Path(task).name for task in grid.scores)}", fontsize=10)
+    figure.colorbar(image, ax=axes, label="Spearman correlation x 100")
+    figure.savefig(path, dpi=150)
