@@ -69,6 +69,10 @@ class ModelConfig:
     """Tokens a text may have, template and special tokens included; null: what the model says, at most 512."""
     is_llm: bool | None = None
     """Whether this is a decoder; null: detected. A contradiction to the architecture is an error."""
+    layers: int | None = None
+    """How many of the first layers to keep; null: all."""
+    dimensions: int | None = None
+    """How many of the first dimensions make an embedding; null: all."""
     dtype: str = "float32"
     """Type of the weights: float32, bfloat16, float16 or auto (as stored)."""
     load_kbit: int | None = None
@@ -93,6 +97,8 @@ class ModelConfig:
         if self.padding_side is not None:
             _one_of("model.padding_side", self.padding_side, ("left", "right"))
         _at_least("model.max_length", self.max_length, 2)
+        _at_least("model.layers", self.layers, 1)
+        _at_least("model.dimensions", self.dimensions, 1)
         self.prompt = NAMED_PROMPTS.get(self.prompt or "", self.prompt)
         if self.prompt is not None and "{text}" not in self.prompt:
             raise ConfigError(
@@ -610,17 +616,9 @@ class ConvertConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     """The model to convert, usually model.name_or_path=RUN."""
     pooling: PoolingConfig = field(default_factory=PoolingConfig)
-    layers: int | None = None
-    """How many of the first layers to keep; null: all."""
-    dimensions: int | None = None
-    """How many of the first dimensions of an embedding to keep; null: all."""
     merge: bool = True
     """Merge an adapter into the weights; false: keep it apart, so that the folder needs the base model where it is."""
     normalize: bool = False
     """Add a module that scales every embedding to length 1."""
     output_dir: str | None = None
     """The new folder; null: sentence_transformers inside the run folder."""
-
-    def __post_init__(self) -> None:
-        for name in ("layers", "dimensions"):
-            _at_least(name, getattr(self, name), 1)

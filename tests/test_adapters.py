@@ -218,3 +218,22 @@ def test_a_pickled_adapter_runs_no_code(base: Path, first: Path, tmp_path: Path)
     with pytest.raises(ConfigError, match=r"model.adapter=.*pickled could not be read"):
         load(base, adapter=str(folder))
     assert not (tmp_path / "harm").exists()
+
+
+def test_an_adapter_of_the_first_layers_alone(base: Path, tmp_path: Path) -> None:
+    """It is read back onto as many layers, kept apart and merged, and cut further."""
+    encoder = load(base, LORA, layers=1, dimensions=20)
+    learn(encoder, 3)
+    encoder.save(tmp_path / "cut")
+    expected = encoder.encode(TEXTS)
+    assert expected.shape == (3, 20)
+    close(Encoder.load(ModelConfig(str(tmp_path / "cut")), merge=False).eval().encode(TEXTS), expected)
+    close(load(tmp_path / "cut").encode(TEXTS), expected)
+    close(load(tmp_path / "cut", dimensions=8).encode(TEXTS), expected[:, :8])
+
+
+def test_an_adapter_of_all_layers_is_cut_with_them(base: Path, first: Path) -> None:
+    whole = load(first)
+    expected = whole.encode_tokens(whole.tokenizer(TEXTS), depths=[1])[:, 0]
+    close(load(first, layers=1).encode(TEXTS), expected)
+    close(Encoder.load(ModelConfig(str(first), layers=1), merge=False).eval().encode(TEXTS), expected)

@@ -103,4 +103,4 @@ def test_more_layers_than_there_are(folder_of: Callable[[str], str]) -> None:
     encoder = load(folder_of("bert"))
     with pytest.raises(ConfigError) as caught:
         cut(encoder.backbone, 4)
-    assert str(caught.value) == "layers=4 cannot work: the model has 3; choose 1 to 3."
+    assert str(caught.value) == "model.layers=4 cannot work: the model has 3; choose 1 to 3."

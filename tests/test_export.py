@@ -84,27 +84,27 @@ def test_embeddings_are_the_encoders(strategy: str, minilm: str, tmp_path: Path)
 
 @pytest.mark.parametrize("strategy", ["avg", "cls_max"])
 def test_a_cell_is_the_slice_of_its_depth(strategy: str, minilm: str, tmp_path: Path) -> None:
-    model = ModelConfig(minilm, max_length=64)
-    done = convert(
-        ConvertConfig(model, PoolingConfig(strategy), layers=3, dimensions=100, output_dir=str(tmp_path / "new"))
-    )
-    encoder = Encoder.load(model, PoolingConfig(strategy)).eval()
+    model, pooling = ModelConfig(minilm, max_length=64), PoolingConfig(strategy)
+    cell = ModelConfig(minilm, max_length=64, layers=3, dimensions=100)
+    done = convert(ConvertConfig(cell, pooling, output_dir=str(tmp_path / "new")))
+    encoder = Encoder.load(model, pooling).eval()
     expected = encoder.encode_tokens(encoder.tokenizer(TEXTS), depths=[3])[:, 0, :100]
     assert_same(embed(done.folder), expected)
     again = Encoder.load(ModelConfig(str(done.folder))).eval()
     assert (again.dimensions, again.contract.dimensions) == (100, 100)
-    assert str(again.contract) == f"{strategy} pooling, first 100 dimensions, at most 64 tokens"
+    assert str(again.contract) == f"{strategy} pooling, first 3 layers, first 100 dimensions, at most 64 tokens"
     assert_same(again.encode(TEXTS), expected)
     with pytest.raises(ConfigError) as caught:
         again.keep(dimensions=101)
     assert str(caught.value) == (
-        "dimensions=101 cannot work: the model's embeddings have 100; choose a number up to that."
+        "model.dimensions=101 cannot work: the model's embeddings have 100; choose a number up to that."
     )
 
 
 def test_a_cell_of_a_decoder_ends_in_its_final_norm(folder_of: Callable[[str], str], tmp_path: Path) -> None:
     model = ModelConfig(folder_of("gemma3_text"))
-    convert(ConvertConfig(model, PoolingConfig("avg"), layers=2, dimensions=8, output_dir=str(tmp_path / "new")))
+    cell = ModelConfig(folder_of("gemma3_text"), layers=2, dimensions=8)
+    convert(ConvertConfig(cell, PoolingConfig("avg"), output_dir=str(tmp_path / "new")))
     encoder = Encoder.load(model, PoolingConfig("avg")).eval()
     expected = encoder.encode_tokens(encoder.tokenizer(TEXTS[:3]), depths=[2])[:, 0, :8]
     assert_same(embed(tmp_path / "new", TEXTS[:3]), expected)

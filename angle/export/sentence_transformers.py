@@ -54,7 +54,6 @@ def convert(config: ConvertConfig) -> Conversion:
     apart = embed_apart(model, config.pooling) if has_adapter and config.merge else None
     encoder = Encoder.load(model, config.pooling, merge=config.merge).eval()
     distance = None if apart is None else apart.distance(encoder)
-    encoder.keep(config.layers, config.dimensions)
     write_folder(encoder, folder, normalize=config.normalize)
     return Conversion(folder, distance)
 

@@ -51,7 +51,7 @@ def cut(backbone: Any, depth: int) -> None:
     """
     holder, attribute, layers = layers_of(backbone)
     if not 1 <= depth <= len(layers):
-        raise ConfigError(f"layers={depth} cannot work: the model has {len(layers)}; choose 1 to {len(layers)}.")
+        raise ConfigError(f"model.layers={depth} cannot work: the model has {len(layers)}; choose 1 to {len(layers)}.")
     setattr(holder, attribute, layers[:depth])
     config = bare(backbone).config
     kinds = getattr(config, "layer_types", None)

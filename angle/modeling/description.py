@@ -29,6 +29,7 @@ class SelfDescription:
     bidirectional_from: int | None = None
     load_kbit: int | None = None
     special_tokens: tuple[tuple[str, ...], tuple[str, ...]] | None = None
+    layers: int | None = None
     dimensions: int | None = None
     problem: str | None = None
     """Why its pooling is not known, when it should be; nothing is lost where settings give one."""
@@ -143,6 +144,7 @@ def _describe(name_or_path: str, revision: str | None) -> SelfDescription:
             None if start is None or start < 0 else int(start),
             contract.get("load_kbit"),
             _pair(contract.get("special_tokens")),
+            contract.get("layers"),
             contract.get("dimensions"),
         )
     modules = read_json(name_or_path, "modules.json", revision)

@@ -44,7 +44,6 @@ class Encoder(nn.Module):
         bidirectional_from: int | None = None,
         load_kbit: int | None = None,
         packable: bool = False,
-        width: int | None = None,
     ) -> None:
         """Put the parts together; use `load` to get them from a name or a folder."""
         super().__init__()
@@ -55,9 +54,8 @@ class Encoder(nn.Module):
         self.bidirectional_from = bidirectional_from
         self.load_kbit = load_kbit
         self.packable = packable
+        self.layers: int | None = None
         self.width: int | None = None
-        if width is not None:
-            self.keep(dimensions=width)
 
     @classmethod
     def load(
@@ -93,6 +91,8 @@ class Encoder(nn.Module):
         # An adapter belongs to the weights it was trained on: those that their few bits stand for.
         bits = said.load_kbit if source.adapter and (merged or model.load_kbit is None) else model.load_kbit
         backbone = load_backbone(replace(model, revision=source.revision), source.base, bits)
+        if said.layers is not None:
+            cut(backbone, said.layers)  # of which alone its adapter knows
         if merged and source.saved:
             backbone = adapters.merge_adapters(dequantize(backbone) if bits else backbone, source.saved)
         is_llm = is_decoder(backbone)
@@ -121,7 +121,10 @@ class Encoder(nn.Module):
         if fresh or (source.saved and not merged):
             base = str(Path(source.base).resolve()) if Path(source.base).exists() else source.base
             backbone = adapters.add_adapters(backbone, base, revision=source.revision, saved=source.saved, fresh=fresh)
-        return cls(backbone, tokenizer, strategy, is_llm, start, None if merged else bits, packable, said.dimensions)
+        encoder = cls(backbone, tokenizer, strategy, is_llm, start, None if merged else bits, packable)
+        encoder.keep(said.layers, said.dimensions)
+        encoder.keep(model.layers, model.dimensions)
+        return encoder
 
     @property
     def has_adapters(self) -> bool:
@@ -153,13 +156,14 @@ class Encoder(nn.Module):
         if layers is not None:
             cut(self.backbone, layers)
             self.__dict__.pop("depths", None)
+            self.layers = layers
             if self.bidirectional_from is not None and self.bidirectional_from >= layers:
                 self.bidirectional_from = None
         if dimensions is not None:
             if dimensions > self.dimensions:
                 raise ConfigError(
-                    f"dimensions={dimensions} cannot work: the model's embeddings have {self.dimensions}; choose a "
-                    f"number up to that."
+                    f"model.dimensions={dimensions} cannot work: the model's embeddings have {self.dimensions}; choose "
+                    f"a number up to that."
                 )
             self.width = dimensions
 
@@ -182,6 +186,7 @@ class Encoder(nn.Module):
             self.bidirectional_from,
             self.load_kbit,
             tokenizer.special_tokens,
+            self.layers,
             self.width,
         )
 

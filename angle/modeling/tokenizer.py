@@ -37,6 +37,8 @@ class TokenContract:
     """The bits of the frozen weights that an adapter was trained on."""
     special_tokens: tuple[tuple[str, ...], tuple[str, ...]] = ((), ())
     """What the tokenizer puts before and after every text."""
+    layers: int | None = None
+    """How many of the first layers were kept of the model this was made of; None for all."""
     dimensions: int | None = None
     """How many of the first dimensions make an embedding; None for all."""
 
@@ -47,8 +49,9 @@ class TokenContract:
         end = f", {' '.join(after)} after a text" if self.pooling == "last" and after else ""
         layers = "" if self.bidirectional_from is None else f", both directions from layer {self.bidirectional_from}"
         bits = "" if self.load_kbit is None else f", trained on {self.load_kbit}-bit weights"
+        depth = "" if self.layers is None else f", first {self.layers} layers"
         width = "" if self.dimensions is None else f", first {self.dimensions} dimensions"
-        return f"{self.pooling} pooling{width}, at most {self.max_length} tokens{template}{end}{layers}{bits}"
+        return f"{self.pooling} pooling{depth}{width}, at most {self.max_length} tokens{template}{end}{layers}{bits}"
 
     def save(self, folder: Path) -> None:
         """Write the contract into a model folder."""
