@@ -9,6 +9,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from angle.api.angle import AnglE
+    from angle.api.datasets import AngleDataTokenizer, DatasetFormats
     from angle.config import ConvertConfig, EvaluateConfig, ModelConfig, PoolingConfig, TrainConfig
     from angle.errors import ConfigError, DataError, TrainingError
     from angle.evaluation.report import evaluate
@@ -21,9 +23,12 @@ if TYPE_CHECKING:
     from angle.training.result import Result
 
 _HOME = {
+    "AnglE": "angle.api.angle",
+    "AngleDataTokenizer": "angle.api.datasets",
     "ConfigError": "angle.errors",
     "ConvertConfig": "angle.config",
     "DataError": "angle.errors",
+    "DatasetFormats": "angle.api.datasets",
     "Encoder": "angle.modeling.encoder",
     "EvaluateConfig": "angle.config",
     "ModelConfig": "angle.config",
@@ -40,9 +45,12 @@ _HOME = {
 }
 
 __all__ = [
+    "AnglE",
+    "AngleDataTokenizer",
     "ConfigError",
     "ConvertConfig",
     "DataError",
+    "DatasetFormats",
     "Encoder",
     "EvaluateConfig",
     "ModelConfig",

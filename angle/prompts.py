@@ -10,6 +10,12 @@ class Prompts:
     B = 'You can only output one word. Summarize "{text}":"'
     C = "Represent this sentence for searching relevant passages: {text}"
 
+    @classmethod
+    def list_prompts(cls) -> None:
+        """Print them."""
+        for name in NAMED_PROMPTS:
+            print(f"Prompts.{name}", "=", repr(getattr(cls, name)))
+
 
 #: What `model.prompt` accepts in place of a template.
 NAMED_PROMPTS = {"A": Prompts.A, "B": Prompts.B, "C": Prompts.C}

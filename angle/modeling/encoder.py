@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,9 @@ from angle.modeling import adapters
 from angle.modeling.backbone import checkpoint_activations, is_decoder, load_backbone, load_tokenizer, position_limit
 from angle.modeling.bidirectional import decoder_layers, make_bidirectional
 from angle.modeling.depths import Depths, Take, cut, last_states
-from angle.modeling.description import SelfDescription, adapter_base, describe, locate, read_json
+from angle.modeling.description import SelfDescription
 from angle.modeling.packing import enable_packing, run_packed, run_padded
+from angle.modeling.parts import find_parts
 from angle.modeling.pooling import Lengths, pool
 from angle.modeling.quantization import dequantize
 from angle.modeling.tokenizer import TextTokenizer, TokenContract
@@ -28,6 +29,8 @@ from angle.structures import Tokens
 
 #: Groups of similar length that a padded batch is cut into. Padding is what costs on a CPU, launches on a GPU.
 GROUPS = {"cpu": 4}
+#: Texts that `encode` holds tokens of at a time, and all dimensions of an embedding.
+TEXTS_AT_ONCE, ALL = 50_000, slice(None)
 #: Where packed rows are faster than padded ones.
 PACKED_ON = ("cpu",)
 
@@ -84,7 +87,7 @@ class Encoder(nn.Module):
         _quiet_transformers()
         if isinstance(model, str):
             model = ModelConfig(model)
-        source = _find(model)
+        source = find_parts(model)
         fresh = lora if lora is not None and lora.enabled else None
         merged = source.adapter is not None and fresh is None and (source.is_adapter if merge is None else merge)
         said = source.describe()
@@ -292,9 +295,27 @@ class Encoder(nn.Module):
         return out
 
     def encode(
-        self, texts: Sequence[str], extras: Sequence[Mapping[str, str]] | None = None, batch_size: int = 64
+        self,
+        texts: Sequence[str | Mapping[str, str]],
+        extras: Sequence[Mapping[str, str]] | None = None,
+        batch_size: int = 64,
+        progress: Callable[[int], object] | None = None,
+        depth: int | None = None,
+        dimensions: slice = ALL,
+        tokenizer: TextTokenizer | None = None,
     ) -> Tensor:
-        """Return the embeddings (N, D) of texts, the template applied; `extras` as in `TextTokenizer`.
+        """Return the embeddings (N, D), float32, of texts, the template applied.
+
+        Beside the embeddings themselves, memory does not grow with the number of texts.
+
+        Args:
+            texts: the texts, or mappings of `text` and the template's further columns.
+            extras: those columns apart.
+            batch_size: texts at a time; of many, the longest first.
+            progress: called with the number of texts each time some are done.
+            depth: after how many layers; None for all of them.
+            dimensions: which of them.
+            tokenizer: another way to write texts than the model's own.
 
         Raises:
             TypeError: one text instead of a list of them.
@@ -302,7 +323,17 @@ class Encoder(nn.Module):
         """
         if isinstance(texts, str):
             raise TypeError("encode takes a list of texts: encode([text])")
-        return self.encode_tokens(self.tokenizer(texts, extras), batch_size)
+        tokenizer, depths = tokenizer or self.tokenizer, None if depth is None else [depth]
+        out = torch.empty(len(texts), len(range(*dimensions.indices(self.dimensions))))
+        for first in range(0, len(texts), TEXTS_AT_ONCE):
+            here = slice(first, first + TEXTS_AT_ONCE)
+            some, further = texts[here], extras[here] if extras else None
+            if further is None and tokenizer.columns:
+                further = [{} if isinstance(text, str) else text for text in some]
+            tokens = tokenizer([text if isinstance(text, str) else text["text"] for text in some], further)
+            found = self.encode_tokens(tokens, batch_size, progress, depths)
+            out[here] = (found if depths is None else found[:, 0])[:, dimensions]
+        return out
 
     def save(self, folder: Path) -> None:
         """Write weights (or adapters alone), tokenizer and contract into a new folder."""
@@ -312,58 +343,6 @@ class Encoder(nn.Module):
         self.backbone.save_pretrained(folder, **further)
         self.tokenizer.save(folder)
         self.contract.save(folder)
-
-
-@dataclass(frozen=True)
-class _Source:
-    """Where the parts of a model are."""
-
-    base: str
-    revision: str | None
-    """Of the base, on the hub."""
-    adapter: str | None
-    adapter_revision: str | None
-    is_adapter: bool
-    """Whether the adapter was given as the model, and not beside it."""
-    saved: adapters.SavedAdapters | None
-
-    def describe(self) -> SelfDescription:
-        """Return what the adapter says of itself, and if it says nothing, the base."""
-        said = describe(self.adapter, self.adapter_revision) if self.adapter else SelfDescription()
-        return describe(self.base, self.revision) if said == SelfDescription() else said
-
-    def tokenizer(self, model: ModelConfig) -> tuple[ModelConfig, str]:
-        """Return settings and place of the tokenizer: with the adapter, if one was saved there."""
-        try:
-            beside = self.adapter and read_json(self.adapter, "tokenizer_config.json", self.adapter_revision)
-        except OSError:
-            beside = None
-        place, revision = (self.adapter, self.adapter_revision) if beside else (self.base, self.revision)
-        return replace(model, revision=revision), place or self.base
-
-
-def _find(model: ModelConfig) -> _Source:
-    """Return where the model's parts are, adapters fetched.
-
-    Raises:
-        ConfigError: a place that is none, or an adapter on an adapter.
-
-    """
-    name = locate(model.name_or_path)
-    base = adapter_base(name, model.revision)
-    if base is None and model.adapter is None:
-        return _Source(name, model.revision, None, None, False, None)
-    if base is None:
-        adapter = locate(str(model.adapter), "model.adapter")
-        return _Source(name, model.revision, adapter, None, False, adapters.find_adapters(adapter, "model.adapter"))
-    if model.adapter is not None:
-        raise ConfigError(
-            f"model.adapter={model.adapter} cannot work with model.name_or_path={name}, which is an adapter itself: "
-            f"give its base, {base[0]}, as model.name_or_path."
-        )
-    return _Source(
-        *base, name, model.revision, True, adapters.find_adapters(name, "model.name_or_path", model.revision)
-    )
 
 
 def _first_bidirectional_layer(

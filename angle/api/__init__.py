@@ -1,0 +1,1 @@
+"""The Python face: AnglE, and what its users know from the reference."""

@@ -1,0 +1,185 @@
+"""From the reference's arguments to settings: the home of each, and a sentence for those that have none."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from angle.config import EseConfig, LoraConfig, LossConfig
+from angle.errors import ConfigError, nearest
+from angle.training.precision import half_precision
+
+#: Names of other releases: what they are called in `loss_kwargs`.
+RENAMED = {"w1": "cosine_w", "w2": "ibn_w", "w3": "angle_w"}
+
+#: `AnglE.fit` leaves to the reference's documented values what is not given; elsewhere the schema has its own.
+FIT_DEFAULTS = {
+    "train.batch_size": 32,
+    "train.epochs": 1,
+    "train.learning_rate": 1e-5,
+    "train.warmup_steps": 1000,
+    "train.logging_steps": 10,
+    "train.eval_steps": 1000,
+    "train.save_steps": 100,
+    "train.save_total_limit": 1,
+    "train.gradient_accumulation_steps": 1,
+    "loss.cosine_w": 0.0,
+    "loss.ibn_w": 20.0,
+    "loss.angle_w": 1.0,
+}
+
+#: What `argument_kwargs`, `trainer_kwargs`, `model_kwargs` and `lora_config_kwargs` may hold: their settings.
+ARGUMENTS = {
+    "max_steps": "train.max_steps",
+    "num_train_epochs": "train.epochs",
+    "weight_decay": "train.weight_decay",
+    "lr_scheduler_type": "train.scheduler",
+    "max_grad_norm": "train.max_grad_norm",
+    "seed": "train.seed",
+    "data_seed": "data.seed",
+    "warmup_ratio": "train.warmup_steps",
+    "gradient_checkpointing": "model.gradient_checkpointing",
+    "run_name": "tracking.name",
+}
+TRAINER = {
+    "teacher_name_or_path": "teacher.name_or_path",
+    "teacher_pooling_strategy": "teacher.pooling",
+    "ese_kl_temperature": "ese.kl_temperature",
+    "ese_compression_size": "ese.compression_size",
+    "apply_ese_pca": "ese.pca",
+}
+MODEL = {
+    "torch_dtype": "model.dtype",
+    "dtype": "model.dtype",
+    "attn_implementation": "model.attn_implementation",
+    "trust_remote_code": "model.trust_remote_code",
+    "revision": "model.revision",
+}
+LORA = {
+    "r": "lora.r",
+    "lora_alpha": "lora.alpha",
+    "lora_dropout": "lora.dropout",
+    "target_modules": "lora.target_modules",
+}
+
+Settings = dict[str, Any]
+
+
+def translated(argument: str, given: Mapping[str, Any] | None, homes: Mapping[str, str]) -> Settings:
+    """Return settings by dotted names for an argument that is a mapping.
+
+    Raises:
+        ConfigError: a key without a home.
+
+    """
+    settings: Settings = {}
+    for key, value in (given or {}).items():
+        if key not in homes:
+            raise ConfigError(f"{argument} has {key!r}, which has no home here{_hint(key, homes)}")
+        settings[homes[key]] = value
+    return settings
+
+
+def fit_settings(given: Settings, eval_strategy: str, save_strategy: str) -> Settings:
+    """Return the settings of the loop, the reference's where they are not given.
+
+    Raises:
+        ConfigError: a strategy that is none.
+
+    """
+    settings = FIT_DEFAULTS | {name: value for name, value in given.items() if value is not None}
+    for name, strategy in (("eval", eval_strategy), ("save", save_strategy)):
+        settings[f"train.{name}_steps"] = _steps(name, strategy, settings[f"train.{name}_steps"])
+    return settings
+
+
+def loss_settings(loss_kwargs: Mapping[str, Any] | None) -> Settings:
+    """Return the settings of the loss.
+
+    Raises:
+        ConfigError: a name that is none, with its new one if it had another.
+
+    """
+    known = {item.name: f"loss.{item.name}" for item in dataclasses.fields(LossConfig)}
+    given = dict(loss_kwargs or {})
+    for old, new in RENAMED.items():
+        if old in given:
+            raise ConfigError(f"loss_kwargs has {old!r}, which is called {new!r} now: write {new}={given[old]}.")
+    return translated("loss_kwargs", given, known)
+
+
+def lora_settings(lora_config_kwargs: Mapping[str, Any] | None) -> Settings:
+    """Return the settings of a fresh adapter, with the reference's rank and scale where they are not given."""
+    given = dict(lora_config_kwargs or {})
+    for fixed in ("task_type", "bias"):  # of the reference's own examples, and the only values that make sense here
+        given.pop(fixed, None)
+    return {"lora.enabled": True, "lora.r": 32, "lora.alpha": 32, "lora.dropout": LoraConfig().dropout} | translated(
+        "lora_config_kwargs", given, LORA
+    )
+
+
+def trainer_settings(trainer_kwargs: Mapping[str, Any] | None, apply_ese: bool) -> Settings:
+    """Return the settings of Espresso and of a teacher."""
+    settings = translated("trainer_kwargs", trainer_kwargs, TRAINER)
+    if apply_ese:
+        settings = {"ese.enabled": True, "ese.compression_size": EseConfig().compression_size} | settings
+    if settings.get("teacher.name_or_path") is not None:
+        pooling = settings.get("teacher.pooling", "cls")
+        settings |= {"teacher.enabled": True, "teacher.pooling": "tokens" if pooling == "all" else pooling}
+    return settings
+
+
+def nested(settings: Settings) -> dict[str, Any]:
+    """Return settings by dotted names as groups."""
+    tree: dict[str, Any] = {}
+    for name, value in settings.items():
+        *groups, last = name.split(".")
+        branch = tree
+        for group in groups:
+            branch = branch.setdefault(group, {})
+        branch[last] = value
+    return tree
+
+
+def refuse_unknown(function: Callable[..., Any], unknown: Iterable[str], known: Iterable[str]) -> None:
+    """Raise TypeError for arguments that a function does not have, with the nearest one that it does."""
+    for name in unknown:
+        if name in RENAMED:
+            hint = f"; it is called {RENAMED[name]!r} now, and stands in loss_kwargs."
+        else:
+            hint = _hint(name, known)
+        raise TypeError(f"{function.__qualname__} has no argument {name!r}{hint}")
+
+
+def _hint(name: str, known: Iterable[str]) -> str:
+    names = list(known)
+    return nearest(name, names) or f". Known are: {', '.join(names)}."
+
+
+def said_precision() -> str:
+    """Return what comes nearest to fp16 on this machine; say so where it is something else."""
+    precision = half_precision()
+    if precision != "fp16":
+        print(
+            f"fp16 needs a GPU, and none is here: training goes on in {'float32' if precision == 'no' else precision}"
+        )
+    return precision
+
+
+def _steps(name: str, strategy: str, steps: Any) -> int | None:
+    """Return train.eval_steps or train.save_steps."""
+    known = {"steps": steps, "epoch": None, "no": 0}
+    if strategy not in known:
+        raise ConfigError(f"{name}_strategy={strategy} is not known. Choose one of: {', '.join(known)}.")
+    value: int | None = known[strategy]
+    return value
+
+
+def merged(settings: dict[str, Any], further: Mapping[str, Any]) -> dict[str, Any]:
+    """Return nested settings with further ones, which win."""
+    result = dict(settings)
+    for key, value in further.items():
+        old = result.get(key)
+        result[key] = merged(old, value) if isinstance(old, dict) and isinstance(value, Mapping) else value
+    return result

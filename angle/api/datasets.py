@@ -1,0 +1,171 @@
+"""Data sets in memory: prepared as in the reference, and put where the loop reads them from."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import uuid
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from angle.config import FORMAT_NAMES, SourceConfig
+from angle.data.corpus import cache_folder
+from angle.data.formats import choose
+from angle.errors import ConfigError, DataError
+from angle.modeling.tokenizer import template_fields
+from angle.prompts import NAMED_PROMPTS
+from angle.structures import FORMATS
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+#: Column that `AngleDataTokenizer` adds: how the rows are to be read.
+EXTRA = "extra"
+
+
+class DatasetFormats:
+    """The columns of the three shapes of training rows."""
+
+    A = ",".join(FORMATS["A"].columns)
+    B = ",".join(FORMATS["B"].columns)
+    C = ",".join(FORMATS["C"].columns)
+
+    @classmethod
+    def list_formats(cls) -> None:
+        """Print them."""
+        for name in FORMAT_NAMES:
+            print(f"DatasetFormats.{name}", "=", repr(getattr(cls, name)))
+
+
+class AngleDataTokenizer:
+    """Prepares rows for `AnglE.fit`: `dataset.map(AngleDataTokenizer(angle.tokenizer, angle.max_length))`.
+
+    It checks a row's columns and notes how its texts are to be written. Tokens are made by `fit`, once for each
+    distinct text, and kept on disk, so that nothing is padded or stored twice.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        max_length: int | None = None,
+        prompt_template: str | None = None,
+        extra_columns: Sequence[str] | None = None,
+        dataset_format: str | None = None,
+        end_with_eos: bool = False,
+    ) -> None:
+        """Fix how rows are read.
+
+        Args:
+            tokenizer: the model's; with `end_with_eos` it must have an end token.
+            max_length: tokens a text may have; None for the model's own limit.
+            prompt_template: a template with {text}, or A, B or C.
+            extra_columns: further columns that the template uses; those it names are known without it.
+            dataset_format: A, B or C; None for what the columns say.
+            end_with_eos: whether every text ends with the tokenizer's end token.
+
+        Raises:
+            ConfigError: a template that cannot be read, a format that is none, or no end token.
+
+        """
+        prompt = NAMED_PROMPTS.get(prompt_template or "", prompt_template)
+        self.columns = [name for name in template_fields(prompt) if name != "text"] if prompt else []
+        missing = sorted(set(extra_columns or ()) - set(self.columns))
+        if missing:
+            raise ConfigError(f"extra_columns has {missing[0]!r}, which the template {prompt!r} does not use.")
+        if dataset_format not in (None, *FORMAT_NAMES):
+            known = ", ".join(FORMAT_NAMES)
+            raise ConfigError(f"dataset_format={dataset_format} is not known. Choose one of: {known}.")
+        if end_with_eos and tokenizer.eos_token is None:
+            raise ConfigError("end_with_eos=True cannot work: the tokenizer has no end token; leave it out.")
+        self.wanted = dataset_format or "auto"
+        self.note = {"prompt": prompt, "max_length": max_length, "end_token": end_with_eos or None}
+
+    def __call__(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what to add to a row.
+
+        Raises:
+            DataError: columns of no format, or a template's column that is not there.
+
+        """
+        found = choose(tuple(row), self.wanted, "train", "the data set")
+        absent = [name for name in self.columns if name not in row]
+        if absent:
+            raise DataError(f"The template uses {{{absent[0]}}}, but the data set has the columns {', '.join(row)}.")
+        return {EXTRA: {"dataset_format": found.name, **self.note}}
+
+
+def notes_of(data: Any) -> dict[str, Any]:
+    """Return how prepared rows are to be read; nothing for others."""
+    if not hasattr(data, "column_names") or EXTRA not in data.column_names or not len(data):
+        return {}
+    note = data[0][EXTRA]
+    return {key: note[key] for key in ("prompt", "max_length", "end_token")} if "dataset_format" in note else {}
+
+
+def as_source(data: Any, argument: str) -> SourceConfig:
+    """Return where the loop finds the rows of a data set.
+
+    Args:
+        data: a `datasets.Dataset`, rows (mappings), or where they are: a file, a folder, or a name on the hub.
+        argument: its name, for messages.
+
+    Raises:
+        DataError: a data set of several splits, or something that holds no rows.
+
+    """
+    if data is None:
+        return SourceConfig()
+    if isinstance(data, SourceConfig):
+        return data
+    if isinstance(data, (str, Path)):
+        return SourceConfig(str(data))
+    import datasets
+
+    if isinstance(data, (datasets.DatasetDict, datasets.IterableDatasetDict)):
+        raise DataError(f"{argument} has the splits {', '.join(data)}: choose one, such as {argument}=ds['train'].")
+    if isinstance(data, datasets.IterableDataset):
+        raise DataError(
+            f"{argument} is a stream: give its name or its files, with config={{'data': {{'streaming': True}}}}."
+        )
+    if not isinstance(data, datasets.Dataset):
+        rows = list(data) if isinstance(data, Iterable) else []
+        if not rows or not all(isinstance(row, Mapping) for row in rows):
+            raise DataError(
+                f"{argument} must be a data set, rows such as [{{'text1': ...}}], a file or a name on the hub."
+            )
+        data = datasets.Dataset.from_list([dict(row) for row in rows])
+    data = data.remove_columns([name for name in (EXTRA,) if notes_of(data)])
+    folder = cache_folder() / "datasets" / _digest(data)
+    if not folder.is_dir():
+        scratch = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
+        with _without_bars():
+            data.save_to_disk(str(scratch))
+        try:
+            scratch.rename(folder)
+        except OSError:  # another process was faster, with the same rows
+            shutil.rmtree(scratch)
+    return SourceConfig(str(folder))
+
+
+def _digest(data: Dataset) -> str:
+    """Return a hash of all cells: a data set's own fingerprint changes where a function could not be pickled."""
+    digest = hashlib.sha256(str(data.features).encode())
+    for table in data.with_format("arrow").iter(1000):
+        digest.update(json.dumps(table.to_pydict(), default=str).encode())
+    return digest.hexdigest()
+
+
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    import datasets
+
+    shown = datasets.is_progress_bar_enabled()
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if shown:
+            datasets.enable_progress_bars()
