@@ -44,6 +44,7 @@ def launch(task: Callable[[Config], float | None], schema: type[Config], name: s
 
     jobs: list[tuple[str, float | None]] = []
     failed: list[str] = []
+    said: set[str] = set()
 
     def job(composed: Any) -> float | None:
         hydra_config = HydraConfig.get()
@@ -56,6 +57,10 @@ def launch(task: Callable[[Config], float | None], schema: type[Config], name: s
             target = config.train if isinstance(config, TrainConfig) else config
             if target.output_dir is None and not isinstance(config, ConvertConfig):
                 target.output_dir = _shortest(folder)
+            if hydra_config.mode is RunMode.MULTIRUN and isinstance(config, TrainConfig):
+                from angle.training.notes import leave_out
+
+                leave_out(said)
             score = task(config)
         except (ConfigError, DataError, TrainingError) as error:
             _complain(error)

@@ -13,7 +13,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 
 from angle.config import BillmConfig, DataFormatConfig, PoolingConfig, SourceConfig, TrainConfig
@@ -32,6 +31,7 @@ from angle.objective.angle_loss import AngleLoss
 from angle.objective.espresso import EspressoLoss
 from angle.objective.objective import Objective
 from angle.training.checkpoint import seed_everything
+from angle.training.notes import notes_on
 from angle.training.teacher import Teacher, load_teacher
 
 if TYPE_CHECKING:
@@ -334,23 +334,6 @@ def _git_commit() -> str | None:
     return found.stdout.strip() or None
 
 
-def _notes_on_labels(config: TrainConfig, data: Data) -> list[str]:
-    """Return what is odd about the labels of the training rows."""
-    labels = data.train.corpus.labels if isinstance(data.train, CorpusData) else None
-    if labels is None:
-        return []
-    notes, bound = [], config.loss.positive_above or 0.0
-    positive = labels > bound
-    if np.ptp(labels) == 0:
-        notes.append(f"every label is {labels[0]:g}, so there is nothing to rank")
-    if config.loss.ibn_w and len(np.unique(labels[positive])) > 1 and bound <= labels.min():
-        notes.append(
-            f"labels above {bound:g} make a pair a positive of the in-batch loss, here {positive.mean():.0%} of the "
-            f"rows; for graded labels set loss.positive_above, or loss.ibn_w=0"
-        )
-    return notes
-
-
 def banner(config: TrainConfig, encoder: Encoder, data: Data, total: int, accelerator: Accelerator) -> str:
     """Return what a run is about to do, in a few lines."""
     trainable = sum(p.numel() for p in encoder.parameters() if p.requires_grad)
@@ -362,6 +345,8 @@ def banner(config: TrainConfig, encoder: Encoder, data: Data, total: int, accele
         "in-batch": (loss.ibn_w, loss.ibn_tau),
         "angle": (loss.angle_w, loss.angle_tau),
     }
+    if config.data_format.name == "C":
+        weights = {"in-batch": weights["in-batch"]}
     terms = " + ".join(f"{weight:g} {name} (tau {tau:g})" for name, (weight, tau) in weights.items() if weight)
     if config.ese.enabled:
         terms += f" + Espresso: every layer, and its first {config.ese.compression_size} dimensions"
@@ -387,7 +372,5 @@ def banner(config: TrainConfig, encoder: Encoder, data: Data, total: int, accele
             f"texts {'packed' if encoder.is_packed else 'padded'}",
         ),
     ]
-    if config.data.train.names() == [SAMPLE] and model.name_or_path != TINY:
-        lines.append(("note", "sample is toy data, to try things out; for a real model add data=nli_b"))
-    lines += [("note", note) for note in _notes_on_labels(config, data)]
+    lines += [("note", note) for note in notes_on(config, data)]
     return "\n".join(f"{name:8}{text}" for name, text in lines)

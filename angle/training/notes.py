@@ -1,0 +1,76 @@
+"""Settings and data that can work, but are seldom meant: a line each, and never an error."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextvars import ContextVar
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from angle.config import LossConfig, TrainConfig
+from angle.data.batching import CorpusData
+from angle.data.sources import SAMPLE
+from angle.modeling.description import TINY
+
+if TYPE_CHECKING:
+    from angle.training.setup import Data
+
+#: An in-batch weight below this is seldom enough: the reference's own recipes have 10 to 35.
+LOW_IBN_W = 10
+
+_said: ContextVar[set[str] | None] = ContextVar("said", default=None)
+
+
+def leave_out(said: set[str]) -> None:
+    """Leave out what was said in earlier jobs of a sweep, from now on, and remember in `said` what is."""
+    _said.set(said)
+
+
+def notes_on(config: TrainConfig, data: Data) -> list[str]:
+    """Return what is to be said of a run before it starts, everything decided."""
+    labels = data.train.corpus.labels if isinstance(data.train, CorpusData) else None
+    notes = [*_on_weights(config.loss, config.data_format.name, labels), *_on_labels(config.loss, labels)]
+    if config.data.train.names() == [SAMPLE] and config.model.name_or_path != TINY:
+        notes.insert(0, "sample is toy data, to try things out; for a real model add data=nli_b")
+    said = _said.get()
+    if said is None:
+        return notes
+    new = [note for note in notes if note not in said]
+    said.update(new)
+    return new
+
+
+def _on_weights(loss: LossConfig, name: str, labels: npt.NDArray[np.float32] | None) -> Iterator[str]:
+    """Yield what the reference's documentation advises, where the weights are otherwise."""
+    cosine_w, ibn_w, angle_w = loss.cosine_w or 0.0, loss.ibn_w or 0.0, loss.angle_w or 0.0
+    if name == "C":
+        idle = {"loss.cosine_w": cosine_w, "loss.angle_w": angle_w}
+        without_effect = [f"{setting}={weight:g}" for setting, weight in idle.items() if weight]
+        if without_effect:
+            yield (
+                f"{' and '.join(without_effect)} {'have' if len(without_effect) > 1 else 'has'} no effect on format C, "
+                f"which has only the in-batch loss"
+            )
+        return
+    if name == "B" and cosine_w:
+        yield f"loss.cosine_w={cosine_w:g} ranks cosines of triples; the usual weight for format B is 0"
+    graded = labels is not None and len(np.unique(labels)) > 2
+    if ibn_w < LOW_IBN_W and not graded:
+        yield f"loss.ibn_w={ibn_w:g} is low: for format {name} without graded labels, 10 to 35 is usual"
+
+
+def _on_labels(loss: LossConfig, labels: npt.NDArray[np.float32] | None) -> Iterator[str]:
+    """Yield what is odd about the labels of the training rows."""
+    if labels is None:
+        return
+    bound = loss.positive_above or 0.0
+    positive = labels > bound
+    if np.ptp(labels) == 0:
+        yield f"every label is {labels[0]:g}, so there is nothing to rank"
+    if loss.ibn_w and len(np.unique(labels[positive])) > 1 and bound <= labels.min():
+        yield (
+            f"labels above {bound:g} make a pair a positive of the in-batch loss, here {positive.mean():.0%} of the "
+            f"rows; for graded labels set loss.positive_above, or loss.ibn_w=0"
+        )

@@ -1,0 +1,113 @@
+"""What a run says of settings that can work but are seldom meant."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import start, write_jsonl
+
+from angle import TrainConfig, build_config
+from angle.data import sample
+from angle.training import notes, setup
+
+
+@pytest.fixture(autouse=True)
+def _forget() -> Iterator[None]:
+    token = notes._said.set(None)
+    yield
+    notes._said.reset(token)
+
+
+def rows(tmp_path: Path, name: str, labels: list[float] | None = None) -> Path:
+    columns = sample.columns(name, "train", 20)
+    if labels:
+        columns["label"] = (labels * 20)[:20]
+    cells = zip(*columns.values(), strict=True)
+    return write_jsonl(tmp_path / f"{name}.jsonl", [dict(zip(columns, row, strict=True)) for row in cells])
+
+
+def said(path: Path, loss: dict[str, Any], **model: Any) -> list[str]:
+    config = build_config(
+        {"data": {"train": {"name_or_path": str(path)}}, "loss": loss, "model": model, "pooling": {"strategy": "avg"}},
+        TrainConfig,
+    )
+    built = setup.build(config, setup.start_accelerator(config))
+    return notes.notes_on(built.config, built.data)
+
+
+@pytest.mark.parametrize(
+    ("name", "labels", "loss", "expected"),
+    [
+        ("A", [0.0, 1.0], {}, []),
+        ("B", None, {}, []),
+        ("C", None, {}, []),
+        (
+            "C",
+            None,
+            {"cosine_w": 1.0, "angle_w": 0.5},
+            [
+                "loss.cosine_w=1 and loss.angle_w=0.5 have no effect on format C, which has only the in-batch loss",
+            ],
+        ),
+        (
+            "C",
+            None,
+            {"angle_w": 1.0, "ibn_w": 1.0},
+            ["loss.angle_w=1 has no effect on format C, which has only the in-batch loss"],
+        ),
+        (
+            "B",
+            None,
+            {"cosine_w": 1.0},
+            ["loss.cosine_w=1 ranks cosines of triples; the usual weight for format B is 0"],
+        ),
+        (
+            "B",
+            None,
+            {"ibn_w": 1.0},
+            ["loss.ibn_w=1 is low: for format B without graded labels, 10 to 35 is usual"],
+        ),
+        (
+            "A",
+            [0.0, 1.0],
+            {"ibn_w": 0.0},
+            ["loss.ibn_w=0 is low: for format A without graded labels, 10 to 35 is usual"],
+        ),
+        ("A", [0.0, 2.5, 5.0], {"ibn_w": 0.0}, []),
+        (
+            "A",
+            [0.5, 2.5, 5.0],
+            {},
+            [
+                "labels above 0 make a pair a positive of the in-batch loss, here 100% of the rows; for graded labels "
+                "set loss.positive_above, or loss.ibn_w=0",
+            ],
+        ),
+        ("A", [1.0], {}, ["every label is 1, so there is nothing to rank"]),
+    ],
+)
+def test_what_is_said(
+    tmp_path: Path, name: str, labels: list[float] | None, loss: dict[str, Any], expected: list[str]
+) -> None:
+    assert said(rows(tmp_path, name, labels), loss) == expected
+
+
+def test_a_sweep_says_it_once(tmp_path: Path) -> None:
+    path, remembered = rows(tmp_path, "B"), set[str]()
+    notes.leave_out(remembered)
+    assert len(said(path, {"ibn_w": 1.0})) == 1
+    assert said(path, {"ibn_w": 1.0}) == []
+    assert len(said(path, {"ibn_w": 2.0})) == 1
+    assert len(remembered) == 2
+
+
+@pytest.mark.slow
+def test_a_real_sweep_says_it_once(tmp_path: Path) -> None:
+    words = [f"data.train.name_or_path={rows(tmp_path, 'C')}", "loss.angle_w=1", "train.seed=1,2", "train.max_steps=1"]
+    done = start("train.py", "-m", "data=files", *words, folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("note    loss.angle_w=1 has no effect on format C") == 1
+    assert done.stdout.count("20 in-batch (tau 20)\n") == 2
