@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from angle.config import ConvertConfig, EvaluateConfig, ModelConfig, PoolingConfig, TrainConfig
-    from angle.errors import ConfigError, DataError, TrainingError
+    from angle.errors import ConfigError, DataError, HubError, TrainingError
     from angle.evaluation.report import evaluate
     from angle.export.sentence_transformers import convert
     from angle.modeling.encoder import Encoder
@@ -26,6 +26,7 @@ _HOME = {
     "DataError": "angle.errors",
     "Encoder": "angle.modeling.encoder",
     "EvaluateConfig": "angle.config",
+    "HubError": "angle.errors",
     "ModelConfig": "angle.config",
     "PoolingConfig": "angle.config",
     "Prompts": "angle.prompts",
@@ -45,6 +46,7 @@ __all__ = [
     "DataError",
     "Encoder",
     "EvaluateConfig",
+    "HubError",
     "ModelConfig",
     "PoolingConfig",
     "Prompts",

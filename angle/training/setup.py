@@ -362,6 +362,9 @@ def banner(config: TrainConfig, encoder: Encoder, data: Data, total: int, accele
             f"texts {'packed' if encoder.is_packed else 'padded'}",
         ),
     ]
+    if config.hub.push:
+        seen_by = "you alone" if config.hub.private else "everybody"
+        lines.append(("hub", f"{config.hub.model_id}, once training is over, for {seen_by}"))
     if config.data.train.names() == [SAMPLE] and model.name_or_path != TINY:
         lines.append(("note", "sample is toy data, to try things out; for a real model add data=nli_b"))
     lines += [("note", note) for note in _notes_on_labels(config, data)]
