@@ -7,11 +7,17 @@ import sys
 from pathlib import Path
 
 from angle.config import TrainConfig
+from angle.errors import HubError
 from angle.launch import launch
 
 
 def main(config: TrainConfig) -> float | None:
-    """Train, say what came out and what to do next, and return the score that a sweep compares."""
+    """Train, say what came out and what to do next, and return the score that a sweep compares.
+
+    Raises:
+        HubError: the run is finished, but its model was to be pushed and is not.
+
+    """
     from angle.training.dry_run import dry_run
     from angle.training.loop import fit
 
@@ -20,6 +26,8 @@ def main(config: TrainConfig) -> float | None:
         return None
     result = fit(config)
     _print(result.summary(sys.argv[1:]))
+    if result.push_problem is not None:
+        raise HubError(result.push_problem, result.best_score)
     return result.best_score
 
 

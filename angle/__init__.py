@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from angle.api.angle import AnglE
     from angle.api.datasets import AngleDataTokenizer, DatasetFormats
     from angle.config import ConvertConfig, EvaluateConfig, ModelConfig, PoolingConfig, TrainConfig
-    from angle.errors import ConfigError, DataError, TrainingError
+    from angle.errors import ConfigError, DataError, HubError, TrainingError
     from angle.evaluation.report import evaluate
     from angle.export.sentence_transformers import convert
     from angle.modeling.encoder import Encoder
@@ -31,6 +31,7 @@ _HOME = {
     "DatasetFormats": "angle.api.datasets",
     "Encoder": "angle.modeling.encoder",
     "EvaluateConfig": "angle.config",
+    "HubError": "angle.errors",
     "ModelConfig": "angle.config",
     "PoolingConfig": "angle.config",
     "Prompts": "angle.prompts",
@@ -53,6 +54,7 @@ __all__ = [
     "DatasetFormats",
     "Encoder",
     "EvaluateConfig",
+    "HubError",
     "ModelConfig",
     "PoolingConfig",
     "Prompts",

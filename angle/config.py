@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,9 @@ SELF = "self"
 FORMAT_NAMES = ("A", "B", "C")
 DTYPES = ("float32", "bfloat16", "float16", "auto")
 POOLING_NAMES = ("cls", "avg", "mean", "max", "last", "cls_avg", "cls_max")
+
+#: A user or a repository of the Hugging Face hub.
+HUB_NAME = re.compile(r"(?!.*(--|\.\.|\.git$))\w([\w.-]*\w)?", re.ASCII)
 
 #: What `null` loss weights mean, by data format: (cosine_w, ibn_w, angle_w).
 FORMAT_WEIGHTS = {"A": (1.0, 20.0, 1.0), "B": (0.0, 20.0, 1.0), "C": (0.0, 20.0, 0.0)}
@@ -514,6 +518,16 @@ class HubConfig:
     def __post_init__(self) -> None:
         if self.push and self.model_id is None:
             raise ConfigError("hub.push=true needs hub.model_id: add for example hub.model_id=user/my-encoder.")
+        if self.model_id is None:
+            return
+        if not self.push:
+            raise ConfigError(f"hub.model_id={self.model_id} has no effect alone: add hub.push=true, or leave it out.")
+        names = self.model_id.split("/")
+        if len(names) != 2 or not all(map(HUB_NAME.fullmatch, names)) or len(self.model_id) > 96:
+            raise ConfigError(
+                f"hub.model_id={self.model_id} cannot work: write user/name, at most 96 letters, digits, -, _ and ., "
+                f"without - or . at an end, -- or .. inside, or .git at the end."
+            )
 
 
 @dataclass

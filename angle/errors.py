@@ -1,4 +1,4 @@
-"""What goes wrong on the user's side: one sentence each, naming the setting, the value and the way out."""
+"""What goes wrong outside this code: one sentence each, naming the setting, the value and the way out."""
 
 from __future__ import annotations
 
@@ -16,6 +16,15 @@ class DataError(ValueError):
 
 class TrainingError(RuntimeError):
     """A run that must stop: its loss is no number any more, or its folder cannot be trusted."""
+
+
+class HubError(RuntimeError):
+    """A model that the Hugging Face hub did not take. Whatever is on disk is as it was."""
+
+    def __init__(self, message: str, score: float | None = None) -> None:
+        """Say what went wrong, and the score of the run whose model it was, which is good all the same."""
+        super().__init__(message)
+        self.score = score
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

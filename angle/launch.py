@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from angle.config import ConvertConfig, EvaluateConfig, TrainConfig
-from angle.errors import ConfigError, DataError, TrainingError, nearest
+from angle.errors import ConfigError, DataError, HubError, TrainingError, nearest
 from angle.settings import build_config, check_value, group_given_a_value, group_names, kinds, unknown_key, written
 
 Config = TypeVar("Config", TrainConfig, EvaluateConfig, ConvertConfig)
@@ -66,6 +66,10 @@ def launch(task: Callable[[Config], float | None], schema: type[Config], name: s
             _complain(error)
             failed.append(words)  # the other jobs of a sweep may do better
             score = None
+        except HubError as error:
+            _complain(error)
+            failed.append(words)
+            score = error.score  # the job is done, but not all that was asked for
         except Exception:
             if hydra_config.mode is not RunMode.MULTIRUN:
                 raise

@@ -15,7 +15,14 @@ from angle.errors import ConfigError, nearest
 Config = TypeVar("Config", TrainConfig, EvaluateConfig, ConvertConfig)
 
 #: Settings that a resumed run may have otherwise: they cannot change what is learned.
-RESUME_MAY_CHANGE = ("tracking.", "train.resume", "train.output_dir", "train.logging_steps", "train.save_total_limit")
+RESUME_MAY_CHANGE = (
+    "tracking.",
+    "hub.",
+    "train.resume",
+    "train.output_dir",
+    "train.logging_steps",
+    "train.save_total_limit",
+)
 
 #: What a setting of a type takes, in words.
 WANTED = {

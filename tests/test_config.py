@@ -274,6 +274,28 @@ def test_label_map_takes_numbers_as_labels():
             "out.",
         ),
         ({"hub.push": True}, "hub.push=true needs hub.model_id: add for example hub.model_id=user/my-encoder."),
+        (
+            {"hub.model_id": "user/name"},
+            "hub.model_id=user/name has no effect alone: add hub.push=true, or leave it out.",
+        ),
+        *(
+            (
+                {"hub.push": True, "hub.model_id": name},
+                f"hub.model_id={name} cannot work: write user/name, at most 96 letters, digits, -, _ and ., without - "
+                f"or . at an end, -- or .. inside, or .git at the end.",
+            )
+            for name in (
+                "name",
+                "a/b/c",
+                "user/",
+                "u ser/n",
+                "user/n--n",
+                "user/-n",
+                "user/n.git",
+                "é/n",
+                "u/" + "n" * 96,
+            )
+        ),
         ({"data_format.name": "D"}, "data_format.name=D is not known. Choose one of: auto, A, B, C."),
         (
             {"data.duplicates": "drp"},
@@ -435,6 +457,9 @@ MAY_CHANGE = {
     "tracking.entity": "e",
     "tracking.name": "n",
     "tracking.tags": ["t"],
+    "hub.push": True,
+    "hub.model_id": "user/name",
+    "hub.private": False,
     "train.resume": "r",
     "train.output_dir": "o",
     "train.logging_steps": 3,

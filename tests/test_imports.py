@@ -15,8 +15,8 @@ LAYER = {
     "api": 4,
     **dict.fromkeys(("errors", "structures", "prompts", "config", "settings"), 0),
     **dict.fromkeys(("data", "modeling", "objective"), 1),
-    "evaluation": 2,
-    **dict.fromkeys(("training", "export"), 3),
+    **dict.fromkeys(("evaluation", "export"), 2),
+    "training": 3,
     "launch": 4,
 }
 #: The built-in tiny model takes its vocabulary from the built-in sample.

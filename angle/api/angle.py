@@ -8,6 +8,7 @@ import inspect
 import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -17,13 +18,14 @@ from torch import Tensor
 
 from angle.api import arguments
 from angle.api.datasets import as_source, notes_of
-from angle.config import BillmConfig, ModelConfig, PoolingConfig, TrainConfig
+from angle.config import CONFIG_FILE, BillmConfig, ModelConfig, PoolingConfig, TrainConfig
 from angle.errors import ConfigError
 from angle.evaluation.sts import PairScores, load_sts, score_pairs
 from angle.modeling.encoder import Encoder
 from angle.modeling.tokenizer import TextTokenizer
 from angle.prompts import NAMED_PROMPTS
-from angle.settings import build_config
+from angle.settings import build_config, load_config
+from angle.training.run_folder import RunFolder, RunState
 
 
 class AnglE:
@@ -419,6 +421,35 @@ class AnglE:
         if folder.exists():
             folder.rmdir()
         self.encoder.save(folder)
+
+    def push_to_hub(self, hub_model_id: str, private: bool = True, exist_ok: bool = False) -> str:
+        """Put the model on the hub, with its card, in one commit, and return its address.
+
+        Args:
+            hub_model_id: user/name; made if it is not there.
+            private: whether a new repository can be seen by you alone.
+            exist_ok: whether the files of one that holds others may be replaced, all of them.
+
+        Raises:
+            ConfigError: a name that is none, no token, or a repository that is taken.
+            HubError: the hub did not take it.
+
+        """
+        from angle.export.hub import push_folder, stage
+        from angle.export.model_card import model_card
+
+        name = str(self._settings["model.name_or_path"])
+        run = RunFolder(Path(name))
+        config = load_config(run.path / CONFIG_FILE) if run.state() is RunState.FINISHED else None
+        with TemporaryDirectory() as scratch:
+            saved, staged = Path(scratch) / "model", Path(scratch) / "staged"
+            self.encoder.save(saved)
+            staged.mkdir()
+            base = config.model.name_or_path if config else str(Path(name).resolve() if Path(name).exists() else name)
+            pushed = stage(saved, staged, hub_model_id, base)
+            card = model_card(pushed, config, run.record() if config else None)
+            (staged / "README.md").write_text(card, encoding="utf-8")
+            return push_folder(staged, hub_model_id, private=private, exist_ok=exist_ok)
 
 
 def _best_device() -> torch.device:

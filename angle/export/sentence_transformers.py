@@ -16,6 +16,7 @@ from angle.errors import ConfigError
 from angle.export.merging import embed_apart
 from angle.modeling.description import SENTENCE_TRANSFORMERS_POOLING, TINY, adapter_base, locate
 from angle.modeling.encoder import Encoder
+from angle.modeling.tokenizer import TokenContract
 
 #: Poolings that are the mean of two: sentence-transformers puts both side by side, a fixed layer averages them.
 MEANS_OF_TWO = {"cls_avg": ("cls", "avg"), "cls_max": ("cls", "max")}
@@ -65,14 +66,7 @@ def write_folder(encoder: Encoder, folder: Path, *, normalize: bool = False) -> 
         ConfigError: a pooling or a template that sentence-transformers cannot express.
 
     """
-    if encoder.bidirectional_from:
-        raise ConfigError(
-            f"A model whose layers attend in both directions from layer {encoder.bidirectional_from} on has no "
-            f"equivalent in sentence-transformers, which can express all layers or none: load it with angle's Encoder, "
-            f"or train with billm=all."
-        )
-    prefix = _prompt_prefix(encoder.tokenizer.prompt)
-    modes = _pooling_modes(encoder.pooling)
+    check_expressible(encoder.contract)
     scratch = folder.with_name(f".{folder.name}.new")
     shutil.rmtree(scratch, ignore_errors=True)
     # Padding never changes our embeddings. In sentence-transformers it does on the left of a model with a table of
@@ -83,15 +77,52 @@ def write_folder(encoder: Encoder, folder: Path, *, normalize: bool = False) -> 
     tokenizer.padding_side = side
     if encoder.has_adapters or encoder.bidirectional_from == 0:
         _check_stock_model(encoder, scratch)
+    write_modules(encoder.contract, encoder.backbone.config.hidden_size, scratch, normalize=normalize)
+    if folder.exists():
+        folder.rmdir()
+    scratch.rename(folder)
 
+
+def check_expressible(contract: TokenContract) -> None:
+    """Check that sentence-transformers can pool and write texts as `contract` says.
+
+    Raises:
+        ConfigError: it cannot.
+
+    """
+    if contract.bidirectional_from:
+        raise ConfigError(
+            f"A model whose layers attend in both directions from layer {contract.bidirectional_from} on has no "
+            f"equivalent in sentence-transformers, which can express all layers or none: load it with angle's Encoder, "
+            f"or train with billm=all."
+        )
+    _prompt_prefix(contract.prompt)
+    _pooling_modes(contract.pooling)
+
+
+def write_modules(contract: TokenContract, width: int, folder: Path, *, normalize: bool = False) -> None:
+    """Write, into a folder with a model, the small files that tell sentence-transformers how to use it.
+
+    Weights and tokenizer stay as they are; the tokenizer must pad on the right.
+
+    Args:
+        contract: how texts are written and pooled.
+        width: of the model's states.
+        folder: where to.
+        normalize: whether every embedding is scaled to length 1.
+
+    Raises:
+        ConfigError: a pooling or a template that sentence-transformers cannot express; nothing is written.
+
+    """
+    check_expressible(contract)
+    prefix, modes = _prompt_prefix(contract.prompt), _pooling_modes(contract.pooling)
     modules = [_module(0, "", "Transformer"), _module(1, "1_Pooling", "Pooling")]
+    _write(folder / "sentence_bert_config.json", {"max_seq_length": contract.max_length, "do_lower_case": False})
     _write(
-        scratch / "sentence_bert_config.json", {"max_seq_length": encoder.tokenizer.max_length, "do_lower_case": False}
-    )
-    _write(
-        scratch / "1_Pooling" / "config.json",
+        folder / "1_Pooling" / "config.json",
         {
-            "word_embedding_dimension": encoder.backbone.config.hidden_size,
+            "word_embedding_dimension": width,
             **{
                 f"pooling_mode_{key}": mode in modes
                 for mode, key in {
@@ -104,25 +135,23 @@ def write_folder(encoder: Encoder, folder: Path, *, normalize: bool = False) -> 
             "include_prompt": True,
         },
     )
-    if len(modes) == 2 or encoder.width is not None:
+    if len(modes) == 2 or contract.dimensions is not None:
         modules.append(_module(2, "2_Dense", "Dense"))
-        _write_fixed_layer(scratch / "2_Dense", encoder.backbone.config.hidden_size, encoder.dimensions, len(modes))
+        kept = contract.dimensions or width
+        _write_fixed_layer(folder / "2_Dense", width, kept, len(modes))
     if normalize:
         number = len(modules)
         modules.append(_module(number, f"{number}_Normalize", "Normalize"))
-        (scratch / f"{number}_Normalize").mkdir()
-    _write(scratch / "modules.json", modules)
+        (folder / f"{number}_Normalize").mkdir()
+    _write(folder / "modules.json", modules)
     _write(
-        scratch / "config_sentence_transformers.json",
+        folder / "config_sentence_transformers.json",
         {
             "prompts": {"text": prefix} if prefix else {},
             "default_prompt_name": "text" if prefix else None,
             "similarity_fn_name": "cosine",
         },
     )
-    if folder.exists():
-        folder.rmdir()
-    scratch.rename(folder)
 
 
 def _check_stock_model(encoder: Encoder, folder: Path) -> None:

@@ -53,6 +53,13 @@ class TokenContract:
         width = "" if self.dimensions is None else f", first {self.dimensions} dimensions"
         return f"{self.pooling} pooling{depth}{width}, at most {self.max_length} tokens{template}{end}{layers}{bits}"
 
+    @classmethod
+    def load(cls, folder: Path) -> TokenContract:
+        """Read what `save` wrote."""
+        content = json.loads((folder / CONTRACT_FILE).read_text(encoding="utf-8"))
+        before, after = content.pop("special_tokens")
+        return cls(**content, special_tokens=(tuple(before), tuple(after)))
+
     def save(self, folder: Path) -> None:
         """Write the contract into a model folder."""
         text = json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False)

@@ -27,6 +27,7 @@ from angle.structures import Batch
 from angle.training import setup
 from angle.training.checkpoint import Progress, load_state, random_state, save_state, seed_everything
 from angle.training.distributed import check_equal_weights
+from angle.training.publish import check_hub, publish, publish_finished
 from angle.training.result import Result
 from angle.training.run_folder import RunFolder, RunState
 from angle.training.schedule import rate_factor, warmup_steps
@@ -67,7 +68,8 @@ class Run:
 def fit(config: TrainConfig) -> Result:
     """Train the encoder that `config` describes, in its run folder, and return what came out.
 
-    A folder with an unfinished run of the same settings is gone on with; a finished one is only reported.
+    A folder with an unfinished run of the same settings is gone on with; a finished one is only reported, and pushed
+    if that is asked for and not done yet. A push that fails raises nothing: the result says so.
 
     Raises:
         ConfigError, DataError: anything wrong with the settings or the data, before any training.
@@ -83,8 +85,11 @@ def fit(config: TrainConfig) -> Result:
         raise ConfigError(f"train.resume={folder.path} is no run folder: it has no {CONFIG_FILE}.")
     if state is not RunState.NEW:
         config = resumed(load_config(folder.path / CONFIG_FILE), asked, folder.asked())
+    if asked.hub.push or asked.train.resume is None:
+        config = replace(config, hub=asked.hub)  # as a whole: a private model must not become public by what was saved
     if state is RunState.FINISHED:
-        return Result(folder.path, finished_before=True, **folder.record()["result"])
+        found = Result(folder.path, finished_before=True, **folder.record()["result"])
+        return publish_finished(folder, config.hub, found)
     config = replace(
         config,
         train=replace(config.train, output_dir=str(folder.path)),
@@ -98,6 +103,8 @@ def fit(config: TrainConfig) -> Result:
             _resume(run)
             _train(run)
             result = _finish(run)
+            if accelerator.is_main_process:
+                result = publish(folder, config.hub, result)
         except BaseException as error:
             if isinstance(error, KeyboardInterrupt):
                 run.tracker.stop_bar()
@@ -129,6 +136,8 @@ def _prepare(
     """Build everything; the run folder is written to only when all of it could be built."""
     if state is RunState.UNFINISHED:
         setup.check_processes(folder.record(), accelerator)
+    if accelerator.is_main_process:
+        check_hub(asked, folder.asked())
     built = setup.build(config, accelerator)
     config, data = built.config, built.data
     if state is RunState.UNFINISHED and folder.record()["data"] != data.fingerprints:

@@ -10,7 +10,7 @@ from pathlib import Path
 from angle.training.tracking import relative_to_here
 
 #: Words of a command line that its sweep has not.
-UNSWEPT = ("-", "hydra.", "train.output_dir=", "train.resume=", "loss.ibn_w=", "loss.angle_tau=")
+UNSWEPT = ("-", "hub.", "hydra.", "train.output_dir=", "train.resume=", "loss.ibn_w=", "loss.angle_tau=")
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,12 @@ class Result:
     """The same after training, of the best model if there is one, else of the final one."""
     test_word_overlap: float | None = None
     """The same of a score that only counts shared words."""
+    pushed: str | None = None
+    """Where the model is on the hub."""
+    pushed_before: bool = False
+    """It was there already; nothing was pushed."""
+    push_problem: str | None = None
+    """What kept it from getting there, and how to try again."""
 
     def summary(self, words: Sequence[str] = ()) -> str:
         """Return what a person wants to know after a run: the score, where the model is, what to type next.
@@ -48,8 +54,10 @@ class Result:
             ]
         if self.best_score is not None:
             lines += [f"Best    Spearman {self.best_score:.4f} on validation, at step {self.best_step}"]
+        lines += [f"Saved   {run}/{'best' if self.best_step is not None else 'final'}"]
+        if self.pushed is not None:
+            lines += [f"Pushed  {self.pushed}{' (by this run before)' if self.pushed_before else ''}"]
         lines += [
-            f"Saved   {run}/{'best' if self.best_step is not None else 'final'}",
             "",
             "Next    "
             + "\n        ".join(

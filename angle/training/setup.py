@@ -372,5 +372,8 @@ def banner(config: TrainConfig, encoder: Encoder, data: Data, total: int, accele
             f"texts {'packed' if encoder.is_packed else 'padded'}",
         ),
     ]
+    if config.hub.push:
+        seen_by = "you alone" if config.hub.private else "everybody"
+        lines.append(("hub", f"{config.hub.model_id}, once training is over, for {seen_by}"))
     lines += [("note", note) for note in notes_on(config, data)]
     return "\n".join(f"{name:8}{text}" for name, text in lines)

@@ -1,0 +1,259 @@
+"""A model on the Hugging Face hub: what would keep it from getting there is asked first, then it goes in one commit."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from angle.config import HubConfig
+from angle.errors import ConfigError, HubError
+from angle.export.model_card import Pushed, Reach, shown
+from angle.export.sentence_transformers import check_expressible, write_modules
+from angle.modeling.description import ADAPTER_FILE
+from angle.modeling.tokenizer import TokenContract
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi, ModelInfo
+
+#: Written by the hub itself into every new repository.
+ATTRIBUTES = ".gitattributes"
+TOKENIZER_FILE = "tokenizer_config.json"
+
+
+def check_push(model_id: str, *, private: bool) -> None:
+    """Check, before anything is trained, what can be known of whether a new model can be pushed there.
+
+    Raises:
+        ConfigError: no token, one that may not write there, a repository that is taken, or a hub that does not answer.
+
+    """
+    try:
+        api = _api(model_id)
+        with _asking(model_id):
+            account = api.whoami()
+        _check_account(account, model_id, api.endpoint)
+        _find(api, model_id, private=private)
+    except HubError as error:
+        raise ConfigError(
+            f"hub.push=true cannot work now: {error} Go online and try hf auth whoami, or leave hub.push out and push "
+            f"later with python train.py train.resume=RUN hub.push=true hub.model_id={model_id}"
+        ) from error
+
+
+def _check_account(account: dict[str, Any], model_id: str, endpoint: str) -> None:
+    """Raise ConfigError where an account or its token may not write into a repository of that name."""
+    token = (account.get("auth") or {}).get("accessToken") or {}
+    if token.get("role") == "read":
+        raise ConfigError(
+            f"hub.push=true needs a token that may write, and this one may only read: make another on "
+            f"{endpoint}/settings/tokens and type hf auth login."
+        )
+    owner, name = model_id.split("/")
+    owners = [account["name"], *(group["name"] for group in account.get("orgs") or [])]
+    if owner.lower() not in map(str.lower, owners):
+        raise ConfigError(
+            f"hub.model_id={model_id} cannot work: the token is one of {owners[0]}, who may push to "
+            f"{' and '.join(f'{one}/' for one in owners)}; type for example hub.model_id={owners[0]}/{name}."
+        )
+
+
+def push_folder(
+    folder: Path,
+    model_id: str,
+    *,
+    private: bool = True,
+    exist_ok: bool = False,
+    message: str = "Push a model that angle-hydra trained",
+) -> str:
+    """Put the files of a folder into a repository, in one commit, and return its address.
+
+    Args:
+        folder: the files; links in it are followed.
+        model_id: user/name; made if it is not there.
+        private: whether a new repository can be seen by the owner alone.
+        exist_ok: whether the files of a repository that holds others may be replaced, all of them; its history keeps
+            them. Otherwise it must be new or empty, or hold these very weights: then an earlier push was cut off.
+        message: title of the commit.
+
+    Raises:
+        ConfigError: a name that is none, no token, or a repository that is taken.
+        HubError: the hub did not take it; nothing has changed there, except that the empty repository may exist now.
+
+    """
+    from huggingface_hub import CommitOperationAdd, CommitOperationCopy, CommitOperationDelete
+
+    api = _api(model_id)
+    found = _find(api, model_id, private=private, exist_ok=exist_ok, folder=folder)
+    files = {str(path.relative_to(folder)): path.resolve() for path in sorted(folder.rglob("*")) if path.is_file()}
+    stale = _names(found) - files.keys() if exist_ok else set()
+    operations: list[CommitOperationAdd | CommitOperationCopy | CommitOperationDelete] = [
+        *(CommitOperationDelete(name) for name in sorted(stale)),
+        *(CommitOperationAdd(name, str(path)) for name, path in files.items()),
+    ]
+    try:
+        if found is None:
+            api.create_repo(model_id, private=private)
+        # Not upload_folder, which makes several commits of a large folder. What the check has not seen is not replaced.
+        api.create_commit(
+            model_id, operations, commit_message=message, parent_commit=None if found is None else found.sha
+        )
+    except Exception as error:  # of three more libraries, with kinds of their own
+        raise HubError(f"Pushing to {api.endpoint}/{model_id} failed: {_reason(error)}.") from error
+    return f"{api.endpoint}/{model_id}"
+
+
+def stage(model: Path, folder: Path, model_id: str, base: str) -> Pushed:
+    """Lay out in an empty folder what is pushed of a saved model, except its card, and return what it is.
+
+    The model stays as it is, and is not copied: the new folder has links, and files of its own where something is
+    added for sentence-transformers, or where a path on this machine stood.
+
+    Args:
+        model: a folder that an encoder was saved in.
+        folder: the empty one.
+        model_id: user/name.
+        base: what it was trained from, where it has no adapters that say so.
+
+    """
+    contract, settings = TokenContract.load(model), _json(model / "config.json")
+    adapter = _json(model / ADAPTER_FILE)
+    base = str(adapter.get("base_model_name_or_path", base))
+    dimensions = settings.get("hidden_size")
+    reach = _reach(contract, has_adapters=bool(adapter), dimensions=dimensions)
+    for source in sorted(model.rglob("*")):
+        place = folder / source.relative_to(model)
+        if source.is_dir() or source.name == "README.md":  # peft's, with a path in it
+            continue
+        place.parent.mkdir(parents=True, exist_ok=True)
+        if source.name == ADAPTER_FILE:
+            _write(place, _json(source) | {"base_model_name_or_path": shown(base)})
+        elif source.name == TOKENIZER_FILE:
+            of_here = ("is_local", "local_files_only", "name_or_path")
+            content = {key: value for key, value in _json(source).items() if key not in of_here}
+            if reach is Reach.SENTENCE_TRANSFORMERS:
+                content["padding_side"] = "right"  # as in write_folder; an encoder has its own from the contract
+            _write(place, content)
+        else:
+            place.symlink_to(source.resolve())
+    if reach is Reach.SENTENCE_TRANSFORMERS:
+        assert dimensions is not None
+        write_modules(contract, dimensions, folder)
+    return Pushed(model_id, contract, base, bool(adapter), dimensions, reach)
+
+
+def _reach(contract: TokenContract, *, has_adapters: bool, dimensions: int | None) -> Reach:
+    try:
+        check_expressible(contract)
+    except ConfigError:
+        return Reach.NOWHERE
+    # In both directions, a model must be loaded to know whether transformers makes the same of it: convert does that.
+    if has_adapters or contract.bidirectional_from is not None or dimensions is None:
+        return Reach.CONVERTED
+    return Reach.SENTENCE_TRANSFORMERS
+
+
+def _json(path: Path) -> dict[str, Any]:
+    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _api(model_id: str) -> HfApi:
+    """Return the hub's interface.
+
+    Raises:
+        ConfigError: a name that is none, being offline on purpose, or no token.
+
+    """
+    from huggingface_hub import HfApi, get_token, is_offline_mode
+
+    HubConfig(push=True, model_id=model_id)
+    if is_offline_mode():
+        raise ConfigError(
+            f"hub.push=true cannot reach {model_id} while HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE is set: unset it, or "
+            f"leave hub.push out, which can be added later to python train.py train.resume=RUN."
+        )
+    with _asking(model_id):
+        token = get_token()
+    if token is None:
+        raise ConfigError(
+            "hub.push=true needs a token of the Hugging Face hub that may write: type hf auth login once, or set "
+            "HF_TOKEN."
+        )
+    return HfApi(library_name="angle-hydra")
+
+
+def _find(
+    api: HfApi, model_id: str, *, private: bool, exist_ok: bool = False, folder: Path | None = None
+) -> ModelInfo | None:
+    """Return what the hub says of a repository that may be pushed to, None when there is none yet."""
+    from huggingface_hub.errors import RepositoryNotFoundError
+
+    with _asking(model_id):
+        try:
+            found = api.model_info(model_id, files_metadata=True)
+        except RepositoryNotFoundError:
+            return None
+    if private and found.private is False:
+        raise ConfigError(
+            f"hub.private=true cannot work with hub.model_id={model_id}, which exists already and is public: give a "
+            f"new name, or type hub.private=false."
+        )
+    if _names(found) and not exist_ok and not (folder and _holds_weights_of(found, folder)):
+        raise ConfigError(
+            f"hub.model_id={model_id} holds files already, and nothing of them is replaced: give a new name, such as "
+            f"hub.model_id={model_id}-2."
+        )
+    return found
+
+
+def _names(found: ModelInfo | None) -> set[str]:
+    """Return the files in a repository that somebody has put there."""
+    return {file.rfilename for file in (found and found.siblings) or ()} - {ATTRIBUTES}
+
+
+def _holds_weights_of(found: ModelInfo, folder: Path) -> bool:
+    """Return whether all weights in a folder are in a repository: the answer to a push was lost on its way."""
+    sums = {file.rfilename: file.lfs.sha256 for file in found.siblings or () if file.lfs}
+    weights = list(folder.rglob("*.safetensors"))
+    return bool(weights) and all(_sha256(path) == sums.get(str(path.relative_to(folder))) for path in weights)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def _asking(model_id: str) -> Iterator[None]:
+    """Turn whatever keeps the hub from answering into a HubError."""
+    try:
+        yield
+    except Exception as error:  # of three more libraries, with kinds of their own
+        raise HubError(f"The hub could not be asked for {model_id}: {_reason(error)}.") from error
+
+
+def _reason(error: BaseException) -> str:
+    """Return in a few words what went wrong, without the addresses of uploads, which are signed, and tokens."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    chain = [error]
+    while chain[-1].__cause__ is not None:
+        chain.append(chain[-1].__cause__)
+    for link in reversed(chain):
+        if isinstance(link, HfHubHTTPError):
+            answer = f"the hub answered {link.response.status_code} {link.response.reason_phrase}"
+            said = (link.server_message or "<").split("\n")[0]
+            return answer if said.startswith("<") else f"{answer} ({_without_token(said)})"
+    return _without_token(str(error).split("\n")[0] or type(error).__name__)
+
+
+def _without_token(words: str) -> str:
+    return re.sub(r"hf_\w+|Bearer \S+", "[token]", words[:200]).rstrip(".")

@@ -1,0 +1,83 @@
+"""A finished run's model on the hub: once, by one process, and never at the cost of the run."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from angle.config import CONFIG_FILE, HubConfig, TrainConfig
+from angle.errors import ConfigError, HubError
+from angle.export.hub import check_push, push_folder, stage
+from angle.export.model_card import model_card
+from angle.modeling.description import locate
+from angle.settings import load_config
+from angle.training.result import Result
+from angle.training.run_folder import RunFolder
+from angle.training.tracking import relative_to_here
+
+
+def check_hub(asked: TrainConfig, started_with: TrainConfig) -> None:
+    """Check, before training, what can be known of whether the model can be pushed.
+
+    Only where it is asked for anew: a run that was killed and goes on is not kept from it by a hub that is down, for
+    nothing is lost by pushing later.
+
+    Args:
+        asked: the settings as they are given now.
+        started_with: the same when the run was started; the defaults for a new run.
+
+    Raises:
+        ConfigError: what `check_push` refuses.
+
+    """
+    hub = asked.hub
+    if hub.push and hub != started_with.hub:
+        check_push(str(hub.model_id), private=hub.private)
+
+
+def publish(folder: RunFolder, hub: HubConfig, result: Result) -> Result:
+    """Push the better of the best and the final model of a finished run, if that is asked for and not done yet.
+
+    Returns:
+        `result` with where the model is, or with what kept it from getting there and how to try again.
+
+    """
+    done = folder.record().get("pushed")
+    if done is not None and (not hub.push or done["model_id"] == hub.model_id):
+        return replace(result, pushed=done["url"], pushed_before=True)
+    if not hub.push:
+        return result
+    model_id, model = str(hub.model_id), Path(locate(str(folder.path)))
+    config, record = load_config(folder.path / CONFIG_FILE), folder.record()
+    try:
+        with TemporaryDirectory() as scratch:
+            staged = Path(scratch)
+            pushed = stage(model, staged, model_id, config.model.name_or_path)
+            (staged / "README.md").write_text(model_card(pushed, config, record), encoding="utf-8")
+            url = push_folder(staged, model_id, private=hub.private)
+    except (ConfigError, HubError) as error:
+        run = shlex.quote(f"train.resume={relative_to_here(folder.path)}")
+        again = f"{run} hub.push=true hub.model_id={model_id}{'' if hub.private else ' hub.private=false'}"
+        kept = f"The run is finished and its model is in {relative_to_here(model)}; to push it, type"
+        problem = f"{error} {kept} python train.py {again}"
+        folder.update(push_problem=problem)
+        return replace(result, push_problem=problem)
+    folder.update(pushed={"model_id": model_id, "url": url}, push_problem=None)
+    return replace(result, pushed=url)
+
+
+def publish_finished(folder: RunFolder, hub: HubConfig, result: Result) -> Result:
+    """Do the same for a run that was found finished, before any process knows of the others: the first one does it.
+
+    Raises:
+        ConfigError: another process is at work in the folder.
+
+    """
+    if int(os.environ.get("RANK", "0")) > 0:
+        return result
+    with folder.locked() if hub.push else nullcontext():
+        return publish(folder, hub, result)
