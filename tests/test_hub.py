@@ -19,6 +19,7 @@ import yaml
 from conftest import REPO, snapshot, start, write_jsonl
 from hub_server import TOKEN, Hub, Repository, serve
 
+from angle import AnglE
 from angle.config import LoraConfig, ModelConfig, PoolingConfig, TrainConfig
 from angle.data import sample
 from angle.errors import ConfigError, HubError
@@ -445,6 +446,29 @@ def test_a_finished_run_is_pushed_as_it_is_asked_for_now(
     result = fit(build_config({"train": {"output_dir": str(run.path)}}, TrainConfig))
     assert (result.pushed, result.pushed_before) == (f"{hub.url}/user/first", True)
     assert "hub.push" not in result.summary(["hub.push=true"])
+
+
+def test_from_python(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    angle = AnglE.from_pretrained("tiny")
+    assert angle.push_to_hub(NAME) == f"{hub.url}/{NAME}"
+    card = hub.repositories[NAME].files["README.md"].decode()
+    assert "## Use" in card
+    assert "## Training" not in card
+    with pytest.raises(ConfigError, match="holds files already"):
+        angle.truncate_layer(1).push_to_hub(NAME)
+    angle.push_to_hub(NAME, exist_ok=True)
+    encoder = Encoder.load(NAME).eval()
+    assert encoder.contract.layers == 1
+    np.testing.assert_array_equal(encoder.encode(["a dog"]), angle.encode(["a dog"]))
+
+    rows = [{"text": f"a dog {number}", "positive": f"the dog {number}"} for number in range(8)]
+    short, run = {"train": {"max_steps": 1}}, str(tmp_path / "run")
+    angle.fit(rows, output_dir=run, config=short, push_to_hub=True, hub_model_id="user/other", hub_private_repo=False)
+    other = hub.repositories["user/other"]
+    assert other.private is False
+    assert "| data | train_ds-" in other.files["README.md"].decode()
+    angle.push_to_hub("user/third")
+    assert "## Training" in hub.repositories["user/third"].files["README.md"].decode()
 
 
 def staged_card(encoder: Encoder, tmp_path: Path, base: str = "tiny", **settings: Any) -> tuple[Path, str]:

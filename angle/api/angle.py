@@ -282,6 +282,8 @@ class AnglE:
         built = build_config(arguments.merged(asked, config or {}), TrainConfig)
         self._encoder = None  # the loop loads it anew, and two copies might not fit
         result = fit(built)
+        if result.push_problem is not None:
+            warnings.warn(result.push_problem, stacklevel=2)
         trained = {"model.name_or_path": str(result.folder)}
         self._settings |= trained | dict.fromkeys(("model.tokenizer_name_or_path", "model.adapter", "model.layers"))
         return self
