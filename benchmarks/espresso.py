@@ -1,0 +1,121 @@
+"""What Espresso costs beside a plain step: python -m benchmarks.espresso [MODEL ...]
+
+A step is forward, loss, backward and AdamW over 64 pairs (or --rows) of random tokens whose lengths are those of short
+sentences. Plain steps and Espresso's take turns; medians are reported. A model is a hub name or a folder, or
+`bert-base`: its shape with random weights.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from angle import Encoder, ModelConfig, PoolingConfig
+from angle.config import BillmConfig, EseConfig, LoraConfig, LossConfig
+from angle.modeling.tiny import tiny_tokenizer
+from angle.objective.angle_loss import AngleLoss
+from angle.objective.espresso import EspressoLoss
+from angle.structures import FORMATS, Structure
+
+BERT_BASE = "bert-base"
+
+
+def load(name: str) -> Encoder:
+    """Return an encoder to train; a decoder gets adapters, and its upper half attends in both directions."""
+    if name == BERT_BASE:
+        from transformers import BertConfig, BertModel
+
+        with tempfile.TemporaryDirectory() as folder:
+            BertModel(BertConfig()).save_pretrained(folder)
+            tiny_tokenizer().save_pretrained(folder)
+            return Encoder.load(ModelConfig(folder), PoolingConfig("avg")).train()
+    encoder = Encoder.load(ModelConfig(name), PoolingConfig("avg"))
+    if not encoder.is_llm:
+        return encoder.train()
+    half = BillmConfig(enabled=True, start_index=encoder.depths.layers // 2)
+    return Encoder.load(ModelConfig(name), PoolingConfig("avg"), LoraConfig(enabled=True, r=16, alpha=32), half).train()
+
+
+def alternate(calls: dict[str, Callable[[], None]], repeats: int) -> dict[str, float]:
+    """Return the median seconds of each call, all of them in turn, after one round that does not count."""
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(repeats + 1):
+        for name, call in calls.items():
+            start = time.perf_counter()
+            call()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            times[name].append(time.perf_counter() - start)
+    return {name: statistics.median(values[1:]) for name, values in times.items()}
+
+
+def measure(name: str, rows: int, repeats: int) -> str:
+    """Return a line of the table for a model."""
+    encoder = load(name).to("cuda" if torch.cuda.is_available() else "cpu")
+    random = np.random.default_rng(0)
+    lengths = random.integers(6, 32, 2 * rows)
+    ids = torch.from_numpy(random.integers(5, encoder.backbone.config.vocab_size, lengths.sum())).to(encoder.device)
+    index = torch.arange(2 * rows, device=encoder.device).view(-1, 2)
+    labels = torch.arange(rows, device=encoder.device) % 6 / 1.0
+    structure = Structure(FORMATS["A"], index, index, labels)
+    plain = AngleLoss(LossConfig(positive_above=4.0), FORMATS["A"], encoder.dimensions)
+    espresso = EspressoLoss(plain, EseConfig(enabled=True), encoder.depths.layers, encoder.dimensions)
+    optimizer = torch.optim.AdamW([p for p in encoder.parameters() if p.requires_grad], lr=1e-6, fused=True)
+
+    def step(loss: AngleLoss | EspressoLoss, depths: tuple[int, ...] | None) -> None:
+        loss(encoder(ids, lengths, depths), structure).total.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    with torch.no_grad():
+        embeddings: Tensor = encoder(ids, lengths, espresso.depths)
+
+    def forward_and_backward() -> None:
+        encoder(ids, lengths, espresso.depths).square().mean().backward()
+
+    def loss_alone() -> None:
+        espresso(embeddings.clone().requires_grad_(), structure).total.backward()
+
+    seconds = alternate(
+        {
+            "plain": lambda: step(plain, None),
+            "espresso": lambda: step(espresso, espresso.depths),
+            "encoder": forward_and_backward,
+            "loss": loss_alone,
+        },
+        repeats,
+    )
+    encoder.zero_grad()
+    return (
+        f"| {Path(name).name} | {encoder.depths.layers} x {encoder.dimensions} | {rows} | {seconds['plain']:.2f} s | "
+        f"{seconds['espresso']:.2f} s | {seconds['espresso'] / seconds['plain']:.2f} | {seconds['loss']:.2f} s | "
+        f"{seconds['loss'] / seconds['encoder']:.2f} |"
+    )
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("models", nargs="*", default=[BERT_BASE])
+    parser.add_argument("--rows", type=int, default=64)
+    parser.add_argument("--repeats", type=int, default=7)
+    options = parser.parse_args()
+    torch.manual_seed(0)
+    print(
+        "| model | layers x width | rows | plain step | Espresso's | ratio | its loss alone | of forward and backward |"
+    )
+    print("|---|---|---|---|---|---|---|---|")
+    for name in options.models:
+        print(measure(name, options.rows, options.repeats), flush=True)
+
+
+if __name__ == "__main__":
+    main()
