@@ -140,7 +140,7 @@ def test_null_weights_become_those_of_a_format_that_is_given():
         ("batch_size", "; did you mean train.batch_size?"),
         ("data.train.colums", "; did you mean data.train.columns?"),
         ("zzz", "; python train.py --help lists them all."),
-        ("billm.zzz", "; billm has: billm.enabled, billm.start_index, billm.last_layers."),
+        ("billm.zzz", "; billm has: billm.enabled, billm.start_index, billm.last_layers, billm.model_class."),
     ],
 )
 def test_unknown_settings_name_the_nearest(key, hint):
