@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 
 from angle.config import TrainConfig
 from angle.errors import HubError
-from angle.launch import launch
+from angle.launch import is_main_process, launch
 
 
 def main(config: TrainConfig) -> float | None:
@@ -33,7 +32,7 @@ def main(config: TrainConfig) -> float | None:
 
 def _print(text: object) -> None:
     """Print once, however many processes there are."""
-    if int(os.environ.get("RANK", "0")) == 0:
+    if is_main_process():
         print(text, flush=True)
 
 

@@ -217,6 +217,8 @@ class BillmConfig:
     """The first such layer, counted from 0; -1 or the number of layers: none; null: 0, or BiLLM_START_INDEX."""
     last_layers: int | None = None
     """The same counted from the end: so many last layers; instead of start_index."""
+    model_class: str | None = None
+    """The decoder's class, such as LlamaForCausalLM, of which the model must be; null: any."""
 
     def __post_init__(self) -> None:
         _refuse_fields_while_off("billm", self, "billm=all")
@@ -453,7 +455,7 @@ class TrainingConfig:
     eval_steps: int | None = None
     """Steps between two evaluations; null: after every epoch; 0: only at the end."""
     save_steps: int | None = None
-    """Steps between two checkpoints; null: after every epoch; 0: none."""
+    """Steps between two checkpoints; null: a tenth of the run's; 0: none."""
     save_total_limit: int = 2
     """Checkpoints that are kept, the newest ones."""
     resume: str | None = None

@@ -9,7 +9,8 @@ import re
 import sys
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,6 +19,8 @@ from angle.errors import ConfigError, DataError, HubError, TrainingError, neares
 from angle.settings import build_config, check_value, group_given_a_value, group_names, kinds, unknown_key, written
 
 Config = TypeVar("Config", TrainConfig, EvaluateConfig, ConvertConfig)
+
+USER_ERRORS = (ConfigError, DataError, TrainingError)
 
 #: Longest name of a sweep's job folder: file systems stop at 255 bytes.
 SLUG_LENGTH = 100
@@ -38,7 +41,7 @@ def launch(task: Callable[[Config], float | None], schema: type[Config], name: s
 
     ConfigStore.instance().store(name=f"{name}_schema", node=schema)
     # Looked up more than once, the launch has one time.
-    OmegaConf.register_new_resolver("launch_time", _launch_time, replace=True, use_cache=True)
+    OmegaConf.register_new_resolver("launch_time", launch_time, replace=True, use_cache=True)
     OmegaConf.register_new_resolver("options", lambda group: ", ".join(_options(conf, group)), replace=True)
     OmegaConf.register_new_resolver("slug", _slug, replace=True)
 
@@ -50,7 +53,7 @@ def launch(task: Callable[[Config], float | None], schema: type[Config], name: s
         hydra_config = HydraConfig.get()
         folder = hydra_config.runtime.output_dir
         words = " ".join(hydra_config.overrides.task)
-        if hydra_config.mode is RunMode.MULTIRUN and _is_main_process():
+        if hydra_config.mode is RunMode.MULTIRUN and is_main_process():
             print(f"\nJob {hydra_config.job.num}  {words}", flush=True)
         try:
             config = build_config(composed, schema)
@@ -62,7 +65,7 @@ def launch(task: Callable[[Config], float | None], schema: type[Config], name: s
 
                 leave_out(said)
             score = task(config)
-        except (ConfigError, DataError, TrainingError) as error:
+        except USER_ERRORS as error:
             _complain(error)
             failed.append(words)  # the other jobs of a sweep may do better
             score = None
@@ -82,19 +85,27 @@ def launch(task: Callable[[Config], float | None], schema: type[Config], name: s
         return score
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # what goes wrong comes here, where it becomes one sentence
-    try:
+    with errors_as_sentences():
         sys.argv[1:] = check_arguments(sys.argv[1:], schema, conf)
-        hydra.main(version_base="1.3", config_path=str(conf), config_name=name)(job)()
-        if len(jobs) > 1 and _is_main_process():
+        try:
+            hydra.main(version_base="1.3", config_path=str(conf), config_name=name)(job)()
+        except (HydraException, OmegaConfBaseException) as error:
+            raise ConfigError(". ".join(str(error).split("\n")[:2])) from None
+        if len(jobs) > 1 and is_main_process():
             print(f"\n{_comparison(jobs, failed)}", flush=True)
-    except ConfigError as error:
+    if failed:
+        sys.exit(1)
+
+
+@contextmanager
+def errors_as_sentences() -> Iterator[None]:
+    """End the program with one sentence and exit code 1 when something is wrong on the user's side."""
+    try:
+        yield
+    except USER_ERRORS as error:
         sys.exit(_complain(error))
     except KeyboardInterrupt:
         sys.exit(130)  # as shells report it
-    except (HydraException, OmegaConfBaseException) as error:
-        sys.exit(_complain(ConfigError(". ".join(str(error).split("\n")[:2]))))
-    if failed:
-        sys.exit(1)
 
 
 def check_arguments(arguments: list[str], schema: type, conf: Path) -> list[str]:
@@ -199,7 +210,8 @@ def _complain(error: Exception) -> int:
     return 1
 
 
-def _is_main_process() -> bool:
+def is_main_process() -> bool:
+    """Return whether this process is the one, of those of a launcher, that speaks."""
     return int(os.environ.get("RANK", "0")) == 0
 
 
@@ -217,14 +229,19 @@ def _remove_if_empty(folder: Path) -> None:
             return
 
 
-def _launch_time() -> str:
+def launch_time() -> str:
     """Return <date>/<time>, to the millisecond, of the launch: the same for all processes of one launcher."""
-    started = time.time()
+    started = launch_began()
+    return time.strftime("%Y-%m-%d/%H-%M-%S", time.localtime(started)) + f"-{int(started % 1 * 1000):03d}"
+
+
+def launch_began() -> float:
+    """Return the launch's time in seconds; of several processes, that at which their launcher started."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         import psutil
 
-        started = psutil.Process(os.getppid()).create_time()
-    return time.strftime("%Y-%m-%d/%H-%M-%S", time.localtime(started)) + f"-{int(started % 1 * 1000):03d}"
+        return float(psutil.Process(os.getppid()).create_time())
+    return time.time()
 
 
 def _slug(text: str) -> str:

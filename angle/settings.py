@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import typing
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -23,6 +24,9 @@ RESUME_MAY_CHANGE = (
     "train.logging_steps",
     "train.save_total_limit",
 )
+
+#: Texts that need no quotes in Hydra's grammar, except those that it reads as something else.
+PLAIN, NOT_TEXT = re.compile(r"[A-Za-z/][A-Za-z0-9_/.-]*"), ("null", "true", "false", "inf", "nan")
 
 #: What a setting of a type takes, in words.
 WANTED = {
@@ -219,6 +223,39 @@ def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
         else:
             flat[f"{prefix}{item.name}"] = value
     return flat
+
+
+def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """Return {dotted name: value} as a mapping of groups."""
+    tree: dict[str, Any] = {}
+    for key, value in flat.items():
+        *groups, name = key.split(".")
+        branch = tree
+        for group in groups:
+            branch = branch.setdefault(group, {})
+        branch[name] = value
+    return tree
+
+
+def override_words(config: TrainConfig) -> list[str]:
+    """Return the words that make `config` of the defaults on train.py's command line, as Hydra's grammar has them."""
+    default = flatten(TrainConfig())
+    return [f"{key}={_quoted(value)}" for key, value in flatten(config).items() if value != default[key]]
+
+
+def _quoted(value: Any) -> str:
+    """Return a value as `written` does, but so that Hydra reads the same value and type from it."""
+    if isinstance(value, Mapping):
+        keys = [re.sub(r"([\\()\[\]{}:=, \t])", r"\\\1", str(key)) for key in value]  # which cannot stand in quotes
+        return f"{{{', '.join(f'{key}: {_quoted(entry)}' for key, entry in zip(keys, value.values(), strict=True))}}}"
+    if isinstance(value, list):
+        return f"[{','.join(map(_quoted, value))}]"
+    if isinstance(value, float) and value.is_integer():
+        return f"{value:.0f}"
+    if not isinstance(value, str) or (PLAIN.fullmatch(value) and value.lower() not in NOT_TEXT):
+        return written(value)
+    # Backslashes count as such except before a quotation mark, the closing one included.
+    return '"' + re.sub(r'(\\*)("|\Z)', lambda found: found[1] * 2 + ('\\"' if found[2] else ""), value) + '"'
 
 
 def save_config(config: TrainConfig, path: Path) -> None:

@@ -284,6 +284,14 @@ def test_settings_that_cannot_work(folder_of, monkeypatch):
     ):
         with pytest.raises(ConfigError, match=message):
             Encoder.load(model, billm=billm)
+    for name in ("LlamaForCausalLM", "llamaforcausallm", "LlamaModel"):
+        assert Encoder.load(model, billm=BillmConfig(enabled=True, model_class=name)).bidirectional_from == 0
+    with pytest.raises(ConfigError) as caught:
+        Encoder.load(model, billm=BillmConfig(enabled=True, model_class="MistralForCausalLM"))
+    assert str(caught.value) == (
+        "billm.model_class=MistralForCausalLM contradicts the model, which is a LlamaModel: give the right one, or "
+        "leave it out."
+    )
     monkeypatch.setenv("BiLLM_START_INDEX", "2")
     assert Encoder.load(model, billm=BillmConfig(enabled=True)).bidirectional_from == 2
     assert Encoder.load(model, billm=BillmConfig(enabled=True, start_index=2)).bidirectional_from == 2

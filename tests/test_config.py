@@ -21,7 +21,8 @@ from angle.config import (
     TrainConfig,
 )
 from angle.errors import ConfigError
-from angle.settings import build_config, difference, flatten, kinds, load_config, resumed, save_config
+from angle.launch import check_arguments
+from angle.settings import build_config, difference, flatten, kinds, load_config, override_words, resumed, save_config
 
 CONF = REPO / "conf"
 #: conf/accelerate holds launch files, no group.
@@ -65,6 +66,26 @@ def complaint(settings: dict[str, Any], schema: Any = TrainConfig) -> str:
 @pytest.mark.parametrize("name", SCHEMAS)
 def test_composed_default_is_the_python_default(name):
     assert composed(name=name) == SCHEMAS[name]()
+
+
+def test_words_of_settings_compose_to_them():
+    config = build(
+        {
+            "model.prompt": 'Say "{text}", {other}:\\',
+            "model.is_llm": True,
+            "data.train.name_or_path": ["a b.jsonl", "null"],
+            "data.train.columns": {"text1": "first text", "label": "1e3"},
+            "data.train.label_map": {"entailment": 1, "2": None, "a: b": 0.5},
+            "train.learning_rate": 3e-5,
+            "train.warmup_steps": 100,
+            "train.save_steps": 0,
+            "tracking.tags": ["x", "true"],
+        }
+    )
+    words = override_words(config)
+    assert len(words) == 9
+    assert composed(*check_arguments(words, TrainConfig, CONF)) == config
+    assert override_words(TrainConfig()) == []
 
 
 def test_all_options_are_seen():
@@ -140,7 +161,7 @@ def test_null_weights_become_those_of_a_format_that_is_given():
         ("batch_size", "; did you mean train.batch_size?"),
         ("data.train.colums", "; did you mean data.train.columns?"),
         ("zzz", "; python train.py --help lists them all."),
-        ("billm.zzz", "; billm has: billm.enabled, billm.start_index, billm.last_layers."),
+        ("billm.zzz", "; billm has: billm.enabled, billm.start_index, billm.last_layers, billm.model_class."),
     ],
 )
 def test_unknown_settings_name_the_nearest(key, hint):

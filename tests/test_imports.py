@@ -17,7 +17,8 @@ LAYER = {
     **dict.fromkeys(("data", "modeling", "objective"), 1),
     **dict.fromkeys(("evaluation", "export"), 2),
     "training": 3,
-    "launch": 4,
+    **dict.fromkeys(("launch", "reference_options"), 4),
+    "angle_trainer": 5,
 }
 #: The built-in tiny model takes its vocabulary from the built-in sample.
 ALLOWED = {("modeling/tiny.py", "angle.data.sample")}

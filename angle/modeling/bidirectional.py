@@ -8,6 +8,7 @@ a model, so the start index stands in its contract and they are put back when it
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -37,6 +38,25 @@ def make_bidirectional(decoder: PreTrainedModel, start: int) -> None:
     decoder.register_forward_pre_hook(build_masks, with_kwargs=True)
     for number, layer in enumerate(layers):
         layer.register_forward_pre_hook(_take_mask(windows[number] if number >= start else None), with_kwargs=True)
+
+
+def check_class(decoder: PreTrainedModel, wanted: str) -> None:
+    """Check that the decoder is of the class `wanted`, whatever its case, and with whatever head the name says.
+
+    Raises:
+        ConfigError: it is of another one.
+
+    """
+    own = type(decoder).__name__
+    if _family(own) != _family(wanted):
+        raise ConfigError(
+            f"billm.model_class={wanted} contradicts the model, which is a {own}: give the right one, or leave it out."
+        )
+
+
+def _family(class_name: str) -> str:
+    """Return "llama" for LlamaModel and LlamaForCausalLM."""
+    return re.sub(r"(for[a-z]+|model)$", "", class_name.lower())
 
 
 def decoder_layers(decoder: PreTrainedModel) -> nn.ModuleList:

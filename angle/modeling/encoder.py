@@ -17,7 +17,7 @@ from angle.config import BillmConfig, LoraConfig, ModelConfig, PoolingConfig
 from angle.errors import ConfigError
 from angle.modeling import adapters
 from angle.modeling.backbone import checkpoint_activations, is_decoder, load_backbone, load_tokenizer, position_limit
-from angle.modeling.bidirectional import decoder_layers, make_bidirectional
+from angle.modeling.bidirectional import check_class, decoder_layers, make_bidirectional
 from angle.modeling.depths import Depths, Take, cut, last_states
 from angle.modeling.description import SelfDescription
 from angle.modeling.packing import enable_packing, run_packed, run_padded
@@ -357,6 +357,8 @@ def _first_bidirectional_layer(
             f"billm.enabled=true cannot work with {type(backbone).__name__}: an encoder attends in both directions "
             f"already; type billm=none."
         )
+    if billm.model_class is not None:
+        check_class(backbone, billm.model_class)
     return billm.first_layer(len(decoder_layers(backbone)))
 
 

@@ -32,6 +32,7 @@ from angle.objective.espresso import EspressoLoss
 from angle.objective.objective import Objective
 from angle.training.checkpoint import seed_everything
 from angle.training.notes import notes_on
+from angle.training.precision import has_gpu
 from angle.training.teacher import Teacher, load_teacher
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ def start_accelerator(config: TrainConfig) -> Accelerator:
     from accelerate.utils import InitProcessGroupKwargs
 
     AcceleratorState._reset_state()  # the second job of a sweep may want another precision
-    on_cpu = not (torch.cuda.is_available() or torch.backends.mps.is_available())
+    on_cpu = not has_gpu()
     if on_cpu and config.train.mixed_precision == "fp16":
         raise ConfigError(
             "train.mixed_precision=fp16 needs a GPU, and none is here: type train.mixed_precision=bf16 or leave it out."
