@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from angle.config import CONFIG_FILE, RUN_FILE, START_INDEX_VARIABLE, TrainConfig
-from angle.errors import ConfigError
+from angle.errors import ConfigError, HubError
 from angle.launch import USER_ERRORS, errors_as_sentences, is_main_process, launch_began, launch_time
 from angle.reference_options import BY_NAME, NO_EFFECT, Call, parse
 from angle.settings import build_config, nested, override_words
@@ -45,7 +45,10 @@ def main() -> None:
 
             from angle.training.loop import fit
 
-            _print(fit(config).summary(words))
+            result = fit(config)
+            _print(result.summary(words))
+            if result.push_problem is not None:
+                raise HubError(result.push_problem, result.best_score)
 
 
 def translate(call: Call) -> tuple[dict[str, Any], list[str]]:

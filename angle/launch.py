@@ -102,7 +102,7 @@ def errors_as_sentences() -> Iterator[None]:
     """End the program with one sentence and exit code 1 when something is wrong on the user's side."""
     try:
         yield
-    except USER_ERRORS as error:
+    except (*USER_ERRORS, HubError) as error:
         sys.exit(_complain(error))
     except KeyboardInterrupt:
         sys.exit(130)  # as shells report it

@@ -35,6 +35,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "phi3": WINDOW,
 }  # fmt: skip
 PADDED: dict[str, dict[str, Any]] = {"mpnet": {}, "deberta-v2": {"relative_attention": True}, "gemma2": WINDOW}
+torch.set_num_threads(1)  # test files run side by side, and models are tiny: threads would only wait for each other
 #: Read when libraries are imported, so they are set before any test file is.
 os.environ |= {"HF_HUB_OFFLINE": "1", "WANDB_MODE": "disabled"}
 

@@ -17,8 +17,6 @@ from angle.config import BillmConfig, LoraConfig, ModelConfig, PoolingConfig
 from angle.errors import ConfigError
 from angle.modeling.encoder import Encoder
 
-torch.set_num_threads(1)
-
 TEXTS = ["a fox", "the owl sleep under the red moon", "moon"]
 LORA = LoraConfig(enabled=True, r=4, alpha=8, dropout=0.0)
 

@@ -18,8 +18,6 @@ from angle.objective.espresso import EspressoLoss
 from angle.objective.objective import Objective
 from angle.structures import FORMATS, Structure
 
-torch.set_num_threads(1)
-
 GOLDENS = np.load(Path(__file__).parent / "fixtures" / "espresso.npz")
 DISTANCES = sorted({name.rsplit("/", 1)[0] for name in GOLDENS if re.match(r"distill_.*/loss", name)})
 

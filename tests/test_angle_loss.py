@@ -18,8 +18,6 @@ from angle.objective.contrastive import in_batch_loss, text_to_candidates_loss
 from angle.objective.ranking import angle_scores, cosine_scores, ranking_loss
 from angle.structures import FORMATS, Structure
 
-torch.set_num_threads(1)  # tensors are tiny: threads would only wait for each other
-
 #: Random embeddings and labels with losses and gradients (float64) that release 0.5.4 of the reference gives; for the
 #: contrastive term on labels other than 0 and 1 the values wanted, which leave out the reference's accidental targets.
 GOLDENS = np.load(Path(__file__).parent / "fixtures" / "losses.npz")

@@ -32,8 +32,6 @@ from angle.reference_options import BY_NAME, parse
 from angle.settings import flatten, load_config, nested, override_words
 from angle.training.result import Result
 
-torch.set_num_threads(1)
-
 REFERENCE = json.loads((REPO / "tests" / "fixtures" / "reference_options.json").read_text())
 BASE = "--model_name_or_path m --train_name_or_path t.jsonl --save_dir out --seed 42"
 VALID, CALLBACK = "--valid_name_or_path v.jsonl", "--valid_name_or_path_for_callback s.jsonl"

@@ -20,8 +20,6 @@ from angle.data import sample
 from angle.evaluation.report import evaluate
 from angle.settings import build_config, load_config
 
-torch.set_num_threads(1)
-
 TEXTS = ["a dog chases the cat", "two birds", "the woman eats an apple in the garden"]
 LOSS = {"cosine_w": 1.0, "ibn_w": 20.0, "angle_w": 1.0, "cosine_tau": 20, "ibn_tau": 20, "angle_tau": 20}
 

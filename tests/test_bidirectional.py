@@ -21,8 +21,6 @@ from angle.modeling.encoder import Encoder
 from angle.modeling.tiny import tiny_tokenizer
 from angle.settings import load_config
 
-torch.set_num_threads(1)
-
 LAYERS = 4
 SMALL = {
     "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": LAYERS, "num_attention_heads": 4,

@@ -9,8 +9,6 @@ from torch import Tensor
 
 from angle.objective.contrastive import cross_entropy_over, in_batch_loss, not_negatives, text_to_candidates_loss
 
-torch.set_num_threads(1)  # tensors are tiny: threads would only wait for each other
-
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)

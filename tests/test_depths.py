@@ -14,8 +14,6 @@ from angle import ConfigError, Encoder, ModelConfig, PoolingConfig
 from angle.config import BillmConfig, LoraConfig
 from angle.modeling.depths import Depths, cut
 
-torch.set_num_threads(1)
-
 TEXTS = ["a dog chases the cat", "x", "the woman eats an apple in the garden", "two birds", "the cat sleeps"]
 DEPTHS = (1, 2, 3)
 

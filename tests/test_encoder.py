@@ -21,8 +21,6 @@ from angle.modeling.encoder import Encoder
 from angle.modeling.tiny import tiny_tokenizer
 from angle.structures import Tokens
 
-torch.set_num_threads(1)  # models are tiny: threads would only wait for each other
-
 SMALL = {
     "hidden_size": 32,
     "num_hidden_layers": 2,

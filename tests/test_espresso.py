@@ -17,8 +17,6 @@ from angle.objective.angle_loss import AngleLoss
 from angle.objective.espresso import EspressoLoss, compress
 from angle.structures import FORMATS, Structure
 
-torch.set_num_threads(1)
-
 GOLDENS = np.load(Path(__file__).parent / "fixtures" / "espresso.npz")
 CASES = [(name, seed, pooling) for name in "ABC" for seed in ("s0", "s1") for pooling in ("cls", "avg", "last")]
 

@@ -22,8 +22,6 @@ from angle.modeling import adapters
 from angle.modeling.encoder import Encoder
 from angle.modeling.tiny import tiny_tokenizer
 
-torch.set_num_threads(1)  # texts are few and short: threads would only wait for each other
-
 TEXTS = [
     "Rain.",
     "A lighthouse keeper reads by candlelight.",

@@ -18,8 +18,6 @@ from angle.errors import ConfigError
 from angle.export.sentence_transformers import convert
 from angle.modeling.encoder import Encoder
 
-torch.set_num_threads(1)
-
 #: One token a byte, as byte-level tokenizers write them, and two joined ones.
 TOKENS = ["<s>", "</s>", *(chr(code) for code in range(33, 127)), "Ġ", "Ġa", "th"]
 MERGES = ["Ġ a", "t h"]

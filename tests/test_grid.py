@@ -17,8 +17,6 @@ from angle.evaluation.correlation import spearman
 from angle.evaluation.grid import Grid, evaluate_grid
 from angle.modeling.tokenizer import TokenContract
 
-torch.set_num_threads(1)
-
 
 @pytest.fixture
 def pairs(tmp_path: Path) -> Path:

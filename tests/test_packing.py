@@ -18,8 +18,6 @@ from angle.modeling import packing
 from angle.modeling.encoder import Encoder
 from angle.modeling.tiny import tiny_tokenizer
 
-torch.set_num_threads(1)  # models are tiny: threads would only wait for each other
-
 DECODERS = [name for name, further in MODELS.items() if "num_key_value_heads" in further]
 TEXTS = [
     "a dog chases the cat",

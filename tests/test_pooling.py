@@ -9,8 +9,6 @@ from torch import Tensor
 
 from angle.modeling.pooling import pool
 
-torch.set_num_threads(1)  # tensors are tiny: threads would only wait for each other
-
 GOLDENS = np.load(Path(__file__).parent / "fixtures" / "pooling.npz")
 STRATEGIES = ("cls", "last", "avg", "mean", "max", "cls_avg", "cls_max", "0", "1")
 LENGTHS = (2, 7, 3, 5)

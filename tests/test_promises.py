@@ -53,16 +53,19 @@ def test_the_readme_s_commands_were_seen():
 @pytest.mark.slow
 def test_python_of_the_readme_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    columns = sample.columns("A", "train", 64)
-    write_jsonl(
-        tmp_path / "pairs.jsonl", (dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True))
-    )
-    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    assert "google-bert/bert-base-uncased" in code
-    names: dict[str, object] = {}
-    exec(code.replace("google-bert/bert-base-uncased", "tiny"), names)
-    assert names["embeddings"].shape == (2, 128)
+    for name, split in {"pairs": "train", "dev": "validation", "test": "test"}.items():
+        columns = sample.columns("A", split, 64)
+        cells = zip(*columns.values(), strict=True)
+        write_jsonl(tmp_path / f"{name}.jsonl", (dict(zip(columns, row, strict=True)) for row in cells))
+    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    assert len(blocks) == 2
+    for code in blocks:
+        assert "google-bert/bert-base-uncased" in code
+        names: dict[str, object] = {}
+        exec(code.replace("google-bert/bert-base-uncased", "tiny").replace("max_length=128", "max_length=64"), names)
+        assert names["embeddings"].shape == (2, 128)
     assert json.loads((names["result"].folder / "run.json").read_text())["finished"] is True
+    assert json.loads((tmp_path / "my-run" / "run.json").read_text())["finished"] is True
 
 
 def test_conda_installs_what_pip_installs():

@@ -21,8 +21,6 @@ from angle.modeling.quantization import count_weights
 from angle.modeling.tiny import tiny_tokenizer
 from angle.training.tracking import Tracker
 
-torch.set_num_threads(1)
-
 TEXTS = ["a dog chases the cat", "x", "the woman eats an apple in the garden and two boys carry the box", "two birds"]
 LORA = LoraConfig(enabled=True, r=4, alpha=8, dropout=0)
 

@@ -17,8 +17,6 @@ from angle.evaluation.sts import HUB_TASKS, PairScores, load_sts, score_pairs, t
 from angle.modeling.encoder import Encoder
 from angle.settings import save_config
 
-torch.set_num_threads(1)  # the model is tiny: threads would only wait for each other
-
 PAIRS = [
     ("the dog sleeps", "the dog sleeps", 5.0),
     ("the dog sleeps", "the cat sleeps", 3.0),

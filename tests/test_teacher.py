@@ -20,8 +20,6 @@ from angle.data import sample
 from angle.data.corpus import cache_folder
 from angle.training.teacher import Teacher, load_teacher
 
-torch.set_num_threads(1)
-
 SELF = {"enabled": True, "name_or_path": "self"}
 TEXTS = ["a dog chases the cat", "x", "the woman eats an apple in the garden", "two birds"]
 
