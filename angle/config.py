@@ -36,6 +36,9 @@ POOLING_NAMES = ("cls", "avg", "mean", "max", "last", "cls_avg", "cls_max")
 #: A user or a repository of the Hugging Face hub.
 HUB_NAME = re.compile(r"(?!.*(--|\.\.|\.git$))\w([\w.-]*\w)?", re.ASCII)
 
+#: The weights' names in early releases of the reference.
+OLD_WEIGHTS = {"w1": "cosine_w", "w2": "ibn_w", "w3": "angle_w"}
+
 #: What `null` loss weights mean, by data format: (cosine_w, ibn_w, angle_w).
 FORMAT_WEIGHTS = {"A": (1.0, 20.0, 1.0), "B": (0.0, 20.0, 1.0), "C": (0.0, 20.0, 0.0)}
 
@@ -283,6 +286,11 @@ class EseConfig:
                 f"ese.compression_size={self.compression_size} cannot work: the angle loss splits an embedding into a "
                 f"real and an imaginary half; choose an even number."
             )
+        if not self.pca and self.kl_temperature != EseConfig.kl_temperature:
+            raise ConfigError(
+                f"ese.kl_temperature={self.kl_temperature:g} has no effect with ese.pca=false, which leaves out the "
+                f"divergence: leave one out."
+            )
 
 
 @dataclass
@@ -295,6 +303,8 @@ class TeacherConfig:
     """The teacher, as in model.name_or_path; `self`: the student as it was before training."""
     revision: str | None = None
     """Branch, tag or commit on the hub."""
+    trust_remote_code: bool = False
+    """Run Python code that the teacher's repository brings along."""
     pooling: str = "auto"
     """How the teacher's token states become the embedding that the student's is aligned with, as pooling.strategy;
     `tokens`: the states of every token are aligned instead."""
@@ -329,6 +339,11 @@ class TeacherConfig:
             raise ConfigError(
                 "teacher.name_or_path is missing: give the teacher, for example "
                 "teacher.name_or_path=WhereIsAI/UAE-Large-V1, or type teacher=self."
+            )
+        if self.name_or_path == SELF and self.revision is not None:
+            raise ConfigError(
+                f"teacher.revision={self.revision} cannot work with teacher.name_or_path={SELF}, which is of the "
+                f"student's own: leave one out."
             )
         if not self.weight or not (self.temperature or self.mse_w):
             raise ConfigError(
@@ -565,8 +580,8 @@ class TrainConfig:
                 f"model.load_kbit={self.model.load_kbit} freezes the weights, so there is nothing to train: "
                 f"add lora=r16."
             )
-        if self.teacher.enabled and self.teacher.name_or_path == self.model.name_or_path:
-            self.teacher = dataclasses.replace(self.teacher, name_or_path=SELF)
+        if self.teacher.enabled and self._is_own_teacher():
+            self.teacher = dataclasses.replace(self.teacher, name_or_path=SELF, revision=None)
         if self.teacher.cache and self.data.streaming:
             raise ConfigError(
                 "teacher.cache=true cannot work with data.streaming=true, for a stream's texts are not known before "
@@ -583,6 +598,14 @@ class TrainConfig:
                     f"data.{role} is the training data itself, so it would measure nothing: give other rows"
                     f"{'' if are_files else f', for example data.{role}.split=validation'}."
                 )
+
+    def _is_own_teacher(self) -> bool:
+        """Return whether the teacher that is named is the model that training starts from."""
+        model, teacher = self.model, self.teacher
+        if model.adapter is not None or model.layers is not None or model.dimensions is not None:
+            return False
+        places = {Path(name).resolve() for name in (model.name_or_path, str(teacher.name_or_path))}
+        return len(places) == 1 and teacher.revision in (None, model.revision)
 
 
 @dataclass
@@ -621,6 +644,11 @@ class EvaluateConfig:
                 raise ConfigError(f"{name}={numbers} has no effect without a grid: add ese_grid=true, or leave it out.")
             for number in numbers or [0]:
                 _at_least(name, number, 1)
+        if self.ese_grid and self.positive_above is not None:
+            raise ConfigError(
+                f"positive_above={self.positive_above:g} has no effect with ese_grid=true, which has no accuracy: "
+                f"leave one out."
+            )
         if self.tasks is not None and not self.tasks:
             raise ConfigError("tasks=[] measures nothing: give for example tasks=[stsb,sickr] or tasks=[pairs.jsonl].")
 

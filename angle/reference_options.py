@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
+from angle.config import OLD_WEIGHTS
 from angle.errors import ConfigError
 
 SWITCH = (0, 1)
@@ -189,7 +190,7 @@ OPTIONS: dict[str, tuple[Option, ...]] = {
 BY_NAME = {option.name: option for options in OPTIONS.values() for option in options}
 
 #: Options of other releases, by the name they have in this one.
-RENAMED = {"w1": "cosine_w", "w2": "ibn_w", "w3": "angle_w", "evaluation_strategy": "eval_strategy"}
+RENAMED = OLD_WEIGHTS | {"evaluation_strategy": "eval_strategy"}
 
 
 @dataclass(frozen=True)

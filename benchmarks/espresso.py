@@ -1,8 +1,9 @@
-"""What Espresso costs beside a plain step: python -m benchmarks.espresso [MODEL ...]
+"""What Espresso costs beside a plain step, and what its cells save: python -m benchmarks.espresso [MODEL ...] [--cells]
 
 A step is forward, loss, backward and AdamW over 64 pairs (or --rows) of random tokens whose lengths are those of short
 sentences. Plain steps and Espresso's take turns; medians are reported. A model is a hub name or a folder, or
-`bert-base`: its shape with random weights.
+`bert-base`: its shape with random weights. --cells exports a model's first layers instead, and times how
+sentence-transformers encodes invented sentences with them, in turn.
 """
 
 from __future__ import annotations
@@ -12,14 +13,16 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from angle import Encoder, ModelConfig, PoolingConfig
+from angle import ConvertConfig, Encoder, ModelConfig, PoolingConfig, convert
 from angle.config import BillmConfig, EseConfig, LoraConfig, LossConfig
+from angle.data import sample
 from angle.modeling.tiny import tiny_tokenizer
 from angle.objective.angle_loss import AngleLoss
 from angle.objective.espresso import EspressoLoss
@@ -44,7 +47,7 @@ def load(name: str) -> Encoder:
     return Encoder.load(ModelConfig(name), PoolingConfig("avg"), LoraConfig(enabled=True, r=16, alpha=32), half).train()
 
 
-def alternate(calls: dict[str, Callable[[], None]], repeats: int) -> dict[str, float]:
+def alternate(calls: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
     """Return the median seconds of each call, all of them in turn, after one round that does not count."""
     times: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(repeats + 1):
@@ -101,20 +104,56 @@ def measure(name: str, rows: int, repeats: int) -> str:
     )
 
 
+def measure_cells(name: str, repeats: int) -> list[str]:
+    """Return a line of the table for each of several depths of a model, as sentence-transformers runs them."""
+    from sentence_transformers import SentenceTransformer
+
+    layers = Encoder.load(name).depths.layers
+    depths = sorted({layers, layers * 2 // 3, layers // 2, layers // 3, 1}, reverse=True)
+    columns = sample.columns("A", "train", 1000)
+    texts = [str(text) for role in ("text1", "text2") for text in columns[role]]
+    with tempfile.TemporaryDirectory() as folder:
+        calls: dict[str, Callable[[], object]] = {}
+        for depth in depths:
+            cell = ModelConfig(name, layers=depth, dimensions=128)
+            done = convert(ConvertConfig(cell, PoolingConfig("avg"), output_dir=f"{folder}/{depth}"))
+            calls[str(depth)] = partial(SentenceTransformer(str(done.folder)).encode, texts, batch_size=64)
+        seconds = alternate(calls, repeats)
+    whole = seconds[str(layers)]
+    return [
+        f"| {Path(name).name} | {depth} of {layers} | {len(texts) / seconds[str(depth)]:,.0f} | "
+        f"{whole / seconds[str(depth)]:.2f} |"
+        for depth in depths
+    ]
+
+
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("models", nargs="*", default=[BERT_BASE])
+    parser.add_argument("--cells", action="store_true")
     parser.add_argument("--rows", type=int, default=64)
     parser.add_argument("--repeats", type=int, default=7)
     options = parser.parse_args()
     torch.manual_seed(0)
-    print(
-        "| model | layers x width | rows | plain step | Espresso's | ratio | its loss alone | of forward and backward |"
-    )
-    print("|---|---|---|---|---|---|---|---|")
+    heads: tuple[str, ...] = ("model", "layers", "texts/s", "as fast as all")
+    if not options.cells:
+        heads = (
+            "model",
+            "layers x width",
+            "rows",
+            "plain step",
+            "Espresso's",
+            "ratio",
+            "its loss alone",
+            "of encoder's",
+        )
+    print(f"| {' | '.join(heads)} |\n|{'---|' * len(heads)}")
     for name in options.models:
-        print(measure(name, options.rows, options.repeats), flush=True)
+        lines = (
+            measure_cells(name, options.repeats) if options.cells else [measure(name, options.rows, options.repeats)]
+        )
+        print("\n".join(lines), flush=True)
 
 
 if __name__ == "__main__":

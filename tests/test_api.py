@@ -110,7 +110,7 @@ def test_espresso_a_teacher_and_fewer_layers(folder_of: Callable[[str], str], tm
     )
     config = load_config(tmp_path / "run" / "config.yaml")
     assert (config.model.layers, config.ese.compression_size, config.ese.pca) == (2, 8, False)
-    assert (config.teacher.name_or_path, config.teacher.pooling) == ("self", "cls")
+    assert (config.teacher.name_or_path, config.teacher.pooling) == (folder_of("bert"), "auto")
     assert (config.train.weight_decay, config.train.save_steps, config.data.duplicates) == (0.01, 0, "keep")
     assert len(angle.backbone.encoder.layer) == 2
     assert angle.encode(TEXTS, layer_index=1, embedding_size=8).shape == (3, 8)
@@ -123,6 +123,8 @@ def test_a_decoder_gets_an_adapter(folder_of: Callable[[str], str], tmp_path: Pa
     config = load_config(tmp_path / "run" / "config.yaml")
     assert (config.lora.enabled, config.lora.r, config.lora.alpha) == (True, 4, 8)
     assert (tmp_path / "run" / "final" / "adapter_config.json").is_file()
+    angle.save_pretrained(str(tmp_path / "saved"))
+    assert (tmp_path / "saved" / "adapter_config.json").is_file()
     assert angle.encode("a dog").shape == (1, 32)
 
 
@@ -213,6 +215,23 @@ def test_prepared_rows_say_how_they_are_read(tmp_path: Path) -> None:
     )
 
 
+def test_rows_that_are_prepared_in_another_way(tmp_path: Path) -> None:
+    angle = AnglE("tiny")
+    ask, find = (AngleDataTokenizer(angle.tokenizer, prompt_template=f"{word}: {{text}}") for word in ("Ask", "Find"))
+    pairs = rows("test", 30)
+    written = pairs.map(lambda row: {name: f"Ask: {row[name]}" for name in ("text1", "text2")})
+    assert angle.metrics(pairs.map(ask)) == angle.metrics(written) != angle.metrics(pairs)
+    with pytest.raises(ConfigError) as caught:
+        angle.fit(rows("train", 20).map(ask), valid_ds=pairs.map(find), output_dir=str(tmp_path / "run"))
+    assert str(caught.value) == (
+        "valid_ds was prepared with 'Find: {text}', but train_ds with 'Ask: {text}': prepare both by the same "
+        "AngleDataTokenizer."
+    )
+    as_c = AngleDataTokenizer(angle.tokenizer, dataset_format="C")
+    angle.fit(rows("train", 20, "B").map(as_c), output_dir=str(tmp_path / "run"), config={"train": {"max_steps": 1}})
+    assert load_config(tmp_path / "run" / "config.yaml").data_format.name == "C"
+
+
 @pytest.mark.parametrize(
     ("settings", "kind", "message"),
     [
@@ -252,6 +271,14 @@ def test_rows_of_no_format(angle: AnglE) -> None:
         (
             lambda angle: AnglE("tiny", poling_strategy="cls"),
             "AnglE has no argument 'poling_strategy'; did you mean pooling_strategy?",
+        ),
+        (
+            lambda angle: angle.encode("a", max_length=2000),
+            "max_length=2000 cannot work: the model has positions for 64 tokens; give 64 or less.",
+        ),
+        (
+            lambda angle: angle.encode("a", layer_index=3),
+            "layer_index=3 cannot work: the model has 2 layers; give a number up to that, or -1 for all.",
         ),
         (lambda angle: angle.fit([], epoch=3), "AnglE.fit has no argument 'epoch'; did you mean epochs?"),
         (
@@ -321,9 +348,9 @@ def test_formats_and_prompts_are_printed(capsys: pytest.CaptureFixture[str]) -> 
 
 def test_what_fit_takes_is_what_the_schema_has() -> None:
     from angle.api import arguments
-    from angle.settings import kinds
+    from angle.settings import kinds, nested
 
     tables = (arguments.ARGUMENTS, arguments.TRAINER, arguments.MODEL, arguments.LORA)
     homes = [*arguments.FIT_DEFAULTS, *(home for table in tables for home in table.values())]
     assert set(homes) <= kinds(TrainConfig).keys()
-    assert json.dumps(arguments.nested({"a.b": 1, "a.c": 2, "d": 3})) == '{"a": {"b": 1, "c": 2}, "d": 3}'
+    assert json.dumps(nested({"a.b": 1, "a.c": 2, "d": 3})) == '{"a": {"b": 1, "c": 2}, "d": 3}'

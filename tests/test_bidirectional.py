@@ -330,3 +330,12 @@ def test_a_run_in_another_direction_than_told_does_not_start(folder_of, tmp_path
     with pytest.raises(ConfigError, match="attends in both directions in no layer, but it should from layer 0 on"):
         fit(config)
     assert not (tmp_path / "run").exists()
+
+
+def test_layers_are_counted_as_they_are_kept(folder_of: Callable[[str], str]) -> None:
+    model = ModelConfig(folder_of("llama"), layers=2)
+    encoder = Encoder.load(model, billm=BillmConfig(enabled=True, last_layers=1)).eval()
+    assert encoder.bidirectional_from == 1
+    check_directions(encoder.backbone, 1)
+    with pytest.raises(ConfigError, match=r"^billm\.start_index=3 cannot work: the model has the layers 0 to 1;"):
+        Encoder.load(model, billm=BillmConfig(enabled=True, start_index=3))

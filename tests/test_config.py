@@ -294,6 +294,15 @@ def test_label_map_takes_numbers_as_labels():
             "teacher.cache=true cannot work with teacher.pooling=tokens, whose states would fill the disk: leave one "
             "out.",
         ),
+        (
+            {"ese.enabled": True, "ese.pca": False, "ese.kl_temperature": 2.0},
+            "ese.kl_temperature=2 has no effect with ese.pca=false, which leaves out the divergence: leave one out.",
+        ),
+        (
+            {"teacher.enabled": True, "teacher.name_or_path": "self", "teacher.revision": "v1"},
+            "teacher.revision=v1 cannot work with teacher.name_or_path=self, which is of the student's own: leave one "
+            "out.",
+        ),
         ({"hub.push": True}, "hub.push=true needs hub.model_id: add for example hub.model_id=user/my-encoder."),
         (
             {"hub.model_id": "user/name"},

@@ -135,6 +135,21 @@ def test_compression_by_a_full_decomposition_with_signs():
     torch.testing.assert_close(compress(texts.float(), 5).double(), compress(texts, 5), rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize("scale", [0.05, 0.25])
+def test_compression_of_float32_is_exact_where_singular_values_are_small(scale):
+    texts = scale * torch.randn(64, 96, generator=torch.Generator().manual_seed(1))
+    exact = compress(texts.double(), 48)
+    errors = (compress(texts, 48).double() - exact).norm(dim=0) / exact.norm(dim=0)
+    assert errors.max() < 1e-4
+
+
+def test_numbers_that_are_none_reach_the_loss():
+    embeddings = make_embeddings()
+    embeddings[0, 1, 2] = torch.nan
+    loss = EspressoLoss(angle_loss("A"), EseConfig(True, 6), 4, 16)(embeddings, structure_of("A", 12))
+    assert loss.total.isnan()
+
+
 def test_compression_is_a_target():
     texts = make_embeddings()[:, 0].requires_grad_()
     assert not compress(texts, 4).requires_grad

@@ -109,6 +109,10 @@ def test_more_than_the_model_has(folder_of: Callable[[str], str], pairs: Path) -
             {"ese_grid": False, "ese_widths": [8]},
             "ese_widths=[8] has no effect without a grid: add ese_grid=true, or leave it out.",
         ),
+        (
+            {"positive_above": 3.0},
+            "positive_above=3 has no effect with ese_grid=true, which has no accuracy: leave one out.",
+        ),
         ({"ese_depths": [0]}, "ese_depths=0 cannot work: it must be at least 1."),
         ({"ese_depths": []}, "ese_depths=0 cannot work: it must be at least 1."),
     ],

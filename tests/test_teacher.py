@@ -16,6 +16,7 @@ from conftest import write_jsonl
 from torch import Tensor, nn
 
 from angle import ConfigError, Encoder, ModelConfig, PoolingConfig, TrainConfig, build_config, fit
+from angle.config import LoraConfig
 from angle.data import sample
 from angle.data.corpus import cache_folder
 from angle.training.teacher import Teacher, load_teacher
@@ -61,9 +62,10 @@ def started(config: TrainConfig, student: Encoder) -> Teacher:
     return teacher
 
 
-def test_a_student_with_an_adapter_is_its_own_teacher(folder_of: Callable[[str], str], rows: Path) -> None:
-    """Its second copy, without the adapter, would give the same states."""
-    folder = folder_of("llama")
+@pytest.mark.parametrize("name", ["llama", "bert"])
+def test_a_student_with_an_adapter_is_its_own_teacher(folder_of: Callable[[str], str], rows: Path, name: str) -> None:
+    """Its second copy, without the adapter and without dropout, would give the same states."""
+    folder = folder_of(name)
     config = settings(
         folder, rows, rows, lora={"enabled": True, "r": 4}, teacher={"enabled": True, "name_or_path": "self"}
     )
@@ -96,6 +98,15 @@ def test_the_student_s_own_name_means_itself(folder_of: Callable[[str], str], ro
     folder = folder_of("bert")
     config = settings(folder, rows, rows, teacher={"enabled": True, "name_or_path": folder})
     assert config.teacher.name_or_path == "self"
+    # Cut, it is another model: the whole one can teach its own first layers.
+    cut = build_config(
+        {"model": {"name_or_path": folder, "layers": 1}, "teacher": {"enabled": True, "name_or_path": folder}},
+        TrainConfig,
+    )
+    assert cut.teacher.name_or_path == folder
+    teacher = started(cut, Encoder.load(cut.model, PoolingConfig("avg")))
+    assert teacher.encoder is not None
+    assert teacher.encoder.depths.layers == 3
 
 
 def test_a_teacher_in_few_bits_gives_nearly_the_same(folder_of: Callable[[str], str], rows: Path) -> None:
@@ -213,6 +224,45 @@ def test_alignment_by_hand(folder_of: Callable[[str], str], rows: Path, tmp_path
     px, pt = (np.exp(v / 1.5) / np.exp(v / 1.5).sum(1, keepdims=True) for v in (x, t))
     expected = (2 * ((x - t) ** 2).mean(1) + 1.5 * (pt * np.log(pt / px)).sum(1)).mean()
     assert losses(tmp_path / "run", "loss/alignment") == [pytest.approx(expected, rel=1e-4)]
+
+
+def test_another_teacher_than_the_student_has_a_copy(folder_of: Callable[[str], str], rows: Path) -> None:
+    wanted = SELF | {"dtype": "bfloat16"}
+    config = settings(folder_of("llama"), rows, rows, lora={"enabled": True, "r": 4}, teacher=wanted)
+    student = Encoder.load(config.model, PoolingConfig("avg"), config.lora)
+    teacher = started(config, student)
+    assert teacher.encoder is not student
+    assert teacher.encoder is not None
+    assert teacher.encoder.backbone.dtype == torch.bfloat16
+
+
+def test_an_adapter_on_some_layers_above_one_on_all(
+    folder_of: Callable[[str], str], rows: Path, tmp_path: Path
+) -> None:
+    Encoder.load(ModelConfig(folder_of("llama")), lora=LoraConfig(enabled=True, r=4)).save(tmp_path / "below")
+    lora = {"enabled": True, "target_modules": ["q_proj"]}
+    config = settings(folder_of("llama"), rows, tmp_path / "run", teacher=SELF, lora=lora)
+    config.model.adapter = str(tmp_path / "below")
+    fit(config)
+    assert len(losses(tmp_path / "run", "loss/alignment")) == 4
+
+
+def test_a_revision_makes_another_teacher(folder_of: Callable[[str], str]) -> None:
+    model, teacher = {"name_or_path": "a/b"}, {"enabled": True, "name_or_path": "a/b", "revision": "v1"}
+    assert build_config({"model": model, "teacher": teacher}, TrainConfig).teacher.name_or_path == "a/b"
+    same = {"name_or_path": "a/b", "revision": "v1"}
+    assert build_config({"model": same, "teacher": teacher}, TrainConfig).teacher.name_or_path == "self"
+
+
+def test_messages_name_the_teacher_s_settings(folder_of: Callable[[str], str], rows: Path) -> None:
+    wanted = {"enabled": True, "name_or_path": folder_of("llama"), "pooling": "cls"}
+    config = settings(folder_of("bert"), rows, rows, teacher=wanted)
+    with pytest.raises(ConfigError) as caught:
+        started(config, Encoder.load(config.model, PoolingConfig("avg")))
+    assert str(caught.value) == (
+        "teacher.pooling=cls cannot work with LlamaModel: in a decoder the first token has seen no other; choose avg "
+        "or last."
+    )
 
 
 def test_streams_cannot_be_kept() -> None:

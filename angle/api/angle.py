@@ -21,10 +21,13 @@ from angle.api.datasets import as_source, notes_of
 from angle.config import CONFIG_FILE, BillmConfig, ModelConfig, PoolingConfig, TrainConfig
 from angle.errors import ConfigError
 from angle.evaluation.sts import PairScores, load_sts, score_pairs
+from angle.modeling.backbone import position_limit
+from angle.modeling.depths import bare
+from angle.modeling.description import locate
 from angle.modeling.encoder import Encoder
-from angle.modeling.tokenizer import TextTokenizer
+from angle.modeling.tokenizer import TextTokenizer, TokenContract
 from angle.prompts import NAMED_PROMPTS
-from angle.settings import build_config, load_config
+from angle.settings import build_config, load_config, nested
 from angle.training.run_folder import RunFolder, RunState
 
 
@@ -116,11 +119,12 @@ class AnglE:
         return cls(model_name_or_path, **({"train_mode": False} | kwargs))
 
     def _load(self) -> Encoder:
-        groups = arguments.nested(self._settings)
+        groups = nested(self._settings)
         encoder = Encoder.load(
             ModelConfig(**groups["model"]),
             PoolingConfig(**groups["pooling"]),
             billm=BillmConfig(**groups["billm"]) if "billm" in groups else None,
+            merge=False,  # so that what is saved and pushed is what was trained
         )
         return encoder.to(self._device).eval()
 
@@ -272,12 +276,13 @@ class AnglE:
             settings["train.mixed_precision"] = "bf16" if bf16 else arguments.said_precision()
         if self._apply_lora or (self._apply_lora is None and self.is_llm and self._settings["model.adapter"] is None):
             settings |= self._lora
-        settings |= self._notes(train_ds)
-        asked = arguments.nested(settings)
+        settings |= self._notes(train_ds, "train_ds")
+        asked = nested(settings)
         sources = {"train": train_ds, "valid": valid_ds, "valid_sts": valid_ds_for_callback}
         names = {"train": "train_ds", "valid": "valid_ds", "valid_sts": "valid_ds_for_callback"}
         for role, data in sources.items():
             if data is not None:
+                self._check_alike(data, names[role], settings)
                 asked["data"][role] = dataclasses.asdict(as_source(data, names[role]))
         built = build_config(arguments.merged(asked, config or {}), TrainConfig)
         self._encoder = None  # the loop loads it anew, and two copies might not fit
@@ -288,7 +293,7 @@ class AnglE:
         self._settings |= trained | dict.fromkeys(("model.tokenizer_name_or_path", "model.adapter", "model.layers"))
         return self
 
-    def _notes(self, data: Any) -> arguments.Settings:
+    def _notes(self, data: Any, argument: str) -> arguments.Settings:
         """Return the settings that prepared rows ask for.
 
         Raises:
@@ -299,11 +304,24 @@ class AnglE:
         length = notes.get("max_length")
         if length is not None and length != self.max_length:
             raise ConfigError(
-                f"train_ds was prepared for max_length={length}, but the model reads {self.max_length} tokens: give "
+                f"{argument} was prepared for max_length={length}, but the model reads {self.max_length} tokens: give "
                 f"both the same, by AnglE.from_pretrained(..., max_length={length})."
             )
-        asked = {"model.prompt": notes.get("prompt"), "model.end_token": notes.get("end_token")}
+        asked = {
+            "data_format.name": notes.get("dataset_format"),
+            "model.prompt": notes.get("prompt"),
+            "model.end_token": notes.get("end_token"),
+        }
         return {name: value for name, value in asked.items() if value is not None}
+
+    def _check_alike(self, data: Any, argument: str, trained: arguments.Settings) -> None:
+        """Raise ConfigError for rows that were prepared with another template or end than those that are trained on."""
+        for name, value in self._notes(data, argument).items():
+            if name != "data_format.name" and value != trained.get(name, value):
+                raise ConfigError(
+                    f"{argument} was prepared with {value!r}, but train_ds with {trained[name]!r}: prepare both by the "
+                    f"same AngleDataTokenizer."
+                )
 
     def evaluate(
         self,
@@ -344,9 +362,9 @@ class AnglE:
         return self._score(data, batch_size).metrics()
 
     def _score(self, data: Any, batch_size: int) -> PairScores:
-        encoder = self.encoder
-        source = as_source(data, "data")
-        return score_pairs(encoder, load_sts(source, "test", encoder.tokenizer), batch_size)
+        notes = self._notes(data, "data")
+        tokenizer = self._tokenizer(None, notes.get("model.end_token"), notes.get("model.prompt"))
+        return score_pairs(self.encoder, load_sts(as_source(data, "data"), "test", tokenizer), batch_size)
 
     def encode(
         self,
@@ -373,7 +391,7 @@ class AnglE:
             embedding_start: the first dimension.
             embedding_size: how many dimensions; None: the rest.
             device: where to, if not where the model is.
-            prompt: template with {text}, or A, B or C; None: as the model was trained.
+            prompt: template with {text}, or A, B or C; "" for none; None: as the model was trained.
             normalize_embedding: whether embeddings are scaled to length 1, once they are cut.
             batch_size: texts at a time; longest first.
             layer_index: after how many layers; -1: all of them.
@@ -391,6 +409,11 @@ class AnglE:
         rows = [inputs] if isinstance(inputs, (str, Mapping)) else list(inputs)
         end = None if embedding_size is None else embedding_start + embedding_size
         kept, depth = slice(embedding_start, end), None if layer_index == -1 else layer_index
+        if depth is not None and not 0 <= depth <= encoder.depths.layers:
+            raise ConfigError(
+                f"layer_index={depth} cannot work: the model has {encoder.depths.layers} layers; give a number up to "
+                f"that, or -1 for all."
+            )
         with tqdm(total=len(rows), unit="text", disable=not show_progress) as bar:
             out = encoder.encode(rows, None, batch_size, bar.update, depth, kept, tokenizer)
         if normalize_embedding:
@@ -402,7 +425,13 @@ class AnglE:
         own = self.encoder.tokenizer
         if max_length is None and end_with_eos is None and prompt is None:
             return own
-        template = NAMED_PROMPTS.get(prompt or "", prompt) or own.prompt
+        limit = position_limit(bare(self.backbone))
+        if max_length is not None and limit is not None and max_length > limit:
+            raise ConfigError(
+                f"max_length={max_length} cannot work: the model has positions for {limit} tokens; give {limit} or "
+                f"less."
+            )
+        template = own.prompt if prompt is None else NAMED_PROMPTS.get(prompt, prompt) or None
         tokenizer = copy.deepcopy(own.tokenizer) if end_with_eos is not None else own.tokenizer
         return TextTokenizer(tokenizer, max_length or own.max_length, template, end_with_eos)
 
@@ -442,7 +471,8 @@ class AnglE:
 
         name = str(self._settings["model.name_or_path"])
         run = RunFolder(Path(name))
-        config = load_config(run.path / CONFIG_FILE) if run.state() is RunState.FINISHED else None
+        is_run = run.state() is RunState.FINISHED and TokenContract.load(Path(locate(name))) == self.encoder.contract
+        config = load_config(run.path / CONFIG_FILE) if is_run else None
         with TemporaryDirectory() as scratch:
             saved, staged = Path(scratch) / "model", Path(scratch) / "staged"
             self.encoder.save(saved)

@@ -6,12 +6,9 @@ import dataclasses
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from angle.config import EseConfig, LoraConfig, LossConfig
+from angle.config import OLD_WEIGHTS, EseConfig, LoraConfig, LossConfig
 from angle.errors import ConfigError, nearest
 from angle.training.precision import half_precision
-
-#: Names of other releases: what they are called in `loss_kwargs`.
-RENAMED = {"w1": "cosine_w", "w2": "ibn_w", "w3": "angle_w"}
 
 #: `AnglE.fit` leaves to the reference's documented values what is not given; elsewhere the schema has its own.
 FIT_DEFAULTS = {
@@ -103,7 +100,7 @@ def loss_settings(loss_kwargs: Mapping[str, Any] | None) -> Settings:
     """
     known = {item.name: f"loss.{item.name}" for item in dataclasses.fields(LossConfig)}
     given = dict(loss_kwargs or {})
-    for old, new in RENAMED.items():
+    for old, new in OLD_WEIGHTS.items():
         if old in given:
             raise ConfigError(f"loss_kwargs has {old!r}, which is called {new!r} now: write {new}={given[old]}.")
     return translated("loss_kwargs", given, known)
@@ -125,28 +122,17 @@ def trainer_settings(trainer_kwargs: Mapping[str, Any] | None, apply_ese: bool) 
     if apply_ese:
         settings = {"ese.enabled": True, "ese.compression_size": EseConfig().compression_size} | settings
     if settings.get("teacher.name_or_path") is not None:
-        pooling = settings.get("teacher.pooling", "cls")
-        settings |= {"teacher.enabled": True, "teacher.pooling": "tokens" if pooling == "all" else pooling}
+        settings["teacher.enabled"] = True
+        if settings.get("teacher.pooling") == "all":
+            settings["teacher.pooling"] = "tokens"
     return settings
-
-
-def nested(settings: Settings) -> dict[str, Any]:
-    """Return settings by dotted names as groups."""
-    tree: dict[str, Any] = {}
-    for name, value in settings.items():
-        *groups, last = name.split(".")
-        branch = tree
-        for group in groups:
-            branch = branch.setdefault(group, {})
-        branch[last] = value
-    return tree
 
 
 def refuse_unknown(function: Callable[..., Any], unknown: Iterable[str], known: Iterable[str]) -> None:
     """Raise TypeError for arguments that a function does not have, with the nearest one that it does."""
     for name in unknown:
-        if name in RENAMED:
-            hint = f"; it is called {RENAMED[name]!r} now, and stands in loss_kwargs."
+        if name in OLD_WEIGHTS:
+            hint = f"; it is called {OLD_WEIGHTS[name]!r} now, and stands in loss_kwargs."
         else:
             hint = _hint(name, known)
         raise TypeError(f"{function.__qualname__} has no argument {name!r}{hint}")

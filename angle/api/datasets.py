@@ -98,11 +98,11 @@ class AngleDataTokenizer:
 
 
 def notes_of(data: Any) -> dict[str, Any]:
-    """Return how prepared rows are to be read; nothing for others."""
+    """Return how prepared rows are to be read: their format, template, longest text, end token; {} for others."""
     if not hasattr(data, "column_names") or EXTRA not in data.column_names or not len(data):
         return {}
     note = data[0][EXTRA]
-    return {key: note[key] for key in ("prompt", "max_length", "end_token")} if "dataset_format" in note else {}
+    return dict(note) if isinstance(note, Mapping) and "dataset_format" in note else {}
 
 
 def as_source(data: Any, argument: str) -> SourceConfig:

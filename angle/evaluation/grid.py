@@ -174,7 +174,13 @@ def _write(grid: Grid, model: str) -> None:
         "widths": grid.widths,
         "spearman_cosine": {task: scores.tolist() for task, scores in grid.scores.items()},
         "pareto": [
-            {"layers": depth, "dimensions": width, "spearman_cosine": score} for depth, width, score in grid.pareto()
+            {
+                "layers": depth,
+                "dimensions": width,
+                "spearman_cosine": score,
+                "relative_cost": {"encoding": depth / grid.layers, "storage": width / grid.dimensions},
+            }
+            for depth, width, score in grid.pareto()
         ],
     }
     (grid.folder / "grid.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

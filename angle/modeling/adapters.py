@@ -114,7 +114,9 @@ def without_trained(model: Any) -> Iterator[None]:
     """Leave out the adapter that is trained: if it was a fresh one, the model is what it was before training."""
     from peft.tuners.lora import LoraLayer
 
-    scalings = [module.scaling for module in model.modules() if isinstance(module, LoraLayer)]
+    scalings = [
+        module.scaling for module in model.modules() if isinstance(module, LoraLayer) and TRAINED in module.scaling
+    ]
     before = [scaling[TRAINED] for scaling in scalings]
     for scaling in scalings:
         scaling[TRAINED] = 0.0

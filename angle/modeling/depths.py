@@ -10,14 +10,13 @@ from torch import Tensor, nn
 
 from angle.errors import ConfigError
 
-#: Takes states (1, T, D) or (N, L, D), or (..., K, D) of several depths, out of what a model returns.
-Take = Callable[[Any], Tensor]
+#: Takes states (1, T, D) or (N, L, D), of one or several depths, out of what a model returns.
+Take = Callable[[Any], list[Tensor]]
 
 
-def last_states(output: Any) -> Tensor:
+def last_states(output: Any) -> list[Tensor]:
     """Take the states of the last layer."""
-    states: Tensor = output.last_hidden_state
-    return states
+    return [output.last_hidden_state]
 
 
 def bare(backbone: Any) -> Any:
@@ -38,7 +37,8 @@ def layers_of(backbone: Any) -> tuple[nn.Module, str, nn.ModuleList]:
             path, _, attribute = name.rpartition(".")
             return model.get_submodule(path), attribute, module
     raise ConfigError(
-        f"{type(model).__name__} has no list of layers, so that nothing can be said of single ones: type ese=none."
+        f"{type(model).__name__} has no list of layers, so that it can be used as a whole alone: type ese=none, "
+        f"and leave out ese_grid and model.layers."
     )
 
 
@@ -95,20 +95,21 @@ class Depths:
         if not fitting:
             raise ConfigError(
                 f"The states between the layers of {type(bare(backbone)).__name__} are not those of a model that ends "
-                f"there, so a smaller model could not give them: type ese=none."
+                f"there, so a smaller model could not give them: type ese=none, and leave out ese_grid and "
+                f"model.layers."
             )
         self._norm = fitting[0]
 
     def take(self, depths: Sequence[int]) -> Take:
-        """Return a function that takes the states (..., K, D) of these depths."""
+        """Return a function that takes the states of these depths."""
 
         def states(output: Any, depth: int) -> Tensor:
             if depth == self.layers:
-                return last_states(output)
+                return last_states(output)[0]
             between: Tensor = output.hidden_states[depth]
             return between if self._norm is None else self._norm(between)
 
-        return lambda output: torch.stack([states(output, depth) for depth in depths], dim=-2)
+        return lambda output: [states(output, depth) for depth in depths]
 
 
 @torch.no_grad()

@@ -105,7 +105,7 @@ class Encoder(nn.Module):
                 raise ConfigError(said.problem)
             strategy = said.pooling or ("avg" if is_llm else "cls")
         tokenizer = load_tokenizer(*source.tokenizer(model), said, strategy, position_limit(backbone))
-        start = _first_bidirectional_layer(billm, said, backbone, is_llm)
+        start = _first_bidirectional_layer(billm, said, backbone, is_llm, model.layers)
         if start is not None:
             make_bidirectional(backbone, start)
         if is_llm and start != 0 and strategy in ("cls", "0"):
@@ -203,16 +203,17 @@ class Encoder(nn.Module):
 
         """
         states, order = self._sorted_states(ids, lengths, depths)
-        return self._pool(states, lengths, order)
+        pooled = [self._pool(of_depth, lengths, order) for of_depth in states]
+        return pooled[0] if depths is None else torch.stack(pooled, dim=1)
 
     def with_token_states(
         self, ids: Tensor, lengths: Lengths, depths: Sequence[int] | None = None
     ) -> tuple[Tensor, Tensor]:
         """Return what `forward` does, and the tokens' own states (T, D) of the last layer that is asked for."""
         states, order = self._sorted_states(ids, lengths, depths)
-        back = torch.from_numpy(np.argsort(_places(lengths, order))).to(states.device)
-        last = states if depths is None else states[:, -1]
-        return self._pool(states, lengths, order), last[back]
+        pooled = [self._pool(of_depth, lengths, order) for of_depth in states]
+        back = torch.from_numpy(np.argsort(_places(lengths, order))).to(ids.device)
+        return pooled[0] if depths is None else torch.stack(pooled, dim=1), states[-1][back]
 
     def _pool(self, states: Tensor, lengths: Lengths, order: npt.NDArray[np.int64]) -> Tensor:
         pooled = pool(states, lengths[order], self.pooling)[..., : self.width]
@@ -220,14 +221,14 @@ class Encoder(nn.Module):
 
     def _sorted_states(
         self, ids: Tensor, lengths: Lengths, depths: Sequence[int] | None
-    ) -> tuple[Tensor, npt.NDArray[np.int64]]:
-        """Return the states (T, D) or (T, K, D) of all tokens, longest text first, and that order of the texts."""
+    ) -> tuple[list[Tensor], npt.NDArray[np.int64]]:
+        """Return the states (T, D) of all tokens by depth, longest text first, and that order of the texts."""
         order = np.argsort(-lengths, kind="stable")
         ids = ids[torch.from_numpy(_places(lengths, order)).to(ids.device)]
         return self._states(ids, lengths[order], depths), order
 
-    def _states(self, ids: Tensor, lengths: Lengths, depths: Sequence[int] | None) -> Tensor:
-        """Return the states of the tokens of texts that are sorted by length, longest first."""
+    def _states(self, ids: Tensor, lengths: Lengths, depths: Sequence[int] | None) -> list[Tensor]:
+        """Return the states (T, D), by depth, of the tokens of texts that are sorted by length, longest first."""
         options = {"use_cache": False} if self.is_llm else {}
         take: Take = last_states
         if depths is not None:
@@ -238,12 +239,11 @@ class Encoder(nn.Module):
         pad = self.tokenizer.tokenizer.pad_token_id or 0
         groups = self._groups(lengths)
         parts = torch.split(ids, [int(group.sum()) for group in groups])
-        return torch.cat(
-            [
-                run_padded(self.backbone, part, group, pad, take, **options)
-                for part, group in zip(parts, groups, strict=True)
-            ]
-        )
+        of_groups = [
+            run_padded(self.backbone, part, group, pad, take, **options)
+            for part, group in zip(parts, groups, strict=True)
+        ]
+        return [torch.cat(of_depth) for of_depth in zip(*of_groups, strict=True)]
 
     @property
     def is_packed(self) -> bool:
@@ -346,7 +346,7 @@ class Encoder(nn.Module):
 
 
 def _first_bidirectional_layer(
-    billm: BillmConfig | None, said: SelfDescription, backbone: Any, is_llm: bool
+    billm: BillmConfig | None, said: SelfDescription, backbone: Any, is_llm: bool, kept: int | None
 ) -> int | None:
     """Return where both directions begin: where the settings say, else where the model says, else nowhere."""
     if billm is None or not billm.enabled:
@@ -359,7 +359,8 @@ def _first_bidirectional_layer(
         )
     if billm.model_class is not None:
         check_class(backbone, billm.model_class)
-    return billm.first_layer(len(decoder_layers(backbone)))
+    layers = len(decoder_layers(backbone))
+    return billm.first_layer(layers if kept is None else min(kept, layers))
 
 
 def _places(lengths: Lengths, order: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:

@@ -40,8 +40,8 @@ def runs_of(lengths: Lengths) -> Runs:
     return tuple(zip(counts[::-1].tolist(), values[::-1].tolist(), strict=True))
 
 
-def run_packed(backbone: Any, ids: Tensor, lengths: Lengths, take: Take = last_states, **options: bool) -> Tensor:
-    """Return the states (T, D), or (T, K, D), of the tokens of texts, which are sorted by length, longest first.
+def run_packed(backbone: Any, ids: Tensor, lengths: Lengths, take: Take = last_states, **options: bool) -> list[Tensor]:
+    """Return the states (T, D), by depth, of the tokens of texts, which are sorted by length, longest first.
 
     Args:
         backbone: a model that `enable_packing` said yes to, with or without adapters.
@@ -59,12 +59,12 @@ def run_packed(backbone: Any, ids: Tensor, lengths: Lengths, take: Take = last_s
         packed_runs=runs_of(lengths),
         **options,
     )
-    return take(output)[0]
+    return [states[0] for states in take(output)]
 
 
 def run_padded(
     backbone: Any, ids: Tensor, lengths: Lengths, pad: int, take: Take = last_states, **options: bool
-) -> Tensor:
+) -> list[Tensor]:
     """Return the same for any model and any order of texts, run as one padded rectangle."""
     column = np.arange(lengths.max())
     filled = column < lengths[:, None]
@@ -75,7 +75,8 @@ def run_padded(
         attention_mask=mask.long(),
         **options,
     )
-    return take(output).flatten(0, 1)[torch.from_numpy(np.flatnonzero(filled)).to(ids.device)]
+    real = torch.from_numpy(np.flatnonzero(filled)).to(ids.device)
+    return [states.flatten(0, 1)[real] for states in take(output)]
 
 
 def position_table(backbone: Any) -> Any:
@@ -207,9 +208,9 @@ def _packed_equals_padded(backbone: PreTrainedModel) -> bool:
     device = backbone.get_input_embeddings().weight.device
     lengths = np.array([6, 4, 4])
     ids = torch.arange(1, lengths.sum() + 1, device=device).remainder(backbone.config.vocab_size)
-    padded = run_padded(backbone, ids, lengths, pad=0).float()
+    padded = run_padded(backbone, ids, lengths, pad=0)[0].float()
     backbone.set_attn_implementation(IMPLEMENTATION)
-    packed = run_packed(backbone, ids, lengths).float()
+    packed = run_packed(backbone, ids, lengths)[0].float()
     coarse = backbone.dtype != torch.float32 or getattr(backbone, "is_quantized", False)
     # Of the later texts, which would see the first one. The median, for in bfloat16 single tokens differ at random.
     errors = (packed - padded)[lengths[0] :].norm(dim=1) / padded[lengths[0] :].norm(dim=1)

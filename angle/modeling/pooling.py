@@ -11,10 +11,10 @@ Lengths = npt.NDArray[np.int64]
 
 
 def pool(states: Tensor, lengths: Lengths, strategy: str) -> Tensor:
-    """Return the embeddings (N, D), or (N, K, D), of N texts, in float32 (float64 for float64 states).
+    """Return the embeddings (N, D) of N texts, in float32 (float64 for float64 states).
 
     Args:
-        states: (T, D) or (T, K, D) states of the texts' tokens, one text after the other and without padding.
+        states: (T, D) states of the texts' tokens, one text after the other and without padding.
         lengths: (N,) tokens of each text, at least one.
         strategy: cls (first token), last (last token), avg or mean, max, cls_avg and cls_max (the mean of the two), or
             the number of a token counted from the first one.

@@ -86,11 +86,14 @@ def compress(texts: Tensor, width: int) -> Tensor:
     is texts U S, cut to its first columns. Each column of U has its largest entry positive, so that the same texts
     give the same target on every process and in every run.
     """
-    there = texts if texts.device.type in ("cpu", "cuda") else texts.cpu()
+    there = (texts if texts.device.type in ("cpu", "cuda") else texts.cpu()).double()
     attention = torch.softmax(there.T @ there / math.sqrt(there.shape[1]), dim=-1)
-    # Squares of the singular values, and U, of half the work of a full decomposition.
+    if not attention.isfinite().all():  # for the loop to say so, which a decomposition would not
+        return torch.full_like(texts[:, :width], torch.nan)
+    # Squares of the singular values, and U: half the work of a full decomposition. In float64, as squaring costs
+    # half of the digits.
     squares, vectors = torch.linalg.eigh(attention @ attention.T)
     vectors, squares = vectors[:, -width:].flip(1), squares[-width:].flip(0)
     largest = vectors.gather(0, vectors.abs().argmax(dim=0, keepdim=True))
     target: Tensor = there @ (vectors * largest.sign() * squares.clamp(min=0).sqrt())
-    return target.to(texts.device)
+    return target.to(texts.device, texts.dtype)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field, replace
@@ -122,6 +123,8 @@ def fit(config: TrainConfig) -> Result:
 def _folder(config: TrainConfig) -> RunFolder:
     """Return the run's folder: the one to go on in, the one that is given, or a new one."""
     given = config.train.resume or config.train.output_dir
+    if given is None and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ConfigError("train.output_dir is missing: several processes cannot each make up a folder of their own.")
     return RunFolder(Path(given or time.strftime("runs/%Y-%m-%d/%H-%M-%S")))
 
 
@@ -375,7 +378,7 @@ def _finish(run: Run) -> Result:
             encoder = run.encoder
             if progress.best_step not in (None, progress.step):
                 best = replace(run.config.model, name_or_path=str(folder.path / "best"), adapter=None)
-                encoder = Encoder.load(best, run.config.pooling).to(run.accelerator.device)
+                encoder = Encoder.load(best, run.config.pooling, merge=False).to(run.accelerator.device)
             test_after = _spearman(run, encoder, run.data.test)
         outcome: dict[str, Any] = {
             "best_score": None if progress.best_step is None else progress.best_score,

@@ -59,7 +59,7 @@ def publish(folder: RunFolder, hub: HubConfig, result: Result) -> Result:
             pushed = stage(model, staged, model_id, config.model.name_or_path)
             (staged / "README.md").write_text(model_card(pushed, config, record), encoding="utf-8")
             url = push_folder(staged, model_id, private=hub.private)
-    except (ConfigError, HubError) as error:
+    except (ConfigError, HubError, OSError) as error:
         run = shlex.quote(f"train.resume={relative_to_here(folder.path)}")
         again = f"{run} hub.push=true hub.model_id={model_id}{'' if hub.private else ' hub.private=false'}"
         kept = f"The run is finished and its model is in {relative_to_here(model)}; to push it, type"

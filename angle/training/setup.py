@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import subprocess
 import sys
 import time
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from angle.config import BillmConfig, DataFormatConfig, PoolingConfig, SourceConfig, TrainConfig
+from angle.config import SELF, BillmConfig, DataFormatConfig, PoolingConfig, SourceConfig, TrainConfig
 from angle.data import sample
 from angle.data.batching import CorpusData, Sharing, StreamData, TrainingData
 from angle.data.corpus import Corpus, load_corpus
@@ -272,6 +273,9 @@ def decide(config: TrainConfig, encoder: Encoder, data: Data) -> TrainConfig:
             end_token=encoder.tokenizer.tokenizer.eos_token in contract.special_tokens[1],
         ),
         pooling=PoolingConfig(contract.pooling),
+        teacher=replace(
+            config.teacher, name_or_path=config.teacher.name_or_path and _absolute(config.teacher.name_or_path)
+        ),
         billm=_billm(contract.bidirectional_from, asked=config.billm.enabled),
         loss=loss,
         data_format=DataFormatConfig(name),
@@ -287,7 +291,7 @@ def _from_anywhere(source: SourceConfig) -> SourceConfig:
 
 def _absolute(name: str) -> str:
     path = Path(name).expanduser()
-    return str(path.resolve()) if name not in (SAMPLE, TINY) and path.exists() else name
+    return str(path.resolve()) if name not in (SAMPLE, TINY, SELF) and path.exists() else name
 
 
 def _billm(start: int | None, *, asked: bool) -> BillmConfig:
@@ -303,7 +307,7 @@ def describe_environment(config: TrainConfig, data: Data, accelerator: Accelerat
     return {
         "finished": False,
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "command": sys.argv,
+        "command": _command(sys.argv),
         "seed": config.train.seed,
         "data": data.fingerprints,
         "versions": {"python": platform.python_version()} | {name: version(name) for name in packages},
@@ -316,6 +320,12 @@ def describe_environment(config: TrainConfig, data: Data, accelerator: Accelerat
             "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         },
     }
+
+
+def _command(argv: list[str]) -> list[str]:
+    """Return the command line; of a program that is not of this project the name alone, for it may have secrets."""
+    own = argv and Path(argv[0]).name in ("train.py", "angle-trainer", "angle_trainer.py")
+    return [re.sub(r"hf_\w+", "hf_...", word) for word in (argv if own else argv[:1])]
 
 
 def _git_commit() -> str | None:

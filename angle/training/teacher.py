@@ -27,6 +27,9 @@ from angle.structures import Tokens
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
+#: Settings that a teacher has as the model has them.
+SHARED = ("name_or_path", "revision", "trust_remote_code", "dtype", "load_kbit")
+
 #: Texts encoded at a time for the cache.
 BATCH = 64
 
@@ -83,9 +86,10 @@ class Teacher:
                 if not (self._is_student and parameter.requires_grad):
                     key.update(parameter.detach().contiguous().view(torch.uint8).cpu().numpy().tobytes())
             path = cache_folder() / "teachers" / f"{key.hexdigest()}.npy"
-            if not path.is_file():
-                _write(path, encoder.encode_tokens(tokens, BATCH).numpy())
-        self._kept = np.load(path, mmap_mode="r")
+            self._kept = _read(path)
+            if self._kept is None:
+                self._kept = encoder.encode_tokens(tokens, BATCH).numpy()
+                _write(path, self._kept)
         if not self._is_student:
             self.encoder = None
 
@@ -101,14 +105,20 @@ def load_teacher(config: TrainConfig, student: Encoder, accelerator: Accelerator
     if not wanted.enabled:
         return None
     tokens = wanted.pooling == "tokens"
-    if wanted.name_or_path == SELF and config.lora.enabled and wanted.pooling in ("auto", "tokens", student.pooling):
+    like_student = (
+        wanted.pooling in ("auto", "tokens", student.pooling)
+        and wanted.dtype in (None, config.model.dtype)
+        and wanted.load_kbit in (None, student.load_kbit)
+    )
+    if wanted.name_or_path == SELF and config.lora.enabled and like_student:
         return Teacher(student, tokens=tokens, is_student=True)
     pooling = PoolingConfig("auto" if tokens else wanted.pooling)
     if wanted.name_or_path == SELF:
         model, billm = config.model, config.billm
         pooling = PoolingConfig(student.pooling) if pooling.strategy == "auto" else pooling
     else:
-        model, billm = ModelConfig(str(wanted.name_or_path), revision=wanted.revision), None
+        name, trusted = str(wanted.name_or_path), wanted.trust_remote_code
+        model, billm = ModelConfig(name, revision=wanted.revision, trust_remote_code=trusted), None
     model = replace(
         model,
         dtype=wanted.dtype or model.dtype,
@@ -118,7 +128,7 @@ def load_teacher(config: TrainConfig, student: Encoder, accelerator: Accelerator
     try:
         encoder = Encoder.load(model, pooling, billm=billm)
     except ConfigError as error:
-        raise ConfigError(str(error).replace("model.name_or_path", "teacher.name_or_path")) from None
+        raise ConfigError(_of_teacher(str(error))) from None
     encoder.requires_grad_(False).eval().to(accelerator.device)
     _check_tokens(str(wanted.name_or_path), encoder, student)
     teacher = Teacher(encoder, tokens=tokens)
@@ -129,6 +139,14 @@ def load_teacher(config: TrainConfig, student: Encoder, accelerator: Accelerator
             f"teacher.projection=true to train a linear map between them, or choose a teacher of the same width."
         )
     return teacher
+
+
+def _of_teacher(sentence: str) -> str:
+    """Return a sentence about a model's settings as one about the teacher's."""
+    sentence = sentence.replace(", or billm=all", "").replace(" pooling=", " teacher.pooling=")
+    for setting, its in (("pooling.strategy", "pooling"), *((f"model.{name}", name) for name in SHARED)):
+        sentence = sentence.replace(setting, f"teacher.{its}")
+    return sentence
 
 
 def _check_tokens(name: str, teacher: Encoder, student: Encoder) -> None:
@@ -151,10 +169,22 @@ def _check_tokens(name: str, teacher: Encoder, student: Encoder) -> None:
         )
 
 
+def _read(path: Path) -> npt.NDArray[np.float32] | None:
+    """Return kept embeddings, mapped from disk; None where there are none, or damaged ones."""
+    try:
+        kept: npt.NDArray[np.float32] = np.load(path, mmap_mode="r")
+    except (OSError, ValueError, EOFError):
+        return None
+    return kept
+
+
 def _write(path: Path, embeddings: npt.NDArray[np.float32]) -> None:
-    """Put a file in place whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Put a file in place whole; on a full or read-only disk the next run has to compute them again."""
     scratch = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
-    with scratch.open("xb") as file:
-        np.save(file, embeddings)
-    os.replace(scratch, path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with scratch.open("xb") as file:
+            np.save(file, embeddings)
+        os.replace(scratch, path)
+    except OSError:
+        scratch.unlink(missing_ok=True)
