@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import transformers
 from torch import Tensor
 
 from angle import ConvertConfig, Encoder, ModelConfig, PoolingConfig, convert
@@ -136,6 +137,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=7)
     options = parser.parse_args()
     torch.manual_seed(0)
+    transformers.logging.disable_progress_bar()
     heads: tuple[str, ...] = ("model", "layers", "texts/s", "as fast as all")
     if not options.cells:
         heads = (
