@@ -8,16 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
-from tqdm import tqdm
 
 from angle.config import EvaluateConfig
 from angle.data.corpus import Corpus
-from angle.data.roles import OWN_TEST_SET, TASKS
 from angle.errors import ConfigError
 from angle.evaluation.correlation import Floats, similarities, spearman
-from angle.evaluation.report import new_folder, own_config, sources
-from angle.evaluation.sts import load_sts
+from angle.evaluation.report import open_tasks
 from angle.modeling.encoder import Encoder
 from angle.modeling.tokenizer import TokenContract
 
@@ -95,20 +91,14 @@ def evaluate_grid(config: EvaluateConfig) -> Grid:
         ConfigError, DataError: a model or a task that cannot be loaded, or a place that cannot be written to.
 
     """
-    folder = new_folder(config)
-    run = None if config.tasks is not None else own_config(config)
-    named = sources(config, run)
-    role = OWN_TEST_SET if config.tasks is None else TASKS
-    encoder = Encoder.load(config.model, config.pooling)
-    encoder.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+    opened = open_tasks(config)
+    encoder, folder = opened.encoder, opened.folder
     layers, dimensions = encoder.depths.layers, encoder.dimensions
     depths = _chosen("ese_depths", config.ese_depths, layers, _some_depths(layers))
     widths = _chosen("ese_widths", config.ese_widths, dimensions, _some_widths(dimensions))
     scores: dict[str, Floats] = {}
-    for name, source in named.items():
-        corpus = load_sts(source, role, encoder.tokenizer)
-        with tqdm(total=len(corpus.tokens), desc=name, unit="text", disable=None, leave=False) as bar:
-            scores[name] = score_grid(encoder, corpus, depths, widths, config.batch_size, bar.update)
+    for name, corpus, progress in opened.corpora():
+        scores[name] = score_grid(encoder, corpus, depths, widths, config.batch_size, progress)
     grid = Grid(depths, widths, layers, dimensions, scores, folder, encoder.contract)
     folder.mkdir(parents=True, exist_ok=True)
     _write(grid, config.model.name_or_path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import torch
 from tqdm import tqdm
 
 from angle.config import CONFIG_FILE, EvaluateConfig, SourceConfig, TrainConfig
+from angle.data.corpus import Corpus
 from angle.data.roles import OWN_TEST_SET, TASKS, default_split
 from angle.errors import ConfigError
 from angle.evaluation.sts import ALIASES, HUB_TASKS, PairScores, load_sts, score_pairs, task_source
@@ -46,24 +48,52 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
         ConfigError, DataError: a model or a task that cannot be loaded, or a place that cannot be written to.
 
     """
-    folder = new_folder(config)
-    run = None if config.tasks is not None else own_config(config)
-    named = sources(config, run)
-    role = OWN_TEST_SET if config.tasks is None else TASKS
-    encoder = Encoder.load(config.model, config.pooling)
-    encoder.to("cuda" if torch.cuda.is_available() else "cpu").eval()
-    pairs: dict[str, PairScores] = {}
-    for name, source in named.items():
-        corpus = load_sts(source, role, encoder.tokenizer)
-        with tqdm(total=len(corpus.tokens), desc=name, unit="text", disable=None, leave=False) as bar:
-            pairs[name] = score_pairs(encoder, corpus, config.batch_size, bar.update)
-    positive_above = _positive_above(config, run)
+    opened = open_tasks(config)
+    encoder, pairs = opened.encoder, dict[str, PairScores]()
+    for name, corpus, progress in opened.corpora():
+        pairs[name] = score_pairs(encoder, corpus, config.batch_size, progress)
+    positive_above = _positive_above(config, opened.run)
     results = {name: scored.metrics(positive_above) for name, scored in pairs.items()}
-    path = save_results(folder, config.model.name_or_path, encoder.contract, results, pairs)
+    path = save_results(opened.folder, config.model.name_or_path, encoder.contract, results, pairs)
     return Evaluation(results, path, encoder.contract)
 
 
-def new_folder(config: EvaluateConfig) -> Path:
+@dataclass(frozen=True)
+class OpenTasks:
+    """A model, and what it is to be measured on."""
+
+    folder: Path
+    """Where results go."""
+    run: TrainConfig | None
+    """The settings of the run whose own test set that is."""
+    encoder: Encoder
+    sources: dict[str, SourceConfig]
+
+    def corpora(self) -> Iterator[tuple[str, Corpus, Callable[[int], object]]]:
+        """Yield each task's name, its pairs, and what to call with a number of texts that are done."""
+        role = TASKS if self.run is None else OWN_TEST_SET
+        for name, source in self.sources.items():
+            corpus = load_sts(source, role, self.encoder.tokenizer)
+            with tqdm(total=len(corpus.tokens), desc=name, unit="text", disable=None, leave=False) as bar:
+                yield name, corpus, bar.update
+
+
+def open_tasks(config: EvaluateConfig) -> OpenTasks:
+    """Load the model, and find its tasks and a place for the results.
+
+    Raises:
+        ConfigError: a model or a task that is none, or a place that cannot be written to.
+
+    """
+    folder = _new_folder(config)
+    run = None if config.tasks is not None else _own_config(config)
+    sources = _sources(config, run)
+    encoder = Encoder.load(config.model, config.pooling)
+    encoder.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+    return OpenTasks(folder, run, encoder, sources)
+
+
+def _new_folder(config: EvaluateConfig) -> Path:
     """Return where results go; looked at first, so that nothing is computed in vain."""
     folder = Path(config.output_dir or "evaluations")
     there = next((place for place in (folder, *folder.parents) if place.exists()), folder)
@@ -82,13 +112,13 @@ def _positive_above(config: EvaluateConfig, run: TrainConfig | None) -> float:
     return max(0.5, trained_with or 0.0)
 
 
-def own_config(config: EvaluateConfig) -> TrainConfig | None:
+def _own_config(config: EvaluateConfig) -> TrainConfig | None:
     """Return the settings of the run that the model is, None when it is no run."""
     saved = Path(config.model.name_or_path) / CONFIG_FILE
     return load_config(saved) if saved.is_file() else None
 
 
-def sources(config: EvaluateConfig, run: TrainConfig | None) -> dict[str, SourceConfig]:
+def _sources(config: EvaluateConfig, run: TrainConfig | None) -> dict[str, SourceConfig]:
     """Return what to measure on, by name: the tasks that are given, else the run's own test set."""
     if config.tasks is not None:
         return {task: task_source(task, config.columns, config.label_map) for task in expand_tasks(config.tasks)}
