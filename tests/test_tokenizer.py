@@ -322,7 +322,7 @@ def test_the_contract_file(tmp_path: Path) -> None:
     assert "Ähnlich" in text
     assert json.loads(text) == {
         "pooling": "avg", "max_length": 77, "prompt": "Ähnlich: {text}", "padding_side": "left", "is_llm": True,
-        "bidirectional_from": None, "load_kbit": None, "special_tokens": [[], []],
+        "bidirectional_from": None, "load_kbit": None, "special_tokens": [[], []], "layers": None, "dimensions": None,
     }  # fmt: skip
 
 
