@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from angle.config import ConvertConfig, EvaluateConfig, TrainConfig
 from angle.errors import ConfigError, DataError, HubError, TrainingError, nearest
@@ -73,6 +73,8 @@ def launch(task: Callable[[Config], float | None], schema: type[Config], name: s
             _complain(error)
             failed.append(words)
             score = error.score  # the job is done, but not all that was asked for
+        except BrokenPipeError:
+            _stop_writing()
         except Exception:
             if hydra_config.mode is not RunMode.MULTIRUN:
                 raise
@@ -106,6 +108,8 @@ def errors_as_sentences() -> Iterator[None]:
         sys.exit(_complain(error))
     except KeyboardInterrupt:
         sys.exit(130)  # as shells report it
+    except BrokenPipeError:
+        _stop_writing()
 
 
 def check_arguments(arguments: list[str], schema: type, conf: Path) -> list[str]:
@@ -203,6 +207,12 @@ def _comparison(jobs: list[tuple[str, float | None]], failed: list[str]) -> str:
         cell = f"{missing:>8}" if score is None else f"{score:8.4f}{'  best' if score == best else ''}"
         lines.append(f"{number:>3}  {words:{width}}  {cell}")
     return "\n".join(lines)
+
+
+def _stop_writing() -> NoReturn:
+    """End quietly, as shells report it: whoever reads the output, such as `head`, has seen enough."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is written at exit
+    sys.exit(141)
 
 
 def _complain(error: Exception) -> int:

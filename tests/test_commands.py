@@ -68,6 +68,17 @@ def test_evaluate_finds_the_score_that_training_printed(default_run):
     assert json.loads(results.read_text())["tasks"]["sample (test)"]["spearman_cosine"] == pytest.approx(after)
 
 
+def test_a_reader_who_has_seen_enough(default_run):
+    folder, _ = default_run
+    (run,) = folder.glob("runs/*/*")
+    words = [str(REPO / "evaluate.py"), f"model.name_or_path={run}", "output_dir=unread"]
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, *words], cwd=folder, env=environment, text=True, **pipes) as process:
+        process.stdout.close()
+        assert (process.stderr.read(), process.wait(timeout=300)) == ("", 141)
+
+
 def test_sentence_transformers_finds_the_same_score(default_run):
     from sentence_transformers import SentenceTransformer
 
