@@ -75,35 +75,57 @@ class Structure:
     index: Tensor
     """(B, R) int64: the embedding of each row's each role."""
     text_ids: Tensor
-    """(B, R) int64: equal numbers are equal texts, on every process."""
+    """(B, R) int64: equal numbers are equal texts."""
     labels: Tensor | None
     """(B,) float32, for labelled formats."""
+
+    def to(self, device: torch.device) -> Structure:
+        """Return the same on a device."""
+        index, ids, labels = self.index, self.text_ids, self.labels
+        return Structure(
+            self.format,
+            index.to(device, non_blocking=True),
+            ids.to(device, non_blocking=True),
+            None if labels is None else labels.to(device, non_blocking=True),
+        )
 
 
 @dataclass(frozen=True)
 class Batch:
-    """One process's share of one evaluation of the objective."""
+    """One evaluation of the objective: all of its rows, and one process's share of their distinct texts.
+
+    The N distinct texts of all rows are dealt to W processes, the longest first and one to each in turn, so that all
+    have about as many tokens. Each gets M; where N is no multiple of W, some get the shortest text once more.
+    """
 
     tokens: Tokens
-    """The N distinct texts of its rows."""
-    structure: Structure
+    """The M texts of this process, the longest first."""
     texts: npt.NDArray[np.int64]
-    """(N,): their numbers in the training data."""
+    """(M,): their numbers in the training data."""
+    uses: npt.NDArray[np.int64]
+    """(M,): in how many roles each stands in the rows; 0 for a text that another process has already."""
+    limits: npt.NDArray[np.int64]
+    """(M,): lengths that the texts in this place have at most, on all processes."""
+    structure: Structure
+    """Of all rows; its `index` points into the embeddings (W M, D) of all processes, one process after the other."""
+    token_uses: int
+    """Tokens of all roles of all rows."""
     rows: npt.NDArray[np.int64]
-    """(B,): numbers of the rows in the training data, for messages."""
+    """(B,): numbers of all rows in the training data, for messages."""
 
-    def tensors(self, device: torch.device) -> tuple[Tensor, npt.NDArray[np.int64], Structure]:
-        """Return token ids (T,) and the structure on `device`, and the texts' lengths (N,).
+    def some(self, part: slice, device: torch.device) -> tuple[Tensor, npt.NDArray[np.int64]]:
+        """Return the token ids (T,), on `device`, and the lengths of some of the texts.
 
         Lengths are no tensor: the encoder plans its work by them, which must not wait for the device, and a wrapper
         such as DDP would move a tensor there.
         """
-        structure = self.structure
-        moved = Structure(
-            structure.format,
-            structure.index.to(device, non_blocking=True),
-            structure.text_ids.to(device, non_blocking=True),
-            None if structure.labels is None else structure.labels.to(device, non_blocking=True),
-        )
-        ids = torch.from_numpy(self.tokens.ids.astype(np.int64))
-        return ids.to(device, non_blocking=True), self.tokens.lengths, moved
+        lengths, offsets = self.tokens.lengths[part], self.tokens.offsets
+        ids = self.tokens.ids[offsets[:-1][part][0] : offsets[1:][part][-1]]
+        return torch.from_numpy(ids.astype(np.int64)).to(device, non_blocking=True), lengths
+
+    def weights(self, part: slice, *, of_tokens: bool) -> npt.NDArray[np.float32]:
+        """Return the share of some texts, or of each of their tokens, in all roles of all rows."""
+        uses = self.uses[part].astype(np.float32)
+        if of_tokens:
+            return np.repeat(uses / np.float32(self.token_uses), self.tokens.lengths[part])
+        return uses / np.float32(self.structure.index.numel())

@@ -40,6 +40,11 @@ def test_the_reference_s_distances(case):
         np.testing.assert_allclose(states.grad, GOLDENS[f"{case}/grad"], rtol=1e-8, atol=1e-12)
 
 
+def each(number: int) -> Tensor:
+    """Return equal weights."""
+    return torch.full((number,), 1 / number, dtype=torch.float64)
+
+
 def golden_objective(case: str, kind: str, *, asked: bool = True) -> tuple[Tensor, Tensor]:
     """Return the objective's value for a golden case, and the hidden states (L + 1, N, T, D) it depends on."""
     hidden = torch.from_numpy(GOLDENS[f"{case}/hidden"]).requires_grad_()
@@ -52,18 +57,18 @@ def golden_objective(case: str, kind: str, *, asked: bool = True) -> tuple[Tenso
     embeddings = pool(hidden[-1][mask.bool()], lengths, pooling)
     if theirs == "all":
         # The reference sums over a text's positions, pads among them, where we take the mean over its tokens.
-        aligned = Aligned(hidden[-1].flatten(0, 1), target.flatten(0, 1), torch.ones(mask.numel()))
+        aligned = Aligned(hidden[-1].flatten(0, 1), target.flatten(0, 1), each(mask.numel()))
         objective = Objective(loss, teacher(weight=mask.shape[1]))
     else:
-        aligned = Aligned(embeddings, pool(target[mask.bool()], lengths, theirs), torch.ones(len(mask)))
+        aligned = Aligned(embeddings, pool(target[mask.bool()], lengths, theirs), each(len(mask)))
         objective = Objective(loss, teacher())
-    aligned = aligned if asked else None
+    alignment = objective.teacher.weight * objective.alignment(aligned) if asked else 0.0
     if kind == "AngleESETrainer":
         espresso = EspressoLoss(loss, EseConfig(True, 8, pca=False, compat=True), len(hidden) - 1, 16)
         objective = Objective(espresso, objective.teacher)
         states = hidden[list(espresso.depths)].permute(1, 2, 0, 3)[mask.bool()]
-        return objective(pool(states, lengths, pooling), structure, aligned).total, hidden
-    return objective(embeddings, structure, aligned).total, hidden
+        return objective(pool(states, lengths, pooling), structure).total + alignment, hidden
+    return objective(embeddings, structure).total + alignment, hidden
 
 
 @pytest.mark.parametrize("case", ["align_cls_cls", "align_avg_avg", "align_cls_all"])
@@ -86,17 +91,20 @@ def test_with_espresso_the_value_is_the_reference_s_but_its_gradient_is_not_lost
     assert torch.equal(gradients[0][:-1], gradients[1][:-1])
 
 
-def test_a_text_that_is_used_twice_counts_twice():
+def test_the_alignment_of_a_batch_is_the_sum_over_its_parts():
     generator = torch.Generator().manual_seed(0)
     states, targets = torch.randn(2, 3, 8, generator=generator, dtype=torch.float64)
-    once = alignment_loss(Aligned(states, targets, torch.tensor([1.0, 2.0, 1.0])), teacher(mse_w=0.5))
-    order = torch.tensor([0, 1, 1, 2])
-    twice = alignment_loss(Aligned(states[order], targets[order], torch.ones(4)), teacher(mse_w=0.5))
-    assert once.item() == pytest.approx(twice.item(), rel=1e-12)
+    weights, config = torch.tensor([0.25, 0.5, 0.25]), teacher(mse_w=0.5)
+    whole = alignment_loss(Aligned(states, targets, weights), config)
+    order = torch.tensor([0, 1, 1, 2])  # the second text is used twice
+    mean = divergences(states[order], targets[order], 0.5, 1.0).mean()
+    assert whole.item() == pytest.approx(mean.item(), rel=1e-12)
+    parts = [alignment_loss(Aligned(states[part], targets[part], weights[part]), config) for part in ([0], [1, 2])]
+    assert sum(parts).item() == pytest.approx(whole.item(), rel=1e-12)
 
 
 def test_equal_states_are_aligned():
     states = torch.randn(3, 8, generator=torch.Generator().manual_seed(0))
-    assert alignment_loss(Aligned(states, states, torch.ones(3)), teacher(mse_w=1.0)).item() == pytest.approx(
+    assert alignment_loss(Aligned(states, states, torch.ones(3) / 3), teacher(mse_w=1.0)).item() == pytest.approx(
         0, abs=1e-6
     )

@@ -51,11 +51,6 @@ def test_the_order_is_the_seed_s():
     assert rows_of(first, 3) == rows_of(same, 3) != rows_of(other, 3)
 
 
-def test_a_rest_that_leaves_a_process_without_rows_is_left_out():
-    assert Plan(13, Sharing(2, processes=3)).batches_per_epoch == 2
-    assert Plan(15, Sharing(2, processes=3)).batches_per_epoch == 3
-
-
 def write_rows(path: Path, rows: int) -> Path:
     """Write rows of format C, every third positive a list, some texts shared."""
     return write_jsonl(
@@ -72,14 +67,16 @@ def corpus_of(path: Path) -> Corpus:
     return load_corpus(SourceConfig(str(path)), "train", SpyTokenizer())
 
 
-def content(batch: Batch) -> list[list[tuple[int, ...]]]:
-    """Return the tokens of every row's every role."""
-    tokens = [tuple(batch.tokens.take(np.array([n])).ids.tolist()) for n in range(len(batch.tokens))]
-    return [[tokens[n] for n in row] for row in batch.structure.index.tolist()]
+def content(*shares: Batch) -> list[list[tuple[int, ...]]]:
+    """Return the tokens of every row's every role, found where the processes put their embeddings."""
+    tokens = [
+        tuple(share.tokens.take(np.array([n])).ids.tolist()) for share in shares for n in range(len(share.tokens))
+    ]
+    return [[tokens[n] for n in row] for row in shares[0].structure.index.tolist()]
 
 
 @pytest.mark.parametrize("duplicates", ["mask", "drop"])
-@pytest.mark.parametrize(("processes", "size", "rows"), [(2, 3, 17), (3, 2, 17), (3, 2, 16), (2, 3, 24)])
+@pytest.mark.parametrize(("processes", "size", "rows"), [(2, 3, 17), (3, 2, 17), (3, 2, 19), (2, 3, 24), (5, 1, 2)])
 def test_shares_put_together_are_the_batch_of_one_process(tmp_path, processes, size, rows, duplicates):
     corpus = corpus_of(write_rows(tmp_path / "a.jsonl", rows))
     whole = CorpusData(corpus, Sharing(size * processes, 2, duplicates))
@@ -89,11 +86,33 @@ def test_shares_put_together_are_the_batch_of_one_process(tmp_path, processes, s
     assert {share.steps_per_epoch for share in shares} == {whole.steps_per_epoch}
     for one, *parts in islice(zip(whole.steps(0), *(share.steps(0) for share in shares), strict=True), 7):
         for batch, *pieces in zip(one, *parts, strict=True):
-            assert min(len(piece.rows) for piece in pieces) >= 1
-            assert max(len(piece.rows) for piece in pieces) <= size
-            np.testing.assert_array_equal(batch.rows, np.concatenate([piece.rows for piece in pieces]))
-            assert torch.equal(batch.structure.text_ids, torch.cat([piece.structure.text_ids for piece in pieces]))
-            assert content(batch) == [row for piece in pieces for row in content(piece)]
+            assert content(batch) == content(*pieces)
+            for piece in pieces:
+                np.testing.assert_array_equal(batch.rows, piece.rows)
+                assert torch.equal(batch.structure.text_ids, piece.structure.text_ids)
+                assert torch.equal(pieces[0].structure.index, piece.structure.index)
+                assert batch.token_uses == piece.token_uses == sum(len(text) for row in content(batch) for text in row)
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3, 7])
+def test_texts_are_dealt_out_evenly_and_each_once(tmp_path, processes):
+    rows = [{"text": "w " * (n % 11 + 1) + f"t{n}", "positive": f"p{n % 5}"} for n in range(24)]
+    corpus = corpus_of(write_jsonl(tmp_path / "a.jsonl", rows))
+    shares = [
+        collate(corpus, np.arange(24), 0, Sharing(24, processes=processes, rank=rank)) for rank in range(processes)
+    ]
+    index, ids = shares[0].structure.index, shares[0].structure.text_ids
+    each = -(-len(ids.unique()) // processes)
+    uses = np.zeros(processes * each, int)
+    for rank, share in enumerate(shares):
+        assert len(share.tokens) == len(share.texts) == len(share.uses) == each
+        assert (np.diff(share.tokens.lengths) <= 0).all()
+        np.testing.assert_array_equal(share.limits, np.max([other.tokens.lengths for other in shares], axis=0))
+        uses[rank * each : (rank + 1) * each] = share.uses
+    np.testing.assert_array_equal(uses, np.bincount(index.flatten(), minlength=processes * each))
+    assert sorted(uses[uses > 0]) == sorted(ids.unique(return_counts=True)[1])
+    tokens = [share.tokens.offsets[-1] for share in shares]
+    assert max(tokens) - min(tokens) <= corpus.tokens.lengths.max()
 
 
 @pytest.mark.parametrize("size", [2, 5, 40])
@@ -131,25 +150,21 @@ def test_seeking_is_iterating(tmp_path):
         assert [content(batch) for batch in sought] == [content(batch) for batch in batches]
 
 
-def naive_without_repeats(texts: list[list[int]], at_least: int) -> list[int]:
-    """Keep a row iff its texts differ and no earlier kept row has one of them; fill up with the first others."""
+def naive_without_repeats(texts: list[list[int]]) -> list[int]:
+    """Keep a row iff its texts differ and no earlier kept row has one of them; if there is none, the first."""
     kept: list[int] = []
     for row, own in enumerate(texts):
         before = [text for earlier in kept for text in texts[earlier]]
         if len(own) == len(set(own)) and not any(text in before for text in own):
             kept.append(row)
-    others = [row for row in range(len(texts)) if row not in kept]
-    while len(kept) < at_least and others:
-        kept.append(others.pop(0))
-    return sorted(kept)
+    return kept or [0]
 
 
-@pytest.mark.parametrize("at_least", [1, 3])
 @pytest.mark.parametrize("roles", [2, 3])
-def test_rows_without_repeats(roles, at_least):
+def test_rows_without_repeats(roles):
     for seed in range(30):
         texts = np.random.default_rng(seed).integers(0, 6 if seed % 3 else 2, (8, roles))
-        assert without_repeats(texts, at_least).tolist() == naive_without_repeats(texts.tolist(), at_least)
+        assert without_repeats(texts).tolist() == naive_without_repeats(texts.tolist())
 
 
 def test_drop_leaves_no_text_twice_and_the_others_leave_all_rows(tmp_path):
@@ -239,7 +254,7 @@ def test_shares_of_a_stream_put_together_are_those_of_one_process(tmp_path):
     whole = StreamData(SourceConfig(str(path)), "auto", SpyTokenizer(), Sharing(4), 8).steps(0)
     shares = [stream(path, processes=2, rank=rank).steps(0) for rank in range(2)]
     for one, first, second in islice(zip(whole, *shares, strict=True), 14):
-        assert texts_in(one) == texts_in(first) + texts_in(second)
+        assert texts_in(one) == [row for pair in zip(first, second, strict=True) for row in content(*pair)]
 
 
 @pytest.mark.usefixtures("at_most_ten_seconds")
@@ -258,20 +273,6 @@ def test_a_stream_of_rows_that_are_all_dropped_ends(tmp_path):
     data = StreamData(source, "auto", SpyTokenizer(), Sharing(2), 4)
     with pytest.raises(DataError, match="no row to use: label_map dropped all 3"):
         next(data.steps(0))
-
-
-@pytest.mark.usefixtures("at_most_ten_seconds")
-@pytest.mark.parametrize("streaming", [False, True])
-def test_fewer_rows_than_processes_are_said(tmp_path, streaming):
-    path = write_jsonl(tmp_path / "a.jsonl", [{"text": "t", "positive": "p"}])
-    sharing = Sharing(2, processes=2)
-
-    def first() -> object:
-        data = stream(path, processes=2) if streaming else CorpusData(corpus_of(path), sharing)
-        return next(data.steps(0))
-
-    with pytest.raises(DataError):
-        first()
 
 
 def test_a_message_can_say_where_rows_stand(tmp_path):

@@ -1,6 +1,6 @@
 """Batches as a plan: which rows make a step is a function of (seed, step), not of an iterator's past.
 
-So resuming is seeking, and every process computes the same global batch and takes its own share of it.
+So resuming is seeking, and every process computes the same global batch and takes its own share of its texts.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import torch
 from angle.config import SourceConfig
 from angle.data import sources
 from angle.data.corpus import Corpus, CorpusBuilder, Ints, Tokenizer, check_extra_columns, common_format
-from angle.errors import DataError
 from angle.structures import Batch, DataFormat, Structure
 
 
@@ -49,9 +48,8 @@ class Plan:
 
     @property
     def batches_per_epoch(self) -> int:
-        """Global batches in a pass; a rest smaller than the number of processes is left out."""
-        full, rest = divmod(self.rows, self.sharing.global_rows)
-        return full + (rest >= self.sharing.processes)
+        """Global batches in a pass; the last one may have fewer rows."""
+        return -(-self.rows // self.sharing.global_rows)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -108,8 +106,6 @@ class CorpusData:
 
     def __init__(self, corpus: Corpus, sharing: Sharing) -> None:
         """Plan the batches of `corpus`."""
-        if len(corpus) < sharing.processes:
-            raise _too_few(len(corpus), sharing)
         self.corpus = corpus
         self.sharing = sharing
         self.plan = Plan(len(corpus), sharing)
@@ -188,11 +184,10 @@ class StreamData:
                         yield builder
                         builder, some = self._builder(), True
             builder.check()
-            if len(builder) >= self._sharing.processes:
+            if len(builder):
                 yield builder
             elif not some:
-                builder.build(self._tokenizer, cache=False)  # says why there is no row, if there is none
-                raise _too_few(len(builder), self._sharing)
+                builder.build(self._tokenizer, cache=False)  # says why there is no row
 
     def _builder(self) -> CorpusBuilder:
         return CorpusBuilder(self.format, self._source, "train", self._tokenizer.columns)
@@ -214,38 +209,42 @@ class StreamData:
         return f"a window of {self._names}"
 
 
-def _too_few(rows: int, sharing: Sharing) -> DataError:
-    return DataError(
-        f"data.train has {rows} row{'s' if rows > 1 else ''} for {sharing.processes} processes: each needs one; "
-        f"give more rows or start fewer processes."
+def collate(corpus: Corpus, rows: Ints, epoch: int, sharing: Sharing) -> Batch:
+    """Return a global batch with this process's share of its texts; each of its distinct texts stands in it once."""
+    texts = corpus.texts(rows, sharing.seed, epoch)  # (B, R)
+    if sharing.duplicates == "drop":
+        kept = without_repeats(texts)
+        rows, texts = rows[kept], texts[kept]
+    distinct, index, uses = np.unique(texts, return_inverse=True, return_counts=True)
+    lengths = corpus.tokens.lengths[distinct]
+    order = np.argsort(-lengths, kind="stable")
+    each = -(-len(distinct) // sharing.processes)
+    turn, process = np.divmod(np.arange(each * sharing.processes), sharing.processes)
+    places = np.empty(len(distinct), np.int64)  # among the embeddings of all processes
+    places[order] = (process * each + turn)[: len(distinct)]
+    own = np.flatnonzero(process == sharing.rank)
+    dealt = order[np.minimum(own, len(distinct) - 1)]
+    labels = None if corpus.labels is None else torch.from_numpy(corpus.labels[rows])
+    return Batch(
+        corpus.tokens.take(distinct[dealt]),
+        distinct[dealt],
+        np.where(own < len(distinct), uses[dealt], 0),
+        lengths[order[:: sharing.processes]],
+        Structure(corpus.format, torch.from_numpy(places[index.reshape(texts.shape)]), torch.from_numpy(texts), labels),
+        int((uses * lengths).sum()),
+        rows,
     )
 
 
-def collate(corpus: Corpus, rows: Ints, epoch: int, sharing: Sharing) -> Batch:
-    """Return this process's share of a global batch; each of its distinct texts stands in it once."""
-    texts = corpus.texts(rows, sharing.seed, epoch)  # (B, R)
-    if sharing.duplicates == "drop":
-        kept = without_repeats(texts, at_least=sharing.processes)
-        rows, texts = rows[kept], texts[kept]
-    share = np.array_split(np.arange(len(rows)), sharing.processes)[sharing.rank]
-    rows, texts = rows[share], texts[share]
-    distinct, index = np.unique(texts, return_inverse=True)
-    labels = None if corpus.labels is None else torch.from_numpy(corpus.labels[rows])
-    structure = Structure(corpus.format, torch.from_numpy(index.reshape(texts.shape)), torch.from_numpy(texts), labels)
-    return Batch(corpus.tokens.take(distinct), structure, distinct, rows)
-
-
-def without_repeats(texts: Ints, at_least: int = 1) -> Ints:
+def without_repeats(texts: Ints) -> Ints:
     """Return which rows have no text that an earlier kept row (or another role of theirs) has already.
 
-    A row that is left out blocks no later one. When fewer than `at_least` would stay, the first others fill up.
+    A row that is left out blocks no later one. When all would be left out, the first one stays.
     """
     seen: set[int] = set()
-    kept, left = [], []
+    kept = []
     for number, row in enumerate(texts.tolist()):
         if len(set(row)) == len(row) and seen.isdisjoint(row):
             seen.update(row)
             kept.append(number)
-        else:
-            left.append(number)
-    return np.array(sorted(kept + left[: max(at_least - len(kept), 0)]), np.int64)
+    return np.array(kept or [0], np.int64)

@@ -13,22 +13,22 @@ from angle.objective.precision import at_least_float32
 
 @dataclass(frozen=True)
 class Aligned:
-    """States to align: of the batch's distinct texts, or of their tokens."""
+    """States to align: of distinct texts, or of their tokens."""
 
     student: Tensor
     """(M, D), with gradient."""
     teacher: Tensor
     """(M, D), without."""
-    uses: Tensor
-    """(M,): how many roles in the batch's rows the text has."""
+    weights: Tensor
+    """(M,): the share of each in the whole batch; a text that is used twice counts twice. Over the batch they sum to
+    1."""
 
 
 def alignment_loss(states: Aligned, config: TeacherConfig) -> Tensor:
-    """Return the mean distance of the student's states from the teacher's, a text that is used twice counting twice."""
+    """Return what these states add to the mean distance of a batch's states from the teacher's."""
     with torch.autocast(states.student.device.type, enabled=False):
         student, teacher = at_least_float32(states.student), at_least_float32(states.teacher)
-        distances = divergences(student, teacher, config.mse_w, config.temperature)
-        return (states.uses * distances).sum() / states.uses.sum()
+        return (states.weights * divergences(student, teacher, config.mse_w, config.temperature)).sum()
 
 
 def divergences(states: Tensor, targets: Tensor, mse_w: float, temperature: float) -> Tensor:

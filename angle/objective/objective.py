@@ -24,17 +24,16 @@ class Objective:
         """Depths whose embeddings the loss asks for, the last one last; None for the last layer alone."""
         return self.loss.depths if isinstance(self.loss, EspressoLoss) else None
 
-    def __call__(self, embeddings: Tensor, structure: Structure, aligned: Aligned | None = None) -> LossTerms:
-        """Return the loss of a batch.
+    def __call__(self, embeddings: Tensor, structure: Structure) -> LossTerms:
+        """Return the loss of a batch, but for the alignment.
 
         Args:
             embeddings: (N, D), or (N, K, D) where `depths` asks for K of them.
             structure: whose `index` (B, R) points into them.
-            aligned: the states to align, if there is a teacher.
 
         """
-        loss = self.loss(embeddings, structure)
-        if aligned is None:
-            return loss
-        alignment = alignment_loss(aligned, self.teacher)
-        return LossTerms(loss.total + self.teacher.weight * alignment, loss.terms | {"alignment": alignment.detach()})
+        return self.loss(embeddings, structure)
+
+    def alignment(self, states: Aligned) -> Tensor:
+        """Return what states add to the alignment, before `teacher.weight`: the whole is the sum over all texts."""
+        return alignment_loss(states, self.teacher)

@@ -18,7 +18,7 @@ from angle.config import TrainConfig
 from angle.data.batching import CorpusData, TrainingData, collate
 from angle.structures import Batch
 from angle.training import setup
-from angle.training.step import batch_loss
+from angle.training.step import Step
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -77,9 +77,7 @@ def dry_run(config: TrainConfig) -> DryRun:
     batches = config.train.gradient_accumulation_steps
     model.train()
 
-    def forward_and_backward() -> None:
-        loss = batch_loss(model, built.objective, teacher, batch, accelerator)
-        accelerator.backward(loss.total / batches)
+    step = Step(model, built.objective, teacher, accelerator)
 
     on_gpu = accelerator.device.type == "cuda"
     if on_gpu:
@@ -87,7 +85,7 @@ def dry_run(config: TrainConfig) -> DryRun:
     for parameter in trained:
         parameter.grad = torch.zeros_like(parameter)  # so that only what comes and goes within a step is counted
     with Allocations() as made:
-        forward_and_backward()
+        step.add_gradient(batch)
     optimizer.step()
     memory = {
         "frozen weights": _bytes([*_frozen(encoder), *encoder.buffers()]),
@@ -99,7 +97,7 @@ def dry_run(config: TrainConfig) -> DryRun:
     if teacher is not None and teacher.encoder not in (None, encoder):
         memory["teacher"] = _bytes([*_frozen(teacher.encoder), *teacher.encoder.buffers()])
     optimizer.zero_grad()
-    seconds = _time(accelerator, forward_and_backward) * batches + _time(accelerator, optimizer.step)
+    seconds = _time(accelerator, lambda: step.add_gradient(batch)) * batches + _time(accelerator, optimizer.step)
     allocated = torch.cuda.max_memory_allocated() if on_gpu else None
     rows = len(batch.rows)
     return DryRun(
@@ -110,13 +108,13 @@ def dry_run(config: TrainConfig) -> DryRun:
         memory,
         allocated,
         seconds,
-        rows * batches * accelerator.num_processes,
+        rows * batches,
         setup.banner(config, encoder, built.data, built.total, accelerator),
     )
 
 
 def _longest_batch(data: TrainingData) -> tuple[str, Batch]:
-    """Return this process's share of a batch of the rows with the most tokens; of a stream, its first batch."""
+    """Return a batch of the rows with the most tokens; of a stream, its first batch."""
     if not isinstance(data, CorpusData):
         return "first batch", next(data.steps(0))[0]
     corpus, sharing = data.corpus, data.sharing

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +22,6 @@ from angle.evaluation.sts import score_pairs, word_overlap
 from angle.modeling.encoder import Encoder
 from angle.modeling.student import Student
 from angle.objective.angle_loss import AngleLoss, LossTerms
-from angle.objective.objective import Objective
 from angle.settings import load_config, resumed
 from angle.structures import Batch
 from angle.training import setup
@@ -32,8 +31,7 @@ from angle.training.publish import check_hub, publish, publish_finished
 from angle.training.result import Result
 from angle.training.run_folder import RunFolder, RunState
 from angle.training.schedule import rate_factor, warmup_steps
-from angle.training.step import batch_loss
-from angle.training.teacher import Teacher
+from angle.training.step import Step
 from angle.training.tracking import Tracker, check_credentials, relative_to_here, tracking_mode
 
 if TYPE_CHECKING:
@@ -50,11 +48,8 @@ class Run:
     tracker: Tracker
     data: setup.Data
     student: Student
-    teacher: Teacher | None
-    model: Any
-    """The student as the accelerator prepared it: the one that is called."""
+    step: Step
     optimizer: Any
-    objective: Objective
     valid_loss: AngleLoss | None
     """The loss of the last layer, for the format of data.valid."""
     total: int
@@ -165,10 +160,8 @@ def _prepare(
         tracker,
         data,
         built.student,
-        built.teacher,
-        model,
+        Step(model, built.objective, built.teacher, accelerator),
         optimizer,
-        built.objective,
         built.valid_loss,
         built.total,
     )
@@ -198,19 +191,15 @@ def _train(run: Run) -> None:
     meter = _Meter(run)
     steps = run.data.train.steps(progress.step)
     tracker.start_bar(progress.step, run.total)
-    run.model.train()
+    run.step.model.train()
     while progress.step < run.total:
         batches = next(steps)
         rate = (config.learning_rate or 0.0) * rate_factor(progress.step, run.total, warmup, config.scheduler)
         for group in run.optimizer.param_groups:
             group["lr"] = rate
-        for number, batch in enumerate(batches, 1):
-            # Several backward passes a step need one exchange of gradients, in the last of them.
-            with nullcontext() if number == len(batches) else run.accelerator.no_sync(run.model):
-                loss = batch_loss(run.model, run.objective, run.teacher, batch, run.accelerator)
-                run.accelerator.backward(loss.total / len(batches))
-            meter.add(batch, loss)
-        norm = run.accelerator.clip_grad_norm_(run.model.parameters(), config.max_grad_norm or float("inf"))
+        for batch in batches:
+            meter.add(batch, run.step.add_gradient(batch, 1 / len(batches), exchange=batch is batches[-1]))
+        norm = run.accelerator.clip_grad_norm_(run.step.model.parameters(), config.max_grad_norm or float("inf"))
         run.optimizer.step()
         run.optimizer.zero_grad()
         progress.step += 1
@@ -249,9 +238,9 @@ class _Meter:
 
     def add(self, batch: Batch, loss: LossTerms) -> None:
         """Count a batch."""
-        self._losses.append({"loss": loss.total.detach()} | loss.terms)
+        self._losses.append({"loss": loss.total} | loss.terms)
         self._steps.append(self._run.progress.step)
-        self._texts += batch.structure.index.numel() * self._run.accelerator.num_processes
+        self._texts += batch.structure.index.numel()
         self._padding.append(self._run.encoder.padding_share(batch.tokens.lengths))
 
     def report(self, rate: float, norm: Tensor | None, *, say: bool) -> None:
@@ -336,18 +325,14 @@ def _valid_loss(run: Run, corpus: Corpus, loss_of: AngleLoss) -> dict[str, float
     """Return the mean loss and terms over a corpus, in batches of the training's size."""
     sharing = Sharing(run.config.train.batch_size, duplicates=run.config.data.duplicates, shuffle=False)
     plan = Plan(len(corpus), sharing)
-    run.encoder.eval()
     sums: dict[str, float] = {}
-    try:
-        for step in range(plan.steps_per_epoch):
-            ids, lengths, structure = collate(corpus, plan.step(step)[0][1], 0, sharing).tensors(run.encoder.device)
-            with run.accelerator.autocast():
-                embeddings = run.encoder(ids, lengths)
-            loss = loss_of(embeddings, structure)
-            for name, value in ({"loss": loss.total} | {f"loss/{n}": v for n, v in loss.terms.items()}).items():
-                sums[name] = sums.get(name, 0.0) + float(value) / plan.steps_per_epoch
-    finally:
-        run.encoder.train()
+    for step in range(plan.steps_per_epoch):
+        batch = collate(corpus, plan.step(step)[0][1], 0, sharing)
+        with run.accelerator.autocast():
+            embeddings = run.encoder.encode_tokens(batch.tokens)
+        loss = loss_of(embeddings, batch.structure)
+        for name, value in ({"loss": loss.total} | {f"loss/{n}": v for n, v in loss.terms.items()}).items():
+            sums[name] = sums.get(name, 0.0) + float(value) / plan.steps_per_epoch
     return sums
 
 

@@ -65,7 +65,7 @@ def start_accelerator(config: TrainConfig) -> Accelerator:
     """
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
-    from accelerate.utils import InitProcessGroupKwargs
+    from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 
     AcceleratorState._reset_state()  # the second job of a sweep may want another precision
     on_cpu = not has_gpu()
@@ -76,8 +76,11 @@ def start_accelerator(config: TrainConfig) -> Accelerator:
     accelerator = Accelerator(
         cpu=on_cpu,
         mixed_precision=config.train.mixed_precision,
-        # The others wait while the main process evaluates, which may take long.
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=6))],
+        kwargs_handlers=[
+            # The others wait while the main process evaluates, which may take long.
+            InitProcessGroupKwargs(timeout=timedelta(hours=6)),
+            DistributedDataParallelKwargs(gradient_as_bucket_view=True),  # one copy of the gradients, not two
+        ],
     )
     wanted = int(os.environ.get("WORLD_SIZE", "1"))
     if accelerator.num_processes != wanted:

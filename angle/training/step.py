@@ -1,54 +1,144 @@
-"""One evaluation of the objective: a batch through student and teacher, gathered from all processes, into a loss."""
+"""The gradient of one evaluation of the objective: a batch through student and teacher, over all processes.
+
+The loss knows all texts at once, the encoder need not. So the texts run in micro-batches, first without a graph; the
+loss gives the gradient at their embeddings; then each micro-batch runs again, with its graph and the same dropout, and
+takes its share of that gradient on to the weights (the gradient cache of Gao, Zhang, Han and Callan, "Scaling Deep
+Contrastive Learning Batch Size under Memory Limited Setup", 2021). Memory is that of one micro-batch, and nothing
+depends on how many there are. The last one keeps its graph and need not run again: a batch that is one micro-batch runs
+once.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from angle.modeling.pooling import Lengths
 from angle.objective.alignment import Aligned
 from angle.objective.angle_loss import LossTerms
 from angle.objective.objective import Objective
 from angle.structures import Batch
-from angle.training.distributed import gather_batch, gather_rows
+from angle.training.distributed import gather_equal, sum_over_processes
 from angle.training.teacher import Teacher
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
 
-def batch_loss(
-    model: Any, objective: Objective, teacher: Teacher | None, batch: Batch, accelerator: Accelerator
-) -> LossTerms:
-    """Return the loss of the global batch that this process's batch is a share of.
+@dataclass(frozen=True)
+class Step:
+    """What an evaluation of the objective needs, besides a batch."""
+
+    model: Any
+    """The `Student`, as it was prepared for several processes."""
+    objective: Objective
+    teacher: Teacher | None
+    accelerator: Accelerator
+    """Says where, in which precision, and how many processes take part."""
+    token_budget: int | None = None
+    """Tokens of a micro-batch, None for the whole batch as one."""
+
+    def add_gradient(self, batch: Batch, share: float = 1.0, *, exchange: bool = True) -> LossTerms:
+        """Add `share` of the gradient of the global batch's loss to the weights' own, and return that loss, detached.
+
+        Args:
+            batch: the global batch, with this process's texts.
+            share: of this batch in the optimiser step.
+            exchange: whether to average the gradients over the processes, once, at the end: for the last batch of an
+                optimiser step.
+
+        """
+        accelerator, processes = self.accelerator, self.accelerator.num_processes
+        parts = micro_batches(batch.limits, self.token_budget)
+        dice, found = [], []
+        for part in parts[:-1]:
+            dice.append(_Dice(accelerator.device))
+            with torch.no_grad():
+                found.append(self.model(*batch.some(part, accelerator.device))[0])
+        with self._exchange(exchange and len(parts) == 1):
+            kept = self.model(*batch.some(parts[-1], accelerator.device))
+            own = torch.cat([*found, kept[0].detach()])
+            embeddings = gather_equal(own, processes).requires_grad_()
+            loss = self.objective(embeddings, batch.structure.to(accelerator.device))
+            (gradient,) = torch.autograd.grad(loss.total, embeddings)
+            # Every process computes the whole loss, but takes only the gradient of its own texts to the weights. The
+            # mean over processes, which the exchange makes, has to be their sum.
+            first = accelerator.process_index * len(own)
+            gradient = gradient[first : first + len(own)] * (share * processes)
+            alignment = self._backward(batch, parts[-1], kept, gradient, share)
+        for number, (part, thrown) in enumerate(zip(parts[:-1], dice, strict=True), 2):
+            with self._exchange(exchange and number == len(parts)):
+                with thrown.again():
+                    kept = self.model(*batch.some(part, accelerator.device))
+                alignment = alignment + self._backward(batch, part, kept, gradient, share)
+        if self.teacher is None:
+            return LossTerms(loss.total.detach(), loss.terms)
+        alignment = sum_over_processes(alignment, processes)
+        total = loss.total.detach() + self.objective.teacher.weight * alignment
+        return LossTerms(total, loss.terms | {"alignment": alignment})
+
+    def _exchange(self, now: bool) -> Any:
+        """Several backward passes a step need one exchange of gradients, in the last of them."""
+        return nullcontext() if now else self.accelerator.no_sync(self.model)
+
+    def _backward(
+        self, batch: Batch, part: slice, output: tuple[Tensor, Tensor | None], gradient: Tensor, share: float
+    ) -> Tensor:
+        """Take the gradient at some embeddings on to the weights; return what their texts add to the alignment."""
+        embeddings, states = output
+        # Its gradient is the given one. As a number, so that whatever scales a loss (fp16) can do so.
+        proxy, alignment = (embeddings * gradient[part]).sum(), gradient.new_zeros(())
+        if self.teacher is not None:
+            assert states is not None
+            ids, lengths = batch.some(part, self.accelerator.device)
+            with self.accelerator.autocast():
+                targets = self.teacher(ids, lengths, batch.texts[part])
+            weights = torch.from_numpy(batch.weights(part, of_tokens=self.teacher.of_tokens))
+            weights = weights.to(states.device, non_blocking=True)
+            alignment = self.objective.alignment(Aligned(states, targets, weights))
+            proxy = proxy + self.objective.teacher.weight * share * self.accelerator.num_processes * alignment
+        self.accelerator.backward(proxy)
+        return alignment.detach()
+
+
+def micro_batches(limits: Lengths, token_budget: int | None) -> list[slice]:
+    """Return consecutive parts of texts, which are sorted by length, with at most so many tokens each.
+
+    A text that is longer than the budget is a part of its own.
 
     Args:
-        model: the `Student`, as it was prepared for several processes.
-        objective: the objective.
-        teacher: who is asked for the states to align.
-        batch: this process's share.
-        accelerator: says where, in which precision, and how many processes take part.
+        limits: (M,) tokens of each text at most.
+        token_budget: None for a single part.
 
     """
-    device, processes = accelerator.device, accelerator.num_processes
-    ids, lengths, structure = batch.tensors(device)
-    embeddings, states = model(ids, lengths)
-    aligned = None
-    if teacher is not None:
-        uses = np.bincount(batch.structure.index.flatten().numpy(), minlength=len(lengths)).astype(np.float32)
-        with accelerator.autocast():
-            targets = teacher(ids, lengths, batch.texts)
-        weights = np.repeat(uses, lengths) if teacher.of_tokens else uses
-        own = Aligned(states, targets, torch.from_numpy(weights).to(device, non_blocking=True))
-        aligned = _gather_aligned(own, processes)
-    return objective(*gather_batch(embeddings, structure, processes), aligned)
+    if token_budget is None:
+        return [slice(0, len(limits))]
+    parts, first, tokens = [], 0, 0
+    for number, length in enumerate(limits.tolist()):
+        tokens += length
+        if tokens > token_budget and number > first:
+            parts.append(slice(first, number))
+            first, tokens = number, length
+    return [*parts, slice(first, len(limits))]
 
 
-def _gather_aligned(own: Aligned, processes: int) -> Aligned:
-    """Return the states of all processes."""
-    if processes == 1:
-        return own
-    parts: list[Tensor] = [gather_rows(part) for part in (own.student, own.teacher, own.uses)]
-    return Aligned(*parts)
+class _Dice:
+    """The state of the random numbers, to throw the same ones again."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._devices = [device] if device.type == "cuda" else []
+        self._state = torch.get_rng_state(), [torch.cuda.get_rng_state(device) for device in self._devices]
+
+    @contextmanager
+    def again(self) -> Iterator[None]:
+        """Throw them again; afterwards go on where they were."""
+        with torch.random.fork_rng(self._devices):
+            torch.set_rng_state(self._state[0])
+            for device, state in zip(self._devices, self._state[1], strict=True):
+                torch.cuda.set_rng_state(state, device)
+            yield

@@ -1,0 +1,213 @@
+"""The gradient of a batch does not depend on how its texts are cut into micro-batches, nor on who runs them."""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch import distributed as dist
+from torch.multiprocessing.spawn import spawn
+
+from angle.config import TrainConfig
+from angle.settings import build_config
+from angle.structures import Batch
+from angle.training import setup
+from angle.training.dry_run import Allocations
+from angle.training.step import Step, micro_batches
+
+#: Whatever an objective may have beyond a format's own terms.
+OBJECTIVES: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "all terms": {"loss": {"cosine_w": 1.0, "ibn_w": 20.0, "angle_w": 1.0}},
+    "espresso": {"ese": {"enabled": True, "compression_size": 32}},
+    "teacher": {"teacher": {"enabled": True, "name_or_path": "self", "projection": True, "mse_w": 1.0}},
+    "teacher of tokens": {"teacher": {"enabled": True, "name_or_path": "self", "pooling": "tokens"}},
+    "both": {
+        "ese": {"enabled": True, "compression_size": 32},
+        "teacher": {"enabled": True, "name_or_path": "self", "temperature": 0.5},
+    },
+    "adapters": {"lora": {"enabled": True, "dropout": 0.0}, "teacher": {"enabled": True, "name_or_path": "self"}},
+}
+
+
+def built(data_format: str, *, rows: int = 24, dropout: float = 0.0, **groups: Any) -> tuple[setup.Built, Accelerator]:
+    """Return what a run on the built-in sentences works with."""
+    data = {"train": {"name_or_path": "sample"}}
+    config = build_config(
+        {"data": data, "data_format": {"name": data_format}, "train": {"batch_size": rows}, **groups}, TrainConfig
+    )
+    accelerator = setup.start_accelerator(config)
+    made = setup.build(config, accelerator)
+    for module in made.student.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = dropout
+    weights = made.student.projection
+    if weights is not None:  # as far from the teacher as a trained one
+        nn.init.normal_(weights.weight, std=0.1, generator=torch.Generator().manual_seed(0))
+    return made, accelerator
+
+
+def step_of(made: setup.Built, accelerator: Accelerator, budget: int | None = None) -> Step:
+    made.student.train()
+    return Step(made.student, made.objective, made.teacher, accelerator, budget)
+
+
+def gradients(model: nn.Module) -> dict[str, Tensor]:
+    """Take the gradients off a model."""
+    found = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    return found
+
+
+def assert_equal_gradients(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
+    """Check that every weight's gradient is off by 1e-5 of its length at most, or by rounding errors of the whole."""
+    assert found.keys() == wanted.keys()
+    whole = torch.stack([gradient.norm() for gradient in wanted.values()]).norm()
+    for name, gradient in wanted.items():
+        assert (found[name] - gradient).norm() <= 1e-5 * gradient.norm() + 1e-7 * whole, name
+
+
+@pytest.mark.parametrize("data_format", ["A", "B", "C"])
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_micro_batches_change_no_gradient(data_format: str, name: str) -> None:
+    groups = {group: values for group, values in OBJECTIVES[name].items() if group != "loss" or data_format != "C"}
+    made, accelerator = built(data_format, **groups)
+    batch = next(made.data.train.steps(0))[0]
+    whole = step_of(made, accelerator).add_gradient(batch, 0.5)
+    wanted = gradients(made.student)
+    for budget in (1, 40, 150):
+        assert len(micro_batches(batch.limits, budget)) > 2
+        loss = step_of(made, accelerator, budget).add_gradient(batch, 0.5)
+        assert loss.terms.keys() == whole.terms.keys()
+        for value, other in [(loss.total, whole.total), *zip(loss.terms.values(), whole.terms.values(), strict=True)]:
+            torch.testing.assert_close(value, other, rtol=1e-5, atol=1e-6)
+        assert_equal_gradients(gradients(made.student), wanted)
+
+
+@pytest.mark.parametrize("name", ["plain", "both"])
+def test_the_plain_step_is_the_gradient_of_its_loss(name: str) -> None:
+    made, accelerator = built("B", **OBJECTIVES[name])
+    batch = next(made.data.train.steps(0))[0]
+    step_of(made, accelerator).add_gradient(batch, 0.5)
+    found = gradients(made.student)
+    ids, lengths = batch.some(slice(None), accelerator.device)
+    embeddings, states = made.student(ids, lengths)
+    loss = made.objective(embeddings, batch.structure).total
+    if made.teacher is not None:
+        of_rows = made.teacher(ids, lengths, batch.texts)[batch.structure.index.flatten()]
+        own = states[batch.structure.index.flatten()]
+        temperature = made.config.teacher.temperature
+        wanted, found_ = (torch.log_softmax(values / temperature, -1) for values in (of_rows, own))
+        loss = loss + temperature * (wanted.exp() * (wanted - found_)).sum(-1).mean()
+    (loss / 2).backward()
+    assert_equal_gradients(found, gradients(made.student))
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_dropout_is_thrown_again(checkpointing: bool) -> None:
+    made, accelerator = built("A", dropout=0.3, model={"gradient_checkpointing": checkpointing})
+    batch = next(made.data.train.steps(0))[0]
+    step = step_of(made, accelerator, 80)
+    parts = micro_batches(batch.limits, 80)
+    assert len(parts) > 3
+    torch.manual_seed(5)
+    cached = step.add_gradient(batch)
+    found, dice = gradients(made.student), torch.get_rng_state()
+
+    torch.manual_seed(5)  # the same with all graphs at once
+    embeddings = torch.cat([made.student(*batch.some(part, accelerator.device))[0] for part in parts])
+    loss = made.objective(embeddings, batch.structure)
+    after = torch.get_rng_state()
+    loss.total.backward()
+    torch.testing.assert_close(cached.total, loss.total.detach(), rtol=1e-6, atol=0)
+    assert_equal_gradients(found, gradients(made.student))
+    assert torch.equal(dice, after)  # the next batch throws other ones
+
+    torch.manual_seed(6)
+    assert step.add_gradient(batch).total != cached.total
+
+
+def test_memory_is_that_of_a_micro_batch() -> None:
+    made, accelerator = built("A", rows=200)
+    batch = next(made.data.train.steps(0))[0]
+    for parameter in made.student.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    peaks = {}
+    for budget in (None, 2000, 500, 250):
+        with Allocations() as made_then:
+            step_of(made, accelerator, budget).add_gradient(batch)
+        peaks[budget] = made_then.peak
+    assert len(batch.tokens.ids) > 2000
+    assert peaks[500] < 0.4 * peaks[2000] < 0.8 * peaks[None]
+    assert peaks[250] < 0.7 * peaks[500]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_parts_keep_the_budget(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    limits = np.sort(random.integers(1, 40, random.integers(1, 60)))[::-1]
+    budget = int(random.integers(1, 120))
+    parts = micro_batches(limits, budget)
+    places = np.arange(len(limits))
+    np.testing.assert_array_equal(np.concatenate([places[part] for part in parts]), places)
+    for part, following in zip(parts, [*parts[1:], None], strict=True):
+        assert limits[part].sum() <= budget or len(limits[part]) == 1
+        if following is not None:  # as few as can be
+            assert limits[part].sum() + limits[following][0] > budget
+    assert micro_batches(limits, None) == [slice(0, len(limits))]
+
+
+def _count_exchanges(rank: int, folder: str, port: int) -> None:
+    """Run on each of two processes: a step of two batches, in several micro-batches each."""
+    told = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    os.environ |= {name: str(value) for name, value in told.items()} | {"ACCELERATE_USE_CPU": "true"}
+    made, accelerator = built("A", rows=8, train={"batch_size": 8, "gradient_accumulation_steps": 2})
+    assert accelerator.num_processes == 2
+    calls: list[int] = []
+
+    def hook(_, bucket):  # which torch wants without annotations, or with its own
+        calls.append(bucket.index())
+        shared = dist.all_reduce(bucket.buffer().div_(2), async_op=True)
+        assert shared is not None
+        return shared.get_future().then(lambda future: future.value()[0])
+
+    model = accelerator.prepare(made.student)
+    model.register_comm_hook(None, hook)
+    step = Step(model, made.objective, None, accelerator, token_budget=60)
+    batches = next(made.data.train.steps(0))
+    assert len(batches) == 2
+    assert all(len(micro_batches(batch.limits, 60)) > 1 for batch in batches)
+    for batch in batches:
+        step.add_gradient(batch, 0.5, exchange=batch is batches[-1])
+    assert len(calls) == len(set(calls)) >= 1
+    torch.save(gradients(made.student), f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_processes_exchange_gradients_once_a_step(tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    spawn(_count_exchanges, (str(tmp_path), port), nprocs=2)
+    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_a_batch_s_weights_are_those_of_its_roles() -> None:
+    made, _ = built("B")
+    batch: Batch = next(made.data.train.steps(0))[0]
+    counts = np.bincount(batch.structure.index.flatten())
+    whole = slice(0, len(counts))
+    np.testing.assert_allclose(batch.weights(whole, of_tokens=False), counts / counts.sum(), rtol=1e-6)
+    of_tokens = batch.weights(whole, of_tokens=True)
+    assert of_tokens.sum() == pytest.approx(1, rel=1e-5)
+    assert len(of_tokens) == len(batch.tokens.ids)
+    np.testing.assert_allclose(of_tokens[[0, -1]], counts[[0, -1]] / (counts * batch.tokens.lengths).sum(), rtol=1e-6)
