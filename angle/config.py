@@ -451,6 +451,9 @@ class TrainingConfig:
     """Rows a process gives to one evaluation of the objective: with the other processes' rows, the negatives."""
     gradient_accumulation_steps: int = 1
     """Batches whose mean gradient makes one optimiser step."""
+    token_budget: str | None = None
+    """Tokens of a micro-batch, or auto for as many as fit into memory: a batch with more runs in several (gradient
+    cache), in a third more time and without any other effect; null: a batch runs as a whole."""
     learning_rate: float | None = None
     """Peak learning rate; null: 5e-5, for adapters 2e-4, for the random start of `tiny` 2e-3."""
     weight_decay: float = 0.0
@@ -498,8 +501,18 @@ class TrainingConfig:
                 f"train.resume={self.resume} cannot work with train.dry_run=true, which tries a new run's settings: "
                 f"leave one out."
             )
+        if self.token_budget not in (None, "auto") and not (self.token_budget.isdigit() and int(self.token_budget)):
+            raise ConfigError(
+                f"train.token_budget={self.token_budget} cannot work: give a number of tokens, such as 8192, auto for "
+                f"as many as fit into memory, or null for whole batches."
+            )
         _one_of("train.scheduler", self.scheduler, ("linear", "cosine", "constant"))
         _one_of("train.mixed_precision", self.mixed_precision, ("no", "bf16", "fp16"))
+
+    @property
+    def tokens_at_once(self) -> int | None:
+        """Tokens of a micro-batch, None for no limit; of `auto`, once it is decided."""
+        return None if self.token_budget is None else int(self.token_budget)
 
 
 @dataclass

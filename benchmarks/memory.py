@@ -24,7 +24,8 @@ from angle import TrainConfig, build_config
 from angle.config import LoraConfig
 from angle.modeling.adapters import add_adapters
 from angle.modeling.backbone import checkpoint_activations
-from angle.training.dry_run import Allocations, dry_run
+from angle.training.dry_run import dry_run
+from angle.training.memory import Allocations
 
 GIB = 2**30
 PARTS = ("frozen weights", "trained weights", "gradients", "optimiser state", "activations")

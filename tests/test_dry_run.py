@@ -20,7 +20,8 @@ from angle.data.corpus import load_corpus
 from angle.errors import ConfigError
 from angle.modeling.tiny import tiny_tokenizer
 from angle.modeling.tokenizer import TextTokenizer
-from angle.training.dry_run import Allocations, _longest_batch, dry_run
+from angle.training.dry_run import _longest_batch, dry_run
+from angle.training.memory import Allocations
 from benchmarks.memory import Shape, measure, predict
 
 ROWS = [

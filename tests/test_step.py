@@ -16,10 +16,11 @@ from torch import distributed as dist
 from torch.multiprocessing.spawn import spawn
 
 from angle.config import TrainConfig
-from angle.settings import build_config
+from angle.errors import ConfigError
+from angle.settings import build_config, load_config
 from angle.structures import Batch
-from angle.training import setup
-from angle.training.dry_run import Allocations
+from angle.training import memory, setup
+from angle.training.loop import fit
 from angle.training.step import Step, micro_batches
 
 #: Whatever an objective may have beyond a format's own terms.
@@ -141,12 +142,41 @@ def test_memory_is_that_of_a_micro_batch() -> None:
         parameter.grad = torch.zeros_like(parameter)
     peaks = {}
     for budget in (None, 2000, 500, 250):
-        with Allocations() as made_then:
+        with memory.Allocations() as made_then:
             step_of(made, accelerator, budget).add_gradient(batch)
         peaks[budget] = made_then.peak
     assert len(batch.tokens.ids) > 2000
     assert peaks[500] < 0.4 * peaks[2000] < 0.8 * peaks[None]
     assert peaks[250] < 0.7 * peaks[500]
+
+
+@pytest.mark.parametrize("groups", [{}, OBJECTIVES["espresso"], OBJECTIVES["teacher of tokens"]], ids=str)
+def test_the_budget_that_is_found_fills_the_memory(monkeypatch: pytest.MonkeyPatch, groups: dict[str, Any]) -> None:
+    made, accelerator = built("A", rows=400, **groups)
+    batch = next(made.data.train.steps(0))[0]
+    trained = sum(parameter.nbytes for parameter in made.student.parameters() if parameter.requires_grad)
+    room = 30 * 2**20
+    monkeypatch.setattr(memory, "_free", lambda _: int((room + 3 * trained) / memory.PLANNED))
+    budget = memory.find_token_budget(step_of(made, accelerator), batch.structure.format, int(batch.limits.max()))
+    assert budget < batch.limits.sum() / 2
+    for parameter in made.student.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    with memory.Allocations() as made_then:
+        step_of(made, accelerator, budget).add_gradient(batch)
+    assert 0.6 * room < made_then.peak < 1.1 * room
+
+    monkeypatch.setattr(memory, "_free", lambda _: 3 * trained)
+    with pytest.raises(ConfigError, match=r"train.token_budget=auto found no room: the longest text has \d+ tokens"):
+        memory.find_token_budget(step_of(made, accelerator), batch.structure.format, int(batch.limits.max()))
+
+
+def test_a_run_keeps_the_budget_that_it_found(tmp_path: Path) -> None:
+    asked = {"train": {"token_budget": "auto", "max_steps": 2, "batch_size": 4, "output_dir": str(tmp_path / "run")}}
+    fit(build_config(asked, TrainConfig))
+    found = load_config(tmp_path / "run" / "config.yaml").train
+    assert found.tokens_at_once is not None
+    assert found.tokens_at_once > 10_000
+    assert fit(build_config(asked, TrainConfig)).finished_before
 
 
 @pytest.mark.parametrize("seed", range(20))

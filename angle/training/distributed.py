@@ -25,6 +25,14 @@ def sum_over_processes(value: Tensor, processes: int) -> Tensor:
     return value
 
 
+def least_of_processes(number: int, processes: int) -> int:
+    """Return the smallest of all processes' numbers."""
+    numbers: list[int] = [number] * processes
+    if processes > 1:
+        dist.all_gather_object(numbers, number)
+    return min(numbers)
+
+
 def check_equal_weights(model: nn.Module) -> None:
     """Check that all processes hold the same weights, bit for bit; they drift apart when gradients are not shared.
 

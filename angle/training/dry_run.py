@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import weakref
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -11,13 +10,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from angle.config import TrainConfig
 from angle.data.batching import CorpusData, TrainingData, collate
 from angle.structures import Batch
 from angle.training import setup
+from angle.training.memory import Allocations
 from angle.training.step import Step
 
 if TYPE_CHECKING:
@@ -77,7 +75,7 @@ def dry_run(config: TrainConfig) -> DryRun:
     batches = config.train.gradient_accumulation_steps
     model.train()
 
-    step = Step(model, built.objective, teacher, accelerator)
+    step = Step(model, built.objective, teacher, accelerator, config.train.tokens_at_once)
 
     on_gpu = accelerator.device.type == "cuda"
     if on_gpu:
@@ -146,30 +144,3 @@ def _frozen(model: torch.nn.Module) -> Iterable[Tensor]:
 
 def _bytes(tensors: Iterable[Any]) -> int:
     return sum(tensor.nbytes for tensor in tensors if isinstance(tensor, Tensor))
-
-
-class Allocations(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts the bytes of the tensors that operations make while it is active, and the most that lived at once."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.peak = self._total = 0
-        self._live: dict[int, int] = {}
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        given = {storage._cdata for storage in _storages((args, kwargs))}
-        for storage in _storages(result):
-            if storage._cdata not in given and storage._cdata not in self._live:
-                self._live[storage._cdata] = storage.nbytes()
-                self._total += storage.nbytes()
-                weakref.finalize(storage, self._forget, storage._cdata)
-        self.peak = max(self.peak, self._total)
-        return result
-
-    def _forget(self, key: int) -> None:
-        self._total -= self._live.pop(key)
-
-
-def _storages(tree: Any) -> list[torch.UntypedStorage]:
-    return [value.untyped_storage() for value in tree_leaves(tree) if isinstance(value, Tensor)]

@@ -160,7 +160,7 @@ def _prepare(
         tracker,
         data,
         built.student,
-        Step(model, built.objective, built.teacher, accelerator),
+        Step(model, built.objective, built.teacher, accelerator, config.train.tokens_at_once),
         optimizer,
         built.valid_loss,
         built.total,

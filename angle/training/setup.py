@@ -32,8 +32,11 @@ from angle.objective.angle_loss import AngleLoss
 from angle.objective.espresso import EspressoLoss
 from angle.objective.objective import Objective
 from angle.training.checkpoint import seed_everything
+from angle.training.distributed import least_of_processes
+from angle.training.memory import find_token_budget
 from angle.training.notes import notes_on
 from angle.training.precision import has_gpu
+from angle.training.step import Step
 from angle.training.teacher import Teacher, load_teacher
 
 if TYPE_CHECKING:
@@ -149,14 +152,21 @@ def build(config: TrainConfig, accelerator: Accelerator) -> Built:
     if data.valid is not None:
         valid_loss = AngleLoss(config.loss, data.valid.format, width, duplicates)
     teacher = load_teacher(config, encoder, accelerator)
-    if teacher is None:
-        return Built(config, Student(encoder, objective.depths), None, data, objective, valid_loss)
-    if config.teacher.cache:
+    if teacher is not None and config.teacher.cache:
         assert isinstance(data.train, CorpusData)
         with accelerator.main_process_first():  # the others find the embeddings kept
             teacher.keep(data.train.corpus.tokens)
-    aligns = "tokens" if teacher.of_tokens else "texts"
-    student = Student(encoder, objective.depths, aligns, teacher.width if config.teacher.projection else None)
+    aligns = None if teacher is None else "tokens" if teacher.of_tokens else "texts"
+    projected_to = teacher.width if teacher is not None and config.teacher.projection else None
+    student = Student(encoder, objective.depths, aligns, projected_to)
+    if train.token_budget == "auto":
+        longest = encoder.tokenizer.max_length
+        if isinstance(data.train, CorpusData):
+            longest = int(data.train.corpus.tokens.lengths.max())
+        step = Step(student, objective, teacher, accelerator)
+        budget = find_token_budget(step, data.train.format, longest)
+        budget = least_of_processes(budget, accelerator.num_processes)
+        config = replace(config, train=replace(config.train, token_budget=str(budget)))
     return Built(config, student, teacher, data, objective, valid_loss)
 
 
@@ -376,7 +386,8 @@ def banner(config: TrainConfig, encoder: Encoder, data: Data, total: int, accele
         ("loss", terms),
         (
             "steps",
-            f"{total:,} of {rows} rows, learning rate {train.learning_rate:g}, {train.scheduler}, seed {train.seed}",
+            f"{total:,} of {rows} rows, learning rate {train.learning_rate:g}, {train.scheduler}, seed {train.seed}"
+            f"{f', at most {train.tokens_at_once:,} tokens at once' if train.tokens_at_once else ''}",
         ),
         (
             "device",

@@ -1,0 +1,127 @@
+"""What memory a step takes, what is left, and how many tokens fit."""
+
+from __future__ import annotations
+
+import weakref
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import psutil
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from angle.errors import ConfigError
+from angle.structures import Batch, DataFormat, Structure, Tokens
+from angle.training.step import Step
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+#: The share of the free memory that is planned with: the rest is for what is not foreseen, such as fragmentation.
+PLANNED = 0.8
+#: Tokens of the smaller one of the two micro-batches that are tried.
+TRIAL_TOKENS = 1024
+
+
+def find_token_budget(step: Step, data_format: DataFormat, longest: int) -> int:
+    """Return how many tokens a micro-batch can have in the memory that is free, from two that are tried.
+
+    Args:
+        step: with the model as it is before it is prepared for several processes, and before any optimiser.
+        data_format: of the rows.
+        longest: tokens of the longest text.
+
+    Raises:
+        ConfigError: not even the longest text fits.
+
+    """
+    rows = -(-TRIAL_TOKENS // (longest * len(data_format.roles)))
+    once, twice = (_peak_of(step, _trial(step, data_format, times * rows, longest)) for times in (1, 2))
+    each = (twice - once) / (rows * len(data_format.roles) * longest)
+    fixed = max(2 * once - twice, 0)
+    trained = sum(p.nbytes for p in step.model.parameters() if p.requires_grad)
+    free = PLANNED * _free(step.accelerator) - 3 * trained  # gradients, and the optimiser's two moments
+    budget = int((free - fixed) / each)
+    if budget < longest:
+        raise ConfigError(
+            f"train.token_budget=auto found no room: the longest text has {longest:,} tokens and takes "
+            f"{(fixed + each * longest) / 2**30:.1f} GiB, of {max(free, 0) / 2**30:.1f} that are left beside the "
+            f"weights' gradients and the optimiser: type model.gradient_checkpointing=true, a smaller "
+            f"model.max_length, or lora=r16."
+        )
+    return budget
+
+
+def _trial(step: Step, data_format: DataFormat, rows: int, length: int) -> Batch:
+    """Return a batch with so many rows of texts of that length a process."""
+    roles, processes = len(data_format.roles), step.accelerator.num_processes
+    texts = np.arange(rows * roles)
+    lengths = np.full(len(texts), length)
+    index = torch.arange(len(texts) * processes).view(-1, roles)
+    structure = Structure(data_format, index, index, torch.arange(len(index)).float() if data_format.labelled else None)
+    tokens = Tokens(np.ones(lengths.sum(), np.int32), np.concatenate([[0], lengths.cumsum()]))
+    return Batch(tokens, texts, np.ones_like(texts), lengths, structure, lengths.sum() * processes, texts[: len(index)])
+
+
+def _peak_of(step: Step, batch: Batch) -> int:
+    """Return the most bytes that a batch holds at once."""
+    device = step.accelerator.device
+    for parameter in step.model.parameters():
+        parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
+    step.model.train()
+    try:
+        if device.type == "cuda":  # its allocator counts what kernels need for themselves too
+            before = torch.cuda.memory_allocated(device)
+            torch.cuda.reset_peak_memory_stats(device)
+            with step.accelerator.autocast():
+                step.add_gradient(batch)
+            return int(torch.cuda.max_memory_allocated(device)) - before
+        with Allocations() as made, step.accelerator.autocast():
+            step.add_gradient(batch)
+        return int(made.peak)
+    finally:
+        step.model.zero_grad()
+
+
+def _free(accelerator: Accelerator) -> int:
+    """Return the bytes that this process may still take."""
+    device = accelerator.device
+    if device.type == "cuda":
+        own = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0]) + own
+    free = int(psutil.virtual_memory().available)
+    limit, used = (Path("/sys/fs/cgroup") / name for name in ("memory.max", "memory.current"))
+    with suppress(OSError, ValueError):  # in no container, or in one without a limit
+        free = min(free, int(limit.read_text()) - int(used.read_text()))
+    return free // int(accelerator.num_processes)
+
+
+class Allocations(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts the bytes of the tensors that operations make while it is active, and the most that lived at once."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.peak = self._total = 0
+        self._live: dict[int, int] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        given = {storage._cdata for storage in _storages((args, kwargs))}
+        for storage in _storages(result):
+            if storage._cdata not in given and storage._cdata not in self._live:
+                self._live[storage._cdata] = storage.nbytes()
+                self._total += storage.nbytes()
+                weakref.finalize(storage, self._forget, storage._cdata)
+        self.peak = max(self.peak, self._total)
+        return result
+
+    def _forget(self, key: int) -> None:
+        self._total -= self._live.pop(key)
+
+
+def _storages(tree: Any) -> list[torch.UntypedStorage]:
+    return [value.untyped_storage() for value in tree_leaves(tree) if isinstance(value, Tensor)]
