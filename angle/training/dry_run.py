@@ -15,6 +15,7 @@ from angle.config import TrainConfig
 from angle.data.batching import CorpusData, TrainingData, collate
 from angle.structures import Batch
 from angle.training import setup
+from angle.training.describe import banner
 from angle.training.memory import Allocations
 from angle.training.step import Step
 
@@ -107,7 +108,7 @@ def dry_run(config: TrainConfig) -> DryRun:
         allocated,
         seconds,
         rows * batches,
-        setup.banner(config, encoder, built.data, built.total, accelerator),
+        banner(config, encoder, built.data, built.total, accelerator),
     )
 
 

@@ -26,6 +26,7 @@ from angle.settings import load_config, resumed
 from angle.structures import Batch
 from angle.training import setup
 from angle.training.checkpoint import Progress, load_state, random_state, save_state, seed_everything
+from angle.training.describe import banner, describe_environment
 from angle.training.distributed import check_equal_weights
 from angle.training.publish import check_hub, publish, publish_finished
 from angle.training.result import Result
@@ -95,7 +96,7 @@ def fit(config: TrainConfig) -> Result:
     with ExitStack() as stack:
         run = _prepare(config, asked, accelerator, folder, state, stack)
         try:
-            run.tracker.say(setup.banner(run.config, run.encoder, run.data, run.total, accelerator))
+            run.tracker.say(banner(run.config, run.encoder, run.data, run.total, accelerator))
             _resume(run)
             _train(run)
             result = _finish(run)
@@ -147,7 +148,7 @@ def _prepare(
         check_credentials(config.tracking.mode)
         stack.enter_context(folder.locked())
         if state is RunState.NEW and folder.examine(asked) is RunState.NEW:
-            folder.create(config, asked, setup.describe_environment(config, data, accelerator))
+            folder.create(config, asked, describe_environment(config, data, accelerator))
     accelerator.wait_for_everyone()
     tracker = Tracker(config, folder, is_main=accelerator.is_main_process, resumed_id=folder.record().get("wandb_id"))
     if tracker.wandb_id is not None:

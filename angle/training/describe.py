@@ -1,0 +1,114 @@
+"""What a run says of itself: the banner on the console, and the circumstances in run.json."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import subprocess
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from angle.config import TrainConfig
+from angle.modeling.encoder import Encoder
+from angle.modeling.quantization import count_weights
+from angle.training.notes import notes_on
+from angle.training.setup import Data
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+
+def describe_environment(config: TrainConfig, data: Data, accelerator: Accelerator) -> dict[str, Any]:
+    """Return what run.json keeps, to tell later under which circumstances a result came about."""
+    packages = ("angle-hydra", "torch", "transformers", "accelerate", "datasets", "peft", "tokenizers", "numpy")
+    return {
+        "finished": False,
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "command": _command(sys.argv),
+        "seed": config.train.seed,
+        "data": data.fingerprints,
+        "versions": {"python": platform.python_version()} | {name: version(name) for name in packages},
+        "git_commit": _git_commit(),
+        "hardware": {
+            "platform": platform.platform(),
+            "cpus": os.cpu_count(),
+            "processes": accelerator.num_processes,
+            "device": str(accelerator.device),
+            "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        },
+    }
+
+
+def _command(argv: list[str]) -> list[str]:
+    """Return the command line; of a program that is not of this project the name alone, for it may have secrets."""
+    own = argv and Path(argv[0]).name in ("train.py", "angle-trainer", "angle_trainer.py")
+    return [re.sub(r"hf_\w+", "hf_...", word) for word in (argv if own else argv[:1])]
+
+
+def _git_commit() -> str | None:
+    """Return the commit of the code, marked when it was changed since."""
+    here = Path(__file__).parent
+    try:
+        found = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=40"],
+            cwd=here,
+            check=True,
+            capture_output=True,
+            text=True,
+            timeout=10,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return found.stdout.strip() or None
+
+
+def banner(config: TrainConfig, encoder: Encoder, data: Data, total: int, accelerator: Accelerator) -> str:
+    """Return what a run is about to do, in a few lines."""
+    trainable = sum(p.numel() for p in encoder.parameters() if p.requires_grad)
+    everything = sum(map(count_weights, encoder.parameters()))
+    model, train, loss = config.model, config.train, config.loss
+    share = "" if trainable == everything else f", {trainable:,} of them trained"
+    weights = {
+        "cosine": (loss.cosine_w, loss.cosine_tau),
+        "in-batch": (loss.ibn_w, loss.ibn_tau),
+        "angle": (loss.angle_w, loss.angle_tau),
+    }
+    if config.data_format.name == "C":
+        weights = {"in-batch": weights["in-batch"]}
+    terms = " + ".join(f"{weight:g} {name} (tau {tau:g})" for name, (weight, tau) in weights.items() if weight)
+    if config.ese.enabled:
+        terms += f" + Espresso: every layer, and its first {config.ese.compression_size} dimensions"
+    if config.teacher.enabled:
+        terms += f" + {config.teacher.weight:g} alignment with {config.teacher.name_or_path}"
+    rows = train.batch_size * accelerator.num_processes * train.gradient_accumulation_steps
+    lines = [
+        (
+            "model",
+            f"{model.name_or_path}: {everything:,} weights{share}, {encoder.contract}",
+        ),
+        ("data", f"{data.train.summary}, format {config.data_format.name}"),
+        ("loss", terms),
+        (
+            "steps",
+            f"{total:,} of {rows} rows, learning rate {train.learning_rate:g}, {train.scheduler}, seed {train.seed}"
+            f"{f', at most {train.tokens_at_once:,} tokens at once' if train.tokens_at_once else ''}",
+        ),
+        (
+            "device",
+            f"{accelerator.device}, {accelerator.num_processes} "
+            f"process{'es' if accelerator.num_processes > 1 else ''}, "
+            f"{'float32' if train.mixed_precision == 'no' else train.mixed_precision}, "
+            f"texts {'packed' if encoder.is_packed else 'padded'}",
+        ),
+    ]
+    if config.hub.push:
+        seen_by = "you alone" if config.hub.private else "everybody"
+        lines.append(("hub", f"{config.hub.model_id}, once training is over, for {seen_by}"))
+    lines += [("note", note) for note in notes_on(config, data)]
+    return "\n".join(f"{name:8}{text}" for name, text in lines)
