@@ -67,6 +67,16 @@ class Tokens:
             yield order[start : start + size]
 
 
+def deal(lengths: npt.NDArray[np.int64], processes: int) -> npt.NDArray[np.int64]:
+    """Return which of N texts each of W processes gets, (W, M): the longest first, one to each in turn.
+
+    So all have about as many tokens. Where N is no multiple of W, some get the shortest text once more.
+    """
+    order = np.argsort(-lengths, kind="stable")
+    each = -(-len(order) // processes)
+    return np.pad(order, (0, each * processes - len(order)), mode="edge").reshape(each, processes).T
+
+
 @dataclass(frozen=True)
 class Structure:
     """Which text plays which role in which row, and the rows' labels: all an objective knows of a batch."""
@@ -92,11 +102,7 @@ class Structure:
 
 @dataclass(frozen=True)
 class Batch:
-    """One evaluation of the objective: all of its rows, and one process's share of their distinct texts.
-
-    The N distinct texts of all rows are dealt to W processes, the longest first and one to each in turn, so that all
-    have about as many tokens. Each gets M; where N is no multiple of W, some get the shortest text once more.
-    """
+    """One evaluation of the objective: all of its rows, and one process's share of their distinct texts."""
 
     tokens: Tokens
     """The M texts of this process, the longest first."""

@@ -42,8 +42,11 @@ def train(tmp_path: Path, launcher: list[str], *words: str) -> str:
 
 def rows_of(data_format: str, tmp_path: Path) -> Path:
     """37 rows: the last global batch of 8 has 5, which two processes share as 3 and 2."""
-    columns = sample.columns(data_format, "train", 37)
-    path = tmp_path / f"{data_format}.jsonl"
+    return write_rows(tmp_path / f"{data_format}.jsonl", data_format, 37)
+
+
+def write_rows(path: Path, data_format: str, number: int) -> Path:
+    columns = sample.columns(data_format, "train", number)
     rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
     rows[3]["text2" if data_format == "A" else "positive"] = rows[1]["text2" if data_format == "A" else "positive"]
     path.write_text("\n".join(map(json.dumps, rows)))
@@ -53,7 +56,7 @@ def rows_of(data_format: str, tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("data_format", "words"),
     [
-        ("A", []),
+        ("A", ["data.valid.name_or_path=[valid.jsonl]", "data.test.name_or_path=valid.jsonl"]),
         ("B", []),
         ("C", []),
         ("A", ["ese=on", "ese.compression_size=32", "teacher=self", "teacher.projection=true", "teacher.mse_w=1"]),
@@ -63,22 +66,26 @@ def rows_of(data_format: str, tmp_path: Path) -> Path:
     ids=["A", "B", "C", "A-espresso-teacher", "B-espresso-tokens-cache", "C-cache"],
 )
 def test_two_processes_train_as_one(tmp_path: Path, data_format: str, words: list[str]) -> None:
+    write_rows(tmp_path / "valid.jsonl", "A", 43)
     common = [f"data.train.name_or_path={rows_of(data_format, tmp_path)}", "train.gradient_accumulation_steps=2",
               "train.logging_steps=1", "data=files", "train.learning_rate=1e-3", *words]  # fmt: skip
     train(tmp_path, [], *common, "train.batch_size=8", "train.output_dir=one")
     printed = train(tmp_path, TWO_PROCESSES, *common, "train.batch_size=4", "train.output_dir=two")
 
-    assert printed.count("Saved   two/final") == 1
+    assert printed.count("Saved   two/") == 1
     one, two = (load_file(tmp_path / name / "final" / "model.safetensors") for name in ("one", "two"))
     for name, weight in one.items():
         torch.testing.assert_close(two[name], weight, rtol=0, atol=1e-5)
-    # The norm too: an optimiser such as Adam forgives gradients that are too large by a factor.
-    for number in ("loss", "gradient_norm"):
-        in_one, in_two = (
-            [json.loads(line)[number] for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
-            for name in ("one", "two")
-        )
-        assert in_two == pytest.approx(in_one, rel=1e-5 if number == "loss" else 1e-4)
+    # The norm is compared too: an optimiser such as Adam forgives gradients that are too large by a factor.
+    in_one, in_two = (
+        [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        for name in ("one", "two")
+    )
+    measured = [name for line in in_one for name in line if name.startswith(("valid", "test"))]
+    assert len(measured) == sum("valid" in word for word in words) * 5 / 2 + sum("test" in word for word in words)
+    for name in {"loss", "gradient_norm", *measured}:
+        ones, twos = ([line[name] for line in lines if name in line] for lines in (in_one, in_two))
+        assert twos == pytest.approx(ones, rel=1e-5 if name == "loss" else 1e-4)
 
 
 def test_sweep_on_two_processes_has_one_folder_a_job(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ import torch
 from angle.config import SourceConfig
 from angle.data import sources
 from angle.data.corpus import Corpus, CorpusBuilder, Ints, Tokenizer, check_extra_columns, common_format
-from angle.structures import Batch, DataFormat, Structure
+from angle.structures import Batch, DataFormat, Structure, deal
 
 
 @dataclass(frozen=True)
@@ -217,19 +217,16 @@ def collate(corpus: Corpus, rows: Ints, epoch: int, sharing: Sharing) -> Batch:
         rows, texts = rows[kept], texts[kept]
     distinct, index, uses = np.unique(texts, return_inverse=True, return_counts=True)
     lengths = corpus.tokens.lengths[distinct]
-    order = np.argsort(-lengths, kind="stable")
-    each = -(-len(distinct) // sharing.processes)
-    turn, process = np.divmod(np.arange(each * sharing.processes), sharing.processes)
+    dealt = deal(lengths, sharing.processes)
+    own, slots = dealt[sharing.rank], np.arange(dealt.size).reshape(dealt.shape)
     places = np.empty(len(distinct), np.int64)  # among the embeddings of all processes
-    places[order] = (process * each + turn)[: len(distinct)]
-    own = np.flatnonzero(process == sharing.rank)
-    dealt = order[np.minimum(own, len(distinct) - 1)]
+    places[dealt.flatten()] = slots.flatten()
     labels = None if corpus.labels is None else torch.from_numpy(corpus.labels[rows])
     return Batch(
-        corpus.tokens.take(distinct[dealt]),
-        distinct[dealt],
-        np.where(own < len(distinct), uses[dealt], 0),
-        lengths[order[:: sharing.processes]],
+        corpus.tokens.take(distinct[own]),
+        distinct[own],
+        np.where(places[own] == slots[sharing.rank], uses[own], 0),
+        lengths[dealt[0]],
         Structure(corpus.format, torch.from_numpy(places[index.reshape(texts.shape)]), torch.from_numpy(texts), labels),
         int((uses * lengths).sum()),
         rows,

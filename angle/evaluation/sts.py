@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from torch import Tensor
 
 from angle.config import SourceConfig
 from angle.data.corpus import Corpus, Tokenizer, load_corpus
@@ -58,8 +59,12 @@ def score_pairs(
     encoder: Encoder, corpus: Corpus, batch_size: int = 64, progress: Callable[[int], object] | None = None
 ) -> PairScores:
     """Return the similarities of a format-A corpus; each distinct text is encoded once."""
+    return pair_scores(encoder.encode_tokens(corpus.tokens, batch_size, progress), corpus)
+
+
+def pair_scores(embeddings: Tensor, corpus: Corpus) -> PairScores:
+    """Return the similarities of a format-A corpus with the embeddings (N, D) of its texts."""
     assert corpus.labels is not None
-    embeddings = encoder.encode_tokens(corpus.tokens, batch_size, progress)
     texts = corpus.texts(np.arange(len(corpus)), seed=0, epoch=0)
     return PairScores(corpus.labels.astype(np.float64), similarities(embeddings[texts[:, 0]], embeddings[texts[:, 1]]))
 

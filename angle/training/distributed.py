@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from angle.errors import TrainingError
+from angle.modeling.encoder import Encoder
+from angle.structures import Tokens, deal
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 
 def gather_equal(value: Tensor, processes: int) -> Tensor:
@@ -16,6 +23,20 @@ def gather_equal(value: Tensor, processes: int) -> Tensor:
     together = value.new_empty(processes * len(value), *value.shape[1:])
     dist.all_gather_into_tensor(together, value.contiguous())
     return together
+
+
+def encode_shared(encoder: Encoder, tokens: Tokens, accelerator: Accelerator) -> Tensor:
+    """Return the embeddings (N, D), float32 on the CPU, of texts that the processes share out, on all of them.
+
+    They run in the precision of the training.
+    """
+    dealt = deal(tokens.lengths, accelerator.num_processes)
+    with accelerator.autocast():
+        own = encoder.encode_tokens(tokens.take(dealt[accelerator.process_index]))
+    everyone = gather_equal(own.to(accelerator.device), accelerator.num_processes).cpu()
+    embeddings = torch.empty(len(tokens), own.shape[1])
+    embeddings[torch.from_numpy(dealt.flatten())] = everyone
+    return embeddings
 
 
 def sum_over_processes(value: Tensor, processes: int) -> Tensor:

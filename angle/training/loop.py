@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import os
 import time
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,10 +16,11 @@ import torch
 from torch import Tensor
 
 from angle.config import CONFIG_FILE, TrainConfig
+from angle.data.ahead import ahead
 from angle.data.batching import Plan, Sharing, collate
 from angle.data.corpus import Corpus
 from angle.errors import ConfigError, DataError, TrainingError
-from angle.evaluation.sts import score_pairs, word_overlap
+from angle.evaluation.sts import pair_scores, word_overlap
 from angle.modeling.encoder import Encoder
 from angle.modeling.student import Student
 from angle.objective.angle_loss import AngleLoss, LossTerms
@@ -27,7 +29,7 @@ from angle.structures import Batch
 from angle.training import setup
 from angle.training.checkpoint import Progress, load_state, random_state, save_state, seed_everything
 from angle.training.describe import banner, describe_environment
-from angle.training.distributed import check_equal_weights
+from angle.training.distributed import check_equal_weights, encode_shared
 from angle.training.publish import check_hub, publish, publish_finished
 from angle.training.result import Result
 from angle.training.run_folder import RunFolder, RunState
@@ -98,7 +100,8 @@ def fit(config: TrainConfig) -> Result:
         try:
             run.tracker.say(banner(run.config, run.encoder, run.data, run.total, accelerator))
             _resume(run)
-            _train(run)
+            with closing(ahead(run.data.train.steps(run.progress.step))) as steps:
+                _train(run, steps)
             result = _finish(run)
             if accelerator.is_main_process:
                 result = publish(folder, config.hub, result)
@@ -176,21 +179,22 @@ def _resume(run: Run) -> None:
     if checkpoint is not None:
         run.progress = load_state(checkpoint, run.student, run.optimizer, accelerator)
         run.tracker.say(f"{'resume':8}at step {run.progress.step} from {relative_to_here(checkpoint)}")
-    if not accelerator.is_main_process:
+    if accelerator.is_main_process:
+        run.folder.forget_after(run.progress.step)
+    if run.data.test is None or run.progress.step:
         return
-    run.folder.forget_after(run.progress.step)
-    if run.data.test is not None and "test_before" not in run.folder.record():
+    score = _spearman(run, run.encoder, run.data.test)
+    if accelerator.is_main_process:
         overlap = word_overlap(run.data.test, set(run.encoder.tokenizer.tokenizer.all_special_ids))
-        run.folder.update(test_before=_spearman(run, run.encoder, run.data.test), test_word_overlap=overlap)
+        run.folder.update(test_before=score, test_word_overlap=overlap)
 
 
-def _train(run: Run) -> None:
+def _train(run: Run, steps: Iterator[list[Batch]]) -> None:
     config, progress, tracker = run.config.train, run.progress, run.tracker
     warmup = warmup_steps(config.warmup_steps, run.total)
     per_epoch = run.data.train.steps_per_epoch
     save_every = math.ceil(run.total / 10) if config.save_steps is None else config.save_steps
     meter = _Meter(run)
-    steps = run.data.train.steps(progress.step)
     tracker.start_bar(progress.step, run.total)
     run.step.model.train()
     while progress.step < run.total:
@@ -295,43 +299,41 @@ class _Meter:
 
 
 def _evaluate(run: Run) -> None:
-    """Measure on the validation sets; keep the model if it is the best so far."""
-    if run.accelerator.is_main_process:
-        numbers: dict[str, float] = {}
-        if run.data.valid is not None and run.valid_loss is not None:
-            losses = _valid_loss(run, run.data.valid, run.valid_loss)
-            numbers |= {f"valid/{name}": value for name, value in losses.items()}
-        if run.data.valid_sts is not None:
-            score = _spearman(run, run.encoder, run.data.valid_sts)
-            numbers["valid/spearman"] = score
-            if score > run.progress.best_score:
-                run.progress.best_score, run.progress.best_step = score, run.progress.step
+    """Measure on the validation sets, all processes together; keep the model if it is the best so far."""
+    numbers: dict[str, float] = {}
+    if run.data.valid is not None and run.valid_loss is not None:
+        losses = _valid_loss(run, run.data.valid, run.valid_loss)
+        numbers |= {f"valid/{name}": value for name, value in losses.items()}
+    if run.data.valid_sts is not None:
+        score = _spearman(run, run.encoder, run.data.valid_sts)
+        numbers["valid/spearman"] = score
+        if score > run.progress.best_score:
+            run.progress.best_score, run.progress.best_step = score, run.progress.step
+            if run.accelerator.is_main_process:
                 run.folder.replace("best", run.encoder.save)
-        if numbers:
-            run.tracker.metrics(run.progress.step, numbers)
-            shown = ", ".join(f"{name.removeprefix('valid/')} {value:.4f}" for name, value in numbers.items())
-            best = " (best so far)" if run.progress.best_step == run.progress.step else ""
-            run.tracker.say(f"step {run.progress.step}  validation: {shown}{best}")
+    if numbers and run.accelerator.is_main_process:
+        run.tracker.metrics(run.progress.step, numbers)
+        shown = ", ".join(f"{name.removeprefix('valid/')} {value:.4f}" for name, value in numbers.items())
+        best = " (best so far)" if run.progress.best_step == run.progress.step else ""
+        run.tracker.say(f"step {run.progress.step}  validation: {shown}{best}")
     run.accelerator.wait_for_everyone()
 
 
 def _spearman(run: Run, encoder: Encoder, corpus: Corpus) -> float:
-    """Return the correlation on a corpus, in the precision of the training."""
-    with run.accelerator.autocast():
-        return score_pairs(encoder, corpus).spearman
+    """Return the correlation on a corpus."""
+    return pair_scores(encode_shared(encoder, corpus.tokens, run.accelerator), corpus).spearman
 
 
 @torch.no_grad()
 def _valid_loss(run: Run, corpus: Corpus, loss_of: AngleLoss) -> dict[str, float]:
     """Return the mean loss and terms over a corpus, in batches of the training's size."""
-    sharing = Sharing(run.config.train.batch_size, duplicates=run.config.data.duplicates, shuffle=False)
+    rows = run.config.train.batch_size * run.accelerator.num_processes
+    sharing = Sharing(rows, duplicates=run.config.data.duplicates, shuffle=False)
     plan = Plan(len(corpus), sharing)
     sums: dict[str, float] = {}
     for step in range(plan.steps_per_epoch):
         batch = collate(corpus, plan.step(step)[0][1], 0, sharing)
-        with run.accelerator.autocast():
-            embeddings = run.encoder.encode_tokens(batch.tokens)
-        loss = loss_of(embeddings, batch.structure)
+        loss = loss_of(encode_shared(run.encoder, batch.tokens, run.accelerator), batch.structure)
         for name, value in ({"loss": loss.total} | {f"loss/{n}": v for n, v in loss.terms.items()}).items():
             sums[name] = sums.get(name, 0.0) + float(value) / plan.steps_per_epoch
     return sums
@@ -355,17 +357,16 @@ def _finish(run: Run) -> Result:
     """Save the final model, measure the better of best and final on the test set, and close the record."""
     progress, folder = run.progress, run.folder
     check_equal_weights(run.student)
-    result = Result(folder.path)
+    result, test_after = Result(folder.path), None
+    if run.data.test is not None:
+        encoder = run.encoder
+        if progress.best_step not in (None, progress.step):
+            best = replace(run.config.model, name_or_path=str(folder.path / "best"), adapter=None)
+            encoder = Encoder.load(best, run.config.pooling, merge=False).to(run.accelerator.device)
+        test_after = _spearman(run, encoder, run.data.test)
     if run.accelerator.is_main_process:
         folder.replace("final", run.encoder.save)
         record = folder.record()
-        test_after = None
-        if run.data.test is not None:
-            encoder = run.encoder
-            if progress.best_step not in (None, progress.step):
-                best = replace(run.config.model, name_or_path=str(folder.path / "best"), adapter=None)
-                encoder = Encoder.load(best, run.config.pooling, merge=False).to(run.accelerator.device)
-            test_after = _spearman(run, encoder, run.data.test)
         outcome: dict[str, Any] = {
             "best_score": None if progress.best_step is None else progress.best_score,
             "best_step": progress.best_step,
