@@ -1,13 +1,17 @@
 """The contrastive losses, against loops that follow their description."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from angle.objective.contrastive import cross_entropy_over, in_batch_loss, not_negatives, text_to_candidates_loss
+from angle.objective import contrastive
+from angle.objective.contrastive import NotNegatives, cross_entropy_over, in_batch_loss, text_to_candidates_loss
+from angle.training.dry_run import Allocations
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
@@ -18,40 +22,36 @@ def distinct(rows: int, roles: int) -> Tensor:
     return torch.arange(rows * roles).view(rows, roles)
 
 
-def cosine(x: Tensor, y: Tensor) -> float:
-    return float(F.cosine_similarity(x, y, dim=0))
-
-
-def naive_in_batch(pairs: Tensor, positive: list[bool], ids: list[list[int]], tau: float, mask: bool) -> float:
+def naive_in_batch(pairs: Tensor, positive: list[bool], ids: list[list[int]], tau: float, mask: bool) -> Tensor:
     texts = [(row, side) for row in range(len(pairs)) for side in (0, 1)]
     known = {(ids[row][side], ids[row][1 - side]) for row, side in texts if positive[row]}
-    total = 0.0
+    total = 0 * pairs.sum()
     for row, side in texts:
         if not positive[row]:
             continue
         own, partner = ids[row][side], (row, 1 - side)
-        denominator = 0.0
+        denominator = pairs.new_zeros(())
         for other in texts:
             other_id = ids[other[0]][other[1]]
             unwanted = other == (row, side) or (mask and (other_id == own or (own, other_id) in known))
             if other == partner or not unwanted:
-                denominator += math.exp(tau * cosine(pairs[row, side], pairs[other]))
-        total += math.log(denominator) - tau * cosine(pairs[row, side], pairs[partner])
+                denominator = denominator + (tau * F.cosine_similarity(pairs[row, side], pairs[other], dim=0)).exp()
+        total = total + denominator.log() - tau * F.cosine_similarity(pairs[row, side], pairs[partner], dim=0)
     return total / len(texts)
 
 
-def naive_candidates(roles: Tensor, ids: list[list[int]], tau: float, mask: bool) -> float:
+def naive_candidates(roles: Tensor, ids: list[list[int]], tau: float, mask: bool) -> Tensor:
     candidates = [(row, role) for role in range(1, roles.shape[1]) for row in range(len(roles))]
     known = {(row[0], row[1]) for row in ids}
-    total = 0.0
+    total = 0 * roles.sum()
     for row in range(len(roles)):
         own, target = ids[row][0], (row, 1)
-        denominator = 0.0
+        denominator = roles.new_zeros(())
         for other in candidates:
             other_id = ids[other[0]][other[1]]
             if other == target or not (mask and (other_id == own or (own, other_id) in known)):
-                denominator += math.exp(tau * cosine(roles[row, 0], roles[other]))
-        total += math.log(denominator) - tau * cosine(roles[row, 0], roles[target])
+                denominator = denominator + (tau * F.cosine_similarity(roles[row, 0], roles[other], dim=0)).exp()
+        total = total + denominator.log() - tau * F.cosine_similarity(roles[row, 0], roles[target], dim=0)
     return total / len(roles)
 
 
@@ -60,25 +60,114 @@ def random_ids(rows: int, roles: int, seed: int) -> Tensor:
     return torch.randint(0, 2 + rows, (rows, roles), generator=torch.Generator().manual_seed(seed))
 
 
+def gradient(loss: Tensor, embeddings: Tensor) -> Tensor:
+    return torch.autograd.grad(loss, embeddings)[0]
+
+
+@pytest.fixture(params=[1, 5, None], ids=["chunks of 1", "chunks of 5", "one chunk"])
+def chunk(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sets how many queries are taken at once, of the 6 or 12 that meet 12 candidates."""
+    if request.param is not None:
+        monkeypatch.setattr(contrastive, "LOGITS", 12 * request.param)
+
+
+@pytest.mark.usefixtures("chunk")
 @pytest.mark.parametrize("mask", [True, False])
 @pytest.mark.parametrize("rows", [1, 2, 6])
 @pytest.mark.parametrize("seed", range(4))
 def test_in_batch_loss_is_the_loop(rows: int, mask: bool, seed: int) -> None:
-    pairs, ids = normal(rows, 2, 8, seed=seed), random_ids(rows, 2, seed)
+    pairs, ids = normal(rows, 2, 8, seed=seed).requires_grad_(), random_ids(rows, 2, seed)
     positive = torch.rand(rows, generator=torch.Generator().manual_seed(seed)) > 0.4
     loss = in_batch_loss(pairs, positive, ids, 7.0, mask)
     expected = naive_in_batch(pairs, positive.tolist(), ids.tolist(), 7.0, mask)
-    assert loss.item() == pytest.approx(expected, rel=1e-12)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-12)
+    torch.testing.assert_close(gradient(loss, pairs), gradient(expected, pairs), rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.usefixtures("chunk")
 @pytest.mark.parametrize("mask", [True, False])
 @pytest.mark.parametrize("roles", [2, 3])
 @pytest.mark.parametrize("rows", [1, 2, 6])
 @pytest.mark.parametrize("seed", range(4))
 def test_text_to_candidates_loss_is_the_loop(rows: int, roles: int, mask: bool, seed: int) -> None:
-    embeddings, ids = normal(rows, roles, 8, seed=seed), random_ids(rows, roles, seed)
+    embeddings, ids = normal(rows, roles, 8, seed=seed).requires_grad_(), random_ids(rows, roles, seed)
     loss = text_to_candidates_loss(embeddings, ids, 7.0, mask)
-    assert loss.item() == pytest.approx(naive_candidates(embeddings, ids.tolist(), 7.0, mask), rel=1e-12)
+    expected = naive_candidates(embeddings, ids.tolist(), 7.0, mask)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-12)
+    torch.testing.assert_close(gradient(loss, embeddings), gradient(expected, embeddings), rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.usefixtures("chunk")
+def test_gradients_agree_with_finite_differences() -> None:
+    pairs, roles = normal(6, 2, 4).requires_grad_(), normal(6, 3, 4).requires_grad_()
+    positive = torch.tensor([True, False, True, True, False, True])
+    assert torch.autograd.gradcheck(lambda x: in_batch_loss(x, positive, random_ids(6, 2, 0), 3.0, True), [pairs])
+    assert torch.autograd.gradcheck(lambda x: text_to_candidates_loss(x, random_ids(6, 3, 0), 3.0, True), [roles])
+
+
+def test_a_backward_scales_and_can_be_repeated() -> None:
+    roles = normal(4, 3, 8).requires_grad_()
+    loss = text_to_candidates_loss(roles, distinct(4, 3), 20.0, True)
+    once, again = (torch.autograd.grad(loss, roles, retain_graph=True)[0] for _ in range(2))
+    assert once.equal(again)
+    torch.testing.assert_close(gradient(-3 * loss, roles), -3 * once)
+
+
+def test_a_second_derivative_is_refused() -> None:
+    queries, candidates = (F.normalize(normal(4, 8, seed=seed), dim=-1).requires_grad_() for seed in (0, 1))
+    texts = torch.arange(4)
+    mask = NotNegatives(texts, texts, texts, texts, texts=4)
+    loss = cross_entropy_over(queries, candidates, texts, torch.ones(4, dtype=torch.float64), 20.0, mask)
+    with pytest.raises(RuntimeError, match="differentiated once only"):
+        torch.autograd.grad(loss, queries, create_graph=True)
+
+
+class Products(TorchDispatchMode):
+    """Counts matrix products."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func.overloadpacket.__name__ in ("mm", "addmm", "addmm_", "bmm", "baddbmm")
+        return func(*args, **(kwargs or {}))
+
+
+def test_logits_are_computed_once_and_without_a_gradient_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(contrastive, "LOGITS", 2 * 12)  # 3 chunks of 2 queries
+    roles = normal(6, 3, 8).requires_grad_()
+    with Products() as trained:
+        text_to_candidates_loss(roles, distinct(6, 3), 20.0, True).backward()
+    with Products() as validated, torch.no_grad():
+        text_to_candidates_loss(roles, distinct(6, 3), 20.0, True)
+    assert (trained.count, validated.count) == (9, 3)
+
+
+@pytest.mark.parametrize(("name", "rows"), [("A", 4096), ("B", 8192)])
+def test_a_large_batch_needs_no_table_of_all_texts(name: str, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    # The smallest table of all queries and candidates, one of booleans, takes 64 or 128 MiB. Half of the rows share
+    # a text, which has thousands of positives.
+    monkeypatch.setattr(contrastive, "LOGITS", 2**19)
+    ids = distinct(rows, 2 + (name == "B"))
+    ids[::2, 0] = 0
+    embeddings = torch.randn(*ids.shape, 64, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    with Allocations() as made:
+        if name == "A":
+            in_batch_loss(embeddings, torch.arange(rows) % 4 == 0, ids, 20.0, True).backward()
+        else:
+            text_to_candidates_loss(embeddings, ids, 20.0, True).backward()
+    assert made.peak < 32 * 2**20
+
+
+def test_no_shape_depends_on_values() -> None:
+    # Tensors without values: whatever would have to wait for them on a GPU fails.
+    roles, ids = (tensor.to("meta") for tensor in (normal(4, 3, 8), distinct(4, 3)))
+    roles.requires_grad_()
+    loss = text_to_candidates_loss(roles, ids, 20.0, True)
+    positive = torch.ones(4, dtype=torch.bool, device="meta")
+    loss = loss + in_batch_loss(roles[:, :2], positive, ids[:, :2], 20.0, True)
+    assert gradient(loss, roles).shape == roles.shape
 
 
 def test_a_repeated_text_is_no_negative_when_masked_and_one_when_kept() -> None:
@@ -111,10 +200,12 @@ def test_a_batch_of_one_text_repeated_has_nothing_to_learn() -> None:
     assert text_to_candidates_loss(embeddings, ids, 20.0, True).item() == 0.0
 
 
-def test_not_negatives_joins_a_query_to_all_its_positives() -> None:
-    queries, candidates = torch.tensor([7, 8, 9]), torch.tensor([1, 2, 7, 3, 9])
-    found = not_negatives(queries, candidates, torch.tensor([7, 7, 8]), torch.tensor([1, 3, 2]))
-    assert found.int().tolist() == [[1, 0, 1, 1, 0], [0, 1, 0, 0, 0], [0, 0, 0, 0, 1]]
+def test_not_negatives_are_the_query_itself_and_all_its_positives() -> None:
+    queries, candidates = torch.tensor([7, 8, 9, 7]), torch.tensor([1, 2, 7, 3, 9])
+    mask = NotNegatives(queries, candidates, torch.tensor([7, 7, 8]), torch.tensor([1, 3, 2]), texts=10)
+    expected = [[1, 0, 1, 1, 0], [0, 1, 0, 0, 0], [0, 0, 0, 0, 1], [1, 0, 1, 1, 0]]
+    assert mask.of(slice(0, 4)).int().tolist() == expected
+    assert mask.of(slice(1, 3)).int().tolist() == expected[1:3]
 
 
 @pytest.mark.parametrize("positive", [[False, False, False], [True, False, False]])
@@ -122,7 +213,8 @@ def test_pairs_that_are_not_positive_count_in_the_mean_and_ask_for_nothing(posit
     pairs = normal(3, 2, 8).requires_grad_()
     loss = in_batch_loss(pairs, torch.tensor(positive), distinct(3, 2), 20.0, False)
     loss.backward()
-    assert loss.item() == pytest.approx(naive_in_batch(pairs.detach(), positive, distinct(3, 2).tolist(), 20.0, False))
+    expected = naive_in_batch(pairs.detach(), positive, distinct(3, 2).tolist(), 20.0, False)
+    assert loss.item() == pytest.approx(expected.item())
     assert pairs.grad is not None
     assert pairs.grad[2].any() == positive[0]  # texts of other rows are negatives, if anyone asks
 
@@ -145,10 +237,19 @@ def test_zero_vectors_give_finite_loss_and_gradient() -> None:
     assert embeddings.grad.isfinite().all()
 
 
+def test_what_is_not_finite_shows() -> None:
+    roles = normal(3, 3, 4)
+    roles[1, 2, 0] = torch.nan
+    assert text_to_candidates_loss(roles, distinct(3, 3), 20.0, True).isnan()
+
+
 def test_cross_entropy_over_leaves_out_what_is_masked_except_the_target() -> None:
-    queries, candidates = normal(2, 4), normal(3, 4, seed=1)
-    masked = torch.tensor([[True, True, False], [False, False, False]])
-    losses = cross_entropy_over(queries, candidates, torch.tensor([0, 2]), masked, 3.0)
-    scores = 3 * F.normalize(queries, dim=-1) @ F.normalize(candidates, dim=-1).T
-    assert losses[0].item() == pytest.approx((torch.logsumexp(scores[0, [0, 2]], 0) - scores[0, 0]).item())
-    assert losses[1].item() == pytest.approx((torch.logsumexp(scores[1], 0) - scores[1, 2]).item())
+    queries, candidates = F.normalize(normal(2, 4), dim=-1), F.normalize(normal(3, 4, seed=1), dim=-1)
+    texts = torch.tensor([0, 3]), torch.tensor([0, 1, 2])
+    mask = NotNegatives(*texts, left=torch.tensor([0]), right=torch.tensor([1]), texts=4)
+    scores = 3 * queries @ candidates.T
+    first = torch.logsumexp(scores[0, [0, 2]], 0) - scores[0, 0]
+    second = torch.logsumexp(scores[1], 0) - scores[1, 2]
+    weights = torch.tensor([0.25, 2.0], dtype=torch.float64)
+    loss = cross_entropy_over(queries, candidates, torch.tensor([0, 2]), weights, 3.0, mask)
+    assert loss.item() == pytest.approx((0.25 * first + 2 * second).item())

@@ -108,6 +108,13 @@ def test_ranking_65_536_rows_needs_no_square_table() -> None:
     assert loss.item() == pytest.approx(torch.logsumexp(sums, 0).item(), rel=1e-5)
 
 
+def test_no_shape_depends_on_values() -> None:
+    # Tensors without values: whatever would have to wait for them on a GPU fails.
+    scores = torch.empty(5, device="meta", requires_grad=True)
+    ranking_loss(scores, torch.empty(5, device="meta")).backward()
+    assert scores.grad is not None
+
+
 def test_angle_scores_are_the_complex_quotient() -> None:
     x, y = normal(20, 12), normal(20, 12, seed=1)
     expected = [naive_angle_score(a, b) for a, b in zip(x, y, strict=True)]

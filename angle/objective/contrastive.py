@@ -1,45 +1,119 @@
-"""Contrastive losses: a text must be nearer to its positive than to the batch's other texts."""
+"""Contrastive losses: a text must be nearer to its positive than to the batch's other texts.
+
+Legend: Q queries, C candidates, M queries of a chunk, P pairs of texts, D dimensions. Queries are taken in chunks, so
+that a batch needs O((Q + C) D) memory and a chunk's logits, never all Q x C of them.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from angle.objective.unit import refuse_second_derivative, unit
 
-def cross_entropy_over(queries: Tensor, candidates: Tensor, target: Tensor, masked: Tensor, tau: float) -> Tensor:
-    """Return -log softmax of each query's target among its candidates, (Q, D) and (C, D) -> (Q,).
+#: The most logits at once, at least one query's.
+LOGITS = 2**24
 
-    Args:
-        queries: (Q, D) embeddings of any length.
-        candidates: (C, D) embeddings of any length.
-        target: (Q,) int64, the right candidate of each query.
-        masked: (Q, C) bool, candidates that do not count; a target always counts.
-        tau: multiplier of the cosines.
 
+@dataclass(frozen=True)
+class NotNegatives:
+    """Which candidates are no negatives of which queries: those of the same text, and of the texts paired with it.
+
+    No operation's shape depends on how often texts repeat, so nothing waits for a GPU.
     """
-    logits = tau * F.normalize(queries, dim=-1) @ F.normalize(candidates, dim=-1).T
-    logits = logits.masked_fill(masked.scatter(1, target[:, None], False), -torch.inf)
-    return F.cross_entropy(logits, target, reduction="none")
+
+    queries: Tensor
+    """(Q,) the text of each query, a number from 0 up to `texts`."""
+    candidates: Tensor
+    """(C,) the text of each candidate."""
+    left: Tensor
+    """(P,) texts of pairs."""
+    right: Tensor
+    """(P,) the texts that are no negatives of those on the left."""
+    texts: int
+
+    def of(self, chunk: slice) -> Tensor:
+        """Return (M, C) bool for a chunk of the queries."""
+        queries = self.queries[chunk]
+        # Equal queries share one row of the table, any of theirs. The last row takes the pairs of all other texts.
+        row = torch.full((self.texts,), len(queries), device=queries.device)
+        row[queries] = torch.arange(len(queries), device=queries.device)
+        table = torch.zeros(len(queries) + 1, self.texts, dtype=torch.bool, device=queries.device)
+        table[:-1].scatter_(1, queries[:, None], True)
+        table.view(-1).index_fill_(0, row[self.left] * self.texts + self.right, True)
+        return table[row[queries]].gather(1, self.candidates.expand(len(queries), -1))
 
 
-def not_negatives(
-    query_ids: Tensor, candidate_ids: Tensor, positive_queries: Tensor, positive_candidates: Tensor
+class _CrossEntropy(torch.autograd.Function):
+    """The sum over queries of weight * -log softmax of the target; see `cross_entropy_over`.
+
+    The forward takes the gradient along, chunk by chunk: each logit is computed once and not kept. The backward only
+    multiplies.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, queries: Tensor, candidates: Tensor, target: Tensor, weights: Tensor, tau: float, mask: NotNegatives
+    ) -> Tensor:
+        found = torch.empty_like(weights)[:, None]
+        differentiate = any(ctx.needs_input_grad)
+        if differentiate:
+            by_query, by_candidate = torch.empty_like(queries), torch.zeros_like(candidates)
+        for chunk in _chunks(len(queries), len(candidates)):
+            own, right = tau * queries[chunk], target[chunk, None]
+            logits = own @ candidates.T
+            logits.masked_fill_(mask.of(chunk).scatter_(1, right, False), -torch.inf)
+            log_softmax = torch.log_softmax(logits, dim=1)
+            torch.gather(log_softmax, 1, right, out=found[chunk])
+            if differentiate:
+                slope = log_softmax.exp_().scatter_(1, right, found[chunk].expm1())  # softmax - 1 at the target
+                torch.mm(slope, candidates, out=by_query[chunk])
+                by_candidate.addmm_(slope.T, weights[chunk, None] * own)
+        if differentiate:
+            ctx.save_for_backward(by_query.mul_(tau * weights[:, None]), by_candidate)
+        return -(weights[:, None] * found).sum()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        refuse_second_derivative()
+        by_query, by_candidate = ctx.saved_tensors
+        return grad * by_query, grad * by_candidate, None, None, None, None
+
+
+def _chunks(queries: int, candidates: int) -> Iterator[slice]:
+    size = max(1, LOGITS // candidates)
+    return (slice(start, start + size) for start in range(0, queries, size))
+
+
+def cross_entropy_over(
+    queries: Tensor, candidates: Tensor, target: Tensor, weights: Tensor, tau: float, mask: NotNegatives
 ) -> Tensor:
-    """Return (Q, C) bool: candidates that are the query itself, or known to be one of its positives.
+    """Return the sum over queries of weight * -log softmax of the query's target among its candidates.
+
+    It can be differentiated once, by queries and candidates.
 
     Args:
-        query_ids: (Q,) text ids.
-        candidate_ids: (C,) text ids.
-        positive_queries: (P,) text ids of the left sides of all known positive pairs.
-        positive_candidates: (P,) text ids of their right sides.
+        queries: (Q, D) of length 1.
+        candidates: (C, D) of length 1.
+        target: (Q,) int64, the right candidate of each query.
+        weights: (Q,) the share of each query.
+        tau: multiplier of the cosines.
+        mask: candidates that do not count; a target always counts.
 
     """
-    # A query may stand in several positive pairs: number the texts and multiply two incidence tables, so that
-    # (query, candidate) counts the positive pairs that join them. Memory is O((Q + C) P), as the logits' is.
-    of_query = (query_ids[:, None] == positive_queries[None, :]).float()
-    of_candidate = (candidate_ids[:, None] == positive_candidates[None, :]).float()
-    return (of_query @ of_candidate.T > 0) | (query_ids[:, None] == candidate_ids[None, :])
+    loss: Tensor = _CrossEntropy.apply(queries, candidates, target, weights, tau, mask)  # type: ignore[no-untyped-call]
+    return loss
+
+
+def text_numbers(ids: Tensor, mask_duplicates: bool) -> Tensor:
+    """Return text ids as numbers from 0 up to how many there are; each its own if duplicates are not to be masked."""
+    if not mask_duplicates:
+        return torch.arange(ids.numel(), device=ids.device).view_as(ids)
+    return torch.searchsorted(ids.flatten().sort().values, ids.contiguous())
 
 
 def in_batch_loss(pairs: Tensor, positive: Tensor, pair_ids: Tensor, tau: float, mask_duplicates: bool) -> Tensor:
@@ -56,15 +130,13 @@ def in_batch_loss(pairs: Tensor, positive: Tensor, pair_ids: Tensor, tau: float,
         mask_duplicates: leave out candidates equal to the text itself or to one of its known positives.
 
     """
-    texts, ids = pairs.flatten(0, 1), pair_ids.flatten()  # interleaved: the partner of text i is i xor 1
-    here = torch.arange(len(texts), device=texts.device)
-    masked = torch.eye(len(texts), dtype=torch.bool, device=texts.device)
-    if mask_duplicates:
-        both_ways = torch.cat([pair_ids[positive], pair_ids[positive].flip(1)])
-        masked |= not_negatives(ids, ids, both_ways[:, 0], both_ways[:, 1])
-    losses = cross_entropy_over(texts, texts, here ^ 1, masked, tau)
-    # `where`, not a product: the loss of a text without a target can be large, and must not reach the mean at all.
-    return torch.where(positive.repeat_interleave(2), losses, losses.new_zeros(())).mean()
+    embeddings, numbers = unit(pairs).flatten(0, 1), text_numbers(pair_ids, mask_duplicates)
+    known = torch.where(positive[:, None], numbers.flip(1), numbers)  # of a pair that is not positive: itself
+    texts = numbers.flatten()  # interleaved: the partner of text i is i xor 1
+    mask = NotNegatives(texts, texts, texts, known.flatten(), len(texts))
+    target = torch.arange(len(texts), device=texts.device) ^ 1
+    weights = positive[:, None].expand_as(numbers).flatten().to(pairs.dtype) / len(texts)
+    return cross_entropy_over(embeddings, embeddings, target, weights, tau, mask)
 
 
 def text_to_candidates_loss(roles: Tensor, role_ids: Tensor, tau: float, mask_duplicates: bool) -> Tensor:
@@ -79,11 +151,10 @@ def text_to_candidates_loss(roles: Tensor, role_ids: Tensor, tau: float, mask_du
         mask_duplicates: leave out candidates equal to the text itself or to one of its known positives.
 
     """
-    queries, candidates = roles[:, 0], roles[:, 1:].transpose(0, 1).flatten(0, 1)
-    query_ids, candidate_ids = role_ids[:, 0], role_ids[:, 1:].T.flatten()
-    target = torch.arange(len(queries), device=queries.device)
-    if mask_duplicates:
-        masked = not_negatives(query_ids, candidate_ids, query_ids, role_ids[:, 1])
-    else:
-        masked = torch.zeros(len(queries), len(candidates), dtype=torch.bool, device=queries.device)
-    return cross_entropy_over(queries, candidates, target, masked, tau).mean()
+    queries, *others = unit(roles).unbind(1)
+    numbers = text_numbers(role_ids, mask_duplicates)
+    text, positive = numbers[:, 0], numbers[:, 1]
+    mask = NotNegatives(text, numbers[:, 1:].T.flatten(), text, positive, numbers.numel())
+    target = torch.arange(len(text), device=text.device)
+    weights = roles.new_full((len(text),), 1 / len(text))
+    return cross_entropy_over(queries, torch.cat(others), target, weights, tau, mask)

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from angle.objective.unit import unit
+
 
 def ranking_loss(scores: Tensor, labels: Tensor) -> Tensor:
     """Return log(1 + sum over all ordered (p, q) with label_p < label_q of exp(score_p - score_q)).
@@ -24,15 +26,14 @@ def ranking_loss(scores: Tensor, labels: Tensor) -> Tensor:
     order = torch.argsort(labels, stable=True)
     scores, labels = scores[order], labels[order]
     smaller = torch.searchsorted(labels, labels, right=False)  # (B,) how many rows have a smaller label
-    has_smaller = smaller > 0
-    prefix = torch.logcumsumexp(scores, dim=0)
-    terms = prefix[smaller[has_smaller] - 1] - scores[has_smaller]
-    return torch.logsumexp(torch.cat([terms, terms.new_zeros(1)]), dim=0)
+    prefix = F.pad(torch.logcumsumexp(scores, dim=0), (1, 0), value=-torch.inf)  # (B + 1,): of that many rows
+    terms = prefix[smaller] - scores
+    return torch.logsumexp(F.pad(terms, (0, 1)), dim=0)
 
 
 def cosine_scores(x: Tensor, y: Tensor) -> Tensor:
     """Return the cosine similarity of each pair, (B, D) and (B, D) -> (B,); 0 where a vector is zero."""
-    return (F.normalize(x, dim=-1) * F.normalize(y, dim=-1)).sum(-1)
+    return (unit(x) * unit(y)).sum(-1)
 
 
 def angle_scores(x: Tensor, y: Tensor) -> Tensor:
@@ -47,8 +48,8 @@ def angle_scores(x: Tensor, y: Tensor) -> Tensor:
     The score of equal vectors is 1, the largest possible one sqrt(2), at a rotation by 45 degrees; it is not
     symmetric in x and y.
     """
-    x_re, x_im = F.normalize(x, dim=-1).chunk(2, dim=-1)
-    y_re, y_im = F.normalize(y, dim=-1).chunk(2, dim=-1)
+    x_re, x_im = unit(x).chunk(2, dim=-1)
+    y_re, y_im = unit(y).chunk(2, dim=-1)
     real = x_re * y_re + x_im * y_im
     imaginary = x_im * y_re - x_re * y_im
     return (real + imaginary).sum(-1).abs()

@@ -1,0 +1,119 @@
+"""Time and memory of the loss, in chunks and from whole tables: python -m benchmarks.losses [--rows 32 65536] [...]
+
+A step is the loss of a format with its own weights, and its gradient at random embeddings of which a few stand for
+the same text. The plain peer makes the (Q, C) logits and masks at once, and ranks as ours does; it is left out where
+its tables would not fit. Each figure comes from processes of their own, ours and the peer's in turn: the smallest
+time, and the largest resident memory of a whole process, Python and torch (0.3 GiB or so) included.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import resource
+import time
+from concurrent.futures import ProcessPoolExecutor
+
+import psutil
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from angle.config import LossConfig
+from angle.objective.angle_loss import AngleLoss
+from angle.structures import FORMATS, Structure
+
+GIB = 2**30
+#: Most tables of (Q, C) float32 that the plain loss holds at once: logits, their softmax, gradients, and masks.
+TABLES = 6
+
+
+class PlainLoss(AngleLoss):
+    """The same loss with the contrastive term from tables of all queries and candidates."""
+
+    def _in_batch(self, roles: Tensor, structure: Structure) -> Tensor:
+        ids, tau = structure.text_ids, self.config.ibn_tau
+        if structure.labels is None:
+            candidates = roles[:, 1:].transpose(0, 1).flatten(0, 1)
+            target = torch.arange(len(roles))
+            masked = torch.zeros(len(roles), len(candidates), dtype=torch.bool)
+            if self.mask_duplicates:
+                masked = plain_not_negatives(ids[:, 0], ids[:, 1:].T.flatten(), ids[:, 0], ids[:, 1])
+            return plain_cross_entropy(roles[:, 0], candidates, target, masked, tau).mean()
+        positive, texts = structure.labels > (self.config.positive_above or 0.0), roles.flatten(0, 1)
+        masked = torch.eye(len(texts), dtype=torch.bool)
+        if self.mask_duplicates:
+            both_ways = torch.cat([ids[positive], ids[positive].flip(1)])
+            masked |= plain_not_negatives(ids.flatten(), ids.flatten(), both_ways[:, 0], both_ways[:, 1])
+        losses = plain_cross_entropy(texts, texts, torch.arange(len(texts)) ^ 1, masked, tau)
+        return torch.where(positive.repeat_interleave(2), losses, losses.new_zeros(())).mean()
+
+
+def plain_cross_entropy(queries: Tensor, candidates: Tensor, target: Tensor, masked: Tensor, tau: float) -> Tensor:
+    """Return the loss of each query, (Q,), from the table of all cosines."""
+    logits = tau * F.normalize(queries, dim=-1) @ F.normalize(candidates, dim=-1).T
+    logits = logits.masked_fill(masked.scatter(1, target[:, None], False), -torch.inf)
+    return F.cross_entropy(logits, target, reduction="none")
+
+
+def plain_not_negatives(queries: Tensor, candidates: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    """Return (Q, C) bool, the product of the tables that say which pair has which query and which candidate."""
+    of_query = (queries[:, None] == left[None, :]).float()
+    of_candidate = (candidates[:, None] == right[None, :]).float()
+    return (of_query @ of_candidate.T > 0) | (queries[:, None] == candidates[None, :])
+
+
+def measure(kind: type[AngleLoss], name: str, rows: int, width: int, duplicates: str, steps: int) -> tuple[float, int]:
+    """Return the smallest seconds of a step, and the largest bytes that this process has held."""
+    data_format, generator = FORMATS[name], torch.Generator().manual_seed(0)
+    roles = len(data_format.roles)
+    index = torch.arange(rows * roles).view(rows, roles)
+    ids = torch.randint(0, 4 * rows * roles, index.shape, generator=generator)
+    labels = torch.arange(rows).float() % 2 if data_format.labelled else None
+    structure = Structure(data_format, index, ids, labels)
+    loss = kind(LossConfig(), data_format, width, duplicates)
+    embeddings = torch.randn(rows * roles, width, generator=generator).requires_grad_()
+    best = float("inf")
+    for _ in range(steps):
+        embeddings.grad = None
+        start = time.perf_counter()
+        loss(embeddings, structure).total.backward()
+        best = min(best, time.perf_counter() - start)
+    return best, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description="Time and memory of the loss, in chunks and from whole tables.")
+    parser.add_argument("--formats", nargs="+", choices=list(FORMATS), default=list(FORMATS))
+    parser.add_argument("--rows", nargs="+", type=int, default=[32, 128, 1024, 4096])
+    parser.add_argument("--dimensions", type=int, default=768)
+    parser.add_argument("--duplicates", choices=["mask", "keep"], default="mask")
+    parser.add_argument("--rounds", type=int, default=2, help="processes of each kind")
+    options = parser.parse_args()
+    print(f"{options.dimensions} dimensions, {torch.get_num_threads()} threads, duplicates: {options.duplicates}\n")
+    heads = ("format", "rows", "ours", "it holds", "plain", "it holds", "plain / ours")
+    print(f"| {' | '.join(heads)} |\n|{'---|' * len(heads)}")
+    spawn = multiprocessing.get_context("spawn")
+    for name in options.formats:
+        for rows in options.rows:
+            queries, candidates = (2 * rows, 2 * rows) if name == "A" else (rows, rows * (len(FORMATS[name].roles) - 1))
+            fits = TABLES * 4 * queries * candidates < 0.7 * psutil.virtual_memory().available
+            steps = max(1, 2**24 // (queries * candidates)) if rows > 256 else 300
+            found: dict[type[AngleLoss], list[tuple[float, int]]] = {}
+            for _ in range(options.rounds):
+                for kind in (AngleLoss, PlainLoss) if fits else (AngleLoss,):
+                    with ProcessPoolExecutor(1, spawn) as process:
+                        task = (kind, name, rows, options.dimensions, options.duplicates, steps)
+                        found.setdefault(kind, []).append(process.submit(measure, *task).result())
+            seconds = {kind: 1000 * min(second for second, _ in values) for kind, values in found.items()}
+            memory = {kind: max(size for _, size in values) / GIB for kind, values in found.items()}
+            cells = [name, f"{rows:,}", f"{seconds[AngleLoss]:,.2f} ms", f"{memory[AngleLoss]:.2f} GiB"]
+            if fits:
+                ratio = seconds[PlainLoss] / seconds[AngleLoss]
+                cells += [f"{seconds[PlainLoss]:,.2f} ms", f"{memory[PlainLoss]:.2f} GiB", f"{ratio:.2f}"]
+            print(f"| {' | '.join(cells + ['-'] * (len(heads) - len(cells)))} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
