@@ -67,7 +67,9 @@ class Bench:
         answer = self._start(job)
         done.answers.setdefault(job.system, []).append(answer)
         times = {"": answer["seconds"], " of its threads": answer.get("cpu"), " in its collator": answer.get("outside")}
-        words = (f"{1000 * median(seconds):8,.0f} ms{what}" for what, seconds in times.items() if seconds)
+        words = (
+            f"{1000 * median(seconds):8,.0f} ms{what}" for what, seconds in times.items() if seconds and any(seconds)
+        )
         print(f"  {job.system:30}{''.join(words)}", file=sys.stderr, flush=True)
 
     def _start(self, job: Job) -> dict[str, Any]:

@@ -13,6 +13,8 @@ from typing import Any, TypeVar
 import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
+from benchmarks.throughput.figures import between
+
 Result = TypeVar("Result")
 
 
@@ -67,13 +69,10 @@ class StepClock:
         `seconds` are a step's, `outside` those that were taken out of them, `cpu` those of all the process's threads,
         with what was taken out.
         """
-        between = [
-            [then - before for before, then in zip(*both, strict=True)]
-            for both in zip(self._stamps, self._stamps[1:], strict=False)
-        ][warmup - 1 :]
+        steps = between(self._stamps, warmup)
         return {
-            "seconds": [whole - outside for whole, outside, _ in between],
-            "outside": [outside for _, outside, _ in between],
-            "cpu": [cpu for _, _, cpu in between],
+            "seconds": [whole - outside for whole, outside, _ in steps],
+            "outside": [outside for _, outside, _ in steps],
+            "cpu": [cpu for _, _, cpu in steps],
             "memory": self._peak,
         }

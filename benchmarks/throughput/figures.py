@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 Rounds = Sequence[Sequence[float]]
 """Seconds of each step of each round."""
@@ -26,6 +27,15 @@ class Spread:
     median: float
     low: float
     high: float
+
+
+def between(stamps: Sequence[tuple[float, ...]], warmup: int) -> list[list[float]]:
+    """Return what passed on each clock in each step, given all clocks at the end of each; the first ones left out.
+
+    The first step has no beginning, so `warmup` is at least 1.
+    """
+    passed = [[now - then for then, now in zip(*both, strict=True)] for both in pairwise(stamps)]
+    return passed[warmup - 1 :]
 
 
 def step_time(rounds: Rounds) -> Spread:
