@@ -1,0 +1,186 @@
+"""One run of the benchmark: check that the losses agree, then measure in turn."""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from statistics import mean, median
+from typing import Any
+
+import numpy as np
+
+from benchmarks.throughput import prepare
+from benchmarks.throughput.figures import distinct_tokens
+from benchmarks.throughput.jobs import ANGLE_EMB, BARE, OWN, PEERS, SBERT, Job, start
+from benchmarks.throughput.report import Measured
+from benchmarks.throughput.workloads import Workload
+
+#: How far losses may lie apart, relative, and embeddings, absolute.
+LOSSES, EMBEDDINGS = 1e-3, 1e-5
+#: Layers of a shape with random weights in the check of losses, which runs in float32.
+CHECKED_LAYERS = 2
+
+
+class Bench:
+    """The models and rows of a run, and what is done with them."""
+
+    def __init__(self, options: argparse.Namespace, scratch: Path) -> None:
+        """Start with nothing made.
+
+        Args:
+            options: the command line's.
+            scratch: an empty folder.
+
+        """
+        self.options, self.scratch = options, scratch
+        self._numbers = itertools.count()
+        self._rows: dict[str, list[dict[str, Any]]] = {}
+        self._checked: dict[str, list[str]] = {}
+        self._models: dict[tuple[str, int | None], Path] = {}
+
+    @cached_property
+    def peer_python(self) -> str:
+        """angle_emb's interpreter."""
+        return prepare.peer_python()
+
+    def measure(self, workload: Workload, precision: str) -> Measured:
+        """Return what all rounds of a workload in a precision gave."""
+        if not workload.is_training:
+            return self._measure_encoding(workload)
+        checks = [] if self.options.unchecked else self._checks(workload)
+        rows, job = self._training(workload)
+        job = replace(job, precision=precision)
+        done = Measured(
+            workload, precision, self._tokens_of_a_step(workload, rows, job), workload.batch_size, checks=checks
+        )
+        for _ in range(self.options.rounds):
+            for system in (*workload.systems, BARE):
+                self._answer(done, replace(job, system=system, scratch=str(self._new_folder())))
+        return done
+
+    def _answer(self, done: Measured, job: Job) -> None:
+        answer = self._start(job)
+        done.answers.setdefault(job.system, []).append(answer)
+        times = {"": answer["seconds"], " of its threads": answer.get("cpu"), " in its collator": answer.get("outside")}
+        words = (
+            f"{1000 * median(seconds):8,.0f} ms{what}" for what, seconds in times.items() if seconds and any(seconds)
+        )
+        print(f"  {job.system:30}{''.join(words)}", file=sys.stderr, flush=True)
+
+    def _start(self, job: Job) -> dict[str, Any]:
+        return start(job, self.peer_python if job.system == ANGLE_EMB else sys.executable)
+
+    def _new_folder(self) -> Path:
+        folder = self.scratch / str(next(self._numbers))
+        folder.mkdir()
+        return folder
+
+    def _training(self, workload: Workload) -> tuple[list[dict[str, Any]], Job]:
+        """Return the rows of all steps, and a job that trains on them."""
+        steps = self.options.steps or workload.steps
+        rows = prepare.choose(
+            self._all_rows(workload.rows, workload.format), (steps + self.options.warmup) * workload.batch_size
+        )
+        job = Job(
+            OWN,
+            "train",
+            str(self._model(workload.model)),
+            prepare.write_rows(self._new_folder() / "rows.jsonl", rows),
+            "",
+            workload.format,
+            workload.batch_size,
+            warmup=self.options.warmup,
+            **workload.settings,  # type: ignore[arg-type]
+        )
+        return rows, job
+
+    def _tokens_of_a_step(self, workload: Workload, rows: Sequence[dict[str, Any]], job: Job) -> float:
+        texts = [[row[column] for column in row if column != "label"] for row in rows]
+        lengths = prepare.text_lengths(Path(job.model), [text for row in texts for text in row], job.max_length)
+        size = workload.batch_size
+        starts = range(self.options.warmup * size, len(texts), size)
+        return mean(distinct_tokens(texts[first : first + size], lengths) for first in starts)
+
+    def _all_rows(self, name: str, data_format: str) -> list[dict[str, Any]]:
+        if name not in self._rows:
+            source = {"stsb": self.options.stsb, "nli": self.options.nli, "stsb-test": self.options.stsb_test}[name]
+            self._rows[name] = prepare.read_rows(source, "test" if name == "stsb-test" else "train", data_format)
+        return self._rows[name]
+
+    def _model(self, name: str, layers: int | None = None) -> Path:
+        given = {"minilm": self.options.minilm, "smollm2": self.options.smollm2}
+        key = (name, layers)
+        if key not in self._models:
+            self._models[key] = (
+                prepare.find_model(given[name])
+                if name in given
+                else prepare.random_model(name, self._model("minilm"), self._new_folder(), layers)
+            )
+        return self._models[key]
+
+    def _checks(self, workload: Workload) -> list[str]:
+        if workload.name not in self._checked:
+            self._checked[workload.name] = self._check_losses(workload)
+        return self._checked[workload.name]
+
+    def _check_losses(self, workload: Workload) -> list[str]:
+        """Compare each peer's loss of one batch, dropout off, with this project's set to the peer's objective."""
+        _, job = self._training(workload)
+        rows = job.read()[: workload.batch_size]
+        is_random = workload.model not in ("minilm", "smollm2")
+        model = self._model(workload.model, CHECKED_LAYERS if is_random else None)
+        model_without = prepare.without_dropout(model, self._new_folder() / "model")
+        plain = replace(job, task="loss", model=model_without, bits=None, dtype="float32", both_directions=False)
+        words = []
+        for peer in PEERS:
+            if peer not in workload.systems:
+                continue
+            # angle_emb multiplies labels into indices: only those of 0 and 1 give the targets that are meant.
+            ones = peer == ANGLE_EMB and workload.format == "A"
+            middle = median(row["label"] for row in rows) if ones else 0
+            batch = [row | {"label": float(row["label"] > middle)} for row in rows] if ones else rows
+            there = replace(plain, rows=prepare.write_rows(self._new_folder() / "rows.jsonl", batch))
+            found = {
+                system: float(
+                    self._start(replace(there, system=system, objective=peer, scratch=str(self._new_folder())))["loss"]
+                )
+                for system in (OWN, peer)
+            }
+            apart = abs(found[OWN] / found[peer] - 1)
+            words.append(
+                f"loss of {peer} {found[peer]:.5f}, here {found[OWN]:.5f}{' (labels 0 and 1)' if ones else ''}"
+            )
+            if apart > LOSSES:
+                sys.exit(f"{workload.name}: {words[-1]}: not the same work, so nothing is measured.")
+        return words
+
+    def _measure_encoding(self, workload: Workload) -> Measured:
+        rows = self._all_rows(workload.rows, "A")
+        texts = list(dict.fromkeys(row[role] for row in rows for role in ("text1", "text2")))
+        model = self._model(workload.model)
+        job = Job(
+            OWN,
+            "encode",
+            str(model),
+            prepare.write_rows(self._new_folder() / "texts.jsonl", [{"text": text} for text in texts]),
+            "",
+            batch_size=workload.batch_size,
+        )
+        tokens = sum(prepare.text_lengths(model, texts, job.max_length).values())
+        done = Measured(workload, "float32", tokens, len(texts))
+        for _ in range(self.options.rounds):
+            folders = {}
+            for system in workload.systems:
+                folders[system] = self._new_folder()
+                self._answer(done, replace(job, system=system, scratch=str(folders[system])))
+            own, peer = (np.load(folders[system] / "embeddings.npy") for system in (OWN, SBERT))
+            apart = float(np.abs(own - peer).max())
+            if apart > EMBEDDINGS:
+                sys.exit(f"{workload.name}: embeddings lie {apart:.1e} apart: not the same work.")
+        done.checks.append(f"embeddings lie at most {apart:.1e} apart")
+        return done

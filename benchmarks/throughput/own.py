@@ -1,0 +1,136 @@
+"""Training and encoding of this project itself, and the bare loop that they are compared with."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Any
+
+import numpy as np
+import torch
+
+from angle import Encoder, ModelConfig, PoolingConfig, TrainConfig, build_config, fit
+from angle.config import BillmConfig, LoraConfig
+from angle.structures import FORMATS
+from benchmarks.throughput.clock import StepClock, peak_memory, synchronize
+from benchmarks.throughput.figures import model_flops
+from benchmarks.throughput.jobs import ANGLE_EMB, BARE, LEARNING_RATE, LORA_DROPOUT, OWN, SBERT, SEED, Job
+
+#: Weights of the cosine, the in-batch and the angle term: this project's defaults, and what a peer computes.
+WEIGHTS = {
+    "A": {OWN: (1.0, 20.0, 1.0), ANGLE_EMB: (1.0, 20.0, 1.0), SBERT: (0.0, 0.0, 1.0)},
+    "B": {OWN: (0.0, 20.0, 1.0), ANGLE_EMB: (0.0, 20.0, 1.0), SBERT: (0.0, 1.0, 0.0)},
+}
+#: A pass over this many texts before an encoding that counts.
+WARM_TEXTS = 256
+
+
+def run(job: Job) -> dict[str, Any]:
+    """Return the answer to a job."""
+    if job.system == BARE:
+        return _bare(job)
+    return {"train": _train, "loss": _loss, "encode": _encode}[job.task](job)
+
+
+def _config(job: Job, **train: Any) -> TrainConfig:
+    cosine, in_batch, angle = WEIGHTS[job.format][job.objective]
+    model: dict[str, Any] = {"name_or_path": job.model, "max_length": job.max_length, "dtype": job.dtype}
+    lora: dict[str, Any] = {}
+    if job.lora is not None:
+        lora = {"enabled": True, "r": job.lora, "alpha": 2 * job.lora, "dropout": LORA_DROPOUT}
+    settings = {
+        "model": model | {"load_kbit": job.bits},
+        "pooling": {"strategy": "avg"},
+        "lora": lora,
+        "billm": {"enabled": True} if job.both_directions else {},
+        "loss": {"cosine_w": cosine, "ibn_w": in_batch, "angle_w": angle},
+        # In the order of the file, so that the bare loop sees the same batches.
+        "data": {
+            "train": {"name_or_path": job.rows},
+            "shuffle": False,
+            "duplicates": "mask" if job.objective == OWN else "keep",
+        },
+        "train": {
+            "output_dir": f"{job.scratch}/run",
+            "batch_size": job.batch_size,
+            "learning_rate": LEARNING_RATE,
+            "mixed_precision": "bf16" if job.precision == "bf16" else "no",
+            "seed": SEED,
+            "warmup_steps": 0,
+            "save_steps": 0,
+            "eval_steps": 0,
+            **train,
+        },
+    }
+    return build_config(settings, TrainConfig)
+
+
+def _train(job: Job) -> dict[str, Any]:
+    clock = StepClock()
+    fit(_config(job, logging_steps=1_000_000))
+    return clock.answer(job.warmup)
+
+
+def _loss(job: Job) -> dict[str, Any]:
+    folder = fit(_config(job, max_steps=1, logging_steps=1)).folder
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return {"loss": next(record["loss"] for record in records if "loss" in record)}
+
+
+def _bare(job: Job) -> dict[str, Any]:
+    """Time forward and backward of the embeddings' sum over the training batches, each distinct text once."""
+    torch.manual_seed(SEED)
+    encoder = Encoder.load(
+        ModelConfig(job.model, max_length=job.max_length, dtype=job.dtype, load_kbit=job.bits),
+        PoolingConfig("avg"),
+        None if job.lora is None else LoraConfig(True, job.lora, 2 * job.lora, LORA_DROPOUT),
+        BillmConfig(enabled=True) if job.both_directions else None,
+    )
+    encoder = encoder.to("cuda" if torch.cuda.is_available() else "cpu").train()
+    rows, roles = job.read(), FORMATS[job.format].roles
+    seconds, cpu, flops = [], [], []
+    for first in range(0, len(rows), job.batch_size):
+        batch = rows[first : first + job.batch_size]
+        tokens = encoder.tokenizer(list(dict.fromkeys(row[role] for row in batch for role in roles)))
+        ids, lengths = torch.from_numpy(tokens.ids.astype(np.int64)).to(encoder.device), tokens.lengths
+        encoder.zero_grad(set_to_none=True)
+        synchronize()
+        start, cpu_start = time.perf_counter(), time.process_time()
+        with torch.autocast(encoder.device.type, torch.bfloat16, enabled=job.precision == "bf16"):
+            total = encoder(ids, lengths).sum()
+        total.backward()
+        synchronize()
+        seconds.append(time.perf_counter() - start)
+        cpu.append(time.process_time() - cpu_start)
+        flops.append(_flops(encoder, lengths.tolist()))
+    return {
+        "seconds": seconds[job.warmup :],
+        "cpu": cpu[job.warmup :],
+        "flops": flops[job.warmup :],
+        "memory": peak_memory(),
+    }
+
+
+def _flops(encoder: Encoder, lengths: list[int]) -> float:
+    """Return the operations of a forward and backward pass without padding."""
+    named = encoder.backbone.named_modules()
+    linear = [module for name, module in named if isinstance(module, torch.nn.Linear) and "pooler" not in name]
+    sizes = [(module.in_features * module.out_features, module.weight.requires_grad) for module in linear]
+    trained = sum(size for size, is_trained in sizes if is_trained)
+    config = encoder.backbone.config
+    width = config.num_attention_heads * (
+        getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    )
+    return model_flops(sum(size for size, _ in sizes) - trained, trained, config.num_hidden_layers, width, lengths)
+
+
+def _encode(job: Job) -> dict[str, Any]:
+    texts = [row["text"] for row in job.read()]
+    encoder = Encoder.load(ModelConfig(job.model, max_length=job.max_length), PoolingConfig("avg"))
+    encoder = encoder.to("cuda" if torch.cuda.is_available() else "cpu")
+    encoder.encode(texts[:WARM_TEXTS], batch_size=job.batch_size)
+    start = time.perf_counter()
+    found = encoder.encode(texts, batch_size=job.batch_size)
+    seconds = time.perf_counter() - start
+    np.save(f"{job.scratch}/embeddings.npy", found.numpy())
+    return {"seconds": [seconds], "memory": peak_memory()}

@@ -1,0 +1,134 @@
+"""What a workload's rounds come to, as lines of a table."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from benchmarks.throughput.figures import Spread, fastest, peak_flops, ratio, step_time
+from benchmarks.throughput.jobs import BARE, OWN, REPO
+from benchmarks.throughput.workloads import NOTES, Workload
+
+COLUMNS = ("system", "step", "rows/s", "tokens/s", "memory", "x bare", "against the faster peer")
+ENCODE_COLUMNS = ("system", "all texts", "texts/s", "tokens/s", "memory", "", "against the peer")
+MIB, GIB = 2**20, 2**30
+
+
+@dataclass
+class Measured:
+    """The answers of all rounds of a workload in one precision."""
+
+    workload: Workload
+    precision: str
+    tokens: float
+    """Of a step's distinct texts, in the mean; of an encoding, all of them."""
+    rows: int
+    """Rows of a step, or texts of an encoding."""
+    answers: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    """By system, a round each."""
+    checks: list[str] = field(default_factory=list)
+    """What was found equal before, in words."""
+
+    def seconds(self, system: str) -> list[list[float]]:
+        """Return each round's steps."""
+        return [answer["seconds"] for answer in self.answers[system]]
+
+
+def table(measured: Measured, device: str | None) -> str:
+    """Return a workload's table."""
+    columns: Sequence[str] = COLUMNS if measured.workload.is_training else ENCODE_COLUMNS
+    if peak := peak_flops(device, measured.precision):
+        columns = (*columns, "FLOP use")
+    lines = [f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}"]
+    for system in measured.answers:
+        cells = _cells(measured, system)
+        if peak:
+            cells.append(_utilisation(measured, system, peak))
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _cells(measured: Measured, system: str) -> list[str]:
+    rounds, time_of_step = measured.seconds(system), step_time(measured.seconds(system))
+    memory = max(answer["memory"] for answer in measured.answers[system])
+    peers = [measured.seconds(other) for other in measured.answers if other not in (OWN, BARE)]
+    return [
+        system,
+        _spread(time_of_step, 1000, ",.0f", " ms"),
+        f"{measured.rows / time_of_step.median:,.1f}",
+        f"{measured.tokens / time_of_step.median:,.0f}",
+        f"{memory / GIB:.2f} GiB" if memory > 10 * GIB else f"{memory / MIB:,.0f} MiB",
+        _spread(ratio(rounds, measured.seconds(BARE)), 1, ".2f") if BARE in measured.answers else "",
+        _spread(ratio(fastest(peers), rounds), 1, ".2f") if system == OWN and peers else "",
+    ]
+
+
+def _utilisation(measured: Measured, system: str, peak: float) -> str:
+    """Return the share of the device's peak that a pass without padding takes, in the time of the system's step."""
+    if BARE not in measured.answers:
+        return ""
+    flops = [step for answer in measured.answers[BARE] for step in answer["flops"]]
+    return f"{sum(flops) / len(flops) / step_time(measured.seconds(system)).median / peak:.1%}"
+
+
+def _spread(spread: Spread, scale: float, form: str, unit: str = "") -> str:
+    low, high = spread.low * scale, spread.high * scale
+    return f"{spread.median * scale:{form}}{unit} [{low:{form}}, {high:{form}}]"
+
+
+def hardware(device: str | None) -> str:
+    """Return the processor, its cores, memory and the GPU."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    name = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+    import psutil
+
+    memory = psutil.virtual_memory().total / GIB
+    return f"{name}, {psutil.cpu_count()} cores, {memory:.0f} GiB; {device or 'no GPU'}"
+
+
+def section(done: Sequence[Measured], waiting: Sequence[Workload], facts: Mapping[str, str]) -> str:
+    """Return the part of RESULTS.md that one run makes."""
+    lines = [
+        f"## {facts['date']}, {facts['hardware']}",
+        "",
+        "```bash",
+        facts["command"],
+        "```",
+        "",
+        facts["versions"],
+        "",
+    ]
+    for measured in done:
+        lines += [f"### {title(measured)}", "", table(measured, facts.get("gpu")), ""]
+        if measured.checks:
+            lines += [f"Checked before: {'; '.join(measured.checks)}.", ""]
+    lines += [f"- {workload.title}: waits for a machine with a GPU." for workload in waiting]
+    return "\n".join([*lines, *([""] if waiting else []), *(f"- {note}" for note in NOTES)]) + "\n"
+
+
+def title(measured: Measured) -> str:
+    """Return what was measured."""
+    return f"{measured.workload.title}, {measured.precision}"
+
+
+def facts_of(command: str, peer: Mapping[str, str], device: str | None) -> dict[str, str]:
+    """Return what a result is worth nothing without."""
+    here = {name: version(name) for name in ("torch", "transformers", "accelerate", "sentence-transformers")}
+    commit = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], cwd=REPO, capture_output=True, text=True, check=False
+    )
+    found = {
+        "date": time.strftime("%Y-%m-%d"),
+        "hardware": hardware(device),
+        "command": command,
+        "versions": f"This project at {commit.stdout.strip() or 'an unknown commit'} and sentence-transformers: "
+        f"{', '.join(f'{name} {number}' for name, number in here.items())}. "
+        f"angle_emb: {', '.join(f'{name} {number}' for name, number in peer.items())}.",
+    }
+    return found | ({"gpu": device} if device else {})

@@ -1,0 +1,81 @@
+"""The arithmetic of the throughput benchmark, and its clock."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+import torch
+
+from benchmarks.throughput.clock import StepClock
+from benchmarks.throughput.figures import (
+    Spread,
+    between,
+    distinct_tokens,
+    fastest,
+    model_flops,
+    peak_flops,
+    ratio,
+    step_time,
+)
+
+
+def test_a_step_is_the_median_of_all_with_the_rounds_medians_beside_it() -> None:
+    assert step_time([[1.0, 2.0, 9.0], [4.0, 5.0, 6.0]]) == Spread(4.5, 2.0, 5.0)
+
+
+def test_a_ratio_compares_each_round_with_itself() -> None:
+    own, peer = [[1.0], [10.0], [2.0]], [[3.0], [20.0], [8.0]]  # the machine was slow in the second round
+    assert ratio(peer, own) == Spread(3.0, 2.0, 4.0)
+    assert fastest([[[9.0], [9.0], [9.0]], peer]) is peer
+
+
+def test_texts_of_a_batch_count_once_in_its_tokens() -> None:
+    batch = [("a", "b"), ("a", "c"), ("b", "b")]
+    assert distinct_tokens(batch, {"a": 3, "b": 5, "c": 7, "d": 100}) == 15
+
+
+@pytest.mark.parametrize("trains", [True, False])
+def test_operations_are_those_that_torch_counts(trains: bool) -> None:
+    from torch.utils.flop_counter import FlopCounterMode
+
+    length, width, inner = 5, 8, 12
+    up, down = torch.nn.Linear(width, inner, bias=False), torch.nn.Linear(inner, width, bias=False)
+    for linear in (up, down):
+        linear.requires_grad_(trains)
+    text = torch.randn(1, length, width, requires_grad=True)
+    with FlopCounterMode(display=False) as counted:
+        hidden = down(up(text))
+        (hidden @ hidden.transpose(1, 2) @ hidden).sum().backward()
+    weights = 2 * width * inner
+    ours = model_flops(0, weights, 1, width, [length]) if trains else model_flops(weights, 0, 1, width, [length])
+    assert ours == counted.get_total_flops()
+
+
+def test_the_peak_of_a_gpu_is_found_by_its_name() -> None:
+    assert peak_flops("NVIDIA H100 80GB HBM3", "bf16") == 989e12
+    assert peak_flops("NVIDIA H100 80GB HBM3", "float32") == 67e12
+    assert peak_flops("Another GPU", "bf16") is None
+    assert peak_flops(None, "bf16") is None
+
+
+def test_a_step_lasts_from_the_end_of_the_one_before_to_its_own() -> None:
+    stamps = [(10.0, 0.0), (11.0, 0.5), (13.0, 0.5), (17.0, 2.5)]
+    assert between(stamps, 1) == [[1.0, 0.5], [2.0, 0.0], [4.0, 2.0]]
+    assert between(stamps, 3) == [[4.0, 2.0]]
+
+
+def test_the_clock_hears_every_step_and_takes_out_what_does_not_count() -> None:
+    clock, weight = StepClock(), torch.nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([weight], lr=0.1)
+    begun = time.perf_counter()
+    for _ in range(5):
+        weight.grad = torch.ones(1)
+        clock.without(time.sleep)(0.03)
+        optimizer.step()
+    whole = time.perf_counter() - begun
+    answer = clock.answer(warmup=2)
+    assert [len(answer[key]) for key in ("seconds", "outside", "cpu")] == [3, 3, 3]
+    assert min(answer["outside"]) >= 0.03
+    assert sum(answer["seconds"]) + sum(answer["outside"]) < whole - 2 * 0.03  # three of five steps
+    assert answer["memory"] > 10 * 2**20
