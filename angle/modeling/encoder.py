@@ -20,6 +20,7 @@ from angle.modeling.backbone import checkpoint_activations, is_decoder, load_bac
 from angle.modeling.bidirectional import check_class, decoder_layers, make_bidirectional
 from angle.modeling.depths import Depths, Take, cut, last_states
 from angle.modeling.description import SelfDescription
+from angle.modeling.dropout import speed_up_dropout
 from angle.modeling.packing import enable_packing, run_packed, run_padded
 from angle.modeling.parts import find_parts
 from angle.modeling.pooling import Lengths, pool
@@ -124,6 +125,7 @@ class Encoder(nn.Module):
         if fresh or (source.saved and not merged):
             base = str(Path(source.base).resolve()) if Path(source.base).exists() else source.base
             backbone = adapters.add_adapters(backbone, base, revision=source.revision, saved=source.saved, fresh=fresh)
+        speed_up_dropout(backbone)
         encoder = cls(backbone, tokenizer, strategy, is_llm, start, None if merged else bits, packable)
         encoder.keep(said.layers, said.dimensions)
         encoder.keep(model.layers, model.dimensions)
