@@ -123,6 +123,9 @@ def build(config: TrainConfig, accelerator: Accelerator) -> Built:
     train = config.train
     seed_everything(train.seed, rank=0)
     encoder = Encoder.load(config.model, config.pooling, config.lora, config.billm).to(accelerator.device)
+    encoder.packable &= train.packing == "auto"
+    with accelerator.autocast():
+        encoder.try_packing(training=True)
     sharing = Sharing(
         train.batch_size,
         train.gradient_accumulation_steps,
@@ -364,6 +367,9 @@ def banner(config: TrainConfig, encoder: Encoder, data: Data, total: int, accele
     if config.teacher.enabled:
         terms += f" + {config.teacher.weight:g} alignment with {config.teacher.name_or_path}"
     rows = train.batch_size * accelerator.num_processes * train.gradient_accumulation_steps
+    layout = "packed" if encoder.is_packed else "padded"
+    if encoder.packing_failed:
+        layout = "padded: packed, they failed the comparison on this device"
     lines = [
         (
             "model",
@@ -380,7 +386,7 @@ def banner(config: TrainConfig, encoder: Encoder, data: Data, total: int, accele
             f"{accelerator.device}, {accelerator.num_processes} "
             f"process{'es' if accelerator.num_processes > 1 else ''}, "
             f"{'float32' if train.mixed_precision == 'no' else train.mixed_precision}, "
-            f"texts {'packed' if encoder.is_packed else 'padded'}",
+            f"texts {layout}",
         ),
     ]
     if config.hub.push:
