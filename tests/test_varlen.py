@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.attention.varlen
-from conftest import MODELS
+from conftest import MODELS, write_jsonl
 from test_packing import DECODERS, TEXTS, cases, close, embed, load
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -349,7 +349,10 @@ def test_what_a_device_cannot_do_is_found_out_there(folder_of: Callable[[str], s
     encoder.backbone.embeddings.dropout.p = 0.1
     state = torch.get_rng_state()
     assert packing.works_here(encoder.backbone, training=True)
-    assert encoder.training
+    assert encoder.backbone.training
+    encoder.eval()
+    assert packing.works_here(encoder.backbone, training=True)
+    assert not encoder.backbone.training
     assert not gradients(encoder)
     assert torch.equal(torch.get_rng_state(), state)
 
@@ -385,14 +388,22 @@ def test_packed_rows_are_tried_once_where_the_weights_went(
     assert (encoder.padding_share(np.array([3, 1])) == 0) == works
 
 
+@pytest.fixture
+def rows(tmp_path: Path) -> Path:
+    """A file of rows of format C."""
+    pairs = ({"text": one, "positive": other} for one in TEXTS for other in TEXTS if one != other)
+    return write_jsonl(tmp_path / "rows.jsonl", pairs)
+
+
 @pytest.mark.parametrize("teacher", [False, True])
-def test_packing_can_be_turned_off(folder_of: Callable[[str], str], tmp_path: Path, teacher: bool) -> None:
+def test_packing_can_be_turned_off(folder_of: Callable[[str], str], tmp_path: Path, rows: Path, teacher: bool) -> None:
     """The same embeddings and gradients, and padding that is reported."""
     packed, padded = [], []
     for setting, found in (("auto", packed), ("off", padded)):
         config = build_config(
             {
                 "model": {"name_or_path": folder_of("bert"), "max_length": 32},
+                "data": {"train": {"name_or_path": str(rows)}},
                 "teacher": {"enabled": True, "name_or_path": "self"} if teacher else {},
                 "train": {
                     "packing": setting, "max_steps": 2, "logging_steps": 1, "save_steps": 0, "batch_size": 8,
@@ -417,6 +428,29 @@ def test_packing_can_be_turned_off(folder_of: Callable[[str], str], tmp_path: Pa
         assert f"texts {'packed' if setting == 'auto' else 'padded'}\n" in (folder / "train.log").read_text()
     for one, other in zip(packed, padded, strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-5 * max(one.abs().max().item(), 1))
+
+
+def test_a_run_tries_packed_rows_in_its_own_precision_and_says_so(
+    folder_of: Callable[[str], str], monkeypatch: pytest.MonkeyPatch, rows: Path
+) -> None:
+    tried = []
+
+    def fail(encoder: Encoder, *, training: bool = False) -> None:
+        tried.append((training, torch.is_autocast_enabled("cpu"), next(encoder.parameters()).device.type))
+        encoder.packable, encoder.packing_failed = False, True
+
+    monkeypatch.setattr(Encoder, "try_packing", fail)  # here is no device on which it could fail
+    settings = {
+        "model": {"name_or_path": folder_of("bert"), "max_length": 32},
+        "data": {"train": {"name_or_path": str(rows)}},
+        "train": {"mixed_precision": "bf16"},
+    }
+    config = build_config(settings, TrainConfig)
+    accelerator = setup.start_accelerator(config)
+    built = setup.build(config, accelerator)
+    assert tried == [(True, True, "cpu")]
+    said = setup.banner(built.config, built.encoder, built.data, built.total, accelerator)
+    assert "bf16, texts padded, for packed ones failed the comparison on this device" in said
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

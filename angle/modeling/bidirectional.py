@@ -88,16 +88,15 @@ def _masks(decoder: PreTrainedModel, kwargs: dict[str, Any], windows: set[int]) 
     """Return the mask for each window width."""
     from transformers.masking_utils import create_bidirectional_mask
 
-    mask = kwargs.get("attention_mask")
-    if mask is None or mask.ndim == 4:  # packed texts, or a mask that is made already
-        return dict.fromkeys(windows, mask)
     ids: Tensor = kwargs["input_ids"]
     # Only shape, type and device of the embeddings are asked for.
     states = torch.empty(*ids.shape, 0, dtype=decoder.get_input_embeddings().weight.dtype, device=ids.device)
     masks = {}
     for window in windows:
         near = None if not window else _within(window)
-        masks[window] = create_bidirectional_mask(decoder.config, states, mask, and_mask_function=near)
+        masks[window] = create_bidirectional_mask(
+            decoder.config, states, kwargs.get("attention_mask"), and_mask_function=near
+        )
     return masks
 
 

@@ -237,7 +237,6 @@ def works_here(backbone: Any, *, training: bool) -> bool:
         return False
     finally:
         backbone.train(was_training)
-        torch.clear_autocast_cache()  # weights that were cast here have no gradient
 
 
 def _some_texts(backbone: Any) -> tuple[Tensor, Lengths]:
@@ -254,6 +253,7 @@ def _packed_equals_padded(backbone: Any) -> bool:
     if backbone.config._attn_implementation != IMPLEMENTATION:
         backbone.set_attn_implementation(IMPLEMENTATION)
     packed = run_packed(backbone, ids, lengths)[0].float()
+    torch.clear_autocast_cache()  # where torch's does not tell weights that were cast without a gradient
     autocast = torch.is_autocast_enabled(ids.device.type)
     coarse = autocast or backbone.dtype != torch.float32 or getattr(backbone, "is_quantized", False)
     # Of the later texts, which would see the first one. The median, for in bfloat16 single tokens differ at random.
@@ -267,7 +267,6 @@ def _packed_can_be_trained(backbone: Any) -> bool:
     trained = next((parameter for parameter in backbone.parameters() if parameter.requires_grad), None)
     if trained is None:
         return True
-    torch.clear_autocast_cache()
     backbone.train()
     with torch.random.fork_rng([ids.device] if ids.device.type == "cuda" else []), torch.enable_grad():
         states = run_packed(backbone, ids, lengths)[0].float()

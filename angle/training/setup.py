@@ -369,7 +369,7 @@ def banner(config: TrainConfig, encoder: Encoder, data: Data, total: int, accele
     rows = train.batch_size * accelerator.num_processes * train.gradient_accumulation_steps
     layout = "packed" if encoder.is_packed else "padded"
     if encoder.packing_failed:
-        layout = "padded: packed, they failed the comparison on this device"
+        layout = "padded, for packed ones failed the comparison on this device"
     lines = [
         (
             "model",
