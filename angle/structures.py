@@ -8,11 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+
+
+def to_device(array: npt.NDArray[Any], device: torch.device) -> Tensor:
+    """Return an array as a tensor on a device, without waiting for what the device is busy with.
+
+    CUDA copies from pinned memory alone while the host goes on; torch keeps that memory until the copy is done.
+    """
+    tensor = torch.from_numpy(array)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 @dataclass(frozen=True)
@@ -127,7 +137,7 @@ class Batch:
         """
         lengths, offsets = self.tokens.lengths[part], self.tokens.offsets
         ids = self.tokens.ids[offsets[:-1][part][0] : offsets[1:][part][-1]]
-        return torch.from_numpy(ids.astype(np.int64)).to(device, non_blocking=True), lengths
+        return to_device(ids.astype(np.int64), device), lengths
 
     def weights(self, part: slice, *, of_tokens: bool) -> npt.NDArray[np.float32]:
         """Return the share of some texts, or of each of their tokens, in all roles of all rows."""

@@ -358,6 +358,7 @@ def test_label_map_takes_numbers_as_labels():
             {"train.mixed_precision": "bf61"},
             "train.mixed_precision=bf61 is not known; did you mean bf16? Choose one of: no, bf16, fp16.",
         ),
+        ({"train.packing": "of"}, "train.packing=of is not known; did you mean off? Choose one of: auto, off."),
         (
             {"tracking.mode": "onlin"},
             "tracking.mode=onlin is not known; did you mean online? Choose one of: disabled, online, offline.",
@@ -385,6 +386,17 @@ def test_label_map_takes_numbers_as_labels():
 )
 def test_checks(settings, text):
     assert complaint(settings) == text
+
+
+def test_off_without_quotes_is_no_text_in_yaml():
+    said = (
+        'train.packing=false is not known: YAML reads off as false unless it is quoted; write packing: "off" there, '
+        "or train.packing=off on the command line."
+    )
+    assert complaint({"train": yaml.safe_load("packing: off")}) == said
+    assert complaint({"train.packing": "false"}) == said
+    assert build({"train": yaml.safe_load('packing: "off"')}).train.packing == "off"
+    assert composed("train.packing=off").train.packing == "off"
 
 
 @pytest.mark.parametrize(

@@ -88,8 +88,6 @@ def _masks(decoder: PreTrainedModel, kwargs: dict[str, Any], windows: set[int]) 
     """Return the mask for each window width."""
     from transformers.masking_utils import create_bidirectional_mask
 
-    if kwargs.get("attention_mask") is None:  # packed texts, which need none
-        return dict.fromkeys(windows)
     ids: Tensor = kwargs["input_ids"]
     # Only shape, type and device of the embeddings are asked for.
     states = torch.empty(*ids.shape, 0, dtype=decoder.get_input_embeddings().weight.dtype, device=ids.device)
@@ -97,7 +95,7 @@ def _masks(decoder: PreTrainedModel, kwargs: dict[str, Any], windows: set[int]) 
     for window in windows:
         near = None if not window else _within(window)
         masks[window] = create_bidirectional_mask(
-            decoder.config, states, kwargs["attention_mask"], and_mask_function=near
+            decoder.config, states, kwargs.get("attention_mask"), and_mask_function=near
         )
     return masks
 

@@ -21,19 +21,19 @@ from angle.modeling.bidirectional import check_class, decoder_layers, make_bidir
 from angle.modeling.depths import Depths, Take, cut, last_states
 from angle.modeling.description import SelfDescription
 from angle.modeling.dropout import speed_up_dropout
-from angle.modeling.packing import enable_packing, run_packed, run_padded
+from angle.modeling.packing import enable_packing, run_packed, run_padded, works_here
 from angle.modeling.parts import find_parts
 from angle.modeling.pooling import Lengths, pool
 from angle.modeling.quantization import dequantize
 from angle.modeling.tokenizer import TextTokenizer, TokenContract
-from angle.structures import Tokens
+from angle.structures import Tokens, to_device
 
 #: Groups of similar length that a padded batch is cut into. Padding is what costs on a CPU, launches on a GPU.
 GROUPS = {"cpu": 4}
 #: Texts that `encode` holds tokens of at a time, and all dimensions of an embedding.
 TEXTS_AT_ONCE, ALL = 50_000, slice(None)
-#: Where packed rows are faster than padded ones.
-PACKED_ON = ("cpu",)
+#: Where packed rows are known to be faster than padded ones.
+PACKED_ON = ("cpu", "cuda")
 
 
 class Encoder(nn.Module):
@@ -58,6 +58,9 @@ class Encoder(nn.Module):
         self.bidirectional_from = bidirectional_from
         self.load_kbit = load_kbit
         self.packable = packable
+        self.packing_failed = False
+        #: Type of the device on which packed rows were last tried.
+        self._tried_on = self.device.type
         self.layers: int | None = None
         self.width: int | None = None
 
@@ -214,19 +217,19 @@ class Encoder(nn.Module):
         """Return what `forward` does, and the tokens' own states (T, D) of the last layer that is asked for."""
         states, order = self._sorted_states(ids, lengths, depths)
         pooled = [self._pool(of_depth, lengths, order) for of_depth in states]
-        back = torch.from_numpy(np.argsort(_places(lengths, order))).to(ids.device)
+        back = to_device(np.argsort(_places(lengths, order)), ids.device)
         return pooled[0] if depths is None else torch.stack(pooled, dim=1), states[-1][back]
 
     def _pool(self, states: Tensor, lengths: Lengths, order: npt.NDArray[np.int64]) -> Tensor:
         pooled = pool(states, lengths[order], self.pooling)[..., : self.width]
-        return pooled[torch.from_numpy(np.argsort(order)).to(pooled.device)]
+        return pooled[to_device(np.argsort(order), pooled.device)]
 
     def _sorted_states(
         self, ids: Tensor, lengths: Lengths, depths: Sequence[int] | None
     ) -> tuple[list[Tensor], npt.NDArray[np.int64]]:
         """Return the states (T, D) of all tokens by depth, longest text first, and that order of the texts."""
         order = np.argsort(-lengths, kind="stable")
-        ids = ids[torch.from_numpy(_places(lengths, order)).to(ids.device)]
+        ids = ids[to_device(_places(lengths, order), ids.device)]
         return self._states(ids, lengths[order], depths), order
 
     def _states(self, ids: Tensor, lengths: Lengths, depths: Sequence[int] | None) -> list[Tensor]:
@@ -236,6 +239,8 @@ class Encoder(nn.Module):
         if depths is not None:
             take = self.depths.take(depths)
             options["output_hidden_states"] = True
+        if self.device.type != self._tried_on:
+            self.try_packing()
         if self.is_packed:
             return run_packed(self.backbone, ids, lengths, take, **options)
         pad = self.tokenizer.tokenizer.pad_token_id or 0
@@ -246,6 +251,20 @@ class Encoder(nn.Module):
             for part, group in zip(parts, groups, strict=True)
         ]
         return [torch.cat(of_depth) for of_depth in zip(*of_groups, strict=True)]
+
+    def try_packing(self, *, training: bool = False) -> None:
+        """Try packed rows where the weights are now, under the autocast that is on, and pad from now on if they fail.
+
+        `load` did so on the device that it loaded the weights on. On another one, the first texts that are run do it.
+
+        Args:
+            training: whether they must have gradients too.
+
+        """
+        self._tried_on = self.device.type
+        if self.packable and self._tried_on != "cpu" and self._tried_on in PACKED_ON:
+            self.packable = works_here(self.backbone, training=training)
+            self.packing_failed = not self.packable
 
     @property
     def is_packed(self) -> bool:
@@ -288,7 +307,7 @@ class Encoder(nn.Module):
         try:
             for texts in tokens.slices(batch_size):
                 some = tokens.take(texts)
-                ids = torch.from_numpy(some.ids.astype("int64")).to(self.device)
+                ids = to_device(some.ids.astype(np.int64), self.device)
                 out[torch.from_numpy(texts)] = self(ids, some.lengths, depths).float().cpu()
                 if progress:
                     progress(len(texts))

@@ -1,9 +1,10 @@
 """Packed execution: the tokens of all texts in one row, none of them padding.
 
 Everything but attention works on single tokens, so texts may stand one behind the other in a row (1, T), each with
-positions of its own. Attention is told which tokens belong together: texts are sorted by length, and those of equal
-length, a run, are attended to in one call without any mask. The runs travel in the model's keyword arguments, so that
-layers that are run again in the backward pass (gradient checkpointing) see those of their own batch.
+positions of its own. Attention is told which tokens belong together. On a CPU, texts are sorted by length, and those
+of equal length, a run, are attended to in one call without any mask; for a GPU see `angle.modeling.varlen`. What it is
+told travels in the model's keyword arguments, so that layers that are run again in the backward pass (gradient
+checkpointing) see their own batch.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from angle.modeling.depths import Take, last_states
 from angle.modeling.pooling import Lengths
+from angle.modeling.varlen import Texts, attend_texts
+from angle.structures import to_device
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -26,6 +29,9 @@ IMPLEMENTATION = "angle_packed"
 
 #: What some attention functions are given beyond queries, keys and values: capped scores, biases, sinks.
 NEEDED_BY_OTHERS = ("softcap", "position_bias", "s_aux")
+
+#: Where attention is called for each run. Elsewhere many small calls cost more than some padding in attention.
+RUN_BY_RUN = ("cpu",)
 
 Runs = tuple[tuple[int, int], ...]
 
@@ -52,11 +58,14 @@ def run_packed(backbone: Any, ids: Tensor, lengths: Lengths, take: Take = last_s
 
     """
     starts = np.repeat(lengths.cumsum() - lengths, lengths)
-    positions = torch.from_numpy(np.arange(len(starts)) - starts + first_position(backbone))
+    run_by_run = ids.device.type in RUN_BY_RUN
     output = backbone(
         input_ids=ids[None],
-        position_ids=positions.to(ids.device, non_blocking=True)[None],
-        packed_runs=runs_of(lengths),
+        position_ids=to_device(np.arange(len(starts)) - starts + first_position(backbone), ids.device)[None],
+        # A mask of four dimensions is passed on as it is. Without one, transformers would look for packed texts in the
+        # positions, and wait for the device to tell.
+        attention_mask=torch.ones(1, 1, 1, 1, dtype=torch.bool, device=ids.device),
+        **({"packed_runs": runs_of(lengths)} if run_by_run else {"packed_texts": Texts(lengths, ids.device)}),
         **options,
     )
     return [states[0] for states in take(output)]
@@ -69,13 +78,13 @@ def run_padded(
     column = np.arange(lengths.max())
     filled = column < lengths[:, None]
     source = np.where(filled, (lengths.cumsum() - lengths)[:, None] + column, 0)
-    mask = torch.from_numpy(filled).to(ids.device)
+    mask = to_device(filled, ids.device)
     output = backbone(
-        input_ids=torch.where(mask, ids[torch.from_numpy(source).to(ids.device)], pad),
+        input_ids=torch.where(mask, ids[to_device(source, ids.device)], pad),
         attention_mask=mask.long(),
         **options,
     )
-    real = torch.from_numpy(np.flatnonzero(filled)).to(ids.device)
+    real = to_device(np.flatnonzero(filled), ids.device)
     return [states.flatten(0, 1)[real] for states in take(output)]
 
 
@@ -101,21 +110,23 @@ def attend(
     is_causal: bool | None = None,
     sliding_window: int | None = None,
     packed_runs: Runs | None = None,
+    packed_texts: Texts | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Attend within each text of a packed row; without `packed_runs`, as transformers' sdpa does.
+    """Attend within each text of a packed row, if it is told of one; of padded rows, as transformers' sdpa does.
 
     Args:
         module: the attention layer; it says whether it is causal unless `is_causal` does.
         query: (1, H, T, d).
         key: (1, G, T, d), where H is a multiple of G.
         value: (1, G, T, d).
-        attention_mask: for rows that are padded.
+        attention_mask: of padded rows.
         scaling: factor of the scores; None for 1 / sqrt(d).
         dropout: share of attention weights set to 0.
         is_causal: whether a token sees those before it alone.
         sliding_window: tokens with this distance or more are not seen.
         packed_runs: texts and tokens of each run.
+        packed_texts: the same, for one call.
         kwargs: what else transformers passes on.
 
     Returns:
@@ -126,12 +137,18 @@ def attend(
 
     if any(kwargs.get(name) is not None for name in NEEDED_BY_OTHERS):
         raise NotPackableError
-    if packed_runs is None:
+    if packed_runs is None and packed_texts is None:
         padded: tuple[Tensor, None] = sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout, scaling, is_causal, **kwargs
         )
         return padded
     causal = bool(getattr(module, "is_causal", True) if is_causal is None else is_causal)
+    if packed_texts is not None:
+        attended_texts = attend_texts(
+            query, key, value, packed_texts, causal=causal, window=sliding_window, scaling=scaling, dropout=dropout
+        )
+        return attended_texts, None
+    assert packed_runs is not None
     kind = computed = value.dtype  # under autocast, rotated queries and keys are float32 beside bfloat16 values
     if value.device.type == "cpu" and kind != torch.float64:
         computed = torch.float32  # the CPU's kernels for short texts are twice as fast in it
@@ -202,16 +219,56 @@ def enable_packing(backbone: PreTrainedModel) -> bool:
     return same
 
 
+def works_here(backbone: Any, *, training: bool) -> bool:
+    """Return whether packed rows give what padded ones do where the model is now, under the autocast that is on.
+
+    On a GPU another function computes them than where the model was loaded, and in training perhaps a third one.
+
+    Args:
+        backbone: a model that `enable_packing` said yes to, with or without adapters.
+        training: whether they must have gradients too.
+
+    """
+    was_training = backbone.training
+    backbone.eval()
+    try:
+        return _packed_equals_padded(backbone) and (not training or _packed_can_be_trained(backbone))
+    except Exception:  # whatever it is that the device cannot do
+        return False
+    finally:
+        backbone.train(was_training)
+
+
+def _some_texts(backbone: Any) -> tuple[Tensor, Lengths]:
+    """Return the tokens (T,) and the lengths of texts that any model can read."""
+    device, lengths = backbone.get_input_embeddings().weight.device, np.array([6, 4, 4])
+    return torch.arange(1, lengths.sum() + 1, device=device).remainder(backbone.config.vocab_size), lengths
+
+
 @torch.no_grad()
-def _packed_equals_padded(backbone: PreTrainedModel) -> bool:
+def _packed_equals_padded(backbone: Any) -> bool:
     """Run texts padded, with the model's own attention, then packed, and return whether the states agree."""
-    device = backbone.get_input_embeddings().weight.device
-    lengths = np.array([6, 4, 4])
-    ids = torch.arange(1, lengths.sum() + 1, device=device).remainder(backbone.config.vocab_size)
+    ids, lengths = _some_texts(backbone)
     padded = run_padded(backbone, ids, lengths, pad=0)[0].float()
-    backbone.set_attn_implementation(IMPLEMENTATION)
+    if backbone.config._attn_implementation != IMPLEMENTATION:
+        backbone.set_attn_implementation(IMPLEMENTATION)
     packed = run_packed(backbone, ids, lengths)[0].float()
-    coarse = backbone.dtype != torch.float32 or getattr(backbone, "is_quantized", False)
+    torch.clear_autocast_cache()  # where torch's does not tell weights that were cast without a gradient
+    autocast = torch.is_autocast_enabled(ids.device.type)
+    coarse = autocast or backbone.dtype != torch.float32 or getattr(backbone, "is_quantized", False)
     # Of the later texts, which would see the first one. The median, for in bfloat16 single tokens differ at random.
     errors = (packed - padded)[lengths[0] :].norm(dim=1) / padded[lengths[0] :].norm(dim=1)
     return bool(errors.median() <= (0.1 if coarse else 1e-4))
+
+
+def _packed_can_be_trained(backbone: Any) -> bool:
+    """Run packed texts with dropout, forwards and backwards, and return whether gradients are numbers."""
+    ids, lengths = _some_texts(backbone)
+    trained = next((parameter for parameter in backbone.parameters() if parameter.requires_grad), None)
+    if trained is None:
+        return True
+    backbone.train()
+    with torch.random.fork_rng([ids.device] if ids.device.type == "cuda" else []), torch.enable_grad():
+        states = run_packed(backbone, ids, lengths)[0].float()
+        (gradient,) = torch.autograd.grad(states.square().sum(), trained)
+    return bool(gradient.isfinite().all())

@@ -7,6 +7,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from angle.structures import to_device
+
 Lengths = npt.NDArray[np.int64]
 
 
@@ -32,11 +34,11 @@ def pool(states: Tensor, lengths: Lengths, strategy: str) -> Tensor:
         # Sums in a fixed order, unlike index_add on a GPU, so that a run can be repeated bit for bit. CPUs and CUDA
         # have it; from elsewhere, the states make a detour.
         there = states if states.device.type in ("cpu", "cuda") else states.cpu()
-        counts = torch.from_numpy(lengths).to(there.device, non_blocking=True)
+        counts = to_device(lengths, there.device)
         return torch.segment_reduce(there, how, lengths=counts, unsafe=True).to(states.device)
     ends = lengths.cumsum()
     where = ends - 1 if strategy == "last" else ends - lengths + _number(strategy, lengths)
-    return states[torch.from_numpy(where).to(states.device, non_blocking=True)]
+    return states[to_device(where, states.device)]
 
 
 def _number(strategy: str, lengths: Lengths) -> int:

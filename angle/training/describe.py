@@ -87,6 +87,9 @@ def banner(config: TrainConfig, encoder: Encoder, data: Data, total: int, accele
     if config.teacher.enabled:
         terms += f" + {config.teacher.weight:g} alignment with {config.teacher.name_or_path}"
     rows = train.batch_size * accelerator.num_processes * train.gradient_accumulation_steps
+    layout = "packed" if encoder.is_packed else "padded"
+    if encoder.packing_failed:
+        layout = "padded, for packed ones failed the comparison on this device"
     lines = [
         (
             "model",
@@ -104,7 +107,7 @@ def banner(config: TrainConfig, encoder: Encoder, data: Data, total: int, accele
             f"{accelerator.device}, {accelerator.num_processes} "
             f"process{'es' if accelerator.num_processes > 1 else ''}, "
             f"{'float32' if train.mixed_precision == 'no' else train.mixed_precision}, "
-            f"texts {'packed' if encoder.is_packed else 'padded'}",
+            f"texts {layout}",
         ),
     ]
     if config.hub.push:

@@ -121,6 +121,9 @@ def build(config: TrainConfig, accelerator: Accelerator) -> Built:
     train = config.train
     seed_everything(train.seed, rank=0)
     encoder = Encoder.load(config.model, config.pooling, config.lora, config.billm).to(accelerator.device)
+    encoder.packable &= train.packing == "auto"
+    with accelerator.autocast():
+        encoder.try_packing(training=True)
     sharing = Sharing(
         train.batch_size,
         train.gradient_accumulation_steps,

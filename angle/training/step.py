@@ -22,7 +22,7 @@ from angle.modeling.pooling import Lengths
 from angle.objective.alignment import Aligned
 from angle.objective.angle_loss import LossTerms
 from angle.objective.objective import Objective
-from angle.structures import Batch
+from angle.structures import Batch, to_device
 from angle.training.distributed import gather_equal, sum_over_processes
 from angle.training.teacher import Teacher
 
@@ -98,8 +98,7 @@ class Step:
             ids, lengths = batch.some(part, self.accelerator.device)
             with self.accelerator.autocast():
                 targets = self.teacher(ids, lengths, batch.texts[part])
-            weights = torch.from_numpy(batch.weights(part, of_tokens=self.teacher.of_tokens))
-            weights = weights.to(states.device, non_blocking=True)
+            weights = to_device(batch.weights(part, of_tokens=self.teacher.of_tokens), states.device)
             alignment = self.objective.alignment(Aligned(states, targets, weights))
             proxy = proxy + self.objective.teacher.weight * share * self.accelerator.num_processes * alignment
         self.accelerator.backward(proxy)

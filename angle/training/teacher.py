@@ -130,6 +130,7 @@ def load_teacher(config: TrainConfig, student: Encoder, accelerator: Accelerator
     except ConfigError as error:
         raise ConfigError(_of_teacher(str(error))) from None
     encoder.requires_grad_(False).eval().to(accelerator.device)
+    encoder.packable &= config.train.packing == "auto"
     _check_tokens(str(wanted.name_or_path), encoder, student)
     teacher = Teacher(encoder, tokens=tokens)
     width = student.backbone.config.hidden_size if tokens else student.dimensions

@@ -1,0 +1,234 @@
+"""Attention of packed rows on a GPU: all texts of a row in one call.
+
+A call for each run of equal lengths, as on a CPU, would be hundreds of small kernels a layer. Kernels for texts of
+various lengths are told by offsets where each begins. Where none fits, attention alone puts the texts into a rectangle
+with padding and takes them out again; everything else of a layer still sees none.
+"""
+
+from __future__ import annotations
+
+import inspect
+from functools import cache, cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+from angle.modeling.pooling import Lengths
+from angle.structures import to_device
+
+#: The kernel of torch, that of the package flash-attn, and no such kernel.
+VARLEN, FLASH, RECTANGLE = "varlen_attn", "flash_attn", "rectangle"
+
+#: What both kernels need: these types, and a card of this compute capability.
+HALF_TYPES, AMPERE = (torch.float16, torch.bfloat16), (8, 0)
+
+
+class Texts:
+    """Where the texts of a packed row (T,) lie.
+
+    What an attention call needs is made when the first layer asks for it, and kept for the others. Everything is
+    computed from lengths on the host, so nothing waits for the device.
+    """
+
+    def __init__(self, lengths: Lengths, device: torch.device) -> None:
+        """Take the lengths (N,) of the texts, and where attention will run."""
+        self.count, self.longest = len(lengths), int(lengths.max())
+        self._lengths, self._device = lengths, device
+        self._masks: dict[tuple[bool, int | None], Tensor | None] = {}
+
+    @cached_property
+    def offsets(self) -> Tensor:
+        """(N + 1,) int32: text n is the tokens offsets[n] to offsets[n + 1]."""
+        return to_device(np.concatenate([[0], self._lengths.cumsum()]).astype(np.int32), self._device)
+
+    @cached_property
+    def places(self) -> Tensor:
+        """(T,): each token's place in the rectangle (N, L), whose rows begin with their texts."""
+        starts = self._lengths.cumsum() - self._lengths
+        row = np.arange(self.count) * self.longest
+        return to_device(np.arange(self._lengths.sum()) + np.repeat(row - starts, self._lengths), self._device)
+
+    def mask(self, window: int | None, *, causal: bool) -> Tensor | None:
+        """Return what is seen in the rectangle: (N, 1, L, L) or what can be broadcast to it.
+
+        None for everything or, if causal, for all that comes before: padding comes last, so no token would see it.
+        """
+        key = (causal, window)
+        if key not in self._masks:
+            self._masks[key] = self._mask(window, causal=causal)
+        return self._masks[key]
+
+    def _mask(self, window: int | None, *, causal: bool) -> Tensor | None:
+        if window is None and (causal or self._lengths.min() == self.longest):
+            return None
+        real = to_device(np.arange(self.longest) < self._lengths[:, None], self._device)
+        if window is None:
+            return real[:, None, None]
+        place = torch.arange(self.longest, device=self._device)
+        distance = place[:, None] - place
+        near = distance.abs() < window
+        if causal:
+            return (near & (distance >= 0))[None, None]
+        # Padding sees the padding next to it: a softmax over nothing would be no number.
+        return (near & (real[:, None] == real[:, :, None]))[:, None]
+
+
+def choose(
+    device: str, kind: torch.dtype, dropout: float, width: int, capability: tuple[int, int], installed: frozenset[str]
+) -> str:
+    """Return what attention is computed by: VARLEN, FLASH or RECTANGLE.
+
+    Args:
+        device: type of the device.
+        kind: type of queries, keys and values.
+        dropout: share of attention weights set to 0; torch's kernel has none.
+        width: dimensions of a head.
+        capability: the card's compute capability.
+        installed: which kernels are here.
+
+    """
+    if device != "cuda" or kind not in HALF_TYPES or capability < AMPERE or width % 8 or width > 256:
+        return RECTANGLE
+    if width > 192 and (width <= 224 or dropout):  # consumer cards have too little shared memory for the backward pass
+        return RECTANGLE
+    if VARLEN in installed and not dropout:
+        return VARLEN
+    return FLASH if FLASH in installed else RECTANGLE
+
+
+@cache
+def installed_kernels() -> frozenset[str]:
+    """Return the kernels that are here, of VARLEN and FLASH."""
+    found = {VARLEN} if torch.backends.cuda.is_flash_attention_available() else set()
+    try:
+        from flash_attn import flash_attn_varlen_func  # noqa: F401
+    except ImportError:  # none, or one that was built for another torch
+        return frozenset(found)
+    return frozenset(found | {FLASH})
+
+
+@cache
+def capability_of(device: torch.device) -> tuple[int, int]:
+    """Return the compute capability of a device, (0, 0) where there is no such thing."""
+    return torch.cuda.get_device_capability(device) if device.type == "cuda" else (0, 0)
+
+
+def attend_texts(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    texts: Texts,
+    *,
+    causal: bool,
+    window: int | None,
+    scaling: float | None,
+    dropout: float,
+) -> Tensor:
+    """Attend within each text of a packed row, and return (1, T, H, d).
+
+    Args:
+        query: (1, H, T, d).
+        key: (1, G, T, d), where H is a multiple of G.
+        value: (1, G, T, d).
+        texts: where they lie.
+        causal: whether a token sees those before it alone.
+        window: tokens with this distance or more are not seen; None: all are.
+        scaling: factor of the scores; None for 1 / sqrt(d).
+        dropout: share of attention weights set to 0.
+
+    """
+    kind = value.dtype  # under autocast, rotated queries and keys are float32 beside bfloat16 values
+    q, k, v = (tensor[0].transpose(0, 1).to(kind) for tensor in (query, key, value))
+    if window is not None and window >= texts.longest:
+        window = None
+    chosen = choose(q.device.type, kind, dropout, q.shape[-1], capability_of(q.device), installed_kernels())
+    if chosen == RECTANGLE:
+        return _attend_in_rectangle(q, k, v, texts, texts.mask(window, causal=causal), causal, scaling, dropout)[None]
+    side = -1 if window is None else window - 1
+    return call_kernel(chosen, q, k, v, texts, (side, 0 if causal else side), scaling, dropout)[None]
+
+
+def call_kernel(
+    name: str,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    texts: Texts,
+    window: tuple[int, int],
+    scaling: float | None,
+    dropout: float,
+) -> Tensor:
+    """Return (T, H, d), computed by the kernel VARLEN or FLASH.
+
+    Args:
+        name: which one.
+        q: (T, H, d).
+        k: (T, G, d).
+        v: (T, G, d).
+        texts: where they lie.
+        window: how many tokens are seen before and behind a token; -1: all.
+        scaling: factor of the scores; None for 1 / sqrt(d).
+        dropout: share of attention weights set to 0, for FLASH.
+
+    """
+    where = (texts.offsets, texts.offsets, texts.longest, texts.longest)
+    if name == FLASH:
+        from flash_attn import flash_attn_varlen_func
+
+        by_package: Tensor = flash_attn_varlen_func(
+            q, k, v, *where, dropout_p=dropout, softmax_scale=scaling, causal=window[1] == 0, window_size=window
+        )
+        return by_package
+    from torch.nn.attention.varlen import varlen_attn  # imported where it is used: it registers operators
+
+    options: dict[str, Any] = {}
+    if q.shape[1] != k.shape[1]:
+        if "enable_gqa" in inspect.signature(varlen_attn).parameters:
+            options["enable_gqa"] = True
+        else:  # torch 2.11
+            k, v = _for_each_head(q, k, v)
+    by_torch = varlen_attn(q, k, v, *where, scale=scaling, window_size=window, **options)
+    assert isinstance(by_torch, Tensor)  # further outputs are not asked for
+    return by_torch
+
+
+def _attend_in_rectangle(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    texts: Texts,
+    mask: Tensor | None,
+    causal: bool,
+    scaling: float | None,
+    dropout: float,
+) -> Tensor:
+    """Return (T, H, d) for q (T, H, d), k and v (T, G, d), computed with padding."""
+    k, v = _for_each_head(q, k, v)  # with fewer heads, and a mask or in float32, CUDA has the slowest way alone
+    out = scaled_dot_product_attention(
+        _spread(q, texts),
+        _spread(k, texts),
+        _spread(v, texts),
+        attn_mask=mask,
+        dropout_p=dropout,
+        is_causal=causal and mask is None,
+        scale=scaling,
+    )
+    return out.transpose(1, 2).flatten(0, 1).index_select(0, texts.places).to(v.dtype)
+
+
+def _spread(tensor: Tensor, texts: Texts) -> Tensor:
+    """Return (N, H, L, d), of zeros behind each text, for (T, H, d).
+
+    Written, not read by an index that repeats some token for the padding: its backward pass would add up all of these.
+    """
+    rectangle = tensor.new_zeros(texts.count * texts.longest, *tensor.shape[1:]).index_copy_(0, texts.places, tensor)
+    return rectangle.view(texts.count, texts.longest, *tensor.shape[1:]).transpose(1, 2)
+
+
+def _for_each_head(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """Return k and v (T, H, d) with as many heads as q (T, H, d)."""
+    times = q.shape[1] // k.shape[1]
+    return (k, v) if times == 1 else (k.repeat_interleave(times, dim=1), v.repeat_interleave(times, dim=1))

@@ -1,0 +1,467 @@
+"""Packed rows the way a GPU runs them: one attention call for all texts, in a kernel or in a rectangle.
+
+No kernel for texts of various lengths runs on a CPU. Where a test is about everything around it, a function in plain
+torch stands in for it, with its signature and its demands. The rectangle runs as it is.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import sys
+from collections.abc import Callable, Iterator
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.attention.varlen
+from conftest import MODELS, write_jsonl
+from test_packing import DECODERS, TEXTS, cases, close, embed, load
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from angle.config import LoraConfig, ModelConfig, PoolingConfig, TrainConfig
+from angle.modeling import packing, varlen
+from angle.modeling.encoder import Encoder
+from angle.modeling.varlen import FLASH, RECTANGLE, VARLEN, Texts, choose
+from angle.settings import build_config
+from angle.training import setup
+from angle.training.loop import fit
+
+INSTALLED = torch.nn.attention.varlen.varlen_attn
+#: Operators that make the host wait for a GPU.
+WAITING = ("_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "equal", "unique")
+
+
+def attend_plainly(
+    query: Tensor, key: Tensor, value: Tensor, offsets: Tensor, window: tuple[int, int], scale: float | None
+) -> Tensor:
+    """Attend text by text, with at most `window` tokens before and behind each."""
+    texts = []
+    for start, end in zip(offsets.tolist()[:-1], offsets.tolist()[1:], strict=True):
+        q, k, v = (tensor[start:end].transpose(0, 1) for tensor in (query, key, value))
+        k, v = (tensor.repeat_interleave(len(q) // len(tensor), dim=0) for tensor in (k, v))
+        place = torch.arange(end - start)
+        behind = place[None] - place[:, None]
+        seen = ((behind <= window[1]) | (window[1] < 0)) & ((-behind <= window[0]) | (window[0] < 0))
+        scores = q @ k.transpose(1, 2) * (scale or q.shape[-1] ** -0.5)
+        texts.append((scores.masked_fill(~seen, float("-inf")).softmax(-1) @ v).transpose(0, 1))
+    return torch.cat(texts)
+
+
+def demand(query: Tensor, key: Tensor, value: Tensor, offsets: tuple[Tensor, Tensor], longest: tuple[int, int]) -> None:
+    """Check what both kernels demand, beside the type of the numbers."""
+    assert query.dtype == key.dtype == value.dtype
+    assert query.shape[0] == key.shape[0] == value.shape[0]
+    assert query.stride(-1) == key.stride(-1) == value.stride(-1) == 1
+    for each, length in zip(offsets, longest, strict=True):
+        assert each.dtype == torch.int32
+        assert each.is_contiguous()
+        assert type(length) is int
+        assert int(each.diff().max()) == length
+        assert int(each[-1]) == len(query)
+
+
+def varlen_attn(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    cu_seq_q: Tensor,
+    cu_seq_k: Tensor,
+    max_q: int,
+    max_k: int,
+    *,
+    scale: float | None = None,
+    window_size: tuple[int, int] = (-1, -1),
+    enable_gqa: bool = False,
+) -> Tensor:
+    demand(query, key, value, (cu_seq_q, cu_seq_k), (max_q, max_k))
+    assert query.shape[1] == key.shape[1] or enable_gqa
+    return attend_plainly(query, key, value, cu_seq_q, window_size, scale)
+
+
+def varlen_attn_of_2_11(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    cu_seq_q: Tensor,
+    cu_seq_k: Tensor,
+    max_q: int,
+    max_k: int,
+    *,
+    scale: float | None = None,
+    window_size: tuple[int, int] = (-1, -1),
+) -> Tensor:
+    assert query.shape[1] == key.shape[1]
+    return varlen_attn(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, scale=scale, window_size=window_size)
+
+
+def flash_attn_varlen_func(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_seqlens_q: Tensor,
+    cu_seqlens_k: Tensor,
+    max_seqlen_q: int,
+    max_seqlen_k: int,
+    dropout_p: float = 0.0,
+    softmax_scale: float | None = None,
+    causal: bool = False,
+    window_size: tuple[int, int] = (-1, -1),
+) -> Tensor:
+    demand(q, k, v, (cu_seqlens_q, cu_seqlens_k), (max_seqlen_q, max_seqlen_k))
+    out = attend_plainly(q, k, v, cu_seqlens_q, (window_size[0], 0 if causal else window_size[1]), softmax_scale)
+    return torch.nn.functional.dropout(out, dropout_p)
+
+
+@pytest.fixture
+def take(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
+    """Return a function that makes packed rows run as on a GPU, attention by VARLEN, FLASH or RECTANGLE."""
+    package = ModuleType("flash_attn")
+    package.__spec__ = ModuleSpec("flash_attn", None)  # transformers looks for it
+    package.flash_attn_varlen_func = flash_attn_varlen_func  # type: ignore[attr-defined]
+
+    def by(way: str, kernel: Callable[..., Tensor] = varlen_attn) -> None:
+        monkeypatch.setattr(packing, "RUN_BY_RUN", ())
+        monkeypatch.setattr(varlen, "choose", lambda *_: way)
+        monkeypatch.setattr(torch.nn.attention.varlen, "varlen_attn", kernel)
+        if way == FLASH:
+            monkeypatch.setitem(sys.modules, "flash_attn", package)
+
+    return by
+
+
+def test_the_stand_in_has_the_signature_of_torch_s_kernel() -> None:
+    real = inspect.signature(INSTALLED).parameters
+    for name, ours in inspect.signature(varlen_attn).parameters.items():
+        if name != "enable_gqa" or name in real:  # torch 2.11 has none
+            assert (real[name].kind, real[name].default) == (ours.kind, ours.default)
+
+
+BOTH = frozenset({VARLEN, FLASH})
+
+
+@pytest.mark.parametrize(
+    ("changed", "way"),
+    [
+        ({}, VARLEN),
+        ({"kind": torch.float16}, VARLEN),
+        ({"kind": torch.float32}, RECTANGLE),
+        ({"kind": torch.float64}, RECTANGLE),
+        ({"device": "cpu"}, RECTANGLE),
+        ({"device": "mps"}, RECTANGLE),
+        ({"capability": (7, 5)}, RECTANGLE),
+        ({"capability": (9, 0)}, VARLEN),
+        ({"capability": (12, 0)}, VARLEN),
+        ({"width": 8}, VARLEN),
+        ({"width": 60}, RECTANGLE),
+        ({"width": 192}, VARLEN),
+        ({"width": 200}, RECTANGLE),
+        ({"width": 224}, RECTANGLE),
+        ({"width": 256}, VARLEN),
+        ({"width": 256, "dropout": 0.1}, RECTANGLE),
+        ({"width": 264}, RECTANGLE),
+        ({"dropout": 0.1}, FLASH),
+        ({"dropout": 0.1, "kind": torch.float32}, RECTANGLE),
+        ({"dropout": 0.1, "capability": (7, 5)}, RECTANGLE),
+        ({"dropout": 0.1, "installed": frozenset({VARLEN})}, RECTANGLE),
+        ({"installed": frozenset({VARLEN})}, VARLEN),
+        ({"installed": frozenset({FLASH})}, FLASH),
+        ({"installed": frozenset()}, RECTANGLE),
+    ],
+    ids=str,
+)
+def test_the_way_is_chosen_by_what_kernels_can_do(changed: dict[str, Any], way: str) -> None:
+    usual = {"device": "cuda", "kind": torch.bfloat16, "dropout": 0.0, "width": 64, "capability": (8, 0)}
+    assert choose(**({**usual, "installed": BOTH} | changed)) == way
+
+
+def test_without_a_gpu_no_kernel_of_torch_is_found() -> None:
+    if not torch.cuda.is_available():
+        assert varlen.installed_kernels() == frozenset()
+    assert varlen.capability_of(torch.device("cpu")) == (0, 0)
+
+
+def test_places_offsets_and_masks() -> None:
+    texts = Texts(np.array([3, 1]), torch.device("cpu"))
+    assert texts.offsets.tolist() == [0, 3, 4]
+    assert texts.places.tolist() == [0, 1, 2, 3]
+    assert Texts(np.array([1, 3]), torch.device("cpu")).places.tolist() == [0, 3, 4, 5]
+    full = texts.mask(None, causal=False)
+    assert full is not None
+    assert full.tolist() == [[[[True, True, True]]], [[[True, False, False]]]]
+    assert texts.mask(None, causal=True) is None
+    assert Texts(np.array([2, 2]), torch.device("cpu")).mask(None, causal=False) is None
+    near = texts.mask(2, causal=False)
+    assert near is not None
+    assert near.int().tolist() == [[[[1, 1, 0], [1, 1, 1], [0, 1, 1]]], [[[1, 0, 0], [0, 1, 1], [0, 1, 1]]]]
+    before = texts.mask(2, causal=True)
+    assert before is not None
+    assert before.int().tolist() == [[[[1, 0, 0], [1, 1, 0], [0, 1, 1]]]]
+    assert texts.mask(2, causal=True) is before  # made once
+    assert texts.offsets is texts.offsets
+
+
+def gradients(encoder: Encoder) -> list[Tensor]:
+    return [parameter.grad for parameter in encoder.parameters() if parameter.grad is not None]
+
+
+WAYS = [(RECTANGLE, *case) for case in cases()] + [(VARLEN, *case) for case in cases()]
+WAYS += [(FLASH, name, None) for name in ("bert", "modernbert", "phi3")]
+
+
+@pytest.mark.parametrize(("way", "name", "start"), WAYS)
+def test_embeddings_and_gradients_are_the_padded_ones(
+    folder_of: Callable[[str], str], take: Callable[[str], None], way: str, name: str, start: int | None
+) -> None:
+    take(way)
+    packed, padded = (load(folder_of(name), packed=kind, start=start).train() for kind in (True, False))
+    assert packed.is_packed
+    found, wanted = embed(packed), embed(padded)
+    close(found, wanted)
+    weights = torch.randn(found.shape, generator=torch.Generator().manual_seed(0))
+    for embeddings in (found, wanted):
+        (embeddings * weights).sum().backward()
+    pairs = list(zip(gradients(packed), gradients(padded), strict=True))
+    assert len(pairs) >= 20
+    scale = max(theirs.abs().max().item() for _, theirs in pairs)
+    for ours, theirs in pairs:
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5 * scale)
+
+
+@pytest.mark.parametrize("name", DECODERS)
+def test_a_kernel_without_grouped_heads_gets_as_many(
+    folder_of: Callable[[str], str], take: Callable[..., None], name: str
+) -> None:
+    take(VARLEN, varlen_attn_of_2_11)
+    packed, padded = (load(folder_of(name), packed=kind).eval() for kind in (True, False))
+    assert packed.is_packed
+    close(embed(packed), embed(padded))
+
+
+@pytest.mark.parametrize("way", [RECTANGLE, VARLEN])
+@pytest.mark.parametrize("name", ["bert", "llama", "phi3"])
+def test_checkpointing_sees_the_same_texts(
+    folder_of: Callable[[str], str], take: Callable[[str], None], way: str, name: str
+) -> None:
+    take(way)
+    found = []
+    for checkpointing in (False, True):
+        encoder = load(folder_of(name), gradient_checkpointing=checkpointing).train()
+        first, second = embed(encoder, TEXTS[:3]), embed(encoder, TEXTS[3:])  # both waiting for their backward pass
+        (first.sin().sum() + second.cos().sum()).backward()
+        found.append(gradients(encoder))
+    for plain, again in zip(*found, strict=True):
+        torch.testing.assert_close(plain, again)
+
+
+@pytest.mark.parametrize("way", [RECTANGLE, VARLEN])
+@pytest.mark.parametrize("name", ["bert", "qwen3"])
+def test_it_goes_through_adapters(
+    folder_of: Callable[[str], str], take: Callable[[str], None], way: str, name: str
+) -> None:
+    take(way)
+    found = []
+    for attention in (None, "eager"):
+        torch.manual_seed(0)
+        model, lora = ModelConfig(folder_of(name), attn_implementation=attention), LoraConfig(enabled=True, dropout=0.0)
+        encoder = Encoder.load(model, PoolingConfig("avg"), lora).eval()
+        assert encoder.packable == (attention is None)
+        assert attention is not None or packing.works_here(encoder.backbone, training=True)
+        embed(encoder).sin().sum().backward()
+        found.append(gradients(encoder))
+    assert found[0]
+    for packed, padded in zip(*found, strict=True):
+        torch.testing.assert_close(packed, padded, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("way", [RECTANGLE, VARLEN])
+@pytest.mark.parametrize("name", MODELS)
+def test_autocast(folder_of: Callable[[str], str], take: Callable[[str], None], way: str, name: str) -> None:
+    take(way)
+    encoder = load(folder_of(name)).eval()
+    wanted = embed(encoder)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert packing.works_here(encoder.backbone, training=True)
+        found = embed(encoder)
+    assert torch.nn.functional.cosine_similarity(found, wanted).min() > 0.99
+    found.sum().backward()
+    assert len(gradients(encoder)) == sum(parameter.requires_grad for parameter in encoder.parameters())
+
+
+class Spy(TorchDispatchMode):
+    """Writes down the operators for which the host would wait."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    def __torch_dispatch__(self, operator: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = operator.overloadpacket.__name__
+        by_mask = name == "index" and any(index is not None and index.dtype == torch.bool for index in args[1])
+        if name in WAITING or by_mask:
+            self.seen.append(name)
+        return operator(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(("name", "start"), cases())
+def test_nothing_waits_for_the_device(
+    folder_of: Callable[[str], str], take: Callable[[str], None], name: str, start: int | None
+) -> None:
+    take(RECTANGLE)
+    encoder = load(folder_of(name), start=start).train()
+    with Spy() as spy:
+        embed(encoder).sin().sum().backward()
+        assert not spy.seen
+        torch.ones(1).item()
+        assert spy.seen == ["_local_scalar_dense"]
+
+
+@pytest.mark.parametrize("way", [RECTANGLE, FLASH])
+def test_attention_dropout_drops(folder_of: Callable[[str], str], take: Callable[[str], None], way: str) -> None:
+    take(way)
+    encoder = load(folder_of("bert")).train()
+    assert torch.equal(embed(encoder), embed(encoder))
+    for layer in encoder.backbone.encoder.layer:
+        layer.attention.self.dropout.p = 0.5
+    assert not torch.equal(embed(encoder), embed(encoder))
+
+
+class Untrainable(torch.autograd.Function):
+    """The identity, without a backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+        return tensor.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        raise RuntimeError("not on this card")
+
+
+def test_what_a_device_cannot_do_is_found_out_there(folder_of: Callable[[str], str], take: Callable[..., None]) -> None:
+    take(VARLEN)
+    encoder = load(folder_of("bert")).train()
+    encoder.backbone.embeddings.dropout.p = 0.1
+    state = torch.get_rng_state()
+    assert packing.works_here(encoder.backbone, training=True)
+    assert encoder.backbone.training
+    encoder.eval()
+    assert packing.works_here(encoder.backbone, training=True)
+    assert not encoder.backbone.training
+    assert not gradients(encoder)
+    assert torch.equal(torch.get_rng_state(), state)
+
+    def blind(*args: Any, window_size: Any, **kwargs: Any) -> Tensor:
+        everything = torch.tensor([0, len(args[0])], dtype=torch.int32)
+        return attend_plainly(*args[:3], everything, window_size, kwargs["scale"])
+
+    take(VARLEN, blind)
+    assert not packing.works_here(encoder.backbone, training=False)
+    take(VARLEN, lambda *args, **kwargs: Untrainable.apply(varlen_attn(*args, **kwargs)))
+    assert packing.works_here(encoder.backbone, training=False)
+    assert not packing.works_here(encoder.backbone, training=True)
+    take(VARLEN, lambda *args, **kwargs: varlen_attn(*args, **kwargs) * (torch.nan if torch.is_grad_enabled() else 1))
+    assert not packing.works_here(encoder.backbone, training=True)
+
+
+@pytest.mark.parametrize("works", [True, False])
+def test_packed_rows_are_tried_once_where_the_weights_went(
+    folder_of: Callable[[str], str], monkeypatch: pytest.MonkeyPatch, works: bool
+) -> None:
+    encoder = load(folder_of("llama")).eval()
+    wanted, tried = embed(encoder), []
+    # There is no other device here to go to: the encoder is told that its weights are on one.
+    monkeypatch.setattr(Encoder, "device", torch.device("cuda"))
+    monkeypatch.setattr(
+        "angle.modeling.encoder.works_here", lambda backbone, training: tried.append((backbone, training)) or works
+    )
+    close(embed(encoder), wanted)
+    close(embed(encoder), wanted)
+    assert tried == [(encoder.backbone, False)]
+    assert encoder.is_packed == encoder.packable == works
+    assert encoder.packing_failed != works
+    assert (encoder.padding_share(np.array([3, 1])) == 0) == works
+
+
+@pytest.fixture
+def rows(tmp_path: Path) -> Path:
+    """A file of rows of format C."""
+    pairs = ({"text": one, "positive": other} for one in TEXTS for other in TEXTS if one != other)
+    return write_jsonl(tmp_path / "rows.jsonl", pairs)
+
+
+@pytest.mark.parametrize("teacher", [False, True])
+def test_packing_can_be_turned_off(folder_of: Callable[[str], str], tmp_path: Path, rows: Path, teacher: bool) -> None:
+    """The same embeddings and gradients, and padding that is reported."""
+    packed, padded = [], []
+    for setting, found in (("auto", packed), ("off", padded)):
+        config = build_config(
+            {
+                "model": {"name_or_path": folder_of("bert"), "max_length": 32},
+                "data": {"train": {"name_or_path": str(rows)}},
+                "teacher": {"enabled": True, "name_or_path": "self"} if teacher else {},
+                "train": {
+                    "packing": setting, "max_steps": 2, "logging_steps": 1, "save_steps": 0, "batch_size": 8,
+                    "output_dir": str(tmp_path / setting),
+                },
+            },
+            TrainConfig,
+        )  # fmt: skip
+        built = setup.build(config, setup.start_accelerator(config))
+        encoders = [built.encoder] + ([built.teacher.encoder] if built.teacher else [])
+        assert len(encoders) == 1 + teacher
+        assert all(encoder.is_packed == (setting == "auto") for encoder in encoders)
+        for encoder in encoders:
+            embeddings = embed(encoder.eval())
+            embeddings.sin().sum().backward() if embeddings.requires_grad else None
+            found += [embeddings, *gradients(encoder)]
+        folder = fit(config).folder
+        lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        shares = [line["padding_share"] for line in lines if "padding_share" in line]
+        assert len(shares) == 2
+        assert all((share > 0) == (setting == "off") for share in shares)
+        assert f"texts {'packed' if setting == 'auto' else 'padded'}\n" in (folder / "train.log").read_text()
+    for one, other in zip(packed, padded, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-5 * max(one.abs().max().item(), 1))
+
+
+def test_a_run_tries_packed_rows_in_its_own_precision_and_says_so(
+    folder_of: Callable[[str], str], monkeypatch: pytest.MonkeyPatch, rows: Path
+) -> None:
+    tried = []
+
+    def fail(encoder: Encoder, *, training: bool = False) -> None:
+        tried.append((training, torch.is_autocast_enabled("cpu"), next(encoder.parameters()).device.type))
+        encoder.packable, encoder.packing_failed = False, True
+
+    monkeypatch.setattr(Encoder, "try_packing", fail)  # here is no device on which it could fail
+    settings = {
+        "model": {"name_or_path": folder_of("bert"), "max_length": 32},
+        "data": {"train": {"name_or_path": str(rows)}},
+        "train": {"mixed_precision": "bf16"},
+    }
+    config = build_config(settings, TrainConfig)
+    accelerator = setup.start_accelerator(config)
+    built = setup.build(config, accelerator)
+    assert tried == [(True, True, "cpu")]
+    said = setup.banner(built.config, built.encoder, built.data, built.total, accelerator)
+    assert "bf16, texts padded, for packed ones failed the comparison on this device" in said
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize(("name", "start"), cases())
+def test_the_kernel_itself(folder_of: Callable[[str], str], name: str, start: int | None) -> None:
+    encoder = load(folder_of(name), start=start).eval()
+    wanted = embed(encoder)
+    encoder.cuda()
+    with torch.autocast("cuda", torch.bfloat16):
+        encoder.try_packing(training=True)
+        assert encoder.is_packed
+        tokens = encoder.tokenizer(TEXTS)
+        found = encoder(torch.from_numpy(tokens.ids.astype(np.int64)).cuda(), tokens.lengths)
+    assert torch.nn.functional.cosine_similarity(found.cpu(), wanted).min() > 0.99
