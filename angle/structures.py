@@ -100,14 +100,10 @@ class Structure:
     """(B,) float32, for labelled formats."""
 
     def to(self, device: torch.device) -> Structure:
-        """Return the same on a device."""
-        index, ids, labels = self.index, self.text_ids, self.labels
-        return Structure(
-            self.format,
-            index.to(device, non_blocking=True),
-            ids.to(device, non_blocking=True),
-            None if labels is None else labels.to(device, non_blocking=True),
-        )
+        """Return the same, which is on the CPU, on a device."""
+        index, ids = (to_device(tensor.numpy(), device) for tensor in (self.index, self.text_ids))
+        labels = None if self.labels is None else to_device(self.labels.numpy(), device)
+        return Structure(self.format, index, ids, labels)
 
 
 @dataclass(frozen=True)
