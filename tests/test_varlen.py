@@ -30,6 +30,7 @@ from angle.modeling.encoder import Encoder
 from angle.modeling.varlen import FLASH, RECTANGLE, VARLEN, Texts, choose
 from angle.settings import build_config
 from angle.training import setup
+from angle.training.describe import banner
 from angle.training.loop import fit
 
 INSTALLED = torch.nn.attention.varlen.varlen_attn
@@ -449,7 +450,7 @@ def test_a_run_tries_packed_rows_in_its_own_precision_and_says_so(
     accelerator = setup.start_accelerator(config)
     built = setup.build(config, accelerator)
     assert tried == [(True, True, "cpu")]
-    said = setup.banner(built.config, built.encoder, built.data, built.total, accelerator)
+    said = banner(built.config, built.encoder, built.data, built.total, accelerator)
     assert "bf16, texts padded, for packed ones failed the comparison on this device" in said
 
 
