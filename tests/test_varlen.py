@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
@@ -34,6 +34,7 @@ from angle.training.describe import banner
 from angle.training.loop import fit
 
 INSTALLED = torch.nn.attention.varlen.varlen_attn
+BOTH = frozenset({VARLEN, FLASH})
 #: Operators that make the host wait for a GPU.
 WAITING = ("_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "equal", "unique")
 
@@ -120,7 +121,7 @@ def flash_attn_varlen_func(
 
 
 @pytest.fixture
-def take(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
+def take(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Return a function that makes packed rows run as on a GPU, attention by VARLEN, FLASH or RECTANGLE."""
     package = ModuleType("flash_attn")
     package.__spec__ = ModuleSpec("flash_attn", None)  # transformers looks for it
@@ -129,6 +130,7 @@ def take(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
     def by(way: str, kernel: Callable[..., Tensor] = varlen_attn) -> None:
         monkeypatch.setattr(packing, "RUN_BY_RUN", ())
         monkeypatch.setattr(varlen, "choose", lambda *_: way)
+        monkeypatch.setattr(varlen, "installed_kernels", lambda: BOTH)  # the real one remembers what it found
         monkeypatch.setattr(torch.nn.attention.varlen, "varlen_attn", kernel)
         if way == FLASH:
             monkeypatch.setitem(sys.modules, "flash_attn", package)
@@ -141,9 +143,6 @@ def test_the_stand_in_has_the_signature_of_torch_s_kernel() -> None:
     for name, ours in inspect.signature(varlen_attn).parameters.items():
         if name != "enable_gqa" or name in real:  # torch 2.11 has none
             assert (real[name].kind, real[name].default) == (ours.kind, ours.default)
-
-
-BOTH = frozenset({VARLEN, FLASH})
 
 
 @pytest.mark.parametrize(
