@@ -32,7 +32,7 @@ from angle.structures import Tokens, to_device
 GROUPS = {"cpu": 4}
 #: Texts that `encode` holds tokens of at a time, and all dimensions of an embedding.
 TEXTS_AT_ONCE, ALL = 50_000, slice(None)
-#: Where packed rows are known to be faster than padded ones.
+#: Where packed rows are run, by models that prove on the device that they can be.
 PACKED_ON = ("cpu", "cuda")
 
 

@@ -22,7 +22,7 @@ from angle.modeling.adapters import without_trained
 from angle.modeling.backbone import position_limit
 from angle.modeling.encoder import Encoder
 from angle.modeling.pooling import Lengths
-from angle.structures import Tokens
+from angle.structures import Tokens, to_device
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -62,7 +62,7 @@ class Teacher:
 
         """
         if self._kept is not None:
-            return torch.from_numpy(np.array(self._kept[texts])).to(ids.device, non_blocking=True)
+            return to_device(np.array(self._kept[texts]), ids.device)
         encoder = self.encoder
         assert encoder is not None
         was_training = encoder.training
