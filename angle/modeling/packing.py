@@ -2,9 +2,9 @@
 
 Everything but attention works on single tokens, so texts may stand one behind the other in a row (1, T), each with
 positions of its own. Attention is told which tokens belong together. On a CPU, texts are sorted by length, and those
-of equal length, a run, are attended to in one call without any mask; for a GPU see `angle.modeling.varlen`. What it is
-told travels in the model's keyword arguments, so that layers that are run again in the backward pass (gradient
-checkpointing) see their own batch.
+of equal length, a run, are attended to in one call without any mask; where attention weights are dropped see
+`angle.modeling.blocks`, for a GPU `angle.modeling.varlen`. What attention is told travels in the model's keyword
+arguments, so that layers that are run again in the backward pass (gradient checkpointing) see their own batch.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
+from angle.modeling.blocks import Runs, attend_in_blocks
 from angle.modeling.depths import Take, last_states
 from angle.modeling.pooling import Lengths
 from angle.modeling.varlen import Texts, attend_texts
@@ -32,8 +33,6 @@ NEEDED_BY_OTHERS = ("softcap", "position_bias", "s_aux")
 
 #: Where attention is called for each run. Elsewhere many small calls cost more than some padding in attention.
 RUN_BY_RUN = ("cpu",)
-
-Runs = tuple[tuple[int, int], ...]
 
 
 class NotPackableError(Exception):
@@ -149,6 +148,11 @@ def attend(
         )
         return attended_texts, None
     assert packed_runs is not None
+    if 0 < dropout < 1:
+        attended_blocks = attend_in_blocks(
+            query, key, value, packed_runs, causal=causal, window=sliding_window, scaling=scaling, dropout=dropout
+        )
+        return attended_blocks, None
     kind = computed = value.dtype  # under autocast, rotated queries and keys are float32 beside bfloat16 values
     if value.device.type == "cpu" and kind != torch.float64:
         computed = torch.float32  # the CPU's kernels for short texts are twice as fast in it

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from angle.objective.unit import refuse_second_derivative, unit
+from angle.derivatives import refuse_second_derivative
+from angle.objective.unit import unit
 
 #: The most logits at once, at least one query's.
 LOGITS = 2**24

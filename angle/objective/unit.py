@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from angle.derivatives import refuse_second_derivative
+
 #: Shorter vectors are divided by this, as in torch.nn.functional.normalize, and stay shorter than 1.
 SHORTEST = 1e-12
 
@@ -27,15 +29,6 @@ class _Unit(torch.autograd.Function):
         units, lengths = ctx.saved_tensors
         along = (grad * units).sum(-1, keepdim=True)
         return torch.addcmul(grad, units, along, value=-1).div_(lengths)
-
-
-def refuse_second_derivative() -> None:
-    """Raise RuntimeError in a backward whose gradient is to be differentiated in turn, for it would pass as constant.
-
-    `torch.autograd.function.once_differentiable` lets that pass where the gradient that comes in is constant.
-    """
-    if torch.is_grad_enabled():
-        raise RuntimeError("this loss can be differentiated once only, without create_graph=True")
 
 
 def unit(vectors: Tensor) -> Tensor:
