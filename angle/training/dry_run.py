@@ -15,6 +15,7 @@ from angle.config import TrainConfig
 from angle.data.batching import CorpusData, TrainingData, collate
 from angle.structures import Batch
 from angle.training import setup
+from angle.training.allocator import freed_memory_kept
 from angle.training.describe import banner
 from angle.training.memory import Allocations
 from angle.training.step import Step
@@ -96,7 +97,8 @@ def dry_run(config: TrainConfig) -> DryRun:
     if teacher is not None and teacher.encoder not in (None, encoder):
         memory["teacher"] = _bytes([*_frozen(teacher.encoder), *teacher.encoder.buffers()])
     optimizer.zero_grad()
-    seconds = _time(accelerator, lambda: step.add_gradient(batch)) * batches + _time(accelerator, optimizer.step)
+    with freed_memory_kept(accelerator.device):
+        seconds = _time(accelerator, lambda: step.add_gradient(batch)) * batches + _time(accelerator, optimizer.step)
     allocated = torch.cuda.max_memory_allocated() if on_gpu else None
     rows = len(batch.rows)
     return DryRun(

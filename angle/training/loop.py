@@ -27,6 +27,7 @@ from angle.objective.angle_loss import AngleLoss, LossTerms
 from angle.settings import load_config, resumed
 from angle.structures import Batch
 from angle.training import setup
+from angle.training.allocator import freed_memory_kept
 from angle.training.checkpoint import Progress, load_state, random_state, save_state, seed_everything
 from angle.training.describe import banner, describe_environment
 from angle.training.distributed import check_equal_weights, encode_shared
@@ -96,6 +97,7 @@ def fit(config: TrainConfig) -> Result:
     )
     accelerator = setup.start_accelerator(config)
     with ExitStack() as stack:
+        stack.enter_context(freed_memory_kept(accelerator.device))
         run = _prepare(config, asked, accelerator, folder, state, stack)
         try:
             run.tracker.say(banner(run.config, run.encoder, run.data, run.total, accelerator))

@@ -12,6 +12,7 @@ import torch
 from angle import Encoder, ModelConfig, PoolingConfig, TrainConfig, build_config, fit
 from angle.config import BillmConfig, LoraConfig
 from angle.structures import FORMATS
+from angle.training.allocator import freed_memory_kept
 from benchmarks.throughput.clock import StepClock, peak_memory, synchronize
 from benchmarks.throughput.figures import model_flops
 from benchmarks.throughput.jobs import ANGLE_EMB, BARE, LEARNING_RATE, LORA_DROPOUT, OWN, SBERT, SEED, Job
@@ -28,7 +29,8 @@ WARM_TEXTS = 256
 def run(job: Job) -> dict[str, Any]:
     """Return the answer to a job."""
     if job.system == BARE:
-        return _bare(job)
+        with freed_memory_kept(torch.device("cuda" if torch.cuda.is_available() else "cpu")):
+            return _bare(job)
     return {"train": _train, "loss": _loss, "encode": _encode}[job.task](job)
 
 
