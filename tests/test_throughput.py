@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
+import json
+import shutil
 import time
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -18,6 +23,7 @@ from benchmarks.throughput.figures import (
     ratio,
     step_time,
 )
+from benchmarks.throughput.jobs import OWN, TECHNIQUES, Job, start
 
 
 def test_a_step_is_the_median_of_all_with_the_rounds_medians_beside_it() -> None:
@@ -79,3 +85,29 @@ def test_the_clock_hears_every_step_and_takes_out_what_does_not_count() -> None:
     assert min(answer["outside"]) >= 0.03
     assert sum(answer["seconds"]) + sum(answer["outside"]) < whole - 2 * 0.03  # three of five steps
     assert answer["memory"] > 10 * 2**20
+
+
+@pytest.mark.slow
+def test_without_its_techniques_it_does_the_same_work(folder_of: Callable[[str], str], tmp_path: Path) -> None:
+    config = Path(folder_of("bert"), "config.json")
+    without_dropout = json.loads(config.read_text()) | {
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+    }
+    model, rows = tmp_path / "model", tmp_path / "rows.jsonl"
+    shutil.copytree(config.parent, model)
+    (model / "config.json").write_text(json.dumps(without_dropout))
+    texts = ["a cat", "the dog sleeps in the house", "a cat", "two birds eat an apple"]
+    rows.write_text(
+        "\n".join(
+            json.dumps({"text1": text, "text2": other, "label": number})
+            for number, (text, other) in enumerate(itertools.pairwise(texts))
+        )
+    )
+    losses = []
+    for without in ((), TECHNIQUES):
+        scratch = tmp_path / str(len(without))
+        scratch.mkdir()
+        job = Job(OWN, "loss", str(model), str(rows), str(scratch), batch_size=3, max_length=32, without=without)
+        losses.append(start(job)["loss"])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)

@@ -37,6 +37,9 @@ def parse(words: list[str]) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=3, help="how often every system takes its turn")
     parser.add_argument("--steps", type=int, help="steps of a round that count, instead of the workload's own number")
     parser.add_argument("--warmup", type=int, default=3, help="steps before them; at least 1")
+    parser.add_argument(
+        "--techniques", action="store_true", help="instead of the peers, this project without each of its techniques"
+    )
     parser.add_argument("--unchecked", action="store_true", help="leave out the comparison of losses")
     parser.add_argument("--markdown", type=Path, help="a file that gets the run's section for RESULTS.md")
     options = parser.parse_args(words)
@@ -52,6 +55,8 @@ def main() -> None:
     options = parse(sys.argv[1:])
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     chosen = [WORKLOADS[name] for name in options.only or WORKLOADS]
+    if options.techniques:
+        chosen = [workload for workload in chosen if workload.is_training]
     waiting = [workload for workload in chosen if workload.needs_gpu and device is None]
     done = []
     command = shlex.join(["python", "-m", "benchmarks.throughput", *sys.argv[1:]])
@@ -65,7 +70,8 @@ def main() -> None:
                 continue
             for precision in workload.precisions:
                 if precision in (options.precision or workload.precisions):
-                    done.append(bench.measure(workload, precision))
+                    measure = bench.take_apart if options.techniques else bench.measure
+                    done.append(measure(workload, precision))
                     print(f"\n{report.title(done[-1])}\n\n{report.table(done[-1], device)}", flush=True)
                     print("".join(f"\n{check}" for check in done[-1].checks), flush=True)
                     if options.markdown:

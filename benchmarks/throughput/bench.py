@@ -16,7 +16,7 @@ import numpy as np
 
 from benchmarks.throughput import prepare
 from benchmarks.throughput.figures import distinct_tokens
-from benchmarks.throughput.jobs import ANGLE_EMB, BARE, OWN, PEERS, SBERT, Job, start
+from benchmarks.throughput.jobs import ANGLE_EMB, BARE, OWN, PEERS, SBERT, TECHNIQUES, Job, start
 from benchmarks.throughput.report import Measured
 from benchmarks.throughput.workloads import Workload
 
@@ -63,14 +63,28 @@ class Bench:
                 self._answer(done, replace(job, system=system, scratch=str(self._new_folder())))
         return done
 
-    def _answer(self, done: Measured, job: Job) -> None:
+    def take_apart(self, workload: Workload, precision: str) -> Measured:
+        """Return the same of this project alone, whole, without each of its techniques, and without all of them."""
+        rows, job = self._training(workload)
+        job = replace(job, precision=precision)
+        tokens = self._tokens_of_a_step(workload, rows, job)
+        done = Measured(workload, precision, tokens, workload.batch_size, apart=True)
+        variants = (
+            {OWN: ()} | {f"without {name}": (name,) for name in TECHNIQUES} | {"without all of these": TECHNIQUES}
+        )
+        for _ in range(self.options.rounds):
+            for name, without in variants.items():
+                self._answer(done, replace(job, without=without, scratch=str(self._new_folder())), name)
+        return done
+
+    def _answer(self, done: Measured, job: Job, name: str | None = None) -> None:
         answer = self._start(job)
-        done.answers.setdefault(job.system, []).append(answer)
+        done.answers.setdefault(name or job.system, []).append(answer)
         times = {"": answer["seconds"], " of its threads": answer.get("cpu"), " in its collator": answer.get("outside")}
         words = (
             f"{1000 * median(seconds):8,.0f} ms{what}" for what, seconds in times.items() if seconds and any(seconds)
         )
-        print(f"  {job.system:30}{''.join(words)}", file=sys.stderr, flush=True)
+        print(f"  {name or job.system:34}{''.join(words)}", file=sys.stderr, flush=True)
 
     def _start(self, job: Job) -> dict[str, Any]:
         return start(job, self.peer_python if job.system == ANGLE_EMB else sys.executable)

@@ -19,6 +19,16 @@ OWN, ANGLE_EMB, SBERT, CACHED, BARE = (
     "bare forward-backward",
 )
 PEERS = (ANGLE_EMB, SBERT)
+#: What this project does beyond the plainest loop, each of which can be taken out.
+TECHNIQUES = (
+    "packed rows",
+    "attention in blocks",
+    "dropout from 16 bits",
+    "each distinct text once",
+    "freed memory kept",
+    "batches made ahead",
+    "fused AdamW",
+)
 SEED, LEARNING_RATE, LORA_DROPOUT = 42, 5e-5, 0.1
 
 
@@ -51,6 +61,8 @@ class Job:
     dtype: str = "float32"
     both_directions: bool = False
     """Whether every layer of a decoder attends in both directions (this project alone can)."""
+    without: tuple[str, ...] = ()
+    """Techniques of this project that are taken out."""
 
     def read(self) -> list[dict[str, Any]]:
         """Return its rows."""

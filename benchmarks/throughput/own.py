@@ -16,6 +16,7 @@ from angle.training.allocator import freed_memory_kept
 from benchmarks.throughput.clock import StepClock, peak_memory, synchronize
 from benchmarks.throughput.figures import model_flops
 from benchmarks.throughput.jobs import ANGLE_EMB, BARE, LEARNING_RATE, LORA_DROPOUT, OWN, SBERT, SEED, Job
+from benchmarks.throughput.techniques import take_out
 
 #: Weights of the cosine, the in-batch and the angle term: this project's defaults, and what a peer computes.
 WEIGHTS = {
@@ -69,12 +70,12 @@ def _config(job: Job, **train: Any) -> TrainConfig:
 
 def _train(job: Job) -> dict[str, Any]:
     clock = StepClock()
-    fit(_config(job, logging_steps=1_000_000))
+    fit(_config(job, logging_steps=1_000_000, **take_out(tuple(job.without))))
     return clock.answer(job.warmup)
 
 
 def _loss(job: Job) -> dict[str, Any]:
-    folder = fit(_config(job, max_steps=1, logging_steps=1)).folder
+    folder = fit(_config(job, max_steps=1, logging_steps=1, **take_out(tuple(job.without)))).folder
     records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return {"loss": next(record["loss"] for record in records if "loss" in record)}
 

@@ -16,6 +16,7 @@ from benchmarks.throughput.jobs import BARE, OWN, REPO
 from benchmarks.throughput.workloads import NOTES, Workload
 
 COLUMNS = ("system", "step", "rows/s", "tokens/s", "memory", "x bare", "against the faster peer")
+PART_COLUMNS = ("system", "step", "rows/s", "tokens/s", "memory", "time of a step, against the whole")
 ENCODE_COLUMNS = ("system", "all texts", "texts/s", "tokens/s", "memory", "", "against the peer")
 MIB, GIB = 2**20, 2**30
 
@@ -34,6 +35,8 @@ class Measured:
     """By system, a round each."""
     checks: list[str] = field(default_factory=list)
     """What was found equal before, in words."""
+    apart: bool = False
+    """Whether the systems are this project, whole and without its techniques."""
 
     def seconds(self, system: str) -> list[list[float]]:
         """Return each round's steps."""
@@ -42,6 +45,8 @@ class Measured:
 
 def table(measured: Measured, device: str | None) -> str:
     """Return a workload's table."""
+    if measured.apart:
+        return parts_table(measured)
     columns: Sequence[str] = COLUMNS if measured.workload.is_training else ENCODE_COLUMNS
     if peak := peak_flops(device, measured.precision):
         columns = (*columns, "FLOP use")
@@ -51,6 +56,16 @@ def table(measured: Measured, device: str | None) -> str:
         if peak:
             cells.append(_utilisation(measured, system, peak))
         lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def parts_table(measured: Measured) -> str:
+    """Return the table of what `Bench.take_apart` measured."""
+    lines = [f"| {' | '.join(PART_COLUMNS)} |", f"|{'---|' * len(PART_COLUMNS)}"]
+    whole = measured.seconds(OWN)
+    for system in measured.answers:
+        against = _spread(ratio(measured.seconds(system), whole), 1, ".2f") if system != OWN else ""
+        lines.append(f"| {' | '.join([*_cells(measured, system)[:5], against])} |")
     return "\n".join(lines)
 
 

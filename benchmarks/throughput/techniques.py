@@ -1,0 +1,94 @@
+"""Taking techniques out of this project, to see what each of them alone contributes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+from angle.data import batching
+from angle.modeling import encoder, packing
+from angle.training import loop, setup
+from benchmarks.throughput.jobs import TECHNIQUES
+
+
+def take_out(techniques: tuple[str, ...]) -> dict[str, Any]:
+    """Take techniques out of this process, and return the settings of `train` that take out others."""
+    for name in techniques:
+        if name != "packed rows":
+            _TAKE_OUT[name]()
+    return {"packing": "off"} if "packed rows" in techniques else {}
+
+
+def _encode_repeats() -> None:
+    class Numpy:
+        """numpy, to which every text is a text of its own."""
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(np, name)
+
+        def unique(self, texts: Any, **_: bool) -> tuple[Any, Any, Any]:
+            return texts.flatten(), np.arange(texts.size), np.ones(texts.size, np.int64)
+
+    batching.np = Numpy()
+
+
+def _attend_run_by_run() -> None:
+    def attend(
+        query: Tensor, key: Tensor, value: Tensor, runs: packing.Runs, *, dropout: float, **options: Any
+    ) -> Tensor:
+        attended, sizes = [], [count * length for count, length in runs]
+        parts = zip(*(torch.split(tensor[0].transpose(0, 1), sizes) for tensor in (query, key, value)), strict=True)
+        with torch.autocast("cpu", enabled=False):
+            for (count, length), run in zip(runs, parts, strict=True):
+                q, k, v = (part.float().view(count, length, *part.shape[1:]).transpose(1, 2) for part in run)
+                out = scaled_dot_product_attention(
+                    q, k, v, dropout_p=dropout, is_causal=options["causal"], scale=options["scaling"]
+                )
+                attended.append(out.transpose(1, 2).flatten(0, 1))
+        return torch.cat(attended)[None].to(value.dtype)
+
+    packing.attend_in_blocks = attend
+
+
+def _drop_as_torch_does() -> None:
+    encoder.speed_up_dropout = lambda model: None
+
+
+def _give_memory_back() -> None:
+    loop.freed_memory_kept = lambda device: nullcontext()
+
+
+def _make_batches_in_turn() -> None:
+    def ahead(items: Iterator[Any]) -> Iterator[Any]:
+        yield from items
+
+    loop.ahead = ahead
+
+
+def _step_in_a_loop() -> None:
+    make = setup.make_optimizer
+
+    def unfused(*arguments: Any) -> torch.optim.Optimizer:
+        optimizer = make(*arguments)
+        for group in optimizer.param_groups:
+            group["fused"] = False
+        return optimizer
+
+    setup.make_optimizer = unfused
+
+
+_TAKE_OUT: dict[str, Callable[[], None]] = {
+    "each distinct text once": _encode_repeats,
+    "attention in blocks": _attend_run_by_run,
+    "dropout from 16 bits": _drop_as_torch_does,
+    "freed memory kept": _give_memory_back,
+    "batches made ahead": _make_batches_in_turn,
+    "fused AdamW": _step_in_a_loop,
+}
+assert {"packed rows", *_TAKE_OUT} == set(TECHNIQUES)
