@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Iterable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from torch.multiprocessing.spawn import spawn
 
 from angle.config import TrainConfig
 from angle.errors import ConfigError
+from angle.objective.angle_loss import LossTerms
 from angle.settings import build_config, load_config
 from angle.structures import Batch
 from angle.training import memory, setup
@@ -60,6 +63,16 @@ def step_of(made: setup.Built, accelerator: Accelerator, budget: int | None = No
     return Step(made.student, made.objective, made.teacher, accelerator, budget)
 
 
+def with_all_graphs(
+    made: setup.Built, accelerator: Accelerator, batch: Batch, parts: list[slice]
+) -> tuple[LossTerms, dict[str, Tensor]]:
+    """Return the loss and the gradients of micro-batches whose graphs are all kept."""
+    embeddings = torch.cat([made.student(*batch.some(part, accelerator.device))[0] for part in parts])
+    loss = made.objective(embeddings, batch.structure)
+    loss.total.backward()
+    return loss, gradients(made.student)
+
+
 def gradients(model: nn.Module) -> dict[str, Tensor]:
     """Take the gradients off a model."""
     found = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
@@ -67,10 +80,15 @@ def gradients(model: nn.Module) -> dict[str, Tensor]:
     return found
 
 
+def length(gradients: Iterable[Tensor]) -> Tensor:
+    """Return the length of the gradient of all weights."""
+    return torch.stack([gradient.norm() for gradient in gradients]).norm()
+
+
 def assert_equal_gradients(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
     """Check that every weight's gradient is off by 1e-5 of its length at most, or by rounding errors of the whole."""
     assert found.keys() == wanted.keys()
-    whole = torch.stack([gradient.norm() for gradient in wanted.values()]).norm()
+    whole = length(wanted.values())
     for name, gradient in wanted.items():
         assert (found[name] - gradient).norm() <= 1e-5 * gradient.norm() + 1e-7 * whole, name
 
@@ -111,6 +129,54 @@ def test_the_plain_step_is_the_gradient_of_its_loss(name: str) -> None:
     assert_equal_gradients(found, gradients(made.student))
 
 
+def built_in(precision: str, name: str) -> tuple[setup.Built, Accelerator, Batch]:
+    """Return what a run of format B in a precision works with, and its first batch."""
+    train = {"batch_size": 24, "mixed_precision": precision}
+    made, accelerator = built("B", **OBJECTIVES[name], train=train)
+    assert accelerator.prepare(made.student) is made.student  # whose forward has autocast around it from now on
+    return made, accelerator, next(made.data.train.steps(0))[0]
+
+
+@pytest.mark.parametrize("within", [False, True], ids=["", "within autocast"])
+@pytest.mark.parametrize("name", ["plain", "espresso", "adapters"])
+def test_autocast_rounds_each_micro_batch_as_with_its_graph_kept(name: str, within: bool) -> None:
+    """Each is cast by itself in both, so only the order in which float32 gradients are added differs.
+
+    Autocast remembers the weights that it cast. Were casts remembered from the pass without a graph, those weights
+    would get no gradient in the pass with one: what `within` another autocast would come to light.
+    """
+    made, accelerator, batch = built_in("bf16", name)
+    for budget, count in ((600, 2), (150, 7)):
+        parts = micro_batches(batch.limits, budget)
+        assert len(parts) == count
+        with accelerator.autocast() if within else nullcontext():
+            cached = Step(made.student.train(), made.objective, None, accelerator, budget).add_gradient(batch)
+        found = gradients(made.student)
+        loss, wanted = with_all_graphs(made, accelerator, batch, parts)
+        assert torch.equal(cached.total, loss.total)
+        assert_equal_gradients(found, wanted)
+        # Two numbers have the same sum in either order.
+        assert count > 2 or all(torch.equal(found[name], gradient) for name, gradient in wanted.items())
+
+
+@pytest.mark.parametrize("name", ["plain", "both", "adapters"])
+def test_autocast_leaves_micro_batches_as_near_to_float32_as_the_whole_batch(name: str) -> None:
+    """Cut otherwise, a batch is rounded in other places, and by about as much."""
+    made, accelerator, batch = built_in("no", name)
+    step_of(made, accelerator).add_gradient(batch)
+    exact = gradients(made.student)
+    made, accelerator, batch = built_in("bf16", name)
+    apart = {}
+    for budget in (None, 600, 40):
+        step_of(made, accelerator, budget).add_gradient(batch)
+        found = gradients(made.student)
+        assert found.keys() == exact.keys()
+        errors = length(found[name] - gradient for name, gradient in exact.items())
+        apart[budget] = errors / length(exact.values())
+    assert 1e-4 < apart[None] < 1e-2  # it was cast
+    assert max(apart.values()) < 2 * apart[None]
+
+
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_dropout_is_thrown_again(checkpointing: bool) -> None:
     made, accelerator = built("A", dropout=0.3, model={"gradient_checkpointing": checkpointing})
@@ -122,14 +188,11 @@ def test_dropout_is_thrown_again(checkpointing: bool) -> None:
     cached = step.add_gradient(batch)
     found, dice = gradients(made.student), torch.get_rng_state()
 
-    torch.manual_seed(5)  # the same with all graphs at once
-    embeddings = torch.cat([made.student(*batch.some(part, accelerator.device))[0] for part in parts])
-    loss = made.objective(embeddings, batch.structure)
-    after = torch.get_rng_state()
-    loss.total.backward()
+    torch.manual_seed(5)
+    loss, wanted = with_all_graphs(made, accelerator, batch, parts)
     torch.testing.assert_close(cached.total, loss.total.detach(), rtol=1e-6, atol=0)
-    assert_equal_gradients(found, gradients(made.student))
-    assert torch.equal(dice, after)  # the next batch throws other ones
+    assert_equal_gradients(found, wanted)
+    assert torch.equal(dice, torch.get_rng_state())  # the next batch throws other ones
 
     torch.manual_seed(6)
     assert step.add_gradient(batch).total != cached.total
