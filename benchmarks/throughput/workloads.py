@@ -33,7 +33,7 @@ class Workload:
         return self.rows != "stsb-test"
 
 
-_SEVEN = {"decoder": True, "lora": 64, "dtype": "bfloat16", "both_directions": True}
+_SEVEN = {"decoder": True, "lora": 64, "dtype": "bfloat16", "both_directions": True, "max_length": 60}
 WORKLOADS = {
     workload.name: workload
     for workload in (
@@ -44,7 +44,7 @@ WORKLOADS = {
             "nli-128", "MiniLM-L6, NLI triples (B), batch 128", "minilm", "nli", 128, 6, "B", (OWN, *PEERS, CACHED)
         ),
         Workload(
-            "bert-64", "BERT-base shape, NLI triples (B), batch 64", "bert-base", "nli", 64, 30, "B", needs_gpu=True
+            "bert-128", "BERT-base shape, NLI triples (B), batch 128", "bert-base", "nli", 128, 30, "B", needs_gpu=True
         ),
         Workload(
             "smollm2-32",
@@ -57,11 +57,11 @@ WORKLOADS = {
             settings={"decoder": True, "lora": 16},
         ),
         Workload(
-            "llama7b-32",
-            "Llama-7B shape in bfloat16, LoRA r64, BiLLM, NLI triples (B), batch 32",
+            "llama7b-120",
+            "Llama-7B shape in bfloat16, LoRA r64, BiLLM, NLI triples (B), batch 120, 60 tokens at most",
             "llama-7b",
             "nli",
-            32,
+            120,
             20,
             "B",
             precisions=("bf16",),
@@ -69,11 +69,11 @@ WORKLOADS = {
             settings=_SEVEN,
         ),
         Workload(
-            "llama7b-nf4-32",
-            "Llama-7B shape in NF4, LoRA r64, BiLLM, NLI triples (B), batch 32",
+            "llama7b-nf4-120",
+            "Llama-7B shape in NF4, LoRA r64, BiLLM, NLI triples (B), batch 120, 60 tokens at most",
             "llama-7b",
             "nli",
-            32,
+            120,
             20,
             "B",
             precisions=("bf16",),
@@ -96,7 +96,7 @@ WORKLOADS = {
 NOTES = (
     "Rows: every system trains on the same rows, this project in the order of the file, the peers in their own. Texts "
     "that a batch has twice count twice in rows/s and once in tokens/s: its tokens are those of the distinct texts, "
-    "special tokens included, cut at 128, without padding.",
+    "special tokens included, cut at 128 where no other limit is given, without padding.",
     "Settings: dropout as in the model's own configuration, AdamW at a learning rate of 5e-5, gradients clipped at 1, "
     "each system's other defaults. Nothing is evaluated, saved or logged. A step lasts from the end of one optimiser "
     "step to the end of the next, less the time in the peers' collators, which tokenise there; this project tokenises "
