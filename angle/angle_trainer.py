@@ -17,7 +17,7 @@ from typing import Any
 
 from angle.config import CONFIG_FILE, RUN_FILE, START_INDEX_VARIABLE, TrainConfig
 from angle.errors import ConfigError, HubError
-from angle.launch import USER_ERRORS, errors_as_sentences, is_main_process, launch_began, launch_time
+from angle.launch import USER_ERRORS, agreed_on, errors_as_sentences, is_main_process, launch_began, launch_time
 from angle.reference_options import BY_NAME, NO_EFFECT, Call, parse
 from angle.settings import build_config, nested, override_words
 
@@ -41,7 +41,7 @@ def main() -> None:
             words = override_words(config)
             _print("\n".join([f"same as {_launcher()} train.py {shlex.join(words)}", *_labelled(notes)]))
             if config.train.output_dir is None:
-                config.train.output_dir = f"runs/{launch_time()}"
+                config.train.output_dir = agreed_on(f"runs/{launch_time()}")
 
             from angle.training.loop import fit
 

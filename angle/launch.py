@@ -25,6 +25,9 @@ USER_ERRORS = (ConfigError, DataError, TrainingError)
 #: Longest name of a sweep's job folder: file systems stop at 255 bytes.
 SLUG_LENGTH = 100
 
+#: A folder of conf/ that is no group: its files are those of `accelerate launch`.
+NO_GROUP = "accelerate"
+
 
 def launch(task: Callable[[Config], float | None], schema: type[Config], name: str, conf: Path) -> None:
     """Compose the configuration `name` from the folder `conf` and the command line, and run `task` on it.
@@ -43,6 +46,7 @@ def launch(task: Callable[[Config], float | None], schema: type[Config], name: s
     # Looked up more than once, the launch has one time.
     OmegaConf.register_new_resolver("launch_time", launch_time, replace=True, use_cache=True)
     OmegaConf.register_new_resolver("options", lambda group: ", ".join(_options(conf, group)), replace=True)
+    OmegaConf.register_new_resolver("groups", lambda: _table_of_groups(conf), replace=True)
     OmegaConf.register_new_resolver("slug", _slug, replace=True)
 
     jobs: list[tuple[str, float | None]] = []
@@ -59,7 +63,7 @@ def launch(task: Callable[[Config], float | None], schema: type[Config], name: s
             config = build_config(composed, schema)
             target = config.train if isinstance(config, TrainConfig) else config
             if target.output_dir is None and not isinstance(config, ConvertConfig):
-                target.output_dir = _shortest(folder)
+                target.output_dir = _shortest(agreed_on(folder))
             if hydra_config.mode is RunMode.MULTIRUN and isinstance(config, TrainConfig):
                 from angle.training.notes import leave_out
 
@@ -159,7 +163,7 @@ def _check_word(word: str, schema: type, conf: Path, *, many: bool) -> bool:
         values = []
     elif override.is_sweep_override():
         values = [parser.parse_override(f"{key}={value}").value() for value in override.sweep_string_iterator()]
-    groups = {folder.name for folder in conf.iterdir() if folder.is_dir()}
+    groups = set(_groups(conf))
     if schema is not TrainConfig:
         groups &= group_names(schema)
     known = kinds(schema)
@@ -178,6 +182,14 @@ def _check_word(word: str, schema: type, conf: Path, *, many: bool) -> bool:
     if override.is_sweep_override() and not many:
         raise ConfigError(f"{word} names several values: add -m to run a job for each, or write one.")
     return in_mapping and override.type is OverrideType.CHANGE
+
+
+def _groups(conf: Path) -> list[str]:
+    return sorted(folder.name for folder in conf.iterdir() if folder.is_dir() and folder.name != NO_GROUP)
+
+
+def _table_of_groups(conf: Path) -> str:
+    return "\n".join(f"{group}: {', '.join(_options(conf, group))}" for group in _groups(conf))
 
 
 def _options(conf: Path, group: str) -> list[str]:
@@ -252,6 +264,22 @@ def launch_began() -> float:
 
         return float(psutil.Process(os.getppid()).create_time())
     return time.time()
+
+
+def agreed_on(folder: str) -> str:
+    """Return a run's folder that nobody named, if all processes have come to the same one.
+
+    Raises:
+        ConfigError: its name has the launch's time, of which each of several machines has its own.
+
+    """
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    if int(os.environ.get("LOCAL_WORLD_SIZE", processes)) < processes and launch_time() in folder:
+        raise ConfigError(
+            "train.output_dir is missing: several machines would each make up a folder of their own. Give one on a "
+            "disk that they share, the same to all."
+        )
+    return folder
 
 
 def _slug(text: str) -> str:

@@ -37,6 +37,7 @@ POOLINGS = "auto, avg, cls, cls_avg, cls_max, last, max, mean"
         ("+pooling=zzz", f"pooling=zzz is no option. pooling can be: {POOLINGS}."),
         ("pooling=null", f"pooling=null is no option. pooling can be: {POOLINGS}."),
         ("modell=tiny", "There is no group modell; did you mean model?"),
+        ("accelerate=one_gpu", "There is no setting accelerate; python train.py --help lists them all."),
         ("train.epochs", "train.epochs sets nothing: write name=value, for example train.epochs=..."),
         ("model.prompt={text} here", f"model.prompt={{text}} here is no setting: {QUOTING}"),
         ("kill1", "kill1 sets nothing: write name=value, for example model.name_or_path=kill1"),
@@ -166,6 +167,7 @@ def test_help_comes_fast_and_leaves_nothing(command, tmp_path, script):
     assert (done.returncode, done.stderr) == (0, "")
     assert "Groups, as group=option:\n\n" in done.stdout
     assert "model: bert_base, bert_large," in done.stdout
+    assert "accelerate: " not in done.stdout  # launch files are no options
     assert "\n  name_or_path: tiny\n" in done.stdout
     assert not list(tmp_path.iterdir())
 

@@ -10,19 +10,24 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate.commands.config.config_args import load_config_from_file
+from accelerate.utils import DistributedType
+from conftest import REPO, start
 from safetensors.torch import load_file
 
 from angle.data import sample
+from angle.errors import ConfigError
+from angle.launch import agreed_on, launch_time
 
 pytestmark = pytest.mark.slow
 
-REPO = Path(__file__).resolve().parent.parent
+LAUNCH_FILES = REPO / "conf" / "accelerate"
 TWO_PROCESSES = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", "0"]
 
 
 def train(tmp_path: Path, launcher: list[str], *words: str) -> str:
     environment = os.environ | {
-        "ACCELERATE_USE_CPU": "true",
+        "CUDA_VISIBLE_DEVICES": "",
         "OMP_NUM_THREADS": "1",
         "HF_HUB_OFFLINE": "1",
         "WANDB_MODE": "disabled",
@@ -73,9 +78,7 @@ def test_two_processes_train_as_one(tmp_path: Path, data_format: str, words: lis
     printed = train(tmp_path, TWO_PROCESSES, *common, "train.batch_size=4", "train.output_dir=two")
 
     assert printed.count("Saved   two/") == 1
-    one, two = (load_file(tmp_path / name / "final" / "model.safetensors") for name in ("one", "two"))
-    for name, weight in one.items():
-        torch.testing.assert_close(two[name], weight, rtol=0, atol=1e-5)
+    check_same_weights(tmp_path / "one", tmp_path / "two")
     # The norm is compared too: an optimiser such as Adam forgives gradients that are too large by a factor.
     in_one, in_two = (
         [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
@@ -86,6 +89,50 @@ def test_two_processes_train_as_one(tmp_path: Path, data_format: str, words: lis
     for name in {"loss", "gradient_norm", *measured}:
         ones, twos = ([line[name] for line in lines if name in line] for lines in (in_one, in_two))
         assert twos == pytest.approx(ones, rel=1e-5 if name == "loss" else 1e-4)
+
+
+def check_same_weights(one: Path, two: Path) -> None:
+    in_one, in_two = (load_file(run / "final" / "model.safetensors") for run in (one, two))
+    assert in_one.keys() == in_two.keys()
+    for name, weight in in_one.items():
+        torch.testing.assert_close(in_two[name], weight, rtol=0, atol=1e-5)
+
+
+def test_the_launch_file_for_a_cpu_starts_two_processes_that_train_as_one(tmp_path: Path) -> None:
+    launcher = ["-m", "accelerate.commands.launch", "--config_file", str(LAUNCH_FILES / "cpu_two_processes.yaml")]
+    train(tmp_path, [], "train.max_steps=3", "train.batch_size=8", "train.output_dir=one")
+    printed = train(tmp_path, launcher, "train.max_steps=3", "train.batch_size=4", "train.output_dir=two")
+    assert "device  cpu:0, 2 processes," in printed
+    assert json.loads((tmp_path / "two" / "run.json").read_text())["hardware"]["processes"] == 2
+    check_same_weights(tmp_path / "one", tmp_path / "two")
+
+
+def test_every_launch_file_says_what_its_name_says() -> None:
+    found = {path.stem: load_config_from_file(str(path)) for path in LAUNCH_FILES.iterdir()}
+    types = {name: (file.distributed_type, file.num_machines, file.num_processes) for name, file in found.items()}
+    assert types == {
+        "one_gpu": (DistributedType.NO, 1, 1),
+        "several_gpus": (DistributedType.MULTI_GPU, 1, 8),
+        "several_nodes": (DistributedType.MULTI_GPU, 2, 16),
+        "cpu_two_processes": (DistributedType.MULTI_GPU, 1, 2),
+    }
+    for path in LAUNCH_FILES.iterdir():
+        assert f"accelerate launch --config_file conf/accelerate/{path.name} " in path.read_text()
+
+
+def test_machines_without_a_common_folder_are_told_to_name_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "1"}
+    done = start("train.py", folder=tmp_path, **here)
+    assert done.returncode == 1
+    assert "train.output_dir is missing: several machines" in done.stderr
+    assert not list(tmp_path.iterdir())
+    for name, value in here.items():
+        monkeypatch.setenv(name, value)
+    assert agreed_on("/shared/sweep/0_loss.ibn_w-10") == "/shared/sweep/0_loss.ibn_w-10"
+    with pytest.raises(ConfigError):
+        agreed_on(f"multirun/{launch_time()}/0")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert agreed_on(f"runs/{launch_time()}") == f"runs/{launch_time()}"
 
 
 def test_sweep_on_two_processes_has_one_folder_a_job(tmp_path: Path) -> None:
