@@ -64,7 +64,7 @@ def parts_table(measured: Measured) -> str:
     lines = [f"| {' | '.join(PART_COLUMNS)} |", f"|{'---|' * len(PART_COLUMNS)}"]
     whole = measured.seconds(OWN)
     for system in measured.answers:
-        against = _spread(ratio(measured.seconds(system), whole), 1, ".2f") if system != OWN else ""
+        against = spread(ratio(measured.seconds(system), whole), 1, ".2f") if system != OWN else ""
         lines.append(f"| {' | '.join([*_cells(measured, system)[:5], against])} |")
     return "\n".join(lines)
 
@@ -75,12 +75,12 @@ def _cells(measured: Measured, system: str) -> list[str]:
     peers = [measured.seconds(other) for other in measured.answers if other not in (OWN, BARE)]
     return [
         system,
-        _spread(time_of_step, 1000, ",.0f", " ms"),
+        spread(time_of_step, 1000, ",.0f", " ms"),
         f"{measured.rows / time_of_step.median:,.1f}",
         f"{measured.tokens / time_of_step.median:,.0f}",
         f"{memory / GIB:.2f} GiB" if memory > 10 * GIB else f"{memory / MIB:,.0f} MiB",
-        _spread(ratio(rounds, measured.seconds(BARE)), 1, ".2f") if BARE in measured.answers else "",
-        _spread(ratio(fastest(peers), rounds), 1, ".2f") if system == OWN and peers else "",
+        spread(ratio(rounds, measured.seconds(BARE)), 1, ".2f") if BARE in measured.answers else "",
+        spread(ratio(fastest(peers), rounds), 1, ".2f") if system == OWN and peers else "",
     ]
 
 
@@ -92,9 +92,10 @@ def _utilisation(measured: Measured, system: str, peak: float) -> str:
     return f"{sum(flops) / len(flops) / step_time(measured.seconds(system)).median / peak:.1%}"
 
 
-def _spread(spread: Spread, scale: float, form: str, unit: str = "") -> str:
-    low, high = spread.low * scale, spread.high * scale
-    return f"{spread.median * scale:{form}}{unit} [{low:{form}}, {high:{form}}]"
+def spread(found: Spread, scale: float, form: str, unit: str = "") -> str:
+    """Return a median with the lowest and the highest value, scaled, in a number format."""
+    low, high = found.low * scale, found.high * scale
+    return f"{found.median * scale:{form}}{unit} [{low:{form}}, {high:{form}}]"
 
 
 def hardware(device: str | None) -> str:
@@ -105,6 +106,19 @@ def hardware(device: str | None) -> str:
 
     memory = psutil.virtual_memory().total / GIB
     return f"{name}, {psutil.cpu_count()} cores, {memory:.0f} GiB; {device or 'no GPU'}"
+
+
+def commit() -> str:
+    """Return the state of this project."""
+    found = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], cwd=REPO, capture_output=True, text=True, check=False
+    )
+    return found.stdout.strip() or "an unknown commit"
+
+
+def versions(*names: str) -> str:
+    """Return packages with their versions."""
+    return ", ".join(f"{name} {version(name)}" for name in names)
 
 
 def section(done: Sequence[Measured], waiting: Sequence[Workload], facts: Mapping[str, str]) -> str:
@@ -134,16 +148,12 @@ def title(measured: Measured) -> str:
 
 def facts_of(command: str, peer: Mapping[str, str], device: str | None) -> dict[str, str]:
     """Return what a result is worth nothing without."""
-    here = {name: version(name) for name in ("torch", "transformers", "accelerate", "sentence-transformers")}
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], cwd=REPO, capture_output=True, text=True, check=False
-    )
+    here = versions("torch", "transformers", "accelerate", "sentence-transformers")
     found = {
         "date": time.strftime("%Y-%m-%d"),
         "hardware": hardware(device),
         "command": command,
-        "versions": f"This project at {commit.stdout.strip() or 'an unknown commit'} and sentence-transformers: "
-        f"{', '.join(f'{name} {number}' for name, number in here.items())}. "
+        "versions": f"This project at {commit()} and sentence-transformers: {here}. "
         f"angle_emb: {', '.join(f'{name} {number}' for name, number in peer.items())}.",
     }
     return found | ({"gpu": device} if device else {})
