@@ -148,24 +148,37 @@ def attend(
         )
         return attended_texts, None
     assert packed_runs is not None
-    if 0 < dropout < 1:
-        attended_blocks = attend_in_blocks(
-            query, key, value, packed_runs, causal=causal, window=sliding_window, scaling=scaling, dropout=dropout
-        )
-        return attended_blocks, None
+    attend_runs = attend_in_blocks if 0 < dropout < 1 else attend_run_by_run
+    attended = attend_runs(
+        query, key, value, packed_runs, causal=causal, window=sliding_window, scaling=scaling, dropout=dropout
+    )
+    return attended, None
+
+
+def attend_run_by_run(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    runs: Runs,
+    *,
+    causal: bool,
+    window: int | None,
+    scaling: float | None,
+    dropout: float,
+) -> Tensor:
+    """Return (1, T, H, d) as `attend_in_blocks` does, by a call of torch's attention for each run."""
     kind = computed = value.dtype  # under autocast, rotated queries and keys are float32 beside bfloat16 values
     if value.device.type == "cpu" and kind != torch.float64:
         computed = torch.float32  # the CPU's kernels for short texts are twice as fast in it
     query, key, value = query.to(computed), key.to(computed), value.to(computed)
-    sizes = [count * length for count, length in packed_runs]
+    sizes = [count * length for count, length in runs]
     # One split a tensor: the backward pass of a slice would fill zeros of the whole length, for every run.
     parts = zip(*(torch.split(tensor[0].transpose(0, 1), sizes) for tensor in (query, key, value)), strict=True)
     attended = []
     with torch.autocast(query.device.type, enabled=False):
-        for (count, length), run in zip(packed_runs, parts, strict=True):
+        for (count, length), run in zip(runs, parts, strict=True):
             q, k, v = (part.view(count, length, *part.shape[1:]).transpose(1, 2) for part in run)
-            far = sliding_window is not None and sliding_window < length
-            mask = _window(length, sliding_window, causal, q.device) if far and sliding_window is not None else None
+            mask = _window(length, window, causal, q.device) if window is not None and window < length else None
             out = scaled_dot_product_attention(
                 q,
                 k,
@@ -177,7 +190,7 @@ def attend(
                 enable_gqa=q.shape[1] != k.shape[1],
             )
             attended.append(out.transpose(1, 2).flatten(0, 1))
-    return torch.cat(attended)[None].to(kind), None
+    return torch.cat(attended)[None].to(kind)
 
 
 def _window(length: int, window: int, causal: bool, device: torch.device) -> Tensor:

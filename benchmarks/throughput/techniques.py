@@ -8,8 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
 
 from angle.data import batching
 from angle.modeling import encoder, packing
@@ -39,21 +37,7 @@ def _encode_repeats() -> None:
 
 
 def _attend_run_by_run() -> None:
-    def attend(
-        query: Tensor, key: Tensor, value: Tensor, runs: packing.Runs, *, dropout: float, **options: Any
-    ) -> Tensor:
-        attended, sizes = [], [count * length for count, length in runs]
-        parts = zip(*(torch.split(tensor[0].transpose(0, 1), sizes) for tensor in (query, key, value)), strict=True)
-        with torch.autocast("cpu", enabled=False):
-            for (count, length), run in zip(runs, parts, strict=True):
-                q, k, v = (part.float().view(count, length, *part.shape[1:]).transpose(1, 2) for part in run)
-                out = scaled_dot_product_attention(
-                    q, k, v, dropout_p=dropout, is_causal=options["causal"], scale=options["scaling"]
-                )
-                attended.append(out.transpose(1, 2).flatten(0, 1))
-        return torch.cat(attended)[None].to(value.dtype)
-
-    packing.attend_in_blocks = attend
+    packing.attend_in_blocks = packing.attend_run_by_run
 
 
 def _drop_as_torch_does() -> None:
