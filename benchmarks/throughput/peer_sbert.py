@@ -38,7 +38,14 @@ def _model(job: Job) -> SentenceTransformer:
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=torch.bfloat16,
         )
-    words = modules.Transformer(job.model, max_seq_length=job.max_length, model_kwargs=options)
+    words = modules.Transformer(
+        job.model,
+        max_seq_length=job.max_length,
+        model_kwargs=options,
+        # Texts as they are: else a model with a chat template gets each of them as a user's message.
+        modality_config={"text": {"method": "forward", "method_output_name": "last_hidden_state"}},
+        module_output_name="token_embeddings",
+    )
     if words.tokenizer.pad_token is None:
         words.tokenizer.pad_token = words.tokenizer.eos_token
     words.tokenizer.padding_side = "right"

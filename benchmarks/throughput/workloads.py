@@ -109,6 +109,7 @@ NOTES = (
     "the peer's. Both are the median of the rounds, in brackets the lowest and the highest.",
     "Memory: resident memory of the process, libraries included, at its highest until the last step; on a GPU what "
     "torch had allocated there.",
+    f"Decoders: every system gets the texts alone; {SBERT} would otherwise put them into the model's chat template.",
     f"{ANGLE_EMB} and {SBERT} run decoders with causal attention: neither has a way to bidirectional layers that works "
     f"with transformers 5.",
 )
