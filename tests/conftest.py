@@ -122,24 +122,33 @@ def tokens_of(text: str) -> tuple[int, ...]:
     return tuple(SpyTokenizer()([text]).ids.tolist())
 
 
-@pytest.fixture(scope="session")
-def folder_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
-    """Return a function that gives the folder of a small random model."""
+def folders_of(paths: pytest.TempPathFactory, model_of: Callable[[str], Any]) -> Callable[[str], str]:
+    """Return a function that gives the folder of a small model and its tokenizer, written once."""
     folders: dict[str, Path] = {}
 
     def folder(name: str) -> str:
         if name not in folders:
-            folders[name] = tmp_path_factory.mktemp(name)
-            from transformers import AutoConfig, AutoModel
-
             from angle.modeling.tiny import tiny_tokenizer
 
-            tokenizer = tiny_tokenizer()
-            further = (MODELS | PADDED)[name]
-            torch.manual_seed(1)
-            config = AutoConfig.for_model(name, vocab_size=len(tokenizer), **SMALL | further)
-            AutoModel.from_config(config).save_pretrained(folders[name])
-            tokenizer.save_pretrained(folders[name])
+            folders[name] = paths.mktemp(name)
+            model_of(name).save_pretrained(folders[name])
+            tiny_tokenizer().save_pretrained(folders[name])
         return str(folders[name])
 
     return folder
+
+
+@pytest.fixture(scope="session")
+def folder_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
+    """Return a function that gives the folder of a small random model."""
+
+    def model_of(name: str) -> Any:
+        from transformers import AutoConfig, AutoModel
+
+        from angle.modeling.tiny import tiny_tokenizer
+
+        torch.manual_seed(1)
+        config = AutoConfig.for_model(name, vocab_size=len(tiny_tokenizer()), **SMALL | (MODELS | PADDED)[name])
+        return AutoModel.from_config(config)
+
+    return folders_of(tmp_path_factory, model_of)

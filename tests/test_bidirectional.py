@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from conftest import folders_of
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel
 
@@ -58,16 +58,7 @@ def model_of(name: str, attention: str = "eager", **settings: Any) -> Any:
 @pytest.fixture(scope="session")
 def folder_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
     """Return a function that gives the folder of a small model."""
-    folders: dict[str, Path] = {}
-
-    def folder(name: str) -> str:
-        if name not in folders:
-            folders[name] = tmp_path_factory.mktemp(name)
-            model_of(name).save_pretrained(folders[name])
-            tiny_tokenizer().save_pretrained(folders[name])
-        return str(folders[name])
-
-    return folder
+    return folders_of(tmp_path_factory, model_of)
 
 
 @torch.no_grad()

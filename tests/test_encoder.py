@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from conftest import folders_of
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -63,20 +64,15 @@ TEXTS = [
 @pytest.fixture(scope="session")
 def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """Return a function that gives the folder of a small random model, written once."""
-    folders: dict[str, Path] = {}
 
-    def folder(name: str) -> Path:
-        if name not in folders:
-            folders[name] = tmp_path_factory.mktemp(name)
-            tokenizer = tiny_tokenizer()
-            kind, further = {**ENCODERS, **DECODERS}[name]
-            torch.manual_seed(1)
-            config = kind(vocab_size=len(tokenizer), initializer_range=0.5, **SMALL, **further)
-            transformers.AutoModel.from_config(config).save_pretrained(folders[name])
-            tokenizer.save_pretrained(folders[name])
-        return folders[name]
+    def model_of(name: str) -> Any:
+        kind, further = {**ENCODERS, **DECODERS}[name]
+        torch.manual_seed(1)
+        config = kind(vocab_size=len(tiny_tokenizer()), initializer_range=0.5, **SMALL, **further)
+        return transformers.AutoModel.from_config(config)
 
-    return folder
+    written = folders_of(tmp_path_factory, model_of)
+    return lambda name: Path(written(name))
 
 
 def load(folder: Path, strategy: str = "auto", **settings: Any) -> Encoder:

@@ -20,11 +20,22 @@ import pytest
 import torch
 import torch.nn.attention.varlen
 from conftest import MODELS, write_jsonl
-from test_packing import DECODERS, TEXTS, cases, close, embed, load
+from test_packing import (
+    DECODERS,
+    TEXTS,
+    cases,
+    check_adapters,
+    check_against_padded,
+    check_checkpointing,
+    close,
+    embed,
+    gradients,
+    load,
+)
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from angle.config import LoraConfig, ModelConfig, PoolingConfig, TrainConfig
+from angle.config import TrainConfig
 from angle.modeling import packing, varlen
 from angle.modeling.encoder import Encoder
 from angle.modeling.varlen import FLASH, RECTANGLE, VARLEN, Texts, choose
@@ -206,10 +217,6 @@ def test_places_offsets_and_masks() -> None:
     assert texts.offsets is texts.offsets
 
 
-def gradients(encoder: Encoder) -> list[Tensor]:
-    return [parameter.grad for parameter in encoder.parameters() if parameter.grad is not None]
-
-
 WAYS = [(RECTANGLE, *case) for case in cases()] + [(VARLEN, *case) for case in cases()]
 WAYS += [(FLASH, name, None) for name in ("bert", "modernbert", "phi3")]
 
@@ -219,18 +226,7 @@ def test_embeddings_and_gradients_are_the_padded_ones(
     folder_of: Callable[[str], str], take: Callable[[str], None], way: str, name: str, start: int | None
 ) -> None:
     take(way)
-    packed, padded = (load(folder_of(name), packed=kind, start=start).train() for kind in (True, False))
-    assert packed.is_packed
-    found, wanted = embed(packed), embed(padded)
-    close(found, wanted)
-    weights = torch.randn(found.shape, generator=torch.Generator().manual_seed(0))
-    for embeddings in (found, wanted):
-        (embeddings * weights).sum().backward()
-    pairs = list(zip(gradients(packed), gradients(padded), strict=True))
-    assert len(pairs) >= 20
-    scale = max(theirs.abs().max().item() for _, theirs in pairs)
-    for ours, theirs in pairs:
-        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5 * scale)
+    check_against_padded(folder_of(name), start)
 
 
 @pytest.mark.parametrize("name", DECODERS)
@@ -249,14 +245,7 @@ def test_checkpointing_sees_the_same_texts(
     folder_of: Callable[[str], str], take: Callable[[str], None], way: str, name: str
 ) -> None:
     take(way)
-    found = []
-    for checkpointing in (False, True):
-        encoder = load(folder_of(name), gradient_checkpointing=checkpointing).train()
-        first, second = embed(encoder, TEXTS[:3]), embed(encoder, TEXTS[3:])  # both waiting for their backward pass
-        (first.sin().sum() + second.cos().sum()).backward()
-        found.append(gradients(encoder))
-    for plain, again in zip(*found, strict=True):
-        torch.testing.assert_close(plain, again)
+    check_checkpointing(folder_of(name))
 
 
 @pytest.mark.parametrize("way", [RECTANGLE, VARLEN])
@@ -265,18 +254,7 @@ def test_it_goes_through_adapters(
     folder_of: Callable[[str], str], take: Callable[[str], None], way: str, name: str
 ) -> None:
     take(way)
-    found = []
-    for attention in (None, "eager"):
-        torch.manual_seed(0)
-        model, lora = ModelConfig(folder_of(name), attn_implementation=attention), LoraConfig(enabled=True, dropout=0.0)
-        encoder = Encoder.load(model, PoolingConfig("avg"), lora).eval()
-        assert encoder.packable == (attention is None)
-        assert attention is not None or packing.works_here(encoder.backbone, training=True)
-        embed(encoder).sin().sum().backward()
-        found.append(gradients(encoder))
-    assert found[0]
-    for packed, padded in zip(*found, strict=True):
-        torch.testing.assert_close(packed, padded, atol=1e-4, rtol=1e-4)
+    check_adapters(folder_of(name))
 
 
 @pytest.mark.parametrize("way", [RECTANGLE, VARLEN])
