@@ -21,6 +21,7 @@ from angle.modeling.bidirectional import check_class, decoder_layers, make_bidir
 from angle.modeling.depths import Depths, Take, cut, last_states
 from angle.modeling.description import SelfDescription
 from angle.modeling.dropout import speed_up_dropout
+from angle.modeling.linear import speed_up_linear, weights_packed
 from angle.modeling.packing import enable_packing, run_packed, run_padded, works_here
 from angle.modeling.parts import find_parts
 from angle.modeling.pooling import Lengths, pool
@@ -129,6 +130,7 @@ class Encoder(nn.Module):
             base = str(Path(source.base).resolve()) if Path(source.base).exists() else source.base
             backbone = adapters.add_adapters(backbone, base, revision=source.revision, saved=source.saved, fresh=fresh)
         speed_up_dropout(backbone)
+        speed_up_linear(backbone)
         encoder = cls(backbone, tokenizer, strategy, is_llm, start, None if merged else bits, packable)
         encoder.keep(said.layers, said.dimensions)
         encoder.keep(model.layers, model.dimensions)
@@ -290,9 +292,7 @@ class Encoder(nn.Module):
         progress: Callable[[int], object] | None = None,
         depths: Sequence[int] | None = None,
     ) -> Tensor:
-        """Return the embeddings (N, D) or (N, K, D), float32 on the CPU, without dropout and gradient.
-
-        The mode is restored.
+        """Return the embeddings (N, D) or (N, K, D), float32 on the CPU, without dropout and gradient; the mode stays.
 
         Args:
             tokens: N texts; they run longest first, in groups of `batch_size`.
@@ -305,12 +305,13 @@ class Encoder(nn.Module):
         self.eval()
         out = torch.empty(len(tokens), *(() if depths is None else (len(depths),)), self.dimensions)
         try:
-            for texts in tokens.slices(batch_size):
-                some = tokens.take(texts)
-                ids = to_device(some.ids.astype(np.int64), self.device)
-                out[torch.from_numpy(texts)] = self(ids, some.lengths, depths).float().cpu()
-                if progress:
-                    progress(len(texts))
+            with weights_packed(self.backbone, len(tokens.ids)):
+                for texts in tokens.slices(batch_size):
+                    some = tokens.take(texts)
+                    ids = to_device(some.ids.astype(np.int64), self.device)
+                    out[torch.from_numpy(texts)] = self(ids, some.lengths, depths).float().cpu()
+                    if progress:
+                        progress(len(texts))
         finally:
             self.train(was_training)
         return out

@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import pad, scaled_dot_product_attention
 
 from angle.modeling.blocks import Runs, attend_in_blocks
 from angle.modeling.depths import Take, last_states
+from angle.modeling.linear import even_rows
 from angle.modeling.pooling import Lengths
 from angle.modeling.varlen import Texts, attend_texts
 from angle.structures import to_device
@@ -56,8 +57,11 @@ def run_packed(backbone: Any, ids: Tensor, lengths: Lengths, take: Take = last_s
         options: further arguments of the model.
 
     """
+    tokens, run_by_run = len(ids), ids.device.type in RUN_BY_RUN
+    if run_by_run:  # by further texts of one token each
+        filling = even_rows(tokens) - tokens
+        ids, lengths = pad(ids, (0, filling)), np.pad(lengths, (0, filling), constant_values=1)
     starts = np.repeat(lengths.cumsum() - lengths, lengths)
-    run_by_run = ids.device.type in RUN_BY_RUN
     output = backbone(
         input_ids=ids[None],
         position_ids=to_device(np.arange(len(starts)) - starts + first_position(backbone), ids.device)[None],
@@ -67,11 +71,11 @@ def run_packed(backbone: Any, ids: Tensor, lengths: Lengths, take: Take = last_s
         **({"packed_runs": runs_of(lengths)} if run_by_run else {"packed_texts": Texts(lengths, ids.device)}),
         **options,
     )
-    return [states[0] for states in take(output)]
+    return [states[0, :tokens] for states in take(output)]
 
 
 def run_padded(
-    backbone: Any, ids: Tensor, lengths: Lengths, pad: int, take: Take = last_states, **options: bool
+    backbone: Any, ids: Tensor, lengths: Lengths, pad_id: int, take: Take = last_states, **options: bool
 ) -> list[Tensor]:
     """Return the same for any model and any order of texts, run as one padded rectangle."""
     column = np.arange(lengths.max())
@@ -79,7 +83,7 @@ def run_padded(
     source = np.where(filled, (lengths.cumsum() - lengths)[:, None] + column, 0)
     mask = to_device(filled, ids.device)
     output = backbone(
-        input_ids=torch.where(mask, ids[to_device(source, ids.device)], pad),
+        input_ids=torch.where(mask, ids[to_device(source, ids.device)], pad_id),
         attention_mask=mask.long(),
         **options,
     )
@@ -266,7 +270,7 @@ def _some_texts(backbone: Any) -> tuple[Tensor, Lengths]:
 def _packed_equals_padded(backbone: Any) -> bool:
     """Run texts padded, with the model's own attention, then packed, and return whether the states agree."""
     ids, lengths = _some_texts(backbone)
-    padded = run_padded(backbone, ids, lengths, pad=0)[0].float()
+    padded = run_padded(backbone, ids, lengths, pad_id=0)[0].float()
     if backbone.config._attn_implementation != IMPLEMENTATION:
         backbone.set_attn_implementation(IMPLEMENTATION)
     packed = run_packed(backbone, ids, lengths)[0].float()

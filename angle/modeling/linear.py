@@ -1,0 +1,109 @@
+"""Linear layers for CPUs: products of float32 matrices by oneDNN, in less time than the BLAS in torch's wheels takes.
+
+torch calls oneDNN for products of bfloat16 alone. There is no public function for those of float32: the one that is
+called here is that of torch's compiler. In either precision oneDNN writes a kernel for every number of rows that it
+meets, and torch keeps a thousand of them, half a megabyte each. So a batch's tokens are filled up to `even_rows`, and
+float32 matrices with other numbers of rows are multiplied in torch's own way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from angle.derivatives import refuse_second_derivative
+
+#: Leading bits of a number of rows that may differ: 32 numbers up to its double, and 3 % of filling at most.
+BITS = 6
+#: Tokens from which on it pays to write the weights in oneDNN's own layout before texts are encoded. It is the same for
+#: models of all sizes: what it costs and what a token saves grow alike.
+PAYS_FROM = 4096
+#: Bytes of weights that are held twice for it at most.
+HELD_TWICE = 2**30
+
+
+def even_rows(rows: int) -> int:
+    """Return the next number that has no more than `BITS` bits between its first and its last 1."""
+    step = 1 << max(0, rows.bit_length() - BITS)
+    return -(-rows // step) * step
+
+
+class _Multiply(torch.autograd.Function):
+    """x W^T + b, and its gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(values, weight)
+        return _product(values, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        refuse_second_derivative()
+        (gradient,), (values, weight) = gradients, ctx.saved_tensors
+        to_values, to_weight, to_bias = ctx.needs_input_grad
+        rows = gradient.flatten(0, -2)
+        return (
+            _product(gradient, weight.t(), None) if to_values else None,
+            rows.t() @ values.flatten(0, -2) if to_weight else None,
+            rows.sum(0) if to_bias else None,
+        )
+
+
+def _product(values: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    product: Tensor = torch.ops.mkldnn._linear_pointwise(values, weight, bias, "none", [], "")
+    return product
+
+
+class CpuLinear(nn.Linear):
+    """A linear layer that is fast on CPUs; elsewhere it is torch's."""
+
+    #: The weights in oneDNN's own layout, while texts are encoded.
+    packed: Tensor | None = None
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return x W^T + b, (..., D_out) of (..., D_in)."""
+        if not self._is_faster(input):
+            return super().forward(input)
+        if self.packed is not None and not torch.is_grad_enabled():
+            return _product(input, self.packed, self.bias)
+        product: Tensor = _Multiply.apply(input, self.weight, self.bias)  # type: ignore[no-untyped-call]
+        return product
+
+    def _is_faster(self, values: Tensor) -> bool:
+        if values.device.type != "cpu" or torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
+            return False
+        rows = values.shape[:-1].numel()
+        return values.dtype == self.weight.dtype == torch.float32 and 0 < rows == even_rows(rows)
+
+
+def speed_up_linear(model: nn.Module) -> None:
+    """Make every nn.Linear a CpuLinear, its weights and hooks as they were; quantised layers are of other classes."""
+    available = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    if not (available and hasattr(torch.ops.mkldnn, "_linear_pointwise")):
+        return
+    for module in model.modules():
+        if type(module) is nn.Linear:
+            module.__class__ = CpuLinear
+
+
+@contextmanager
+def weights_packed(model: nn.Module, tokens: int) -> Iterator[None]:
+    """Hold the weights in oneDNN's own layout too, where texts of so many tokens are worth it and memory allows it."""
+    layers = [
+        layer
+        for layer in model.modules()
+        if isinstance(layer, CpuLinear) and layer.weight.device.type == "cpu" and layer.weight.dtype == torch.float32
+    ]
+    if tokens < PAYS_FROM or sum(layer.weight.nbytes for layer in layers) > HELD_TWICE:
+        layers = []
+    try:
+        for layer in layers:
+            layer.packed = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach(), PAYS_FROM)
+        yield
+    finally:
+        for layer in layers:
+            layer.packed = None
