@@ -23,6 +23,7 @@ PEERS = (ANGLE_EMB, SBERT)
 TECHNIQUES = (
     "packed rows",
     "attention in blocks",
+    "products by oneDNN",
     "dropout from 16 bits",
     "each distinct text once",
     "freed memory kept",

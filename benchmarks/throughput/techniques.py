@@ -40,6 +40,10 @@ def _attend_run_by_run() -> None:
     packing.attend_in_blocks = packing.attend_run_by_run
 
 
+def _multiply_as_torch_does() -> None:
+    encoder.speed_up_linear = lambda model: None
+
+
 def _drop_as_torch_does() -> None:
     encoder.speed_up_dropout = lambda model: None
 
@@ -70,6 +74,7 @@ def _step_in_a_loop() -> None:
 _TAKE_OUT: dict[str, Callable[[], None]] = {
     "each distinct text once": _encode_repeats,
     "attention in blocks": _attend_run_by_run,
+    "products by oneDNN": _multiply_as_torch_does,
     "dropout from 16 bits": _drop_as_torch_does,
     "freed memory kept": _give_memory_back,
     "batches made ahead": _make_batches_in_turn,
