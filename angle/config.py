@@ -469,6 +469,9 @@ class TrainingConfig:
     packing: str = "auto"
     """auto: a batch's texts run in one row without padding, where the model proves that this changes nothing, on CPUs
     and on CUDA; "off": they are padded, to compare."""
+    compile: bool = False
+    """Compile the layers (torch.compile) at the start, for batches of every size. Meant for GPUs; on CPUs it gains
+    nothing."""
     seed: int = 42
     """Seed of the adapters' start, of dropout, and of the order of rows unless data.seed is given."""
     logging_steps: int = 10

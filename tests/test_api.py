@@ -294,8 +294,8 @@ def test_rows_of_no_format(angle: AnglE) -> None:
             "loss_kwargs has 'angle_t', which has no home here; did you mean angle_tau?",
         ),
         (
-            lambda angle: angle.fit([], argument_kwargs={"torch_compile": True}),
-            "argument_kwargs has 'torch_compile', which has no home here. Known are: ",
+            lambda angle: angle.fit([], argument_kwargs={"optim": "adafactor"}),
+            "argument_kwargs has 'optim', which has no home here. Known are: ",
         ),
         (
             lambda angle: angle.fit([], save_strategy="best"),

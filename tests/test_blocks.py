@@ -9,9 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from angle.modeling.blocks import SCORES_A_BLOCK, SHORTEST, attend_in_blocks, blocks_of, masks_for
+from angle.modeling.blocks import SCORES_A_BLOCK, SHORTEST, Runs, attend_in_blocks, blocks_of, masks_for, runs_of
 from angle.modeling.dropout import kept_share
-from angle.modeling.packing import Runs, runs_of
 
 DROPPED = 0.2
 LENGTHS = np.array([37, 36, 21, 21, 18, 9, 9, 9, 4, 1, 1])

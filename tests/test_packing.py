@@ -134,9 +134,9 @@ def test_a_model_that_ignores_the_runs_is_padded(
 ) -> None:
     attend = packing.attend
 
-    def forgetful(*args: Any, packed_runs: packing.Runs | None = None, **kwargs: Any) -> Any:
-        everything = packed_runs and ((1, sum(count * length for count, length in packed_runs)),)
-        return attend(*args, packed_runs=everything, **kwargs)
+    def forgetful(_: Any, query: Tensor, *args: Any, packed_texts: packing.Texts | None = None, **kwargs: Any) -> Any:
+        everything = packed_texts and packing.Texts(np.array([query.shape[2]]), query.device)
+        return attend(_, query, *args, packed_texts=everything, **kwargs)
 
     monkeypatch.setattr(packing, "attend", forgetful)
     assert not load(folder_of("bert")).packable

@@ -37,6 +37,7 @@ ARGUMENTS = {
     "data_seed": "data.seed",
     "warmup_ratio": "train.warmup_steps",
     "gradient_checkpointing": "model.gradient_checkpointing",
+    "torch_compile": "train.compile",
     "run_name": "tracking.name",
 }
 TRAINER = {

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from angle.derivatives import refuse_second_derivative
 from angle.modeling.dropout import draw_kept, kept_share
+from angle.modeling.pooling import Lengths
 
 #: Texts and tokens of each run of texts of equal length, longest first.
 Runs = tuple[tuple[int, int], ...]
@@ -58,6 +59,12 @@ class Plan:
         sizes = [count * length for count, length in self.blocks]
         for (count, length), *parts in zip(self.blocks, *(torch.split(tensor, sizes) for tensor in rows), strict=True):
             yield tuple(part.view(count, length, -1) for part in parts)
+
+
+def runs_of(lengths: Lengths) -> Runs:
+    """Return how many texts there are of each length, for lengths (N,) that are sorted, longest first."""
+    values, counts = np.unique(lengths, return_counts=True)
+    return tuple(zip(counts[::-1].tolist(), values[::-1].tolist(), strict=True))
 
 
 def attend_in_blocks(

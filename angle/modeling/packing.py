@@ -5,6 +5,7 @@ positions of its own. Attention is told which tokens belong together. On a CPU, 
 of equal length, a run, are attended to in one call without any mask; where attention weights are dropped see
 `angle.modeling.blocks`, for a GPU `angle.modeling.varlen`. What attention is told travels in the model's keyword
 arguments, so that layers that are run again in the backward pass (gradient checkpointing) see their own batch.
+Where layers are compiled, attention is called from between their graphs: what it calls is other in every batch.
 """
 
 from __future__ import annotations
@@ -40,12 +41,6 @@ class NotPackableError(Exception):
     """An architecture whose attention needs what packed execution does not give."""
 
 
-def runs_of(lengths: Lengths) -> Runs:
-    """Return how many texts there are of each length, for lengths (N,) that are sorted, longest first."""
-    values, counts = np.unique(lengths, return_counts=True)
-    return tuple(zip(counts[::-1].tolist(), values[::-1].tolist(), strict=True))
-
-
 def run_packed(backbone: Any, ids: Tensor, lengths: Lengths, take: Take = last_states, **options: bool) -> list[Tensor]:
     """Return the states (T, D), by depth, of the tokens of texts, which are sorted by length, longest first.
 
@@ -57,8 +52,8 @@ def run_packed(backbone: Any, ids: Tensor, lengths: Lengths, take: Take = last_s
         options: further arguments of the model.
 
     """
-    tokens, run_by_run = len(ids), ids.device.type in RUN_BY_RUN
-    if run_by_run:  # by further texts of one token each
+    tokens = len(ids)
+    if ids.device.type in RUN_BY_RUN:  # filled up by further texts of one token each
         filling = even_rows(tokens) - tokens
         ids, lengths = pad(ids, (0, filling)), np.pad(lengths, (0, filling), constant_values=1)
     starts = np.repeat(lengths.cumsum() - lengths, lengths)
@@ -68,7 +63,7 @@ def run_packed(backbone: Any, ids: Tensor, lengths: Lengths, take: Take = last_s
         # A mask of four dimensions is passed on as it is. Without one, transformers would look for packed texts in the
         # positions, and wait for the device to tell.
         attention_mask=torch.ones(1, 1, 1, 1, dtype=torch.bool, device=ids.device),
-        **({"packed_runs": runs_of(lengths)} if run_by_run else {"packed_texts": Texts(lengths, ids.device)}),
+        packed_texts=Texts(lengths, ids.device),
         **options,
     )
     return [states[0, :tokens] for states in take(output)]
@@ -112,7 +107,6 @@ def attend(
     dropout: float = 0.0,
     is_causal: bool | None = None,
     sliding_window: int | None = None,
-    packed_runs: Runs | None = None,
     packed_texts: Texts | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
@@ -128,8 +122,7 @@ def attend(
         dropout: share of attention weights set to 0.
         is_causal: whether a token sees those before it alone.
         sliding_window: tokens with this distance or more are not seen.
-        packed_runs: texts and tokens of each run.
-        packed_texts: the same, for one call.
+        packed_texts: where the texts of a packed row lie.
         kwargs: what else transformers passes on.
 
     Returns:
@@ -140,23 +133,17 @@ def attend(
 
     if any(kwargs.get(name) is not None for name in NEEDED_BY_OTHERS):
         raise NotPackableError
-    if packed_runs is None and packed_texts is None:
+    if packed_texts is None:
         padded: tuple[Tensor, None] = sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout, scaling, is_causal, **kwargs
         )
         return padded
     causal = bool(getattr(module, "is_causal", True) if is_causal is None else is_causal)
-    if packed_texts is not None:
-        attended_texts = attend_texts(
-            query, key, value, packed_texts, causal=causal, window=sliding_window, scaling=scaling, dropout=dropout
-        )
-        return attended_texts, None
-    assert packed_runs is not None
+    how: Any = {"causal": causal, "window": sliding_window, "scaling": scaling, "dropout": dropout}
+    if query.device.type not in RUN_BY_RUN:
+        return attend_texts(query, key, value, packed_texts, **how), None
     attend_runs = attend_in_blocks if 0 < dropout < 1 else attend_run_by_run
-    attended = attend_runs(
-        query, key, value, packed_runs, causal=causal, window=sliding_window, scaling=scaling, dropout=dropout
-    )
-    return attended, None
+    return attend_runs(query, key, value, packed_texts.runs, **how), None
 
 
 def attend_run_by_run(
@@ -225,7 +212,7 @@ def enable_packing(backbone: PreTrainedModel) -> bool:
 
     if not backbone._can_set_attn_implementation():
         return False
-    AttentionInterface.register(IMPLEMENTATION, attend)
+    AttentionInterface.register(IMPLEMENTATION, torch.compiler.disable(attend))  # type: ignore[no-untyped-call]
     AttentionMaskInterface.register(IMPLEMENTATION, _mask)
     before, was_training, same = backbone.config._attn_implementation, backbone.training, False
     backbone.eval()
@@ -260,7 +247,7 @@ def works_here(backbone: Any, *, training: bool) -> bool:
         backbone.train(was_training)
 
 
-def _some_texts(backbone: Any) -> tuple[Tensor, Lengths]:
+def some_texts(backbone: Any) -> tuple[Tensor, Lengths]:
     """Return the tokens (T,) and the lengths of texts that any model can read."""
     device, lengths = backbone.get_input_embeddings().weight.device, np.array([6, 4, 4])
     return torch.arange(1, lengths.sum() + 1, device=device).remainder(backbone.config.vocab_size), lengths
@@ -269,7 +256,7 @@ def _some_texts(backbone: Any) -> tuple[Tensor, Lengths]:
 @torch.no_grad()
 def _packed_equals_padded(backbone: Any) -> bool:
     """Run texts padded, with the model's own attention, then packed, and return whether the states agree."""
-    ids, lengths = _some_texts(backbone)
+    ids, lengths = some_texts(backbone)
     padded = run_padded(backbone, ids, lengths, pad_id=0)[0].float()
     if backbone.config._attn_implementation != IMPLEMENTATION:
         backbone.set_attn_implementation(IMPLEMENTATION)
@@ -284,7 +271,7 @@ def _packed_equals_padded(backbone: Any) -> bool:
 
 def _packed_can_be_trained(backbone: Any) -> bool:
     """Run packed texts with dropout, forwards and backwards, and return whether gradients are numbers."""
-    ids, lengths = _some_texts(backbone)
+    ids, lengths = some_texts(backbone)
     trained = next((parameter for parameter in backbone.parameters() if parameter.requires_grad), None)
     if trained is None:
         return True

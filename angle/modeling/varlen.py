@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from angle.modeling.blocks import Runs, runs_of
 from angle.modeling.pooling import Lengths
 from angle.structures import to_device
 
@@ -38,6 +39,11 @@ class Texts:
         self.count, self.longest = len(lengths), int(lengths.max())
         self._lengths, self._device = lengths, device
         self._masks: dict[tuple[bool, int | None], Tensor | None] = {}
+
+    @cached_property
+    def runs(self) -> Runs:
+        """Texts and tokens of each run of texts of equal length."""
+        return runs_of(self._lengths)
 
     @cached_property
     def offsets(self) -> Tensor:

@@ -107,7 +107,7 @@ def banner(config: TrainConfig, encoder: Encoder, data: Data, total: int, accele
             f"{accelerator.device}, {accelerator.num_processes} "
             f"process{'es' if accelerator.num_processes > 1 else ''}, "
             f"{'float32' if train.mixed_precision == 'no' else train.mixed_precision}, "
-            f"texts {layout}",
+            f"texts {layout}{', compiled' if train.compile else ''}",
         ),
     ]
     if config.hub.push:

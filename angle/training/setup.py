@@ -18,6 +18,7 @@ from angle.data.sources import SAMPLE
 from angle.errors import ConfigError, DataError
 from angle.evaluation.sts import load_sts
 from angle.modeling.bidirectional import check_directions
+from angle.modeling.compiling import compile_layers
 from angle.modeling.description import TINY
 from angle.modeling.encoder import Encoder
 from angle.modeling.student import Student
@@ -154,6 +155,9 @@ def build(config: TrainConfig, accelerator: Accelerator) -> Built:
     aligns = None if teacher is None else "tokens" if teacher.of_tokens else "texts"
     projected_to = teacher.width if teacher is not None and config.teacher.projection else None
     student = Student(encoder, objective.depths, aligns, projected_to)
+    if train.compile:
+        with accelerator.autocast():
+            compile_layers(encoder)
     if train.token_budget == "auto":
         longest = encoder.tokenizer.max_length
         if isinstance(data.train, CorpusData):

@@ -1,0 +1,75 @@
+"""Compilation of a backbone's layers, in place, once for batches of every size.
+
+Each layer's own forward is compiled, not the backbone: all layers share the code, hooks and activation checkpointing
+stay around it, and names in a saved state are what they were.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from angle.errors import ConfigError
+from angle.modeling.depths import bare, layers_of
+from angle.modeling.encoder import Encoder
+from angle.modeling.packing import some_texts
+
+
+def compile_layers(encoder: Encoder) -> None:
+    """Compile the encoder's layers, and run some texts forwards and backwards to see whether that works here.
+
+    It runs under the autocast that is on, and leaves random numbers and gradients as they were.
+
+    Raises:
+        ConfigError: it does not.
+
+    """
+    try:
+        layers = layers_of(encoder.backbone)[2]
+    except ConfigError:
+        raise ConfigError(
+            f"train.compile=true cannot work with {type(bare(encoder.backbone)).__name__}, which has no list of "
+            f"layers: leave it out."
+        ) from None
+    for layer in layers:
+        layer.forward = _compiled_forward(layer)
+    try:
+        _try(encoder, layers)
+    except Exception as error:  # whatever it is that a compiler, or the one it calls, cannot do
+        reason = getattr(error, "inner_exception", error)  # what a backend raised
+        line = f"{type(reason).__name__}: {reason}".strip().splitlines()[0]
+        raise ConfigError(f"train.compile=true cannot work here ({line}): leave it out.") from error
+
+
+def _compiled_forward(layer: Any) -> Callable[..., Any]:
+    """Return what does the same as a layer's forward."""
+    whole = type(layer).forward
+    if not (getattr(layer, "gradient_checkpointing", False) and hasattr(whole, "__wrapped__")):
+        return torch.compile(layer.forward, dynamic=True)
+    # Here transformers' forward runs another one inside activation checkpointing, where torch would leave it as it is.
+    inner = torch.compile(whole.__wrapped__, dynamic=True)
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        run = partial(inner, layer, **kwargs)
+        return layer._gradient_checkpointing_func(run, *args) if layer.training else run(*args)
+
+    return forward
+
+
+def _try(encoder: Encoder, layers: nn.ModuleList) -> None:
+    """Run some texts as training does."""
+    ids, lengths = some_texts(encoder.backbone)
+    trained = [parameter for parameter in layers.parameters() if parameter.requires_grad]
+    was_training = encoder.training
+    encoder.train()
+    try:
+        with torch.random.fork_rng([ids.device] if ids.device.type == "cuda" else []):
+            embeddings = encoder(ids, lengths)
+            if trained:
+                torch.autograd.grad(embeddings.square().sum(), trained, allow_unused=True)
+    finally:
+        encoder.train(was_training)
