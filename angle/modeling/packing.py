@@ -261,7 +261,6 @@ def _packed_equals_padded(backbone: Any) -> bool:
     if backbone.config._attn_implementation != IMPLEMENTATION:
         backbone.set_attn_implementation(IMPLEMENTATION)
     packed = run_packed(backbone, ids, lengths)[0].float()
-    torch.clear_autocast_cache()  # where torch's does not tell weights that were cast without a gradient
     autocast = torch.is_autocast_enabled(ids.device.type)
     coarse = autocast or backbone.dtype != torch.float32 or getattr(backbone, "is_quantized", False)
     # Of the later texts, which would see the first one. The median, for in bfloat16 single tokens differ at random.
