@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -124,8 +125,11 @@ def test_the_trial_leaves_nothing_behind(folder_of: Callable[[str], str], monkey
     assert all(parameter.grad is None for parameter in encoder.parameters())
 
 
-def test_a_compiler_that_fails_is_named(folder_of: Callable[[str], str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_compiler_that_fails_is_named(
+    folder_of: Callable[[str], str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     def fail(graph: Any, inputs: Any) -> Any:
+        logging.getLogger("torch").warning("a traceback")  # as where no C++ compiler is found
         raise RuntimeError("out of registers\nand more")
 
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=fail))
@@ -133,6 +137,8 @@ def test_a_compiler_that_fails_is_named(folder_of: Callable[[str], str], monkeyp
     with pytest.raises(ConfigError) as caught:
         compile_layers(encoder)
     assert str(caught.value) == "train.compile=true cannot work here (RuntimeError: out of registers): leave it out."
+    assert "a traceback" not in caplog.messages
+    assert logging.root.isEnabledFor(logging.WARNING)
     assert not encoder.training
 
 

@@ -6,6 +6,7 @@ stay around it, and names in a saved state are what they were.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -64,12 +65,14 @@ def _try(encoder: Encoder, layers: nn.ModuleList) -> None:
     """Run some texts as training does."""
     ids, lengths = some_texts(encoder.backbone)
     trained = [parameter for parameter in layers.parameters() if parameter.requires_grad]
-    was_training = encoder.training
+    was_training, quiet = encoder.training, logging.root.manager.disable
     encoder.train()
+    logging.disable(logging.WARNING)  # torch logs a traceback of what becomes one sentence here
     try:
         with torch.random.fork_rng([ids.device] if ids.device.type == "cuda" else []):
             embeddings = encoder(ids, lengths)
             if trained:
                 torch.autograd.grad(embeddings.square().sum(), trained, allow_unused=True)
     finally:
+        logging.disable(quiet)
         encoder.train(was_training)
