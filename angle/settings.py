@@ -15,11 +15,10 @@ from angle.errors import ConfigError, nearest
 
 Config = TypeVar("Config", TrainConfig, EvaluateConfig, ConvertConfig)
 
-#: Settings that a resumed run may have otherwise: they cannot change what is learned, beyond how it is rounded.
+#: Settings that a resumed run may have otherwise: they cannot change what is learned.
 RESUME_MAY_CHANGE = (
     "tracking.",
     "hub.",
-    "train.compile",
     "train.resume",
     "train.output_dir",
     "train.logging_steps",

@@ -502,7 +502,6 @@ MAY_CHANGE = {
     "hub.push": True,
     "hub.model_id": "user/name",
     "hub.private": False,
-    "train.compile": True,
     "train.resume": "r",
     "train.output_dir": "o",
     "train.logging_steps": 3,
