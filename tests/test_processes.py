@@ -113,6 +113,7 @@ def test_every_launch_file_says_what_its_name_says() -> None:
     assert types == {
         "one_gpu": (DistributedType.NO, 1, 1),
         "several_gpus": (DistributedType.MULTI_GPU, 1, 8),
+        "fsdp2_lora": (DistributedType.FSDP, 1, 8),
         "several_nodes": (DistributedType.MULTI_GPU, 2, 16),
         "cpu_two_processes": (DistributedType.MULTI_GPU, 1, 2),
     }

@@ -357,12 +357,12 @@ class Encoder(nn.Module):
             out[here] = (found if depths is None else found[:, 0])[:, dimensions]
         return out
 
-    def save(self, folder: Path) -> None:
-        """Write weights (or adapters alone), tokenizer and contract into a new folder."""
+    def save(self, folder: Path, weights: dict[str, Tensor] | None = None) -> None:
+        """Write weights (the given ones, or adapters alone), tokenizer and contract into a new folder."""
         folder.mkdir(parents=True)
         # The base's embeddings are no part of an adapter; asked whether they are, peft would look for the base.
         further = {"save_embedding_layers": False} if self.has_adapters else {}
-        self.backbone.save_pretrained(folder, **further)
+        self.backbone.save_pretrained(folder, state_dict=weights, **further)
         self.tokenizer.save(folder)
         self.contract.save(folder)
 

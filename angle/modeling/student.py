@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from angle.modeling.encoder import Encoder
 from angle.modeling.pooling import Lengths
+from angle.structures import Tokens
 
 
 class Student(nn.Module):
@@ -35,6 +36,10 @@ class Student(nn.Module):
         self.aligns = aligns
         width = encoder.backbone.config.hidden_size if aligns == "tokens" else encoder.dimensions
         self.projection = None if projected_to is None else nn.Linear(width, projected_to).to(encoder.device)
+
+    def encode_tokens(self, tokens: Tokens) -> Tensor:
+        """Return what the encoder's does. Weights that are shared out are put together on the way through."""
+        return self.encoder.encode_tokens(tokens)
 
     def forward(self, ids: Tensor, lengths: Lengths) -> tuple[Tensor, Tensor | None]:
         """Return the embeddings, as `Encoder.forward`, and the states to align: (N, D), of tokens (T, D), or None."""

@@ -8,12 +8,14 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+
+from angle.training.sharding import collected, part_like
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -36,33 +38,40 @@ class Progress:
     """Time spent training, over all starts."""
 
 
-def trainable_state(model: nn.Module) -> dict[str, Tensor]:
-    """Return the weights that training changes: all, or with LoRA the adapters alone."""
-    return {
-        name: parameter.detach().cpu().contiguous()
-        for name, parameter in model.named_parameters()
-        if parameter.requires_grad
-    }
+@dataclass(frozen=True)
+class State:
+    """The tensors of a checkpoint, whole, on the main process."""
+
+    weights: dict[str, Tensor]
+    """Those that training changes: all, or with LoRA the adapters alone."""
+    optimizer: dict[str, Any]
+    random: Sequence[dict[str, Tensor]]
+    """The generators of every process."""
 
 
-def save_state(
-    folder: Path,
-    model: nn.Module,
-    optimizer: AcceleratedOptimizer,
-    accelerator: Accelerator,
-    progress: Progress,
-    random_states: Sequence[dict[str, Tensor]],
-) -> None:
+def collect_state(model: nn.Module, optimizer: AcceleratedOptimizer, accelerator: Accelerator) -> State:
+    """Return what `save_state` writes. Every process must ask."""
+    from accelerate.utils import gather_object
+
+    trained = {name: parameter.detach() for name, parameter in model.named_parameters() if parameter.requires_grad}
+    return State(
+        collected(trained, accelerator),
+        collected(optimizer.state_dict(), accelerator),
+        gather_object([random_state()]),
+    )
+
+
+def save_state(folder: Path, state: State, accelerator: Accelerator, progress: Progress) -> None:
     """Write weights, optimiser, loss scale, every process's random state, and progress into an existing folder."""
-    save_file(trainable_state(model), folder / "model.safetensors")
+    save_file(state.weights, folder / "model.safetensors")
     torch.save(
         {
-            "optimizer": optimizer.state_dict(),
+            "optimizer": state.optimizer,
             "scaler": accelerator.scaler.state_dict() if accelerator.scaler else None,
         },
         folder / "optimizer.pt",
     )
-    for rank, states in enumerate(random_states):
+    for rank, states in enumerate(state.random):
         save_file(states, folder / f"random-{rank}.safetensors")
     (folder / "progress.json").write_text(json.dumps(dataclasses.asdict(progress)), encoding="utf-8")
 
@@ -74,8 +83,13 @@ def load_state(folder: Path, model: nn.Module, optimizer: AcceleratedOptimizer, 
     assert weights.keys() == trainable.keys()
     with torch.no_grad():
         for name, parameter in trainable.items():
-            parameter.copy_(weights[name])
+            parameter.copy_(part_like(weights[name], parameter))
     saved = torch.load(folder / "optimizer.pt", weights_only=True, map_location="cpu")
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for number, moments in saved["optimizer"]["state"].items():
+        for name, value in moments.items():
+            if value.ndim:  # all but the number of steps
+                moments[name] = part_like(value, parameters[number])
     optimizer.load_state_dict(saved["optimizer"])
     if accelerator.scaler is not None and saved["scaler"] is not None:
         accelerator.scaler.load_state_dict(saved["scaler"])

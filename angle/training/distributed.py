@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from angle.errors import TrainingError
 from angle.modeling.encoder import Encoder
+from angle.modeling.student import Student
 from angle.structures import Tokens, deal
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ def gather_equal(value: Tensor, processes: int) -> Tensor:
     return together
 
 
-def encode_shared(encoder: Encoder, tokens: Tokens, accelerator: Accelerator) -> Tensor:
+def encode_shared(encoder: Encoder | Student, tokens: Tokens, accelerator: Accelerator) -> Tensor:
     """Return the embeddings (N, D), float32 on the CPU, of texts that the processes share out, on all of them.
 
     They run in the precision of the training.
@@ -57,13 +58,18 @@ def least_of_processes(number: int, processes: int) -> int:
 def check_equal_weights(model: nn.Module) -> None:
     """Check that all processes hold the same weights, bit for bit; they drift apart when gradients are not shared.
 
+    Of weights that are shared out (FSDP2) there is only one copy.
+
     Raises:
         TrainingError: they do not.
 
     """
     if not (dist.is_initialized() and dist.get_world_size() > 1):
         return
-    weights = [parameter.detach() for parameter in model.parameters() if parameter.requires_grad]
+    trained = [parameter.detach() for parameter in model.parameters() if parameter.requires_grad]
+    weights = [weight for weight in trained if not hasattr(weight, "full_tensor")]
+    if not weights:
+        return
     own = torch.stack([torch.stack([w.double().sum(), w.double().square().sum()]) for w in weights])
     all_sums = [torch.empty_like(own) for _ in range(dist.get_world_size())]
     dist.all_gather(all_sums, own)

@@ -28,13 +28,14 @@ from angle.settings import load_config, resumed
 from angle.structures import Batch
 from angle.training import setup
 from angle.training.allocator import freed_memory_kept
-from angle.training.checkpoint import Progress, load_state, random_state, save_state, seed_everything
+from angle.training.checkpoint import Progress, collect_state, load_state, save_state, seed_everything
 from angle.training.describe import banner, describe_environment
 from angle.training.distributed import check_equal_weights, encode_shared
 from angle.training.publish import check_hub, publish, publish_finished
 from angle.training.result import Result
 from angle.training.run_folder import RunFolder, RunState
 from angle.training.schedule import rate_factor, warmup_steps
+from angle.training.sharding import adapters_of, prepare, whole
 from angle.training.step import Step
 from angle.training.tracking import Tracker, check_credentials, relative_to_here, tracking_mode
 
@@ -158,7 +159,7 @@ def _prepare(
     tracker = Tracker(config, folder, is_main=accelerator.is_main_process, resumed_id=folder.record().get("wandb_id"))
     if tracker.wandb_id is not None:
         folder.update(wandb_id=tracker.wandb_id)
-    model, optimizer = accelerator.prepare(built.student, setup.make_optimizer(built.student, config))
+    model, optimizer = prepare(built.student, setup.make_optimizer(built.student, config), accelerator)
     return Run(
         config,
         accelerator,
@@ -185,7 +186,7 @@ def _resume(run: Run) -> None:
         run.folder.forget_after(run.progress.step)
     if run.data.test is None or run.progress.step:
         return
-    score = _spearman(run, run.encoder, run.data.test)
+    score = _spearman(run, run.student, run.data.test)
     if accelerator.is_main_process:
         overlap = word_overlap(run.data.test, set(run.encoder.tokenizer.tokenizer.all_special_ids))
         run.folder.update(test_before=score, test_word_overlap=overlap)
@@ -270,7 +271,7 @@ class _Meter:
             "loss": means.pop("loss"),
             **{f"loss/{name}": value for name, value in means.items()},
             "learning_rate": rate,
-            "gradient_norm": float(norm) if norm is not None else 0.0,
+            "gradient_norm": float(whole(norm)) if norm is not None else 0.0,
             "texts_per_second": self._texts / seconds,
             "padding_share": float(np.mean(self._padding)),
             "texts": progress.texts,
@@ -307,12 +308,11 @@ def _evaluate(run: Run) -> None:
         losses = _valid_loss(run, run.data.valid, run.valid_loss)
         numbers |= {f"valid/{name}": value for name, value in losses.items()}
     if run.data.valid_sts is not None:
-        score = _spearman(run, run.encoder, run.data.valid_sts)
+        score = _spearman(run, run.student, run.data.valid_sts)
         numbers["valid/spearman"] = score
         if score > run.progress.best_score:
             run.progress.best_score, run.progress.best_step = score, run.progress.step
-            if run.accelerator.is_main_process:
-                run.folder.replace("best", run.encoder.save)
+            _save(run, "best")
     if numbers and run.accelerator.is_main_process:
         run.tracker.metrics(run.progress.step, numbers)
         shown = ", ".join(f"{name.removeprefix('valid/')} {value:.4f}" for name, value in numbers.items())
@@ -321,7 +321,7 @@ def _evaluate(run: Run) -> None:
     run.accelerator.wait_for_everyone()
 
 
-def _spearman(run: Run, encoder: Encoder, corpus: Corpus) -> float:
+def _spearman(run: Run, encoder: Encoder | Student, corpus: Corpus) -> float:
     """Return the correlation on a corpus."""
     return pair_scores(encode_shared(encoder, corpus.tokens, run.accelerator), corpus).spearman
 
@@ -335,21 +335,26 @@ def _valid_loss(run: Run, corpus: Corpus, loss_of: AngleLoss) -> dict[str, float
     sums: dict[str, float] = {}
     for step in range(plan.steps_per_epoch):
         batch = collate(corpus, plan.step(step)[0][1], 0, sharing)
-        loss = loss_of(encode_shared(run.encoder, batch.tokens, run.accelerator), batch.structure)
+        loss = loss_of(encode_shared(run.student, batch.tokens, run.accelerator), batch.structure)
         for name, value in ({"loss": loss.total} | {f"loss/{n}": v for n, v in loss.terms.items()}).items():
             sums[name] = sums.get(name, 0.0) + float(value) / plan.steps_per_epoch
     return sums
 
 
+def _save(run: Run, name: str) -> None:
+    """Put the model as it is now into the run folder, under that name."""
+    adapters = adapters_of(run.encoder, run.accelerator)
+    if run.accelerator.is_main_process:
+        run.folder.replace(name, lambda scratch: run.encoder.save(scratch, adapters))
+
+
 def _checkpoint(run: Run) -> None:
     """Keep all that is needed to go on from here."""
-    from accelerate.utils import gather_object
-
-    states = gather_object([random_state()])
+    state = collect_state(run.student, run.optimizer, run.accelerator)
     if run.accelerator.is_main_process:
         run.folder.save_checkpoint(
             run.progress.step,
-            lambda scratch: save_state(scratch, run.student, run.optimizer, run.accelerator, run.progress, states),
+            lambda scratch: save_state(scratch, state, run.accelerator, run.progress),
             run.config.train.save_total_limit,
         )
     run.accelerator.wait_for_everyone()
@@ -361,13 +366,13 @@ def _finish(run: Run) -> Result:
     check_equal_weights(run.student)
     result, test_after = Result(folder.path), None
     if run.data.test is not None:
-        encoder = run.encoder
+        encoder: Encoder | Student = run.student
         if progress.best_step not in (None, progress.step):
             best = replace(run.config.model, name_or_path=str(folder.path / "best"), adapter=None)
             encoder = Encoder.load(best, run.config.pooling, merge=False).to(run.accelerator.device)
         test_after = _spearman(run, encoder, run.data.test)
+    _save(run, "final")
     if run.accelerator.is_main_process:
-        folder.replace("final", run.encoder.save)
         record = folder.record()
         outcome: dict[str, Any] = {
             "best_score": None if progress.best_step is None else progress.best_score,

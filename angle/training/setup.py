@@ -29,6 +29,7 @@ from angle.training.checkpoint import seed_everything
 from angle.training.distributed import least_of_processes
 from angle.training.memory import find_token_budget
 from angle.training.precision import has_gpu
+from angle.training.sharding import sharding_plugin, share_out_on_cpu
 from angle.training.step import Step
 from angle.training.teacher import Teacher, load_teacher
 
@@ -56,14 +57,17 @@ def start_accelerator(config: TrainConfig) -> Accelerator:
     """Return the accelerator for this process.
 
     Raises:
-        ConfigError: a precision that the device lacks, or a launcher that started other processes than it said.
+        ConfigError: a precision that the device lacks, weights that cannot be shared out as the launcher asks, or one
+            that started other processes than it said.
 
     """
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
     from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 
-    AcceleratorState._reset_state()  # the second job of a sweep may want another precision
+    plugin = sharding_plugin(config)
+    # The second job of a sweep may want another precision, and its weights are shared out anew.
+    AcceleratorState._reset_state(reset_partial_state=True)
     on_cpu = not has_gpu()
     if on_cpu and config.train.mixed_precision == "fp16":
         raise ConfigError(
@@ -72,12 +76,15 @@ def start_accelerator(config: TrainConfig) -> Accelerator:
     accelerator = Accelerator(
         cpu=on_cpu,
         mixed_precision=config.train.mixed_precision,
+        fsdp_plugin=plugin,
         kwargs_handlers=[
             # The others wait while the main process evaluates, which may take long.
             InitProcessGroupKwargs(timeout=timedelta(hours=6)),
             DistributedDataParallelKwargs(gradient_as_bucket_view=True),  # one copy of the gradients, not two
         ],
     )
+    if plugin is not None and on_cpu:
+        share_out_on_cpu(accelerator, plugin)
     wanted = int(os.environ.get("WORLD_SIZE", "1"))
     if accelerator.num_processes != wanted:
         raise ConfigError(

@@ -1,0 +1,142 @@
+"""Weights that processes share out (FSDP2): each holds a part, and a layer is put together while it runs.
+
+The launcher asks for it (conf/accelerate/fsdp2_lora.yaml). Adapters on frozen weights can be trained so; whatever else
+is refused here, before anything is loaded.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map_only
+
+from angle.config import TrainConfig
+from angle.errors import ConfigError
+from angle.modeling.encoder import Encoder
+from angle.modeling.student import Student
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+    from accelerate.optimizer import AcceleratedOptimizer
+    from accelerate.utils import FullyShardedDataParallelPlugin
+
+Tree = TypeVar("Tree")
+
+LAUNCH_FILE = "conf/accelerate/fsdp2_lora.yaml"
+#: What the launch file has to say, as the launcher says it to its processes. Another version has other weights, a
+#: wrapper of activations renames them, and what is loaded by one process alone cannot be checked by the others.
+WANTED = {
+    "FSDP_VERSION": "2",
+    "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
+    "FSDP_OFFLOAD_PARAMS": "false",
+    "FSDP_CPU_RAM_EFFICIENT_LOADING": "false",
+    "FSDP_ACTIVATION_CHECKPOINTING": "false",
+}
+
+
+def sharding_plugin(config: TrainConfig) -> FullyShardedDataParallelPlugin | None:
+    """Return how weights are shared out, None where the launcher does not ask for it.
+
+    Raises:
+        ConfigError: it asks for another way than ours, or the settings for what cannot be trained so.
+
+    """
+    if os.environ.get("ACCELERATE_USE_FSDP") != "true":
+        return None
+    for name, wanted in WANTED.items():
+        if (found := os.environ.get(name)) != wanted:
+            raise ConfigError(
+                f"The launcher says {name.lower()}={found}, and weights are shared out with {wanted} alone: start with "
+                f"accelerate launch --config_file {LAUNCH_FILE} train.py ..."
+            )
+    model, train = config.model, config.train
+    refused = {
+        f"model.load_kbit={model.load_kbit}": (model.load_kbit is not None, "type model.dtype=bfloat16 instead"),
+        "lora=none": (not config.lora.enabled and model.adapter is None, "add lora=r16"),
+        "ese.enabled=true": (config.ese.enabled, "type ese=none"),
+        "teacher.enabled=true": (config.teacher.enabled, "type teacher=none"),
+        "train.mixed_precision=fp16": (train.mixed_precision == "fp16", "type train.mixed_precision=bf16"),
+        "train.token_budget=auto": (train.token_budget == "auto", "type a number of tokens"),
+        "train.dry_run=true": (train.dry_run, "leave it out"),
+    }
+    for setting, (asked, instead) in refused.items():
+        if asked:
+            raise ConfigError(
+                f"{setting} cannot work with weights that processes share out (FSDP): {instead}, or start with "
+                f"conf/accelerate/several_gpus.yaml, where each process holds all of them."
+            )
+    from accelerate.utils import FullyShardedDataParallelPlugin
+    from torch.distributed.fsdp import MixedPrecisionPolicy
+
+    # Weights keep their types, and gradients are exchanged in them: the forward pass runs under autocast, as without
+    # FSDP. Left to accelerate, mixed precision would make embeddings and gradients as coarse as the layers.
+    return FullyShardedDataParallelPlugin(mixed_precision_policy=MixedPrecisionPolicy())
+
+
+def share_out_on_cpu(accelerator: Accelerator, plugin: FullyShardedDataParallelPlugin) -> None:
+    """Let accelerate share weights out on a CPU too, where left to itself it would train a copy in every process."""
+    from accelerate import PartialState
+    from accelerate.utils import DistributedType
+
+    PartialState._shared_state["distributed_type"] = DistributedType.FSDP
+    accelerator.state.distributed_type = DistributedType.FSDP
+    accelerator.state.fsdp_plugin = plugin
+
+
+def prepare(
+    student: Student, optimizer: torch.optim.Optimizer, accelerator: Accelerator
+) -> tuple[Any, AcceleratedOptimizer]:
+    """Return the student as the processes train it, its weights shared out if that was asked for, and the optimiser."""
+    if accelerator.is_fsdp2:
+        layers = {type(module).__name__ for module in student.modules()}.intersection(
+            getattr(student.encoder.backbone, "_no_split_modules", None) or ()
+        )
+        accelerator.state.fsdp_plugin.transformer_cls_names_to_wrap = sorted(layers)
+    model, optimizer = accelerator.prepare(student, optimizer)
+    if accelerator.is_fsdp2:
+        from torch.distributed.fsdp import register_fsdp_forward_method
+
+        register_fsdp_forward_method(model, "encode_tokens")  # so that weights are put together for it too
+        model.forward = accelerator.autocast()(model.forward)  # as accelerate does for all but FSDP2
+    return model, optimizer
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """Return a tensor whole, without gradient. One that is shared out is gathered: every process must ask for it."""
+    part: Any = tensor.detach()
+    found: Tensor = part.full_tensor() if hasattr(part, "full_tensor") else part
+    return found
+
+
+def collected(tree: Tree, accelerator: Accelerator) -> Tree:
+    """Return the tensors of dicts and lists whole, on the CPU; every process must ask, and the main one alone gets any.
+
+    The others get empty ones.
+    """
+
+    def one(tensor: Tensor) -> Tensor:
+        tensor = whole(tensor)
+        return tensor.cpu().contiguous() if accelerator.is_main_process else tensor.new_empty(0)
+
+    found: Tree = tree_map_only(Tensor, one, tree)
+    return found
+
+
+def part_like(tensor: Tensor, other: Any) -> Tensor:
+    """Return of a whole tensor, which every process has, what this one holds of `other`: all if not shared out."""
+    if not hasattr(other, "full_tensor"):
+        return tensor
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(tensor.to(other.device), other.device_mesh, other.placements, src_data_rank=None)
+
+
+def adapters_of(encoder: Encoder, accelerator: Accelerator) -> dict[str, Tensor] | None:
+    """Return for `Encoder.save` the adapters, whole, whose weights processes share out; None if they do not."""
+    if not accelerator.is_fsdp2:
+        return None
+    weights = encoder.backbone.state_dict()
+    return collected({name: weight for name, weight in weights.items() if "lora_" in name}, accelerator)
