@@ -6,10 +6,12 @@ import json
 import os
 import sys
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from angle.config import TrainConfig
 from angle.settings import build_config
@@ -20,9 +22,21 @@ class _StoppedError(Exception):
     """The run was stopped on purpose."""
 
 
-def run(job: dict) -> dict:
+class Exchanges(TorchDispatchMode):
+    """Counts how often gradients are exchanged while it is active."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.number = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.number += "reduce_scatter" in str(func)
+        return func(*args, **(kwargs or {}))
+
+
+def run(job: dict[str, Any]) -> dict[str, Any]:
     """Train with weights shared out or whole, up to a step or to the end; return what this process held at first."""
-    held = {}
+    held: dict[str, Any] = {}
     prepare, checkpoint = loop._prepare, loop._checkpoint
 
     def look(*arguments: object) -> loop.Run:
@@ -40,14 +54,14 @@ def run(job: dict) -> dict:
             raise _StoppedError
 
     os.environ["ACCELERATE_USE_FSDP"] = str(job["shared"]).lower()
-    with patch.object(loop, "_prepare", look), patch.object(loop, "_checkpoint", stop):
+    with Exchanges() as exchanges, patch.object(loop, "_prepare", look), patch.object(loop, "_checkpoint", stop):
         try:
             loop.fit(build_config(job["settings"], TrainConfig))
         except _StoppedError:
             pass
         else:
             assert job["until"] is None
-    return held
+    return held | {"exchanges": exchanges.number}
 
 
 if __name__ == "__main__":

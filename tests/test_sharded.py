@@ -21,6 +21,7 @@ from angle.errors import ConfigError
 from angle.modeling.encoder import Encoder
 from angle.settings import build_config
 from angle.training import setup
+from angle.training.dry_run import dry_run
 from angle.training.loop import fit
 from angle.training.sharding import WANTED
 
@@ -34,7 +35,7 @@ JOBS: dict[str, tuple[list[tuple[bool, int | None]], dict[str, Any]]] = {
     "cached": ([(True, None)], {"train": {"token_budget": 40}, "model": {"gradient_checkpointing": True}}),
     "stopped": ([(True, 2), (True, None)], {}),
     "then whole": ([(True, 2), (False, None)], {}),
-    "then shared": ([(False, 2), (True, None)], {}),
+    "then shared": ([(False, 2), (True, None)], {"train": {"packing": "off"}}),
     "bf16": ([(True, None)], {"model": {"dtype": "bfloat16"}, "train": {"mixed_precision": "bf16"}}),
     "bf16 whole": ([(False, None)], {"model": {"dtype": "bfloat16"}, "train": {"mixed_precision": "bf16"}}),
 }
@@ -113,6 +114,13 @@ def test_each_process_holds_half_of_every_layer(place: Path) -> None:
         assert one["modules"] == ["FSDPLlamaDecoderLayer"] * SMALL["num_hidden_layers"] + ["FSDPStudent"]
 
 
+def test_a_step_exchanges_each_layers_gradients_once(place: Path) -> None:
+    """Whatever its number of batches and micro-batches."""
+    jobs, (plain, cached, *_) = list(JOBS), json.loads((place / "held-0.json").read_text())
+    assert jobs[:2] == ["plain", "cached"]
+    assert plain["exchanges"] == cached["exchanges"] == 4 * SMALL["num_hidden_layers"]
+
+
 @pytest.mark.parametrize("name", ["plain", "cached", "stopped", "then whole", "then shared"])
 def test_two_processes_train_as_one(place: Path, name: str) -> None:
     wanted, found = adapters(place / "one"), adapters(place / name)
@@ -175,7 +183,6 @@ def test_precision_is_that_of_whole_weights(place: Path) -> None:
         ({}, {"teacher": {"enabled": True, "name_or_path": "self"}}, "teacher.enabled=true .* type teacher=none"),
         ({}, {"train": {"mixed_precision": "fp16"}}, "train.mixed_precision=fp16 .* type train.mixed_precision=bf16"),
         ({}, {"train": {"token_budget": "auto"}}, "train.token_budget=auto .* a number"),
-        ({}, {"train": {"dry_run": True}}, "train.dry_run=true .* leave it out"),
     ],
 )
 def test_what_cannot_be_shared_out_is_refused(
@@ -185,3 +192,11 @@ def test_what_cannot_be_shared_out_is_refused(
         monkeypatch.setenv(name, value)
     with pytest.raises(ConfigError, match=text):
         setup.start_accelerator(build_config({"lora": {"enabled": True}} | groups, TrainConfig))
+
+
+def test_a_dry_run_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would count each layer as held from its first use on."""
+    for name, value in (WANTED | {"ACCELERATE_USE_FSDP": "true"}).items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match=r"train.dry_run=true .* leave it out"):
+        dry_run(build_config({"lora": {"enabled": True}}, TrainConfig))

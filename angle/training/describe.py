@@ -106,7 +106,7 @@ def banner(config: TrainConfig, encoder: Encoder, data: Data, total: int, accele
             "device",
             f"{accelerator.device}, {accelerator.num_processes} "
             f"process{'es' if accelerator.num_processes > 1 else ''}"
-            f"{' that share out the weights' if accelerator.is_fsdp2 else ''}, "
+            f"{', weights shared out' if accelerator.is_fsdp2 else ''}, "
             f"{'float32' if train.mixed_precision == 'no' else train.mixed_precision}, "
             f"texts {layout}{', compiled' if train.compile else ''}",
         ),

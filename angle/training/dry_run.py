@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -67,6 +67,7 @@ def dry_run(config: TrainConfig) -> DryRun:
         ConfigError, DataError: anything wrong with the settings or the data.
 
     """
+    config = replace(config, train=replace(config.train, dry_run=True))  # whoever calls it, what it needs is checked
     accelerator = setup.start_accelerator(config)
     built = setup.build(config, accelerator)
     config, encoder = built.config, built.encoder

@@ -90,10 +90,9 @@ def prepare(
     student: Student, optimizer: torch.optim.Optimizer, accelerator: Accelerator
 ) -> tuple[Any, AcceleratedOptimizer]:
     """Return the student as the processes train it, its weights shared out if that was asked for, and the optimiser."""
-    if accelerator.is_fsdp2:
-        layers = {type(module).__name__ for module in student.modules()}.intersection(
-            getattr(student.encoder.backbone, "_no_split_modules", None) or ()
-        )
+    if accelerator.is_fsdp2 and accelerator.state.fsdp_plugin.transformer_cls_names_to_wrap is None:
+        named = getattr(student.encoder.backbone, "_no_split_modules", None) or ()
+        layers = {type(module).__name__ for module in student.modules()}.intersection(named)
         accelerator.state.fsdp_plugin.transformer_cls_names_to_wrap = sorted(layers)
     model, optimizer = accelerator.prepare(student, optimizer)
     if accelerator.is_fsdp2:
