@@ -32,7 +32,7 @@ TIMINGS = {"texts_per_second", "padding_share", "time"}
 #: Job by name: whether weights are shared out and up to which step, for each start of it; and further settings.
 JOBS: dict[str, tuple[list[tuple[bool, int | None]], dict[str, Any]]] = {
     "plain": ([(True, None)], {}),
-    "cached": ([(True, None)], {"train": {"token_budget": 40}, "model": {"gradient_checkpointing": True}}),
+    "cached": ([(True, None)], {"train": {"token_budget": 100}, "model": {"gradient_checkpointing": True}}),
     "stopped": ([(True, 2), (True, None)], {}),
     "then whole": ([(True, 2), (False, None)], {}),
     "then shared": ([(False, 2), (True, None)], {"train": {"packing": "off"}}),
@@ -183,6 +183,7 @@ def test_precision_is_that_of_whole_weights(place: Path) -> None:
         ({}, {"teacher": {"enabled": True, "name_or_path": "self"}}, "teacher.enabled=true .* type teacher=none"),
         ({}, {"train": {"mixed_precision": "fp16"}}, "train.mixed_precision=fp16 .* type train.mixed_precision=bf16"),
         ({}, {"train": {"token_budget": "auto"}}, "train.token_budget=auto .* a number"),
+        ({}, {"train": {"compile": True}}, "train.compile=true .* leave it out"),
     ],
 )
 def test_what_cannot_be_shared_out_is_refused(

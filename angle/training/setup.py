@@ -78,7 +78,7 @@ def start_accelerator(config: TrainConfig) -> Accelerator:
         mixed_precision=config.train.mixed_precision,
         fsdp_plugin=plugin,
         kwargs_handlers=[
-            # The others wait while the main process evaluates, which may take long.
+            # The others wait while the main process saves or uploads, which may take long.
             InitProcessGroupKwargs(timeout=timedelta(hours=6)),
             DistributedDataParallelKwargs(gradient_as_bucket_view=True),  # one copy of the gradients, not two
         ],

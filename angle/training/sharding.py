@@ -60,6 +60,7 @@ def sharding_plugin(config: TrainConfig) -> FullyShardedDataParallelPlugin | Non
         "teacher.enabled=true": (config.teacher.enabled, "type teacher=none"),
         "train.mixed_precision=fp16": (train.mixed_precision == "fp16", "type train.mixed_precision=bf16"),
         "train.token_budget=auto": (train.token_budget == "auto", "type a number of tokens"),
+        "train.compile=true": (train.compile, "leave it out"),
         "train.dry_run=true": (train.dry_run, "leave it out"),
     }
     for setting, (asked, instead) in refused.items():
