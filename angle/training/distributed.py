@@ -22,7 +22,7 @@ def gather_equal(value: Tensor, processes: int) -> Tensor:
     if processes == 1:
         return value
     together = value.new_empty(processes * len(value), *value.shape[1:])
-    dist.all_gather_into_tensor(together, value.contiguous())
+    dist.all_gather(list(together.chunk(processes)), value.contiguous())
     return together
 
 
