@@ -19,7 +19,7 @@ from angle.derivatives import refuse_second_derivative
 
 #: Leading bits of a number of rows that may differ: 32 numbers up to its double, and 3 % of filling at most.
 BITS = 6
-#: Tokens from which on it pays to write the weights in oneDNN's own layout before texts are encoded. It is the same for
+#: Tokens without a gradient from which on it pays to write the weights in oneDNN's own layout. They are the same for
 #: models of all sizes: what it costs and what a token saves grow alike.
 PAYS_FROM = 4096
 #: Bytes of weights that are held twice for it at most.
@@ -61,7 +61,7 @@ def _product(values: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 class CpuLinear(nn.Linear):
     """A linear layer that is fast on CPUs; elsewhere it is torch's."""
 
-    #: The weights in oneDNN's own layout, while texts are encoded.
+    #: The weights in oneDNN's own layout, while texts are run without a gradient.
     packed: Tensor | None = None
 
     def forward(self, input: Tensor) -> Tensor:
@@ -90,15 +90,19 @@ def speed_up_linear(model: nn.Module) -> None:
             module.__class__ = CpuLinear
 
 
+def _is_packable(weight: Tensor) -> bool:
+    """Return whether a weight is a float32 tensor on the CPU, and whole: not a part that is shared out (FSDP2)."""
+    return weight.device.type == "cpu" and weight.dtype == torch.float32 and not hasattr(weight, "full_tensor")
+
+
 @contextmanager
 def weights_packed(model: nn.Module, tokens: int) -> Iterator[None]:
-    """Hold the weights in oneDNN's own layout too, where texts of so many tokens are worth it and memory allows it."""
-    layers = [
-        layer
-        for layer in model.modules()
-        if isinstance(layer, CpuLinear) and layer.weight.device.type == "cpu" and layer.weight.dtype == torch.float32
-    ]
-    if tokens < PAYS_FROM or sum(layer.weight.nbytes for layer in layers) > HELD_TWICE:
+    """Hold the weights in oneDNN's own layout too, where so many tokens without a gradient are worth it."""
+    layers = []
+    if tokens >= PAYS_FROM:
+        linear = [module for module in model.modules() if isinstance(module, CpuLinear)]
+        layers = [one for one in linear if _is_packable(one.weight)]
+    if sum(layer.weight.nbytes for layer in layers) > HELD_TWICE:
         layers = []
     try:
         for layer in layers:
