@@ -20,9 +20,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 
 from angle import TrainConfig, build_config
 from angle.training import setup
+from angle.training.allocator import freed_memory_kept
 from angle.training.step import Step, micro_batches
 from benchmarks.throughput import prepare
 from benchmarks.throughput.clock import peak_memory, synchronize
@@ -83,6 +85,11 @@ def measure(task: Task) -> Found:
     }
     config = build_config(settings, TrainConfig)
     accelerator = setup.start_accelerator(config)
+    with freed_memory_kept(accelerator.device):  # as in training
+        return _timed_steps(task, config, accelerator)
+
+
+def _timed_steps(task: Task, config: TrainConfig, accelerator: Accelerator) -> Found:
     built = setup.build(config, accelerator)
     batch = next(built.data.train.steps(0))[0]
     model = accelerator.prepare(built.student).train()
