@@ -58,17 +58,19 @@ def write_rows(path: Path, data_format: str, number: int) -> Path:
     return path
 
 
+EVALUATED = ["data.valid.name_or_path=[valid.jsonl]", "data.test.name_or_path=valid.jsonl"]
+ESPRESSO = ["ese=on", "ese.compression_size=32"]
+
+
 @pytest.mark.parametrize(
     ("data_format", "words"),
     [
-        ("A", ["data.valid.name_or_path=[valid.jsonl]", "data.test.name_or_path=valid.jsonl"]),
+        ("A", [*EVALUATED, *ESPRESSO, "teacher=self", "teacher.projection=true", "teacher.mse_w=1"]),
         ("B", []),
-        ("C", []),
-        ("A", ["ese=on", "ese.compression_size=32", "teacher=self", "teacher.projection=true", "teacher.mse_w=1"]),
-        ("B", ["ese=on", "ese.compression_size=32", "teacher=self", "teacher.pooling=tokens", "train.token_budget=40"]),
+        ("B", [*ESPRESSO, "teacher=self", "teacher.pooling=tokens", "train.token_budget=40"]),
         ("C", ["train.token_budget=1"]),
     ],
-    ids=["A", "B", "C", "A-espresso-teacher", "B-espresso-tokens-cache", "C-cache"],
+    ids=["A-espresso-teacher", "B", "B-espresso-tokens-cache", "C-cache"],
 )
 def test_two_processes_train_as_one(tmp_path: Path, data_format: str, words: list[str]) -> None:
     write_rows(tmp_path / "valid.jsonl", "A", 43)
