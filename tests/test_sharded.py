@@ -32,7 +32,7 @@ TIMINGS = {"texts_per_second", "padding_share", "time"}
 #: Job by name: whether weights are shared out and up to which step, for each start of it; and further settings.
 JOBS: dict[str, tuple[list[tuple[bool, int | None]], dict[str, Any]]] = {
     "plain": ([(True, None)], {}),
-    "cached": ([(True, None)], {"train": {"token_budget": 100}, "model": {"gradient_checkpointing": True}}),
+    "cached": ([(True, None)], {"train": {"token_budget": 40}, "model": {"gradient_checkpointing": True}}),
     "stopped": ([(True, 2), (True, None)], {}),
     "then whole": ([(True, 2), (False, None)], {}),
     "then shared": ([(False, 2), (True, None)], {"train": {"packing": "off"}}),
