@@ -6,6 +6,7 @@ import os
 import socket
 from collections.abc import Iterable
 from contextlib import nullcontext
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -215,12 +216,14 @@ def test_memory_is_that_of_a_micro_batch() -> None:
 
 @pytest.mark.parametrize("groups", [{}, OBJECTIVES["espresso"], OBJECTIVES["teacher of tokens"]], ids=str)
 def test_the_budget_that_is_found_fills_the_memory(monkeypatch: pytest.MonkeyPatch, groups: dict[str, Any]) -> None:
-    made, accelerator = built("A", rows=400, **groups)
+    rows = 400
+    made, accelerator = built("A", rows=rows, **groups)
     batch = next(made.data.train.steps(0))[0]
     trained = sum(parameter.nbytes for parameter in made.student.parameters() if parameter.requires_grad)
     room = 30 * 2**20
     monkeypatch.setattr(memory, "_free", lambda _: int((room + 3 * trained) / memory.PLANNED))
-    budget = memory.find_token_budget(step_of(made, accelerator), batch.structure.format, int(batch.limits.max()))
+    longest = int(batch.limits.max())
+    budget = memory.find_token_budget(step_of(made, accelerator), batch.structure.format, rows, longest)
     assert budget < batch.limits.sum() / 2
     for parameter in made.student.parameters():
         parameter.grad = torch.zeros_like(parameter)
@@ -230,7 +233,7 @@ def test_the_budget_that_is_found_fills_the_memory(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(memory, "_free", lambda _: 3 * trained)
     with pytest.raises(ConfigError, match=r"train.token_budget=auto found no room: the longest text has \d+ tokens"):
-        memory.find_token_budget(step_of(made, accelerator), batch.structure.format, int(batch.limits.max()))
+        memory.find_token_budget(step_of(made, accelerator), batch.structure.format, rows, longest)
 
 
 def test_a_run_keeps_the_budget_that_it_found(tmp_path: Path) -> None:
@@ -242,18 +245,29 @@ def test_a_run_keeps_the_budget_that_it_found(tmp_path: Path) -> None:
     assert fit(build_config(asked, TrainConfig)).finished_before
 
 
-@pytest.mark.parametrize("seed", range(20))
-def test_parts_keep_the_budget(seed: int) -> None:
+def _best_parts(lengths: list[int], budget: int) -> tuple[int, int]:
+    """Return the fewest parts that keep a budget, and the least that the largest of so many has, of all cuts."""
+    found = []
+    for inner in range(1 << (len(lengths) - 1)):
+        cuts = [0, *(place for place in range(1, len(lengths)) if inner >> (place - 1) & 1), len(lengths)]
+        parts = [lengths[first:end] for first, end in pairwise(cuts)]
+        if all(sum(part) <= budget or len(part) == 1 for part in parts):
+            found.append((len(parts), max(sum(part) for part in parts)))
+    return min(found)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_parts_are_few_and_even(seed: int) -> None:
     random = np.random.default_rng(seed)
-    limits = np.sort(random.integers(1, 40, random.integers(1, 60)))[::-1]
+    limits = np.sort(random.integers(1, 40, random.integers(1, 12 if seed % 2 else 60)))[::-1]
     budget = int(random.integers(1, 120))
     parts = micro_batches(limits, budget)
     places = np.arange(len(limits))
     np.testing.assert_array_equal(np.concatenate([places[part] for part in parts]), places)
-    for part, following in zip(parts, [*parts[1:], None], strict=True):
-        assert limits[part].sum() <= budget or len(limits[part]) == 1
-        if following is not None:  # as few as can be
-            assert limits[part].sum() + limits[following][0] > budget
+    assert all(limits[part].sum() <= budget or len(limits[part]) == 1 for part in parts)
+    if len(limits) <= 12:
+        fewest, largest = _best_parts(limits.tolist(), budget)
+        assert (len(parts), max(limits[part].sum() for part in parts)) == (fewest, largest)
     assert micro_batches(limits, None) == [slice(0, len(limits))]
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,31 +29,36 @@ PLANNED = 0.8
 TRIAL_TOKENS = 1024
 
 
-def find_token_budget(step: Step, data_format: DataFormat, longest: int) -> int:
+def find_token_budget(step: Step, data_format: DataFormat, rows: int, longest: int) -> int:
     """Return how many tokens a micro-batch can have in the memory that is free, from two that are tried.
 
     Args:
         step: with the model as it is before it is prepared for several processes, and before any optimiser.
         data_format: of the rows.
+        rows: of a process's batch, whose loss is computed while a micro-batch is kept.
         longest: tokens of the longest text.
 
     Raises:
         ConfigError: not even the longest text fits.
 
     """
-    rows = -(-TRIAL_TOKENS // (longest * len(data_format.roles)))
-    once, twice = (_peak_of(step, _trial(step, data_format, times * rows, longest)) for times in (1, 2))
-    each = (twice - once) / (rows * len(data_format.roles) * longest)
-    fixed = max(2 * once - twice, 0)
+    texts = len(data_format.roles)
+    few = -(-TRIAL_TOKENS // (longest * texts))
+    once, twice = (
+        _peak_of(step, partial(step.add_gradient, _trial(step, data_format, n * few, longest))) for n in (1, 2)
+    )
+    each = (twice - once) / (few * texts * longest)
+    of_loss = _peak_of(step, partial(_compute_loss, step, _trial(step, data_format, rows, 1)))
+    fixed = max(2 * once - twice, 0) + of_loss
     trained = sum(p.nbytes for p in step.model.parameters() if p.requires_grad)
     free = PLANNED * _free(step.accelerator) - 3 * trained  # gradients, and the optimiser's two moments
     budget = int((free - fixed) / each)
     if budget < longest:
         raise ConfigError(
-            f"train.token_budget=auto found no room: the longest text has {longest:,} tokens and takes "
-            f"{(fixed + each * longest) / 2**30:.1f} GiB, of {max(free, 0) / 2**30:.1f} that are left beside the "
-            f"weights' gradients and the optimiser: type model.gradient_checkpointing=true, a smaller "
-            f"model.max_length, or lora=r16."
+            f"train.token_budget=auto found no room: the longest text has {longest:,} tokens and takes, with the loss "
+            f"of {rows:,} rows, {(fixed + each * longest) / 2**30:.1f} GiB, of {max(free, 0) / 2**30:.1f} that are "
+            f"left beside the weights' gradients and the optimiser: type model.gradient_checkpointing=true, a smaller "
+            f"model.max_length or train.batch_size, or lora=r16."
         )
     return budget
 
@@ -67,8 +74,18 @@ def _trial(step: Step, data_format: DataFormat, rows: int, length: int) -> Batch
     return Batch(tokens, texts, np.ones_like(texts), lengths, structure, lengths.sum() * processes, texts[: len(index)])
 
 
-def _peak_of(step: Step, batch: Batch) -> int:
-    """Return the most bytes that a batch holds at once."""
+def _compute_loss(step: Step, batch: Batch) -> None:
+    """Compute the gradient of the loss at a batch's embeddings, whatever they are."""
+    device = step.accelerator.device
+    with torch.no_grad():
+        one, _ = step.model(*batch.some(slice(0, 1), device))
+    embeddings = one.repeat(batch.structure.index.numel(), *(1 for _ in one.shape[1:])).requires_grad_()
+    loss = step.objective(embeddings, batch.structure.to(device))
+    torch.autograd.grad(loss.total, embeddings)
+
+
+def _peak_of(step: Step, work: Callable[[], Any]) -> int:
+    """Return the most bytes that a part of a step holds at once."""
     device = step.accelerator.device
     for parameter in step.model.parameters():
         parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
@@ -78,10 +95,10 @@ def _peak_of(step: Step, batch: Batch) -> int:
             before = torch.cuda.memory_allocated(device)
             torch.cuda.reset_peak_memory_stats(device)
             with step.accelerator.autocast():
-                step.add_gradient(batch)
+                work()
             return int(torch.cuda.max_memory_allocated(device)) - before
         with Allocations() as made, step.accelerator.autocast():
-            step.add_gradient(batch)
+            work()
         return int(made.peak)
     finally:
         step.model.zero_grad()
@@ -110,12 +127,12 @@ class Allocations(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        given = {storage._cdata for storage in _storages((args, kwargs))}
-        for storage in _storages(result):
-            if storage._cdata not in given and storage._cdata not in self._live:
-                self._live[storage._cdata] = storage.nbytes()
-                self._total += storage.nbytes()
-                weakref.finalize(storage, self._forget, storage._cdata)
+        given = {key for key, _ in _memory((args, kwargs))}
+        for key, memory in _memory(result):
+            if key not in given and key not in self._live:
+                self._live[key] = memory.nbytes() if isinstance(memory, torch.UntypedStorage) else memory.nbytes
+                self._total += self._live[key]
+                weakref.finalize(memory, self._forget, key)
         self.peak = max(self.peak, self._total)
         return result
 
@@ -123,5 +140,12 @@ class Allocations(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._total -= self._live.pop(key)
 
 
-def _storages(tree: Any) -> list[torch.UntypedStorage]:
-    return [value.untyped_storage() for value in tree_leaves(tree) if isinstance(value, Tensor)]
+def _memory(tree: Any) -> Iterator[tuple[int, torch.UntypedStorage | Tensor]]:
+    """Yield the tensors' storages, or a tensor in oneDNN's layout, which has none, itself; each with what names it."""
+    for value in tree_leaves(tree):
+        if isinstance(value, Tensor):
+            if value.is_mkldnn:
+                yield id(value), value
+            else:
+                storage = value.untyped_storage()
+                yield storage._cdata, storage

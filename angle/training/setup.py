@@ -170,7 +170,7 @@ def build(config: TrainConfig, accelerator: Accelerator) -> Built:
         if isinstance(data.train, CorpusData):
             longest = int(data.train.corpus.tokens.lengths.max())
         step = Step(student, objective, teacher, accelerator)
-        budget = find_token_budget(step, data.train.format, longest)
+        budget = find_token_budget(step, data.train.format, train.batch_size, longest)
         budget = least_of_processes(budget, accelerator.num_processes)
         config = replace(config, train=replace(config.train, token_budget=str(budget)))
     return Built(config, student, teacher, data, objective, valid_loss)

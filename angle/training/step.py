@@ -10,14 +10,17 @@ once.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from angle.modeling.linear import weights_packed
 from angle.modeling.pooling import Lengths
 from angle.objective.alignment import Aligned
 from angle.objective.angle_loss import LossTerms
@@ -56,9 +59,10 @@ class Step:
         accelerator, processes = self.accelerator, self.accelerator.num_processes
         parts = micro_batches(batch.limits, self.token_budget)
         dice, found = [], []
-        for part in parts[:-1]:
-            dice.append(_Dice(accelerator.device))
-            with torch.no_grad():
+        in_float32 = accelerator.mixed_precision == "no"
+        with torch.no_grad(), weights_packed(self.model, int(batch.limits[: parts[-1].start].sum()) * in_float32):
+            for part in parts[:-1]:
+                dice.append(_Dice(accelerator.device))
                 found.append(self.model(*batch.some(part, accelerator.device))[0])
         with self._exchange(exchange and len(parts) == 1):
             kept = self.model(*batch.some(parts[-1], accelerator.device))
@@ -106,9 +110,10 @@ class Step:
 
 
 def micro_batches(limits: Lengths, token_budget: int | None) -> list[slice]:
-    """Return consecutive parts of texts, which are sorted by length, with at most so many tokens each.
+    """Return consecutive parts of texts, as few as have at most so many tokens each, and as even as can be.
 
-    A text that is longer than the budget is a part of its own.
+    The fewer tokens the largest has the less memory a step takes; the more the last has the less is run again. A text
+    that is longer than the budget is a part of its own.
 
     Args:
         limits: (M,) tokens of each text at most.
@@ -117,13 +122,27 @@ def micro_batches(limits: Lengths, token_budget: int | None) -> list[slice]:
     """
     if token_budget is None:
         return [slice(0, len(limits))]
+    ends = limits.cumsum()
+    fewest = len(_cut(ends, token_budget))
+    even = min(int(ends[-1]) // fewest, token_budget)
+    enough = bisect_left(range(even, token_budget), -fewest, key=lambda most: -len(_cut(ends, most)))
+    return _cut(ends, even + enough)
+
+
+def _cut(ends: Lengths, most: int) -> list[slice]:
+    """Return parts that each take as many texts as have at most so many tokens together, but at least one.
+
+    Args:
+        ends: (M,) tokens of the texts up to each one, itself included.
+        most: tokens of a part.
+
+    """
     parts, first, tokens = [], 0, 0
-    for number, length in enumerate(limits.tolist()):
-        tokens += length
-        if tokens > token_budget and number > first:
-            parts.append(slice(first, number))
-            first, tokens = number, length
-    return [*parts, slice(first, len(limits))]
+    while first < len(ends):
+        following = max(int(np.searchsorted(ends, tokens + most, "right")), first + 1)
+        parts.append(slice(first, following))
+        first, tokens = following, int(ends[following - 1])
+    return parts
 
 
 class _Dice:
