@@ -51,7 +51,7 @@ class PlainLoss(AngleLoss):
 
 def plain_cross_entropy(queries: Tensor, candidates: Tensor, target: Tensor, masked: Tensor, tau: float) -> Tensor:
     """Return the loss of each query, (Q,), from the table of all cosines."""
-    logits = tau * F.normalize(queries, dim=-1) @ F.normalize(candidates, dim=-1).T
+    logits = tau * queries @ candidates.T
     logits = logits.masked_fill(masked.scatter(1, target[:, None], False), -torch.inf)
     return F.cross_entropy(logits, target, reduction="none")
 

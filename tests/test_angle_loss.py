@@ -16,6 +16,7 @@ from angle.errors import ConfigError
 from angle.objective.angle_loss import AngleLoss
 from angle.objective.contrastive import in_batch_loss, text_to_candidates_loss
 from angle.objective.ranking import angle_scores, cosine_scores, ranking_loss
+from angle.objective.unit import unit
 from angle.structures import FORMATS, Structure
 
 #: Random embeddings and labels with losses and gradients (float64) that release 0.5.4 of the reference gives; for the
@@ -46,6 +47,7 @@ def evaluate(record: dict[str, Any], embeddings: Tensor) -> Tensor:
             settings["angle_tau"] /= dimensions
         objective = AngleLoss(LossConfig(**settings), data_format, dimensions, duplicates="keep")
         return objective(embeddings, Structure(data_format, index, ids, labels)).total
+    roles = unit(roles)
     if record["function"] == "contrastive":
         used = roles if settings["neg"] else roles[:, :2]
         return text_to_candidates_loss(used, ids[:, : used.shape[1]], settings["tau"], False)
@@ -151,7 +153,9 @@ def test_positive_above_decides_which_graded_pairs_attract(above: float | None, 
     embeddings, structure = make(rows=5)
     graded = Structure(structure.format, structure.index, structure.text_ids, torch.tensor([0.0, 0.5, 3.0, 4.0, 5.0]))
     objective = AngleLoss(LossConfig(0.0, 1.0, 0.0, positive_above=above), FORMATS["A"], 8)
-    expected = in_batch_loss(embeddings.view(5, 2, 8), torch.tensor(positive).bool(), structure.text_ids, 20.0, True)
+    expected = in_batch_loss(
+        unit(embeddings).view(5, 2, 8), torch.tensor(positive).bool(), structure.text_ids, 20.0, True
+    )
     assert objective(embeddings, graded).total.item() == pytest.approx(expected.item(), rel=1e-6)
 
 

@@ -11,7 +11,18 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from angle.objective import contrastive
 from angle.objective.contrastive import NotNegatives, cross_entropy_over, in_batch_loss, text_to_candidates_loss
+from angle.objective.unit import unit
 from angle.training.dry_run import Allocations
+
+
+def in_batch(pairs: Tensor, *further: Any) -> Tensor:
+    """Return the loss of format A of embeddings of any length."""
+    return in_batch_loss(unit(pairs), *further)
+
+
+def to_candidates(roles: Tensor, *further: Any) -> Tensor:
+    """Return the loss of formats B and C of embeddings of any length."""
+    return text_to_candidates_loss(unit(roles), *further)
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
@@ -78,7 +89,7 @@ def chunk(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> No
 def test_in_batch_loss_is_the_loop(rows: int, mask: bool, seed: int) -> None:
     pairs, ids = normal(rows, 2, 8, seed=seed).requires_grad_(), random_ids(rows, 2, seed)
     positive = torch.rand(rows, generator=torch.Generator().manual_seed(seed)) > 0.4
-    loss = in_batch_loss(pairs, positive, ids, 7.0, mask)
+    loss = in_batch(pairs, positive, ids, 7.0, mask)
     expected = naive_in_batch(pairs, positive.tolist(), ids.tolist(), 7.0, mask)
     assert loss.item() == pytest.approx(expected.item(), rel=1e-12)
     torch.testing.assert_close(gradient(loss, pairs), gradient(expected, pairs), rtol=1e-10, atol=1e-12)
@@ -91,7 +102,7 @@ def test_in_batch_loss_is_the_loop(rows: int, mask: bool, seed: int) -> None:
 @pytest.mark.parametrize("seed", range(4))
 def test_text_to_candidates_loss_is_the_loop(rows: int, roles: int, mask: bool, seed: int) -> None:
     embeddings, ids = normal(rows, roles, 8, seed=seed).requires_grad_(), random_ids(rows, roles, seed)
-    loss = text_to_candidates_loss(embeddings, ids, 7.0, mask)
+    loss = to_candidates(embeddings, ids, 7.0, mask)
     expected = naive_candidates(embeddings, ids.tolist(), 7.0, mask)
     assert loss.item() == pytest.approx(expected.item(), rel=1e-12)
     torch.testing.assert_close(gradient(loss, embeddings), gradient(expected, embeddings), rtol=1e-10, atol=1e-12)
@@ -101,13 +112,13 @@ def test_text_to_candidates_loss_is_the_loop(rows: int, roles: int, mask: bool, 
 def test_gradients_agree_with_finite_differences() -> None:
     pairs, roles = normal(6, 2, 4).requires_grad_(), normal(6, 3, 4).requires_grad_()
     positive = torch.tensor([True, False, True, True, False, True])
-    assert torch.autograd.gradcheck(lambda x: in_batch_loss(x, positive, random_ids(6, 2, 0), 3.0, True), [pairs])
-    assert torch.autograd.gradcheck(lambda x: text_to_candidates_loss(x, random_ids(6, 3, 0), 3.0, True), [roles])
+    assert torch.autograd.gradcheck(lambda x: in_batch(x, positive, random_ids(6, 2, 0), 3.0, True), [pairs])
+    assert torch.autograd.gradcheck(lambda x: to_candidates(x, random_ids(6, 3, 0), 3.0, True), [roles])
 
 
 def test_a_backward_scales_and_can_be_repeated() -> None:
     roles = normal(4, 3, 8).requires_grad_()
-    loss = text_to_candidates_loss(roles, distinct(4, 3), 20.0, True)
+    loss = to_candidates(roles, distinct(4, 3), 20.0, True)
     once, again = (torch.autograd.grad(loss, roles, retain_graph=True)[0] for _ in range(2))
     assert once.equal(again)
     torch.testing.assert_close(gradient(-3 * loss, roles), -3 * once)
@@ -138,9 +149,9 @@ def test_logits_are_computed_once_and_without_a_gradient_nothing_else(monkeypatc
     monkeypatch.setattr(contrastive, "LOGITS", 2 * 12)  # 3 chunks of 2 queries
     roles = normal(6, 3, 8).requires_grad_()
     with Products() as trained:
-        text_to_candidates_loss(roles, distinct(6, 3), 20.0, True).backward()
+        to_candidates(roles, distinct(6, 3), 20.0, True).backward()
     with Products() as validated, torch.no_grad():
-        text_to_candidates_loss(roles, distinct(6, 3), 20.0, True)
+        to_candidates(roles, distinct(6, 3), 20.0, True)
     assert (trained.count, validated.count) == (9, 3)
 
 
@@ -154,9 +165,9 @@ def test_a_large_batch_needs_no_table_of_all_texts(name: str, rows: int, monkeyp
     embeddings = torch.randn(*ids.shape, 64, generator=torch.Generator().manual_seed(0)).requires_grad_()
     with Allocations() as made:
         if name == "A":
-            in_batch_loss(embeddings, torch.arange(rows) % 4 == 0, ids, 20.0, True).backward()
+            in_batch(embeddings, torch.arange(rows) % 4 == 0, ids, 20.0, True).backward()
         else:
-            text_to_candidates_loss(embeddings, ids, 20.0, True).backward()
+            to_candidates(embeddings, ids, 20.0, True).backward()
     assert made.peak < 32 * 2**20
 
 
@@ -164,9 +175,9 @@ def test_no_shape_depends_on_values() -> None:
     # Tensors without values: whatever would have to wait for them on a GPU fails.
     roles, ids = (tensor.to("meta") for tensor in (normal(4, 3, 8), distinct(4, 3)))
     roles.requires_grad_()
-    loss = text_to_candidates_loss(roles, ids, 20.0, True)
+    loss = to_candidates(roles, ids, 20.0, True)
     positive = torch.ones(4, dtype=torch.bool, device="meta")
-    loss = loss + in_batch_loss(roles[:, :2], positive, ids[:, :2], 20.0, True)
+    loss = loss + in_batch(roles[:, :2], positive, ids[:, :2], 20.0, True)
     assert gradient(loss, roles).shape == roles.shape
 
 
@@ -175,7 +186,7 @@ def test_a_repeated_text_is_no_negative_when_masked_and_one_when_kept() -> None:
     ids = torch.tensor([[0, 1], [0, 2], [3, 4]])
     embeddings = normal(3, 2, 8)
     embeddings[1, 0] = embeddings[0, 0]
-    masked, kept = (text_to_candidates_loss(embeddings, ids, 5.0, mask) for mask in (True, False))
+    masked, kept = (to_candidates(embeddings, ids, 5.0, mask) for mask in (True, False))
     scores = 5 * F.normalize(embeddings[:, 0], dim=-1) @ F.normalize(embeddings[:, 1], dim=-1).T
     assert kept.item() == pytest.approx(F.cross_entropy(scores, torch.arange(3)).item())
     scores[0, 1] = scores[1, 0] = -torch.inf
@@ -186,8 +197,8 @@ def test_a_repeated_text_is_no_negative_when_masked_and_one_when_kept() -> None:
 @pytest.mark.parametrize("ids", [[[0, 0], [0, 0]], [[5, 5], [1, 5]]])
 def test_the_target_is_never_masked(ids: list[list[int]]) -> None:
     embeddings = normal(2, 2, 8).requires_grad_()
-    loss = in_batch_loss(embeddings, torch.tensor([True, True]), torch.tensor(ids), 20.0, True)
-    loss = loss + text_to_candidates_loss(embeddings, torch.tensor(ids), 20.0, True)
+    loss = in_batch(embeddings, torch.tensor([True, True]), torch.tensor(ids), 20.0, True)
+    loss = loss + to_candidates(embeddings, torch.tensor(ids), 20.0, True)
     loss.backward()
     assert loss.isfinite()
     assert embeddings.grad is not None
@@ -196,8 +207,8 @@ def test_the_target_is_never_masked(ids: list[list[int]]) -> None:
 
 def test_a_batch_of_one_text_repeated_has_nothing_to_learn() -> None:
     embeddings, ids = normal(3, 2, 8), torch.zeros(3, 2, dtype=torch.int64)
-    assert in_batch_loss(embeddings, torch.ones(3, dtype=torch.bool), ids, 20.0, True).item() == 0.0
-    assert text_to_candidates_loss(embeddings, ids, 20.0, True).item() == 0.0
+    assert in_batch(embeddings, torch.ones(3, dtype=torch.bool), ids, 20.0, True).item() == 0.0
+    assert to_candidates(embeddings, ids, 20.0, True).item() == 0.0
 
 
 def test_not_negatives_are_the_query_itself_and_all_its_positives() -> None:
@@ -211,7 +222,7 @@ def test_not_negatives_are_the_query_itself_and_all_its_positives() -> None:
 @pytest.mark.parametrize("positive", [[False, False, False], [True, False, False]])
 def test_pairs_that_are_not_positive_count_in_the_mean_and_ask_for_nothing(positive: list[bool]) -> None:
     pairs = normal(3, 2, 8).requires_grad_()
-    loss = in_batch_loss(pairs, torch.tensor(positive), distinct(3, 2), 20.0, False)
+    loss = in_batch(pairs, torch.tensor(positive), distinct(3, 2), 20.0, False)
     loss.backward()
     expected = naive_in_batch(pairs.detach(), positive, distinct(3, 2).tolist(), 20.0, False)
     assert loss.item() == pytest.approx(expected.item())
@@ -221,16 +232,16 @@ def test_pairs_that_are_not_positive_count_in_the_mean_and_ask_for_nothing(posit
 
 def test_the_negatives_of_other_rows_are_candidates() -> None:
     embeddings = normal(4, 3, 8)
-    with_negatives = text_to_candidates_loss(embeddings, distinct(4, 3), 20.0, False)
+    with_negatives = to_candidates(embeddings, distinct(4, 3), 20.0, False)
     moved = torch.cat([embeddings[:, :2], embeddings[:, 2:].roll(1, 0)], dim=1)
-    assert with_negatives.item() == pytest.approx(text_to_candidates_loss(moved, distinct(4, 3), 20.0, False).item())
-    assert with_negatives > text_to_candidates_loss(embeddings[:, :2], distinct(4, 2), 20.0, False)
+    assert with_negatives.item() == pytest.approx(to_candidates(moved, distinct(4, 3), 20.0, False).item())
+    assert with_negatives > to_candidates(embeddings[:, :2], distinct(4, 2), 20.0, False)
 
 
 def test_zero_vectors_give_finite_loss_and_gradient() -> None:
     embeddings = torch.zeros(3, 3, 4, requires_grad=True)
-    loss = text_to_candidates_loss(embeddings, distinct(3, 3), 20.0, True)
-    loss = loss + in_batch_loss(embeddings[:, :2], torch.ones(3, dtype=torch.bool), distinct(3, 2), 20.0, True)
+    loss = to_candidates(embeddings, distinct(3, 3), 20.0, True)
+    loss = loss + in_batch(embeddings[:, :2], torch.ones(3, dtype=torch.bool), distinct(3, 2), 20.0, True)
     loss.backward()
     assert loss.item() == pytest.approx(math.log(6) + math.log(5))
     assert embeddings.grad is not None
@@ -240,7 +251,7 @@ def test_zero_vectors_give_finite_loss_and_gradient() -> None:
 def test_what_is_not_finite_shows() -> None:
     roles = normal(3, 3, 4)
     roles[1, 2, 0] = torch.nan
-    assert text_to_candidates_loss(roles, distinct(3, 3), 20.0, True).isnan()
+    assert to_candidates(roles, distinct(3, 3), 20.0, True).isnan()
 
 
 def test_cross_entropy_over_leaves_out_what_is_masked_except_the_target() -> None:

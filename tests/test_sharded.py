@@ -28,6 +28,7 @@ from angle.training.sharding import WANTED
 pytestmark = pytest.mark.slow
 
 LAUNCH_FILE = REPO / "conf" / "accelerate" / "fsdp2_lora.yaml"
+BF16 = {"model": {"dtype": "bfloat16"}, "train": {"mixed_precision": "bf16", "max_steps": 2}}
 TIMINGS = {"texts_per_second", "padding_share", "time"}
 #: Job by name: whether weights are shared out and up to which step, for each start of it; and further settings.
 JOBS: dict[str, tuple[list[tuple[bool, int | None]], dict[str, Any]]] = {
@@ -36,8 +37,8 @@ JOBS: dict[str, tuple[list[tuple[bool, int | None]], dict[str, Any]]] = {
     "stopped": ([(True, 2), (True, None)], {}),
     "then whole": ([(True, 2), (False, None)], {}),
     "then shared": ([(False, 2), (True, None)], {"train": {"packing": "off"}}),
-    "bf16": ([(True, None)], {"model": {"dtype": "bfloat16"}, "train": {"mixed_precision": "bf16"}}),
-    "bf16 whole": ([(False, None)], {"model": {"dtype": "bfloat16"}, "train": {"mixed_precision": "bf16"}}),
+    "bf16": ([(True, None)], BF16),
+    "bf16 whole": ([(False, None)], BF16),
 }
 
 

@@ -12,6 +12,7 @@ from angle.errors import ConfigError
 from angle.objective.contrastive import in_batch_loss, text_to_candidates_loss
 from angle.objective.precision import at_least_float32
 from angle.objective.ranking import angle_scores, cosine_scores, ranking_loss
+from angle.objective.unit import unit
 from angle.structures import DataFormat, Structure
 
 
@@ -59,7 +60,7 @@ class AngleLoss:
         """
         assert structure.format == self.format
         with torch.autocast(embeddings.device.type, enabled=False):
-            roles = at_least_float32(embeddings)[structure.index]  # (B, R, D)
+            roles = unit(at_least_float32(embeddings))[structure.index]  # (B, R, D)
             weighted = {
                 "cosine": (self.config.cosine_w, self._cosine),
                 "ibn": (self.config.ibn_w, self._in_batch),
@@ -71,21 +72,18 @@ class AngleLoss:
             total = torch.stack([(weighted[name][0] or 0.0) * value for name, value in terms.items()]).sum()
         return LossTerms(total, {name: value.detach() for name, value in terms.items()})
 
-    def _pairs(self, roles: Tensor, structure: Structure) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the pairs to rank: left (P, D), right (P, D) and labels (P,)."""
-        if structure.labels is not None:
-            return roles[:, 0], roles[:, 1], structure.labels
-        text, positive, negative = roles.unbind(1)
-        ones = torch.ones(len(text), device=roles.device)
-        return text.repeat(2, 1), torch.cat([positive, negative]), torch.cat([ones, 0 * ones])
-
     def _cosine(self, roles: Tensor, structure: Structure) -> Tensor:
-        left, right, labels = self._pairs(roles, structure)
-        return ranking_loss(self.config.cosine_tau * cosine_scores(left, right), labels)
+        return self._ranking(self.config.cosine_tau * cosine_scores(roles[:, :1], roles[:, 1:]), structure)
 
     def _angle(self, roles: Tensor, structure: Structure) -> Tensor:
-        left, right, labels = self._pairs(roles, structure)
-        return ranking_loss(self.config.angle_tau * angle_scores(left, right), labels)
+        return self._ranking(self.config.angle_tau * angle_scores(roles[:, :1], roles[:, 1:]), structure)
+
+    def _ranking(self, scores: Tensor, structure: Structure) -> Tensor:
+        """Return the ranking loss of a text's similarities (B, R - 1) to the other texts of its row."""
+        labels = structure.labels
+        if labels is None:  # a positive, and a negative
+            labels = scores.new_tensor([1.0, 0.0]).expand_as(scores)
+        return ranking_loss(scores.flatten(), labels.flatten())
 
     def _in_batch(self, roles: Tensor, structure: Structure) -> Tensor:
         if structure.labels is not None:

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from angle.derivatives import refuse_second_derivative
-from angle.objective.unit import unit
 
 #: The most logits at once, at least one query's.
 LOGITS = 2**24
@@ -124,14 +123,14 @@ def in_batch_loss(pairs: Tensor, positive: Tensor, pair_ids: Tensor, tau: float,
     nothing: its texts still count in the mean over all 2B texts and are negatives of the others.
 
     Args:
-        pairs: (B, 2, D) embeddings.
+        pairs: (B, 2, D) embeddings of length 1.
         positive: (B,) bool.
         pair_ids: (B, 2) text ids.
         tau: multiplier of the cosines.
         mask_duplicates: leave out candidates equal to the text itself or to one of its known positives.
 
     """
-    embeddings, numbers = unit(pairs).flatten(0, 1), text_numbers(pair_ids, mask_duplicates)
+    embeddings, numbers = pairs.flatten(0, 1), text_numbers(pair_ids, mask_duplicates)
     known = torch.where(positive[:, None], numbers.flip(1), numbers)  # of a pair that is not positive: itself
     texts = numbers.flatten()  # interleaved: the partner of text i is i xor 1
     mask = NotNegatives(texts, texts, texts, known.flatten(), len(texts))
@@ -146,13 +145,13 @@ def text_to_candidates_loss(roles: Tensor, role_ids: Tensor, tau: float, mask_du
     Candidates are all positives, then (format B) all negatives, of the batch; mean over the B texts.
 
     Args:
-        roles: (B, R, D) embeddings of text, positive and, for R = 3, negative.
+        roles: (B, R, D) embeddings of length 1, of text, positive and, for R = 3, negative.
         role_ids: (B, R) text ids.
         tau: multiplier of the cosines.
         mask_duplicates: leave out candidates equal to the text itself or to one of its known positives.
 
     """
-    queries, *others = unit(roles).unbind(1)
+    queries, *others = roles.unbind(1)
     numbers = text_numbers(role_ids, mask_duplicates)
     text, positive = numbers[:, 0], numbers[:, 1]
     mask = NotNegatives(text, numbers[:, 1:].T.flatten(), text, positive, numbers.numel())

@@ -6,8 +6,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from angle.objective.unit import unit
-
 
 def ranking_loss(scores: Tensor, labels: Tensor) -> Tensor:
     """Return log(1 + sum over all ordered (p, q) with label_p < label_q of exp(score_p - score_q)).
@@ -32,24 +30,22 @@ def ranking_loss(scores: Tensor, labels: Tensor) -> Tensor:
 
 
 def cosine_scores(x: Tensor, y: Tensor) -> Tensor:
-    """Return the cosine similarity of each pair, (B, D) and (B, D) -> (B,); 0 where a vector is zero."""
-    return (unit(x) * unit(y)).sum(-1)
+    """Return the cosine similarity of pairs of vectors (..., D) of length 1, (...); 0 where one is zero instead."""
+    return (x * y).sum(-1)
 
 
 def angle_scores(x: Tensor, y: Tensor) -> Tensor:
-    """Return the angle similarity of each pair, (B, D) and (B, D) -> (B,), D even.
+    """Return the angle similarity of pairs of vectors (..., D) of length 1, (...); D is even.
 
     The halves of a vector are the real and imaginary part of a complex one: z = x[:D/2] + i x[D/2:], w likewise
-    from y. With q = <z, w> / (|x| |y|) the score is |Re q + Im q|, where Re q is the cosine and
-    Im q = sum_k (x[k + D/2] y[k] - x[k] y[k + D/2]) / (|x| |y|). (Li and Li, "AnglE-optimized Text Embeddings",
-    2024, in the form its published code computes.) Dividing by norms once, not per dimension, neither overflows
-    nor divides by zero: a zero vector scores 0.
+    from y. With q = <z, w> the score is |Re q + Im q|, where Re q is the cosine and
+    Im q = sum_k (x[k + D/2] y[k] - x[k] y[k + D/2]). (Li and Li, "AnglE-optimized Text Embeddings", 2024, in the form
+    its published code computes; dividing by norms once, before, neither overflows nor divides by zero.) Their sum is
+    Re <(1 - i) z, w>: the real part of one product, of x turned by 45 degrees and stretched by sqrt(2).
 
-    The score of equal vectors is 1, the largest possible one sqrt(2), at a rotation by 45 degrees; it is not
-    symmetric in x and y.
+    The score of equal vectors is 1, the largest possible one sqrt(2), at a rotation by 45 degrees, and that of a zero
+    vector 0; it is not symmetric in x and y.
     """
-    x_re, x_im = unit(x).chunk(2, dim=-1)
-    y_re, y_im = unit(y).chunk(2, dim=-1)
-    real = x_re * y_re + x_im * y_im
-    imaginary = x_im * y_re - x_re * y_im
-    return (real + imaginary).sum(-1).abs()
+    real, imaginary = x.chunk(2, dim=-1)
+    turned = torch.cat([real + imaginary, imaginary - real], dim=-1)
+    return (turned * y).sum(-1).abs()
