@@ -53,7 +53,7 @@ def naive_in_batch(pairs: Tensor, positive: list[bool], ids: list[list[int]], ta
 
 def naive_candidates(roles: Tensor, ids: list[list[int]], tau: float, mask: bool) -> Tensor:
     candidates = [(row, role) for role in range(1, roles.shape[1]) for row in range(len(roles))]
-    known = {(row[0], row[1]) for row in ids}
+    known = {pair for row in ids for pair in ((row[0], row[1]), (row[1], row[0]))}
     total = 0 * roles.sum()
     for row in range(len(roles)):
         own, target = ids[row][0], (row, 1)

@@ -154,7 +154,8 @@ def text_to_candidates_loss(roles: Tensor, role_ids: Tensor, tau: float, mask_du
     queries, *others = roles.unbind(1)
     numbers = text_numbers(role_ids, mask_duplicates)
     text, positive = numbers[:, 0], numbers[:, 1]
-    mask = NotNegatives(text, numbers[:, 1:].T.flatten(), text, positive, numbers.numel())
+    left, right = torch.cat([text, positive]), torch.cat([positive, text])
+    mask = NotNegatives(text, numbers[:, 1:].T.flatten(), left, right, numbers.numel())
     target = torch.arange(len(text), device=text.device)
     weights = roles.new_full((len(text),), 1 / len(text))
     return cross_entropy_over(queries, torch.cat(others), target, weights, tau, mask)
