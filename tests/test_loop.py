@@ -16,6 +16,8 @@ from angle import ConfigError, DataError, Encoder, ModelConfig, TrainConfig, Tra
 from angle.config import LoraConfig
 from angle.data import sample
 from angle.modeling.tiny import tiny_tokenizer
+from angle.objective.angle_loss import AngleLoss
+from angle.structures import FORMATS, Structure
 from angle.training.schedule import rate_factor, warmup_steps
 from angle.training.tracking import Tracker
 
@@ -232,6 +234,25 @@ def test_validation_loss_is_reported_by_term(model: Path, rows: Path, pairs: Pat
     terms = {name: line[f"valid/loss/{name}"] for name in ("cosine", "ibn", "angle")}
     assert line["valid/loss"] == pytest.approx(2 * terms["cosine"] + 3 * terms["ibn"] + terms["angle"], rel=1e-5)
     assert "valid/spearman" in line
+
+
+def test_validation_loss_is_the_mean_of_equal_batches(model: Path, rows: Path, pairs: Path, tmp_path: Path) -> None:
+    """Nine rows in batches of eight at most: of five and of four, not of eight and of one, which has no loss."""
+    lines = [json.loads(line) for line in pairs.read_text().splitlines()[:9]]
+    pairs.write_text("\n".join(map(json.dumps, lines)))
+    config = settings(model, rows, tmp_path / "run", max_steps=1)
+    config.data.valid.name_or_path = str(pairs)
+    config.loss.cosine_w, config.loss.ibn_w, config.loss.angle_w = 2.0, 3.0, 1.0
+    fit(config)
+    encoder = Encoder.load(ModelConfig(str(tmp_path / "run" / "final"))).eval()
+    loss_of, losses = AngleLoss(config.loss, FORMATS["A"], encoder.dimensions), []
+    for part in (lines[:5], lines[5:]):
+        texts = [line[role] for line in part for role in ("text1", "text2")]
+        ids = torch.tensor([texts.index(text) for text in texts]).view(-1, 2)
+        labels = torch.tensor([float(line["label"]) for line in part])
+        losses.append(loss_of(encoder.encode(texts), Structure(FORMATS["A"], ids, ids, labels)).total)
+    line = next(line for line in metrics(tmp_path / "run") if "valid/loss" in line)
+    assert line["valid/loss"] == pytest.approx(float(sum(losses)) / 2, rel=1e-5)
 
 
 @pytest.mark.parametrize("start", ["fresh", "further", "above"])

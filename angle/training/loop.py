@@ -17,7 +17,7 @@ from torch import Tensor
 
 from angle.config import CONFIG_FILE, TrainConfig
 from angle.data.ahead import ahead
-from angle.data.batching import Plan, Sharing, collate
+from angle.data.batching import Sharing, collate
 from angle.data.corpus import Corpus
 from angle.errors import ConfigError, DataError, TrainingError
 from angle.evaluation.sts import pair_scores, word_overlap
@@ -328,16 +328,19 @@ def _spearman(run: Run, encoder: Encoder | Student, corpus: Corpus) -> float:
 
 @torch.no_grad()
 def _valid_loss(run: Run, corpus: Corpus, loss_of: AngleLoss) -> dict[str, float]:
-    """Return the mean loss and terms over a corpus, in batches of the training's size."""
+    """Return the mean loss and terms over a corpus, in equal batches of the training's size at most.
+
+    A loss grows with the rows that are compared, so a rest of few would count for less than its rows.
+    """
     rows = run.config.train.batch_size * run.accelerator.num_processes
     sharing = Sharing(rows, duplicates=run.config.data.duplicates, shuffle=False)
-    plan = Plan(len(corpus), sharing)
+    parts = np.array_split(np.arange(len(corpus)), -(-len(corpus) // rows))
     sums: dict[str, float] = {}
-    for step in range(plan.steps_per_epoch):
-        batch = collate(corpus, plan.step(step)[0][1], 0, sharing)
+    for part in parts:
+        batch = collate(corpus, part, 0, sharing)
         loss = loss_of(encode_shared(run.student, batch.tokens, run.accelerator), batch.structure)
         for name, value in ({"loss": loss.total} | {f"loss/{n}": v for n, v in loss.terms.items()}).items():
-            sums[name] = sums.get(name, 0.0) + float(value) / plan.steps_per_epoch
+            sums[name] = sums.get(name, 0.0) + float(value) / len(parts)
     return sums
 
 
