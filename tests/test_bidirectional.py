@@ -119,6 +119,24 @@ def test_all_layers_are_those_of_transformers_own_switch(name):
         torch.testing.assert_close(one[:, :9], other[:, :9], atol=2e-5, rtol=2e-5)
 
 
+@pytest.mark.parametrize(
+    ("name", "switch"), [("llama", {"is_causal": False}), ("gemma3_text", {"use_bidirectional_attention": True})]
+)
+def test_a_decoder_that_was_made_an_encoder_stays_one(name, switch, tmp_path):
+    model = model_of(name, **switch)
+    model.save_pretrained(tmp_path / "made")
+    tiny_tokenizer().save_pretrained(tmp_path / "made")
+    encoder = Encoder.load(ModelConfig(str(tmp_path / "made"))).eval()
+    check_directions(encoder.backbone, encoder.bidirectional_from)
+    assert encoder.contract.bidirectional_from == 0
+    stock = AutoModel.from_pretrained(tmp_path / "made").eval()
+    for text in TEXTS:
+        ids = torch.tensor(encoder.tokenizer([text]).ids.astype(np.int64))[None]
+        with torch.no_grad():
+            wanted = stock(input_ids=ids, use_cache=False).last_hidden_state.mean(1)
+        torch.testing.assert_close(encoder.encode([text]), wanted, atol=2e-5, rtol=2e-5)
+
+
 @pytest.mark.parametrize("name", ["llama", "mistral", "qwen3", "phi3"])
 def test_the_upper_layers_are_those_of_a_bidirectional_model_on_the_lower_ones(name):
     model, lower = model_of(name, **wide(name)), model_of(name, **wide(name))

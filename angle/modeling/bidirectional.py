@@ -59,6 +59,12 @@ def _family(class_name: str) -> str:
     return re.sub(r"(for[a-z]+|model)$", "", class_name.lower())
 
 
+def is_made_encoder(config: Any) -> bool:
+    """Return whether a decoder's configuration lets all of its layers attend in both directions."""
+    # The switch of all decoders, and Gemma 3's.
+    return getattr(config, "is_causal", True) is False or getattr(config, "use_bidirectional_attention", None) is True
+
+
 def decoder_layers(decoder: PreTrainedModel) -> nn.ModuleList:
     """Return the decoder's layers.
 

@@ -17,7 +17,7 @@ from angle.config import BillmConfig, LoraConfig, ModelConfig, PoolingConfig
 from angle.errors import ConfigError
 from angle.modeling import adapters
 from angle.modeling.backbone import checkpoint_activations, is_decoder, load_backbone, load_tokenizer, position_limit
-from angle.modeling.bidirectional import check_class, decoder_layers, make_bidirectional
+from angle.modeling.bidirectional import check_class, decoder_layers, is_made_encoder, make_bidirectional
 from angle.modeling.depths import Depths, Take, cut, last_states
 from angle.modeling.description import SelfDescription
 from angle.modeling.dropout import speed_up_dropout
@@ -278,7 +278,7 @@ class Encoder(nn.Module):
         return np.array_split(lengths, min(GROUPS.get(self.device.type, 1), len(lengths)))
 
     def padding_share(self, lengths: Lengths) -> float:
-        """Return which share of the positions that `forward` runs for texts of these lengths is padding."""
+        """Return which share of the positions that `forward` runs is padding; packed none, but for `even_rows`."""
         if self.is_packed:
             return 0.0
         groups = self._groups(np.sort(lengths)[::-1])
@@ -372,8 +372,7 @@ def _first_bidirectional_layer(
 ) -> int | None:
     """Return where both directions begin: where the settings say, else where the model says, else nowhere."""
     if billm is None or not billm.enabled:
-        stock = is_llm and getattr(backbone.config, "is_causal", True) is False  # a decoder that was made an encoder
-        return 0 if stock else said.bidirectional_from
+        return 0 if is_llm and is_made_encoder(backbone.config) else said.bidirectional_from
     if not is_llm:
         raise ConfigError(
             f"billm.enabled=true cannot work with {type(backbone).__name__}: an encoder attends in both directions "
