@@ -19,11 +19,12 @@ from torch import distributed as dist
 from torch.multiprocessing.spawn import spawn
 
 from angle.config import TrainConfig
-from angle.errors import ConfigError
+from angle.errors import ConfigError, TrainingError
 from angle.objective.angle_loss import LossTerms
 from angle.settings import build_config, load_config
 from angle.structures import Batch
 from angle.training import memory, setup
+from angle.training.distributed import check_equal_weights
 from angle.training.loop import fit
 from angle.training.step import Step, micro_batches
 
@@ -236,6 +237,19 @@ def test_the_budget_that_is_found_fills_the_memory(monkeypatch: pytest.MonkeyPat
         memory.find_token_budget(step_of(made, accelerator), batch.structure.format, rows, longest)
 
 
+def test_in_a_container_files_that_were_read_make_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The limit less what is used, but for files that are kept in case they are read again."""
+    accelerator = setup.start_accelerator(build_config({}, TrainConfig))
+    alone = memory._free(accelerator)
+    monkeypatch.setattr(memory, "CONTAINER", tmp_path)
+    (tmp_path / "memory.current").write_text(f"{900 << 20}\n")
+    (tmp_path / "memory.stat").write_text(f"anon {300 << 20}\nactive_file 7\ninactive_file {500 << 20}\n")
+    (tmp_path / "memory.max").write_text(f"{1000 << 20}\n")
+    assert memory._free(accelerator) == min(alone, 600 << 20)
+    (tmp_path / "memory.max").write_text("max\n")
+    assert memory._free(accelerator) == pytest.approx(alone, rel=0.2)
+
+
 def test_a_run_keeps_the_budget_that_it_found(tmp_path: Path) -> None:
     asked = {"train": {"token_budget": "auto", "max_steps": 2, "batch_size": 4, "output_dir": str(tmp_path / "run")}}
     fit(build_config(asked, TrainConfig))
@@ -295,6 +309,13 @@ def _count_exchanges(rank: int, folder: str, port: int) -> None:
         step.add_gradient(batch, 0.5, exchange=batch is batches[-1])
     assert len(calls) == len(set(calls)) >= 1
     torch.save(gradients(made.student), f"{folder}/{rank}.pt")
+
+    check_equal_weights(made.student)
+    if rank:  # the same numbers in other places
+        weight = next(made.student.parameters()).detach()
+        weight[:2] = weight[:2].flip(0)
+    with pytest.raises(TrainingError, match="weights differ after training"):
+        check_equal_weights(made.student)
     dist.destroy_process_group()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import TYPE_CHECKING
 
 import torch
@@ -70,10 +71,12 @@ def check_equal_weights(model: nn.Module) -> None:
     weights = [weight for weight in trained if not hasattr(weight, "full_tensor")]
     if not weights:
         return
-    own = torch.stack([torch.stack([w.double().sum(), w.double().square().sum()]) for w in weights])
-    all_sums = [torch.empty_like(own) for _ in range(dist.get_world_size())]
-    dist.all_gather(all_sums, own)
-    if not all(torch.equal(own, other) for other in all_sums):
+    own = hashlib.sha256()
+    for weight in weights:
+        own.update(weight.flatten().view(torch.uint8).cpu().numpy().tobytes())
+    digests: list[bytes | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(digests, own.digest())
+    if len(set(digests)) > 1:
         raise TrainingError(
             "The processes' weights differ after training, so their gradients were not shared and the result is that "
             "of one process's rows alone. This is a defect of this program or of its libraries: please report it, with "

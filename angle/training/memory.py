@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 PLANNED = 0.8
 #: Tokens of the smaller one of the two micro-batches that are tried.
 TRIAL_TOKENS = 1024
+#: Where Linux says what memory a container has.
+CONTAINER = Path("/sys/fs/cgroup")
 
 
 def find_token_budget(step: Step, data_format: DataFormat, rows: int, longest: int) -> int:
@@ -111,9 +113,11 @@ def _free(accelerator: Accelerator) -> int:
         own = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return int(torch.cuda.mem_get_info(device)[0]) + own
     free = int(psutil.virtual_memory().available)
-    limit, used = (Path("/sys/fs/cgroup") / name for name in ("memory.max", "memory.current"))
     with suppress(OSError, ValueError):  # in no container, or in one without a limit
-        free = min(free, int(limit.read_text()) - int(used.read_text()))
+        limit, used, parts = ((CONTAINER / f"memory.{name}").read_text() for name in ("max", "current", "stat"))
+        # Files that were read count as used there, but make room for what is asked for.
+        files = dict(line.split() for line in parts.splitlines())["inactive_file"]
+        free = min(free, int(limit) - int(used) + int(files))
     return free // int(accelerator.num_processes)
 
 

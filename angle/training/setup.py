@@ -80,7 +80,8 @@ def start_accelerator(config: TrainConfig) -> Accelerator:
         kwargs_handlers=[
             # The others wait while the main process saves or uploads, which may take long.
             InitProcessGroupKwargs(timeout=timedelta(hours=6)),
-            DistributedDataParallelKwargs(gradient_as_bucket_view=True),  # one copy of the gradients, not two
+            # One copy of the gradients, not two; and no buffer is ever written to (positions, frequencies).
+            DistributedDataParallelKwargs(gradient_as_bucket_view=True, broadcast_buffers=False),
         ],
     )
     if plugin is not None and on_cpu:
