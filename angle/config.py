@@ -322,7 +322,7 @@ class TeacherConfig:
     load_kbit: int | None = None
     """4 or 8: the teacher's weights in so many bits; null: in that type, or in the student's bits for `self`."""
     cache: bool = False
-    """Compute the teacher's embeddings of all texts once, before training, and keep them on disk."""
+    """Compute the teacher's embeddings of all texts once, before training and without autocast; keep them on disk."""
 
     def __post_init__(self) -> None:
         _refuse_fields_while_off("teacher", self, "teacher=self")
@@ -453,7 +453,7 @@ class TrainingConfig:
     """Batches whose mean gradient makes one optimiser step."""
     token_budget: str | None = None
     """Tokens of a micro-batch, or auto for as many as fit into memory: a batch with more runs in several (gradient
-    cache), in a third more time and without any other effect; null: a batch runs as a whole."""
+    cache), in a third to a half more time and to the same effect; null: a batch runs as a whole."""
     learning_rate: float | None = None
     """Peak learning rate; null: 5e-5, for adapters 2e-4, for the random start of `tiny` 2e-3."""
     weight_decay: float = 0.0

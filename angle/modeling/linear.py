@@ -99,7 +99,7 @@ def _is_packable(weight: Tensor) -> bool:
 def weights_packed(model: nn.Module, tokens: int) -> Iterator[None]:
     """Hold the weights in oneDNN's own layout too, where so many tokens without a gradient are worth it."""
     layers = []
-    if tokens >= PAYS_FROM:
+    if tokens >= PAYS_FROM and not torch.is_autocast_enabled("cpu"):
         linear = [module for module in model.modules() if isinstance(module, CpuLinear)]
         layers = [one for one in linear if _is_packable(one.weight)]
     if sum(layer.weight.nbytes for layer in layers) > HELD_TWICE:

@@ -59,8 +59,8 @@ class Step:
         accelerator, processes = self.accelerator, self.accelerator.num_processes
         parts = micro_batches(batch.limits, self.token_budget)
         dice, found = [], []
-        in_float32 = accelerator.mixed_precision == "no"
-        with torch.no_grad(), weights_packed(self.model, int(batch.limits[: parts[-1].start].sum()) * in_float32):
+        again = int(batch.limits[: parts[-1].start].sum())
+        with torch.no_grad(), accelerator.autocast(), weights_packed(self.model, again):
             for part in parts[:-1]:
                 dice.append(_Dice(accelerator.device))
                 found.append(self.model(*batch.some(part, accelerator.device))[0])
