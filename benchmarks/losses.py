@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
-import resource
 import time
 from concurrent.futures import ProcessPoolExecutor
 
@@ -22,6 +21,7 @@ from torch import Tensor
 from angle.config import LossConfig
 from angle.objective.angle_loss import AngleLoss
 from angle.structures import FORMATS, Structure
+from benchmarks.throughput.clock import peak_resident
 
 GIB = 2**30
 #: Most tables of (Q, C) float32 that the plain loss holds at once: logits, their softmax, gradients, and masks.
@@ -38,7 +38,8 @@ class PlainLoss(AngleLoss):
             target = torch.arange(len(roles))
             masked = torch.zeros(len(roles), len(candidates), dtype=torch.bool)
             if self.mask_duplicates:
-                masked = plain_not_negatives(ids[:, 0], ids[:, 1:].T.flatten(), ids[:, 0], ids[:, 1])
+                both_ways = torch.cat([ids[:, :2], ids[:, :2].flip(1)])
+                masked = plain_not_negatives(ids[:, 0], ids[:, 1:].T.flatten(), both_ways[:, 0], both_ways[:, 1])
             return plain_cross_entropy(roles[:, 0], candidates, target, masked, tau).mean()
         positive, texts = structure.labels > (self.config.positive_above or 0.0), roles.flatten(0, 1)
         masked = torch.eye(len(texts), dtype=torch.bool)
@@ -79,7 +80,7 @@ def measure(kind: type[AngleLoss], name: str, rows: int, width: int, duplicates:
         start = time.perf_counter()
         loss(embeddings, structure).total.backward()
         best = min(best, time.perf_counter() - start)
-    return best, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return best, peak_resident()
 
 
 def main() -> None:

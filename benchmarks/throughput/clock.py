@@ -25,9 +25,12 @@ def synchronize() -> None:
 
 
 def peak_memory() -> int:
-    """Return bytes: the device's where there is one, else this process's resident memory at its highest."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
+    """Return bytes: the device's where there is one, else this process's."""
+    return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else peak_resident()
+
+
+def peak_resident() -> int:
+    """Return the bytes of this process's resident memory at its highest."""
     status = Path("/proc/self/status")
     if status.exists():  # of this program alone; getrusage also counts what the process was before it became it
         line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
