@@ -10,7 +10,14 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from angle.objective import contrastive
-from angle.objective.contrastive import NotNegatives, cross_entropy_over, in_batch_loss, text_to_candidates_loss
+from angle.objective.contrastive import (
+    ALONE,
+    NotNegatives,
+    Workers,
+    cross_entropy_over,
+    in_batch_loss,
+    text_to_candidates_loss,
+)
 from angle.objective.unit import unit
 from angle.training.dry_run import Allocations
 
@@ -71,6 +78,21 @@ def random_ids(rows: int, roles: int, seed: int) -> Tensor:
     return torch.randint(0, 2 + rows, (rows, roles), generator=torch.Generator().manual_seed(seed))
 
 
+class Products(TorchDispatchMode):
+    """Counts matrix products."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = self.queries = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        self.count += name in ("mm", "addmm", "addmm_", "bmm", "baddbmm")
+        if func is torch.ops.aten.mm.default:  # of queries and candidates
+            self.queries += len(args[0])
+        return func(*args, **(kwargs or {}))
+
+
 def gradient(loss: Tensor, embeddings: Tensor) -> Tensor:
     return torch.autograd.grad(loss, embeddings)[0]
 
@@ -116,6 +138,32 @@ def test_gradients_agree_with_finite_differences() -> None:
     assert torch.autograd.gradcheck(lambda x: to_candidates(x, random_ids(6, 3, 0), 3.0, True), [roles])
 
 
+@pytest.mark.usefixtures("chunk")
+@pytest.mark.parametrize("number", [2, 3, 16])
+@pytest.mark.parametrize("name", ["A", "B"])
+def test_processes_share_out_the_queries(name: str, number: int) -> None:
+    """What each finds alone adds up to the whole, and each computes the logits of its own queries only."""
+    ids, positive = random_ids(6, 3, 0), torch.tensor([True, False, True, True, False, True])
+
+    def loss_of(roles: Tensor, workers: Workers) -> Tensor:
+        if name == "A":
+            return in_batch(roles[:, :2], positive, ids[:, :2], 7.0, True, workers)
+        return to_candidates(roles, ids, 7.0, True, workers)
+
+    roles = normal(6, 3, 8).requires_grad_()
+    with Products() as together:
+        whole = loss_of(roles, ALONE)
+    parts, counts = [], []
+    for rank in range(number):
+        with Products() as own:
+            parts.append(loss_of(roles, Workers(rank, number)))
+        counts.append(own.queries)
+    torch.testing.assert_close(torch.stack(parts).sum(), whole)
+    torch.testing.assert_close(sum(gradient(part, roles) for part in parts), gradient(whole, roles))
+    assert sum(counts) == together.queries
+    assert max(counts) - min(counts) <= 1
+
+
 def test_a_backward_scales_and_can_be_repeated() -> None:
     roles = normal(4, 3, 8).requires_grad_()
     loss = to_candidates(roles, distinct(4, 3), 20.0, True)
@@ -131,18 +179,6 @@ def test_a_second_derivative_is_refused() -> None:
     loss = cross_entropy_over(queries, candidates, texts, torch.ones(4, dtype=torch.float64), 20.0, mask)
     with pytest.raises(RuntimeError, match="differentiated once only"):
         torch.autograd.grad(loss, queries, create_graph=True)
-
-
-class Products(TorchDispatchMode):
-    """Counts matrix products."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.count = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.count += func.overloadpacket.__name__ in ("mm", "addmm", "addmm_", "bmm", "baddbmm")
-        return func(*args, **(kwargs or {}))
 
 
 def test_logits_are_computed_once_and_without_a_gradient_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from angle.config import LossConfig
 from angle.errors import ConfigError
-from angle.objective.contrastive import in_batch_loss, text_to_candidates_loss
+from angle.objective.contrastive import ALONE, Workers, in_batch_loss, text_to_candidates_loss
 from angle.objective.precision import at_least_float32
 from angle.objective.ranking import angle_scores, cosine_scores, ranking_loss
 from angle.objective.unit import unit
@@ -34,8 +34,15 @@ class AngleLoss:
     embeddings are), whatever the model ran in.
     """
 
-    def __init__(self, config: LossConfig, data_format: DataFormat, dimensions: int, duplicates: str = "mask") -> None:
-        """Fix the weights, the format and what is asked of the embeddings.
+    def __init__(
+        self,
+        config: LossConfig,
+        data_format: DataFormat,
+        dimensions: int,
+        duplicates: str = "mask",
+        workers: Workers = ALONE,
+    ) -> None:
+        """Fix the weights, the format, what is asked of the embeddings and who shares out the work.
 
         Raises:
             ConfigError: an odd number of dimensions with the angle term.
@@ -44,6 +51,7 @@ class AngleLoss:
         self.config = config.for_format(data_format.name)
         self.format = data_format
         self.mask_duplicates = duplicates == "mask"
+        self.workers = workers
         if self.config.angle_w and data_format.name != "C" and dimensions % 2:
             raise ConfigError(
                 f"loss.angle_w={self.config.angle_w:g} cannot work with {dimensions} dimensions: the angle loss splits "
@@ -86,7 +94,8 @@ class AngleLoss:
         return ranking_loss(scores.flatten(), labels.flatten())
 
     def _in_batch(self, roles: Tensor, structure: Structure) -> Tensor:
+        how = self.config.ibn_tau, self.mask_duplicates, self.workers
         if structure.labels is not None:
             positive = structure.labels > (self.config.positive_above or 0.0)
-            return in_batch_loss(roles, positive, structure.text_ids, self.config.ibn_tau, self.mask_duplicates)
-        return text_to_candidates_loss(roles, structure.text_ids, self.config.ibn_tau, self.mask_duplicates)
+            return in_batch_loss(roles, positive, structure.text_ids, *how)
+        return text_to_candidates_loss(roles, structure.text_ids, *how)

@@ -1,12 +1,13 @@
 """Contrastive losses: a text must be nearer to its positive than to the batch's other texts.
 
 Legend: Q queries, C candidates, M queries of a chunk, P pairs of texts, D dimensions. Queries are taken in chunks, so
-that a batch needs O((Q + C) D) memory and a chunk's logits, never all Q x C of them.
+that a batch needs O((Q + C) D) memory and a chunk's logits, never all Q x C of them. Several processes, which all know
+all texts, each take a share of the queries.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,24 @@ from angle.derivatives import refuse_second_derivative
 
 #: The most logits at once, at least one query's.
 LOGITS = 2**24
+
+
+@dataclass(frozen=True)
+class Workers:
+    """Processes that have the same texts before them and share out the work."""
+
+    rank: int = 0
+    """Which of them this one is."""
+    number: int = 1
+    add_up: Callable[[Sequence[Tensor]], None] = lambda _: None
+    """Replaces tensors by their sums over all processes."""
+
+    def share(self, queries: int) -> range:
+        """Return which queries this process takes."""
+        return range(queries * self.rank // self.number, queries * (self.rank + 1) // self.number)
+
+
+ALONE = Workers()
 
 
 @dataclass(frozen=True)
@@ -57,13 +76,20 @@ class _CrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, queries: Tensor, candidates: Tensor, target: Tensor, weights: Tensor, tau: float, mask: NotNegatives
+        ctx: Any,
+        queries: Tensor,
+        candidates: Tensor,
+        target: Tensor,
+        weights: Tensor,
+        tau: float,
+        mask: NotNegatives,
+        workers: Workers,
     ) -> Tensor:
-        found = torch.empty_like(weights)[:, None]
+        found = torch.zeros_like(weights)[:, None]
         differentiate = any(ctx.needs_input_grad)
         if differentiate:
-            by_query, by_candidate = torch.empty_like(queries), torch.zeros_like(candidates)
-        for chunk in _chunks(len(queries), len(candidates)):
+            by_query, by_candidate = (given.new_zeros(given.shape) for given in (queries, candidates))
+        for chunk in _chunks(workers.share(len(queries)), len(candidates)):
             own, right = tau * queries[chunk], target[chunk, None]
             logits = own @ candidates.T
             logits.masked_fill_(mask.of(chunk).scatter_(1, right, False), -torch.inf)
@@ -73,6 +99,7 @@ class _CrossEntropy(torch.autograd.Function):
                 slope = log_softmax.exp_().scatter_(1, right, found[chunk].expm1())  # softmax - 1 at the target
                 torch.mm(slope, candidates, out=by_query[chunk])
                 by_candidate.addmm_(slope.T, weights[chunk, None] * own)
+        workers.add_up([found, by_query, by_candidate] if differentiate else [found])
         if differentiate:
             ctx.save_for_backward(by_query.mul_(tau * weights[:, None]), by_candidate)
         return -(weights[:, None] * found).sum()
@@ -81,16 +108,22 @@ class _CrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         refuse_second_derivative()
         by_query, by_candidate = ctx.saved_tensors
-        return grad * by_query, grad * by_candidate, None, None, None, None
+        return grad * by_query, grad * by_candidate, None, None, None, None, None
 
 
-def _chunks(queries: int, candidates: int) -> Iterator[slice]:
+def _chunks(queries: range, candidates: int) -> Iterator[slice]:
     size = max(1, LOGITS // candidates)
-    return (slice(start, start + size) for start in range(0, queries, size))
+    return (slice(start, min(start + size, queries.stop)) for start in range(queries.start, queries.stop, size))
 
 
 def cross_entropy_over(
-    queries: Tensor, candidates: Tensor, target: Tensor, weights: Tensor, tau: float, mask: NotNegatives
+    queries: Tensor,
+    candidates: Tensor,
+    target: Tensor,
+    weights: Tensor,
+    tau: float,
+    mask: NotNegatives,
+    workers: Workers = ALONE,
 ) -> Tensor:
     """Return the sum over queries of weight * -log softmax of the query's target among its candidates.
 
@@ -103,9 +136,11 @@ def cross_entropy_over(
         weights: (Q,) the share of each query.
         tau: multiplier of the cosines.
         mask: candidates that do not count; a target always counts.
+        workers: which processes share out the queries; all give the same of everything, and get the same.
 
     """
-    loss: Tensor = _CrossEntropy.apply(queries, candidates, target, weights, tau, mask)  # type: ignore[no-untyped-call]
+    given = queries, candidates, target, weights, tau, mask, workers
+    loss: Tensor = _CrossEntropy.apply(*given)  # type: ignore[no-untyped-call]
     return loss
 
 
@@ -116,7 +151,9 @@ def text_numbers(ids: Tensor, mask_duplicates: bool) -> Tensor:
     return torch.searchsorted(ids.flatten().sort().values, ids.contiguous())
 
 
-def in_batch_loss(pairs: Tensor, positive: Tensor, pair_ids: Tensor, tau: float, mask_duplicates: bool) -> Tensor:
+def in_batch_loss(
+    pairs: Tensor, positive: Tensor, pair_ids: Tensor, tau: float, mask_duplicates: bool, workers: Workers = ALONE
+) -> Tensor:
     """Return the contrastive loss of format A: every text of a positive pair must find its partner.
 
     Candidates are all 2B texts but the text itself, in both directions. A pair that is not positive asks for
@@ -128,6 +165,7 @@ def in_batch_loss(pairs: Tensor, positive: Tensor, pair_ids: Tensor, tau: float,
         pair_ids: (B, 2) text ids.
         tau: multiplier of the cosines.
         mask_duplicates: leave out candidates equal to the text itself or to one of its known positives.
+        workers: which processes share out the texts.
 
     """
     embeddings, numbers = pairs.flatten(0, 1), text_numbers(pair_ids, mask_duplicates)
@@ -136,10 +174,12 @@ def in_batch_loss(pairs: Tensor, positive: Tensor, pair_ids: Tensor, tau: float,
     mask = NotNegatives(texts, texts, texts, known.flatten(), len(texts))
     target = torch.arange(len(texts), device=texts.device) ^ 1
     weights = positive[:, None].expand_as(numbers).flatten().to(pairs.dtype) / len(texts)
-    return cross_entropy_over(embeddings, embeddings, target, weights, tau, mask)
+    return cross_entropy_over(embeddings, embeddings, target, weights, tau, mask, workers)
 
 
-def text_to_candidates_loss(roles: Tensor, role_ids: Tensor, tau: float, mask_duplicates: bool) -> Tensor:
+def text_to_candidates_loss(
+    roles: Tensor, role_ids: Tensor, tau: float, mask_duplicates: bool, workers: Workers = ALONE
+) -> Tensor:
     """Return the contrastive loss of formats B and C: a text must find its positive among all candidates.
 
     Candidates are all positives, then (format B) all negatives, of the batch; mean over the B texts.
@@ -149,6 +189,7 @@ def text_to_candidates_loss(roles: Tensor, role_ids: Tensor, tau: float, mask_du
         role_ids: (B, R) text ids.
         tau: multiplier of the cosines.
         mask_duplicates: leave out candidates equal to the text itself or to one of its known positives.
+        workers: which processes share out the texts.
 
     """
     queries, *others = roles.unbind(1)
@@ -158,4 +199,4 @@ def text_to_candidates_loss(roles: Tensor, role_ids: Tensor, tau: float, mask_du
     mask = NotNegatives(text, numbers[:, 1:].T.flatten(), left, right, numbers.numel())
     target = torch.arange(len(text), device=text.device)
     weights = roles.new_full((len(text),), 1 / len(text))
-    return cross_entropy_over(queries, torch.cat(others), target, weights, tau, mask)
+    return cross_entropy_over(queries, torch.cat(others), target, weights, tau, mask, workers)

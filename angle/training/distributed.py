@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from angle.errors import TrainingError
 from angle.modeling.encoder import Encoder
 from angle.modeling.student import Student
+from angle.objective.contrastive import Workers
 from angle.structures import Tokens, deal
 
 if TYPE_CHECKING:
@@ -46,6 +48,17 @@ def sum_over_processes(value: Tensor, processes: int) -> Tensor:
     if processes > 1:
         dist.all_reduce(value)
     return value
+
+
+def share_out(accelerator: Accelerator) -> Workers:
+    """Return all processes as those that share out the work on what they all know."""
+    processes = accelerator.num_processes
+
+    def add_up(values: Sequence[Tensor]) -> None:
+        for value in values:
+            sum_over_processes(value, processes)
+
+    return Workers(accelerator.process_index, processes, add_up)
 
 
 def least_of_processes(number: int, processes: int) -> int:

@@ -26,7 +26,7 @@ from angle.objective.angle_loss import AngleLoss
 from angle.objective.espresso import EspressoLoss
 from angle.objective.objective import Objective
 from angle.training.checkpoint import seed_everything
-from angle.training.distributed import least_of_processes
+from angle.training.distributed import least_of_processes, share_out
 from angle.training.memory import find_token_budget
 from angle.training.precision import has_gpu
 from angle.training.sharding import sharding_plugin, share_out_on_cpu
@@ -149,7 +149,7 @@ def build(config: TrainConfig, accelerator: Accelerator) -> Built:
         data = load_data(config, encoder, sharing)
     config = decide(config, encoder, data)
     duplicates, width = config.data.duplicates, encoder.dimensions
-    loss = AngleLoss(config.loss, data.train.format, width, duplicates)
+    loss = AngleLoss(config.loss, data.train.format, width, duplicates, share_out(accelerator))
     espresso = EspressoLoss(loss, config.ese, encoder.depths.layers, width) if config.ese.enabled else None
     objective = Objective(espresso or loss, config.teacher)
     valid_loss = None
