@@ -49,12 +49,12 @@ RECORD: dict[str, Any] = {
 @pytest.fixture(scope="module")
 def server() -> Iterator[Hub]:
     """A hub, for processes of their own and for this one."""
-    from huggingface_hub import close_session, constants, hf_api
+    from huggingface_hub import close_session, constants
 
     with serve() as hub, pytest.MonkeyPatch.context() as patch:
         patch.setattr(constants, "ENDPOINT", hub.url)
         patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.url + "/{repo_id}/resolve/{revision}/{filename}")
-        patch.setattr(hf_api.api, "endpoint", hub.url)  # which it took from there when it was imported
+        patch.setattr("transformers.utils.hub._hf_api", None)  # which keeps the address that it was made with
         patch.setattr(constants, "HF_HUB_OFFLINE", False)
         patch.setattr(constants, "HF_HUB_DISABLE_XET", True)
         patch.setenv("NO_PROXY", "127.0.0.1")
