@@ -113,7 +113,7 @@ def _free(accelerator: Accelerator) -> int:
         own = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return int(torch.cuda.mem_get_info(device)[0]) + own
     free = int(psutil.virtual_memory().available)
-    with suppress(OSError, ValueError):  # in no container, or in one without a limit
+    with suppress(OSError, ValueError, KeyError):  # in no container, or in one that sets or says no limit
         limit, used, parts = ((CONTAINER / f"memory.{name}").read_text() for name in ("max", "current", "stat"))
         # Files that were read count as used there, but make room for what is asked for.
         files = dict(line.split() for line in parts.splitlines())["inactive_file"]
