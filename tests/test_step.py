@@ -215,6 +215,22 @@ def test_memory_is_that_of_a_micro_batch() -> None:
     assert peaks[250] < 0.7 * peaks[500]
 
 
+@pytest.mark.parametrize("data_format", ["A", "B"])
+def test_memory_grows_by_six_times_the_embeddings_at_most(data_format: str) -> None:
+    made, accelerator = built(data_format, rows=4, loss={"cosine_w": 1.0, "ibn_w": 0.0, "angle_w": 1.0})
+    step = step_of(made, accelerator, 512)
+    for parameter in made.student.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    peaks = []
+    for rows in (4000, 8000):
+        batch = memory._trial(step, made.data.train.format, rows, 3)
+        with memory.Allocations() as made_then:
+            step.add_gradient(batch)
+        peaks.append(made_then.peak)
+    embeddings, _ = made.student(*batch.some(slice(0, 4000), accelerator.device))
+    assert peaks[1] - peaks[0] < 6 * len(made.data.train.format.roles) * embeddings.nbytes
+
+
 @pytest.mark.parametrize("groups", [{}, OBJECTIVES["espresso"], OBJECTIVES["teacher of tokens"]], ids=str)
 def test_the_budget_that_is_found_fills_the_memory(monkeypatch: pytest.MonkeyPatch, groups: dict[str, Any]) -> None:
     rows = 400

@@ -56,7 +56,7 @@ class Step:
                 optimiser step.
 
         """
-        accelerator, processes = self.accelerator, self.accelerator.num_processes
+        accelerator = self.accelerator
         parts = micro_batches(batch.limits, self.token_budget)
         dice, found = [], []
         again = int(batch.limits[: parts[-1].start].sum())
@@ -66,14 +66,8 @@ class Step:
                 found.append(self.model(*batch.some(part, accelerator.device))[0])
         with self._exchange(exchange and len(parts) == 1):
             kept = self.model(*batch.some(parts[-1], accelerator.device))
-            own = torch.cat([*found, kept[0].detach()])
-            embeddings = gather_equal(own, processes).requires_grad_()
-            loss = self.objective(embeddings, batch.structure.to(accelerator.device))
-            (gradient,) = torch.autograd.grad(loss.total, embeddings)
-            # Every process computes the whole loss, but takes only the gradient of its own texts to the weights. The
-            # mean over processes, which the exchange makes, has to be their sum.
-            first = accelerator.process_index * len(own)
-            gradient = gradient[first : first + len(own)] * (share * processes)
+            found.append(kept[0].detach())
+            loss, gradient = self._loss(found, batch, share)
             alignment = self._backward(batch, parts[-1], kept, gradient, share)
         for number, (part, thrown) in enumerate(zip(parts[:-1], dice, strict=True), 2):
             with self._exchange(exchange and number == len(parts)):
@@ -81,10 +75,29 @@ class Step:
                     kept = self.model(*batch.some(part, accelerator.device))
                 alignment = alignment + self._backward(batch, part, kept, gradient, share)
         if self.teacher is None:
-            return LossTerms(loss.total.detach(), loss.terms)
-        alignment = sum_over_processes(alignment, processes)
-        total = loss.total.detach() + self.objective.teacher.weight * alignment
+            return loss
+        alignment = sum_over_processes(alignment, accelerator.num_processes)
+        total = loss.total + self.objective.teacher.weight * alignment
         return LossTerms(total, loss.terms | {"alignment": alignment})
+
+    def _loss(self, found: list[Tensor], batch: Batch, share: float) -> tuple[LossTerms, Tensor]:
+        """Return the loss of all processes' embeddings, but for the alignment, and `share` of its gradient.
+
+        Args:
+            found: the embeddings of this process's micro-batches; emptied, as they and the loss's tables add up.
+            batch: the global batch.
+            share: of this batch in the optimiser step.
+
+        """
+        accelerator, processes = self.accelerator, self.accelerator.num_processes
+        embeddings = gather_equal(torch.cat(found), processes).requires_grad_()
+        found.clear()
+        loss = self.objective(embeddings, batch.structure.to(accelerator.device))
+        (gradient,) = torch.autograd.grad(loss.total, embeddings)
+        # Every process computes the whole loss, but takes only the gradient of its own texts to the weights. The mean
+        # over processes, which the exchange makes, has to be their sum.
+        own = gradient.chunk(processes)[accelerator.process_index]
+        return LossTerms(loss.total.detach(), loss.terms), own * (share * processes)
 
     def _exchange(self, now: bool) -> Any:
         """Several backward passes a step need one exchange of gradients, in the last of them."""
