@@ -415,7 +415,7 @@ class DataConfig:
     test: SourceConfig = field(default_factory=SourceConfig)
     """Format A: measured once before and once after training."""
     duplicates: str = "mask"
-    """Equal texts in a batch: mask (neither they nor the positives that a text has in other rows are its negatives),
+    """Equal texts in a batch: mask (neither they nor the positives that a text has in any row are its negatives),
     drop (the later row) or keep (as negatives)."""
     shuffle: bool = True
     """A new order of the training rows every epoch."""

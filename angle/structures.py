@@ -7,7 +7,7 @@ all texts, D dimensions, W processes.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -98,12 +98,17 @@ class Structure:
     """(B, R) int64: equal numbers are equal texts."""
     labels: Tensor | None
     """(B,) float32, for labelled formats."""
+    alternatives: Tensor = field(default_factory=lambda: torch.empty(0, 3, dtype=torch.int64))
+    """(A, 3) int64: of rows with several texts to draw from, the row, and two texts that it could have had as its first
+    and second role; both stand in the batch, be it by other rows."""
 
     def to(self, device: torch.device) -> Structure:
         """Return the same, which is on the CPU, on a device."""
-        index, ids = (to_device(tensor.numpy(), device) for tensor in (self.index, self.text_ids))
+        index, ids, alternatives = (
+            to_device(tensor.numpy(), device) for tensor in (self.index, self.text_ids, self.alternatives)
+        )
         labels = None if self.labels is None else to_device(self.labels.numpy(), device)
-        return Structure(self.format, index, ids, labels)
+        return Structure(self.format, index, ids, labels, alternatives)
 
 
 @dataclass(frozen=True)

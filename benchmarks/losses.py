@@ -37,13 +37,13 @@ class PlainLoss(AngleLoss):
             candidates = roles[:, 1:].transpose(0, 1).flatten(0, 1)
             target = torch.arange(len(roles))
             masked = torch.zeros(len(roles), len(candidates), dtype=torch.bool)
-            if self.mask_duplicates:
+            if not self.keep_duplicates:
                 both_ways = torch.cat([ids[:, :2], ids[:, :2].flip(1)])
                 masked = plain_not_negatives(ids[:, 0], ids[:, 1:].T.flatten(), both_ways[:, 0], both_ways[:, 1])
             return plain_cross_entropy(roles[:, 0], candidates, target, masked, tau).mean()
         positive, texts = structure.labels > (self.config.positive_above or 0.0), roles.flatten(0, 1)
         masked = torch.eye(len(texts), dtype=torch.bool)
-        if self.mask_duplicates:
+        if not self.keep_duplicates:
             both_ways = torch.cat([ids[positive], ids[positive].flip(1)])
             masked |= plain_not_negatives(ids.flatten(), ids.flatten(), both_ways[:, 0], both_ways[:, 1])
         losses = plain_cross_entropy(texts, texts, torch.arange(len(texts)) ^ 1, masked, tau)

@@ -39,7 +39,7 @@ def evaluate(record: dict[str, Any], embeddings: Tensor) -> Tensor:
     data_format, settings, dimensions = FORMATS[record["format"]], dict(record["settings"]), embeddings.shape[1]
     roles = embeddings.view(-1, len(data_format.roles), dimensions)
     index = torch.arange(len(embeddings)).view(roles.shape[:2])
-    # Equal embeddings are equal texts: the reference keeps them as negatives.
+    # Equal embeddings are equal texts: the reference keeps them as negatives, as if they were different ones.
     ids = torch.from_numpy(np.unique(embeddings.detach().numpy(), axis=0, return_inverse=True)[1]).view(index.shape)
     labels = torch.from_numpy(GOLDENS[f"labels/{record['case']}"]) if data_format.labelled else None
     if record["function"] == "objective":
@@ -47,13 +47,13 @@ def evaluate(record: dict[str, Any], embeddings: Tensor) -> Tensor:
             settings["angle_tau"] /= dimensions
         objective = AngleLoss(LossConfig(**settings), data_format, dimensions, duplicates="keep")
         return objective(embeddings, Structure(data_format, index, ids, labels)).total
-    roles = unit(roles)
+    roles, no_alternatives = unit(roles), torch.empty(0, 3, dtype=torch.int64)
     if record["function"] == "contrastive":
         used = roles if settings["neg"] else roles[:, :2]
-        return text_to_candidates_loss(used, ids[:, : used.shape[1]], settings["tau"], False)
+        return text_to_candidates_loss(used, index[:, : used.shape[1]], no_alternatives, settings["tau"])
     assert labels is not None
     if record["function"] == "in_batch":
-        return in_batch_loss(roles, labels.trunc() > 0, ids, settings["tau"], False)
+        return in_batch_loss(roles, labels.trunc() > 0, index, no_alternatives, settings["tau"])
     if record["function"] == "cosine":
         return ranking_loss(settings["tau"] * cosine_scores(roles[:, 0], roles[:, 1]), labels)
     assert record["function"] == "angle"
@@ -153,24 +153,28 @@ def test_positive_above_decides_which_graded_pairs_attract(above: float | None, 
     embeddings, structure = make(rows=5)
     graded = Structure(structure.format, structure.index, structure.text_ids, torch.tensor([0.0, 0.5, 3.0, 4.0, 5.0]))
     objective = AngleLoss(LossConfig(0.0, 1.0, 0.0, positive_above=above), FORMATS["A"], 8)
-    expected = in_batch_loss(
-        unit(embeddings).view(5, 2, 8), torch.tensor(positive).bool(), structure.text_ids, 20.0, True
-    )
+    pairs, which = unit(embeddings).view(5, 2, 8), torch.tensor(positive).bool()
+    expected = in_batch_loss(pairs, which, structure.text_ids, structure.alternatives, 20.0)
     assert objective(embeddings, graded).total.item() == pytest.approx(expected.item(), rel=1e-6)
 
 
 @pytest.mark.parametrize("name", ["A", "B", "C"])
-def test_only_mask_changes_how_equal_texts_count(name: str) -> None:
+def test_keep_counts_equal_texts_and_alternatives_as_any_others(name: str) -> None:
     embeddings, structure = make(name=name)
     ids = structure.text_ids.clone()
     ids[3, 0] = ids[1, 0]
-    repeated = Structure(structure.format, structure.index, ids, structure.labels)
-    mask, drop, keep = (
-        AngleLoss(LossConfig(), FORMATS[name], 8, duplicates)(embeddings, repeated).total.item()
-        for duplicates in ("mask", "drop", "keep")
-    )
-    assert drop == keep == AngleLoss(LossConfig(), FORMATS[name], 8)(embeddings, structure).total.item()
-    assert mask < keep
+    weights = LossConfig(0.0, 1.0, 0.0, ibn_tau=1.0)
+    alternatives = torch.tensor([[1, ids[1, 0], ids[2, 1]]])  # in format A row 1 is positive
+
+    def loss_of(duplicates: str, *texts: Tensor) -> float:
+        given = Structure(structure.format, structure.index, texts[0], structure.labels, *texts[1:])
+        return AngleLoss(weights, FORMATS[name], 8, duplicates)(embeddings, given).total.item()
+
+    for duplicates in ("mask", "drop"):
+        both = loss_of(duplicates, ids, alternatives)
+        assert both < loss_of(duplicates, ids) < loss_of(duplicates, structure.text_ids)
+        assert both < loss_of(duplicates, structure.text_ids, alternatives) < loss_of(duplicates, structure.text_ids)
+    assert loss_of("keep", ids, alternatives) == loss_of("mask", structure.text_ids)
 
 
 @pytest.mark.parametrize("name", ["A", "B", "C"])

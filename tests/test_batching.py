@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator
-from itertools import islice
+from dataclasses import replace
+from itertools import islice, product
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import SpyTokenizer, tokens_of, write_jsonl
 
-from angle.config import SourceConfig
+from angle.config import LossConfig, SourceConfig
 from angle.data import sources
 from angle.data.batching import CorpusData, Plan, Sharing, StreamData, collate, without_repeats
 from angle.data.corpus import Corpus, load_corpus
 from angle.errors import DataError
-from angle.structures import Batch
+from angle.objective.angle_loss import AngleLoss
+from angle.structures import FORMATS, Batch
 
 
 def rows_of(plan: Plan, step: int) -> list[int]:
@@ -176,6 +179,37 @@ def test_drop_leaves_no_text_twice_and_the_others_leave_all_rows(tmp_path):
     assert 0 < len(dropped.rows) < 20
     for duplicates in ("mask", "keep"):
         assert collate(corpus, rows, 0, Sharing(20, duplicates=duplicates)).rows.tolist() == rows.tolist()
+
+
+def test_positives_that_were_not_drawn_are_no_negatives_where_other_rows_bring_them(tmp_path):
+    cells = [
+        (["q0"], ["p0", "p1", "p2"]),
+        (["q1", "q0"], ["p1"]),
+        (["q2"], ["p2", "p3"]),
+        (["q3"], ["p3"]),
+        (["q4"], ["p0", "q0"]),
+    ]
+    known = {pair for texts, positives in cells for pair in product(texts, positives)}
+    known |= {(positive, text) for text, positive in known}
+    corpus = corpus_of(write_jsonl(tmp_path / "a.jsonl", ({"text": a, "positive": b} for a, b in cells)))
+    names = list(dict.fromkeys(text for row in cells for cell in row for text in cell))
+    embeddings = F.normalize(torch.randn(9, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64), dim=1)
+    objective = AngleLoss(LossConfig(ibn_w=1.0), FORMATS["C"], 8)
+    further = 0
+    for epoch in range(12):
+        structure = collate(corpus, np.array([4, 2, 0, 1, 3]), epoch, Sharing(5)).structure
+        rows = [[names[text] for text in row] for row in structure.text_ids.tolist()]
+        masked = [
+            [n != m and (own == other or (own, other) in known) for m, (_, other) in enumerate(rows)]
+            for n, (own, _) in enumerate(rows)
+        ]
+        queries, positives = embeddings[structure.index].unbind(1)
+        logits = (20 * queries @ positives.T).masked_fill(torch.tensor(masked), -torch.inf)
+        expected = F.cross_entropy(logits, torch.arange(5)).item()
+        assert objective(embeddings, structure).total.item() == pytest.approx(expected, rel=1e-12)
+        drawn = replace(structure, alternatives=structure.alternatives[:0])
+        further += objective(embeddings, drawn).total.item() > expected
+    assert further > 6
 
 
 def stream(path: Path, window: int = 8, tokenizer: SpyTokenizer | None = None, **sharing: int) -> StreamData:

@@ -294,6 +294,18 @@ def test_a_list_cell_gives_one_of_its_texts_by_seed_epoch_and_row(tmp_path, toke
     assert (corpus.texts(rows, 2, 0) != drawn).any()
 
 
+def test_the_pairs_of_cells_with_several_texts_are_those_among_the_given_texts(tmp_path, tokenizer):
+    corpus = lists(tmp_path, tokenizer)  # row n has texts "tn" and "pn.0" to "pn.(n % 4)"
+    numbers = {text: number for number, text in enumerate(texts_of(corpus))}
+    there = [numbers[tokens_of(text)] for text in ("p5.0", "t5", "p5.1", "t4", "p4.0", "t6", "p2.1", "p3.3", "t3")]
+    found = corpus.alternatives(np.array([6, 5, 4, 3]), np.array(there))
+    wanted = [(1, "t5", "p5.0"), (1, "t5", "p5.1"), (3, "t3", "p3.3")]  # row 4 has nothing to draw from
+    assert sorted(map(tuple, found.tolist())) == sorted(
+        (place, numbers[tokens_of(text)], numbers[tokens_of(positive)]) for place, text, positive in wanted
+    )
+    assert corpus.alternatives(np.array([4, 0]), np.array(there)).shape == (0, 3)
+
+
 def test_every_choice_of_a_list_is_drawn_about_equally_often(tmp_path, tokenizer):
     corpus = lists(tmp_path, tokenizer, rows=4)
     counts = Counter(int(corpus.texts(np.array([3]), 0, epoch)[0, 1]) for epoch in range(400))

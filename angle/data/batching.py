@@ -227,7 +227,13 @@ def collate(corpus: Corpus, rows: Ints, epoch: int, sharing: Sharing) -> Batch:
         distinct[own],
         np.where(places[own] == slots[sharing.rank], uses[own], 0),
         lengths[dealt[0]],
-        Structure(corpus.format, torch.from_numpy(places[index.reshape(texts.shape)]), torch.from_numpy(texts), labels),
+        Structure(
+            corpus.format,
+            torch.from_numpy(places[index.reshape(texts.shape)]),
+            torch.from_numpy(texts),
+            labels,
+            torch.from_numpy(corpus.alternatives(rows, distinct)),
+        ),
         int((uses * lengths).sum()),
         rows,
     )

@@ -8,6 +8,7 @@ import os
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -79,6 +80,22 @@ class Corpus:
             return self.choices[first]
         draws = np.stack([np.random.default_rng((seed, epoch, int(row))).random(first.shape[1]) for row in rows])
         return self.choices[first + (draws * count).astype(np.int64)]
+
+    def alternatives(self, rows: Ints, texts: Ints) -> Ints:
+        """Return (A, 3): of rows with several texts to draw from, their place, and pairs of the first two cells' texts.
+
+        Args:
+            rows: (B,) whose places are counted.
+            texts: both of a pair are among these.
+
+        """
+        there = set(texts.tolist())
+        found = []
+        for place in np.flatnonzero((self.count[rows, :2] > 1).any(axis=1)).tolist():
+            first, count = self.first[rows[place], :2], self.count[rows[place], :2]
+            cells = (self.choices[start : start + size].tolist() for start, size in zip(first, count, strict=True))
+            found += [(place, *pair) for pair in product(*(there.intersection(cell) for cell in cells))]
+        return np.array(sorted(found), np.int64).reshape(-1, 3)
 
 
 class CorpusBuilder:

@@ -50,7 +50,7 @@ class AngleLoss:
         """
         self.config = config.for_format(data_format.name)
         self.format = data_format
-        self.mask_duplicates = duplicates == "mask"
+        self.keep_duplicates = duplicates == "keep"
         self.workers = workers
         if self.config.angle_w and data_format.name != "C" and dimensions % 2:
             raise ConfigError(
@@ -94,8 +94,10 @@ class AngleLoss:
         return ranking_loss(scores.flatten(), labels.flatten())
 
     def _in_batch(self, roles: Tensor, structure: Structure) -> Tensor:
-        how = self.config.ibn_tau, self.mask_duplicates, self.workers
+        ids, alternatives = structure.text_ids, structure.alternatives
+        if self.keep_duplicates:  # as if no text were another's equal
+            ids, alternatives = torch.arange(ids.numel(), device=ids.device).view_as(ids), alternatives[:0]
+        how = ids, alternatives, self.config.ibn_tau, self.workers
         if structure.labels is not None:
-            positive = structure.labels > (self.config.positive_above or 0.0)
-            return in_batch_loss(roles, positive, structure.text_ids, *how)
-        return text_to_candidates_loss(roles, structure.text_ids, *how)
+            return in_batch_loss(roles, structure.labels > (self.config.positive_above or 0.0), *how)
+        return text_to_candidates_loss(roles, *how)

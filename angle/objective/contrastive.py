@@ -55,6 +55,16 @@ class NotNegatives:
     """(P,) the texts that are no negatives of those on the left."""
     texts: int
 
+    @classmethod
+    def of_texts(cls, ids: Tensor, queries: Tensor, candidates: Tensor, left: Tensor, right: Tensor) -> NotNegatives:
+        """Return it for texts named by any ids; all of them stand among `ids`."""
+        ordered = ids.flatten().sort().values
+
+        def number(some: Tensor) -> Tensor:
+            return torch.searchsorted(ordered, some.contiguous())
+
+        return cls(number(queries), number(candidates), number(left), number(right), len(ordered))
+
     def of(self, chunk: slice) -> Tensor:
         """Return (M, C) bool for a chunk of the queries."""
         queries = self.queries[chunk]
@@ -144,59 +154,60 @@ def cross_entropy_over(
     return loss
 
 
-def text_numbers(ids: Tensor, mask_duplicates: bool) -> Tensor:
-    """Return text ids as numbers from 0 up to how many there are; each its own if duplicates are not to be masked."""
-    if not mask_duplicates:
-        return torch.arange(ids.numel(), device=ids.device).view_as(ids)
-    return torch.searchsorted(ids.flatten().sort().values, ids.contiguous())
-
-
 def in_batch_loss(
-    pairs: Tensor, positive: Tensor, pair_ids: Tensor, tau: float, mask_duplicates: bool, workers: Workers = ALONE
+    pairs: Tensor, positive: Tensor, pair_ids: Tensor, alternatives: Tensor, tau: float, workers: Workers = ALONE
 ) -> Tensor:
     """Return the contrastive loss of format A: every text of a positive pair must find its partner.
 
-    Candidates are all 2B texts but the text itself, in both directions. A pair that is not positive asks for
-    nothing: its texts still count in the mean over all 2B texts and are negatives of the others.
+    Candidates are all 2B texts but the text itself, its equals and its known positives, in both directions. A pair that
+    is not positive asks for nothing: its texts still count in the mean over all 2B texts and are negatives of the
+    others.
 
     Args:
         pairs: (B, 2, D) embeddings of length 1.
         positive: (B,) bool.
-        pair_ids: (B, 2) text ids.
+        pair_ids: (B, 2) text ids, equal for equal texts.
+        alternatives: (A, 3) further pairs of texts, each after the row that it is of.
         tau: multiplier of the cosines.
-        mask_duplicates: leave out candidates equal to the text itself or to one of its known positives.
         workers: which processes share out the texts.
 
     """
-    embeddings, numbers = pairs.flatten(0, 1), text_numbers(pair_ids, mask_duplicates)
-    known = torch.where(positive[:, None], numbers.flip(1), numbers)  # of a pair that is not positive: itself
-    texts = numbers.flatten()  # interleaved: the partner of text i is i xor 1
-    mask = NotNegatives(texts, texts, texts, known.flatten(), len(texts))
+    embeddings, texts = pairs.flatten(0, 1), pair_ids.flatten()  # interleaved: the partner of text i is i xor 1
+    known = _both_ways(pair_ids, alternatives, torch.cat([positive, positive[alternatives[:, 0]]]))
+    mask = NotNegatives.of_texts(pair_ids, texts, texts, *known)
     target = torch.arange(len(texts), device=texts.device) ^ 1
-    weights = positive[:, None].expand_as(numbers).flatten().to(pairs.dtype) / len(texts)
+    weights = positive[:, None].expand_as(pair_ids).flatten().to(pairs.dtype) / len(texts)
     return cross_entropy_over(embeddings, embeddings, target, weights, tau, mask, workers)
 
 
 def text_to_candidates_loss(
-    roles: Tensor, role_ids: Tensor, tau: float, mask_duplicates: bool, workers: Workers = ALONE
+    roles: Tensor, role_ids: Tensor, alternatives: Tensor, tau: float, workers: Workers = ALONE
 ) -> Tensor:
     """Return the contrastive loss of formats B and C: a text must find its positive among all candidates.
 
-    Candidates are all positives, then (format B) all negatives, of the batch; mean over the B texts.
+    Candidates are all positives, then (format B) all negatives, of the batch, but the text's equals and its known
+    positives; mean over the B texts.
 
     Args:
         roles: (B, R, D) embeddings of length 1, of text, positive and, for R = 3, negative.
-        role_ids: (B, R) text ids.
+        role_ids: (B, R) text ids, equal for equal texts.
+        alternatives: (A, 3) further pairs of texts, each after the row that it is of.
         tau: multiplier of the cosines.
-        mask_duplicates: leave out candidates equal to the text itself or to one of its known positives.
         workers: which processes share out the texts.
 
     """
     queries, *others = roles.unbind(1)
-    numbers = text_numbers(role_ids, mask_duplicates)
-    text, positive = numbers[:, 0], numbers[:, 1]
-    left, right = torch.cat([text, positive]), torch.cat([positive, text])
-    mask = NotNegatives(text, numbers[:, 1:].T.flatten(), left, right, numbers.numel())
-    target = torch.arange(len(text), device=text.device)
-    weights = roles.new_full((len(text),), 1 / len(text))
+    known = _both_ways(role_ids, alternatives)
+    mask = NotNegatives.of_texts(role_ids, role_ids[:, 0], role_ids[:, 1:].T.flatten(), *known)
+    target = torch.arange(len(queries), device=roles.device)
+    weights = roles.new_full((len(queries),), 1 / len(queries))
     return cross_entropy_over(queries, torch.cat(others), target, weights, tau, mask, workers)
+
+
+def _both_ways(ids: Tensor, alternatives: Tensor, positive: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Return the ids (P,) of texts and of a known positive of each; of a pair that is not positive the text itself."""
+    pairs = torch.cat([ids[:, :2], alternatives[:, 1:]])
+    partners = pairs.flip(1)
+    if positive is not None:
+        partners = torch.where(positive[:, None], partners, pairs)
+    return pairs.flatten(), partners.flatten()
