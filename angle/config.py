@@ -83,7 +83,8 @@ class ModelConfig:
     dtype: str = "float32"
     """Type of the weights: float32, bfloat16, float16 or auto (as stored)."""
     load_kbit: int | None = None
-    """4 or 8: frozen weights in so many bits (NF4, int8), for training with lora; null: in model.dtype."""
+    """4 or 8: frozen weights in so many bits (NF4, LLM.int8), for training with lora; null: in model.dtype. In 8 bits a
+    text's batch mates change its embedding a little."""
     attn_implementation: str | None = None
     """sdpa, eager or flash_attention_2; null: what transformers picks."""
     padding_side: str | None = None

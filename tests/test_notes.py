@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +29,9 @@ def rows(tmp_path: Path, name: str, labels: list[float] | None = None) -> Path:
     return write_jsonl(tmp_path / f"{name}.jsonl", [dict(zip(columns, row, strict=True)) for row in cells])
 
 
-def said(path: Path, loss: dict[str, Any], **model: Any) -> list[str]:
-    config = build_config(
-        {"data": {"train": {"name_or_path": str(path)}}, "loss": loss, "model": model, "pooling": {"strategy": "avg"}},
-        TrainConfig,
-    )
+def said(path: Path, loss: dict[str, Any], lora: dict[str, Any] | None = None, **model: Any) -> list[str]:
+    groups = {"loss": loss, "lora": lora or {}, "model": model, "pooling": {"strategy": "avg"}}
+    config = build_config({"data": {"train": {"name_or_path": str(path)}}, **groups}, TrainConfig)
     built = setup.build(config, setup.start_accelerator(config))
     return notes.notes_on(built.config, built.data)
 
@@ -93,6 +91,13 @@ def test_what_is_said(
     tmp_path: Path, name: str, labels: list[float] | None, loss: dict[str, Any], expected: list[str]
 ) -> None:
     assert said(rows(tmp_path, name, labels), loss) == expected
+
+
+def test_8_bits_are_told_to_depend_on_batch_mates(tmp_path: Path, folder_of: Callable[[str], str]) -> None:
+    path, lora = rows(tmp_path, "B"), {"enabled": True, "r": 2}
+    (note,) = said(path, {}, lora, name_or_path=folder_of("llama"), load_kbit=8)
+    assert note.startswith("model.load_kbit=8 rounds the inputs of a layer by all tokens of a batch")
+    assert said(path, {}, lora, name_or_path=folder_of("llama"), load_kbit=4) == []
 
 
 def test_a_sweep_says_it_once(tmp_path: Path) -> None:

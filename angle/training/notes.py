@@ -34,6 +34,11 @@ def notes_on(config: TrainConfig, data: Data) -> list[str]:
     notes = [*_on_weights(config.loss, config.data_format.name, labels), *_on_labels(config.loss, labels)]
     if config.data.train.names() == [SAMPLE] and config.model.name_or_path != TINY:
         notes.insert(0, "sample is toy data, to try things out; for a real model add data=nli_b")
+    if config.model.load_kbit == 8:
+        notes.append(
+            "model.load_kbit=8 rounds the inputs of a layer by all tokens of a batch, so batch mates change embeddings "
+            "a little; model.load_kbit=4 does not"
+        )
     said = _said.get()
     if said is None:
         return notes
