@@ -40,9 +40,10 @@ from angle.modeling import packing, varlen
 from angle.modeling.encoder import Encoder
 from angle.modeling.varlen import FLASH, RECTANGLE, VARLEN, Texts, choose
 from angle.settings import build_config
-from angle.training import setup
+from angle.training import loop, setup
 from angle.training.describe import banner
 from angle.training.loop import fit
+from angle.training.tracking import Tracker
 
 INSTALLED = torch.nn.attention.varlen.varlen_attn
 BOTH = frozenset({VARLEN, FLASH})
@@ -297,6 +298,44 @@ def test_nothing_waits_for_the_device(
         assert not spy.seen
         torch.ones(1).item()
         assert spy.seen == ["_local_scalar_dense"]
+
+
+@pytest.mark.parametrize(
+    "groups",
+    [
+        {},
+        {"train": {"token_budget": 40, "gradient_accumulation_steps": 2, "mixed_precision": "bf16"}},
+        {"ese": {"enabled": True, "compression_size": 16}, "teacher": {"enabled": True, "name_or_path": "self"}},
+        {"lora": {"enabled": True, "r": 2}, "loss": {"cosine_w": 1.0}},
+    ],
+    ids=["plain", "micro-batches", "espresso and teacher", "adapters"],
+)
+def test_steps_wait_for_the_device_only_when_they_are_logged(
+    folder_of: Callable[[str], str],
+    take: Callable[[str], None],
+    monkeypatch: pytest.MonkeyPatch,
+    rows: Path,
+    tmp_path: Path,
+    groups: dict[str, Any],
+) -> None:
+    take(RECTANGLE)
+    spy, seen, train, advance = Spy(), list[list[str]](), loop._train, Tracker.advance
+
+    def train_with_spy(*given: Any) -> None:
+        with spy:
+            train(*given)
+
+    def advance_and_look(tracker: Tracker) -> None:
+        seen.append(list(spy.seen))
+        advance(tracker)
+
+    monkeypatch.setattr(loop, "_train", train_with_spy)
+    monkeypatch.setattr(Tracker, "advance", advance_and_look)
+    usual = {"max_steps": 4, "logging_steps": 3, "save_steps": 0, "batch_size": 8, "output_dir": str(tmp_path / "run")}
+    settings = {"model": {"name_or_path": folder_of("bert")}, "data": {"train": {"name_or_path": str(rows)}}}
+    loop.fit(build_config({**settings, **groups, "train": usual | groups.get("train", {})}, TrainConfig))
+    assert seen[:3] == [[], [], []]
+    assert seen[3]  # what the third step was logged with
 
 
 @pytest.mark.parametrize("way", [RECTANGLE, FLASH])

@@ -88,12 +88,12 @@ def compress(texts: Tensor, width: int) -> Tensor:
     """
     there = (texts if texts.device.type in ("cpu", "cuda") else texts.cpu()).double()
     attention = torch.softmax(there.T @ there / math.sqrt(there.shape[1]), dim=-1)
-    if not attention.isfinite().all():  # for the loop to say so, which a decomposition would not
-        return torch.full_like(texts[:, :width], torch.nan)
+    # What is not finite is for the loop to say; a decomposition would fail.
+    finite = attention.isfinite().all()
     # Squares of the singular values, and U: half the work of a full decomposition. In float64, as squaring costs
-    # half of the digits.
-    squares, vectors = torch.linalg.eigh(attention @ attention.T)
+    # half of the digits. On a GPU the decomposition waits for its own end.
+    squares, vectors = torch.linalg.eigh(torch.where(finite, attention @ attention.T, 0.0))
     vectors, squares = vectors[:, -width:].flip(1), squares[-width:].flip(0)
     largest = vectors.gather(0, vectors.abs().argmax(dim=0, keepdim=True))
     target: Tensor = there @ (vectors * largest.sign() * squares.clamp(min=0).sqrt())
-    return target.to(texts.device, texts.dtype)
+    return target.masked_fill_(~finite, torch.nan).to(texts.device, texts.dtype)
