@@ -1,4 +1,4 @@
-"""What processes tell each other: embeddings, so that the loss is that of all rows, and single numbers."""
+"""Several processes that train as one: work that is shared out, and weights that must not drift apart."""
 
 from __future__ import annotations
 
@@ -11,43 +11,11 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from angle.errors import TrainingError
-from angle.modeling.encoder import Encoder
-from angle.modeling.student import Student
 from angle.objective.contrastive import Workers
-from angle.structures import Tokens, deal
+from angle.processes import sum_over_processes
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
-
-
-def gather_equal(value: Tensor, processes: int) -> Tensor:
-    """Return the rows (W M, ...) of all processes, in the order of ranks, without gradient; all have as many."""
-    if processes == 1:
-        return value
-    together = value.new_empty(processes * len(value), *value.shape[1:])
-    dist.all_gather(list(together.chunk(processes)), value.contiguous())
-    return together
-
-
-def encode_shared(encoder: Encoder | Student, tokens: Tokens, accelerator: Accelerator) -> Tensor:
-    """Return the embeddings (N, D), float32 on the CPU, of texts that the processes share out, on all of them.
-
-    They run in the precision of the training.
-    """
-    dealt = deal(tokens.lengths, accelerator.num_processes)
-    with accelerator.autocast():
-        own = encoder.encode_tokens(tokens.take(dealt[accelerator.process_index]))
-    everyone = gather_equal(own.to(accelerator.device), accelerator.num_processes).cpu()
-    embeddings = torch.empty(len(tokens), own.shape[1])
-    embeddings[torch.from_numpy(dealt.flatten())] = everyone
-    return embeddings
-
-
-def sum_over_processes(value: Tensor, processes: int) -> Tensor:
-    """Return the sum of a value over all processes."""
-    if processes > 1:
-        dist.all_reduce(value)
-    return value
 
 
 def share_out(accelerator: Accelerator) -> Workers:
@@ -59,14 +27,6 @@ def share_out(accelerator: Accelerator) -> Workers:
             sum_over_processes(value, processes)
 
     return Workers(accelerator.process_index, processes, add_up)
-
-
-def least_of_processes(number: int, processes: int) -> int:
-    """Return the smallest of all processes' numbers."""
-    numbers: list[int] = [number] * processes
-    if processes > 1:
-        dist.all_gather_object(numbers, number)
-    return min(numbers)
 
 
 def check_equal_weights(model: nn.Module) -> None:

@@ -20,17 +20,18 @@ from angle.data.ahead import ahead
 from angle.data.batching import Sharing, collate
 from angle.data.corpus import Corpus
 from angle.errors import ConfigError, DataError, TrainingError
+from angle.evaluation.encoding import encode_shared
 from angle.evaluation.sts import pair_scores, word_overlap
 from angle.modeling.encoder import Encoder
 from angle.modeling.student import Student
 from angle.objective.angle_loss import AngleLoss, LossTerms
 from angle.settings import load_config, resumed
-from angle.structures import Batch
+from angle.structures import Batch, Tokens
 from angle.training import setup
 from angle.training.allocator import freed_memory_kept
 from angle.training.checkpoint import Progress, collect_state, load_state, save_state, seed_everything
 from angle.training.describe import banner, describe_environment
-from angle.training.distributed import check_equal_weights, encode_shared
+from angle.training.distributed import check_equal_weights
 from angle.training.publish import check_hub, publish, publish_finished
 from angle.training.result import Result
 from angle.training.run_folder import RunFolder, RunState
@@ -323,7 +324,13 @@ def _evaluate(run: Run) -> None:
 
 def _spearman(run: Run, encoder: Encoder | Student, corpus: Corpus) -> float:
     """Return the correlation on a corpus."""
-    return pair_scores(encode_shared(encoder, corpus.tokens, run.accelerator), corpus).spearman
+    return pair_scores(_encode(run, encoder, corpus.tokens), corpus).spearman
+
+
+def _encode(run: Run, encoder: Encoder | Student, tokens: Tokens) -> Tensor:
+    """Return the embeddings of texts, all processes together, in the precision of the training."""
+    with run.accelerator.autocast():
+        return encode_shared(encoder.encode_tokens, tokens, run.accelerator)
 
 
 @torch.no_grad()
@@ -338,7 +345,7 @@ def _valid_loss(run: Run, corpus: Corpus, loss_of: AngleLoss) -> dict[str, float
     sums: dict[str, float] = {}
     for part in parts:
         batch = collate(corpus, part, 0, sharing)
-        loss = loss_of(encode_shared(run.student, batch.tokens, run.accelerator), batch.structure)
+        loss = loss_of(_encode(run, run.student, batch.tokens), batch.structure)
         for name, value in ({"loss": loss.total} | {f"loss/{n}": v for n, v in loss.terms.items()}).items():
             sums[name] = sums.get(name, 0.0) + float(value) / len(parts)
     return sums

@@ -6,10 +6,7 @@ from collections.abc import Mapping
 
 import torch
 
-
-def has_gpu() -> bool:
-    """Return whether there is a GPU to train on."""
-    return torch.cuda.is_available() or torch.backends.mps.is_available()
+from angle.processes import has_gpu
 
 
 def half_precision() -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
@@ -25,10 +24,10 @@ from angle.modeling.student import Student
 from angle.objective.angle_loss import AngleLoss
 from angle.objective.espresso import EspressoLoss
 from angle.objective.objective import Objective
+from angle.processes import check_all_found, has_gpu, least_of_processes
 from angle.training.checkpoint import seed_everything
-from angle.training.distributed import least_of_processes, share_out
+from angle.training.distributed import share_out
 from angle.training.memory import find_token_budget
-from angle.training.precision import has_gpu
 from angle.training.sharding import sharding_plugin, share_out_on_cpu
 from angle.training.step import Step
 from angle.training.teacher import Teacher, load_teacher
@@ -86,12 +85,7 @@ def start_accelerator(config: TrainConfig) -> Accelerator:
     )
     if plugin is not None and on_cpu:
         share_out_on_cpu(accelerator, plugin)
-    wanted = int(os.environ.get("WORLD_SIZE", "1"))
-    if accelerator.num_processes != wanted:
-        raise ConfigError(
-            f"The launcher announced {wanted} processes, but {accelerator.num_processes} found each "
-            f"other; start with accelerate launch --multi_gpu --num_processes {wanted} train.py ..."
-        )
+    check_all_found(accelerator.num_processes, "train.py")
     return accelerator
 
 

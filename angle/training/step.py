@@ -25,8 +25,8 @@ from angle.modeling.pooling import Lengths
 from angle.objective.alignment import Aligned
 from angle.objective.angle_loss import LossTerms
 from angle.objective.objective import Objective
+from angle.processes import gather_equal, sum_over_processes
 from angle.structures import Batch, to_device
-from angle.training.distributed import gather_equal, sum_over_processes
 from angle.training.teacher import Teacher
 
 if TYPE_CHECKING:

@@ -1,0 +1,36 @@
+"""Texts that several processes share out to encode."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from angle.processes import gather_equal
+from angle.structures import Tokens, deal
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator, PartialState
+
+
+def encode_shared(
+    encode: Callable[[Tokens], Tensor], tokens: Tokens, processes: Accelerator | PartialState | None = None
+) -> Tensor:
+    """Return the embeddings (N, ...), float32 on the CPU, of texts that processes share out, on all of them.
+
+    Args:
+        encode: returns the embeddings of texts; the same on all processes.
+        tokens: N texts, the same on all.
+        processes: those that take part; None for this one alone.
+
+    """
+    if processes is None or processes.num_processes == 1:
+        return encode(tokens)
+    dealt = deal(tokens.lengths, processes.num_processes)
+    own = encode(tokens.take(dealt[processes.process_index]))
+    everyone = gather_equal(own.to(processes.device), processes.num_processes).cpu()
+    embeddings = torch.empty(len(tokens), *own.shape[1:])
+    embeddings[torch.from_numpy(dealt.flatten())] = everyone
+    return embeddings

@@ -1,0 +1,73 @@
+"""Which processes there are, and what they tell each other."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from angle.errors import ConfigError
+
+if TYPE_CHECKING:
+    from accelerate import PartialState
+
+
+def has_gpu() -> bool:
+    """Return whether there is a GPU to train on."""
+    return torch.cuda.is_available() or torch.backends.mps.is_available()
+
+
+def join_others(script: str) -> PartialState:
+    """Return this process's place among those of the launcher, and its device, once all are there.
+
+    Raises:
+        ConfigError: as `check_all_found`.
+
+    """
+    from accelerate import PartialState
+
+    state = PartialState(cpu=not has_gpu())
+    check_all_found(state.num_processes, script)
+    return state
+
+
+def check_all_found(processes: int, script: str) -> None:
+    """Check that as many processes found each other as the launcher started, each of which would else work alone.
+
+    Raises:
+        ConfigError: they did not.
+
+    """
+    wanted = int(os.environ.get("WORLD_SIZE", "1"))
+    if processes != wanted:
+        raise ConfigError(
+            f"The launcher announced {wanted} processes, but {processes} found each other; start with accelerate "
+            f"launch --multi_gpu --num_processes {wanted} {script} ..."
+        )
+
+
+def gather_equal(value: Tensor, processes: int) -> Tensor:
+    """Return the rows (W M, ...) of all processes, in the order of ranks, without gradient; all have as many."""
+    if processes == 1:
+        return value
+    together = value.new_empty(processes * len(value), *value.shape[1:])
+    dist.all_gather(list(together.chunk(processes)), value.contiguous())
+    return together
+
+
+def sum_over_processes(value: Tensor, processes: int) -> Tensor:
+    """Return the sum of a value over all processes."""
+    if processes > 1:
+        dist.all_reduce(value)
+    return value
+
+
+def least_of_processes(number: int, processes: int) -> int:
+    """Return the smallest of all processes' numbers."""
+    numbers: list[int] = [number] * processes
+    if processes > 1:
+        dist.all_gather_object(numbers, number)
+    return min(numbers)
