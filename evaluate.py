@@ -12,16 +12,19 @@ def main(config: EvaluateConfig) -> float | None:
     """Evaluate, print the table, say where the numbers are, and return the mean Spearman correlation."""
     from angle.evaluation.grid import evaluate_grid
     from angle.evaluation.report import evaluate, table
+    from angle.processes import join_others
 
+    processes = join_others("evaluate.py")
     if config.ese_grid:
-        grid = evaluate_grid(config)
+        grid = evaluate_grid(config, processes)
         contract, found, saved = grid.contract, str(grid), f"{grid.folder}/grid.png, and the numbers in grid.json"
         score = grid.mean_spearman
     else:
-        evaluation = evaluate(config)
+        evaluation = evaluate(config, processes)
         contract, found, score = evaluation.contract, table(evaluation.results), evaluation.mean_spearman
         saved = f"{evaluation.path}, with every pair's scores beside it"
-    print(f"{config.model.name_or_path}: {contract}\n\n{found}\n\nSaved   {saved}", flush=True)
+    if processes.is_main_process:
+        print(f"{config.model.name_or_path}: {contract}\n\n{found}\n\nSaved   {saved}", flush=True)
     return score
 
 

@@ -63,7 +63,8 @@ def launch(task: Callable[[Config], float | None], schema: type[Config], name: s
             config = build_config(composed, schema)
             target = config.train if isinstance(config, TrainConfig) else config
             if target.output_dir is None and not isinstance(config, ConvertConfig):
-                target.output_dir = _shortest(agreed_on(folder))
+                setting = "train.output_dir" if isinstance(config, TrainConfig) else "output_dir"
+                target.output_dir = _shortest(agreed_on(folder, setting))
             if hydra_config.mode is RunMode.MULTIRUN and isinstance(config, TrainConfig):
                 from angle.training.notes import leave_out
 
@@ -266,8 +267,8 @@ def launch_began() -> float:
     return time.time()
 
 
-def agreed_on(folder: str) -> str:
-    """Return a run's folder that nobody named, if all processes have come to the same one.
+def agreed_on(folder: str, setting: str = "train.output_dir") -> str:
+    """Return a folder that nobody gave by that setting, if all processes have come to the same one.
 
     Raises:
         ConfigError: its name has the launch's time, of which each of several machines has its own.
@@ -276,8 +277,8 @@ def agreed_on(folder: str) -> str:
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     if int(os.environ.get("LOCAL_WORLD_SIZE", processes)) < processes and launch_time() in folder:
         raise ConfigError(
-            "train.output_dir is missing: several machines would each make up a folder of their own. Give one on a "
-            "disk that they share, the same to all."
+            f"{setting} is missing: several machines would each make up a folder of their own. Give one on a disk that "
+            f"they share, the same to all."
         )
     return folder
 

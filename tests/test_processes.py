@@ -4,20 +4,28 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.utils import DistributedType
 from conftest import REPO, start
 from safetensors.torch import load_file
+from torch import distributed as dist
+from torch.multiprocessing.spawn import spawn
 
 from angle.data import sample
 from angle.errors import ConfigError
+from angle.evaluation.encoding import encode_shared
 from angle.launch import agreed_on, launch_time
+from angle.processes import join_others
+from angle.structures import Tokens
 
 pytestmark = pytest.mark.slow
 
@@ -26,6 +34,10 @@ TWO_PROCESSES = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_proce
 
 
 def train(tmp_path: Path, launcher: list[str], *words: str) -> str:
+    return run("train.py", tmp_path, launcher, *words)
+
+
+def run(script: str, tmp_path: Path, launcher: list[str], *words: str) -> str:
     environment = os.environ | {
         "CUDA_VISIBLE_DEVICES": "",
         "OMP_NUM_THREADS": "1",
@@ -34,7 +46,7 @@ def train(tmp_path: Path, launcher: list[str], *words: str) -> str:
         "ANGLE_CACHE": str(tmp_path / "cache"),
     }
     done = subprocess.run(
-        [sys.executable, *launcher, str(REPO / "train.py"), *words],
+        [sys.executable, *launcher, str(REPO / script), *words],
         cwd=tmp_path,
         env=environment,
         capture_output=True,
@@ -100,6 +112,56 @@ def check_same_weights(one: Path, two: Path) -> None:
         torch.testing.assert_close(in_two[name], weight, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize(("words", "name"), [([], "results.json"), (["ese_grid=true"], "grid.json")])
+def test_two_processes_evaluate_as_one(tmp_path: Path, words: list[str], name: str) -> None:
+    write_rows(tmp_path / "one.jsonl", "A", 43)
+    write_rows(tmp_path / "other.jsonl", "A", 8)
+    words = ["model.name_or_path=tiny", "tasks=[one.jsonl,other.jsonl]", "batch_size=4", *words]
+    alone = run("evaluate.py", tmp_path, [], *words, "output_dir=alone")
+    printed = run("evaluate.py", tmp_path, TWO_PROCESSES, *words, "output_dir=together")
+    assert printed == alone.replace("alone", "together")
+    assert {path.name for path in (tmp_path / "together").iterdir()} == {
+        path.name for path in (tmp_path / "alone").iterdir()
+    }
+    one, two = (numbers_in(json.loads((tmp_path / where / name).read_text())) for where in ("alone", "together"))
+    assert len(one) > 10
+    assert two == pytest.approx(one, abs=1e-5)
+
+
+def numbers_in(tree: Any) -> list[float]:
+    """Return all numbers in what JSON holds, in their order."""
+    if isinstance(tree, dict | list):
+        values = tree.values() if isinstance(tree, dict) else tree
+        return [number for value in values for number in numbers_in(value)]
+    return [float(tree)] if isinstance(tree, int | float) else []
+
+
+def test_each_process_encodes_its_share(tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    spawn(encode_share, (tmp_path, port), nprocs=2)
+    found = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1)]
+    assert [lengths for lengths, _ in found] == [[5, 3, 1], [4, 2, 1]]  # the shortest one twice
+    assert [embeddings for _, embeddings in found] == 2 * [[0, 1, 3, 8, 12]]
+
+
+def encode_share(rank: int, folder: Path, port: int) -> None:
+    """Encode texts of 1, 2, 5, 4 and 3 tokens as one of two processes; an embedding is a text's first token."""
+    told = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    os.environ |= {name: str(value) for name, value in told.items()} | {"CUDA_VISIBLE_DEVICES": ""}
+    processes = join_others("evaluate.py")
+    tokens, lengths = Tokens(np.arange(15, dtype=np.int32), np.array([0, 1, 3, 8, 12, 15])), []
+
+    def encode(some: Tokens) -> torch.Tensor:
+        lengths.extend(some.lengths.tolist())
+        return torch.from_numpy(some.ids[some.offsets[:-1]]).float()[:, None]
+
+    together = encode_shared(encode, tokens, processes)
+    (folder / f"{rank}.json").write_text(json.dumps([lengths, together.flatten().tolist()]))
+    dist.destroy_process_group()
+
+
 def test_the_launch_file_for_a_cpu_starts_two_processes_that_train_as_one(tmp_path: Path) -> None:
     launcher = ["-m", "accelerate.commands.launch", "--config_file", str(LAUNCH_FILES / "cpu_two_processes.yaml")]
     train(tmp_path, [], "train.max_steps=3", "train.batch_size=8", "train.output_dir=one")
@@ -125,10 +187,11 @@ def test_every_launch_file_says_what_its_name_says() -> None:
 
 def test_machines_without_a_common_folder_are_told_to_name_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     here = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "1"}
-    done = start("train.py", folder=tmp_path, **here)
-    assert done.returncode == 1
-    assert "train.output_dir is missing: several machines" in done.stderr
-    assert not list(tmp_path.iterdir())
+    for script, setting in (("train.py", "train.output_dir"), ("evaluate.py", "output_dir")):
+        done = start(script, folder=tmp_path, **here)
+        assert done.returncode == 1
+        assert f"Error: {setting} is missing: several machines" in done.stderr
+        assert not list(tmp_path.iterdir())
     for name, value in here.items():
         monkeypatch.setenv(name, value)
     assert agreed_on("/shared/sweep/0_loss.ibn_w-10") == "/shared/sweep/0_loss.ibn_w-10"

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
+from torch import Tensor
 
 from angle.config import EvaluateConfig
 from angle.data.corpus import Corpus
 from angle.errors import ConfigError
 from angle.evaluation.correlation import Floats, similarities, spearman
-from angle.evaluation.report import open_tasks
-from angle.modeling.encoder import Encoder
+from angle.evaluation.report import GRID, open_tasks
 from angle.modeling.tokenizer import TokenContract
+
+if TYPE_CHECKING:
+    from accelerate import PartialState
 
 #: The most depths, and the smallest width, that are scored unless others are asked for.
 MOST_DEPTHS, SMALLEST_WIDTH = 12, 8
@@ -84,39 +88,37 @@ def _at_most(one: tuple[int, int, float], other: tuple[int, int, float]) -> bool
     return one[0] <= other[0] and one[1] <= other[1]
 
 
-def evaluate_grid(config: EvaluateConfig) -> Grid:
+def evaluate_grid(config: EvaluateConfig, processes: PartialState | None = None) -> Grid:
     """Score every depth and width of a model on its tasks, and write the numbers and a picture of them.
+
+    Args:
+        config: the model, and what to measure it on.
+        processes: as in `evaluate`.
 
     Raises:
         ConfigError, DataError: a model or a task that cannot be loaded, or a place that cannot be written to.
 
     """
-    opened = open_tasks(config)
+    opened = open_tasks(config, processes)
     encoder, folder = opened.encoder, opened.folder
     layers, dimensions = encoder.depths.layers, encoder.dimensions
     depths = _chosen("ese_depths", config.ese_depths, layers, _some_depths(layers))
     widths = _chosen("ese_widths", config.ese_widths, dimensions, _some_widths(dimensions))
-    scores: dict[str, Floats] = {}
-    for name, corpus, progress in opened.corpora():
-        scores[name] = score_grid(encoder, corpus, depths, widths, config.batch_size, progress)
+    scores = {
+        name: score_grid(embeddings, corpus, widths)
+        for name, corpus, embeddings in opened.encoded(config.batch_size, depths)
+    }
     grid = Grid(depths, widths, layers, dimensions, scores, folder, encoder.contract)
-    folder.mkdir(parents=True, exist_ok=True)
-    _write(grid, config.model.name_or_path)
-    heat_map(grid, folder / "grid.png", config.model.name_or_path)
+    if opened.is_main:
+        folder.mkdir(parents=True, exist_ok=True)
+        _write(grid, config.model.name_or_path)
+        heat_map(grid, folder / "grid.png", config.model.name_or_path)
     return grid
 
 
-def score_grid(
-    encoder: Encoder,
-    corpus: Corpus,
-    depths: Sequence[int],
-    widths: Sequence[int],
-    batch_size: int = 64,
-    progress: Callable[[int], object] | None = None,
-) -> Floats:
-    """Return Spearman correlations (depths, widths) of a format-A corpus; each distinct text is encoded once."""
+def score_grid(embeddings: Tensor, corpus: Corpus, widths: Sequence[int]) -> Floats:
+    """Return Spearman correlations (K, widths) of a format-A corpus with the embeddings (N, K, D) of its texts."""
     assert corpus.labels is not None
-    embeddings = encoder.encode_tokens(corpus.tokens, batch_size, progress, depths)
     left, right = corpus.texts(np.arange(len(corpus)), seed=0, epoch=0).T
     scores = [
         [
@@ -173,7 +175,7 @@ def _write(grid: Grid, model: str) -> None:
             for depth, width, score in grid.pareto()
         ],
     }
-    (grid.folder / "grid.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    (grid.folder / GRID).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def heat_map(grid: Grid, path: Path, title: str) -> None:

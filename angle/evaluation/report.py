@@ -5,23 +5,33 @@ from __future__ import annotations
 import csv
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from angle.config import CONFIG_FILE, EvaluateConfig, SourceConfig, TrainConfig
 from angle.data.corpus import Corpus
 from angle.data.roles import OWN_TEST_SET, TASKS, default_split
 from angle.errors import ConfigError
-from angle.evaluation.sts import ALIASES, HUB_TASKS, PairScores, load_sts, score_pairs, task_source
+from angle.evaluation.encoding import encode_shared
+from angle.evaluation.sts import ALIASES, HUB_TASKS, PairScores, load_sts, pair_scores, task_source
 from angle.modeling.description import TINY
 from angle.modeling.encoder import Encoder
 from angle.modeling.tokenizer import TokenContract
 from angle.settings import load_config
+
+if TYPE_CHECKING:
+    from accelerate import PartialState
+
+#: The files that an evaluation and a grid write, beside others.
+RESULTS, GRID = "results.json", "grid.json"
 
 
 @dataclass(frozen=True)
@@ -41,21 +51,25 @@ class Evaluation:
         return float(np.mean([row["spearman_cosine"] for row in self.results.values()]))
 
 
-def evaluate(config: EvaluateConfig) -> Evaluation:
+def evaluate(config: EvaluateConfig, processes: PartialState | None = None) -> Evaluation:
     """Score a model on every task, with the prompt and the pooling it was trained with.
+
+    Args:
+        config: the model, and what to measure it on.
+        processes: those of a launcher that share out the work; all call this, and the main one writes the results.
 
     Raises:
         ConfigError, DataError: a model or a task that cannot be loaded, or a place that cannot be written to.
 
     """
-    opened = open_tasks(config)
-    encoder, pairs = opened.encoder, dict[str, PairScores]()
-    for name, corpus, progress in opened.corpora():
-        pairs[name] = score_pairs(encoder, corpus, config.batch_size, progress)
+    opened = open_tasks(config, processes)
+    pairs = {name: pair_scores(embeddings, corpus) for name, corpus, embeddings in opened.encoded(config.batch_size)}
     positive_above = _positive_above(config, opened.run)
     results = {name: scored.metrics(positive_above) for name, scored in pairs.items()}
-    path = save_results(opened.folder, config.model.name_or_path, encoder.contract, results, pairs)
-    return Evaluation(results, path, encoder.contract)
+    path, contract = opened.folder / RESULTS, opened.encoder.contract
+    if opened.is_main:
+        save_results(path, config.model.name_or_path, contract, results, pairs)
+    return Evaluation(results, path, contract)
 
 
 @dataclass(frozen=True)
@@ -68,18 +82,33 @@ class OpenTasks:
     """The settings of the run whose own test set that is."""
     encoder: Encoder
     sources: dict[str, SourceConfig]
+    processes: PartialState | None
+    """Those that share out the work, None for this one alone."""
 
-    def corpora(self) -> Iterator[tuple[str, Corpus, Callable[[int], object]]]:
-        """Yield each task's name, its pairs, and what to call with a number of texts that are done."""
+    @property
+    def is_main(self) -> bool:
+        """Whether this process is the one that writes."""
+        return self.processes is None or self.processes.is_main_process
+
+    def encoded(self, batch_size: int, depths: Sequence[int] | None = None) -> Iterator[tuple[str, Corpus, Tensor]]:
+        """Yield each task's name, its pairs, and the embeddings of their texts (N, D), or (N, K, D) of K depths."""
         role = TASKS if self.run is None else OWN_TEST_SET
         for name, source in self.sources.items():
             corpus = load_sts(source, role, self.encoder.tokenizer)
-            with tqdm(total=len(corpus.tokens), desc=name, unit="text", disable=None, leave=False) as bar:
-                yield name, corpus, bar.update
+            own = -(-len(corpus.tokens) // (1 if self.processes is None else self.processes.num_processes))
+            hide = None if self.is_main else True  # None: where nobody looks on
+            with tqdm(total=own, desc=name, unit="text", disable=hide, leave=False) as bar:
+                encode = partial(self.encoder.encode_tokens, batch_size=batch_size, progress=bar.update, depths=depths)
+                embeddings = encode_shared(encode, corpus.tokens, self.processes)
+            yield name, corpus, embeddings
 
 
-def open_tasks(config: EvaluateConfig) -> OpenTasks:
+def open_tasks(config: EvaluateConfig, processes: PartialState | None = None) -> OpenTasks:
     """Load the model, and find its tasks and a place for the results.
+
+    Args:
+        config: the model, and what to measure it on.
+        processes: as in `evaluate`.
 
     Raises:
         ConfigError: a model or a task that is none, or a place that cannot be written to.
@@ -89,8 +118,9 @@ def open_tasks(config: EvaluateConfig) -> OpenTasks:
     run = None if config.tasks is not None else _own_config(config)
     sources = _sources(config, run)
     encoder = Encoder.load(config.model, config.pooling)
-    encoder.to("cuda" if torch.cuda.is_available() else "cpu").eval()
-    return OpenTasks(folder, run, encoder, sources)
+    alone = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    encoder.to(alone if processes is None else processes.device).eval()
+    return OpenTasks(folder, run, encoder, sources, processes)
 
 
 def _new_folder(config: EvaluateConfig) -> Path:
@@ -99,7 +129,7 @@ def _new_folder(config: EvaluateConfig) -> Path:
     there = next((place for place in (folder, *folder.parents) if place.exists()), folder)
     if there.is_file():
         raise ConfigError(f"output_dir={folder} cannot be a folder: {there} is a file; give a new folder.")
-    if (folder / ("grid.json" if config.ese_grid else "results.json")).exists():
+    if (folder / (GRID if config.ese_grid else RESULTS)).exists():
         raise ConfigError(f"output_dir={folder} holds results already; give a new folder.")
     return folder
 
@@ -149,23 +179,22 @@ def average(results: dict[str, dict[str, float]]) -> float | None:
 
 
 def save_results(
-    folder: Path,
+    path: Path,
     model: str,
     contract: TokenContract,
     results: dict[str, dict[str, float]],
     pairs: dict[str, PairScores],
-) -> Path:
-    """Write results.json, and each task's pairs as a table, and return the first one's path.
+) -> None:
+    """Write the results, and beside them each task's pairs as a table.
 
     A number that is not finite, which JSON has no word for, is null: the threshold that calls all or none positive.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     for number, (_, scored) in enumerate(pairs.items(), 1):
-        with (folder / f"pairs-{number}.csv").open("w", newline="", encoding="utf-8") as file:
+        with (path.parent / f"pairs-{number}.csv").open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
             writer.writerow(["label", *scored.scores])
             writer.writerows(zip(scored.labels, *scored.scores.values(), strict=True))
-    path = folder / "results.json"
     content = {
         "model": model,
         "pooling": contract.pooling,
@@ -179,7 +208,6 @@ def save_results(
         "pairs": {task: f"pairs-{number}.csv" for number, task in enumerate(pairs, 1)},
     }
     path.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    return path
 
 
 def table(results: dict[str, dict[str, float]]) -> str:
