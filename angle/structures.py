@@ -70,6 +70,14 @@ class Tokens:
         where = np.arange(offsets[-1]) + np.repeat(self.offsets[texts] - offsets[:-1], self.lengths[texts])
         return Tokens(np.asarray(self.ids[where]), offsets)
 
+    def on(self, device: torch.device) -> tuple[Tensor, npt.NDArray[np.int64]]:
+        """Return the token ids (T,) on a device, and the lengths (N,).
+
+        Lengths are no tensor: the encoder plans its work by them, which must not wait for the device, and a wrapper
+        such as DDP would move a tensor there.
+        """
+        return to_device(self.ids.astype(np.int64), device), self.lengths
+
     def slices(self, size: int) -> Iterator[npt.NDArray[np.int64]]:
         """Yield the numbers of all texts in groups of `size`, longest texts first, so that a group pads little."""
         order = np.argsort(-self.lengths, kind="stable")
@@ -131,14 +139,8 @@ class Batch:
     """(B,): numbers of all rows in the training data, for messages."""
 
     def some(self, part: slice, device: torch.device) -> tuple[Tensor, npt.NDArray[np.int64]]:
-        """Return the token ids (T,), on `device`, and the lengths of some of the texts.
-
-        Lengths are no tensor: the encoder plans its work by them, which must not wait for the device, and a wrapper
-        such as DDP would move a tensor there.
-        """
-        lengths, offsets = self.tokens.lengths[part], self.tokens.offsets
-        ids = self.tokens.ids[offsets[:-1][part][0] : offsets[1:][part][-1]]
-        return to_device(ids.astype(np.int64), device), lengths
+        """Return the token ids (T,), on `device`, and the lengths of some of the texts, as `Tokens.on` does."""
+        return self.tokens.take(np.arange(len(self.tokens))[part]).on(device)
 
     def weights(self, part: slice, *, of_tokens: bool) -> npt.NDArray[np.float32]:
         """Return the share of some texts, or of each of their tokens, in all roles of all rows."""

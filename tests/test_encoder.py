@@ -345,6 +345,7 @@ def test_encoding_runs_without_dropout_and_restores_the_mode(
     tokens = encoder.tokenizer(TEXTS)
     assert torch.equal(encoder.encode_tokens(tokens, 3, seen.append), encoder.encode_tokens(tokens, 3))
     assert close(encoder.encode_tokens(tokens), expected)
+    assert close(encoder.encode(TEXTS * 5, batch_size=1), expected.repeat(5, 1))  # more than are copied together
     assert seen == [3, 3, 1]
     assert encoder.training is training
     assert encoder.backbone.training is training

@@ -252,3 +252,9 @@ def test_a_file_is_written_whole(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="crash"):
         write_whole(path, "new")
     assert path.read_text() == "old"
+
+
+def test_metrics_are_json_whatever_they_are(run):
+    run.log({"step": 1, "loss": 0.5, "gradient_norm": float("inf"), "share": float("nan")})
+    (line,) = (run.path / METRICS_FILE).read_text().splitlines()
+    assert line == '{"step": 1, "loss": 0.5, "gradient_norm": null, "share": null}'

@@ -204,3 +204,11 @@ def position_limit(model: PreTrainedModel) -> int | None:
 def _first_line(error: Exception) -> str:
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return lines[0].rstrip(".") + "."
+
+
+def quiet_transformers() -> None:
+    """Keep transformers' progress bars and load reports out of the console; what matters is checked and said."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()

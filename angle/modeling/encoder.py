@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,14 @@ from torch import Tensor, nn
 from angle.config import BillmConfig, LoraConfig, ModelConfig, PoolingConfig
 from angle.errors import ConfigError
 from angle.modeling import adapters
-from angle.modeling.backbone import checkpoint_activations, is_decoder, load_backbone, load_tokenizer, position_limit
+from angle.modeling.backbone import (
+    checkpoint_activations,
+    is_decoder,
+    load_backbone,
+    load_tokenizer,
+    position_limit,
+    quiet_transformers,
+)
 from angle.modeling.bidirectional import check_class, decoder_layers, is_made_encoder, make_bidirectional
 from angle.modeling.depths import Depths, Take, cut, last_states
 from angle.modeling.description import SelfDescription
@@ -31,8 +39,9 @@ from angle.structures import Tokens, to_device
 
 #: Groups of similar length that a padded batch is cut into. Padding is what costs on a CPU, launches on a GPU.
 GROUPS = {"cpu": 4}
-#: Texts that `encode` holds tokens of at a time, and all dimensions of an embedding.
-TEXTS_AT_ONCE, ALL = 50_000, slice(None)
+#: Texts that `encode` holds tokens of at a time; groups of them whose embeddings are copied to the CPU together, as a
+#: copy waits for all that a GPU has to do; and all dimensions of an embedding.
+TEXTS_AT_ONCE, COPIED, ALL = 50_000, 16, slice(None)
 #: Where packed rows are run, by models that prove on the device that they can be.
 PACKED_ON = ("cpu", "cuda")
 
@@ -89,7 +98,7 @@ class Encoder(nn.Module):
             ConfigError: whatever keeps the model from being loaded, or its settings from making sense.
 
         """
-        _quiet_transformers()
+        quiet_transformers()
         if isinstance(model, str):
             model = ModelConfig(model)
         source = find_parts(model)
@@ -119,8 +128,7 @@ class Encoder(nn.Module):
                 f"the first token has seen no other; choose avg or last, or billm=all."
             )
         packable = model.attn_implementation is None and enable_packing(backbone)
-        # The head that transformers puts on some encoders is no part of an embedding. It stays, so that a saved
-        # folder is complete, but it must not wait for gradients that never come.
+        # A head that transformers puts on an encoder stays, as saved folders have it; no gradient ever reaches it.
         for parameter_name, parameter in backbone.named_parameters():
             if "pooler" in parameter_name:
                 parameter.requires_grad_(False)
@@ -306,12 +314,14 @@ class Encoder(nn.Module):
         out = torch.empty(len(tokens), *(() if depths is None else (len(depths),)), self.dimensions)
         try:
             with weights_packed(self.backbone, len(tokens.ids)):
-                for texts in tokens.slices(batch_size):
-                    some = tokens.take(texts)
-                    ids = to_device(some.ids.astype(np.int64), self.device)
-                    out[torch.from_numpy(texts)] = self(ids, some.lengths, depths).float().cpu()
-                    if progress:
-                        progress(len(texts))
+                groups = tokens.slices(batch_size)
+                while some := list(islice(groups, COPIED)):
+                    found = []
+                    for texts in some:
+                        found.append(self(*tokens.take(texts).on(self.device), depths).float())
+                        if progress:
+                            progress(len(texts))
+                    out[torch.from_numpy(np.concatenate(some))] = torch.cat(found).cpu()
         finally:
             self.train(was_training)
         return out
@@ -388,11 +398,3 @@ def _places(lengths: Lengths, order: npt.NDArray[np.int64]) -> npt.NDArray[np.in
     """Return (T,) where the tokens of the texts are, taken in that order."""
     starts, taken = (lengths.cumsum() - lengths)[order], lengths[order]
     return np.arange(taken.sum()) + np.repeat(starts - (taken.cumsum() - taken), taken)
-
-
-def _quiet_transformers() -> None:
-    """Keep transformers' progress bars and load reports out of the console; what matters is checked and said."""
-    from transformers.utils import logging
-
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()

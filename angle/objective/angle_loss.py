@@ -89,8 +89,8 @@ class AngleLoss:
     def _ranking(self, scores: Tensor, structure: Structure) -> Tensor:
         """Return the ranking loss of a text's similarities (B, R - 1) to the other texts of its row."""
         labels = structure.labels
-        if labels is None:  # a positive, and a negative
-            labels = scores.new_tensor([1.0, 0.0]).expand_as(scores)
+        if labels is None:  # a positive, and a negative; counted there, as numbers from here would wait for a GPU
+            labels = torch.arange(1, -1, -1, dtype=scores.dtype, device=scores.device).expand_as(scores)
         return ranking_loss(scores.flatten(), labels.flatten())
 
     def _in_batch(self, roles: Tensor, structure: Structure) -> Tensor:

@@ -6,6 +6,7 @@ import dataclasses
 import fcntl
 import hashlib
 import json
+import math
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -109,9 +110,13 @@ class RunFolder:
         write_whole(self.path / RUN_FILE, json.dumps(self.record() | changes, indent=2, default=str) + "\n")
 
     def log(self, line: dict[str, Any]) -> None:
-        """Append a line to metrics.jsonl."""
+        """Append a line to metrics.jsonl; a number that is not finite, which JSON has no word for, is null."""
+        written = {
+            name: None if isinstance(value, float) and not math.isfinite(value) else value
+            for name, value in line.items()
+        }
         with (self.path / METRICS_FILE).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+            file.write(json.dumps(written, allow_nan=False) + "\n")
 
     def forget_after(self, step: int) -> None:
         """Drop metrics and damaged checkpoints of steps that a resumed run will do again."""
