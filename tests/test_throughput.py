@@ -8,10 +8,14 @@ import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from benchmarks.throughput import bench as benchmark
+from benchmarks.throughput.__main__ import parse
+from benchmarks.throughput.bench import Bench
 from benchmarks.throughput.clock import StepClock
 from benchmarks.throughput.figures import (
     Spread,
@@ -23,7 +27,9 @@ from benchmarks.throughput.figures import (
     ratio,
     step_time,
 )
-from benchmarks.throughput.jobs import OWN, TECHNIQUES, Job, start
+from benchmarks.throughput.jobs import ANGLE_EMB, BARE, OWN, SBERT, TECHNIQUES, Job, WorkerError, start
+from benchmarks.throughput.report import Measured, table
+from benchmarks.throughput.workloads import WORKLOADS
 
 
 def test_a_step_is_the_median_of_all_with_the_rounds_medians_beside_it() -> None:
@@ -61,6 +67,10 @@ def test_operations_are_those_that_torch_counts(trains: bool) -> None:
 def test_the_peak_of_a_gpu_is_found_by_its_name() -> None:
     assert peak_flops("NVIDIA H100 80GB HBM3", "bf16") == 989e12
     assert peak_flops("NVIDIA H100 80GB HBM3", "float32") == 67e12
+    assert peak_flops("NVIDIA H100 PCIe", "bf16") == 756e12
+    assert peak_flops("NVIDIA H100 NVL", "bf16") == 835e12
+    assert peak_flops("NVIDIA H200", "bf16") == 989e12
+    assert peak_flops("NVIDIA H100 PCIe", "fp8") is None
     assert peak_flops("Another GPU", "bf16") is None
     assert peak_flops(None, "bf16") is None
 
@@ -111,3 +121,44 @@ def test_without_its_techniques_it_does_the_same_work(folder_of: Callable[[str],
         job = Job(OWN, "loss", str(model), str(rows), str(scratch), batch_size=3, max_length=32, without=without)
         losses.append(start(job)["loss"])
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+def test_a_peer_that_cannot_do_the_work_is_told_of_and_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[str] = []
+
+    def answer(job: Job, python: str) -> dict[str, Any]:
+        started.append(job.system)
+        if job.system == SBERT:
+            raise WorkerError("torch.OutOfMemoryError: CUDA out of memory.")
+        return {"seconds": [0.5 if job.system == BARE else 1.0], "memory": 2**20}
+
+    monkeypatch.setattr(benchmark, "start", answer)
+    bench = Bench(parse(["--peers", SBERT]), tmp_path)
+    workload = WORKLOADS["nli-32"]
+    assert bench._systems(workload) == [OWN, SBERT]
+    assert bench._systems(WORKLOADS["nli-128"]) == [OWN, SBERT, f"{SBERT}, cached"]
+    assert Bench(parse(["--peers"]), tmp_path)._systems(workload) == [OWN]
+    assert Bench(parse([]), tmp_path)._systems(workload) == [OWN, ANGLE_EMB, SBERT]
+    done = Measured(workload, "float32", 100.0, 32)
+    for _ in range(2):
+        for system in (OWN, SBERT, BARE):
+            bench._answer(done, Job(system, "train", "", "", ""))
+    assert started == [OWN, SBERT, BARE, OWN, BARE]
+    lines = table(done, None).splitlines()
+    assert lines[2].startswith("| angle-hydra | 1,000 ms [1,000, 1,000] | 32.0 |")
+    assert lines[2].endswith("| 2.00 [2.00, 2.00] |  |")
+    assert lines[-1] == "| sentence-transformers | out of memory |  |  |  |  |  |"
+    assert len({line.count("|") for line in lines}) == 1
+
+
+def test_what_this_project_cannot_do_ends_the_benchmark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(job: Job, python: str) -> dict[str, Any]:
+        raise WorkerError(job.system)
+
+    monkeypatch.setattr(benchmark, "start", fail)
+    bench, done = Bench(parse(["--peers"]), tmp_path), Measured(WORKLOADS["nli-32"], "float32", 1.0, 32)
+    for system in (OWN, BARE):
+        with pytest.raises(WorkerError, match=system):
+            bench._answer(done, Job(system, "train", "", "", ""))

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from benchmarks.throughput import prepare, report
 from benchmarks.throughput.bench import Bench
+from benchmarks.throughput.jobs import ANGLE_EMB, PEERS, SBERT
 from benchmarks.throughput.workloads import NOTES, WORKLOADS
 
 
@@ -33,6 +34,9 @@ def parse(words: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--nli", default="SeanLee97/all_nli_angle_format_b", help="triples (B): a file or a hub name")
     parser.add_argument("--only", nargs="+", choices=WORKLOADS, help="these workloads instead of all that can run here")
+    parser.add_argument(
+        "--peers", nargs="*", choices=PEERS, default=list(PEERS), help="only these; without a name, this project alone"
+    )
     parser.add_argument("--precision", nargs="+", choices=("float32", "bf16"), help="these instead of all")
     parser.add_argument("--rounds", type=int, default=3, help="how often every system takes its turn")
     parser.add_argument("--steps", type=int, help="steps of a round that count, instead of the workload's own number")
@@ -56,13 +60,14 @@ def main() -> None:
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     chosen = [WORKLOADS[name] for name in options.only or WORKLOADS]
     if options.techniques:
-        chosen = [workload for workload in chosen if workload.is_training]
+        chosen, options.peers = [workload for workload in chosen if workload.is_training], []
     waiting = [workload for workload in chosen if workload.needs_gpu and device is None]
     done = []
     command = shlex.join(["python", "-m", "benchmarks.throughput", *sys.argv[1:]])
     with tempfile.TemporaryDirectory() as scratch:
         bench = Bench(options, Path(scratch))
-        facts = report.facts_of(command, prepare.peer_versions(bench.peer_python), device)
+        peer = prepare.peer_versions(bench.peer_python) if ANGLE_EMB in options.peers else {}
+        facts = report.facts_of(command, device, with_sbert=SBERT in options.peers, peer=peer)
         print(f"{facts['hardware']}\n{facts['versions']}", flush=True)
         for workload in chosen:
             if workload in waiting:

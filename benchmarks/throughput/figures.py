@@ -9,14 +9,15 @@ from itertools import pairwise
 
 Rounds = Sequence[Sequence[float]]
 """Seconds of each step of each round."""
-#: Dense multiplications and additions a second, by device and precision (without TF32 in float32), in 1e12.
+#: Dense multiplications and additions a second, by device and precision (without TF32 in float32), in 1e12: the first
+#: name that is part of a device's counts. From NVIDIA's data sheets.
 PEAKS = {
-    ("A100", "float32"): 19.5,
-    ("A100", "bf16"): 312.0,
-    ("H100", "float32"): 67.0,
-    ("H100", "bf16"): 989.0,
-    ("H200", "float32"): 67.0,
-    ("H200", "bf16"): 989.0,
+    "A100": {"float32": 19.5, "bf16": 312.0},
+    "H100 PCIe": {"float32": 51.0, "bf16": 756.0},
+    "H100 NVL": {"float32": 60.0, "bf16": 835.0},
+    "H100": {"float32": 67.0, "bf16": 989.0},
+    "H200 NVL": {"float32": 60.0, "bf16": 835.0},
+    "H200": {"float32": 67.0, "bf16": 989.0},
 }
 
 
@@ -83,5 +84,5 @@ def model_flops(frozen: int, trained: int, layers: int, width: int, lengths: Seq
 
 def peak_flops(device: str | None, precision: str) -> float | None:
     """Return operations a second of a GPU by its name, None for one that is not in the table."""
-    found = (peak * 1e12 for (name, kind), peak in PEAKS.items() if device and name in device and kind == precision)
-    return next(found, None)
+    known = next((peaks for name, peaks in PEAKS.items() if device and name in device), {})
+    return known[precision] * 1e12 if precision in known else None

@@ -119,13 +119,15 @@ def random_model(shape: str, words: Path, folder: Path, layers: int | None = Non
     torch.manual_seed(SEED)
     if shape == "bert-base":
         config = BertConfig(**({} if layers is None else {"num_hidden_layers": layers}))
-        BertModel(config).save_pretrained(folder)
+        model: Any = BertModel(config)
     else:
         settings = SHAPES["7B"].settings | ({} if layers is None else {"num_hidden_layers": layers})
         marks = {"bos_token_id": tokenizer.cls_token_id, "eos_token_id": tokenizer.sep_token_id}
         config = AutoConfig.for_model("llama", pad_token_id=tokenizer.pad_token_id, **marks, **settings)
-        # With the head, which angle_emb loads.
-        AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(folder)
+        # With the head, which angle_emb loads. Billions of random numbers take minutes on a CPU.
+        with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
+            model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
 

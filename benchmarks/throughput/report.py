@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.throughput.figures import Spread, fastest, peak_flops, ratio, step_time
-from benchmarks.throughput.jobs import BARE, OWN, REPO
+from benchmarks.throughput.jobs import ANGLE_EMB, BARE, OWN, REPO, SBERT
 from benchmarks.throughput.workloads import NOTES, Workload
 
 COLUMNS = ("system", "step", "rows/s", "tokens/s", "memory", "x bare", "against the faster peer")
@@ -37,6 +37,8 @@ class Measured:
     """What was found equal before, in words."""
     apart: bool = False
     """Whether the systems are this project, whole and without its techniques."""
+    failed: dict[str, str] = field(default_factory=dict)
+    """Peers that could not do the work here, and why, in a few words; they have no answers."""
 
     def seconds(self, system: str) -> list[list[float]]:
         """Return each round's steps."""
@@ -56,6 +58,7 @@ def table(measured: Measured, device: str | None) -> str:
         if peak:
             cells.append(_utilisation(measured, system, peak))
         lines.append(f"| {' | '.join(cells)} |")
+    lines += [f"| {' | '.join([system, why, *[''] * (len(columns) - 2)])} |" for system, why in measured.failed.items()]
     return "\n".join(lines)
 
 
@@ -146,14 +149,15 @@ def title(measured: Measured) -> str:
     return f"{measured.workload.title}, {measured.precision}"
 
 
-def facts_of(command: str, peer: Mapping[str, str], device: str | None) -> dict[str, str]:
-    """Return what a result is worth nothing without."""
-    here = versions("torch", "transformers", "accelerate", "sentence-transformers")
+def facts_of(command: str, device: str | None, *, with_sbert: bool, peer: Mapping[str, str]) -> dict[str, str]:
+    """Return what a result is worth nothing without; `peer` has the versions of angle_emb's environment, if any."""
+    further = (SBERT,) if with_sbert else ()
+    here = versions("torch", "transformers", "accelerate", *further)
+    there = f" {ANGLE_EMB}: {', '.join(f'{name} {number}' for name, number in peer.items())}." if peer else ""
     found = {
         "date": time.strftime("%Y-%m-%d"),
         "hardware": hardware(device),
         "command": command,
-        "versions": f"This project at {commit()} and sentence-transformers: {here}. "
-        f"angle_emb: {', '.join(f'{name} {number}' for name, number in peer.items())}.",
+        "versions": f"{' and '.join([f'This project at {commit()}', *further])}: {here}.{there}",
     }
     return found | ({"gpu": device} if device else {})
