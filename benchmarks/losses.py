@@ -83,6 +83,11 @@ def measure(kind: type[AngleLoss], name: str, rows: int, width: int, duplicates:
     return best, peak_resident()
 
 
+def in_words(seconds: float) -> str:
+    """Return a time in the unit that suits it."""
+    return f"{1000 * seconds:,.2f} ms" if seconds < 1 else f"{seconds:,.2f} s"
+
+
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description="Time and memory of the loss, in chunks and from whole tables.")
@@ -107,12 +112,12 @@ def main() -> None:
                     with ProcessPoolExecutor(1, spawn) as process:
                         task = (kind, name, rows, options.dimensions, options.duplicates, steps)
                         found.setdefault(kind, []).append(process.submit(measure, *task).result())
-            seconds = {kind: 1000 * min(second for second, _ in values) for kind, values in found.items()}
+            seconds = {kind: min(second for second, _ in values) for kind, values in found.items()}
             memory = {kind: max(size for _, size in values) / GIB for kind, values in found.items()}
-            cells = [name, f"{rows:,}", f"{seconds[AngleLoss]:,.2f} ms", f"{memory[AngleLoss]:.2f} GiB"]
+            cells = [name, f"{rows:,}", in_words(seconds[AngleLoss]), f"{memory[AngleLoss]:.2f} GiB"]
             if fits:
                 ratio = seconds[PlainLoss] / seconds[AngleLoss]
-                cells += [f"{seconds[PlainLoss]:,.2f} ms", f"{memory[PlainLoss]:.2f} GiB", f"{ratio:.2f}"]
+                cells += [in_words(seconds[PlainLoss]), f"{memory[PlainLoss]:.2f} GiB", f"{ratio:.2f}"]
             print(f"| {' | '.join(cells + ['-'] * (len(heads) - len(cells)))} |", flush=True)
 
 
