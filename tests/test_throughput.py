@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import write_jsonl
 
 from benchmarks.throughput import bench as benchmark
 from benchmarks.throughput.__main__ import parse
@@ -123,29 +124,34 @@ def test_without_its_techniques_it_does_the_same_work(folder_of: Callable[[str],
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
+@pytest.fixture
+def bench(folder_of: Callable[[str], str], tmp_path: Path) -> Bench:
+    """A benchmark of a tiny model beside sentence-transformers, two rounds of a step."""
+    rows = [{"text": f"a {n}", "positive": f"b {n}", "negative": f"c {n}"} for n in range(80)]
+    words = ["--minilm", folder_of("bert"), "--nli", str(write_jsonl(tmp_path / "rows.jsonl", rows))]
+    (tmp_path / "scratch").mkdir()
+    return Bench(
+        parse([*words, "--peers", SBERT, "--rounds", "2", "--steps", "1", "--warmup", "1"]), tmp_path / "scratch"
+    )
+
+
+@pytest.mark.parametrize("task", ["loss", "train"])
 def test_a_peer_that_cannot_do_the_work_is_told_of_and_left_out(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, task: str
 ) -> None:
-    started: list[str] = []
+    trained: list[str] = []
 
     def answer(job: Job, python: str) -> dict[str, Any]:
-        started.append(job.system)
-        if job.system == SBERT:
+        if job.task == "train":
+            trained.append(job.system)
+        if (job.system, job.task) == (SBERT, task):
             raise WorkerError("torch.OutOfMemoryError: CUDA out of memory.")
-        return {"seconds": [0.5 if job.system == BARE else 1.0], "memory": 2**20}
+        return {"loss": 1.0, "seconds": [0.5 if job.system == BARE else 1.0], "memory": 2**20}
 
     monkeypatch.setattr(benchmark, "start", answer)
-    bench = Bench(parse(["--peers", SBERT]), tmp_path)
-    workload = WORKLOADS["nli-32"]
-    assert bench._systems(workload) == [OWN, SBERT]
-    assert bench._systems(WORKLOADS["nli-128"]) == [OWN, SBERT, f"{SBERT}, cached"]
-    assert Bench(parse(["--peers"]), tmp_path)._systems(workload) == [OWN]
-    assert Bench(parse([]), tmp_path)._systems(workload) == [OWN, ANGLE_EMB, SBERT]
-    done = Measured(workload, "float32", 100.0, 32)
-    for _ in range(2):
-        for system in (OWN, SBERT, BARE):
-            bench._answer(done, Job(system, "train", "", "", ""))
-    assert started == [OWN, SBERT, BARE, OWN, BARE]
+    done = bench.measure(WORKLOADS["nli-32"], "float32")
+    assert trained == [OWN, *([SBERT] if task == "train" else []), BARE, OWN, BARE]
+    assert done.checks == ([] if task == "loss" else [f"loss of {SBERT} 1.00000, here 1.00000"])
     lines = table(done, None).splitlines()
     assert lines[2].startswith("| angle-hydra | 1,000 ms [1,000, 1,000] | 32.0 |")
     assert lines[2].endswith("| 2.00 [2.00, 2.00] |  |")
@@ -153,12 +159,28 @@ def test_a_peer_that_cannot_do_the_work_is_told_of_and_left_out(
     assert len({line.count("|") for line in lines}) == 1
 
 
-def test_what_this_project_cannot_do_ends_the_benchmark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("loss", [1.002, float("nan")])
+def test_nothing_is_measured_where_losses_differ(bench: Bench, monkeypatch: pytest.MonkeyPatch, loss: float) -> None:
+    monkeypatch.setattr(benchmark, "start", lambda job, _: {"loss": loss if job.system == SBERT else 1.0})
+    with pytest.raises(SystemExit, match="not the same work, so nothing is measured"):
+        bench.measure(WORKLOADS["nli-32"], "float32")
+
+
+def test_peers_are_those_that_are_asked_for(tmp_path: Path) -> None:
+    def systems(name: str, *words: str) -> list[str]:
+        return Bench(parse([*words]), tmp_path)._systems(WORKLOADS[name])
+
+    assert systems("nli-32") == [OWN, ANGLE_EMB, SBERT]
+    assert systems("nli-32", "--peers") == [OWN]
+    assert systems("nli-128", "--peers", SBERT) == [OWN, SBERT, f"{SBERT}, cached"]
+
+
+def test_what_this_project_cannot_do_ends_the_benchmark(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(job: Job, python: str) -> dict[str, Any]:
         raise WorkerError(job.system)
 
     monkeypatch.setattr(benchmark, "start", fail)
-    bench, done = Bench(parse(["--peers"]), tmp_path), Measured(WORKLOADS["nli-32"], "float32", 1.0, 32)
+    done = Measured(WORKLOADS["nli-32"], "float32", 1.0, 32)
     for system in (OWN, BARE):
         with pytest.raises(WorkerError, match=system):
             bench._answer(done, Job(system, "train", "", "", ""))

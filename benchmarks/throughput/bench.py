@@ -40,7 +40,7 @@ class Bench:
         self.options, self.scratch = options, scratch
         self._numbers = itertools.count()
         self._rows: dict[str, list[dict[str, Any]]] = {}
-        self._checked: dict[str, list[str]] = {}
+        self._checked: dict[str, tuple[list[str], dict[str, str]]] = {}
         self._models: dict[tuple[str, int | None], Path] = {}
 
     @cached_property
@@ -52,12 +52,11 @@ class Bench:
         """Return what all rounds of a workload in a precision gave."""
         if not workload.is_training:
             return self._measure_encoding(workload)
-        checks = [] if self.options.unchecked else self._checks(workload)
+        checks, failed = ([], {}) if self.options.unchecked else self._checks(workload)
         rows, job = self._training(workload)
         job = replace(job, precision=precision)
-        done = Measured(
-            workload, precision, self._tokens_of_a_step(workload, rows, job), workload.batch_size, checks=checks
-        )
+        tokens = self._tokens_of_a_step(workload, rows, job)
+        done = Measured(workload, precision, tokens, workload.batch_size, checks=checks, failed=dict(failed))
         for _ in range(self.options.rounds):
             for system in (*self._systems(workload), BARE):
                 self._answer(done, replace(job, system=system, scratch=str(self._new_folder())))
@@ -90,9 +89,8 @@ class Bench:
         except WorkerError as error:
             if job.system in (OWN, BARE):
                 raise
-            print(f"  {error}", file=sys.stderr, flush=True)
             done.answers.pop(job.system, None)
-            done.failed[job.system] = "out of memory" if "out of memory" in str(error).lower() else "failed"
+            done.failed[job.system] = reason(error)
             return
         done.answers.setdefault(name or job.system, []).append(answer)
         times = {"": answer["seconds"], " of its threads": answer.get("cpu"), " in its collator": answer.get("outside")}
@@ -152,20 +150,25 @@ class Bench:
             )
         return self._models[key]
 
-    def _checks(self, workload: Workload) -> list[str]:
+    def _checks(self, workload: Workload) -> tuple[list[str], dict[str, str]]:
         if workload.name not in self._checked:
             self._checked[workload.name] = self._check_losses(workload)
         return self._checked[workload.name]
 
-    def _check_losses(self, workload: Workload) -> list[str]:
-        """Compare each peer's loss of one batch, dropout off, with this project's set to the peer's objective."""
+    def _check_losses(self, workload: Workload) -> tuple[list[str], dict[str, str]]:
+        """Compare each peer's loss of one batch, dropout off, with this project's set to the peer's objective.
+
+        Returns:
+            What was found equal, in words; and the peers that could not do it, with the reasons.
+
+        """
         _, job = self._training(workload)
         rows = job.read()[: workload.batch_size]
         is_random = workload.model not in ("minilm", "smollm2")
         model = self._model(workload.model, CHECKED_LAYERS if is_random else None)
         model_without = prepare.without_dropout(model, self._new_folder() / "model")
         plain = replace(job, task="loss", model=model_without, bits=None, dtype="float32", both_directions=False)
-        words = []
+        words, failed = list[str](), dict[str, str]()
         for peer in PEERS:
             if peer not in self._systems(workload):
                 continue
@@ -174,19 +177,23 @@ class Bench:
             middle = median(row["label"] for row in rows) if ones else 0
             batch = [row | {"label": float(row["label"] > middle)} for row in rows] if ones else rows
             there = replace(plain, rows=prepare.write_rows(self._new_folder() / "rows.jsonl", batch))
-            found = {
-                system: float(
-                    self._start(replace(there, system=system, objective=peer, scratch=str(self._new_folder())))["loss"]
-                )
-                for system in (OWN, peer)
-            }
+            found = {}
+            try:
+                for system in (peer, OWN):
+                    asked = replace(there, system=system, objective=peer, scratch=str(self._new_folder()))
+                    found[system] = float(self._start(asked)["loss"])
+            except WorkerError as error:
+                if peer in found:
+                    raise
+                failed[peer] = reason(error)
+                continue
             apart = abs(found[OWN] / found[peer] - 1)
             words.append(
                 f"loss of {peer} {found[peer]:.5f}, here {found[OWN]:.5f}{' (labels 0 and 1)' if ones else ''}"
             )
-            if apart > LOSSES:
+            if not apart <= LOSSES:  # nor if there is no number
                 sys.exit(f"{workload.name}: {words[-1]}: not the same work, so nothing is measured.")
-        return words
+        return words, failed
 
     def _measure_encoding(self, workload: Workload) -> Measured:
         rows = self._all_rows(workload.rows, "A")
@@ -210,9 +217,16 @@ class Bench:
             if SBERT not in done.answers:
                 continue
             own, peer = (np.load(folders[system] / "embeddings.npy") for system in (OWN, SBERT))
-            apart = max(apart, float(np.abs(own - peer).max()))
-            if apart > EMBEDDINGS:
-                sys.exit(f"{workload.name}: embeddings lie {apart:.1e} apart: not the same work.")
+            now = float(np.abs(own - peer).max())
+            if not now <= EMBEDDINGS:
+                sys.exit(f"{workload.name}: embeddings lie {now:.1e} apart: not the same work.")
+            apart = max(apart, now)
         if SBERT in done.answers:
             done.checks.append(f"embeddings lie at most {apart:.1e} apart")
         return done
+
+
+def reason(error: WorkerError) -> str:
+    """Print why a peer could not do the work, and return it in a few words."""
+    print(f"  {error}", file=sys.stderr, flush=True)
+    return "out of memory" if "out of memory" in str(error).lower() else "failed"
