@@ -416,8 +416,8 @@ class DataConfig:
     test: SourceConfig = field(default_factory=SourceConfig)
     """Format A: measured once before and once after training."""
     duplicates: str = "mask"
-    """Equal texts in a batch: mask (neither they nor the positives that a text has in any row are its negatives),
-    drop (the later row) or keep (as negatives)."""
+    """Equal texts in a batch: mask (they are no negatives of each other), drop (the later row) or keep (as negatives).
+    Unless they are kept, the positives that a text has in any row of the batch are no negatives of it either."""
     shuffle: bool = True
     """A new order of the training rows every epoch."""
     seed: int | None = None

@@ -8,7 +8,6 @@ import os
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import product
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -89,13 +88,15 @@ class Corpus:
             texts: both of a pair are among these.
 
         """
-        there = set(texts.tolist())
-        found = []
-        for place in np.flatnonzero((self.count[rows, :2] > 1).any(axis=1)).tolist():
-            first, count = self.first[rows[place], :2], self.count[rows[place], :2]
-            cells = (self.choices[start : start + size].tolist() for start, size in zip(first, count, strict=True))
-            found += [(place, *pair) for pair in product(*(there.intersection(cell) for cell in cells))]
-        return np.array(sorted(found), np.int64).reshape(-1, 3)
+        there = np.zeros(len(self.tokens), bool)
+        there[texts] = True
+        found = [np.empty((0, 3), np.int64)]
+        for place in np.flatnonzero((self.count[rows, :2] > 1).any(axis=1)):
+            ends = zip(self.first[rows[place], :2], self.count[rows[place], :2], strict=True)
+            left, right = (cell[there[cell]] for cell in (self.choices[start : start + size] for start, size in ends))
+            pairs = np.repeat(left, len(right)), np.tile(right, len(left))
+            found.append(np.stack([np.full(len(pairs[0]), place), *pairs], axis=1))
+        return np.concatenate(found)
 
 
 class CorpusBuilder:
