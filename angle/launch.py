@@ -72,6 +72,8 @@ def launch(task: Callable[[Config], float | None], schema: type[Config], name: s
             score = task(config)
         except USER_ERRORS as error:
             _complain(error)
+            if is_one_of_several():  # in another job it would take the others' numbers of this one for that one's
+                sys.exit(1)
             failed.append(words)  # the other jobs of a sweep may do better
             score = None
         except HubError as error:
@@ -81,13 +83,14 @@ def launch(task: Callable[[Config], float | None], schema: type[Config], name: s
         except BrokenPipeError:
             _stop_writing()
         except Exception:
-            if hydra_config.mode is not RunMode.MULTIRUN:
+            if hydra_config.mode is not RunMode.MULTIRUN or is_one_of_several():
                 raise
             traceback.print_exc()
             failed.append(words)
             score = None
         finally:
-            _remove_if_empty(Path(folder))
+            if is_main_process():
+                _remove_if_empty(Path(folder))
         jobs.append((words, score))
         return score
 
@@ -233,6 +236,11 @@ def _complain(error: Exception) -> int:
     return 1
 
 
+def is_one_of_several() -> bool:
+    """Return whether a launcher started other processes beside this one."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
 def is_main_process() -> bool:
     """Return whether this process is the one, of those of a launcher, that speaks."""
     return int(os.environ.get("RANK", "0")) == 0
@@ -260,7 +268,7 @@ def launch_time() -> str:
 
 def launch_began() -> float:
     """Return the launch's time in seconds; of several processes, that at which their launcher started."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if is_one_of_several():
         import psutil
 
         return float(psutil.Process(os.getppid()).create_time())

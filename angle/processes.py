@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 import torch
@@ -15,9 +16,20 @@ if TYPE_CHECKING:
     from accelerate import PartialState
 
 
+#: How long processes wait for each other: one may have to download a model, save or upload first.
+PATIENCE = timedelta(hours=6)
+
+
 def has_gpu() -> bool:
     """Return whether there is a GPU to train on."""
     return torch.cuda.is_available() or torch.backends.mps.is_available()
+
+
+def best_device() -> torch.device:
+    """Return the device that one process alone works on."""
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
 def join_others(script: str) -> PartialState:
@@ -28,8 +40,10 @@ def join_others(script: str) -> PartialState:
 
     """
     from accelerate import PartialState
+    from accelerate.utils import parse_flag_from_env
 
-    state = PartialState(cpu=not has_gpu())
+    on_cpu = not has_gpu() or parse_flag_from_env("ACCELERATE_USE_CPU")  # what --cpu of accelerate launch sets
+    state = PartialState(cpu=on_cpu, timeout=PATIENCE)
     check_all_found(state.num_processes, script)
     return state
 

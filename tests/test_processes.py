@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,10 +21,12 @@ from safetensors.torch import load_file
 from torch import distributed as dist
 from torch.multiprocessing.spawn import spawn
 
+from angle.config import EvaluateConfig, ModelConfig
 from angle.data import sample
 from angle.errors import ConfigError
-from angle.evaluation.encoding import encode_shared
+from angle.evaluation import encoding, report
 from angle.launch import agreed_on, launch_time
+from angle.modeling.encoder import Encoder
 from angle.processes import join_others
 from angle.structures import Tokens
 
@@ -38,6 +41,12 @@ def train(tmp_path: Path, launcher: list[str], *words: str) -> str:
 
 
 def run(script: str, tmp_path: Path, launcher: list[str], *words: str) -> str:
+    done = launch(script, tmp_path, launcher, *words)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def launch(script: str, tmp_path: Path, launcher: list[str], *words: str) -> subprocess.CompletedProcess[str]:
     environment = os.environ | {
         "CUDA_VISIBLE_DEVICES": "",
         "OMP_NUM_THREADS": "1",
@@ -45,7 +54,7 @@ def run(script: str, tmp_path: Path, launcher: list[str], *words: str) -> str:
         "WANDB_MODE": "disabled",
         "ANGLE_CACHE": str(tmp_path / "cache"),
     }
-    done = subprocess.run(
+    return subprocess.run(
         [sys.executable, *launcher, str(REPO / script), *words],
         cwd=tmp_path,
         env=environment,
@@ -53,8 +62,6 @@ def run(script: str, tmp_path: Path, launcher: list[str], *words: str) -> str:
         text=True,
         timeout=300,
     )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
 
 
 def rows_of(data_format: str, tmp_path: Path) -> Path:
@@ -118,12 +125,12 @@ def test_two_processes_evaluate_as_one(tmp_path: Path, words: list[str], name: s
     write_rows(tmp_path / "other.jsonl", "A", 8)
     words = ["model.name_or_path=tiny", "tasks=[one.jsonl,other.jsonl]", "batch_size=4", *words]
     alone = run("evaluate.py", tmp_path, [], *words, "output_dir=alone")
-    printed = run("evaluate.py", tmp_path, TWO_PROCESSES, *words, "output_dir=together")
-    assert printed == alone.replace("alone", "together")
-    assert {path.name for path in (tmp_path / "together").iterdir()} == {
-        path.name for path in (tmp_path / "alone").iterdir()
-    }
-    one, two = (numbers_in(json.loads((tmp_path / where / name).read_text())) for where in ("alone", "together"))
+    printed = run("evaluate.py", tmp_path, TWO_PROCESSES, *words)
+    (together,) = (tmp_path / "evaluations").glob("*/*")
+    assert printed == alone.replace("alone", str(together.relative_to(tmp_path)))
+    folders = (tmp_path / "alone", together)
+    assert len({tuple(sorted(path.name for path in folder.iterdir())) for folder in folders}) == 1
+    one, two = (numbers_in(json.loads((folder / name).read_text())) for folder in folders)
     assert len(one) > 10
     assert two == pytest.approx(one, abs=1e-5)
 
@@ -136,30 +143,62 @@ def numbers_in(tree: Any) -> list[float]:
     return [float(tree)] if isinstance(tree, int | float) else []
 
 
-def test_each_process_encodes_its_share(tmp_path: Path) -> None:
+def test_each_process_encodes_its_share_and_one_writes(tmp_path: Path) -> None:
+    write_rows(tmp_path / "pairs.jsonl", "A", 43)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    spawn(encode_share, (tmp_path, port), nprocs=2)
+    spawn(evaluate_share, (tmp_path, port), nprocs=2)
     found = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1)]
-    assert [lengths for lengths, _ in found] == [[5, 3, 1], [4, 2, 1]]  # the shortest one twice
-    assert [embeddings for _, embeddings in found] == 2 * [[0, 1, 3, 8, 12]]
+    assert [wrote for _, wrote in found] == [True, False]
+    first, second = (lengths for lengths, _ in found)
+    assert 40 < len(first) == len(second)
+    in_turn = [length for both in zip(first, second, strict=True) for length in both]
+    assert in_turn == sorted(in_turn, reverse=True)  # dealt out by length
 
 
-def encode_share(rank: int, folder: Path, port: int) -> None:
-    """Encode texts of 1, 2, 5, 4 and 3 tokens as one of two processes; an embedding is a text's first token."""
+def evaluate_share(rank: int, folder: Path, port: int) -> None:
+    """Evaluate as one of two processes; write down the lengths of the texts that it encodes, and whether it writes."""
     told = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     os.environ |= {name: str(value) for name, value in told.items()} | {"CUDA_VISIBLE_DEVICES": ""}
-    processes = join_others("evaluate.py")
-    tokens, lengths = Tokens(np.arange(15, dtype=np.int32), np.array([0, 1, 3, 8, 12, 15])), []
+    lengths, wrote, encode = list[int](), list[Path](), Encoder.encode_tokens
 
-    def encode(some: Tokens) -> torch.Tensor:
-        lengths.extend(some.lengths.tolist())
-        return torch.from_numpy(some.ids[some.offsets[:-1]]).float()[:, None]
+    def encode_and_count(encoder: Encoder, tokens: Tokens, *further: Any, **options: Any) -> torch.Tensor:
+        lengths.extend(tokens.lengths.tolist())
+        return encode(encoder, tokens, *further, **options)
 
-    together = encode_shared(encode, tokens, processes)
-    (folder / f"{rank}.json").write_text(json.dumps([lengths, together.flatten().tolist()]))
+    report.save_results = lambda path, *_: wrote.append(path)  # type: ignore[assignment]
+    Encoder.encode_tokens = encode_and_count  # type: ignore[method-assign]
+    config = EvaluateConfig(ModelConfig("tiny"), tasks=[str(folder / "pairs.jsonl")], output_dir=str(folder / "out"))
+    report.evaluate(config, join_others("evaluate.py"))
+    (folder / f"{rank}.json").write_text(json.dumps([lengths, bool(wrote)]))
     dist.destroy_process_group()
+
+
+def test_what_is_gathered_part_by_part_is_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two processes that are this one twice, each embedding is the first token of a text of its share."""
+    tokens = Tokens(np.arange(15, dtype=np.int32), np.array([0, 1, 3, 8, 12, 15]))
+    for at_once in (1, 2, 100):
+        monkeypatch.setattr(encoding, "TOGETHER", at_once)
+        monkeypatch.setattr(encoding, "gather_equal", lambda own, processes: own.repeat(processes, 1))
+        found = encoding.encode_shared(
+            lambda some: torch.from_numpy(some.ids[some.offsets[:-1]]).float()[:, None],
+            tokens,
+            SimpleNamespace(num_processes=2, process_index=0, device=torch.device("cpu")),  # type: ignore[arg-type]
+        )
+        # Dealt by length: texts of 5, 3 and 1 tokens to the first one, of 4 and 2 to the second.
+        assert found.flatten().tolist() == [0, 12, 3, 3, 12]
+
+
+def test_a_sweep_on_several_processes_ends_with_the_job_that_fails(tmp_path: Path) -> None:
+    words = ["-m", "model.name_or_path=tiny,nowhere,tiny", "tasks=[pairs.jsonl]"]
+    write_rows(tmp_path / "pairs.jsonl", "A", 20)
+    done, together = (launch("evaluate.py", tmp_path, launcher, *words) for launcher in ([], TWO_PROCESSES))
+    assert "\nJob 2 " in done.stdout
+    assert together.returncode == done.returncode == 1
+    assert "Error: " in together.stderr
+    assert "\nJob 1 " in together.stdout
+    assert "\nJob 2 " not in together.stdout
 
 
 def test_the_launch_file_for_a_cpu_starts_two_processes_that_train_as_one(tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ from angle.modeling.depths import bare
 from angle.modeling.description import locate
 from angle.modeling.encoder import Encoder
 from angle.modeling.tokenizer import TextTokenizer, TokenContract
+from angle.processes import best_device
 from angle.prompts import NAMED_PROMPTS
 from angle.settings import build_config, load_config, nested
 from angle.training.run_folder import RunFolder, RunState
@@ -109,7 +110,7 @@ class AnglE:
             settings |= {"billm.enabled": True, "billm.model_class": billm_model_class}
         self._settings = settings
         self._apply_lora, self._lora = apply_lora, arguments.lora_settings(lora_config_kwargs)
-        self._device = torch.device(device) if device is not None else _best_device()
+        self._device = torch.device(device) if device is not None else best_device()
         self._encoder: Encoder | None = None
         self._encoder = self._load()
 
@@ -482,9 +483,3 @@ class AnglE:
             card = model_card(pushed, config, run.record() if config else None)
             (staged / "README.md").write_text(card, encoding="utf-8")
             return push_folder(staged, hub_model_id, private=private, exist_ok=exist_ok)
-
-
-def _best_device() -> torch.device:
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from angle.modeling.collecting import TOGETHER
 from angle.processes import gather_equal
 from angle.structures import Tokens, deal
 
@@ -30,7 +31,10 @@ def encode_shared(
         return encode(tokens)
     dealt = deal(tokens.lengths, processes.num_processes)
     own = encode(tokens.take(dealt[processes.process_index]))
-    everyone = gather_equal(own.to(processes.device), processes.num_processes).cpu()
     embeddings = torch.empty(len(tokens), *own.shape[1:])
-    embeddings[torch.from_numpy(dealt.flatten())] = everyone
+    at_once = max(1, TOGETHER // own[0].numel())  # on the devices
+    for first in range(0, len(own), at_once):
+        some = slice(first, first + at_once)
+        everyone = gather_equal(own[some].to(processes.device), processes.num_processes)
+        embeddings[torch.from_numpy(dealt[:, some].flatten())] = everyone.cpu()
     return embeddings

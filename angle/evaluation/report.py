@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from torch import Tensor
 from tqdm import tqdm
 
@@ -25,6 +24,7 @@ from angle.evaluation.sts import ALIASES, HUB_TASKS, PairScores, load_sts, pair_
 from angle.modeling.description import TINY
 from angle.modeling.encoder import Encoder
 from angle.modeling.tokenizer import TokenContract
+from angle.processes import best_device
 from angle.settings import load_config
 
 if TYPE_CHECKING:
@@ -118,8 +118,7 @@ def open_tasks(config: EvaluateConfig, processes: PartialState | None = None) ->
     run = None if config.tasks is not None else _own_config(config)
     sources = _sources(config, run)
     encoder = Encoder.load(config.model, config.pooling)
-    alone = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    encoder.to(alone if processes is None else processes.device).eval()
+    encoder.to(best_device() if processes is None else processes.device).eval()
     return OpenTasks(folder, run, encoder, sources, processes)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ from angle.modeling.backbone import (
     quiet_transformers,
 )
 from angle.modeling.bidirectional import check_class, decoder_layers, is_made_encoder, make_bidirectional
+from angle.modeling.collecting import collect
 from angle.modeling.depths import Depths, Take, cut, last_states
 from angle.modeling.description import SelfDescription
 from angle.modeling.dropout import speed_up_dropout
@@ -39,9 +39,8 @@ from angle.structures import Tokens, to_device
 
 #: Groups of similar length that a padded batch is cut into. Padding is what costs on a CPU, launches on a GPU.
 GROUPS = {"cpu": 4}
-#: Texts that `encode` holds tokens of at a time; groups of them whose embeddings are copied to the CPU together, as a
-#: copy waits for all that a GPU has to do; and all dimensions of an embedding.
-TEXTS_AT_ONCE, COPIED, ALL = 50_000, 16, slice(None)
+#: Texts that `encode` holds tokens of at a time, and all dimensions of an embedding.
+TEXTS_AT_ONCE, ALL = 50_000, slice(None)
 #: Where packed rows are run, by models that prove on the device that they can be.
 PACKED_ON = ("cpu", "cuda")
 
@@ -314,14 +313,9 @@ class Encoder(nn.Module):
         out = torch.empty(len(tokens), *(() if depths is None else (len(depths),)), self.dimensions)
         try:
             with weights_packed(self.backbone, len(tokens.ids)):
-                groups = tokens.slices(batch_size)
-                while some := list(islice(groups, COPIED)):
-                    found = []
-                    for texts in some:
-                        found.append(self(*tokens.take(texts).on(self.device), depths).float())
-                        if progress:
-                            progress(len(texts))
-                    out[torch.from_numpy(np.concatenate(some))] = torch.cat(found).cpu()
+                slices = tokens.slices(batch_size)
+                groups = ((texts, self(*tokens.take(texts).on(self.device), depths)) for texts in slices)
+                collect(groups, out, progress)
         finally:
             self.train(was_training)
         return out

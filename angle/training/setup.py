@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +23,7 @@ from angle.modeling.student import Student
 from angle.objective.angle_loss import AngleLoss
 from angle.objective.espresso import EspressoLoss
 from angle.objective.objective import Objective
-from angle.processes import check_all_found, has_gpu, least_of_processes
+from angle.processes import PATIENCE, check_all_found, has_gpu, least_of_processes
 from angle.training.checkpoint import seed_everything
 from angle.training.distributed import share_out
 from angle.training.memory import find_token_budget
@@ -77,8 +76,7 @@ def start_accelerator(config: TrainConfig) -> Accelerator:
         mixed_precision=config.train.mixed_precision,
         fsdp_plugin=plugin,
         kwargs_handlers=[
-            # The others wait while the main process saves or uploads, which may take long.
-            InitProcessGroupKwargs(timeout=timedelta(hours=6)),
+            InitProcessGroupKwargs(timeout=PATIENCE),
             # One copy of the gradients, not two; and no buffer is ever written to (positions, frequencies).
             DistributedDataParallelKwargs(gradient_as_bucket_view=True, broadcast_buffers=False),
         ],
