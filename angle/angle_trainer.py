@@ -18,6 +18,7 @@ from typing import Any
 from angle.config import CONFIG_FILE, RUN_FILE, START_INDEX_VARIABLE, TrainConfig
 from angle.errors import ConfigError, HubError
 from angle.launch import USER_ERRORS, agreed_on, errors_as_sentences, is_main_process, launch_began, launch_time
+from angle.launcher import launch_words, launched
 from angle.reference_options import BY_NAME, NO_EFFECT, Call, parse
 from angle.settings import build_config, nested, override_words
 
@@ -39,7 +40,7 @@ def main() -> None:
             settings, notes = translate(call)
             config = build_config(nested(settings), TrainConfig)
             words = override_words(config)
-            _print("\n".join([f"same as {_launcher()} train.py {shlex.join(words)}", *_labelled(notes)]))
+            _print("\n".join([f"same as {launch_words(launched())} train.py {shlex.join(words)}", *_labelled(notes)]))
             if config.train.output_dir is None:
                 config.train.output_dir = agreed_on(f"runs/{launch_time()}")
 
@@ -156,7 +157,7 @@ def _intervals(call: Call, settings: dict[str, Any], notes: list[str]) -> None:
 
 def _accumulation(call: Call, settings: dict[str, Any], notes: list[str]) -> None:
     """Share out the accumulation steps, which are those of all processes together."""
-    name, processes = "gradient_accumulation_steps", _processes()
+    name, processes = "gradient_accumulation_steps", launched()
     steps = call[name]
     if steps < 1 or steps % processes:
         below = max(steps, 0) // processes * processes
@@ -178,7 +179,7 @@ def _seed(call: Call, settings: dict[str, Any], notes: list[str]) -> None:
     elif (saved := _saved_seed(call["save_dir"])) is not None:
         seed = saved
         notes.append(f"--seed is {seed}, as the run in --save_dir was started with")
-    elif int(os.environ.get("LOCAL_WORLD_SIZE", _processes())) < _processes():
+    elif int(os.environ.get("LOCAL_WORLD_SIZE", launched())) < launched():
         raise ConfigError("--seed -1 draws one, and several machines would draw several: give it, such as --seed 42.")
     else:
         seed = int(launch_began() * 1000) % 2**31
@@ -219,17 +220,6 @@ def _corrected(call: Call, settings: dict[str, Any], notes: list[str]) -> None:
 
 def _note(name: str) -> str:
     return f"--{name} {BY_NAME[name].note}"
-
-
-def _processes() -> int:
-    return int(os.environ.get("WORLD_SIZE", "1"))
-
-
-def _launcher() -> str:
-    """Return the words that start so many processes of a script."""
-    if _processes() == 1:
-        return "python"
-    return f"accelerate launch --multi_gpu --num_processes {_processes()}"
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from typing import Any, NoReturn, TypeVar
 
 from angle.config import ConvertConfig, EvaluateConfig, TrainConfig
 from angle.errors import ConfigError, DataError, HubError, TrainingError, nearest
+from angle.launcher import launched
 from angle.settings import build_config, check_value, group_given_a_value, group_names, kinds, unknown_key, written
 
 Config = TypeVar("Config", TrainConfig, EvaluateConfig, ConvertConfig)
@@ -72,7 +73,7 @@ def launch(task: Callable[[Config], float | None], schema: type[Config], name: s
             score = task(config)
         except USER_ERRORS as error:
             _complain(error)
-            if is_one_of_several():  # in another job it would take the others' numbers of this one for that one's
+            if launched() > 1:  # in another job it would take the others' numbers of this one for that one's
                 sys.exit(1)
             failed.append(words)  # the other jobs of a sweep may do better
             score = None
@@ -83,7 +84,7 @@ def launch(task: Callable[[Config], float | None], schema: type[Config], name: s
         except BrokenPipeError:
             _stop_writing()
         except Exception:
-            if hydra_config.mode is not RunMode.MULTIRUN or is_one_of_several():
+            if hydra_config.mode is not RunMode.MULTIRUN or launched() > 1:
                 raise
             traceback.print_exc()
             failed.append(words)
@@ -236,11 +237,6 @@ def _complain(error: Exception) -> int:
     return 1
 
 
-def is_one_of_several() -> bool:
-    """Return whether a launcher started other processes beside this one."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1
-
-
 def is_main_process() -> bool:
     """Return whether this process is the one, of those of a launcher, that speaks."""
     return int(os.environ.get("RANK", "0")) == 0
@@ -268,7 +264,7 @@ def launch_time() -> str:
 
 def launch_began() -> float:
     """Return the launch's time in seconds; of several processes, that at which their launcher started."""
-    if is_one_of_several():
+    if launched() > 1:
         import psutil
 
         return float(psutil.Process(os.getppid()).create_time())
@@ -282,7 +278,7 @@ def agreed_on(folder: str, setting: str = "train.output_dir") -> str:
         ConfigError: its name has the launch's time, of which each of several machines has its own.
 
     """
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    processes = launched()
     if int(os.environ.get("LOCAL_WORLD_SIZE", processes)) < processes and launch_time() in folder:
         raise ConfigError(
             f"{setting} is missing: several machines would each make up a folder of their own. Give one on a disk that "

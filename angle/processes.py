@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
@@ -11,6 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from angle.errors import ConfigError
+from angle.launcher import launch_words, launched
 
 if TYPE_CHECKING:
     from accelerate import PartialState
@@ -55,11 +55,11 @@ def check_all_found(processes: int, script: str) -> None:
         ConfigError: they did not.
 
     """
-    wanted = int(os.environ.get("WORLD_SIZE", "1"))
+    wanted = launched()
     if processes != wanted:
         raise ConfigError(
-            f"The launcher announced {wanted} processes, but {processes} found each other; start with accelerate "
-            f"launch --multi_gpu --num_processes {wanted} {script} ..."
+            f"The launcher announced {wanted} processes, but {processes} found each other; start with "
+            f"{launch_words(wanted)} {script} ..."
         )
 
 

@@ -131,7 +131,11 @@ def group_given_a_value(group: str, value: Any, schema: type) -> str:
 def unknown_key(key: str, schema: type) -> str:
     """Return the sentence for a setting that does not exist, with the nearest one that does."""
     known = list(kinds(schema))
-    same_end = [name for name in known if name.rsplit(".", 1)[-1] == key.rsplit(".", 1)[-1]]
+    *_, end = key.rsplit(".", 1)
+    ends = {name: name.rsplit(".", 1)[-1] for name in known}
+    same_end = [name for name in known if ends[name] == end]
+    if not same_end and len(end) > 1:  # as lr for learning_rate
+        same_end = [name for name in known if "".join(word[0] for word in ends[name].split("_")) == end]
     hint = f"; did you mean {same_end[0]}?" if same_end else nearest(key, known)
     if not hint:
         group = key.split(".", 1)[0]

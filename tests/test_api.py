@@ -280,6 +280,18 @@ def test_rows_of_no_format(angle: AnglE) -> None:
             lambda angle: angle.encode("a", layer_index=3),
             "layer_index=3 cannot work: the model has 2 layers; give a number up to that, or -1 for all.",
         ),
+        (
+            lambda angle: angle.encode("a", embedding_size=129),
+            "embedding_start=0 and embedding_size=129 cannot work: the model's embeddings have 128 dimensions.",
+        ),
+        (
+            lambda angle: angle.encode("a", embedding_start=127, embedding_size=0),
+            "embedding_start=127 and embedding_size=0 cannot work: the model's embeddings have 128 dimensions.",
+        ),
+        (
+            lambda angle: angle.encode("a", embedding_start=128),
+            "embedding_start=128 and embedding_size=None cannot work: the model's embeddings have 128 dimensions.",
+        ),
         (lambda angle: angle.fit([], epoch=3), "AnglE.fit has no argument 'epoch'; did you mean epochs?"),
         (
             lambda angle: angle.fit([], w1=3),
@@ -311,6 +323,11 @@ def test_wrong_names(angle: AnglE, call: Callable[[AnglE], Any], message: str) -
     with pytest.raises((TypeError, ConfigError)) as caught:
         call(angle)
     assert str(caught.value).startswith(message)
+
+
+def test_what_is_no_text_is_told_by_its_place(angle: AnglE) -> None:
+    with pytest.raises(TypeError, match="text 2 of 3 is None: encode takes texts, or mappings"):
+        angle.encode(["a", None, "b"])  # type: ignore[list-item]
 
 
 def test_nothing_is_overwritten(angle: AnglE, tmp_path: Path) -> None:

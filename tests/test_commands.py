@@ -156,7 +156,10 @@ def test_a_run_that_is_interrupted_says_how_to_go_on(tmp_path):
     run.send_signal(signal.SIGINT)
     printed, errors = run.communicate(timeout=100)
     assert (run.returncode, errors) == (130, "")
-    assert re.search(r"^Stopped at step \d+; go on with python train.py train.resume=run$", printed, re.MULTILINE)
+    stopped = r"^Stopped at step (\d+); go on, from step (\d+), with python train.py train.resume=run$"
+    (steps,) = re.findall(stopped, printed, re.MULTILINE)
+    checkpoints = [int(path.name.removeprefix("step-")) for path in (tmp_path / "run" / "checkpoints").glob("step-*")]
+    assert int(steps[0]) >= int(steps[1]) == max(checkpoints, default=0)
 
 
 def test_a_job_that_cannot_run_stops_no_other_one(command: Command, tmp_path):

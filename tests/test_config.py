@@ -159,6 +159,8 @@ def test_null_weights_become_those_of_a_format_that_is_given():
         ("loss.cosinew", "; did you mean loss.cosine_w?"),
         ("loss.batch_size", "; did you mean train.batch_size?"),
         ("batch_size", "; did you mean train.batch_size?"),
+        ("train.lr", "; did you mean train.learning_rate?"),
+        ("wd", "; did you mean train.weight_decay?"),
         ("data.train.colums", "; did you mean data.train.columns?"),
         ("zzz", "; python train.py --help lists them all."),
         ("billm.zzz", "; billm has: billm.enabled, billm.start_index, billm.last_layers, billm.model_class."),

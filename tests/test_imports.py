@@ -13,7 +13,9 @@ MODULES = sorted((REPO / "angle").rglob("*.py"))
 SCRIPTS = [REPO / name for name in ("train.py", "evaluate.py", "convert.py")]
 LAYER = {
     "api": 4,
-    **dict.fromkeys(("derivatives", "errors", "processes", "structures", "prompts", "config", "settings"), 0),
+    **dict.fromkeys(
+        ("derivatives", "errors", "launcher", "processes", "structures", "prompts", "config", "settings"), 0
+    ),
     **dict.fromkeys(("data", "modeling", "objective"), 1),
     **dict.fromkeys(("evaluation", "export"), 2),
     "training": 3,

@@ -347,7 +347,8 @@ def test_resume_refuses_another_number_of_processes(
     record = json.loads((tmp_path / "run" / "run.json").read_text())
     record["hardware"]["processes"] = 4
     (tmp_path / "run" / "run.json").write_text(json.dumps(record))
-    with pytest.raises(ConfigError, match=r"started with 4 processes .* with 1: go on with --num_processes 4\.$"):
+    words = "accelerate launch --multi_gpu --num_processes 4 train.py"
+    with pytest.raises(ConfigError, match=rf"started with 4 processes .* with 1: go on with {words}"):
         fit(config)
 
 

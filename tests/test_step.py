@@ -23,7 +23,7 @@ from angle.errors import ConfigError, TrainingError
 from angle.objective.angle_loss import LossTerms
 from angle.settings import build_config, load_config
 from angle.structures import Batch
-from angle.training import memory, setup
+from angle.training import memory, setup, sharding
 from angle.training.distributed import check_equal_weights
 from angle.training.loop import fit
 from angle.training.step import Step, micro_batches
@@ -315,7 +315,9 @@ def _count_exchanges(rank: int, folder: str, port: int) -> None:
         assert shared is not None
         return shared.get_future().then(lambda future: future.value()[0])
 
-    model = accelerator.prepare(made.student)
+    optimizer = torch.optim.AdamW(made.student.parameters(), fused=True)
+    model, _ = sharding.prepare(made.student, optimizer, accelerator)
+    assert not model.broadcast_buffers  # no buffer is ever written to
     model.register_comm_hook(None, hook)
     step = Step(model, made.objective, None, accelerator, token_budget=60)
     batches = next(made.data.train.steps(0))

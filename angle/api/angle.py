@@ -408,13 +408,22 @@ class AnglE:
             self.to(device)
         encoder, tokenizer = self.encoder, self._tokenizer(max_length, end_with_eos, prompt)
         rows = [inputs] if isinstance(inputs, (str, Mapping)) else list(inputs)
-        end = None if embedding_size is None else embedding_start + embedding_size
-        kept, depth = slice(embedding_start, end), None if layer_index == -1 else layer_index
+        most = encoder.dimensions - embedding_start
+        size = most if embedding_size is None else embedding_size
+        kept, depth = slice(embedding_start, embedding_start + size), None if layer_index == -1 else layer_index
         if depth is not None and not 0 <= depth <= encoder.depths.layers:
             raise ConfigError(
                 f"layer_index={depth} cannot work: the model has {encoder.depths.layers} layers; give a number up to "
                 f"that, or -1 for all."
             )
+        if not (embedding_start >= 0 and 1 <= size <= most):
+            raise ConfigError(
+                f"embedding_start={embedding_start} and embedding_size={embedding_size} cannot work: the model's "
+                f"embeddings have {encoder.dimensions} dimensions."
+            )
+        wrong = next((number for number, row in enumerate(rows) if not isinstance(row, (str, Mapping))), None)
+        if wrong is not None:
+            raise TypeError(f"text {wrong + 1} of {len(rows)} is {rows[wrong]!r}: encode takes texts, or mappings.")
         with tqdm(total=len(rows), unit="text", disable=not show_progress) as bar:
             out = encoder.encode(rows, None, batch_size, bar.update, depth, kept, tokenizer)
         if normalize_embedding:

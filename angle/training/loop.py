@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
@@ -22,6 +21,7 @@ from angle.data.corpus import Corpus
 from angle.errors import ConfigError, DataError, TrainingError
 from angle.evaluation.encoding import encode_shared
 from angle.evaluation.sts import pair_scores, word_overlap
+from angle.launcher import launch_words, launched
 from angle.modeling.encoder import Encoder
 from angle.modeling.student import Student
 from angle.objective.angle_loss import AngleLoss, LossTerms
@@ -113,8 +113,8 @@ def fit(config: TrainConfig) -> Result:
             if isinstance(error, KeyboardInterrupt):
                 run.tracker.stop_bar()
                 run.tracker.say(
-                    f"Stopped at step {run.progress.step}; go on with python train.py "
-                    f"train.resume={relative_to_here(folder.path)}"
+                    f"Stopped at step {run.progress.step}; go on, from step {folder.last_step}, with "
+                    f"{launch_words(launched())} train.py train.resume={relative_to_here(folder.path)}"
                 )
             run.tracker.close(failed=True)
             raise
@@ -126,7 +126,7 @@ def fit(config: TrainConfig) -> Result:
 def _folder(config: TrainConfig) -> RunFolder:
     """Return the run's folder: the one to go on in, the one that is given, or a new one."""
     given = config.train.resume or config.train.output_dir
-    if given is None and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if given is None and launched() > 1:
         raise ConfigError("train.output_dir is missing: several processes cannot each make up a folder of their own.")
     return RunFolder(Path(given or time.strftime("runs/%Y-%m-%d/%H-%M-%S")))
 

@@ -166,6 +166,11 @@ class RunFolder:
         """Return the checkpoints, newest first."""
         return sorted((self.path / "checkpoints").glob("step-*"), reverse=True)
 
+    @property
+    def last_step(self) -> int:
+        """The step of the newest checkpoint, 0 without one."""
+        return max((int(path.name.removeprefix("step-")) for path in self.checkpoints()), default=0)
+
     def newest_checkpoint(self, warn: Callable[[str], object]) -> Path | None:
         """Return the newest checkpoint whose files all have their checksums; say which ones do not."""
         checkpoints = self.checkpoints()

@@ -15,6 +15,7 @@ from angle.data.corpus import Corpus, load_corpus
 from angle.data.sources import SAMPLE
 from angle.errors import ConfigError, DataError
 from angle.evaluation.sts import load_sts
+from angle.launcher import launch_words
 from angle.modeling.bidirectional import check_directions
 from angle.modeling.compiling import compile_layers
 from angle.modeling.description import TINY
@@ -77,8 +78,7 @@ def start_accelerator(config: TrainConfig) -> Accelerator:
         fsdp_plugin=plugin,
         kwargs_handlers=[
             InitProcessGroupKwargs(timeout=PATIENCE),
-            # One copy of the gradients, not two; and no buffer is ever written to (positions, frequencies).
-            DistributedDataParallelKwargs(gradient_as_bucket_view=True, broadcast_buffers=False),
+            DistributedDataParallelKwargs(gradient_as_bucket_view=True),  # one copy of the gradients, not two
         ],
     )
     if plugin is not None and on_cpu:
@@ -187,7 +187,7 @@ def check_processes(record: dict[str, Any], accelerator: Accelerator) -> None:
     if processes != accelerator.num_processes:
         raise ConfigError(
             f"The run was started with {processes} process{'es' if processes > 1 else ''} and would see other batches "
-            f"with {accelerator.num_processes}: go on with --num_processes {processes}."
+            f"with {accelerator.num_processes}: go on with {launch_words(processes)} train.py ..."
         )
 
 

@@ -10,7 +10,7 @@ import os
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from angle.config import TrainConfig
@@ -96,6 +96,9 @@ def prepare(
         layers = {type(module).__name__ for module in student.modules()}.intersection(named)
         accelerator.state.fsdp_plugin.transformer_cls_names_to_wrap = sorted(layers)
     model, optimizer = accelerator.prepare(student, optimizer)
+    if isinstance(model, nn.parallel.DistributedDataParallel):
+        # No buffer is ever written to (positions, frequencies). As an argument it is deprecated, and its successor new.
+        model.broadcast_buffers = False
     if accelerator.is_fsdp2:
         from torch.distributed.fsdp import register_fsdp_forward_method
 
