@@ -455,7 +455,7 @@ class TrainingConfig:
     """Batches whose mean gradient makes one optimiser step."""
     token_budget: str | None = None
     """Tokens of a micro-batch, or auto for as many as fit into memory: a batch with more runs in several (gradient
-    cache), in a fifth to a half more time and to the same effect; null: a batch runs as a whole."""
+    cache), in up to half more time and to the same effect; null: a batch runs as a whole."""
     learning_rate: float | None = None
     """Peak learning rate; null: 5e-5, for adapters 2e-4, for the random start of `tiny` 2e-3."""
     weight_decay: float = 0.0

@@ -20,16 +20,16 @@ if TYPE_CHECKING:
 PATIENCE = timedelta(hours=6)
 
 
-def has_gpu() -> bool:
-    """Return whether there is a GPU to train on."""
-    return torch.cuda.is_available() or torch.backends.mps.is_available()
-
-
 def best_device() -> torch.device:
     """Return the device that one process alone works on."""
     if torch.cuda.is_available():
         return torch.device("cuda")
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def has_gpu() -> bool:
+    """Return whether there is a GPU to train on."""
+    return best_device().type != "cpu"
 
 
 def join_others(script: str) -> PartialState:

@@ -222,7 +222,6 @@ def collate(corpus: Corpus, rows: Ints, epoch: int, sharing: Sharing) -> Batch:
     places = np.empty(len(distinct), np.int64)  # among the embeddings of all processes
     places[dealt.flatten()] = slots.flatten()
     labels = None if corpus.labels is None else torch.from_numpy(corpus.labels[rows])
-    known = distinct[:0] if sharing.duplicates == "keep" else distinct  # as if no text were known to be another's
     return Batch(
         corpus.tokens.take(distinct[own]),
         distinct[own],
@@ -233,7 +232,7 @@ def collate(corpus: Corpus, rows: Ints, epoch: int, sharing: Sharing) -> Batch:
             torch.from_numpy(places[index.reshape(texts.shape)]),
             torch.from_numpy(texts),
             labels,
-            torch.from_numpy(corpus.alternatives(rows, known)),
+            torch.from_numpy(corpus.alternatives(rows, distinct)),
         ),
         int((uses * lengths).sum()),
         rows,

@@ -88,10 +88,12 @@ class Corpus:
             texts: both of a pair are among these.
 
         """
+        found, several = [np.empty((0, 3), np.int64)], np.flatnonzero((self.count[rows, :2] > 1).any(axis=1))
+        if not len(several):
+            return found[0]
         there = np.zeros(len(self.tokens), bool)
         there[texts] = True
-        found = [np.empty((0, 3), np.int64)]
-        for place in np.flatnonzero((self.count[rows, :2] > 1).any(axis=1)):
+        for place in several:
             ends = zip(self.first[rows[place], :2], self.count[rows[place], :2], strict=True)
             left, right = (cell[there[cell]] for cell in (self.choices[start : start + size] for start, size in ends))
             pairs = np.repeat(left, len(right)), np.tile(right, len(left))
