@@ -17,6 +17,7 @@ from torch import Tensor
 
 from angle.config import LoraConfig, ModelConfig, PoolingConfig
 from angle.errors import ConfigError
+from angle.modeling.collecting import collect
 from angle.modeling.description import describe
 from angle.modeling.encoder import Encoder
 from angle.modeling.tiny import tiny_tokenizer
@@ -345,13 +346,21 @@ def test_encoding_runs_without_dropout_and_restores_the_mode(
     tokens = encoder.tokenizer(TEXTS)
     assert torch.equal(encoder.encode_tokens(tokens, 3, seen.append), encoder.encode_tokens(tokens, 3))
     assert close(encoder.encode_tokens(tokens), expected)
-    assert close(encoder.encode(TEXTS * 5, batch_size=1), expected.repeat(5, 1))  # more than are copied together
     assert seen == [3, 3, 1]
     assert encoder.training is training
     assert encoder.backbone.training is training
     with pytest.raises(IndexError):
         encoder.encode_tokens(Tokens(np.array([2, 9999, 3], np.int32), np.array([0, 3])))
     assert encoder.training is training
+
+
+@pytest.mark.parametrize(("together", "copies"), [(1, [2, 3, 1]), (9, [5, 1]), (24, [6]), (1000, [6])])
+def test_groups_are_copied_together_to_their_places(together: int, copies: list[int]) -> None:
+    rows, out, seen = torch.arange(24.0).view(6, 4), torch.zeros(6, 4), list[int]()
+    places = [np.array([4, 0]), np.array([5, 1, 3]), np.array([2])]
+    collect(((some, rows[torch.from_numpy(some)].bfloat16()) for some in places), out, seen.append, together)
+    assert torch.equal(out, rows)
+    assert seen == copies
 
 
 def test_only_adapters_are_trained_and_saved(model_folder: Callable[[str], Path], tmp_path: Path) -> None:

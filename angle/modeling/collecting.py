@@ -15,7 +15,10 @@ TOGETHER = 2**22
 
 
 def collect(
-    groups: Iterable[tuple[npt.NDArray[np.int64], Tensor]], out: Tensor, progress: Callable[[int], object] | None
+    groups: Iterable[tuple[npt.NDArray[np.int64], Tensor]],
+    out: Tensor,
+    progress: Callable[[int], object] | None,
+    together: int,
 ) -> None:
     """Put groups of rows into their places.
 
@@ -23,6 +26,7 @@ def collect(
         groups: places (M,) in `out`, and the rows (M, ...) that belong there.
         out: (N, ...) float32 on the CPU.
         progress: called with the number of rows each time some are there.
+        together: numbers from which on what has come is copied.
 
     """
     waiting: list[tuple[npt.NDArray[np.int64], Tensor]] = []
@@ -37,6 +41,6 @@ def collect(
 
     for group in groups:
         waiting.append(group)
-        if group[1].device.type == "cpu" or sum(rows.numel() for _, rows in waiting) >= TOGETHER:
+        if sum(rows.numel() for _, rows in waiting) >= together:
             copy()
     copy()

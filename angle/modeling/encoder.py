@@ -25,7 +25,7 @@ from angle.modeling.backbone import (
     quiet_transformers,
 )
 from angle.modeling.bidirectional import check_class, decoder_layers, is_made_encoder, make_bidirectional
-from angle.modeling.collecting import collect
+from angle.modeling.collecting import TOGETHER, collect
 from angle.modeling.depths import Depths, Take, cut, last_states
 from angle.modeling.description import SelfDescription
 from angle.modeling.dropout import speed_up_dropout
@@ -315,7 +315,7 @@ class Encoder(nn.Module):
             with weights_packed(self.backbone, len(tokens.ids)):
                 slices = tokens.slices(batch_size)
                 groups = ((texts, self(*tokens.take(texts).on(self.device), depths)) for texts in slices)
-                collect(groups, out, progress)
+                collect(groups, out, progress, 1 if self.device.type == "cpu" else TOGETHER)
         finally:
             self.train(was_training)
         return out
