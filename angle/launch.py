@@ -3,28 +3,31 @@
 from __future__ import annotations
 
 import difflib
-import hashlib
 import os
-import re
 import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn
 
-from angle.config import ConvertConfig, EvaluateConfig, TrainConfig
+from angle.config import ConvertConfig, TrainConfig
 from angle.errors import ConfigError, DataError, HubError, TrainingError, nearest
 from angle.launcher import launched
-from angle.settings import build_config, check_value, group_given_a_value, group_names, kinds, unknown_key, written
-
-Config = TypeVar("Config", TrainConfig, EvaluateConfig, ConvertConfig)
+from angle.settings import (
+    Config,
+    build_config,
+    check_value,
+    group_given_a_value,
+    group_names,
+    kinds,
+    unknown_key,
+    written,
+)
+from angle.sweep import Job, check_jobs, comparison, only, slug, varying
 
 USER_ERRORS = (ConfigError, DataError, TrainingError)
-
-#: Longest name of a sweep's job folder: file systems stop at 255 bytes.
-SLUG_LENGTH = 100
 
 #: A folder of conf/ that is no group: its files are those of `accelerate launch`.
 NO_GROUP = "accelerate"
@@ -36,6 +39,7 @@ def launch(task: Callable[[Config], float | None], schema: type[Config], name: s
     A sweep (-m) runs it once a job. What is wrong on the user's side ends in one sentence and exit code 1.
     """
     import hydra
+    from hydra._internal.utils import get_args_parser
     from hydra.core.config_store import ConfigStore
     from hydra.core.hydra_config import HydraConfig
     from hydra.errors import HydraException
@@ -48,63 +52,65 @@ def launch(task: Callable[[Config], float | None], schema: type[Config], name: s
     OmegaConf.register_new_resolver("launch_time", launch_time, replace=True, use_cache=True)
     OmegaConf.register_new_resolver("options", lambda group: ", ".join(_options(conf, group)), replace=True)
     OmegaConf.register_new_resolver("groups", lambda: _table_of_groups(conf), replace=True)
-    OmegaConf.register_new_resolver("slug", _slug, replace=True)
+    OmegaConf.register_new_resolver("slug", lambda words: slug(only(words, keys)), replace=True)
 
-    jobs: list[tuple[str, float | None]] = []
-    failed: list[str] = []
+    jobs: list[Job] = []
+    keys: set[str] = set()
     said: set[str] = set()
 
     def job(composed: Any) -> float | None:
         hydra_config = HydraConfig.get()
-        folder = hydra_config.runtime.output_dir
-        words = " ".join(hydra_config.overrides.task)
+        folder = where = hydra_config.runtime.output_dir
+        words = " ".join(only(hydra_config.overrides.task, keys))
         if hydra_config.mode is RunMode.MULTIRUN and is_main_process():
             print(f"\nJob {hydra_config.job.num}  {words}", flush=True)
+        score, failed = None, True
         try:
             config = build_config(composed, schema)
             target = config.train if isinstance(config, TrainConfig) else config
             if target.output_dir is None and not isinstance(config, ConvertConfig):
                 setting = "train.output_dir" if isinstance(config, TrainConfig) else "output_dir"
                 target.output_dir = _shortest(agreed_on(folder, setting))
+            where = target.output_dir or folder
             if hydra_config.mode is RunMode.MULTIRUN and isinstance(config, TrainConfig):
                 from angle.training.notes import leave_out
 
                 leave_out(said)
             score = task(config)
+            failed = False
         except USER_ERRORS as error:
             _complain(error)
             if launched() > 1:  # in another job it would take the others' numbers of this one for that one's
                 sys.exit(1)
-            failed.append(words)  # the other jobs of a sweep may do better
-            score = None
         except HubError as error:
             _complain(error)
-            failed.append(words)
             score = error.score  # the job is done, but not all that was asked for
         except BrokenPipeError:
             _stop_writing()
         except Exception:
             if hydra_config.mode is not RunMode.MULTIRUN or launched() > 1:
                 raise
-            traceback.print_exc()
-            failed.append(words)
-            score = None
+            traceback.print_exc()  # the other jobs of a sweep may do better
         finally:
             if is_main_process():
                 _remove_if_empty(Path(folder))
-        jobs.append((words, score))
+        jobs.append(Job(words, where, score, failed))
         return score
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # what goes wrong comes here, where it becomes one sentence
     with errors_as_sentences():
-        sys.argv[1:] = check_arguments(sys.argv[1:], schema, conf)
         try:
+            sys.argv[1:] = check_arguments(sys.argv[1:], schema, conf)
+            known, _ = get_args_parser().parse_known_intermixed_args()
+            if known.multirun:
+                check_jobs(known.overrides, schema, name, conf)
+                keys |= varying(known.overrides)
             hydra.main(version_base="1.3", config_path=str(conf), config_name=name)(job)()
         except (HydraException, OmegaConfBaseException) as error:
             raise ConfigError(". ".join(str(error).split("\n")[:2])) from None
         if len(jobs) > 1 and is_main_process():
-            print(f"\n{_comparison(jobs, failed)}", flush=True)
-    if failed:
+            print(f"\n{comparison(jobs)}", flush=True)
+    if any(job.failed for job in jobs):
         sys.exit(1)
 
 
@@ -214,18 +220,6 @@ def _check_option(group: str, value: Any, conf: Path) -> None:
         )
 
 
-def _comparison(jobs: list[tuple[str, float | None]], failed: list[str]) -> str:
-    """Return the scores of a sweep's jobs as a table."""
-    width = max(len(words) for words, _ in jobs)
-    best = max((score for _, score in jobs if score is not None), default=None)
-    lines = [f"{'Job':>3}  {'':{width}}  Spearman"]
-    for number, (words, score) in enumerate(jobs):
-        missing = "failed" if words in failed else "–"
-        cell = f"{missing:>8}" if score is None else f"{score:8.4f}{'  best' if score == best else ''}"
-        lines.append(f"{number:>3}  {words:{width}}  {cell}")
-    return "\n".join(lines)
-
-
 def _stop_writing() -> NoReturn:
     """End quietly, as shells report it: whoever reads the output, such as `head`, has seen enough."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is written at exit
@@ -285,11 +279,3 @@ def agreed_on(folder: str, setting: str = "train.output_dir") -> str:
             f"they share, the same to all."
         )
     return folder
-
-
-def _slug(text: str) -> str:
-    """Return an override list as the name of a folder that can be typed: cut, with a checksum, where too long."""
-    slug = re.sub(r"[^\w.-]+", "-", text.replace(",", "_"))
-    if len(slug) <= SLUG_LENGTH:
-        return slug
-    return f"{slug[: SLUG_LENGTH - 9]}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"

@@ -6,6 +6,7 @@ import dataclasses
 import re
 import typing
 from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from types import UnionType
 from typing import Any, TypeVar
@@ -155,6 +156,7 @@ def group_names(schema: type) -> set[str]:
     return {".".join(path[:end]) for path in parts for end in range(1, len(path) + 1)}
 
 
+@cache
 def _hints(schema: type) -> dict[str, Any]:
     return dict(_walk(schema, ""))
 

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import REPO, start
@@ -111,7 +112,7 @@ def test_a_sweep_leaves_a_folder_a_job_each_of_which_can_be_gone_on_with(tmp_pat
         env=os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"},
         stdout=subprocess.DEVNULL,
     )
-    third = tmp_path / "sweep" / "2_loss.angle_tau-1_loss.ibn_w-20_train.max_steps-30_train.save_steps-10"
+    third = tmp_path / "sweep" / "2_loss.ibn_w-20_loss.angle_tau-1"
     deadline = time.monotonic() + 200
     while not (third / "checkpoints" / "step-00000020").exists():
         assert sweep.poll() is None
@@ -126,10 +127,12 @@ def test_a_sweep_leaves_a_folder_a_job_each_of_which_can_be_gone_on_with(tmp_pat
     assert len(re.findall(r"holds this run already, finished", done.stdout)) == 2
     assert len(re.findall(r"^resume  at step [12]0 ", done.stdout, re.MULTILINE)) == 1
     jobs = sorted(path for path in (tmp_path / "sweep").iterdir() if path.is_dir())
-    ends = [f"loss.angle_tau-{tau}_loss.ibn_w-{weight}" for weight in (10, 20, 30) for tau in (1, 20)]
-    assert [job.name for job in jobs] == [
-        f"{number}_{end}_train.max_steps-30_train.save_steps-10" for number, end in enumerate(ends)
-    ]
+    ends = [f"loss.ibn_w-{weight}_loss.angle_tau-{tau}" for weight in (10, 20, 30) for tau in (1, 20)]
+    assert [job.name for job in jobs] == [f"{number}_{end}" for number, end in enumerate(ends)]
+    assert "Next" not in done.stdout  # for the best alone
+    (best,) = re.findall(r"^Best    (sweep/\S+)$", done.stdout, re.MULTILINE)
+    scores = [json.loads((job / "run.json").read_text())["result"]["best_score"] for job in jobs]
+    assert best == f"sweep/{jobs[np.argmax(scores)].name}"
     for job in jobs:
         assert fit(build_config({"train": {"resume": str(job)}}, TrainConfig)).finished_before
 
@@ -166,8 +169,9 @@ def test_a_job_that_cannot_run_stops_no_other_one(command: Command, tmp_path):
     done = command("train.py", "-m", "train.batch_size=1,8", "train.max_steps=2", "train.logging_steps=2")
     assert done.returncode == 1
     assert done.stderr.startswith("Error: train.batch_size=1 leaves a row no other row to be compared with")
-    *_, head, first, second = done.stdout.splitlines()
+    *_, head, first, second, _, best = done.stdout.splitlines()
     assert head.split() == ["Job", "Spearman"]
     assert len(list(tmp_path.glob("multirun/*/*"))) == 1
-    assert first.split() == ["0", "train.batch_size=1", "train.max_steps=2", "train.logging_steps=2", "failed"]
-    assert re.fullmatch(r"  1  train\.batch_size=8 .*  -?0\.\d{4}  best", second)
+    assert first.split() == ["0", "train.batch_size=1", "failed"]
+    assert re.fullmatch(r"  1  train\.batch_size=8  +-?0\.\d{4}  best", second)
+    assert re.fullmatch(r"Best    multirun/.*/1_train\.batch_size-8", best)

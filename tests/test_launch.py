@@ -12,7 +12,8 @@ from conftest import REPO, start
 
 from angle.config import EvaluateConfig, TrainConfig
 from angle.errors import ConfigError
-from angle.launch import SLUG_LENGTH, _slug, check_arguments
+from angle.launch import check_arguments
+from angle.sweep import SLUG_LENGTH, only, slug, varying
 
 CONF = REPO / "conf"
 QUOTING = (
@@ -123,25 +124,54 @@ def test_what_hydra_would_refuse_is_refused_in_one_line(command, words):
 
 
 @pytest.mark.parametrize(
-    ("text", "name"),
+    ("words", "name"),
     [
-        ("loss.ibn_w=10,train.seed=1", "loss.ibn_w-10_train.seed-1"),
-        ("model.name_or_path=org/model", "model.name_or_path-org-model"),
-        ("train.output_dir=/a b/../{c}", "train.output_dir-a-b-..-c-"),
-        ("", ""),
+        (["loss.ibn_w=10", "train.seed=1"], "loss.ibn_w-10_train.seed-1"),
+        (["model.name_or_path=org/model"], "model.name_or_path-org-model"),
+        (["train.output_dir=/a b/../{c}"], "train.output_dir-a-b-..-c-"),
+        ([], ""),
     ],
 )
-def test_slug_is_the_name_of_one_folder(text, name):
-    assert _slug(text) == name
+def test_slug_is_the_name_of_one_folder(words, name):
+    assert slug(words) == name
 
 
 def test_slug_of_a_long_list_is_cut_and_stays_distinct():
-    texts = [f"data.train.name_or_path={'x' * 300}{end}" for end in "ab"]
-    slugs = [_slug(text) for text in texts]
-    assert {len(slug) for slug in slugs} == {SLUG_LENGTH}
+    words = [f"data.train.name_or_path={'x' * 300}{end}" for end in "ab"]
+    slugs = [slug([word]) for word in words]
+    assert {len(name) for name in slugs} == {SLUG_LENGTH}
     assert slugs[0] != slugs[1]
-    assert _slug(texts[0]) == slugs[0]
-    assert len(_slug("x" * SLUG_LENGTH)) == SLUG_LENGTH == len(_slug("/" * 0 + "x" * (SLUG_LENGTH + 1)))
+    assert slug([words[0]]) == slugs[0]
+    assert len(slug(["x" * SLUG_LENGTH])) == SLUG_LENGTH == len(slug(["x" * (SLUG_LENGTH + 1)]))
+
+
+@pytest.mark.parametrize(
+    ("words", "keys"),
+    [
+        (["loss.ibn_w=1,2", "train.seed=1", "++model.prompt='{text}, {text}'"], {"loss.ibn_w"}),
+        (["model=tiny,minilm", "+loss.angle_tau=range(1,3)", "lora=r8"], {"model", "loss.angle_tau"}),
+        (["data.train.name_or_path=[a,b]", "train.seed=1"], {"data.train.name_or_path", "train.seed"}),
+    ],
+)
+def test_jobs_are_called_by_what_varies(words, keys):
+    assert varying(words) == keys
+    assert {word.lstrip("+").split("=")[0] for word in only(words, keys)} == keys
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (["loss.angle_tau=1,-5"], "loss.angle_tau=-5 cannot work"),
+        (["lora=r8,none", "lora.alpha=8,16"], "lora.alpha=8 has no effect while lora is off"),
+        (["pooling.strategy=avg,clss"], "pooling.strategy=clss"),
+    ],
+)
+def test_every_job_of_a_sweep_is_checked_before_the_first(command, tmp_path, words, text):
+    done = command("train.py", "-m", *words)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert re.fullmatch(r"Error: .+\n", done.stderr)
+    assert text in done.stderr
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(("script", "parent"), [("train.py", "runs"), ("evaluate.py", "evaluations")])

@@ -245,6 +245,5 @@ def test_machines_without_a_common_folder_are_told_to_name_one(tmp_path: Path, m
 def test_sweep_on_two_processes_has_one_folder_a_job(tmp_path: Path) -> None:
     train(tmp_path, TWO_PROCESSES, "-m", "loss.ibn_w=10,20", "train.max_steps=2", "train.batch_size=4")
     jobs = sorted(path.parent.name for path in tmp_path.glob("multirun/*/*/*/run.json"))
-    assert jobs == ["0_loss.ibn_w-10_train.batch_size-4_train.max_steps-2",
-                    "1_loss.ibn_w-20_train.batch_size-4_train.max_steps-2"]  # fmt: skip
+    assert jobs == ["0_loss.ibn_w-10", "1_loss.ibn_w-20"]
     assert len(list(tmp_path.glob("multirun/*/*"))) == 1

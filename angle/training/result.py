@@ -9,6 +9,7 @@ from pathlib import Path
 
 from angle.training.tracking import relative_to_here
 
+SWEEP_FLAGS = frozenset({"-m", "--multirun"})
 #: Words of a command line that its sweep has not.
 UNSWEPT = ("-", "hub.", "hydra.", "train.output_dir=", "train.resume=", "loss.ibn_w=", "loss.angle_tau=")
 
@@ -41,7 +42,7 @@ class Result:
         """Return what a person wants to know after a run: the score, where the model is, what to type next.
 
         Args:
-            words: the command line's, for a sweep of the same run.
+            words: the command line's, for a sweep of the same run; what comes after a sweep is for its best job alone.
 
         """
         run = relative_to_here(self.folder)
@@ -57,6 +58,8 @@ class Result:
         lines += [f"Saved   {run}/{'best' if self.best_step is not None else 'final'}"]
         if self.pushed is not None:
             lines += [f"Pushed  {self.pushed}{' (by this run before)' if self.pushed_before else ''}"]
+        if not SWEEP_FLAGS.isdisjoint(words):
+            return "\n".join(lines)
         lines += [
             "",
             "Next    "

@@ -1,0 +1,82 @@
+"""A sweep (-m): a job for each combination of the values that a command line gives."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from angle.settings import Config, build_config
+
+#: Longest name of a job's folder: file systems stop at 255 bytes.
+SLUG_LENGTH = 100
+
+
+@dataclass(frozen=True)
+class Job:
+    """What came out of a job."""
+
+    words: str
+    """The part of the command line that the jobs differ in."""
+    folder: str
+    score: float | None
+    """What jobs are compared by; None where nothing was measured."""
+    failed: bool
+
+
+def varying(words: Sequence[str]) -> set[str]:
+    """Return the settings and groups that a command line gives several values; where it gives none, all it sets."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    overrides = OverridesParser.create().parse_overrides(list(words))
+    several = {override.key_or_group for override in overrides if override.is_sweep_override()}
+    return several or {override.key_or_group for override in overrides}
+
+
+def only(words: Sequence[str], keys: set[str]) -> list[str]:
+    """Return those of a job's words that set one of `keys`."""
+    return [word for word in words if word.lstrip("+~").partition("=")[0] in keys]
+
+
+def check_jobs(words: Sequence[str], schema: type[Config], name: str, conf: Path) -> None:
+    """Compose the settings of every job, so that none ends at them after others have been trained.
+
+    Raises:
+        ConfigError: a job with a value that cannot work, or with settings that contradict each other.
+
+    """
+    from hydra import compose, initialize_config_dir
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    overrides = OverridesParser.create().parse_overrides(list(words))
+    if any(override.key_or_group == "hydra/sweeper" for override in overrides):
+        return  # it chooses the values as it goes
+    (jobs,) = BasicSweeper.split_arguments(overrides, None)
+    with initialize_config_dir(str(conf), version_base="1.3"):
+        for job in jobs:
+            build_config(compose(name, overrides=list(job)), schema)
+
+
+def comparison(jobs: Sequence[Job]) -> str:
+    """Return the jobs' scores as a table, and where the best one is."""
+    width = max(len(job.words) for job in jobs)
+    scored = [job for job in jobs if job.score is not None]
+    best = max(scored, key=lambda job: job.score or 0.0, default=None)
+    lines = [f"{'Job':>3}  {'':{width}}  Spearman"]
+    for number, job in enumerate(jobs):
+        missing = "failed" if job.failed else "–"
+        cell = f"{missing:>8}" if job.score is None else f"{job.score:8.4f}{'  best' if job is best else ''}"
+        lines.append(f"{number:>3}  {job.words:{width}}  {cell}")
+    return "\n".join([*lines, "", f"Best    {best.folder}"] if best else lines)
+
+
+def slug(words: Sequence[str]) -> str:
+    """Return a job's words as the name of a folder that can be typed: cut, with a checksum, where too long."""
+    text = "_".join(words)
+    name = re.sub(r"[^\w.-]+", "-", text.replace(",", "_"))
+    if len(name) <= SLUG_LENGTH:
+        return name
+    return f"{name[: SLUG_LENGTH - 9]}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
