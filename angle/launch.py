@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 import os
 import sys
 import time
@@ -28,6 +29,9 @@ from angle.settings import (
 from angle.sweep import Job, check_jobs, comparison, only, slug, varying
 
 USER_ERRORS = (ConfigError, DataError, TrainingError)
+
+#: Seconds in which a launcher that lost a process has ended the others: it looks ten times a second.
+PATIENCE = 3
 
 #: A folder of conf/ that is no group: its files are those of `accelerate launch`.
 NO_GROUP = "accelerate"
@@ -227,7 +231,12 @@ def _stop_writing() -> NoReturn:
 
 
 def _complain(error: Exception) -> int:
+    """Say on the console what is wrong: once a machine, unless other processes have no part in it."""
+    if int(os.environ.get("LOCAL_RANK", "0")):
+        time.sleep(PATIENCE)  # the first process says the same, if it met it too, and the launcher ends the others then
     print(f"Error: {error}", file=sys.stderr, flush=True)
+    if (last_words := os.environ.get("TORCHELASTIC_ERROR_FILE")) is not None:  # which the launcher ends its own with
+        Path(last_words).write_text(json.dumps({"message": str(error), "timestamp": int(time.time())}))
     return 1
 
 

@@ -242,6 +242,16 @@ def test_machines_without_a_common_folder_are_told_to_name_one(tmp_path: Path, m
     assert agreed_on(f"runs/{launch_time()}") == f"runs/{launch_time()}"
 
 
+def test_what_is_wrong_is_said_once_and_last(tmp_path: Path) -> None:
+    sentence = "There is no setting train.epoch; did you mean train.epochs?"
+    done = launch("train.py", tmp_path, TWO_PROCESSES, "train.epoch=3")
+    assert done.returncode == 1
+    assert done.stderr.count(f"Error: {sentence}") == 1
+    assert done.stderr.rstrip("=\n").endswith(f" {sentence}")  # the launcher's own last words, below its traceback
+    alone = start("train.py", "train.epoch=3", folder=tmp_path, RANK="1", LOCAL_RANK="1", WORLD_SIZE="2")
+    assert (alone.returncode, alone.stderr) == (1, f"Error: {sentence}\n")
+
+
 def test_sweep_on_two_processes_has_one_folder_a_job(tmp_path: Path) -> None:
     train(tmp_path, TWO_PROCESSES, "-m", "loss.ibn_w=10,20", "train.max_steps=2", "train.batch_size=4")
     jobs = sorted(path.parent.name for path in tmp_path.glob("multirun/*/*/*/run.json"))
