@@ -12,7 +12,7 @@ from types import UnionType
 from typing import Any, TypeVar
 
 from angle.config import ConvertConfig, EvaluateConfig, TrainConfig
-from angle.errors import ConfigError, nearest
+from angle.errors import ConfigError, first_line, nearest
 
 Config = TypeVar("Config", TrainConfig, EvaluateConfig, ConvertConfig)
 
@@ -284,5 +284,5 @@ def load_config(path: Path) -> TrainConfig:
     try:
         content = OmegaConf.load(path)
     except (YAMLError, OSError) as error:
-        raise ConfigError(f"{path} is no configuration: {str(error).splitlines()[0]}.") from None
+        raise ConfigError(f"{path} is no configuration: {first_line(error)}.") from None
     return build_config(content, TrainConfig)

@@ -132,7 +132,7 @@ def test_damaged_tokens_are_made_again_and_replaced(tmp_path, tokenizer, monkeyp
     monkeypatch.setenv("ANGLE_CACHE", str(tmp_path / "cache"))
     path = write_jsonl(tmp_path / "a.jsonl", PAIRS)
     whole = load(path, tokenizer)
-    (folder,) = (tmp_path / "cache").iterdir()
+    (folder,) = (tmp_path / "cache" / "tokens").iterdir()
     damage(folder / name)
     for _ in range(2):
         assert texts_of(load(path, tokenizer)) == texts_of(whole)

@@ -14,7 +14,7 @@ SCRIPTS = [REPO / name for name in ("train.py", "evaluate.py", "convert.py")]
 LAYER = {
     "api": 4,
     **dict.fromkeys(
-        ("derivatives", "errors", "launcher", "processes", "structures", "prompts", "config", "settings"), 0
+        ("cache", "derivatives", "errors", "launcher", "processes", "structures", "prompts", "config", "settings"), 0
     ),
     **dict.fromkeys(("data", "modeling", "objective"), 1),
     **dict.fromkeys(("evaluation", "export", "sweep"), 2),

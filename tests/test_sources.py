@@ -342,3 +342,11 @@ def test_messages_name_settings_that_there_are(tmp_path, role, start):
     path.write_text('{"a": "x", "b": "y"}\n')
     columns = "data.valid_sts.columns" if role == "valid_sts" else "columns"
     assert complaint(str(path), role, columns={"text1": "c"}) == f"{columns} names c, but {path} has: a, b."
+
+
+def test_a_hub_client_that_fails_without_a_word(monkeypatch):
+    def fail(*_args, **_kwargs):
+        raise ValueError
+
+    monkeypatch.setattr("datasets.load_dataset", fail)
+    assert "could not be loaded from the hub: ValueError. Check the name" in complaint("org/name")

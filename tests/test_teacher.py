@@ -16,9 +16,9 @@ from conftest import write_jsonl
 from torch import Tensor, nn
 
 from angle import ConfigError, Encoder, ModelConfig, PoolingConfig, TrainConfig, build_config, fit
+from angle.cache import cache_folder
 from angle.config import LoraConfig
 from angle.data import sample
-from angle.data.corpus import cache_folder
 from angle.training.teacher import Teacher, load_teacher
 
 SELF = {"enabled": True, "name_or_path": "self"}
@@ -195,11 +195,18 @@ def test_kept_embeddings_train_as_fresh_ones_do(
         fit(settings(folder_of("bert"), rows, tmp_path / str(kept), teacher=teacher))
         found[kept] = losses(tmp_path / str(kept))
     assert found[True] == pytest.approx(found[False], rel=1e-5)
-    (file,) = (cache_folder() / "teachers").iterdir()
+    (file,) = cache_folder("teachers").iterdir()
     made = file.stat().st_mtime_ns
     fit(settings(folder_of("bert"), rows, tmp_path / "again", teacher=teacher))
     assert losses(tmp_path / "again") == found[True]
     assert file.stat().st_mtime_ns == made
+    for number, damaged in enumerate((b"\x93NUMPY\1\0\x10\0{'descr': \xff(((\n", np.load(file)[1:])):
+        if isinstance(damaged, bytes):
+            file.write_bytes(damaged)
+        else:
+            np.save(file, damaged)
+        fit(settings(folder_of("bert"), rows, tmp_path / f"damaged-{number}", teacher=teacher))
+        assert losses(tmp_path / f"damaged-{number}") == found[True]
 
 
 @pytest.mark.parametrize("pooling", ["auto", "tokens"])

@@ -11,8 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from angle.cache import cache_folder
 from angle.config import FORMAT_NAMES, SourceConfig
-from angle.data.corpus import cache_folder
 from angle.data.formats import choose
 from angle.errors import ConfigError, DataError
 from angle.modeling.tokenizer import template_fields
@@ -138,7 +138,7 @@ def as_source(data: Any, argument: str) -> SourceConfig:
             )
         data = datasets.Dataset.from_list([dict(row) for row in rows])
     data = data.remove_columns([name for name in (EXTRA,) if notes_of(data)])
-    folder = cache_folder() / "datasets" / f"{argument}-{_digest(data)[:16]}"
+    folder = cache_folder("datasets") / f"{argument}-{_digest(data)[:16]}"
     if not folder.is_dir():
         scratch = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
         with _without_bars():

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
-import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from angle.cache import cache_folder, load_array, save_array
 from angle.config import SourceConfig, label_name
 from angle.data import formats, sources
 from angle.data.roles import setting, whole
@@ -259,7 +258,7 @@ class CorpusBuilder:
         if not cache:
             return tokenize()
         key = hashlib.sha256(f"{tokenizer.fingerprint}/{texts_digest}".encode()).hexdigest()
-        return cached_tokens(cache_folder() / key, tokenize)
+        return cached_tokens(cache_folder("tokens") / key, tokenize)
 
 
 def _not_text(value: object) -> tuple[str, str]:
@@ -271,41 +270,23 @@ def _not_text(value: object) -> tuple[str, str]:
     return "no text", f"no text but {value!r}"
 
 
-def cache_folder() -> Path:
-    """Return where tokens are kept: $ANGLE_CACHE, or ~/.cache/angle/tokens."""
-    return Path(os.environ.get("ANGLE_CACHE") or Path.home() / ".cache" / "angle" / "tokens")
-
-
 def cached_tokens(folder: Path, tokenize: Callable[[], Tokens]) -> Tokens:
     """Return the tokens kept in `folder`, memory-mapped; if there are none, or damaged ones, make and keep them."""
     kept = _kept_tokens(folder)
     if kept is not None:
         return kept
     tokens = tokenize()
-    try:
-        # Two processes may keep the same tokens at once. Each file is put in place whole, and what one writes equals
-        # what the other does, so it does not matter whose stays. Plain files and folders, for others may read them.
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, array in (("ids", tokens.ids), ("offsets", tokens.offsets)):
-            scratch = folder / f"{name}.{uuid.uuid4().hex}"
-            try:
-                with scratch.open("xb") as file:
-                    np.save(file, array)
-                scratch.replace(folder / f"{name}.npy")
-            finally:
-                scratch.unlink(missing_ok=True)
-    except OSError:  # a full or read-only disk must not stop a run: only the next start is slower
-        pass
+    save_array(folder / "ids.npy", tokens.ids)
+    save_array(folder / "offsets.npy", tokens.offsets)
     return tokens
 
 
 def _kept_tokens(folder: Path) -> Tokens | None:
-    try:
-        ids, offsets = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("ids", "offsets"))
-        fit = offsets[0] == 0 and offsets[-1] == len(ids) and (np.diff(offsets) >= 0).all()
-        return Tokens(ids, offsets) if fit else None
-    except Exception:  # numpy has another error for each way in which a file can be damaged or missing
+    ids, offsets = load_array(folder / "ids.npy"), load_array(folder / "offsets.npy")
+    if ids is None or offsets is None or ids.ndim != 1 or offsets.ndim != 1 or not len(offsets):
         return None
+    fit = offsets[0] == 0 and offsets[-1] == len(ids) and (np.diff(offsets) >= 0).all()
+    return Tokens(ids, offsets) if fit else None
 
 
 def load_corpus(source: SourceConfig, role: str, tokenizer: Tokenizer, data_format: str = "auto") -> Corpus:

@@ -15,7 +15,7 @@ from typing import Any
 from angle.config import SourceConfig
 from angle.data import sample
 from angle.data.roles import DEFAULT_SPLITS, default_split, setting
-from angle.errors import DataError
+from angle.errors import DataError, first_line
 
 SAMPLE = "sample"
 FILE_ENDINGS = (".json", ".jsonl", ".csv", ".tsv", ".parquet")
@@ -204,7 +204,7 @@ def _parquet_table(path: Path, role: str) -> Table:
     try:
         file = parquet.ParquetFile(path)
     except (arrow.ArrowInvalid, OSError) as error:
-        raise DataError(f"{setting(role)}: {path} is no readable parquet file: {str(error).splitlines()[0]}") from None
+        raise DataError(f"{setting(role)}: {path} is no readable parquet file: {first_line(error)}.") from None
     if file.metadata.num_rows == 0:
         raise DataError(f"{setting(role)}: {path} is empty: it has no row.")
     rows = (row for batch in file.iter_batches() for row in batch.to_pylist())
@@ -218,7 +218,7 @@ def _disk_table(path: Path, split: str, role: str) -> Table:
         loaded = datasets.load_from_disk(str(path))
     except (FileNotFoundError, ValueError) as error:
         raise DataError(
-            f"{setting(role)}: {path} is no folder that datasets' save_to_disk wrote: {str(error).splitlines()[0]}"
+            f"{setting(role)}: {path} is no folder that datasets' save_to_disk wrote: {first_line(error)}."
         ) from None
     if isinstance(loaded, datasets.DatasetDict):
         if split not in loaded:
@@ -240,7 +240,7 @@ def _hub_table(name: str, source: SourceConfig, split: str, role: str, streaming
         check = "the name, the subset and the split" if role in DEFAULT_SPLITS else "the name"
         raise DataError(
             f"{setting(role)}: {name} (subset {source.subset or 'none'}, split {split}) could not be loaded "
-            f"from the hub: {str(error).strip().splitlines()[0].rstrip('.')}. Check {check}, or give a file."
+            f"from the hub: {first_line(error)}. Check {check}, or give a file."
         ) from None
     return _dataset_table(loaded, name, role)
 

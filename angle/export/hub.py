@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from angle.config import HubConfig
-from angle.errors import ConfigError, HubError
+from angle.errors import ConfigError, HubError, first_line
 from angle.export.model_card import Pushed, Reach, shown
 from angle.export.sentence_transformers import check_expressible, write_modules
 from angle.modeling.description import ADAPTER_FILE
@@ -252,7 +252,7 @@ def _reason(error: BaseException) -> str:
             answer = f"the hub answered {link.response.status_code} {link.response.reason_phrase}"
             said = (link.server_message or "<").split("\n")[0]
             return answer if said.startswith("<") else f"{answer} ({_without_token(said)})"
-    return _without_token(str(error).split("\n")[0] or type(error).__name__)
+    return _without_token(first_line(error))
 
 
 def _without_token(words: str) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from angle.config import LoraConfig
-from angle.errors import ConfigError
+from angle.errors import ConfigError, first_line
 from angle.modeling.description import ADAPTER_FILE
 from angle.modeling.quantization import quiet_bitsandbytes
 
@@ -52,8 +52,7 @@ def find_adapters(name: str, setting: str, revision: str | None = None) -> Saved
         try:
             folder = Path(snapshot_download(name, revision=revision, allow_patterns=wanted))
         except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
-            first = next(iter(str(error).splitlines()), type(error).__name__)
-            raise ConfigError(f"{setting}={name} could not be fetched: {first.rstrip('.')}.") from None
+            raise ConfigError(f"{setting}={name} could not be fetched: {first_line(error)}.") from None
     if not (folder / ADAPTER_FILE).is_file():
         raise ConfigError(f"{setting}={name} is no adapter: it has no {ADAPTER_FILE}.")
     frozen = sorted(folder.glob(FROZEN.format("*")), key=lambda path: int(path.name.rsplit("-", 1)[-1]))
@@ -175,8 +174,7 @@ def _add_saved(model: Any, place: str, name: str, typed: str) -> Any:
     try:
         found = load_peft_weights(place, device="cpu")  # a .bin file with weights_only=True
     except (OSError, ValueError, pickle.UnpicklingError, SafetensorError) as error:
-        first = next(iter(str(error).splitlines()), type(error).__name__)
-        raise ConfigError(f"{typed} could not be read: {first.rstrip('.')}.") from None
+        raise ConfigError(f"{typed} could not be read: {first_line(error)}.") from None
     backbone = model.get_base_model() if isinstance(model, peft.PeftModel) else model
     # Made on a class with a head, an adapter names the bare model inside of it. The head makes no embedding.
     inside, head = f"{backbone.base_model_prefix}.", "lm_head"

@@ -8,7 +8,7 @@ import io
 from typing import TYPE_CHECKING, Any
 
 from angle.config import ModelConfig
-from angle.errors import ConfigError
+from angle.errors import ConfigError, first_line
 from angle.modeling.description import TINY, SelfDescription, split_gguf
 from angle.modeling.packing import first_position, position_table
 from angle.modeling.quantization import loading_options, own_device
@@ -52,7 +52,7 @@ def load_tokenizer(
         except (OSError, ValueError, KeyError) as error:
             raise ConfigError(
                 f"No tokenizer could be loaded from {config.tokenizer_name_or_path or name}: "
-                f"{_first_line(error)} Give one by model.tokenizer_name_or_path=..."
+                f"{first_line(error)}. Give one by model.tokenizer_name_or_path=..."
             ) from None
     tokenizer.padding_side = config.padding_side or said.padding_side or tokenizer.padding_side
     if tokenizer.pad_token is None:
@@ -129,7 +129,7 @@ def load_backbone(config: ModelConfig, name: str, bits: int | None = None) -> Pr
             )
     except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
         raise ConfigError(
-            f"model.name_or_path={name} could not be loaded: {_first_line(error)} Give a hub name or a "
+            f"model.name_or_path={name} could not be loaded: {first_line(error)}. Give a hub name or a "
             f"folder with config.json and model.safetensors."
         ) from None
     missing = sorted(key for key in report["missing_keys"] if "pooler" not in key and "position_ids" not in key)
@@ -199,11 +199,6 @@ def position_limit(model: PreTrainedModel) -> int | None:
     if limit is None or position_table(model) is None:
         return None
     return limit - first_position(model)
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0].rstrip(".") + "."
 
 
 def quiet_transformers() -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from angle.errors import ConfigError
+from angle.errors import ConfigError, first_line
 from angle.modeling.depths import bare, layers_of
 from angle.modeling.encoder import Encoder
 from angle.modeling.packing import some_texts
@@ -42,8 +42,9 @@ def compile_layers(encoder: Encoder) -> None:
         _try(encoder, layers)
     except Exception as error:  # whatever it is that a compiler, or the one it calls, cannot do
         reason = getattr(error, "inner_exception", error)  # what a backend raised
-        line = f"{type(reason).__name__}: {reason}".strip().splitlines()[0]
-        raise ConfigError(f"train.compile=true cannot work here ({line}): leave it out.") from error
+        raise ConfigError(
+            f"train.compile=true cannot work here ({type(reason).__name__}: {first_line(reason)}): leave it out."
+        ) from error
 
 
 def _compiled_forward(layer: Any) -> Callable[..., Any]:

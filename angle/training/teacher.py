@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import uuid
 from contextlib import nullcontext
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,8 +12,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from angle.cache import cache_folder, load_array, save_array
 from angle.config import SELF, ModelConfig, PoolingConfig, TrainConfig
-from angle.data.corpus import cache_folder
 from angle.errors import ConfigError
 from angle.modeling.adapters import without_trained
 from angle.modeling.backbone import position_limit
@@ -85,11 +82,11 @@ class Teacher:
             for parameter in encoder.parameters():
                 if not (self._is_student and parameter.requires_grad):
                     key.update(parameter.detach().contiguous().view(torch.uint8).cpu().numpy().tobytes())
-            path = cache_folder() / "teachers" / f"{key.hexdigest()}.npy"
-            self._kept = _read(path)
-            if self._kept is None:
+            path = cache_folder("teachers") / f"{key.hexdigest()}.npy"
+            self._kept = load_array(path)
+            if self._kept is None or self._kept.shape != (len(tokens), self.width):
                 self._kept = encoder.encode_tokens(tokens, BATCH).numpy()
-                _write(path, self._kept)
+                save_array(path, self._kept)
         if not self._is_student:
             self.encoder = None
 
@@ -168,24 +165,3 @@ def _check_tokens(name: str, teacher: Encoder, student: Encoder) -> None:
             f"model.max_length={student.tokenizer.max_length} cannot work: the teacher has positions for {limit} "
             f"tokens; type model.max_length={limit}."
         )
-
-
-def _read(path: Path) -> npt.NDArray[np.float32] | None:
-    """Return kept embeddings, mapped from disk; None where there are none, or damaged ones."""
-    try:
-        kept: npt.NDArray[np.float32] = np.load(path, mmap_mode="r")
-    except (OSError, ValueError, EOFError):
-        return None
-    return kept
-
-
-def _write(path: Path, embeddings: npt.NDArray[np.float32]) -> None:
-    """Put a file in place whole; on a full or read-only disk the next run has to compute them again."""
-    scratch = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with scratch.open("xb") as file:
-            np.save(file, embeddings)
-        os.replace(scratch, path)
-    except OSError:
-        scratch.unlink(missing_ok=True)

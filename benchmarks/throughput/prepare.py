@@ -13,7 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from angle.data.corpus import cache_folder
+from angle.cache import cache_folder
 
 PEER = "0.6.1"
 SEED = 0
@@ -32,7 +32,7 @@ DROPOUTS = (
 def peer_python() -> str:
     """Return the interpreter of an environment with angle_emb, which pins other versions; made once, then kept."""
     here = version("torch").split("+")[0]
-    folder = cache_folder() / "peers" / f"angle_emb-{PEER}-torch-{here}"
+    folder = cache_folder("peers") / f"angle_emb-{PEER}-torch-{here}"
     python = folder / "bin" / "python"
     if not (folder / "complete").exists():
         print(f"Installing angle_emb {PEER} with torch {here} into {folder}", flush=True)
