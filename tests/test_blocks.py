@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from angle.modeling.attention import Attention
 from angle.modeling.blocks import SCORES_A_BLOCK, SHORTEST, Runs, attend_in_blocks, blocks_of, masks_for, runs_of
 from angle.modeling.dropout import kept_share
 
@@ -20,7 +21,7 @@ DIRECTIONS = [(False, None), (True, None), (False, 5), (True, 5)]
 def attend(query: Tensor, key: Tensor, value: Tensor, *, causal: bool, window: int | None, runs: Runs) -> Tensor:
     """Attend with dropout that is the same at every call."""
     torch.manual_seed(1)
-    return attend_in_blocks(query, key, value, runs, causal=causal, window=window, scaling=0.3, dropout=DROPPED)
+    return attend_in_blocks(query, key, value, runs, Attention(causal, window, 0.3, DROPPED))
 
 
 def naive(
@@ -118,7 +119,7 @@ def test_no_other_blocks_cost_less(seed: int) -> None:
 
 
 def test_masks_of_one_direction_are_as_large_as_one_text() -> None:
-    masks = masks_for(runs_of(LENGTHS), 6, True, 5, torch.float32)
+    masks = masks_for(runs_of(LENGTHS), 6, Attention(causal=True, window=5), torch.float32)
     assert all(mask.shape[0] == 1 for mask in masks)
 
 

@@ -37,6 +37,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from angle.config import TrainConfig
 from angle.modeling import packing, varlen
+from angle.modeling.attention import Attention
 from angle.modeling.encoder import Encoder
 from angle.modeling.varlen import FLASH, RECTANGLE, VARLEN, Texts, choose
 from angle.settings import build_config
@@ -203,18 +204,18 @@ def test_places_offsets_and_masks() -> None:
     assert texts.offsets.tolist() == [0, 3, 4]
     assert texts.places.tolist() == [0, 1, 2, 3]
     assert Texts(np.array([1, 3]), torch.device("cpu")).places.tolist() == [0, 3, 4, 5]
-    full = texts.mask(None, causal=False)
+    full = texts.mask(Attention(causal=False))
     assert full is not None
     assert full.tolist() == [[[[True, True, True]]], [[[True, False, False]]]]
-    assert texts.mask(None, causal=True) is None
-    assert Texts(np.array([2, 2]), torch.device("cpu")).mask(None, causal=False) is None
-    near = texts.mask(2, causal=False)
+    assert texts.mask(Attention(causal=True)) is None
+    assert Texts(np.array([2, 2]), torch.device("cpu")).mask(Attention(causal=False)) is None
+    near = texts.mask(Attention(causal=False, window=2))
     assert near is not None
     assert near.int().tolist() == [[[[1, 1, 0], [1, 1, 1], [0, 1, 1]]], [[[1, 0, 0], [0, 1, 1], [0, 1, 1]]]]
-    before = texts.mask(2, causal=True)
+    before = texts.mask(Attention(causal=True, window=2))
     assert before is not None
     assert before.int().tolist() == [[[[1, 0, 0], [1, 1, 0], [0, 1, 1]]]]
-    assert texts.mask(2, causal=True) is before  # made once
+    assert texts.mask(Attention(causal=True, window=2)) is before  # made once
     assert texts.offsets is texts.offsets
 
 

@@ -36,8 +36,10 @@ def make_bidirectional(decoder: PreTrainedModel, start: int) -> None:
         return args, kwargs | {_MASKS: _masks(decoder, kwargs, set(windows[start:]))}
 
     decoder.register_forward_pre_hook(build_masks, with_kwargs=True)
-    for number, layer in enumerate(layers):
-        layer.register_forward_pre_hook(_take_mask(windows[number] if number >= start else None), with_kwargs=True)
+    for layer in layers[:start]:
+        layer.register_forward_pre_hook(_leave_causal, with_kwargs=True)
+    for layer, window in zip(layers[start:], windows[start:], strict=True):
+        layer.register_forward_pre_hook(_take_mask(window), with_kwargs=True)
 
 
 def check_class(decoder: PreTrainedModel, wanted: str) -> None:
@@ -81,16 +83,14 @@ def decoder_layers(decoder: PreTrainedModel) -> nn.ModuleList:
     return layers
 
 
-def attention_window(config: Any, layer: int) -> int:
-    """Return how many tokens to one side a layer may see, 0 for all of them."""
-    window = getattr(config, "sliding_window", None)
+def attention_window(config: Any, layer: int) -> int | None:
+    """Return the distance from which on a layer's tokens do not see each other, None if they all do."""
+    window: int | None = getattr(config, "sliding_window", None)
     kinds = getattr(config, "layer_types", None)
-    if window is None or (kinds is not None and kinds[layer] != "sliding_attention"):
-        return 0
-    return int(window)
+    return window if kinds is None or kinds[layer] == "sliding_attention" else None
 
 
-def _masks(decoder: PreTrainedModel, kwargs: dict[str, Any], windows: set[int]) -> dict[int, Any]:
+def _masks(decoder: PreTrainedModel, kwargs: dict[str, Any], windows: set[int | None]) -> dict[int | None, Any]:
     """Return the mask for each window width."""
     from transformers.masking_utils import create_bidirectional_mask
 
@@ -99,7 +99,7 @@ def _masks(decoder: PreTrainedModel, kwargs: dict[str, Any], windows: set[int]) 
     states = torch.empty(*ids.shape, 0, dtype=decoder.get_input_embeddings().weight.dtype, device=ids.device)
     masks = {}
     for window in windows:
-        near = None if not window else _within(window)
+        near = None if window is None else _within(window)
         masks[window] = create_bidirectional_mask(
             decoder.config, states, kwargs.get("attention_mask"), and_mask_function=near
         )
@@ -110,14 +110,18 @@ def _within(window: int) -> Any:
     return lambda batch, head, query, key: (query - key).abs() < window
 
 
+def _leave_causal(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """Take the masks out again, for a layer that has no use for them."""
+    del kwargs[_MASKS]
+    return args, kwargs
+
+
 def _take_mask(window: int | None) -> Any:
-    """Return a hook that takes the masks out again and, unless `window` is None, uses the one of that width."""
+    """Return a hook that takes the masks out again, and uses the one of that width."""
 
     def take(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         masks = kwargs.pop(_MASKS)
-        if window is not None:
-            kwargs |= {"attention_mask": masks[window], "is_causal": False}
-        return args, kwargs
+        return args, kwargs | {"attention_mask": masks[window], "is_causal": False}
 
     return take
 

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from angle.derivatives import refuse_second_derivative
+from angle.modeling.attention import Attention
 from angle.modeling.dropout import draw_kept, kept_share
 from angle.modeling.pooling import Lengths
 
@@ -67,39 +68,25 @@ def runs_of(lengths: Lengths) -> Runs:
     return tuple(zip(counts[::-1].tolist(), values[::-1].tolist(), strict=True))
 
 
-def attend_in_blocks(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    runs: Runs,
-    *,
-    causal: bool,
-    window: int | None,
-    scaling: float | None,
-    dropout: float,
-) -> Tensor:
+def attend_in_blocks(query: Tensor, key: Tensor, value: Tensor, runs: Runs, how: Attention) -> Tensor:
     """Return (1, T, H, d): attention within each text of a packed row, computed in float32 or better.
 
-    softmax(scaling * q k^T) v within each text, each weight of the softmax set to 0 with probability `dropout` and
-    the others scaled, so that their mean stays. It has no second derivative.
+    softmax(scaling * q k^T) v within each text. It has no second derivative.
 
     Args:
         query: (1, H, T, d).
         key: (1, G, T, d), where H is a multiple of G.
         value: (1, G, T, d).
         runs: of the texts, in their order.
-        causal: whether a token sees those before it alone.
-        window: tokens with this distance or more are not seen.
-        scaling: factor of the scores; None for 1 / sqrt(d).
-        dropout: share of attention weights set to 0, below 1.
+        how: which tokens see which, with a dropout below 1.
 
     """
     heads = query.shape[1]
     plan = plan_for(runs, heads, key.shape[1])
     computed = torch.float64 if value.dtype == torch.float64 else torch.float32
-    masks = masks_for(runs, heads, causal, window, computed)
-    scaling = query.shape[3] ** -0.5 if scaling is None else scaling
-    attended: Tensor = _Attend.apply(query, key, value, plan, masks, scaling, dropout)  # type: ignore[no-untyped-call]
+    masks = masks_for(runs, heads, how, computed)
+    scaling = query.shape[3] ** -0.5 if how.scaling is None else how.scaling
+    attended: Tensor = _Attend.apply(query, key, value, plan, masks, scaling, how.dropout)  # type: ignore[no-untyped-call]
     return attended
 
 
@@ -141,20 +128,17 @@ def plan_for(runs: Runs, heads: int, key_heads: int) -> Plan:
 
 
 @lru_cache(maxsize=8)
-def masks_for(runs: Runs, heads: int, causal: bool, window: int | None, computed: torch.dtype) -> list[Tensor]:
+def masks_for(runs: Runs, heads: int, how: Attention, computed: torch.dtype) -> list[Tensor]:
     """Return what is added to the scores of each block, (1 or n H, 1 or L, L): 0, or `NEVER` where nothing is seen."""
     masks = []
     for block in blocks_of(runs, heads):
         lengths, longest = _lengths(block)
-        place = np.arange(longest)
-        hidden = np.zeros((1, 1, longest), bool)
-        if causal:  # padding comes after every token, so this hides it, too
-            hidden = (place > place[:, None])[None]
-        elif lengths[-1] < longest:
-            hidden = place >= lengths.repeat(heads)[:, None, None]
-        if window is not None and window < longest:
-            hidden = hidden | (abs(place - place[:, None]) >= window)
-        masks.append(torch.zeros(hidden.shape, dtype=computed).masked_fill_(torch.from_numpy(hidden), NEVER))
+        hidden = torch.zeros(1, 1, longest, dtype=torch.bool)
+        if how.causal or how.within(longest).window is not None:
+            hidden = ~how.seen(longest)[None]
+        if not how.causal and lengths[-1] < longest:  # else padding comes after every token, and is not seen anyway
+            hidden = hidden | torch.from_numpy(np.arange(longest) >= lengths.repeat(heads)[:, None, None])
+        masks.append(torch.zeros(hidden.shape, dtype=computed).masked_fill_(hidden, NEVER))
     return masks
 
 

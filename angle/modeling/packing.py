@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad, scaled_dot_product_attention
 
+from angle.modeling.attention import Attention
 from angle.modeling.blocks import Runs, attend_in_blocks
 from angle.modeling.depths import Take, last_states
 from angle.modeling.linear import even_rows
@@ -139,24 +140,14 @@ def attend(
         )
         return padded
     causal = bool(getattr(module, "is_causal", True) if is_causal is None else is_causal)
-    how: Any = {"causal": causal, "window": sliding_window, "scaling": scaling, "dropout": dropout}
+    how = Attention(causal, sliding_window, scaling, dropout).within(packed_texts.longest)
     if query.device.type not in RUN_BY_RUN:
-        return attend_texts(query, key, value, packed_texts, **how), None
+        return attend_texts(query, key, value, packed_texts, how), None
     attend_runs = attend_in_blocks if 0 < dropout < 1 else attend_run_by_run
-    return attend_runs(query, key, value, packed_texts.runs, **how), None
+    return attend_runs(query, key, value, packed_texts.runs, how), None
 
 
-def attend_run_by_run(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    runs: Runs,
-    *,
-    causal: bool,
-    window: int | None,
-    scaling: float | None,
-    dropout: float,
-) -> Tensor:
+def attend_run_by_run(query: Tensor, key: Tensor, value: Tensor, runs: Runs, how: Attention) -> Tensor:
     """Return (1, T, H, d) as `attend_in_blocks` does, by a call of torch's attention for each run."""
     kind = computed = value.dtype  # under autocast, rotated queries and keys are float32 beside bfloat16 values
     if value.device.type == "cpu" and kind != torch.float64:
@@ -169,27 +160,19 @@ def attend_run_by_run(
     with torch.autocast(query.device.type, enabled=False):
         for (count, length), run in zip(runs, parts, strict=True):
             q, k, v = (part.view(count, length, *part.shape[1:]).transpose(1, 2) for part in run)
-            mask = _window(length, window, causal, q.device) if window is not None and window < length else None
+            mask = None if how.within(length).window is None else how.seen(length, q.device)
             out = scaled_dot_product_attention(
                 q,
                 k,
                 v,
                 attn_mask=mask,
-                dropout_p=dropout,
-                is_causal=causal and mask is None,
-                scale=scaling,
+                dropout_p=how.dropout,
+                is_causal=how.causal and mask is None,
+                scale=how.scaling,
                 enable_gqa=q.shape[1] != k.shape[1],
             )
             attended.append(out.transpose(1, 2).flatten(0, 1))
     return torch.cat(attended)[None].to(kind)
-
-
-def _window(length: int, window: int, causal: bool, device: torch.device) -> Tensor:
-    """Return (L, L), true where a token is seen from another one."""
-    place = torch.arange(length, device=device)
-    distance = place[:, None] - place
-    near = distance.abs() < window
-    return near & (distance >= 0) if causal else near
 
 
 def _mask(*args: Any, attention_mask: Tensor | None = None, **kwargs: Any) -> Tensor | None:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from angle.modeling.attention import Attention
 from angle.modeling.blocks import Runs, runs_of
 from angle.modeling.pooling import Lengths
 from angle.structures import to_device
@@ -57,29 +58,27 @@ class Texts:
         row = np.arange(self.count) * self.longest
         return to_device(np.arange(self._lengths.sum()) + np.repeat(row - starts, self._lengths), self._device)
 
-    def mask(self, window: int | None, *, causal: bool) -> Tensor | None:
+    def mask(self, how: Attention) -> Tensor | None:
         """Return what is seen in the rectangle: (N, 1, L, L) or what can be broadcast to it.
 
         None for everything or, if causal, for all that comes before: padding comes last, so no token would see it.
         """
-        key = (causal, window)
+        key = how.causal, how.window
         if key not in self._masks:
-            self._masks[key] = self._mask(window, causal=causal)
+            self._masks[key] = self._mask(how)
         return self._masks[key]
 
-    def _mask(self, window: int | None, *, causal: bool) -> Tensor | None:
-        if window is None and (causal or self._lengths.min() == self.longest):
+    def _mask(self, how: Attention) -> Tensor | None:
+        if how.window is None and (how.causal or self._lengths.min() == self.longest):
             return None
         real = to_device(np.arange(self.longest) < self._lengths[:, None], self._device)
-        if window is None:
+        if how.window is None:
             return real[:, None, None]
-        place = torch.arange(self.longest, device=self._device)
-        distance = place[:, None] - place
-        near = distance.abs() < window
-        if causal:
-            return (near & (distance >= 0))[None, None]
+        seen = how.seen(self.longest, self._device)
+        if how.causal:
+            return seen[None, None]
         # Padding sees the padding next to it: a softmax over nothing would be no number.
-        return (near & (real[:, None] == real[:, :, None]))[:, None]
+        return (seen & (real[:, None] == real[:, :, None]))[:, None]
 
 
 def choose(
@@ -122,17 +121,7 @@ def capability_of(device: torch.device) -> tuple[int, int]:
     return torch.cuda.get_device_capability(device) if device.type == "cuda" else (0, 0)
 
 
-def attend_texts(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    texts: Texts,
-    *,
-    causal: bool,
-    window: int | None,
-    scaling: float | None,
-    dropout: float,
-) -> Tensor:
+def attend_texts(query: Tensor, key: Tensor, value: Tensor, texts: Texts, how: Attention) -> Tensor:
     """Attend within each text of a packed row, and return (1, T, H, d).
 
     Args:
@@ -140,33 +129,18 @@ def attend_texts(
         key: (1, G, T, d), where H is a multiple of G.
         value: (1, G, T, d).
         texts: where they lie.
-        causal: whether a token sees those before it alone.
-        window: tokens with this distance or more are not seen; None: all are.
-        scaling: factor of the scores; None for 1 / sqrt(d).
-        dropout: share of attention weights set to 0.
+        how: which tokens see which, by a window shorter than the longest text or none.
 
     """
     kind = value.dtype  # under autocast, rotated queries and keys are float32 beside bfloat16 values
     q, k, v = (tensor[0].transpose(0, 1).to(kind) for tensor in (query, key, value))
-    if window is not None and window >= texts.longest:
-        window = None
-    chosen = choose(q.device.type, kind, dropout, q.shape[-1], capability_of(q.device), installed_kernels())
+    chosen = choose(q.device.type, kind, how.dropout, q.shape[-1], capability_of(q.device), installed_kernels())
     if chosen == RECTANGLE:
-        return _attend_in_rectangle(q, k, v, texts, texts.mask(window, causal=causal), causal, scaling, dropout)[None]
-    side = -1 if window is None else window - 1
-    return call_kernel(chosen, q, k, v, texts, (side, 0 if causal else side), scaling, dropout)[None]
+        return _attend_in_rectangle(q, k, v, texts, how)[None]
+    return call_kernel(chosen, q, k, v, texts, how)[None]
 
 
-def call_kernel(
-    name: str,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    texts: Texts,
-    window: tuple[int, int],
-    scaling: float | None,
-    dropout: float,
-) -> Tensor:
+def call_kernel(name: str, q: Tensor, k: Tensor, v: Tensor, texts: Texts, how: Attention) -> Tensor:
     """Return (T, H, d), computed by the kernel VARLEN or FLASH.
 
     Args:
@@ -175,9 +149,7 @@ def call_kernel(
         k: (T, G, d).
         v: (T, G, d).
         texts: where they lie.
-        window: how many tokens are seen before and behind a token; -1: all.
-        scaling: factor of the scores; None for 1 / sqrt(d).
-        dropout: share of attention weights set to 0, for FLASH.
+        how: which tokens see which; only FLASH has dropout.
 
     """
     where = (texts.offsets, texts.offsets, texts.longest, texts.longest)
@@ -185,7 +157,14 @@ def call_kernel(
         from flash_attn import flash_attn_varlen_func
 
         by_package: Tensor = flash_attn_varlen_func(
-            q, k, v, *where, dropout_p=dropout, softmax_scale=scaling, causal=window[1] == 0, window_size=window
+            q,
+            k,
+            v,
+            *where,
+            dropout_p=how.dropout,
+            softmax_scale=how.scaling,
+            causal=how.causal,
+            window_size=how.sides,
         )
         return by_package
     from torch.nn.attention.varlen import varlen_attn  # imported where it is used: it registers operators
@@ -196,31 +175,23 @@ def call_kernel(
             options["enable_gqa"] = True
         else:  # torch 2.11
             k, v = _for_each_head(q, k, v)
-    by_torch = varlen_attn(q, k, v, *where, scale=scaling, window_size=window, **options)
+    by_torch = varlen_attn(q, k, v, *where, scale=how.scaling, window_size=how.sides, **options)
     assert isinstance(by_torch, Tensor)  # further outputs are not asked for
     return by_torch
 
 
-def _attend_in_rectangle(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    texts: Texts,
-    mask: Tensor | None,
-    causal: bool,
-    scaling: float | None,
-    dropout: float,
-) -> Tensor:
+def _attend_in_rectangle(q: Tensor, k: Tensor, v: Tensor, texts: Texts, how: Attention) -> Tensor:
     """Return (T, H, d) for q (T, H, d), k and v (T, G, d), computed with padding."""
     k, v = _for_each_head(q, k, v)  # with fewer heads, and a mask or in float32, CUDA has the slowest way alone
+    mask = texts.mask(how)
     out = scaled_dot_product_attention(
         _spread(q, texts),
         _spread(k, texts),
         _spread(v, texts),
         attn_mask=mask,
-        dropout_p=dropout,
-        is_causal=causal and mask is None,
-        scale=scaling,
+        dropout_p=how.dropout,
+        is_causal=how.causal and mask is None,
+        scale=how.scaling,
     )
     return out.transpose(1, 2).flatten(0, 1).index_select(0, texts.places).to(v.dtype)
 
