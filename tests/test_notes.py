@@ -97,7 +97,30 @@ def test_8_bits_are_told_to_depend_on_batch_mates(tmp_path: Path, folder_of: Cal
     path, lora = rows(tmp_path, "B"), {"enabled": True, "r": 2}
     (note,) = said(path, {}, lora, name_or_path=folder_of("llama"), load_kbit=8)
     assert note.startswith("model.load_kbit=8 rounds the inputs of a layer by all tokens of a batch")
+    model = {"name_or_path": folder_of("llama"), "gradient_checkpointing": True}
+    assert said(path, {}, lora, **model, load_kbit=8)[1].startswith("model.gradient_checkpointing=true saves little")
+    assert said(path, {}, lora, **model, load_kbit=4) == []
     assert said(path, {}, lora, name_or_path=folder_of("llama"), load_kbit=4) == []
+
+
+@pytest.mark.parametrize(
+    ("train", "lora", "dtype", "begins"),
+    [
+        ({}, False, "float32", ["everything is computed in float32; train.mixed_precision=bf16"]),
+        ({"mixed_precision": "bf16"}, False, "float32", []),
+        ({"mixed_precision": "bf16"}, True, "float32", ["the frozen weights are float32"]),
+        ({"mixed_precision": "bf16"}, True, "bfloat16", []),
+    ],
+)
+def test_what_a_gpu_is_faster_with(
+    monkeypatch: pytest.MonkeyPatch, train: dict[str, Any], lora: bool, dtype: str, begins: list[str]
+) -> None:
+    groups = {"train": train, "lora": {"enabled": lora}, "model": {"dtype": dtype}}
+    config = build_config(groups, TrainConfig)
+    assert list(notes._on_precision(config)) == []
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    found = list(notes._on_precision(config))
+    assert [text[: len(start)] for text, start in zip(found, begins, strict=True)] == begins
 
 
 def test_a_sweep_says_it_once(tmp_path: Path) -> None:

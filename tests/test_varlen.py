@@ -273,6 +273,21 @@ def test_autocast(folder_of: Callable[[str], str], take: Callable[[str], None], 
     assert len(gradients(encoder)) == sum(parameter.requires_grad for parameter in encoder.parameters())
 
 
+@pytest.mark.parametrize("autocast", [True, False])
+def test_a_kernel_computes_in_the_type_of_autocast(
+    take: Callable[..., None], monkeypatch: pytest.MonkeyPatch, autocast: bool
+) -> None:
+    """Layers of few bits give float32 even under autocast."""
+    seen = []
+    take(VARLEN)
+    monkeypatch.setattr(varlen, "choose", lambda _, kind, *__: seen.append(kind) or VARLEN)
+    q, k, v = torch.randn(3, 1, 4, 6, 8)
+    texts = Texts(np.array([4, 2]), torch.device("cpu"))
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        out = varlen.attend_texts(q, k, v, texts, Attention(causal=True))
+    assert seen == [out.dtype] == [torch.bfloat16 if autocast else torch.float32]
+
+
 class Spy(TorchDispatchMode):
     """Writes down the operators for which the host would wait."""
 

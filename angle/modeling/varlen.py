@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
 from angle.modeling.attention import Attention
@@ -26,6 +27,10 @@ VARLEN, FLASH, RECTANGLE = "varlen_attn", "flash_attn", "rectangle"
 
 #: What both kernels need: these types, and a card of this compute capability.
 HALF_TYPES, AMPERE = (torch.float16, torch.bfloat16), (8, 0)
+
+
+#: All but cuDNN's, which is made ready for every new shape, and each batch has another.
+WITHOUT_PLANS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
 class Texts:
@@ -132,7 +137,10 @@ def attend_texts(query: Tensor, key: Tensor, value: Tensor, texts: Texts, how: A
         how: which tokens see which, by a window shorter than the longest text or none.
 
     """
-    kind = value.dtype  # under autocast, rotated queries and keys are float32 beside bfloat16 values
+    # Under autocast, rotated queries and keys are float32 beside bfloat16 values, and layers of few bits give float32.
+    kind, device = value.dtype, value.device.type
+    if kind == torch.float32 and torch.is_autocast_enabled(device):
+        kind = torch.get_autocast_dtype(device)
     q, k, v = (tensor[0].transpose(0, 1).to(kind) for tensor in (query, key, value))
     chosen = choose(q.device.type, kind, how.dropout, q.shape[-1], capability_of(q.device), installed_kernels())
     if chosen == RECTANGLE:
@@ -184,15 +192,16 @@ def _attend_in_rectangle(q: Tensor, k: Tensor, v: Tensor, texts: Texts, how: Att
     """Return (T, H, d) for q (T, H, d), k and v (T, G, d), computed with padding."""
     k, v = _for_each_head(q, k, v)  # with fewer heads, and a mask or in float32, CUDA has the slowest way alone
     mask = texts.mask(how)
-    out = scaled_dot_product_attention(
-        _spread(q, texts),
-        _spread(k, texts),
-        _spread(v, texts),
-        attn_mask=mask,
-        dropout_p=how.dropout,
-        is_causal=how.causal and mask is None,
-        scale=how.scaling,
-    )
+    with sdpa_kernel(WITHOUT_PLANS):
+        out = scaled_dot_product_attention(
+            _spread(q, texts),
+            _spread(k, texts),
+            _spread(v, texts),
+            attn_mask=mask,
+            dropout_p=how.dropout,
+            is_causal=how.causal and mask is None,
+            scale=how.scaling,
+        )
     return out.transpose(1, 2).flatten(0, 1).index_select(0, texts.places).to(v.dtype)
 
 

@@ -195,7 +195,8 @@ def _resume(run: Run) -> None:
 
 def _train(run: Run, steps: Iterator[list[Batch]]) -> None:
     config, progress, tracker = run.config.train, run.progress, run.tracker
-    warmup = warmup_steps(config.warmup_steps, run.total)
+    assert config.learning_rate is not None  # `setup.build` decides it
+    peak_rate, warmup = config.learning_rate, warmup_steps(config.warmup_steps, run.total)
     per_epoch = run.data.train.steps_per_epoch
     save_every = math.ceil(run.total / 10) if config.save_steps is None else config.save_steps
     meter = _Meter(run)
@@ -203,7 +204,7 @@ def _train(run: Run, steps: Iterator[list[Batch]]) -> None:
     run.step.model.train()
     while progress.step < run.total:
         batches = next(steps)
-        rate = (config.learning_rate or 0.0) * rate_factor(progress.step, run.total, warmup, config.scheduler)
+        rate = peak_rate * rate_factor(progress.step, run.total, warmup, config.scheduler)
         for group in run.optimizer.param_groups:
             group["lr"] = rate
         for batch in batches:
@@ -343,9 +344,10 @@ def _valid_loss(run: Run, corpus: Corpus, loss_of: AngleLoss) -> dict[str, float
     sharing = Sharing(rows, duplicates=run.config.data.duplicates, shuffle=False)
     parts = np.array_split(np.arange(len(corpus)), -(-len(corpus) // rows))
     sums: dict[str, float] = {}
+    device = run.accelerator.device
     for part in parts:
         batch = collate(corpus, part, 0, sharing)
-        loss = loss_of(_encode(run, run.student, batch.tokens), batch.structure)
+        loss = loss_of(_encode(run, run.student, batch.tokens).to(device), batch.structure.to(device))
         for name, value in ({"loss": loss.total} | {f"loss/{n}": v for n, v in loss.terms.items()}).items():
             sums[name] = sums.get(name, 0.0) + float(value) / len(parts)
     return sums

@@ -94,9 +94,10 @@ def _peak_of(step: Step, work: Callable[[], Any]) -> int:
     step.model.train()
     try:
         if device.type == "cuda":  # its allocator counts what kernels need for themselves too
-            before = torch.cuda.memory_allocated(device)
-            torch.cuda.reset_peak_memory_stats(device)
             with step.accelerator.autocast():
+                work()  # from their first call on, libraries keep memory of their own, which is not of the step
+                before = torch.cuda.memory_allocated(device)
+                torch.cuda.reset_peak_memory_stats(device)
                 work()
             return int(torch.cuda.max_memory_allocated(device)) - before
         with Allocations() as made, step.accelerator.autocast():

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
-from angle.config import LossConfig, TrainConfig
+from angle.config import LossConfig, ModelConfig, TrainConfig
 from angle.data.batching import CorpusData
 from angle.data.sources import SAMPLE
 from angle.modeling.description import TINY
@@ -34,17 +35,42 @@ def notes_on(config: TrainConfig, data: Data) -> list[str]:
     notes = [*_on_weights(config.loss, config.data_format.name, labels), *_on_labels(config.loss, labels)]
     if config.data.train.names() == [SAMPLE] and config.model.name_or_path != TINY:
         notes.insert(0, "sample is toy data, to try things out; for a real model add data=nli_b")
-    if config.model.load_kbit == 8:
-        notes.append(
-            "model.load_kbit=8 rounds the inputs of a layer by all tokens of a batch, so batch mates change embeddings "
-            "a little; model.load_kbit=4 does not"
-        )
+    notes += [*_on_bits(config.model), *_on_precision(config)]
     said = _said.get()
     if said is None:
         return notes
     new = [note for note in notes if note not in said]
     said.update(new)
     return new
+
+
+def _on_bits(model: ModelConfig) -> Iterator[str]:
+    """Yield what is different in 8 bits."""
+    if model.load_kbit != 8:
+        return
+    yield (
+        "model.load_kbit=8 rounds the inputs of a layer by all tokens of a batch, so batch mates change embeddings "
+        "a little; model.load_kbit=4 does not"
+    )
+    if model.gradient_checkpointing:
+        yield (
+            "model.gradient_checkpointing=true saves little with model.load_kbit=8, whose layers keep their inputs; "
+            "those of model.load_kbit=4 do not"
+        )
+
+
+def _on_precision(config: TrainConfig) -> Iterator[str]:
+    """Yield which setting a GPU is faster with."""
+    model, mixed = config.model, config.train.mixed_precision
+    if not torch.cuda.is_available() or model.dtype != "float32":
+        return
+    if mixed == "no":
+        yield "everything is computed in float32; train.mixed_precision=bf16 is what recent GPUs are fast in"
+    elif config.lora.enabled:
+        yield (
+            f"the frozen weights are float32, and converted at every use for train.mixed_precision={mixed}; "
+            f"model.dtype=bfloat16 saves that, and half of their memory"
+        )
 
 
 def _on_weights(loss: LossConfig, name: str, labels: npt.NDArray[np.float32] | None) -> Iterator[str]:
