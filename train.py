@@ -7,7 +7,7 @@ from pathlib import Path
 
 from angle.config import TrainConfig
 from angle.errors import HubError
-from angle.launch import is_main_process, launch
+from angle.launch import is_main_process, launch, named_settings
 
 
 def main(config: TrainConfig) -> float | None:
@@ -23,7 +23,7 @@ def main(config: TrainConfig) -> float | None:
     if config.train.dry_run:
         _print(dry_run(config))
         return None
-    result = fit(config)
+    result = fit(config, named_settings())
     _print(result.summary(sys.argv[1:]))
     if result.push_problem is not None:
         raise HubError(result.push_problem, result.best_score)

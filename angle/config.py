@@ -616,14 +616,19 @@ class TrainConfig:
             )
         if self.data_format.name != "auto":
             self.loss = self.loss.for_format(self.data_format.name)
-        for role in ("valid", "valid_sts"):
-            source: SourceConfig = getattr(self.data, role)
-            are_files = any(Path(name).is_file() for name in source.names())  # which have no splits
-            same_split = are_files or (source.split or "validation") == (self.data.train.split or "train")
-            if source.names() == self.data.train.names() and source.subset == self.data.train.subset and same_split:
+        for role, split in (("valid", "validation"), ("valid_sts", "validation"), ("test", "test")):
+            self._check_held_out(role, split)
+
+    def _check_held_out(self, role: str, default_split: str) -> None:
+        """Raise ConfigError where what is measured on is trained on."""
+        train, held_out = self.data.train, getattr(self.data, role)
+        same_split = (held_out.split or default_split) == (train.split or "train") and held_out.subset == train.subset
+        for name in train.names():
+            is_file = Path(name).is_file()  # which has no splits
+            if name in held_out.names() and (is_file or same_split):
                 raise ConfigError(
-                    f"data.{role} is the training data itself, so it would measure nothing: give other rows"
-                    f"{'' if are_files else f', for example data.{role}.split=validation'}."
+                    f"data.{role} is the training data itself, so it would measure nothing: give other rows than those "
+                    f"of {name}{'' if is_file else f', for example data.{role}.split={default_split}'}."
                 )
 
     def _is_own_teacher(self) -> bool:

@@ -131,6 +131,14 @@ def errors_as_sentences() -> Iterator[None]:
         _stop_writing()
 
 
+def named_settings() -> set[str]:
+    """Return the settings that this job's command line names, whatever their values; of a group, whether it is on."""
+    from hydra.core.hydra_config import HydraConfig
+
+    names = {word.lstrip("+~").partition("=")[0] for word in HydraConfig.get().overrides.task}
+    return names | {f"{name}.enabled" for name in names}
+
+
 def check_arguments(arguments: list[str], schema: type, conf: Path) -> list[str]:
     """Check the words of a command line before Hydra composes them; return them as Hydra takes them.
 

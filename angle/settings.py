@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from types import UnionType
@@ -187,13 +187,16 @@ def difference(saved: Config, asked: Config) -> list[str]:
     ]
 
 
-def resumed(saved: TrainConfig, asked: TrainConfig, started_with: TrainConfig) -> TrainConfig:
+def resumed(
+    saved: TrainConfig, asked: TrainConfig, started_with: TrainConfig, named: Collection[str] = ()
+) -> TrainConfig:
     """Return the settings to go on with: the saved ones, and what `asked` sets of those that may change.
 
     Args:
         saved: the run's settings, everything decided.
-        asked: what was asked for now; only what differs from the defaults counts as asked.
+        asked: what was asked for now; what is as by default counts only if it was named.
         started_with: what was asked for when the run was started.
+        named: dotted names of settings that were asked for, whatever their values.
 
     Raises:
         ConfigError: another value for a setting that may not change.
@@ -204,7 +207,7 @@ def resumed(saved: TrainConfig, asked: TrainConfig, started_with: TrainConfig) -
     result = dataclasses.asdict(saved)
     refused = []
     for key, value in now.items():
-        if value == default[key]:
+        if value == default[key] and key not in named:
             continue
         if key.startswith(RESUME_MAY_CHANGE):
             group, name = key.rsplit(".", 1)

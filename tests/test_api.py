@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -15,8 +16,10 @@ import torch
 from conftest import snapshot
 
 from angle import AnglE, AngleDataTokenizer, ConfigError, DataError, DatasetFormats, Encoder, ModelConfig, Prompts
+from angle.api.datasets import as_source
 from angle.config import EvaluateConfig, TrainConfig
 from angle.data import sample
+from angle.data.sources import open_tables
 from angle.evaluation.report import evaluate
 from angle.settings import build_config, load_config
 
@@ -328,6 +331,47 @@ def test_wrong_names(angle: AnglE, call: Callable[[AnglE], Any], message: str) -
 def test_what_is_no_text_is_told_by_its_place(angle: AnglE) -> None:
     with pytest.raises(TypeError, match="text 2 of 3 is None: encode takes texts, or mappings"):
         angle.encode(["a", None, "b"])  # type: ignore[list-item]
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        (None, "text 1 of 1 is None: encode takes texts"),
+        ([{"body": "a"}], "text 1 of 1 has no text for text: give mappings such as {'text': '...'}"),
+    ],
+)
+def test_what_cannot_be_encoded(angle: AnglE, inputs: Any, message: str) -> None:
+    with pytest.raises(TypeError, match=re.escape(message)):
+        angle.encode(inputs)
+
+
+def test_a_template_s_fields_must_all_be_given(angle: AnglE) -> None:
+    with pytest.raises(
+        TypeError, match=r"text 2 of 2 has no text for topic: give mappings such as \{'text': '\.\.\.',"
+    ):
+        angle.encode([{"text": "a", "topic": "b"}, "a"], prompt="{topic}: {text}")
+
+
+@pytest.mark.parametrize("max_length", [1, 0, -5])
+def test_a_length_that_leaves_no_text(angle: AnglE, max_length: int) -> None:
+    with pytest.raises(ConfigError, match=f"max_length={max_length} cannot work: it must be at least 2"):
+        angle.encode("a", max_length=max_length)
+
+
+def test_a_setting_is_given_once(angle: AnglE, tmp_path: Path) -> None:
+    with pytest.raises(
+        ConfigError, match="argument_kwargs has num_train_epochs=1 beside epochs=2, which says the same"
+    ):
+        angle.fit([], epochs=2, output_dir=str(tmp_path / "run"), argument_kwargs={"num_train_epochs": 1})
+
+
+def test_rows_may_differ_in_their_columns_and_cells() -> None:
+    rows = [{"text": "a", "positive": "b"}, {"text": "c", "positive": ["d", "e"], "negative": "f"}]
+    (table,) = open_tables(as_source(rows, "train_ds"), "train")
+    assert [dict(row) for _, row in table.rows] == [
+        {"text": "a", "positive": ["b"], "negative": None},
+        {"text": "c", "positive": ["d", "e"], "negative": "f"},
+    ]
 
 
 def test_nothing_is_overwritten(angle: AnglE, tmp_path: Path) -> None:

@@ -175,8 +175,8 @@ CASES = {
     ),
     "validation on the training rows": Case(
         ("data.valid.name_or_path=sample", "data.valid.split=train"),
-        "data.valid is the training data itself, so it would measure nothing: give other rows, for example "
-        "data.valid.split=validation.",
+        "data.valid is the training data itself, so it would measure nothing: give other rows than those of "
+        "sample, for example data.valid.split=validation.",
     ),
     "stream without an end": Case(
         ("data.streaming=true",),

@@ -175,3 +175,19 @@ def test_a_job_that_cannot_run_stops_no_other_one(command: Command, tmp_path):
     assert first.split() == ["0", "train.batch_size=1", "failed"]
     assert re.fullmatch(r"  1  train\.batch_size=8  +-?0\.\d{4}  best", second)
     assert re.fullmatch(r"Best    multirun/.*/1_train\.batch_size-8", best)
+
+
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [("train.batch_size=32", "train.batch_size: 4 -> 32"), ("lora=none", "lora.enabled: true -> false")],
+)
+def test_a_default_that_is_typed_is_no_default(command: Command, tmp_path: Path, word: str, said: str) -> None:
+    words = ["lora=r8", "train.batch_size=4", "train.max_steps=1", "train.logging_steps=2"]
+    assert command("train.py", *words, "train.output_dir=run").returncode == 0
+    record = tmp_path / "run" / "run.json"
+    record.write_text(record.read_text().replace('"finished": true', '"finished": false'))
+    done = command("train.py", "train.resume=run", word)
+    assert done.returncode == 1
+    assert f"these would change it: {said}. Leave them out" in done.stderr
+    assert command("train.py", "train.resume=run", "lora=r8", "train.logging_steps=10").returncode == 0
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["finished"]

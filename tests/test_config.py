@@ -378,8 +378,8 @@ def test_label_map_takes_numbers_as_labels():
         *(
             (
                 {f"data.{role}.name_or_path": "sample", f"data.{role}.split": "train"},
-                f"data.{role} is the training data itself, so it would measure nothing: give other rows, for example "
-                f"data.{role}.split=validation.",
+                f"data.{role} is the training data itself, so it would measure nothing: give other rows than those of "
+                f"sample, for example data.{role}.split=validation.",
             )
             for role in ("valid", "valid_sts")
         ),
@@ -546,3 +546,13 @@ def test_every_setting_is_described():
         for name in kinds(schema):
             field = name.rsplit(".", 1)[-1]
             assert re.search(rf'^    {field}: .*(\n        .*)*\n    """[^"]', source, re.MULTILINE), name
+
+
+@pytest.mark.parametrize("role", ["valid", "valid_sts", "test"])
+def test_one_of_several_training_files_measures_nothing(tmp_path, role):
+    files = [tmp_path / f"{name}.jsonl" for name in "ab"]
+    for file in files:
+        file.write_text("{}\n")
+    text = complaint({"data.train.name_or_path": [*map(str, files)], f"data.{role}.name_or_path": str(files[1])})
+    assert text.startswith(f"data.{role} is the training data itself")
+    assert str(files[1]) in text

@@ -18,6 +18,7 @@ from angle import structures
 from angle.config import SourceConfig
 from angle.data.corpus import Corpus, cached_tokens, load_corpus
 from angle.data.roles import TASKS
+from angle.data.sources import open_tables
 from angle.errors import DataError
 from angle.structures import Tokens
 
@@ -311,3 +312,19 @@ def test_every_choice_of_a_list_is_drawn_about_equally_often(tmp_path, tokenizer
     counts = Counter(int(corpus.texts(np.array([3]), 0, epoch)[0, 1]) for epoch in range(400))
     assert len(counts) == 4
     assert min(counts.values()) > 60
+
+
+@pytest.mark.parametrize("label_map", [{}, {"1e39": 1e39, "1e999": float("nan"), "1": 1.0, "0": 0.0}])
+@pytest.mark.parametrize("label", ["1e39", "1e999"])
+def test_labels_must_be_finite_as_they_are_kept(tmp_path, tokenizer, label, label_map):
+    rows = [{"text1": "a", "text2": "b", "label": value} for value in ("1", "0", label)]
+    path = write_jsonl(tmp_path / "a.jsonl", rows)
+    with pytest.raises(DataError, match=f"line 3: label is {label}, no finite number"):
+        load(path, tokenizer, label_map=label_map)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_columns_are_those_of_all_rows(tmp_path, streaming):
+    path = write_jsonl(tmp_path / "a.jsonl", [{"text": "a", "positive": "b"}, {**TRIPLES[0], "id": 1}])
+    (table,) = open_tables(SourceConfig(str(path)), "train", streaming=streaming)
+    assert table.columns == ("text", "positive", "negative", "id")

@@ -121,3 +121,7 @@ def test_similarities_tell_apart_what_float32_cannot() -> None:
     cosine = similarities(left, right)["cosine"]
     assert cosine[0] < cosine[1]
     assert np.float32(cosine[0]) == np.float32(cosine[1])
+
+
+def test_labels_that_are_no_numbers_correlate_with_nothing() -> None:
+    assert spearman([1, 2, 3], [1, 2, float("nan")]) == 0

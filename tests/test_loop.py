@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from angle import ConfigError, DataError, Encoder, ModelConfig, TrainConfig, TrainingError, build_config, fit
-from angle.config import LoraConfig
+from angle.config import LoraConfig, SourceConfig
 from angle.data import sample
 from angle.modeling.tiny import tiny_tokenizer
 from angle.objective.angle_loss import AngleLoss
@@ -403,3 +404,13 @@ def test_schedules() -> None:
     assert [rate_factor(step, 6, 2, "constant") for step in range(7)] == [0, 0.5, 1, 1, 1, 1, 1]
     assert rate_factor(4, 6, 2, "cosine") == pytest.approx(0.5)
     assert rate_factor(3, 6, 2, "cosine") == pytest.approx(0.5 * (1 + math.cos(math.pi / 4)))
+
+
+@pytest.mark.parametrize("role", ["valid", "valid_sts", "test"])
+def test_a_copy_of_the_training_rows_measures_nothing(model: Path, pairs: Path, tmp_path: Path, role: str) -> None:
+    shutil.copy(pairs, tmp_path / "copy.jsonl")
+    config = settings(model, pairs, tmp_path / "run")
+    setattr(config.data, role, SourceConfig(str(tmp_path / "copy.jsonl")))
+    with pytest.raises(DataError, match=f"^data.{role} has the rows that are trained on"):
+        fit(config)
+    assert not (tmp_path / "run").exists()

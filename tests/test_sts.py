@@ -8,10 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import write_jsonl
 
 from angle.config import DataConfig, EvaluateConfig, ModelConfig, PoolingConfig, SourceConfig, TrainConfig
 from angle.data.corpus import Corpus
 from angle.errors import ConfigError, DataError
+from angle.evaluation.correlation import best_accuracy
 from angle.evaluation.report import average, evaluate, expand_tasks, table
 from angle.evaluation.sts import HUB_TASKS, PairScores, load_sts, score_pairs, task_source, word_overlap
 from angle.modeling.encoder import Encoder
@@ -67,6 +69,23 @@ def test_metrics_of_a_task() -> None:
     assert metrics["accuracy_threshold"] == pytest.approx(0.45)
     assert metrics["pairs"] == 4
     assert scored.metrics(positive_above=4.0)["accuracy_threshold"] == pytest.approx(0.8)
+
+
+def test_a_label_is_not_above_itself(pairs_file: Path, encoder: Encoder, tmp_path: Path) -> None:
+    """Labels are kept in float32, where 0.8 is a little more than in float64."""
+    path = write_jsonl(
+        tmp_path / "tenths.jsonl",
+        [
+            {"text1": left, "text2": right, "label": label / 10}
+            for (left, right, _), label in zip(PAIRS, [8, 8, 1, 2, 9], strict=True)
+        ],
+    )
+    scored = score_pairs(encoder, load_sts(SourceConfig(str(path)), "test", encoder.tokenizer))
+    for bound, above in ((0.8, 1), (0.1, 4), (0.2, 3)):
+        called = scored.labels > bound
+        expected = best_accuracy(scored.scores["cosine"], called)[0]
+        assert called.sum() == above
+        assert scored.metrics(positive_above=bound)["accuracy"] == expected
 
 
 def test_word_overlap_by_hand(encoder: Encoder, corpus: Corpus) -> None:

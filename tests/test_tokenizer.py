@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import WORDS, decoder_tokenizer
-from transformers import AutoTokenizer, BertTokenizer
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from transformers import AutoTokenizer, BertTokenizer, PreTrainedTokenizerFast
 
 from angle.config import ModelConfig
 from angle.errors import ConfigError
@@ -206,6 +207,34 @@ def test_the_fingerprint_tells_whatever_decides_the_tokens(small: Any, real: Any
     ]
     assert TextTokenizer(small, 16, "query: {text}").fingerprint == same
     assert len({same, *(other.fingerprint for other in others)}) == 5
+
+
+@pytest.mark.parametrize("prompt", [None, "{text} moon", "the moon {text}"])
+def test_texts_are_cut_where_the_tokenizer_cuts(prompt: str | None) -> None:
+    right, left = (BertTokenizer(vocab={word: n for n, word in enumerate(WORDS)}, truncation_side=side)
+                   for side in ("right", "left"))  # fmt: skip
+    cut = [TextTokenizer(one, 6, prompt) for one in (right, left)]
+    assert cut[0].fingerprint != cut[1].fingerprint
+    first, last = (pieces(one(["a fox sleeps under the owl"]), right)[0] for one in cut)
+    before, after = ("[CLS]", "[SEP]") if prompt is None else prompt.split("{text}")
+    words = ["a", "fox", "sleep", "##s", "under", "the", "owl"]
+    room = 4 - len(f"{before} {after}".split()) * (prompt is not None)
+    fill = [*before.split(), "{}", *after.split()] if prompt else ["{}"]
+    assert first == f"[CLS] {' '.join(fill)} [SEP]".format(" ".join(words[:room]))
+    assert last == f"[CLS] {' '.join(fill)} [SEP]".format(" ".join(words[-room:]))
+
+
+@pytest.mark.parametrize("max_length", range(8, 20))
+def test_a_prefix_and_its_text_are_cut_as_one(max_length: int) -> None:
+    """As sentence-transformers does, whose prompts are prefixes. Pieces of bytes join across the border of the two."""
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    trainer = trainers.BpeTrainer(vocab_size=400, initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
+    backend.train_from_iterator(["Query: the old fox sleeps under the red moon", *SENTENCES], trainer)
+    plain = PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="e")
+    tokens = TextTokenizer(plain, max_length, "Query: {text}")(SENTENCES)
+    whole = plain([f"Query: {sentence}" for sentence in SENTENCES], truncation=True, max_length=max_length)
+    assert [tokens.take(np.array([n])).ids.tolist() for n in range(len(SENTENCES))] == whole["input_ids"]
 
 
 def test_using_a_tokenizer_does_not_change_its_fingerprint(small: Any) -> None:

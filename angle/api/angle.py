@@ -268,6 +268,7 @@ class AnglE:
             "train.save_total_limit": save_total_limit,
             "train.gradient_accumulation_steps": gradient_accumulation_steps,
         }
+        arguments.check_given_once(given, argument_kwargs)
         settings = self._settings | arguments.fit_settings(given, eval_strategy, save_strategy)
         settings |= arguments.loss_settings(loss_kwargs) | arguments.trainer_settings(trainer_kwargs, apply_ese)
         settings |= arguments.translated("argument_kwargs", argument_kwargs, arguments.ARGUMENTS)
@@ -407,7 +408,8 @@ class AnglE:
         if device is not None:
             self.to(device)
         encoder, tokenizer = self.encoder, self._tokenizer(max_length, end_with_eos, prompt)
-        rows = [inputs] if isinstance(inputs, (str, Mapping)) else list(inputs)
+        one = isinstance(inputs, (str, Mapping)) or not isinstance(inputs, Iterable)
+        rows: list[Any] = [inputs] if one else list(inputs)
         most = encoder.dimensions - embedding_start
         size = most if embedding_size is None else embedding_size
         kept, depth = slice(embedding_start, embedding_start + size), None if layer_index == -1 else layer_index
@@ -421,9 +423,7 @@ class AnglE:
                 f"embedding_start={embedding_start} and embedding_size={embedding_size} cannot work: the model's "
                 f"embeddings have {encoder.dimensions} dimensions."
             )
-        wrong = next((number for number, row in enumerate(rows) if not isinstance(row, (str, Mapping))), None)
-        if wrong is not None:
-            raise TypeError(f"text {wrong + 1} of {len(rows)} is {rows[wrong]!r}: encode takes texts, or mappings.")
+        arguments.check_texts(rows, tokenizer.columns)
         with tqdm(total=len(rows), unit="text", disable=not show_progress) as bar:
             out = encoder.encode(rows, None, batch_size, bar.update, depth, kept, tokenizer)
         if normalize_embedding:
@@ -436,6 +436,8 @@ class AnglE:
         if max_length is None and end_with_eos is None and prompt is None:
             return own
         limit = position_limit(bare(self.backbone))
+        if max_length is not None and max_length < 2:
+            raise ConfigError(f"max_length={max_length} cannot work: it must be at least 2.")
         if max_length is not None and limit is not None and max_length > limit:
             raise ConfigError(
                 f"max_length={max_length} cannot work: the model has positions for {limit} tokens; give {limit} or "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from angle.config import OLD_WEIGHTS, EseConfig, LoraConfig, LossConfig
@@ -77,6 +77,36 @@ def translated(argument: str, given: Mapping[str, Any] | None, homes: Mapping[st
             raise ConfigError(f"{argument} has {key!r}, which has no home here{_hint(key, homes)}")
         settings[homes[key]] = value
     return settings
+
+
+def check_texts(rows: Sequence[Any], columns: Sequence[str]) -> None:
+    """Raise TypeError for what is no text, and no mapping with a text for each field of the template.
+
+    Args:
+        rows: what is to be encoded.
+        columns: the template's fields beside `text`.
+
+    """
+    for number, row in enumerate(rows, 1):
+        place = f"text {number} of {len(rows)}"
+        if not isinstance(row, (str, Mapping)):
+            raise TypeError(f"{place} is {row!r}: encode takes texts, or mappings.")
+        cells: Mapping[str, Any] = {"text": row} if isinstance(row, str) else row
+        missing = [name for name in ("text", *columns) if not isinstance(cells.get(name), str)]
+        if missing:
+            example = ", ".join(f"{name!r}: '...'" for name in ("text", *columns))
+            raise TypeError(f"{place} has no text for {', '.join(missing)}: give mappings such as {{{example}}}.")
+
+
+def check_given_once(given: Settings, argument_kwargs: Mapping[str, Any] | None) -> None:
+    """Raise ConfigError for a setting that `fit` was given twice, by a name of its own and by transformers'."""
+    for key, value in (argument_kwargs or {}).items():
+        setting = ARGUMENTS.get(key, "")
+        if given.get(setting) is not None:
+            own = setting.rsplit(".", 1)[-1]
+            raise ConfigError(
+                f"argument_kwargs has {key}={value} beside {own}={given[setting]}, which says the same: leave one out."
+            )
 
 
 def fit_settings(given: Settings, eval_strategy: str, save_strategy: str) -> Settings:

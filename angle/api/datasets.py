@@ -136,7 +136,7 @@ def as_source(data: Any, argument: str) -> SourceConfig:
             raise DataError(
                 f"{argument} must be a data set, rows such as [{{'text1': ...}}], a file or a name on the hub."
             )
-        data = datasets.Dataset.from_list([dict(row) for row in rows])
+        data = datasets.Dataset.from_dict(_columns(rows))
     data = data.remove_columns([name for name in (EXTRA,) if notes_of(data)])
     folder = cache_folder("datasets") / f"{argument}-{_digest(data)[:16]}"
     if not folder.is_dir():
@@ -148,6 +148,15 @@ def as_source(data: Any, argument: str) -> SourceConfig:
         except OSError:  # another process was faster, with the same rows
             shutil.rmtree(scratch)
     return SourceConfig(str(folder))
+
+
+def _columns(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
+    """Return rows by column: null where a row has none, and lists of texts alone where any cell is one."""
+    found = {name: [row.get(name) for row in rows] for name in dict.fromkeys(name for row in rows for name in row)}
+    for name, cells in found.items():
+        if any(isinstance(cell, list) for cell in cells):
+            found[name] = [[cell] if isinstance(cell, str) else cell for cell in cells]
+    return found
 
 
 def _digest(data: Dataset) -> str:

@@ -22,6 +22,9 @@ from angle.structures import DataFormat, Tokens
 
 Ints = npt.NDArray[np.int64]
 
+#: Labels are kept in float32.
+LARGEST = float(np.finfo(np.float32).max)
+
 
 class Tokenizer(Protocol):
     """What turns texts into tokens; see `angle.modeling.tokenizer.TextTokenizer`."""
@@ -173,7 +176,8 @@ class CorpusBuilder:
             mapped = self.label_map[label_name(value)]
             if mapped is None:
                 self._dropped += 1
-            return mapped
+                return None
+            return self._finite(table, number, mapped, value)
         if value is None or (isinstance(value, str) and not value.strip()):
             kind, what = _not_text(value)
             self._problem(table, number, "label", kind, f"is {what}")
@@ -187,7 +191,10 @@ class CorpusBuilder:
                 self._words.append(str(value))
             self._problem(table, number, "label", "no number", f"is {value!r}, no number")
             return None
-        if not math.isfinite(label):
+        return self._finite(table, number, label, value)
+
+    def _finite(self, table: Table, number: int, label: float, value: object) -> float | None:
+        if math.isnan(label) or abs(label) > LARGEST:
             self._problem(table, number, "label", "no finite number", f"is {value}, no finite number")
             return None
         return label

@@ -9,6 +9,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,9 @@ SAMPLE = "sample"
 FILE_ENDINGS = (".json", ".jsonl", ".csv", ".tsv", ".parquet")
 #: Rows that are taken from a data set at a time: as many as make a batch's own cost small beside theirs.
 ARROW_ROWS = 1000
+
+#: Rows of a streamed file whose columns count as the file's: a JSON object may leave some out.
+LOOKED_AT = 1000
 
 Row = Mapping[str, Any]
 
@@ -101,10 +105,11 @@ def _local_table(path: Path, split: str, role: str, streaming: bool) -> Table:
     rows: Iterable[tuple[int, Row]] = _FileRows(path, role, read)
     if not streaming or read is _json_list:  # which can only be parsed whole, so it is kept
         rows = list(rows)
-    _, first = next(iter(rows), (0, None))
-    if first is None:
+    looked_at = islice(rows, LOOKED_AT) if streaming else rows
+    columns = dict.fromkeys(name for _, row in looked_at for name in row)
+    if not columns:
         raise DataError(f"{setting(role)}: {path} is empty: it has no row.")
-    return Table(str(path), tuple(first), rows, unit)
+    return Table(str(path), tuple(columns), rows, unit)
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,7 @@ def pearson(scores: npt.ArrayLike, labels: npt.ArrayLike) -> float:
 
 def _correlation(function: object, scores: npt.ArrayLike, labels: npt.ArrayLike) -> float:
     x, y = np.asarray(scores, np.float64), np.asarray(labels, np.float64)
-    if len(x) < 2 or not np.isfinite(x).all() or np.ptp(x) == 0 or np.ptp(y) == 0:
+    if len(x) < 2 or any(not np.isfinite(side).all() or np.ptp(side) == 0 for side in (x, y)):
         return 0.0
     return float(function(x, y).statistic)  # type: ignore[operator]
 

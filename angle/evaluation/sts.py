@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 from torch import Tensor
 
 from angle.config import SourceConfig
@@ -38,7 +39,7 @@ HUB_COLUMNS = {"text1": "sentence1", "text2": "sentence2", "label": "score"}
 class PairScores:
     """One task's pairs, scored."""
 
-    labels: Floats
+    labels: npt.NDArray[np.float32]
     scores: dict[str, Floats]
     """Similarities (P,) by name: cosine, dot, manhattan, euclidean."""
 
@@ -66,7 +67,7 @@ def pair_scores(embeddings: Tensor, corpus: Corpus) -> PairScores:
     """Return the similarities of a format-A corpus with the embeddings (N, D) of its texts."""
     assert corpus.labels is not None
     texts = corpus.texts(np.arange(len(corpus)), seed=0, epoch=0)
-    return PairScores(corpus.labels.astype(np.float64), similarities(embeddings[texts[:, 0]], embeddings[texts[:, 1]]))
+    return PairScores(corpus.labels, similarities(embeddings[texts[:, 0]], embeddings[texts[:, 1]]))
 
 
 def word_overlap(corpus: Corpus, special_ids: set[int]) -> float:

@@ -161,19 +161,28 @@ def _pair(special_tokens: list[list[str]] | None) -> tuple[tuple[str, ...], tupl
 
 
 def _describe_sentence_transformers(name: str, modules: list[dict[str, Any]], revision: str | None) -> SelfDescription:
+    settings = read_json(name, "sentence_bert_config.json", revision) or {}
+    said = read_json(name, "config_sentence_transformers.json", revision) or {}
+    prefix = (said.get("prompts") or {}).get(said.get("default_prompt_name"))
+    prompt = prefix.replace("{", "{{").replace("}", "}}") + "{text}" if prefix else None
     pooling = problem = None
     for module in modules:
         kind = str(module["type"]).rsplit(".", 1)[-1]
         if kind == "Pooling":
-            settings = read_json(name, f"{module['path']}/config.json", revision) or {}
+            pools = read_json(name, f"{module['path']}/config.json", revision) or {}
             modes = [
                 key.removeprefix("pooling_mode_").removesuffix("_tokens").removesuffix("_token")
-                for key, value in settings.items()
+                for key, value in pools.items()
                 if key.startswith("pooling_mode_") and value is True
             ]
-            modes = modes or [str(settings.get("pooling_mode"))]
+            modes = modes or [str(pools.get("pooling_mode"))]
             ours = {theirs: our for our, theirs in SENTENCE_TRANSFORMERS_POOLING.items()}
-            if len(modes) != 1 or modes[0] not in ours:
+            if prompt is not None and pools.get("include_prompt") is False:
+                problem = (
+                    f"{name} leaves its prompt's tokens out of its pooling, which cannot be done here: type "
+                    f"pooling.strategy=... to pool them too."
+                )
+            elif len(modes) != 1 or modes[0] not in ours:
                 problem = (
                     f"{name} pools by {' + '.join(modes)}, which has no name here: type pooling.strategy=... to "
                     f"choose another."
@@ -185,9 +194,10 @@ def _describe_sentence_transformers(name: str, modules: list[dict[str, Any]], re
                 f"{name} has a {kind} module after its pooling, which this project does not run: its "
                 f"embeddings would be other ones."
             )
-    settings = read_json(name, "sentence_bert_config.json", revision) or {}
-    prompts = read_json(name, "config_sentence_transformers.json", revision) or {}
-    prefix = (prompts.get("prompts") or {}).get(prompts.get("default_prompt_name"))
-    escaped = prefix.replace("{", "{{").replace("}", "}}") if prefix else None
-    prompt = f"{escaped}{{text}}" if escaped else None
-    return SelfDescription(pooling, settings.get("max_seq_length"), prompt, problem=problem)
+    return SelfDescription(
+        pooling=pooling,
+        max_length=settings.get("max_seq_length"),
+        prompt=prompt,
+        dimensions=said.get("truncate_dim"),
+        problem=problem,
+    )

@@ -70,8 +70,9 @@ class CpuLinear(nn.Linear):
             return super().forward(input)
         if self.packed is not None and not torch.is_grad_enabled():
             return _product(input, self.packed, self.bias)
-        product: Tensor = _Multiply.apply(input, self.weight, self.bias)  # type: ignore[no-untyped-call]
-        return product
+        # As rows: of more dimensions, oneDNN returns a view, which the model could not change in place.
+        rows: Tensor = _Multiply.apply(input.flatten(0, -2), self.weight, self.bias)  # type: ignore[no-untyped-call]
+        return rows.view(*input.shape[:-1], -1)
 
     def _is_faster(self, values: Tensor) -> bool:
         if values.device.type != "cpu" or torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):

@@ -123,6 +123,13 @@ class TextTokenizer:
             self._set_end_token(end_token)
         self.max_length = max_length
         self.prompt = prompt
+        # Behind a template of one field, the tokenizer cuts nothing but the text.
+        self._cut_by_tokenizer = (
+            prompt is not None
+            and template_fields(prompt) == ["text"]
+            and not ends_in_words(prompt)
+            and tokenizer.truncation_side == "right"
+        )
         self.columns = tuple(name for name in template_fields(prompt) if name != "text") if prompt else ()
         if prompt is not None:
             bare = prompt.format(**dict.fromkeys(("text", *self.columns), ""))
@@ -162,7 +169,7 @@ class TextTokenizer:
         """A hash of everything that decides the tokens of a text."""
         state = json.loads(self.tokenizer.backend_tokenizer.to_str())
         rules = {key: value for key, value in state.items() if key not in ("truncation", "padding")}  # of the last call
-        parts = [json.dumps(rules), str(self.max_length), repr(self.prompt)]
+        parts = [json.dumps(rules), str(self.max_length), repr(self.prompt), self.tokenizer.truncation_side]
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
     def save(self, folder: Path) -> None:
@@ -192,9 +199,11 @@ class TextTokenizer:
         return Tokens(np.concatenate(chunks), offsets)
 
     def render(self, texts: Sequence[str], extras: Sequence[Mapping[str, str]] | None = None) -> list[str]:
-        """Return each text inside the template, cut so that the whole fits `max_length` tokens."""
+        """Return each text inside the template, cut where the tokenizer would else cut the template too."""
         if self.prompt is None:
             return list(texts)
+        if self._cut_by_tokenizer:
+            return [self.prompt.format(text=text) for text in texts]
         if extras is None:
             extras = [{}] * len(texts)
         used = self._template_length + np.zeros(len(texts), np.int64)
@@ -235,10 +244,12 @@ class TextTokenizer:
         return rendered
 
     def _fill(self, text: str, extra: Mapping[str, str], spans: Sequence[tuple[int, int]], limit: int) -> str:
-        """Return the template around the first `limit` tokens of the text, whose places are `spans`."""
+        """Return the template around `limit` tokens of the text, whose places are `spans`: the first, or the last."""
         assert self.prompt is not None
-        cut = text if len(spans) <= limit else text[: spans[limit - 1][1]]
-        return self.prompt.format(text=cut, **{name: extra[name] for name in self.columns})
+        if len(spans) > limit:
+            left = self.tokenizer.truncation_side == "left"
+            text = text[spans[-limit][0] :] if left else text[: spans[limit - 1][1]]
+        return self.prompt.format(text=text, **{name: extra[name] for name in self.columns})
 
     def _ids(self, texts: list[str], *, truncate: bool, special: bool = True) -> list[list[int]]:
         limits = {"truncation": True, "max_length": self.max_length} if truncate else {}

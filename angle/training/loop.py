@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -67,11 +67,16 @@ class Run:
         return self.student.encoder
 
 
-def fit(config: TrainConfig) -> Result:
+def fit(config: TrainConfig, named: Collection[str] = ()) -> Result:
     """Train the encoder that `config` describes, in its run folder, and return what came out.
 
     A folder with an unfinished run of the same settings is gone on with; a finished one is only reported, and pushed
     if that is asked for and not done yet. A push that fails raises nothing: the result says so.
+
+    Args:
+        config: the settings.
+        named: dotted names of those that were asked for even where they are as by default. A run that is resumed has
+            settings of its own, and those that are named must not contradict them.
 
     Raises:
         ConfigError, DataError: anything wrong with the settings or the data, before any training.
@@ -86,7 +91,7 @@ def fit(config: TrainConfig) -> Result:
     elif (state := folder.state()) is RunState.NEW:
         raise ConfigError(f"train.resume={folder.path} is no run folder: it has no {CONFIG_FILE}.")
     if state is not RunState.NEW:
-        config = resumed(load_config(folder.path / CONFIG_FILE), asked, folder.asked())
+        config = resumed(load_config(folder.path / CONFIG_FILE), asked, folder.asked(), named)
     if asked.hub.push or asked.train.resume is None:
         config = replace(config, hub=asked.hub)  # as a whole: a private model must not become public by what was saved
     if state is RunState.FINISHED:

@@ -222,6 +222,9 @@ def load_data(config: TrainConfig, encoder: Encoder, sharing: Sharing) -> Data:
         valid_sts = valid if valid is not None and valid.format.name == "A" else None
     test = load_sts(data.test, "test", encoder.tokenizer) if data.test.names() else None
     loaded = Data(train, valid, valid_sts, test)
+    for role, corpus in (("valid", valid), ("valid_sts", valid_sts), ("test", test)):
+        if corpus is not None and corpus.fingerprint == train.fingerprint:
+            raise DataError(f"data.{role} has the rows that are trained on, so it would measure nothing: give others.")
     _check_lengths(loaded, encoder.pooling)
     return loaded
 
