@@ -5,13 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 from angle.config import ConvertConfig
-from angle.launch import launch
+from angle.launch import check_model_is_named, launch
 
 
 def main(config: ConvertConfig) -> None:
     """Convert, and say how to load the result."""
     from angle.export.sentence_transformers import convert
 
+    check_model_is_named("convert.py")
     done = convert(config)
     if done.merge_distance is not None:
         print(f"Merged  the adapter; the largest cosine distance on held-out texts is {done.merge_distance:.1e}")

@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from angle.config import EvaluateConfig
-from angle.launch import launch
+from angle.launch import check_model_is_named, launch
 
 
 def main(config: EvaluateConfig) -> float | None:
     """Evaluate, print the table, say where the numbers are, and return the mean Spearman correlation."""
+    check_model_is_named("evaluate.py")
     from angle.evaluation.grid import evaluate_grid
     from angle.evaluation.report import evaluate, table
     from angle.processes import join_others

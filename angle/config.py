@@ -626,10 +626,9 @@ class TrainConfig:
         for name in train.names():
             is_file = Path(name).is_file()  # which has no splits
             if name in held_out.names() and (is_file or same_split):
-                raise ConfigError(
-                    f"data.{role} is the training data itself, so it would measure nothing: give other rows than those "
-                    f"of {name}{'' if is_file else f', for example data.{role}.split={default_split}'}."
-                )
+                hint = "" if is_file else f", for example data.{role}.split={default_split}"
+                said = f"data.{role} is the training data itself, so it would measure nothing"
+                raise ConfigError(f"{said}: give other rows than those of {name}{hint}.")
 
     def _is_own_teacher(self) -> bool:
         """Return whether the teacher that is named is the model that training starts from."""

@@ -139,6 +139,15 @@ def named_settings() -> set[str]:
     return names | {f"{name}.enabled" for name in names}
 
 
+def check_model_is_named(script: str) -> None:
+    """Raise ConfigError when a command line names no model, which would be the one that is made up for a first try."""
+    if named_settings().isdisjoint(("model", "model.name_or_path")):
+        raise ConfigError(
+            f"model.name_or_path is missing: python {script} model.name_or_path=RUN takes a run folder, a folder with "
+            f"weights or a name on the hub."
+        )
+
+
 def check_arguments(arguments: list[str], schema: type, conf: Path) -> list[str]:
     """Check the words of a command line before Hydra composes them; return them as Hydra takes them.
 

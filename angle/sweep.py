@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from angle.config import TrainConfig
+from angle.errors import ConfigError
 from angle.settings import Config, build_config
 
 #: Longest name of a job's folder: file systems stop at 255 bytes.
@@ -44,7 +46,8 @@ def check_jobs(words: Sequence[str], schema: type[Config], name: str, conf: Path
     """Compose the settings of every job, so that none ends at them after others have been trained.
 
     Raises:
-        ConfigError: a job with a value that cannot work, or with settings that contradict each other.
+        ConfigError: a job with a value that cannot work, with settings that contradict each other, or with the folder
+            of another one.
 
     """
     from hydra import compose, initialize_config_dir
@@ -55,9 +58,18 @@ def check_jobs(words: Sequence[str], schema: type[Config], name: str, conf: Path
     if any(override.key_or_group == "hydra/sweeper" for override in overrides):
         return  # it chooses the values as it goes
     (jobs,) = BasicSweeper.split_arguments(overrides, None)
+    folders = list[str]()
     with initialize_config_dir(str(conf), version_base="1.3"):
         for job in jobs:
-            build_config(compose(name, overrides=list(job)), schema)
+            config = build_config(compose(name, overrides=list(job)), schema)
+            folder = config.train.output_dir if isinstance(config, TrainConfig) else config.output_dir
+            if folder in folders:
+                setting = "train.output_dir" if isinstance(config, TrainConfig) else "output_dir"
+                raise ConfigError(
+                    f"{setting}={folder} is one folder for several jobs: leave it out, or type "
+                    f"hydra.sweep.dir={folder}, in which each has its own."
+                )
+            folders += [folder] if folder else []
 
 
 def comparison(jobs: Sequence[Job]) -> str:
@@ -70,7 +82,11 @@ def comparison(jobs: Sequence[Job]) -> str:
         missing = "failed" if job.failed else "–"
         cell = f"{missing:>8}" if job.score is None else f"{job.score:8.4f}{'  best' if job is best else ''}"
         lines.append(f"{number:>3}  {job.words:{width}}  {cell}")
-    return "\n".join([*lines, "", f"Best    {best.folder}"] if best else lines)
+    if best is not None:
+        lines += ["", f"Best    {best.folder}"]
+    elif not any(job.failed for job in jobs):
+        lines += ["", "No scores, so nothing is compared: data.valid_sts.name_or_path=... measures every job."]
+    return "\n".join(lines)
 
 
 def slug(words: Sequence[str]) -> str:

@@ -29,7 +29,7 @@ from angle.angle_trainer import main, translate
 from angle.data import sample
 from angle.launch import check_arguments
 from angle.reference_options import BY_NAME, parse
-from angle.settings import flatten, load_config, nested, override_words
+from angle.settings import flatten, load_config, nested, override_words, save_config
 from angle.training.result import Result
 
 REFERENCE = json.loads((REPO / "tests" / "fixtures" / "reference_options.json").read_text())
@@ -452,13 +452,14 @@ def test_the_environment_counts(monkeypatch):
     assert config_of(BASE).tracking.project == "angle"
 
 
-def run_main(monkeypatch: pytest.MonkeyPatch, words: str) -> TrainConfig:
+def run_main(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, words: str) -> TrainConfig:
     """Run the command but for the training; return the settings that it would run."""
     ran: list[TrainConfig] = []
 
     def instead(config: TrainConfig) -> Result:
         ran.append(config)
-        return Result(Path("x"))
+        save_config(config, tmp_path / "config.yaml")
+        return Result(tmp_path, best_score=0.5, best_step=1)
 
     monkeypatch.setattr("angle.training.loop.fit", instead)
     monkeypatch.setattr(sys, "argv", ["angle-trainer", *shlex.split(words)])
@@ -466,8 +467,8 @@ def run_main(monkeypatch: pytest.MonkeyPatch, words: str) -> TrainConfig:
     return ran[0]
 
 
-def test_the_line_is_printed_with_notes_and_what_comes_next(monkeypatch, capsys):
-    config = run_main(monkeypatch, f"{BASE} --prompt_template '\"{{text}}\", he said' --fix_data 1")
+def test_the_line_is_printed_with_notes_and_what_comes_next(monkeypatch, capsys, tmp_path):
+    config = run_main(monkeypatch, tmp_path, f"{BASE} --prompt_template '\"{{text}}\", he said' --fix_data 1")
     line, *rest = capsys.readouterr().out.splitlines()
     assert line.startswith("same as python train.py model.name_or_path=m ")
     words = shlex.split(line)[4:]
@@ -480,23 +481,23 @@ def test_the_line_is_printed_with_notes_and_what_comes_next(monkeypatch, capsys)
     assert rest[-1].strip() == f"python train.py -m {shlex.join(swept)} loss.ibn_w=10,20,30 loss.angle_tau=1,20"
 
 
-def test_without_a_folder_the_run_has_one_by_its_time(monkeypatch, capsys):
-    config = run_main(monkeypatch, BASE.replace("--save_dir out", ""))
+def test_without_a_folder_the_run_has_one_by_its_time(monkeypatch, capsys, tmp_path):
+    config = run_main(monkeypatch, tmp_path, BASE.replace("--save_dir out", ""))
     printed = capsys.readouterr().out
     assert "note    --save_dir is runs/<date>/<time> unless given\n" in printed
     assert "output_dir" not in printed
     assert re.fullmatch(r"runs/\d{4}-\d\d-\d\d/\d\d-\d\d-\d\d-\d{3}", config.train.output_dir)
 
 
-def test_of_several_processes_one_prints_a_line_that_starts_as_many(monkeypatch, capsys):
+def test_of_several_processes_one_prints_a_line_that_starts_as_many(monkeypatch, capsys, tmp_path):
     monkeypatch.setenv("WORLD_SIZE", "2")
     words = f"{BASE} --gradient_accumulation_steps 2"
-    run_main(monkeypatch, words)
+    run_main(monkeypatch, tmp_path, words)
     assert capsys.readouterr().out.startswith("same as accelerate launch --multi_gpu --num_processes 2 train.py model")
     readme = (REPO / "README.md").read_text()
     assert "accelerate launch --multi_gpu --num_processes 4 train.py" in readme
     monkeypatch.setenv("RANK", "1")
-    run_main(monkeypatch, words)
+    run_main(monkeypatch, tmp_path, words)
     assert capsys.readouterr() == ("", "")
 
 
@@ -514,9 +515,9 @@ def test_of_several_processes_one_prints_a_line_that_starts_as_many(monkeypatch,
         ("--maxlen 1", "it must be at least 2. Here model.max_length is --maxlen."),
     ],
 )  # fmt: skip
-def test_messages_name_the_options(monkeypatch, capsys, words, text):
+def test_messages_name_the_options(monkeypatch, capsys, tmp_path, words, text):
     with pytest.raises(SystemExit) as caught:
-        run_main(monkeypatch, f"{BASE} {words}")
+        run_main(monkeypatch, tmp_path, f"{BASE} {words}")
     assert caught.value.code == 1
     out, error = capsys.readouterr()
     assert out == ""
@@ -640,7 +641,7 @@ def test_the_reference_s_command_for_bert_on_two_processes(tmp_path):
     assert printed.count("same as accelerate launch --multi_gpu --num_processes 2 train.py ") == 1
     assert "note    --fp16 1 needs a GPU, and none is here: the run goes on in " in printed
     assert "note    --gradient_accumulation_steps 16 is that of all 2 processes: 8 for each\n" in printed
-    assert "steps   10 of 2048 rows, learning rate 5e-05, linear, seed 42\n" in printed
+    assert "steps   10 of 300 rows, learning rate 5e-05, linear, seed 42\n" in printed
     assert ", 2 processes, " in printed
     assert printed.count("Saved   ckpts/bert-base-nli-test/final\n") == 1
     assert json.loads((tmp_path / "ckpts/bert-base-nli-test/run.json").read_text())["finished"] is True

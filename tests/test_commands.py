@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import REPO, start
+from conftest import REPO, start, write_jsonl
 from safetensors.torch import load_file
 
 from angle import TrainConfig, build_config, fit
@@ -154,7 +155,7 @@ def test_a_run_that_is_interrupted_says_how_to_go_on(tmp_path):
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored where tests run in the background
     )
     assert run.stdout is not None
-    while not run.stdout.readline().startswith("step 20 "):
+    while not run.stdout.readline().startswith("step  20/750 "):
         assert run.poll() is None
     run.send_signal(signal.SIGINT)
     printed, errors = run.communicate(timeout=100)
@@ -191,3 +192,39 @@ def test_a_default_that_is_typed_is_no_default(command: Command, tmp_path: Path,
     assert f"these would change it: {said}. Leave them out" in done.stderr
     assert command("train.py", "train.resume=run", "lora=r8", "train.logging_steps=10").returncode == 0
     assert json.loads((tmp_path / "run" / "run.json").read_text())["finished"]
+
+
+def test_the_sweep_that_is_suggested_is_one_of_the_run(command: Command, tmp_path: Path) -> None:
+    words = ["loss=format_c", "train.max_steps=2", "train.batch_size=4", "train.batch_size=8"]
+    assert command("train.py", *words, "train.output_dir=run").returncode == 0
+    for again in ([*words, "train.output_dir=run"], ["train.resume=run"]):
+        done = command("train.py", *again)
+        assert done.stdout.count("train.batch_size=") == 1
+        line = done.stdout.splitlines()[-1].strip()
+        assert line.startswith("python train.py -m ")
+        assert line.endswith(" loss.ibn_tau=10,20,50")  # of format C alone
+        (run,) = (tmp_path / "run" / "config.yaml",)
+        swept = line.removeprefix("python train.py -m ").removesuffix(" loss.ibn_tau=10,20,50")
+        composed = command("train.py", "--cfg", "job", *shlex.split(swept)).stdout
+        for setting in ("max_steps: 2\n", "batch_size: 8\n", "data_format:\n  name: C\n"):
+            assert setting in composed
+            assert setting in run.read_text()
+
+
+def test_a_sweep_without_scores_says_so(command: Command, tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "c.jsonl", [{"text": f"a {n}", "positive": f"b {n}"} for n in range(8)])
+    words = ["data=files", "data.train.name_or_path=c.jsonl", "train.max_steps=1", "train.seed=1,2"]
+    done = command("train.py", "-m", *words)
+    assert done.returncode == 0
+    assert done.stdout.endswith(
+        "No scores, so nothing is compared: data.valid_sts.name_or_path=... measures every job.\n"
+    )
+
+
+@pytest.mark.parametrize("label", [None, 0.0])
+def test_a_loss_of_nothing_is_said(command: Command, tmp_path: Path, label: float | None) -> None:
+    row = {"text": "same", "positive": "same"} if label is None else {"text1": "a", "text2": "b", "label": label}
+    write_jsonl(tmp_path / "same.jsonl", [row] * 8)
+    done = command("train.py", "data=files", "data.train.name_or_path=same.jsonl", "train.max_steps=2")
+    assert done.returncode == 0
+    assert (done.stdout + done.stderr).count("Warning: the loss is exactly 0 from the first step on") == 1

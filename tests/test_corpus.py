@@ -181,7 +181,7 @@ def test_sources_of_a_list_come_one_after_the_other(tmp_path, tokenizer):
     assert [corpus.describe(n) for n in range(4)] == [f"{path} line {line}" for path in paths for line in (1, 2)]
     assert corpus.fingerprint == load(write_jsonl(tmp_path / "all.jsonl", TRIPLES), tokenizer).fingerprint
     write_jsonl(tmp_path / "a.jsonl", PAIRS)
-    with pytest.raises(DataError, match=r"\(format A\), but format B needs text, positive, negative"):
+    with pytest.raises(DataError, match=r"0\.jsonl is format B, but .*a\.jsonl has the columns text1, text2, label"):
         load_corpus(SourceConfig([*paths, str(tmp_path / "a.jsonl")]), "train", tokenizer)
 
 

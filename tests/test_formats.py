@@ -102,3 +102,15 @@ def test_rows_of_no_format_are_renamed_to_the_wanted_one():
         "data.train: x.csv has the columns query, document, but format C needs text, positive. "
         "Rename them: 'data.train.columns={text: query, positive: document}'"
     )
+
+
+@pytest.mark.parametrize(("column", "name"), [("text1;text2;label", "semicolons"), ("text\tpositive", "tabs")])
+def test_a_file_with_other_signs_between_its_cells(column: str, name: str) -> None:
+    with pytest.raises(DataError, match=f"has one column, .* whose cells seem to stand between {name}: a .csv file"):
+        choose([column], "auto", "train", "FILE")
+
+
+@pytest.mark.parametrize("role", ["valid_sts", "test"])
+def test_what_measures_is_not_told_to_train(role: str) -> None:
+    with pytest.raises(DataError, match="Only pairs with labels can be measured: give a file in format A"):
+        choose(["text", "positive"], "A", role, "FILE")

@@ -10,6 +10,7 @@ import time
 import pytest
 from conftest import REPO, start
 
+import angle
 from angle.config import EvaluateConfig, TrainConfig
 from angle.errors import ConfigError
 from angle.launch import check_arguments
@@ -164,6 +165,7 @@ def test_jobs_are_called_by_what_varies(words, keys):
         (["loss.angle_tau=1,-5"], "loss.angle_tau=-5 cannot work"),
         (["lora=r8,none", "lora.alpha=8,16"], "lora.alpha=8 has no effect while lora is off"),
         (["pooling.strategy=avg,clss"], "pooling.strategy=clss"),
+        (["train.output_dir=one", "train.seed=1,2"], "train.output_dir=one is one folder for several jobs"),
     ],
 )
 def test_every_job_of_a_sweep_is_checked_before_the_first(command, tmp_path, words, text):
@@ -215,3 +217,23 @@ def test_configuration_and_launch_import_nothing_heavy():
     code = f"import sys, angle, angle.config, angle.launch; print(sorted({heavy} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], cwd=REPO, capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
+
+
+@pytest.mark.parametrize(("script", "word"), [("evaluate.py", "tasks=[sts]"), ("convert.py", "output_dir=new")])
+def test_what_is_measured_or_converted_must_be_named(command, tmp_path, script, word):
+    done = command(script, word)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith(f"Error: model.name_or_path is missing: python {script} model.name_or_path=RUN takes")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_cannot_be_written_to(command):
+    done = command("train.py", "train.output_dir=/proc/x", "train.max_steps=1")
+    assert done.returncode == 1
+    assert done.stderr == (
+        "Error: train.output_dir=/proc/x cannot be written to (No such file or directory): give another folder.\n"
+    )
+
+
+def test_public_names_can_be_completed():
+    assert {"AnglE", "fit", "Prompts"} <= set(dir(angle))

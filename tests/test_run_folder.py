@@ -12,7 +12,7 @@ from conftest import REPO, snapshot
 
 from angle.config import TrainConfig, TrainingConfig
 from angle.errors import ConfigError
-from angle.settings import load_config
+from angle.settings import build_config, load_config
 from angle.training.run_folder import METRICS_FILE, RunFolder, RunState, write_whole
 
 
@@ -258,3 +258,11 @@ def test_metrics_are_json_whatever_they_are(run):
     run.log({"step": 1, "loss": 0.5, "gradient_norm": float("inf"), "share": float("nan")})
     (line,) = (run.path / METRICS_FILE).read_text().splitlines()
     assert line == '{"step": 1, "loss": 0.5, "gradient_norm": null, "share": null}'
+
+
+def test_the_folder_of_the_model_that_is_trained(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    folder.create(TrainConfig(), TrainConfig(), {})
+    again = build_config({"model": {"name_or_path": str(tmp_path / "run")}}, TrainConfig)
+    with pytest.raises(ConfigError, match="holds the model that training starts from: give a new folder"):
+        folder.examine(again)

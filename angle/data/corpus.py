@@ -320,10 +320,14 @@ def load_corpus(source: SourceConfig, role: str, tokenizer: Tokenizer, data_form
 
 def common_format(tables: Iterable[Table], wanted: str, role: str) -> DataFormat:
     """Return the format that all tables share, `wanted` unless that is "auto"."""
-    found: DataFormat | None = None
-    for table in tables:
-        found = formats.choose(table.columns, found.name if found else wanted, role, table.where)
-    assert found is not None
+    first, *others = tables
+    found = formats.choose(first.columns, wanted, role, first.where)
+    for table in others:
+        if not set(table.columns).issuperset(found.columns):
+            raise DataError(
+                f"{setting(role)}: {first.where} is format {found.name}, but {table.where} has the columns "
+                f"{', '.join(table.columns)}: all sources of a list must have one format."
+            )
     return found
 
 

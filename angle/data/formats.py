@@ -4,9 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from angle.data.roles import DEFAULT_SPLITS, setting
+from angle.data.roles import setting
 from angle.errors import DataError
 from angle.structures import FORMATS, DataFormat
+
+#: What stands between cells in files of other kinds than their names say.
+SIGNS = {";": "semicolons", "\t": "tabs", ",": "commas"}
+
+#: Roles whose rows may have any format; all others measure by labels.
+TRAINED_ON = ("train", "valid")
 
 #: Column names found in the wild for each of our roles, to suggest a renaming.
 ALIASES = {
@@ -44,6 +50,12 @@ def choose(columns: Sequence[str], wanted: str, role: str, where: str) -> DataFo
         if found is not None:
             return found
         formats = "; ".join(f"{f.name}: {', '.join(f.columns)}" for f in FORMATS.values())
+        between = next((name for sign, name in SIGNS.items() if len(columns) == 1 and sign in columns[0]), None)
+        if between is not None:
+            raise DataError(
+                f"{setting(role)}: {where} has one column, {columns[0]!r}, whose cells seem to stand between "
+                f"{between}: a .csv file has commas, a .tsv file tabs."
+            )
         raise DataError(
             f"{setting(role)}: {where} has the columns {', '.join(columns)}, which are no format ({formats})."
             f"{_rename(columns, _nearest_format(columns), role)}"
@@ -55,7 +67,7 @@ def choose(columns: Sequence[str], wanted: str, role: str, where: str) -> DataFo
         f"{setting(role)}: {where} has the columns {', '.join(columns)}{f' (format {found.name})' if found else ''}, "
         f"but format {wanted} needs {', '.join(data_format.columns)}."
     )
-    if found is not None and role not in DEFAULT_SPLITS:
+    if found is not None and role not in TRAINED_ON:
         raise DataError(f"{message} Only pairs with labels can be measured: give a file in format {wanted}.")
     if found is not None:
         raise DataError(f"{message} Type loss=format_{found.name.lower()} to train on it as it is.")

@@ -203,7 +203,10 @@ def position_limit(model: PreTrainedModel) -> int | None:
 
 def quiet_transformers() -> None:
     """Keep transformers' progress bars and load reports out of the console; what matters is checked and said."""
+    from huggingface_hub.utils import logging as hub_logging
     from transformers.utils import logging
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
+    # One sentence says that the hub cannot be reached, not a line for each of its tries.
+    hub_logging.set_verbosity_error()  # type: ignore[no-untyped-call]

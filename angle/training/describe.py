@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from angle.config import TrainConfig
+from angle.data.batching import CorpusData
 from angle.modeling.encoder import Encoder
 from angle.modeling.quantization import count_weights
 from angle.training.notes import notes_on
@@ -87,6 +88,8 @@ def banner(config: TrainConfig, encoder: Encoder, data: Data, total: int, accele
     if config.teacher.enabled:
         terms += f" + {config.teacher.weight:g} alignment with {config.teacher.name_or_path}"
     rows = train.batch_size * accelerator.num_processes * train.gradient_accumulation_steps
+    if isinstance(data.train, CorpusData):
+        rows = min(rows, len(data.train.corpus))
     layout = "packed" if encoder.is_packed else "padded"
     if encoder.packing_failed:
         layout = "padded, for packed ones failed the comparison on this device"
@@ -99,7 +102,7 @@ def banner(config: TrainConfig, encoder: Encoder, data: Data, total: int, accele
         ("loss", terms),
         (
             "steps",
-            f"{total:,} of {rows} rows, learning rate {train.learning_rate:g}, {train.scheduler}, seed {train.seed}"
+            f"{total:,} of {rows:,} rows, learning rate {train.learning_rate:g}, {train.scheduler}, seed {train.seed}"
             f"{f', at most {train.tokens_at_once:,} tokens at once' if train.tokens_at_once else ''}",
         ),
         (

@@ -18,25 +18,26 @@ from angle.config import CONFIG_FILE, TrainConfig
 from angle.data.ahead import ahead
 from angle.data.batching import Sharing, collate
 from angle.data.corpus import Corpus
-from angle.errors import ConfigError, DataError, TrainingError
+from angle.errors import ConfigError, DataError
 from angle.evaluation.encoding import encode_shared
 from angle.evaluation.sts import pair_scores, word_overlap
 from angle.launcher import launch_words, launched
 from angle.modeling.encoder import Encoder
 from angle.modeling.student import Student
-from angle.objective.angle_loss import AngleLoss, LossTerms
-from angle.settings import load_config, resumed
+from angle.objective.angle_loss import AngleLoss
+from angle.settings import resumed
 from angle.structures import Batch, Tokens
 from angle.training import setup
 from angle.training.allocator import freed_memory_kept
 from angle.training.checkpoint import Progress, collect_state, load_state, save_state, seed_everything
 from angle.training.describe import banner, describe_environment
 from angle.training.distributed import check_equal_weights
+from angle.training.meter import Meter
 from angle.training.publish import check_hub, publish, publish_finished
 from angle.training.result import Result
 from angle.training.run_folder import RunFolder, RunState
 from angle.training.schedule import rate_factor, warmup_steps
-from angle.training.sharding import adapters_of, prepare, whole
+from angle.training.sharding import adapters_of, prepare
 from angle.training.step import Step
 from angle.training.tracking import Tracker, check_credentials, relative_to_here, tracking_mode
 
@@ -91,7 +92,7 @@ def fit(config: TrainConfig, named: Collection[str] = ()) -> Result:
     elif (state := folder.state()) is RunState.NEW:
         raise ConfigError(f"train.resume={folder.path} is no run folder: it has no {CONFIG_FILE}.")
     if state is not RunState.NEW:
-        config = resumed(load_config(folder.path / CONFIG_FILE), asked, folder.asked(), named)
+        config = resumed(folder.settings(), asked, folder.asked(), named)
     if asked.hub.push or asked.train.resume is None:
         config = replace(config, hub=asked.hub)  # as a whole: a private model must not become public by what was saved
     if state is RunState.FINISHED:
@@ -204,7 +205,7 @@ def _train(run: Run, steps: Iterator[list[Batch]]) -> None:
     peak_rate, warmup = config.learning_rate, warmup_steps(config.warmup_steps, run.total)
     per_epoch = run.data.train.steps_per_epoch
     save_every = math.ceil(run.total / 10) if config.save_steps is None else config.save_steps
-    meter = _Meter(run)
+    meter = Meter(run.encoder, run.data.train, run.tracker, progress)
     tracker.start_bar(progress.step, run.total)
     run.step.model.train()
     while progress.step < run.total:
@@ -239,73 +240,6 @@ def _due(step: int, every: int | None, per_epoch: int | None) -> bool:
     """Return whether something is due after a step: None means at the end of an epoch, 0 never."""
     interval = per_epoch if every is None else every
     return interval is not None and interval > 0 and step % interval == 0
-
-
-class _Meter:
-    """Sums up the steps since the last report, without waiting for the device at each of them."""
-
-    def __init__(self, run: Run) -> None:
-        self._run = run
-        self._losses: list[dict[str, Tensor]] = []
-        self._steps: list[int] = []
-        self._texts, self._padding = 0, list[float]()
-        self._since = time.perf_counter()
-
-    def add(self, batch: Batch, loss: LossTerms) -> None:
-        """Count a batch."""
-        self._losses.append({"loss": loss.total} | loss.terms)
-        self._steps.append(self._run.progress.step)
-        self._texts += batch.structure.index.numel()
-        self._padding.append(self._run.encoder.padding_share(batch.tokens.lengths))
-
-    def report(self, rate: float, norm: Tensor | None, *, say: bool) -> None:
-        """Record the means since the last report; `say` them on the console too.
-
-        Raises:
-            TrainingError: a loss among them that is no finite number.
-
-        """
-        run, progress = self._run, self._run.progress
-        names = list(self._losses[0])
-        values = torch.stack([torch.stack([loss[name] for name in names]) for loss in self._losses]).tolist()
-        self._check(values)
-        means = dict(zip(names, np.mean(values, axis=0).tolist(), strict=True))
-        seconds = max(time.perf_counter() - self._since, 1e-9)
-        progress.texts += self._texts
-        progress.seconds += seconds
-        per_epoch = run.data.train.steps_per_epoch
-        numbers = {
-            "loss": means.pop("loss"),
-            **{f"loss/{name}": value for name, value in means.items()},
-            "learning_rate": rate,
-            "gradient_norm": float(whole(norm)) if norm is not None else 0.0,
-            "texts_per_second": self._texts / seconds,
-            "padding_share": float(np.mean(self._padding)),
-            "texts": progress.texts,
-            **({"epoch": progress.step / per_epoch} if per_epoch else {}),
-        }
-        terms = ", ".join(f"{name} {value:.3f}" for name, value in means.items())
-        words = f"loss {numbers['loss']:.3f} ({terms})  {numbers['texts_per_second']:,.0f} texts/s"
-        run.tracker.metrics(progress.step, numbers, in_words=words if say else None)
-        self._losses, self._steps, self._texts, self._padding = [], [], 0, []
-        self.restart_clock()
-
-    def restart_clock(self) -> None:
-        """Leave out the time since the last report."""
-        self._since = time.perf_counter()
-
-    def _check(self, values: list[list[float]]) -> None:
-        """Stop at the first loss that is no number: what was learned after it is worth nothing."""
-        bad = next((number for number, row in enumerate(values) if not np.isfinite(row).all()), None)
-        if bad is None:
-            return
-        run = self._run
-        step = self._steps[bad]
-        raise TrainingError(
-            f"The loss of step {step + 1} is {values[bad][0]} (rows: {run.data.train.describe(step)}). Going on would "
-            f"end the same way: look at those rows, and start a new run with a lower train.learning_rate or "
-            f"train.max_grad_norm."
-        )
 
 
 def _evaluate(run: Run) -> None:

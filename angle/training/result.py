@@ -7,11 +7,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from angle.settings import override_words
+from angle.training.run_folder import RunFolder
 from angle.training.tracking import relative_to_here
 
 SWEEP_FLAGS = frozenset({"-m", "--multirun"})
 #: Words of a command line that its sweep has not.
-UNSWEPT = ("-", "hub.", "hydra.", "train.output_dir=", "train.resume=", "loss.ibn_w=", "loss.angle_tau=")
+UNSWEPT = (
+    "-", "hub.", "hydra.", "train.output_dir=", "train.resume=", "loss.ibn_w=", "loss.angle_tau=", "loss.ibn_tau=",
+)  # fmt: skip
+#: What is worth a sweep; with the in-batch loss alone, its weight is only a factor of all.
+SWEPT, SWEPT_OF_FORMAT_C = ("loss.ibn_w=10,20,30", "loss.angle_tau=1,20"), ("loss.ibn_tau=10,20,50",)
 
 
 @dataclass(frozen=True)
@@ -46,7 +52,6 @@ class Result:
 
         """
         run = relative_to_here(self.folder)
-        again = [shlex.quote(word) for word in words if not word.startswith(UNSWEPT)]
         lines = [f"{run} holds this run already, finished."] if self.finished_before else []
         if self.test_before is not None and self.test_after is not None:
             lines += [
@@ -60,15 +65,20 @@ class Result:
             lines += [f"Pushed  {self.pushed}{' (by this run before)' if self.pushed_before else ''}"]
         if not SWEEP_FLAGS.isdisjoint(words):
             return "\n".join(lines)
-        lines += [
-            "",
-            "Next    "
-            + "\n        ".join(
-                [
-                    f"python evaluate.py model.name_or_path={run}{'' if self.test_after else ' tasks=[stsb]'}",
-                    f"python convert.py model.name_or_path={run}",
-                    " ".join(["python train.py -m", *again, "loss.ibn_w=10,20,30 loss.angle_tau=1,20"]),
-                ]
-            ),
+        following = [
+            f"python evaluate.py model.name_or_path={run}{'' if self.test_after else ' tasks=[stsb]'}",
+            f"python convert.py model.name_or_path={run}",
         ]
-        return "\n".join(lines)
+        if self.best_score is not None:  # by which its jobs would be compared
+            following += [self._sweep(words)]
+        return "\n".join([*lines, "", "Next    " + "\n        ".join(following)])
+
+    def _sweep(self, words: Sequence[str]) -> str:
+        """Return the command line of a sweep around this run."""
+        folder = RunFolder(self.folder)
+        if any(word.startswith("train.resume=") for word in words):
+            words = override_words(folder.asked())
+        last = {word.lstrip("+~").partition("=")[0]: word for word in words}
+        again = [shlex.quote(word) for word in last.values() if not word.startswith(UNSWEPT)]
+        of_format = SWEPT_OF_FORMAT_C if folder.settings().data_format.name == "C" else SWEPT
+        return " ".join(["python train.py -m", *again, *of_format])

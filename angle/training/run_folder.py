@@ -17,7 +17,7 @@ from typing import Any
 
 from angle.config import CONFIG_FILE, RUN_FILE, TrainConfig
 from angle.errors import ConfigError
-from angle.settings import build_config, difference, save_config
+from angle.settings import build_config, difference, load_config, save_config
 
 METRICS_FILE, MANIFEST, LOCK_FILE = "metrics.jsonl", "manifest.json", ".lock"
 
@@ -53,6 +53,10 @@ class RunFolder:
                 f"train.output_dir={self.path} holds other files and no run, so nothing is written "
                 f"there; give an empty or a new folder."
             )
+        if Path(config.model.name_or_path).resolve() == self.path.resolve():
+            raise ConfigError(
+                f"train.output_dir={self.path} holds the model that training starts from: give a new folder."
+            )
         changed = difference(self.asked(), config)
         if changed:
             raise ConfigError(
@@ -67,6 +71,10 @@ class RunFolder:
             return RunState.NEW
         return RunState.FINISHED if self.record().get("finished") else RunState.UNFINISHED
 
+    def settings(self) -> TrainConfig:
+        """Return the run's settings, everything decided."""
+        return load_config(self.path / CONFIG_FILE)
+
     def asked(self) -> TrainConfig:
         """Return the settings as they were asked for when the run was started, before anything was decided."""
         asked: dict[str, Any] = self.record().get("asked", {})
@@ -77,11 +85,17 @@ class RunFolder:
         """Keep other processes out of the folder; a process that dies leaves no lock behind.
 
         Raises:
-            ConfigError: another process is at work in it.
+            ConfigError: it cannot be written to, or another process is at work in it.
 
         """
-        self.path.mkdir(parents=True, exist_ok=True)
-        with (self.path / LOCK_FILE).open("w") as file:
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock = (self.path / LOCK_FILE).open("w")
+        except OSError as error:
+            raise ConfigError(
+                f"train.output_dir={self.path} cannot be written to ({error.strerror}): give another folder."
+            ) from None
+        with lock as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:

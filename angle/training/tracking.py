@@ -37,6 +37,7 @@ class Tracker:
         self._wandb: Any = None
         self._handlers: list[logging.Handler] = []
         self._bar: tqdm[Any] | None = None
+        self._total = 0
         if not is_main:
             return
         self._add_handler(_ConsoleHandler(), "%(message)s")
@@ -85,6 +86,7 @@ class Tracker:
 
     def start_bar(self, done: int, total: int) -> None:
         """Show a progress bar over optimiser steps, where a person is looking."""
+        self._total = total
         if self._folder is not None:
             self._bar = tqdm(
                 total=total,
@@ -112,7 +114,7 @@ class Tracker:
         if in_words and self._bar is not None and not self._bar.disable:
             self._bar.set_postfix_str(in_words, refresh=False)
         elif in_words:
-            LOGGER.info("step %d  %s", step, in_words)
+            LOGGER.info("step %*d/%d  %s", len(str(self._total)), step, self._total, in_words)
 
     def stop_bar(self) -> None:
         """Take the progress bar away, leaving its last state."""

@@ -1,0 +1,91 @@
+"""What is recorded of training between two reports: losses, texts, padding and time."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from angle.data.batching import TrainingData
+from angle.errors import TrainingError
+from angle.modeling.encoder import Encoder
+from angle.objective.angle_loss import LossTerms
+from angle.structures import Batch
+from angle.training.checkpoint import Progress
+from angle.training.sharding import whole
+from angle.training.tracking import Tracker
+
+
+class Meter:
+    """Sums up the steps since the last report, without waiting for the device at each of them."""
+
+    def __init__(self, encoder: Encoder, data: TrainingData, tracker: Tracker, progress: Progress) -> None:
+        """Start the clock; `progress` is read at each batch and added to at each report."""
+        self._encoder, self._data, self._tracker, self._progress = encoder, data, tracker, progress
+        self._losses: list[dict[str, Tensor]] = []
+        self._steps: list[int] = []
+        self._texts, self._padding = 0, list[float]()
+        self._is_first = progress.step == 0
+        self._since = time.perf_counter()
+
+    def add(self, batch: Batch, loss: LossTerms) -> None:
+        """Count a batch."""
+        self._losses.append({"loss": loss.total} | loss.terms)
+        self._steps.append(self._progress.step)
+        self._texts += batch.structure.index.numel()
+        self._padding.append(self._encoder.padding_share(batch.tokens.lengths))
+
+    def report(self, rate: float, norm: Tensor | None, *, say: bool) -> None:
+        """Record the means since the last report; `say` them on the console too.
+
+        Raises:
+            TrainingError: a loss among them that is no finite number.
+
+        """
+        progress = self._progress
+        names = list(self._losses[0])
+        values = torch.stack([torch.stack([loss[name] for name in names]) for loss in self._losses]).tolist()
+        self._check(values)
+        means = dict(zip(names, np.mean(values, axis=0).tolist(), strict=True))
+        seconds = max(time.perf_counter() - self._since, 1e-9)
+        progress.texts += self._texts
+        progress.seconds += seconds
+        per_epoch = self._data.steps_per_epoch
+        numbers = {
+            "loss": means.pop("loss"),
+            **{f"loss/{name}": value for name, value in means.items()},
+            "learning_rate": rate,
+            "gradient_norm": float(whole(norm)) if norm is not None else 0.0,
+            "texts_per_second": self._texts / seconds,
+            "padding_share": float(np.mean(self._padding)),
+            "texts": progress.texts,
+            **({"epoch": progress.step / per_epoch} if per_epoch else {}),
+        }
+        terms = ", ".join(f"{name} {value:.3f}" for name, value in means.items())
+        words = f"loss {numbers['loss']:.3f} ({terms})  {numbers['texts_per_second']:,.0f} texts/s"
+        self._tracker.metrics(progress.step, numbers, in_words=words if say else None)
+        self._losses, self._steps, self._texts, self._padding = [], [], 0, []
+        self.restart_clock()
+
+    def restart_clock(self) -> None:
+        """Leave out the time since the last report."""
+        self._since = time.perf_counter()
+
+    def _check(self, values: list[list[float]]) -> None:
+        """Stop at the first loss that is no number, for what is learned after it is worth nothing; warn of all 0."""
+        bad = next((number for number, row in enumerate(values) if not np.isfinite(row).all()), None)
+        if bad is not None:
+            step = self._steps[bad]
+            raise TrainingError(
+                f"The loss of step {step + 1} is {values[bad][0]} (rows: {self._data.describe(step)}). Going on would "
+                f"end the same way: look at those rows, and start a new run with a lower train.learning_rate or "
+                f"train.max_grad_norm."
+            )
+        if self._is_first and not np.any(values):
+            self._tracker.warn(
+                "the loss is exactly 0 from the first step on, so nothing is learned: no row has another text to be "
+                "told from, or no label is higher than another."
+            )
+        self._is_first = False
