@@ -54,8 +54,7 @@ def launch(task: Callable[[Config], float | None], schema: type[Config], name: s
     ConfigStore.instance().store(name=f"{name}_schema", node=schema)
     # Looked up more than once, the launch has one time.
     OmegaConf.register_new_resolver("launch_time", launch_time, replace=True, use_cache=True)
-    OmegaConf.register_new_resolver("options", lambda group: ", ".join(_options(conf, group)), replace=True)
-    OmegaConf.register_new_resolver("groups", lambda: _table_of_groups(conf), replace=True)
+    OmegaConf.register_new_resolver("groups", lambda: _table_of_groups(schema, conf), replace=True)
     OmegaConf.register_new_resolver("slug", lambda words: slug(only(words, keys)), replace=True)
 
     jobs: list[Job] = []
@@ -195,9 +194,7 @@ def _check_word(word: str, schema: type, conf: Path, *, many: bool) -> bool:
         values = []
     elif override.is_sweep_override():
         values = [parser.parse_override(f"{key}={value}").value() for value in override.sweep_string_iterator()]
-    groups = set(_groups(conf))
-    if schema is not TrainConfig:
-        groups &= group_names(schema)
+    groups = set(_groups(schema, conf))
     known = kinds(schema)
     in_mapping = dict in (known.get(key), known.get(key.rpartition(".")[0]))
     if key not in groups | group_names(schema) | known.keys() and not in_mapping:
@@ -216,12 +213,14 @@ def _check_word(word: str, schema: type, conf: Path, *, many: bool) -> bool:
     return in_mapping and override.type is OverrideType.CHANGE
 
 
-def _groups(conf: Path) -> list[str]:
-    return sorted(folder.name for folder in conf.iterdir() if folder.is_dir() and folder.name != NO_GROUP)
+def _groups(schema: type, conf: Path) -> list[str]:
+    """Return the groups of presets that a script has."""
+    groups = {folder.name for folder in conf.iterdir() if folder.is_dir() and folder.name != NO_GROUP}
+    return sorted(groups if schema is TrainConfig else groups & group_names(schema))
 
 
-def _table_of_groups(conf: Path) -> str:
-    return "\n".join(f"{group}: {', '.join(_options(conf, group))}" for group in _groups(conf))
+def _table_of_groups(schema: type, conf: Path) -> str:
+    return "\n".join(f"{group}: {', '.join(_options(conf, group))}" for group in _groups(schema, conf))
 
 
 def _options(conf: Path, group: str) -> list[str]:

@@ -263,8 +263,10 @@ def _quoted(value: Any) -> str:
         return f"{value:.0f}"
     if not isinstance(value, str) or (PLAIN.fullmatch(value) and value.lower() not in NOT_TEXT):
         return written(value)
-    # Backslashes count as such except before a quotation mark, the closing one included.
-    return '"' + re.sub(r'(\\*)("|\Z)', lambda found: found[1] * 2 + ('\\"' if found[2] else ""), value) + '"'
+    from hydra.core.override_parser.types import Quote, QuotedString
+
+    quoted: str = QuotedString(text=value, quote=Quote.double).with_quotes()
+    return quoted
 
 
 def save_config(config: TrainConfig, path: Path) -> None:

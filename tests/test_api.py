@@ -90,6 +90,15 @@ def test_fit_leaves_the_reference_s_values_to_what_is_not_given(tmp_path: Path) 
     assert config.data.duplicates == "mask"
 
 
+def test_what_came_out_of_fit_is_kept(tmp_path: Path) -> None:
+    angle = AnglE.from_pretrained("tiny")
+    assert angle.result is None
+    angle.fit("sample", output_dir=str(tmp_path / "run"), config={"train": {"max_steps": 1}})
+    assert angle.result is not None
+    assert angle.result.folder == tmp_path / "run"
+    assert angle.result.best_score == json.loads((tmp_path / "run" / "run.json").read_text())["result"]["best_score"]
+
+
 def test_a_second_fit_goes_on_from_the_first(tmp_path: Path) -> None:
     angle = AnglE("tiny")
     further = {"train": {"max_steps": 2, "learning_rate": 1e-3}}

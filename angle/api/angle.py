@@ -29,6 +29,7 @@ from angle.modeling.tokenizer import TextTokenizer, TokenContract
 from angle.processes import best_device
 from angle.prompts import NAMED_PROMPTS
 from angle.settings import build_config, load_config, nested
+from angle.training.result import Result
 from angle.training.run_folder import RunFolder, RunState
 
 
@@ -111,13 +112,15 @@ class AnglE:
         self._settings = settings
         self._apply_lora, self._lora = apply_lora, arguments.lora_settings(lora_config_kwargs)
         self._device = torch.device(device) if device is not None else best_device()
+        self.result: Result | None = None
+        """What came out of the last `fit`."""
         self._encoder: Encoder | None = None
         self._encoder = self._load()
 
     @classmethod
     def from_pretrained(cls, model_name_or_path: str, **kwargs: Any) -> AnglE:
         """Return the encoder; arguments are those of the class."""
-        return cls(model_name_or_path, **({"train_mode": False} | kwargs))
+        return cls(model_name_or_path, **kwargs)
 
     def _load(self) -> Encoder:
         groups = nested(self._settings)
@@ -217,6 +220,8 @@ class AnglE:
     ) -> AnglE:
         """Train, by the loop of train.py, and take the best model, else the last one; return self.
 
+        What came out, scores and folder, is in `result`.
+
         Args:
             train_ds: rows of format A, B or C: a data set (prepared by `AngleDataTokenizer` or not), a list of
                 mappings, a file or a name on the hub.
@@ -289,6 +294,7 @@ class AnglE:
         built = build_config(arguments.merged(asked, config or {}), TrainConfig)
         self._encoder = None  # the loop loads it anew, and two copies might not fit
         result = fit(built)
+        self.result = result
         if result.push_problem is not None:
             warnings.warn(result.push_problem, stacklevel=2)
         trained = {"model.name_or_path": str(result.folder)}

@@ -17,14 +17,20 @@ def similarities(left: Tensor, right: Tensor) -> dict[str, Floats]:
 
     (P, D) and (P, D) -> four arrays (P,), computed in float64; a zero vector has cosine 0.
     """
+    found = {"cosine": cosines(left, right)}
     left, right = left.double(), right.double()
-    scores = {
-        "cosine": (F.normalize(left, dim=-1) * F.normalize(right, dim=-1)).sum(-1),
+    others = {
         "dot": (left * right).sum(-1),
         "manhattan": -(left - right).abs().sum(-1),
         "euclidean": -torch.linalg.vector_norm(left - right, dim=-1),
     }
-    return {name: value.numpy() for name, value in scores.items()}
+    return found | {name: value.numpy() for name, value in others.items()}
+
+
+def cosines(left: Tensor, right: Tensor) -> Floats:
+    """Return the cosines (P,) of paired embeddings (P, D) and (P, D), computed in float64; 0 of a zero vector."""
+    scores: Floats = (F.normalize(left.double(), dim=-1) * F.normalize(right.double(), dim=-1)).sum(-1).numpy()
+    return scores
 
 
 def spearman(scores: npt.ArrayLike, labels: npt.ArrayLike) -> float:

@@ -14,7 +14,7 @@ from torch import Tensor
 from angle.config import EvaluateConfig
 from angle.data.corpus import Corpus
 from angle.errors import ConfigError
-from angle.evaluation.correlation import Floats, similarities, spearman
+from angle.evaluation.correlation import Floats, cosines, spearman
 from angle.evaluation.report import GRID, open_tasks
 from angle.modeling.tokenizer import TokenContract
 
@@ -121,10 +121,7 @@ def score_grid(embeddings: Tensor, corpus: Corpus, widths: Sequence[int]) -> Flo
     assert corpus.labels is not None
     left, right = corpus.texts(np.arange(len(corpus)), seed=0, epoch=0).T
     scores = [
-        [
-            spearman(similarities(of_depth[left, :width], of_depth[right, :width])["cosine"], corpus.labels)
-            for width in widths
-        ]
+        [spearman(cosines(of_depth[left, :width], of_depth[right, :width]), corpus.labels) for width in widths]
         for of_depth in embeddings.unbind(1)
     ]
     return np.array(scores)

@@ -70,10 +70,22 @@ def locate(name_or_path: str, setting: str = "model.name_or_path") -> str:
 
 
 def adapter_base(name_or_path: str, revision: str | None = None) -> tuple[str, str | None] | None:
-    """Return the model, and its revision, that the adapter at this place was made for; None when it is no adapter."""
+    """Return the model, and its revision, that the adapter at this place was made for; None when it is no adapter.
+
+    Raises:
+        ConfigError: a hub name when the hub cannot be reached, and nothing of it is in the cache.
+
+    """
+    from huggingface_hub import try_to_load_from_cache
+
     try:
         adapter = read_json(name_or_path, ADAPTER_FILE, revision)
     except OSError:  # without its configuration in the cache, an adapter could not be loaded anyway
+        if not isinstance(try_to_load_from_cache(name_or_path, "config.json", revision=revision), str):
+            raise ConfigError(
+                f"model.name_or_path={name_or_path} could not be loaded: there is no folder of that name here, and "
+                f"the hub cannot be reached. Give a folder with config.json and model.safetensors, or go online."
+            ) from None
         return None
     return None if adapter is None else (str(adapter["base_model_name_or_path"]), adapter.get("revision"))
 

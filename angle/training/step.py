@@ -58,20 +58,20 @@ class Step:
         """
         accelerator = self.accelerator
         parts = micro_batches(batch.limits, self.token_budget)
-        dice, found = [], []
+        random_states, found = [], []
         again = int(batch.limits[: parts[-1].start].sum())
         with torch.no_grad(), accelerator.autocast(), weights_packed(self.model, again):
             for part in parts[:-1]:
-                dice.append(_Dice(accelerator.device))
+                random_states.append(_RandomState(accelerator.device))
                 found.append(self.model(*batch.some(part, accelerator.device))[0])
         with self._exchange(exchange and len(parts) == 1):
             kept = self.model(*batch.some(parts[-1], accelerator.device))
             found.append(kept[0].detach())
             loss, gradient = self._loss(found, batch, share)
             alignment = self._backward(batch, parts[-1], kept, gradient, share)
-        for number, (part, thrown) in enumerate(zip(parts[:-1], dice, strict=True), 2):
+        for number, (part, random_state) in enumerate(zip(parts[:-1], random_states, strict=True), 2):
             with self._exchange(exchange and number == len(parts)):
-                with thrown.again():
+                with random_state.restored():
                     kept = self.model(*batch.some(part, accelerator.device))
                 alignment = alignment + self._backward(batch, part, kept, gradient, share)
         if self.teacher is None:
@@ -138,7 +138,7 @@ def micro_batches(limits: Lengths, token_budget: int | None) -> list[slice]:
     ends = limits.cumsum()
     fewest = len(_cut(ends, token_budget))
     even = min(int(ends[-1]) // fewest, token_budget)
-    enough = bisect_left(range(even, token_budget), -fewest, key=lambda most: -len(_cut(ends, most)))
+    enough = bisect_left(range(even, token_budget), True, key=lambda most: len(_cut(ends, most)) <= fewest)
     return _cut(ends, even + enough)
 
 
@@ -158,16 +158,16 @@ def _cut(ends: Lengths, most: int) -> list[slice]:
     return parts
 
 
-class _Dice:
-    """The state of the random numbers, to throw the same ones again."""
+class _RandomState:
+    """The state of the random numbers, so that the same ones can be drawn again."""
 
     def __init__(self, device: torch.device) -> None:
         self._devices = [device] if device.type == "cuda" else []
         self._state = torch.get_rng_state(), [torch.cuda.get_rng_state(device) for device in self._devices]
 
     @contextmanager
-    def again(self) -> Iterator[None]:
-        """Throw them again; afterwards go on where they were."""
+    def restored(self) -> Iterator[None]:
+        """Draw the same numbers again; afterwards go on from where they were."""
         with torch.random.fork_rng(self._devices):
             torch.set_rng_state(self._state[0])
             for device, state in zip(self._devices, self._state[1], strict=True):
