@@ -133,6 +133,11 @@ def flash_attn_varlen_func(
     return torch.nn.functional.dropout(out, dropout_p)
 
 
+def flash_with_dropout(q: Tensor, k: Tensor, v: Tensor, texts: Texts, how: Attention) -> Tensor:
+    demand(q, k, v, (texts.offsets, texts.offsets), (texts.longest, texts.longest))
+    return torch.nn.functional.dropout(attend_plainly(q, k, v, texts.offsets, how.sides, how.scaling), how.dropout)
+
+
 @pytest.fixture
 def take(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Return a function that makes packed rows run as on a GPU, attention by VARLEN, FLASH or RECTANGLE."""
@@ -145,6 +150,7 @@ def take(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
         monkeypatch.setattr(varlen, "choose", lambda *_: way)
         monkeypatch.setattr(varlen, "installed_kernels", lambda: BOTH)  # the real one remembers what it found
         monkeypatch.setattr(torch.nn.attention.varlen, "varlen_attn", kernel)
+        monkeypatch.setattr(varlen, "flash_with_dropout", flash_with_dropout)
         if way == FLASH:
             monkeypatch.setitem(sys.modules, "flash_attn", package)
 
@@ -181,7 +187,8 @@ def test_the_stand_in_has_the_signature_of_torch_s_kernel() -> None:
         ({"dropout": 0.1}, FLASH),
         ({"dropout": 0.1, "kind": torch.float32}, RECTANGLE),
         ({"dropout": 0.1, "capability": (7, 5)}, RECTANGLE),
-        ({"dropout": 0.1, "installed": frozenset({VARLEN})}, RECTANGLE),
+        ({"dropout": 0.1, "installed": frozenset({VARLEN})}, VARLEN),
+        ({"dropout": 0.1, "installed": frozenset({VARLEN}), "width": 256}, RECTANGLE),
         ({"installed": frozenset({VARLEN})}, VARLEN),
         ({"installed": frozenset({FLASH})}, FLASH),
         ({"installed": frozenset()}, RECTANGLE),
@@ -271,6 +278,48 @@ def test_autocast(folder_of: Callable[[str], str], take: Callable[[str], None], 
     assert torch.nn.functional.cosine_similarity(found, wanted).min() > 0.99
     found.sum().backward()
     assert len(gradients(encoder)) == sum(parameter.requires_grad for parameter in encoder.parameters())
+
+
+class Recorder(TorchDispatchMode):
+    """Writes down what flash attention's operators are given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.given: dict[str, dict[str, Any]] = {}
+
+    def __torch_dispatch__(self, operator: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = operator.overloadpacket.__name__
+        if "flash_attention" in name:
+            names = [argument.name for argument in operator._schema.arguments]
+            self.given[name] = dict(zip(names, args, strict=False)) | (kwargs or {})
+        return operator(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    ("how", "causal", "sides"),
+    [
+        (Attention(causal=False, dropout=0.1), False, (-1, -1)),
+        (Attention(causal=True, dropout=0.2, scaling=0.5), True, (-1, 0)),
+        (Attention(causal=False, window=3, dropout=0.1), False, (2, 2)),
+        (Attention(causal=True, window=3, dropout=0.1), False, (2, 0)),
+    ],
+)
+def test_dropout_is_given_to_torch_s_operator(how: Attention, causal: bool, sides: tuple[int, int]) -> None:
+    """On tensors without contents: torch checks the arguments and knows the gradient, but computes nothing."""
+    texts = Texts(np.array([4, 2]), torch.device("meta"))
+    q = torch.empty(6, 4, 8, dtype=torch.bfloat16, device="meta", requires_grad=True)
+    k, v = (torch.empty(6, 2, 8, dtype=torch.bfloat16, device="meta", requires_grad=True) for _ in range(2))
+    with Recorder() as recorder:
+        out = varlen.call_kernel(VARLEN, q, k, v, texts, how)
+        out.sum().backward()
+    assert out.shape == q.shape
+    assert [tensor.grad.shape for tensor in (q, k, v)] == [q.shape, k.shape, v.shape]
+    assert recorder.given.keys() == {"_flash_attention_forward", "_flash_attention_backward"}
+    for given in recorder.given.values():
+        assert (given["dropout_p"], given["is_causal"], given.get("scale")) == (how.dropout, causal, how.scaling)
+        assert (given["window_size_left"], given["window_size_right"]) == sides
+        assert (given["max_q"], given["max_k"]) == (4, 4)
+        assert given["cum_seq_q"].dtype == torch.int32
 
 
 @pytest.mark.parametrize("autocast", [True, False])

@@ -94,7 +94,7 @@ def choose(
     Args:
         device: type of the device.
         kind: type of queries, keys and values.
-        dropout: share of attention weights set to 0; torch's kernel has none.
+        dropout: share of attention weights set to 0; flash-attn has a public function with it, torch only an operator.
         width: dimensions of a head.
         capability: the card's compute capability.
         installed: which kernels are here.
@@ -104,9 +104,9 @@ def choose(
         return RECTANGLE
     if width > 192 and (width <= 224 or dropout):  # consumer cards have too little shared memory for the backward pass
         return RECTANGLE
-    if VARLEN in installed and not dropout:
-        return VARLEN
-    return FLASH if FLASH in installed else RECTANGLE
+    if FLASH in installed and (dropout or VARLEN not in installed):
+        return FLASH
+    return VARLEN if VARLEN in installed else RECTANGLE
 
 
 @cache
@@ -157,7 +157,7 @@ def call_kernel(name: str, q: Tensor, k: Tensor, v: Tensor, texts: Texts, how: A
         k: (T, G, d).
         v: (T, G, d).
         texts: where they lie.
-        how: which tokens see which; only FLASH has dropout.
+        how: which tokens see which, and the dropout.
 
     """
     where = (texts.offsets, texts.offsets, texts.longest, texts.longest)
@@ -175,6 +175,8 @@ def call_kernel(name: str, q: Tensor, k: Tensor, v: Tensor, texts: Texts, how: A
             window_size=how.sides,
         )
         return by_package
+    if how.dropout:
+        return flash_with_dropout(*_for_each_head(q, k, v), texts, how)
     from torch.nn.attention.varlen import varlen_attn  # imported where it is used: it registers operators
 
     options: dict[str, Any] = {}
@@ -182,15 +184,36 @@ def call_kernel(name: str, q: Tensor, k: Tensor, v: Tensor, texts: Texts, how: A
         if "enable_gqa" in inspect.signature(varlen_attn).parameters:
             options["enable_gqa"] = True
         else:  # torch 2.11
-            k, v = _for_each_head(q, k, v)
+            q, k, v = _for_each_head(q, k, v)
     by_torch = varlen_attn(q, k, v, *where, scale=how.scaling, window_size=how.sides, **options)
     assert isinstance(by_torch, Tensor)  # further outputs are not asked for
     return by_torch
 
 
+def flash_with_dropout(q: Tensor, k: Tensor, v: Tensor, texts: Texts, how: Attention) -> Tensor:
+    """Return (T, H, d) for q, k and v (T, H, d) by the operator below `varlen_attn`, which fixes its dropout at 0."""
+    before, after = how.sides
+    out: Tensor = torch.ops.aten._flash_attention_forward(
+        q,
+        k,
+        v,
+        texts.offsets,
+        texts.offsets,
+        texts.longest,
+        texts.longest,
+        how.dropout,
+        how.sides == (-1, 0),
+        False,
+        scale=how.scaling,
+        window_size_left=before,
+        window_size_right=after,
+    )[0]
+    return out
+
+
 def _attend_in_rectangle(q: Tensor, k: Tensor, v: Tensor, texts: Texts, how: Attention) -> Tensor:
     """Return (T, H, d) for q (T, H, d), k and v (T, G, d), computed with padding."""
-    k, v = _for_each_head(q, k, v)  # with fewer heads, and a mask or in float32, CUDA has the slowest way alone
+    q, k, v = _for_each_head(q, k, v)  # with fewer heads, and a mask or in float32, CUDA has the slowest way alone
     mask = texts.mask(how)
     with sdpa_kernel(WITHOUT_PLANS):
         out = scaled_dot_product_attention(
@@ -214,7 +237,7 @@ def _spread(tensor: Tensor, texts: Texts) -> Tensor:
     return rectangle.view(texts.count, texts.longest, *tensor.shape[1:]).transpose(1, 2)
 
 
-def _for_each_head(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    """Return k and v (T, H, d) with as many heads as q (T, H, d)."""
+def _for_each_head(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return q, k and v (T, H, d), k and v with as many heads as q."""
     times = q.shape[1] // k.shape[1]
-    return (k, v) if times == 1 else (k.repeat_interleave(times, dim=1), v.repeat_interleave(times, dim=1))
+    return (q, k, v) if times == 1 else (q, k.repeat_interleave(times, dim=1), v.repeat_interleave(times, dim=1))
