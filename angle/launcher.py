@@ -1,4 +1,4 @@
-"""The launcher that started this process, and maybe others beside it."""
+"""The launcher that started this process, and possibly others."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import os
 
 
 def launched() -> int:
-    """Return how many processes there are; 1 without a launcher."""
+    """Return the number of processes; 1 without a launcher."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def launch_words(processes: int) -> str:
-    """Return the words that start a script in so many processes."""
+    """Return the command that launches a script in this many processes."""
     return "python" if processes == 1 else f"accelerate launch --multi_gpu --num_processes {processes}"

@@ -1,4 +1,4 @@
-"""Which processes there are, and what they tell each other."""
+"""The processes of a run, and how they communicate."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
     from accelerate import PartialState
 
 
-#: How long processes wait for each other: one may have to download a model, save or upload first.
+#: How long processes wait for each other: one may first have to download a model, save or upload.
 PATIENCE = timedelta(hours=6)
 
 
 def best_device() -> torch.device:
-    """Return the device that one process alone works on."""
+    """Return the device that a single process works on."""
     if torch.cuda.is_available():
         return torch.device("cuda")
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
@@ -33,7 +33,7 @@ def has_gpu() -> bool:
 
 
 def join_others(script: str) -> PartialState:
-    """Return this process's place among those of the launcher, and its device, once all are there.
+    """Return this process's rank and device once all processes of the launcher have joined.
 
     Raises:
         ConfigError: as `check_all_found`.
@@ -42,17 +42,17 @@ def join_others(script: str) -> PartialState:
     from accelerate import PartialState
     from accelerate.utils import parse_flag_from_env
 
-    on_cpu = not has_gpu() or parse_flag_from_env("ACCELERATE_USE_CPU")  # what --cpu of accelerate launch sets
+    on_cpu = not has_gpu() or parse_flag_from_env("ACCELERATE_USE_CPU")  # set by accelerate launch --cpu
     state = PartialState(cpu=on_cpu, timeout=PATIENCE)
     check_all_found(state.num_processes, script)
     return state
 
 
 def check_all_found(processes: int, script: str) -> None:
-    """Check that as many processes found each other as the launcher started, each of which would else work alone.
+    """Check that all processes of the launcher found each other; otherwise each would work on its own.
 
     Raises:
-        ConfigError: they did not.
+        ConfigError: some did not.
 
     """
     wanted = launched()
@@ -64,7 +64,7 @@ def check_all_found(processes: int, script: str) -> None:
 
 
 def gather_equal(value: Tensor, processes: int) -> Tensor:
-    """Return the rows (W M, ...) of all processes, in the order of ranks, without gradient; all have as many."""
+    """Gather the rows (W M, ...) of all processes in rank order, without gradient; all have equally many."""
     if processes == 1:
         return value
     together = value.new_empty(processes * len(value), *value.shape[1:])
@@ -80,7 +80,7 @@ def sum_over_processes(value: Tensor, processes: int) -> Tensor:
 
 
 def least_of_processes(number: int, processes: int) -> int:
-    """Return the smallest of all processes' numbers."""
+    """Return the smallest number across all processes."""
     numbers: list[int] = [number] * processes
     if processes > 1:
         dist.all_gather_object(numbers, number)

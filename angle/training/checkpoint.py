@@ -1,4 +1,4 @@
-"""All that training needs to go on as if it had never stopped."""
+"""Everything training needs to resume as if it had never stopped."""
 
 from __future__ import annotations
 
@@ -24,33 +24,33 @@ if TYPE_CHECKING:
 
 @dataclass
 class Progress:
-    """How far a run has come: with a checkpoint's tensors, its whole state."""
+    """How far a run has progressed; with a checkpoint's tensors, its whole state."""
 
     step: int = 0
     """Optimiser steps done."""
     texts: int = 0
-    """Texts trained on, all processes together."""
+    """Texts trained on, over all processes."""
     best_score: float = -float("inf")
     """Highest Spearman correlation of an evaluation so far."""
     best_step: int | None = None
-    """When that was."""
+    """The step of that evaluation."""
     seconds: float = 0.0
-    """Time spent training, over all starts."""
+    """Time spent training, including before each resume."""
 
 
 @dataclass(frozen=True)
 class State:
-    """The tensors of a checkpoint, whole, on the main process."""
+    """The full tensors of a checkpoint, on the main process."""
 
     weights: dict[str, Tensor]
-    """Those that training changes: all, or with LoRA the adapters alone."""
+    """The trainable ones: all, or with LoRA only the adapters."""
     optimizer: dict[str, Any]
     random: Sequence[dict[str, Tensor]]
-    """The generators of every process."""
+    """The RNG state of every process."""
 
 
 def collect_state(model: nn.Module, optimizer: AcceleratedOptimizer, accelerator: Accelerator) -> State:
-    """Return what `save_state` writes. Every process must ask."""
+    """Return what `save_state` writes. Every process must call this."""
     from accelerate.utils import gather_object
 
     trained = {name: parameter.detach() for name, parameter in model.named_parameters() if parameter.requires_grad}
@@ -62,7 +62,7 @@ def collect_state(model: nn.Module, optimizer: AcceleratedOptimizer, accelerator
 
 
 def save_state(folder: Path, state: State, accelerator: Accelerator, progress: Progress) -> None:
-    """Write weights, optimiser, loss scale, every process's random state, and progress into an existing folder."""
+    """Write weights, optimiser, loss scale, every process's RNG state and progress into an existing folder."""
     save_file(state.weights, folder / "model.safetensors")
     torch.save(
         {
@@ -77,7 +77,7 @@ def save_state(folder: Path, state: State, accelerator: Accelerator, progress: P
 
 
 def load_state(folder: Path, model: nn.Module, optimizer: AcceleratedOptimizer, accelerator: Accelerator) -> Progress:
-    """Put back what `save_state` wrote, and return the progress."""
+    """Restore what `save_state` wrote, and return the progress."""
     weights = load_file(folder / "model.safetensors")
     trainable = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     assert weights.keys() == trainable.keys()
@@ -88,7 +88,7 @@ def load_state(folder: Path, model: nn.Module, optimizer: AcceleratedOptimizer, 
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     for number, moments in saved["optimizer"]["state"].items():
         for name, value in moments.items():
-            if value.ndim:  # all but the number of steps
+            if value.ndim:  # everything but the step count
                 moments[name] = part_like(value, parameters[number])
     optimizer.load_state_dict(saved["optimizer"])
     if accelerator.scaler is not None and saved["scaler"] is not None:
@@ -98,7 +98,7 @@ def load_state(folder: Path, model: nn.Module, optimizer: AcceleratedOptimizer, 
 
 
 def random_state() -> dict[str, Tensor]:
-    """Return this process's generators of torch, on CPU and GPU."""
+    """Return this process's torch RNG state, on CPU and GPU."""
     states = {"torch": torch.get_rng_state()}
     if torch.cuda.is_available():
         states["cuda"] = torch.cuda.get_rng_state()
@@ -106,14 +106,14 @@ def random_state() -> dict[str, Tensor]:
 
 
 def restore_random_state(states: dict[str, Tensor]) -> None:
-    """Put back this process's generators."""
+    """Restore this process's RNG state."""
     torch.set_rng_state(states["torch"])
     if "cuda" in states and torch.cuda.is_available():
         torch.cuda.set_rng_state(states["cuda"])
 
 
 def seed_everything(seed: int, rank: int) -> None:
-    """Seed Python, numpy and torch: one model everywhere needs rank 0, dropout of its own needs the rank."""
+    """Seed Python, NumPy and torch: pass rank 0 for identical models everywhere, the rank for independent dropout."""
     random.seed(seed + rank)
     np.random.seed((seed + rank) % 2**32)
     torch.manual_seed(seed + rank)

@@ -1,4 +1,4 @@
-"""What a run says of itself: the banner on the console, and the circumstances in run.json."""
+"""How a run describes itself: the banner on the console, and the circumstances in run.json."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 def describe_environment(config: TrainConfig, data: Data, accelerator: Accelerator) -> dict[str, Any]:
-    """Return what run.json keeps, to tell later under which circumstances a result came about."""
+    """Return what run.json records, to show later under which circumstances a result was produced."""
     packages = ("angle-hydra", "torch", "transformers", "accelerate", "datasets", "peft", "tokenizers", "numpy")
     return {
         "finished": False,
@@ -47,13 +47,13 @@ def describe_environment(config: TrainConfig, data: Data, accelerator: Accelerat
 
 
 def _command(argv: list[str]) -> list[str]:
-    """Return the command line; of a program that is not of this project the name alone, for it may have secrets."""
+    """Return the command line; only the name for programs outside this project, as arguments may contain secrets."""
     own = argv and Path(argv[0]).name in ("train.py", "angle-trainer", "angle_trainer.py")
     return [re.sub(r"hf_\w+", "hf_...", word) for word in (argv if own else argv[:1])]
 
 
 def _git_commit() -> str | None:
-    """Return the commit of the code, marked when it was changed since."""
+    """Return the commit of the code, marked if the code has changed since."""
     here = Path(__file__).parent
     try:
         found = subprocess.run(
@@ -70,7 +70,7 @@ def _git_commit() -> str | None:
 
 
 def banner(config: TrainConfig, encoder: Encoder, data: Data, total: int, accelerator: Accelerator) -> str:
-    """Return what a run is about to do, in a few lines."""
+    """Return a few lines on what a run is about to do."""
     trainable = sum(p.numel() for p in encoder.parameters() if p.requires_grad)
     everything = sum(map(count_weights, encoder.parameters()))
     model, train, loss = config.model, config.train, config.loss

@@ -1,4 +1,4 @@
-"""Several processes that train as one: work that is shared out, and weights that must not drift apart."""
+"""Several processes that train as one: work is split across them, and their weights must not drift apart."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def share_out(accelerator: Accelerator) -> Workers:
-    """Return all processes as those that share out the work on what they all know."""
+    """Return all processes as workers that split the work on the texts they all have."""
     processes = accelerator.num_processes
 
     def add_up(values: Sequence[Tensor]) -> None:
@@ -30,12 +30,12 @@ def share_out(accelerator: Accelerator) -> Workers:
 
 
 def check_equal_weights(model: nn.Module) -> None:
-    """Check that all processes hold the same weights, bit for bit; they drift apart when gradients are not shared.
+    """Check that all processes hold bit-identical weights; they drift apart if gradients are not exchanged.
 
-    Of weights that are shared out (FSDP2) there is only one copy.
+    Sharded weights (FSDP2) exist only once.
 
     Raises:
-        TrainingError: they do not.
+        TrainingError: the weights differ.
 
     """
     if not (dist.is_initialized() and dist.get_world_size() > 1):

@@ -1,4 +1,4 @@
-"""A dry run: build everything, train on the longest batch once, and say what it takes."""
+"""A dry run: build everything, train on the longest batch once, and report what it takes."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ class DryRun:
     memory: dict[str, int]
     """Bytes by part."""
     allocated: int | None
-    """The most bytes that the GPU's allocator held; None on a CPU."""
+    """Peak bytes held by the GPU's allocator; None on a CPU."""
     seconds: float
-    """Of an optimiser step."""
+    """Duration of an optimiser step."""
     rows_per_step: int
     banner: str
 
@@ -61,13 +61,13 @@ class DryRun:
 
 
 def dry_run(config: TrainConfig) -> DryRun:
-    """Run the longest batch forward and backward and one optimiser step, and measure it; write nothing.
+    """Measure a forward and backward pass on the longest batch and one optimiser step; write nothing.
 
     Raises:
         ConfigError, DataError: anything wrong with the settings or the data.
 
     """
-    config = replace(config, train=replace(config.train, dry_run=True))  # whoever calls it, what it needs is checked
+    config = replace(config, train=replace(config.train, dry_run=True))  # check its requirements whoever calls it
     accelerator = setup.start_accelerator(config)
     built = setup.build(config, accelerator)
     config, encoder = built.config, built.encoder
@@ -84,7 +84,7 @@ def dry_run(config: TrainConfig) -> DryRun:
     if on_gpu:
         torch.cuda.reset_peak_memory_stats()
     for parameter in trained:
-        parameter.grad = torch.zeros_like(parameter)  # so that only what comes and goes within a step is counted
+        parameter.grad = torch.zeros_like(parameter)  # so that only temporary allocations of a step are counted
     with Allocations() as made:
         step.add_gradient(batch)
     optimizer.step()
@@ -116,7 +116,7 @@ def dry_run(config: TrainConfig) -> DryRun:
 
 
 def _longest_batch(data: TrainingData) -> tuple[str, Batch]:
-    """Return a batch of the rows with the most tokens; of a stream, its first batch."""
+    """Return a batch of the rows with the most tokens, or the first batch of a stream."""
     if not isinstance(data, CorpusData):
         return "first batch", next(data.steps(0))[0]
     corpus, sharing = data.corpus, data.sharing
@@ -137,7 +137,7 @@ def _time(accelerator: Accelerator, call: Any) -> float:
 
 
 def _frozen(model: torch.nn.Module) -> Iterable[Tensor]:
-    """Yield the frozen weights, and what 4-bit ones need to be read."""
+    """Yield the frozen weights, and the tensors that dequantise 4-bit ones."""
     for parameter in model.parameters():
         if not parameter.requires_grad:
             yield parameter

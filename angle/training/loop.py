@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Run:
-    """What the steps of the loop share."""
+    """What the stages of the loop share."""
 
     config: TrainConfig
     accelerator: Accelerator
@@ -69,19 +69,19 @@ class Run:
 
 
 def fit(config: TrainConfig, named: Collection[str] = ()) -> Result:
-    """Train the encoder that `config` describes, in its run folder, and return what came out.
+    """Train the encoder that `config` describes, in its run folder, and return the result.
 
-    A folder with an unfinished run of the same settings is gone on with; a finished one is only reported, and pushed
-    if that is asked for and not done yet. A push that fails raises nothing: the result says so.
+    An unfinished run with the same settings is resumed. A finished one is only reported, and pushed if that is
+    requested and not done yet. A failed push does not raise: the result reports it.
 
     Args:
         config: the settings.
-        named: dotted names of those that were asked for even where they are as by default. A run that is resumed has
-            settings of its own, and those that are named must not contradict them.
+        named: dotted names of the settings that were requested explicitly, even if they equal the defaults. A resumed
+            run has its own settings, which the named ones must not contradict.
 
     Raises:
         ConfigError, DataError: anything wrong with the settings or the data, before any training.
-        TrainingError: a loss that is no finite number.
+        TrainingError: a loss that is not finite.
 
     """
     if config.train.dry_run:
@@ -94,7 +94,7 @@ def fit(config: TrainConfig, named: Collection[str] = ()) -> Result:
     if state is not RunState.NEW:
         config = resumed(folder.settings(), asked, folder.asked(), named)
     if asked.hub.push or asked.train.resume is None:
-        config = replace(config, hub=asked.hub)  # as a whole: a private model must not become public by what was saved
+        config = replace(config, hub=asked.hub)  # as a whole: saved settings must not make a private model public
     if state is RunState.FINISHED:
         found = Result(folder.path, finished_before=True, **folder.record()["result"])
         return publish_finished(folder, config.hub, found)
@@ -130,7 +130,7 @@ def fit(config: TrainConfig, named: Collection[str] = ()) -> Result:
 
 
 def _folder(config: TrainConfig) -> RunFolder:
-    """Return the run's folder: the one to go on in, the one that is given, or a new one."""
+    """Return the run's folder: the one to resume in, the given one, or a new one."""
     given = config.train.resume or config.train.output_dir
     if given is None and launched() > 1:
         raise ConfigError("train.output_dir is missing: several processes cannot each make up a folder of their own.")
@@ -145,7 +145,7 @@ def _prepare(
     state: RunState,
     stack: ExitStack,
 ) -> Run:
-    """Build everything; the run folder is written to only when all of it could be built."""
+    """Build everything; write to the run folder only once all of it has been built."""
     if state is RunState.UNFINISHED:
         setup.check_processes(folder.record(), accelerator)
     if accelerator.is_main_process:
@@ -182,7 +182,7 @@ def _prepare(
 
 
 def _resume(run: Run) -> None:
-    """Go to where the newest whole checkpoint is; without one, measure the untrained model and start."""
+    """Resume from the newest intact checkpoint; without one, evaluate the untrained model and start."""
     accelerator, config = run.accelerator, run.config
     seed_everything(config.train.seed, rank=accelerator.process_index)
     checkpoint = run.folder.newest_checkpoint(run.tracker.warn)
@@ -201,7 +201,7 @@ def _resume(run: Run) -> None:
 
 def _train(run: Run, steps: Iterator[list[Batch]]) -> None:
     config, progress, tracker = run.config.train, run.progress, run.tracker
-    assert config.learning_rate is not None  # `setup.build` decides it
+    assert config.learning_rate is not None  # `setup.build` sets it
     peak_rate, warmup = config.learning_rate, warmup_steps(config.warmup_steps, run.total)
     per_epoch = run.data.train.steps_per_epoch
     save_every = math.ceil(run.total / 10) if config.save_steps is None else config.save_steps
@@ -225,7 +225,7 @@ def _train(run: Run, steps: Iterator[list[Batch]]) -> None:
         evaluate = at_end or _due(progress.step, config.eval_steps, per_epoch)
         save = bool(save_every) and (at_end or progress.step % save_every == 0)
         say = evaluate or progress.step % config.logging_steps == 0
-        if say or save:  # what a checkpoint follows on is recorded, so that a resumed run records the same
+        if say or save:  # record all that precedes a checkpoint, so that a resumed run records the same
             meter.report(rate, norm, say=say)
         if evaluate:
             _evaluate(run)
@@ -237,13 +237,13 @@ def _train(run: Run, steps: Iterator[list[Batch]]) -> None:
 
 
 def _due(step: int, every: int | None, per_epoch: int | None) -> bool:
-    """Return whether something is due after a step: None means at the end of an epoch, 0 never."""
+    """Return whether something is due after a step, given its interval: None for once per epoch, 0 for never."""
     interval = per_epoch if every is None else every
     return interval is not None and interval > 0 and step % interval == 0
 
 
 def _evaluate(run: Run) -> None:
-    """Measure on the validation sets, all processes together; keep the model if it is the best so far."""
+    """Evaluate on the validation sets, across all processes; save the model if it is the best so far."""
     numbers: dict[str, float] = {}
     if run.data.valid is not None and run.valid_loss is not None:
         losses = _valid_loss(run, run.data.valid, run.valid_loss)
@@ -263,21 +263,21 @@ def _evaluate(run: Run) -> None:
 
 
 def _spearman(run: Run, encoder: Encoder | Student, corpus: Corpus) -> float:
-    """Return the correlation on a corpus."""
+    """Return the Spearman correlation on a corpus."""
     return pair_scores(_encode(run, encoder, corpus.tokens), corpus).spearman
 
 
 def _encode(run: Run, encoder: Encoder | Student, tokens: Tokens) -> Tensor:
-    """Return the embeddings of texts, all processes together, in the precision of the training."""
+    """Return the embeddings of texts, computed across all processes in the precision of training."""
     with run.accelerator.autocast():
         return encode_shared(encoder.encode_tokens, tokens, run.accelerator)
 
 
 @torch.no_grad()
 def _valid_loss(run: Run, corpus: Corpus, loss_of: AngleLoss) -> dict[str, float]:
-    """Return the mean loss and terms over a corpus, in equal batches of the training's size at most.
+    """Return the mean loss and terms over a corpus, in equal batches no larger than those of training.
 
-    A loss grows with the rows that are compared, so a rest of few would count for less than its rows.
+    The loss grows with the number of rows compared, so a small last batch would count for less than its rows.
     """
     rows = run.config.train.batch_size * run.accelerator.num_processes
     sharing = Sharing(rows, duplicates=run.config.data.duplicates, shuffle=False)
@@ -293,14 +293,14 @@ def _valid_loss(run: Run, corpus: Corpus, loss_of: AngleLoss) -> dict[str, float
 
 
 def _save(run: Run, name: str) -> None:
-    """Put the model as it is now into the run folder, under that name."""
+    """Save the current model in the run folder, under the given name."""
     adapters = adapters_of(run.encoder, run.accelerator)
     if run.accelerator.is_main_process:
         run.folder.replace(name, lambda scratch: run.encoder.save(scratch, adapters))
 
 
 def _checkpoint(run: Run) -> None:
-    """Keep all that is needed to go on from here."""
+    """Save everything needed to resume from here."""
     state = collect_state(run.student, run.optimizer, run.accelerator)
     if run.accelerator.is_main_process:
         run.folder.save_checkpoint(
@@ -312,7 +312,7 @@ def _checkpoint(run: Run) -> None:
 
 
 def _finish(run: Run) -> Result:
-    """Save the final model, measure the better of best and final on the test set, and close the record."""
+    """Save the final model, evaluate the better of best and final on the test set, and close the record."""
     progress, folder = run.progress, run.folder
     check_equal_weights(run.student)
     result, test_after = Result(folder.path), None

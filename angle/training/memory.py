@@ -1,4 +1,4 @@
-"""What memory a step takes, what is left, and how many tokens fit."""
+"""How much memory a step takes, how much is left, and how many tokens fit."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ from angle.training.step import Step
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-#: The share of the free memory that is planned with: the rest is for what is not foreseen, such as fragmentation.
+#: The share of free memory to plan with; the rest is reserved for the unforeseen, such as fragmentation.
 PLANNED = 0.8
-#: Tokens of the smaller one of the two micro-batches that are tried.
+#: Tokens of the smaller of the two trial micro-batches.
 TRIAL_TOKENS = 1024
-#: Where Linux says what memory a container has.
+#: Where Linux reports a container's memory.
 CONTAINER = Path("/sys/fs/cgroup")
 
 
 def find_token_budget(step: Step, data_format: DataFormat, rows: int, longest: int) -> int:
-    """Return how many tokens a micro-batch can have in the memory that is free, from two that are tried.
+    """Return how many tokens of a micro-batch fit into free memory, estimated from two trial micro-batches.
 
     Args:
-        step: with the model as it is before it is prepared for several processes, and before any optimiser.
-        data_format: of the rows.
-        rows: of a process's batch, whose loss is computed while a micro-batch is kept.
-        longest: tokens of the longest text.
+        step: its model is not yet prepared for several processes, and there is no optimiser yet.
+        data_format: the format of the rows.
+        rows: number of rows in a process's batch, whose loss is computed while a micro-batch is held in memory.
+        longest: number of tokens in the longest text.
 
     Raises:
         ConfigError: not even the longest text fits.
@@ -66,7 +66,7 @@ def find_token_budget(step: Step, data_format: DataFormat, rows: int, longest: i
 
 
 def _trial(step: Step, data_format: DataFormat, rows: int, length: int) -> Batch:
-    """Return a batch with so many rows of texts of that length a process."""
+    """Return a batch with `rows` rows per process, of texts of the given length."""
     roles, processes = len(data_format.roles), step.accelerator.num_processes
     texts = np.arange(rows * roles)
     lengths = np.full(len(texts), length)
@@ -77,7 +77,7 @@ def _trial(step: Step, data_format: DataFormat, rows: int, length: int) -> Batch
 
 
 def _compute_loss(step: Step, batch: Batch) -> None:
-    """Compute the gradient of the loss at a batch's embeddings, whatever they are."""
+    """Compute the gradient of the loss with respect to a batch's embeddings, whatever their values."""
     device = step.accelerator.device
     with torch.no_grad():
         one, _ = step.model(*batch.some(slice(0, 1), device))
@@ -87,15 +87,15 @@ def _compute_loss(step: Step, batch: Batch) -> None:
 
 
 def _peak_of(step: Step, work: Callable[[], Any]) -> int:
-    """Return the most bytes that a part of a step holds at once."""
+    """Return the peak number of bytes that part of a step holds."""
     device = step.accelerator.device
     for parameter in step.model.parameters():
         parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
     step.model.train()
     try:
-        if device.type == "cuda":  # its allocator counts what kernels need for themselves too
+        if device.type == "cuda":  # its allocator also counts the kernels' workspace
             with step.accelerator.autocast():
-                work()  # from their first call on, libraries keep memory of their own, which is not of the step
+                work()  # after the first call, libraries keep memory of their own, which is not part of the step
                 before = torch.cuda.memory_allocated(device)
                 torch.cuda.reset_peak_memory_stats(device)
                 work()
@@ -108,22 +108,22 @@ def _peak_of(step: Step, work: Callable[[], Any]) -> int:
 
 
 def _free(accelerator: Accelerator) -> int:
-    """Return the bytes that this process may still take."""
+    """Return the number of bytes that this process may still allocate."""
     device = accelerator.device
     if device.type == "cuda":
         own = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return int(torch.cuda.mem_get_info(device)[0]) + own
     free = int(psutil.virtual_memory().available)
-    with suppress(OSError, ValueError, KeyError):  # in no container, or in one that sets or says no limit
+    with suppress(OSError, ValueError, KeyError):  # not in a container, or in one that sets or reports no limit
         limit, used, parts = ((CONTAINER / f"memory.{name}").read_text() for name in ("max", "current", "stat"))
-        # Files that were read count as used there, but make room for what is asked for.
+        # Cached files count as used there, but are evicted when memory is requested.
         files = dict(line.split() for line in parts.splitlines())["inactive_file"]
         free = min(free, int(limit) - int(used) + int(files))
     return free // int(accelerator.num_processes)
 
 
 class Allocations(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts the bytes of the tensors that operations make while it is active, and the most that lived at once."""
+    """Counts the bytes of tensors that operations allocate while it is active, and the peak of those alive at once."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -146,7 +146,7 @@ class Allocations(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def _memory(tree: Any) -> Iterator[tuple[int, torch.UntypedStorage | Tensor]]:
-    """Yield the tensors' storages, or a tensor in oneDNN's layout, which has none, itself; each with what names it."""
+    """Yield each tensor's storage with its key, or the tensor itself in oneDNN's layout, which has no storage."""
     for value in tree_leaves(tree):
         if isinstance(value, Tensor):
             if value.is_mkldnn:

@@ -1,4 +1,4 @@
-"""What is recorded of training between two reports: losses, texts, padding and time."""
+"""What is recorded about training between two reports: losses, texts, padding and time."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from angle.training.tracking import Tracker
 
 
 class Meter:
-    """Sums up the steps since the last report, without waiting for the device at each of them."""
+    """Accumulates the steps since the last report, without waiting for the device at each one."""
 
     def __init__(self, encoder: Encoder, data: TrainingData, tracker: Tracker, progress: Progress) -> None:
         """Start the clock; `progress` is read at each batch and added to at each report."""
@@ -38,10 +38,10 @@ class Meter:
         self._padding.append(self._encoder.padding_share(batch.tokens.lengths))
 
     def report(self, rate: float, norm: Tensor | None, *, say: bool) -> None:
-        """Record the means since the last report; `say` them on the console too.
+        """Record the means since the last report; with `say`, also print them on the console.
 
         Raises:
-            TrainingError: a loss among them that is no finite number.
+            TrainingError: a loss among them is not finite.
 
         """
         progress = self._progress
@@ -70,11 +70,11 @@ class Meter:
         self.restart_clock()
 
     def restart_clock(self) -> None:
-        """Leave out the time since the last report."""
+        """Exclude the time since the last report."""
         self._since = time.perf_counter()
 
     def _check(self, values: list[list[float]]) -> None:
-        """Stop at the first loss that is no number, for what is learned after it is worth nothing; warn of all 0."""
+        """Raise at the first non-finite loss, since whatever is learned after it is worthless; warn if all are 0."""
         bad = next((number for number, row in enumerate(values) if not np.isfinite(row).all()), None)
         if bad is not None:
             step = self._steps[bad]

@@ -1,4 +1,4 @@
-"""Settings and data that can work, but are seldom meant: a line each, and never an error."""
+"""Settings and data that can work but are seldom intended: one line each, never an error."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from angle.modeling.description import TINY
 if TYPE_CHECKING:
     from angle.training.setup import Data
 
-#: An in-batch weight below this is seldom enough: the reference's own recipes have 10 to 35.
+#: An in-batch weight below this is seldom enough: the reference's own recipes use 10 to 35.
 LOW_IBN_W = 10
 
 _said: ContextVar[set[str] | None] = ContextVar("said", default=None)
 
 
 def leave_out(said: set[str]) -> None:
-    """Leave out what was said in earlier jobs of a sweep, from now on, and remember in `said` what is."""
+    """From now on, omit notes given in earlier jobs of a sweep, and remember in `said` those that are given."""
     _said.set(said)
 
 
 def notes_on(config: TrainConfig, data: Data) -> list[str]:
-    """Return what is to be said of a run before it starts, everything decided."""
+    """Return the notes on a run before it starts, once all settings are decided."""
     labels = data.train.corpus.labels if isinstance(data.train, CorpusData) else None
     notes = [*_on_weights(config.loss, config.data_format.name, labels), *_on_labels(config.loss, labels)]
     if config.data.train.names() == [SAMPLE] and config.model.name_or_path != TINY:
@@ -45,7 +45,7 @@ def notes_on(config: TrainConfig, data: Data) -> list[str]:
 
 
 def _on_bits(model: ModelConfig) -> Iterator[str]:
-    """Yield what is different in 8 bits."""
+    """Yield how 8-bit weights behave differently."""
     if model.load_kbit != 8:
         return
     yield (
@@ -60,7 +60,7 @@ def _on_bits(model: ModelConfig) -> Iterator[str]:
 
 
 def _on_precision(config: TrainConfig) -> Iterator[str]:
-    """Yield which setting a GPU is faster with."""
+    """Yield the setting that would be faster on a GPU."""
     model, mixed = config.model, config.train.mixed_precision
     if not torch.cuda.is_available() or model.dtype != "float32":
         return
@@ -74,7 +74,7 @@ def _on_precision(config: TrainConfig) -> Iterator[str]:
 
 
 def _on_weights(loss: LossConfig, name: str, labels: npt.NDArray[np.float32] | None) -> Iterator[str]:
-    """Yield what the reference's documentation advises, where the weights are otherwise."""
+    """Yield the advice of the reference's documentation where the weights deviate from it."""
     cosine_w, ibn_w, angle_w = loss.cosine_w or 0.0, loss.ibn_w or 0.0, loss.angle_w or 0.0
     if name == "C":
         idle = {"loss.cosine_w": cosine_w, "loss.angle_w": angle_w}
@@ -93,7 +93,7 @@ def _on_weights(loss: LossConfig, name: str, labels: npt.NDArray[np.float32] | N
 
 
 def _on_labels(loss: LossConfig, labels: npt.NDArray[np.float32] | None) -> Iterator[str]:
-    """Yield what is odd about the labels of the training rows."""
+    """Yield what is unusual about the labels of the training rows."""
     if labels is None:
         return
     bound = loss.positive_above or 0.0

@@ -1,4 +1,4 @@
-"""A finished run's model on the hub: once, by one process, and never at the cost of the run."""
+"""Pushing a finished run's model to the hub: once, by one process, and never at the expense of the run."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from angle.training.tracking import relative_to_here
 
 
 def check_hub(asked: TrainConfig, started_with: TrainConfig) -> None:
-    """Check, before training, what can be known of whether the model can be pushed.
+    """Check before training, as far as possible, that the model can be pushed.
 
-    Only where it is asked for anew: a run that was killed and goes on is not kept from it by a hub that is down, for
-    nothing is lost by pushing later.
+    The check runs only if the push is newly requested: a hub that is down must not keep a killed run from resuming,
+    because nothing is lost by pushing later.
 
     Args:
-        asked: the settings as they are given now.
-        started_with: the same when the run was started; the defaults for a new run.
+        asked: the settings as given now.
+        started_with: the settings as given when the run was started; the defaults for a new run.
 
     Raises:
         ConfigError: what `check_push` refuses.
@@ -40,10 +40,10 @@ def check_hub(asked: TrainConfig, started_with: TrainConfig) -> None:
 
 
 def publish(folder: RunFolder, hub: HubConfig, result: Result) -> Result:
-    """Push the better of the best and the final model of a finished run, if that is asked for and not done yet.
+    """Push the better of the best and final models of a finished run, if requested and not done yet.
 
     Returns:
-        `result` with where the model is, or with what kept it from getting there and how to try again.
+        `result`, with the model's URL, or with the reason why the push failed and how to retry.
 
     """
     done = folder.record().get("pushed")
@@ -71,10 +71,10 @@ def publish(folder: RunFolder, hub: HubConfig, result: Result) -> Result:
 
 
 def publish_finished(folder: RunFolder, hub: HubConfig, result: Result) -> Result:
-    """Do the same for a run that was found finished, before any process knows of the others: the first one does it.
+    """Do the same for a run found finished; the processes have not joined each other yet, so rank 0 does it.
 
     Raises:
-        ConfigError: another process is at work in the folder.
+        ConfigError: another process is working in the folder.
 
     """
     if int(os.environ.get("RANK", "0")) > 0:

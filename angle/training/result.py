@@ -1,4 +1,4 @@
-"""What came out of a run, as numbers and as the last words on the console."""
+"""The outcome of a run, as numbers and as the final message on the console."""
 
 from __future__ import annotations
 
@@ -12,43 +12,44 @@ from angle.training.run_folder import RunFolder
 from angle.training.tracking import relative_to_here
 
 SWEEP_FLAGS = frozenset({"-m", "--multirun"})
-#: Words of a command line that its sweep has not.
+#: How command-line words start that a sweep of the same run leaves out.
 UNSWEPT = (
     "-", "hub.", "hydra.", "train.output_dir=", "train.resume=", "loss.ibn_w=", "loss.angle_tau=", "loss.ibn_tau=",
 )  # fmt: skip
-#: What is worth a sweep; with the in-batch loss alone, its weight is only a factor of all.
+#: Settings worth sweeping; where the in-batch loss is the only one, its weight merely scales the whole loss.
 SWEPT, SWEPT_OF_FORMAT_C = ("loss.ibn_w=10,20,30", "loss.angle_tau=1,20"), ("loss.ibn_tau=10,20,50",)
 
 
 @dataclass(frozen=True)
 class Result:
-    """What came out of a run."""
+    """The outcome of a run."""
 
     folder: Path
     finished_before: bool = False
-    """The run was found finished; nothing was done."""
+    """The run was already finished; nothing was done."""
     best_score: float | None = None
-    """Highest Spearman correlation on data.valid_sts, None when there was none."""
+    """Highest Spearman correlation on data.valid_sts; None without such data."""
     best_step: int | None = None
-    """When that was."""
+    """The step at which it was reached."""
     test_before: float | None = None
     """Spearman correlation on data.test before training."""
     test_after: float | None = None
-    """The same after training, of the best model if there is one, else of the final one."""
+    """The same after training, for the best model if there is one, otherwise for the final one."""
     test_word_overlap: float | None = None
-    """The same of a score that only counts shared words."""
+    """The same for a score that only counts shared words."""
     pushed: str | None = None
     """Where the model is on the hub."""
     pushed_before: bool = False
-    """It was there already; nothing was pushed."""
+    """It was already there; nothing was pushed."""
     push_problem: str | None = None
-    """What kept it from getting there, and how to try again."""
+    """Why the push failed, and how to retry."""
 
     def summary(self, words: Sequence[str] = ()) -> str:
-        """Return what a person wants to know after a run: the score, where the model is, what to type next.
+        """Return what a user wants to know after a run: the score, where the model is, what to type next.
 
         Args:
-            words: the command line's, for a sweep of the same run; what comes after a sweep is for its best job alone.
+            words: the command line, for suggesting a sweep of the same run; after a sweep, the next steps concern only
+                its best job.
 
         """
         run = relative_to_here(self.folder)
@@ -69,12 +70,12 @@ class Result:
             f"python evaluate.py model.name_or_path={run}{'' if self.test_after else ' tasks=[stsb]'}",
             f"python convert.py model.name_or_path={run}",
         ]
-        if self.best_score is not None:  # by which its jobs would be compared
+        if self.best_score is not None:  # the sweep would compare its jobs by it
             following += [self._sweep(words)]
         return "\n".join([*lines, "", "Next    " + "\n        ".join(following)])
 
     def _sweep(self, words: Sequence[str]) -> str:
-        """Return the command line of a sweep around this run."""
+        """Return the command line of a hyperparameter sweep around this run."""
         folder = RunFolder(self.folder)
         if any(word.startswith("train.resume=") for word in words):
             words = override_words(folder.asked())

@@ -1,4 +1,4 @@
-"""A run's folder: opened once, never over other work, with checkpoints that are whole or not there."""
+"""A run's folder: used by one process at a time, never over other work, with checkpoints complete or absent."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ METRICS_FILE, MANIFEST, LOCK_FILE = "metrics.jsonl", "manifest.json", ".lock"
 
 
 class RunState(Enum):
-    """What was found in the folder."""
+    """What the folder was found to hold."""
 
     NEW = "new"
     UNFINISHED = "unfinished"
@@ -34,14 +34,14 @@ class RunFolder:
     """The folder of one run: config.yaml, run.json, metrics.jsonl, checkpoints/, best/ and final/."""
 
     def __init__(self, path: Path) -> None:
-        """Name the folder; nothing is read or written."""
+        """Set the folder's path; nothing is read or written."""
         self.path = path
 
     def examine(self, config: TrainConfig) -> RunState:
         """Return what the folder holds.
 
         Raises:
-            ConfigError: it holds a run with other settings, or anything that is no run.
+            ConfigError: it holds a run with other settings, or anything that is not a run.
 
         """
         if self.path.is_file():
@@ -66,17 +66,17 @@ class RunFolder:
         return self.state()
 
     def state(self) -> RunState:
-        """Return how far the run in the folder is."""
+        """Return how far the run in the folder has got."""
         if not (self.path / CONFIG_FILE).is_file():
             return RunState.NEW
         return RunState.FINISHED if self.record().get("finished") else RunState.UNFINISHED
 
     def settings(self) -> TrainConfig:
-        """Return the run's settings, everything decided."""
+        """Return the run's settings, with everything decided."""
         return load_config(self.path / CONFIG_FILE)
 
     def asked(self) -> TrainConfig:
-        """Return the settings as they were asked for when the run was started, before anything was decided."""
+        """Return the settings as requested when the run was started, before anything was decided."""
         asked: dict[str, Any] = self.record().get("asked", {})
         return build_config(asked, TrainConfig)
 
@@ -85,7 +85,7 @@ class RunFolder:
         """Keep other processes out of the folder; a process that dies leaves no lock behind.
 
         Raises:
-            ConfigError: it cannot be written to, or another process is at work in it.
+            ConfigError: it cannot be written to, or another process is working in it.
 
         """
         try:
@@ -106,7 +106,7 @@ class RunFolder:
             yield
 
     def create(self, config: TrainConfig, asked: TrainConfig, record: dict[str, Any]) -> None:
-        """Write the settings, decided and as asked, once, and the first state of the record."""
+        """Write the settings once, as decided and as requested, and the initial record."""
         self.path.mkdir(parents=True, exist_ok=True)
         self.update(**record, asked=dataclasses.asdict(asked))
         scratch = self.path / f".{CONFIG_FILE}.new"
@@ -120,11 +120,11 @@ class RunFolder:
         return content
 
     def update(self, **changes: Any) -> None:
-        """Change entries of run.json, all or none."""
+        """Update entries of run.json atomically."""
         write_whole(self.path / RUN_FILE, json.dumps(self.record() | changes, indent=2, default=str) + "\n")
 
     def log(self, line: dict[str, Any]) -> None:
-        """Append a line to metrics.jsonl; a number that is not finite, which JSON has no word for, is null."""
+        """Append a line to metrics.jsonl; non-finite numbers, which JSON cannot represent, become null."""
         written = {
             name: None if isinstance(value, float) and not math.isfinite(value) else value
             for name, value in line.items()
@@ -133,7 +133,7 @@ class RunFolder:
             file.write(json.dumps(written, allow_nan=False) + "\n")
 
     def forget_after(self, step: int) -> None:
-        """Drop metrics and damaged checkpoints of steps that a resumed run will do again."""
+        """Drop metrics and damaged checkpoints of steps that a resumed run will repeat."""
         for checkpoint in self.checkpoints():
             if checkpoint.name > _checkpoint_name(step):
                 shutil.rmtree(checkpoint)
@@ -145,7 +145,7 @@ class RunFolder:
             )
 
     def replace(self, name: str, write: Callable[[Path], None]) -> Path:
-        """Put a folder in place of the one of that name (best, final), whole or not at all."""
+        """Replace the folder of that name (best, final), completely or not at all."""
         target, scratch, old = self.path / name, self.path / f".{name}.new", self.path / f".{name}.old"
         shutil.rmtree(scratch, ignore_errors=True)
         write(scratch)
@@ -186,7 +186,7 @@ class RunFolder:
         return max((int(path.name.removeprefix("step-")) for path in self.checkpoints()), default=0)
 
     def newest_checkpoint(self, warn: Callable[[str], object]) -> Path | None:
-        """Return the newest checkpoint whose files all have their checksums; say which ones do not."""
+        """Return the newest checkpoint whose files all match their checksums; warn about any that does not."""
         checkpoints = self.checkpoints()
         for number, checkpoint in enumerate(checkpoints, 1):
             if _is_whole(checkpoint):
@@ -201,16 +201,16 @@ def _checkpoint_name(step: int) -> str:
 
 
 def _is_whole(checkpoint: Path) -> bool:
-    """Return whether all files that the manifest lists are there and have their checksums."""
+    """Return whether all files listed in the manifest exist and match their checksums."""
     try:
         sums = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
         return bool(sums) and all(_checksum(checkpoint / name) == digest for name, digest in sums.items())
-    except (OSError, ValueError, AttributeError):  # files that are gone, or a damaged manifest
+    except (OSError, ValueError, AttributeError):  # missing files, or a damaged manifest
         return False
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a file so that a reader, or a crash, sees the old text or the new one."""
+    """Write a file so that a reader, or a crash, finds either the old text or the new one."""
     scratch = path.with_name(f".{path.name}.new")
     scratch.write_text(text, encoding="utf-8")
     _sync(scratch)

@@ -6,15 +6,15 @@ import math
 
 
 def warmup_steps(setting: float, total: int) -> int:
-    """Return steps of warm-up: `setting` itself from 1 on, below that the share of all steps."""
+    """Return the number of warm-up steps: `setting` itself if at least 1, otherwise that fraction of all steps."""
     return math.ceil(setting * total) if setting < 1 else int(setting)
 
 
 def rate_factor(step: int, total: int, warmup: int, scheduler: str) -> float:
-    """Return what the peak learning rate is multiplied by at a step, counted from 0.
+    """Return the factor applied to the peak learning rate at a step, counted from 0.
 
-    It rises linearly from 0 to 1 over `warmup` steps, then falls to 0 at `total` along a line or half a cosine, or
-    stays.
+    It rises linearly from 0 to 1 over `warmup` steps, then falls to 0 at `total`, linearly or along half a cosine, or
+    stays constant.
     """
     if step < warmup:
         return step / warmup

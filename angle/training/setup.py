@@ -1,4 +1,4 @@
-"""Before the first step: the accelerator, the data, and every undecided setting decided."""
+"""Setup before the first step: the accelerator, the data, and a decision on every open setting."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Data:
-    """The corpora of a run; None where none was asked for."""
+    """The corpora of a run; None where none was requested."""
 
     train: TrainingData
     valid: Corpus | None
@@ -47,7 +47,7 @@ class Data:
 
     @property
     def fingerprints(self) -> dict[str, str | None]:
-        """Hashes of what was trained and measured on."""
+        """Hashes of the data trained and evaluated on."""
         sets = {"train": self.train, "valid": self.valid, "valid_sts": self.valid_sts, "test": self.test}
         return {name: rows.fingerprint for name, rows in sets.items() if rows is not None}
 
@@ -56,8 +56,8 @@ def start_accelerator(config: TrainConfig) -> Accelerator:
     """Return the accelerator for this process.
 
     Raises:
-        ConfigError: a precision that the device lacks, weights that cannot be shared out as the launcher asks, or one
-            that started other processes than it said.
+        ConfigError: a precision that the device lacks, weights that cannot be sharded as the launcher requests, or a
+            launcher that started a different number of processes than it announced.
 
     """
     from accelerate import Accelerator
@@ -65,7 +65,7 @@ def start_accelerator(config: TrainConfig) -> Accelerator:
     from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 
     plugin = sharding_plugin(config)
-    # The second job of a sweep may want another precision, and its weights are shared out anew.
+    # The second job of a sweep may use another precision, and shards its weights anew.
     AcceleratorState._reset_state(reset_partial_state=True)
     on_cpu = not has_gpu()
     if on_cpu and config.train.mixed_precision == "fp16":
@@ -92,7 +92,7 @@ class Built:
     """What a run works with, before it has a folder."""
 
     config: TrainConfig
-    """With everything decided."""
+    """The settings, with everything decided."""
     student: Student
     teacher: Teacher | None
     data: Data
@@ -113,7 +113,7 @@ class Built:
 
 
 def build(config: TrainConfig, accelerator: Accelerator) -> Built:
-    """Load the model and the data, check that they go together, and decide what was left open.
+    """Load the model and the data, check that they are compatible, and decide what was left open.
 
     Raises:
         ConfigError, DataError: anything wrong with the settings or the data.
@@ -137,7 +137,7 @@ def build(config: TrainConfig, accelerator: Accelerator) -> Built:
     check_precision(encoder)
     if encoder.is_llm:
         check_directions(encoder.backbone, encoder.bidirectional_from)
-    with accelerator.main_process_first():  # the others find the tokens kept
+    with accelerator.main_process_first():  # the others find the tokens in the cache
         data = load_data(config, encoder, sharing)
     config = decide(config, encoder, data)
     duplicates, width = config.data.duplicates, encoder.dimensions
@@ -150,7 +150,7 @@ def build(config: TrainConfig, accelerator: Accelerator) -> Built:
     teacher = load_teacher(config, encoder, accelerator)
     if teacher is not None and config.teacher.cache:
         assert isinstance(data.train, CorpusData)
-        with accelerator.main_process_first():  # the others find the embeddings kept
+        with accelerator.main_process_first():  # the others find the embeddings in the cache
             teacher.keep(data.train.corpus.tokens)
     aligns = None if teacher is None else "tokens" if teacher.of_tokens else "texts"
     projected_to = teacher.width if teacher is not None and config.teacher.projection else None
@@ -170,7 +170,7 @@ def build(config: TrainConfig, accelerator: Accelerator) -> Built:
 
 
 def make_optimizer(model: torch.nn.Module, config: TrainConfig) -> torch.optim.AdamW:
-    """Return AdamW over what is trained; only matrices decay, as biases and norms have nothing to shrink towards."""
+    """Return AdamW for the trainable parameters; only matrices decay: biases and norms have no target to shrink to."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups = [
         {"params": [p for p in trained if p.ndim >= 2], "weight_decay": config.train.weight_decay},
@@ -182,7 +182,7 @@ def make_optimizer(model: torch.nn.Module, config: TrainConfig) -> torch.optim.A
 
 
 def check_processes(record: dict[str, Any], accelerator: Accelerator) -> None:
-    """Raise ConfigError when a run would go on with another number of processes: its batches would be others."""
+    """Raise ConfigError if a run would resume with another number of processes: its batches would differ."""
     processes = record["hardware"]["processes"]
     if processes != accelerator.num_processes:
         raise ConfigError(
@@ -192,7 +192,7 @@ def check_processes(record: dict[str, Any], accelerator: Accelerator) -> None:
 
 
 def check_precision(encoder: Encoder) -> None:
-    """Raise ConfigError when weights are trained that are too coarse for small steps."""
+    """Raise ConfigError if the precision of trainable weights is too coarse for small steps."""
     coarse = {str(p.dtype).removeprefix("torch.") for p in encoder.parameters() if p.requires_grad} - {"float32"}
     if coarse:
         raise ConfigError(
@@ -202,7 +202,7 @@ def check_precision(encoder: Encoder) -> None:
 
 
 def load_data(config: TrainConfig, encoder: Encoder, sharing: Sharing) -> Data:
-    """Read, check and tokenise everything that the run is trained and measured on."""
+    """Read, check and tokenise everything that the run trains and evaluates on."""
     data = _with_sample_splits(config).data
     tokenizer, wanted = encoder.tokenizer, config.data_format.name
     train: TrainingData
@@ -230,7 +230,7 @@ def load_data(config: TrainConfig, encoder: Encoder, sharing: Sharing) -> Data:
 
 
 def _check_lengths(data: Data, pooling: str) -> None:
-    """Raise DataError when texts are too short for a pooling that takes a token by its number."""
+    """Raise DataError if texts are too short for a pooling that selects a token by its index."""
     if not pooling.isdigit():
         return
     corpora = {"train": data.train.corpus if isinstance(data.train, CorpusData) else None}
@@ -244,7 +244,7 @@ def _check_lengths(data: Data, pooling: str) -> None:
 
 
 def _with_sample_splits(config: TrainConfig) -> TrainConfig:
-    """Return the settings with the sample's own validation and test split, when nothing else is given."""
+    """Return the settings with the sample's own validation and test splits if no others are given."""
     data = config.data
     others = (data.valid, data.valid_sts, data.test)
     if data.train.names() != [SAMPLE] or any(source.names() for source in others):
@@ -256,7 +256,7 @@ def _with_sample_splits(config: TrainConfig) -> TrainConfig:
 
 
 def decide(config: TrainConfig, encoder: Encoder, data: Data) -> TrainConfig:
-    """Return the settings with what was left to the model or the data, so that they say what is run."""
+    """Return the settings, filled in where left to the model or the data, so that they state what is run."""
     contract = encoder.contract
     on_sample = config.data.train.names() == [SAMPLE]
     name = data.train.format.name
@@ -299,7 +299,7 @@ def decide(config: TrainConfig, encoder: Encoder, data: Data) -> TrainConfig:
 
 
 def _from_anywhere(source: SourceConfig) -> SourceConfig:
-    """Return a source whose files are found from any folder."""
+    """Return a source whose files are found from any working directory."""
     names = [_absolute(name) for name in source.names()]
     return replace(source, name_or_path=names if isinstance(source.name_or_path, list) else next(iter(names), None))
 
@@ -310,7 +310,7 @@ def _absolute(name: str) -> str:
 
 
 def _billm(start: int | None, *, asked: bool) -> BillmConfig:
-    """Return settings that say the same whatever the model says of itself, if any were asked for."""
+    """Return settings that hold whatever the model's own configuration says, if any were requested."""
     if start is None:
         return BillmConfig(enabled=True, start_index=-1) if asked else BillmConfig()
     return BillmConfig(enabled=True, start_index=start)

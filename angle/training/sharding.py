@@ -1,7 +1,7 @@
-"""Weights that processes share out (FSDP2): each holds a part, and a layer is put together while it runs.
+"""Sharded weights (FSDP2): each process holds a part, and a layer is gathered while it runs.
 
-The launcher asks for it (conf/accelerate/fsdp2_lora.yaml). Adapters on frozen weights can be trained so; whatever else
-is refused here, before anything is loaded.
+The launcher requests this (conf/accelerate/fsdp2_lora.yaml). Adapters on frozen weights can be trained this way;
+anything else is refused here, before anything is loaded.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 Tree = TypeVar("Tree")
 
 LAUNCH_FILE = "conf/accelerate/fsdp2_lora.yaml"
-#: What the launch file has to say, as the launcher says it to its processes. Another version has other weights, a
-#: wrapper of activations renames them, and what is loaded by one process alone cannot be checked by the others.
+#: What the launch file has to set, as the launcher passes it to its processes. Another FSDP version represents weights
+#: differently, activation checkpointing renames them, and what only one process loads cannot be checked by the others.
 WANTED = {
     "FSDP_VERSION": "2",
     "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
@@ -38,10 +38,10 @@ WANTED = {
 
 
 def sharding_plugin(config: TrainConfig) -> FullyShardedDataParallelPlugin | None:
-    """Return how weights are shared out, None where the launcher does not ask for it.
+    """Return how to shard the weights, or None if the launcher does not request it.
 
     Raises:
-        ConfigError: it asks for another way than ours, or the settings for what cannot be trained so.
+        ConfigError: it requests another kind of sharding than ours, or the settings cannot be trained this way.
 
     """
     if os.environ.get("ACCELERATE_USE_FSDP") != "true":
@@ -72,13 +72,13 @@ def sharding_plugin(config: TrainConfig) -> FullyShardedDataParallelPlugin | Non
     from accelerate.utils import FullyShardedDataParallelPlugin
     from torch.distributed.fsdp import MixedPrecisionPolicy
 
-    # Weights keep their types, and gradients are exchanged in them: the forward pass runs under autocast, as without
-    # FSDP. Left to accelerate, mixed precision would make embeddings and gradients as coarse as the layers.
+    # Weights keep their dtypes, and gradients are exchanged in them: the forward pass runs under autocast, as without
+    # FSDP. By accelerate's default, mixed precision would make embeddings and gradients as coarse as the layers.
     return FullyShardedDataParallelPlugin(mixed_precision_policy=MixedPrecisionPolicy())
 
 
 def share_out_on_cpu(accelerator: Accelerator, plugin: FullyShardedDataParallelPlugin) -> None:
-    """Let accelerate share weights out on a CPU too, where left to itself it would train a copy in every process."""
+    """Make accelerate shard weights on a CPU too, where by default it would train a copy in every process."""
     from accelerate import PartialState
     from accelerate.utils import DistributedType
 
@@ -90,34 +90,34 @@ def share_out_on_cpu(accelerator: Accelerator, plugin: FullyShardedDataParallelP
 def prepare(
     student: Student, optimizer: torch.optim.Optimizer, accelerator: Accelerator
 ) -> tuple[Any, AcceleratedOptimizer]:
-    """Return the student as the processes train it, its weights shared out if that was asked for, and the optimiser."""
+    """Return the student as the processes train it, with sharded weights if requested, and the optimiser."""
     if accelerator.is_fsdp2 and accelerator.state.fsdp_plugin.transformer_cls_names_to_wrap is None:
         named = getattr(student.encoder.backbone, "_no_split_modules", None) or ()
         layers = {type(module).__name__ for module in student.modules()}.intersection(named)
         accelerator.state.fsdp_plugin.transformer_cls_names_to_wrap = sorted(layers)
     model, optimizer = accelerator.prepare(student, optimizer)
     if isinstance(model, nn.parallel.DistributedDataParallel):
-        # No buffer is ever written to (positions, frequencies). As an argument it is deprecated, and its successor new.
+        # No buffer (positions, frequencies) is ever written to. The argument is deprecated, and its successor is new.
         model.broadcast_buffers = False
     if accelerator.is_fsdp2:
         from torch.distributed.fsdp import register_fsdp_forward_method
 
-        register_fsdp_forward_method(model, "encode_tokens")  # so that weights are put together for it too
-        model.forward = accelerator.autocast()(model.forward)  # as accelerate does for all but FSDP2
+        register_fsdp_forward_method(model, "encode_tokens")  # so that weights are gathered for it too
+        model.forward = accelerator.autocast()(model.forward)  # as accelerate does for everything but FSDP2
     return model, optimizer
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """Return a tensor whole, without gradient. One that is shared out is gathered: every process must ask for it."""
+    """Return the full tensor, without gradient. A sharded one is gathered, so every process must call this."""
     part: Any = tensor.detach()
     found: Tensor = part.full_tensor() if hasattr(part, "full_tensor") else part
     return found
 
 
 def collected(tree: Tree, accelerator: Accelerator) -> Tree:
-    """Return the tensors of dicts and lists whole, on the CPU; every process must ask, and the main one alone gets any.
+    """Return the tensors of dicts and lists in full, on the CPU of the main process; every process must call this.
 
-    The others get empty ones.
+    The other processes get empty tensors.
     """
 
     def one(tensor: Tensor) -> Tensor:
@@ -129,7 +129,7 @@ def collected(tree: Tree, accelerator: Accelerator) -> Tree:
 
 
 def part_like(tensor: Tensor, other: Any) -> Tensor:
-    """Return of a whole tensor, which every process has, what this one holds of `other`: all if not shared out."""
+    """Shard a full tensor, which every process has, like `other`; return it as it is if `other` is not sharded."""
     if not hasattr(other, "full_tensor"):
         return tensor
     from torch.distributed.tensor import distribute_tensor
@@ -138,7 +138,7 @@ def part_like(tensor: Tensor, other: Any) -> Tensor:
 
 
 def adapters_of(encoder: Encoder, accelerator: Accelerator) -> dict[str, Tensor] | None:
-    """Return for `Encoder.save` the adapters, whole, whose weights processes share out; None if they do not."""
+    """Return the full adapters for `Encoder.save` if the weights are sharded, otherwise None."""
     if not accelerator.is_fsdp2:
         return None
     weights = encoder.backbone.state_dict()

@@ -1,11 +1,11 @@
 """The gradient of one evaluation of the objective: a batch through student and teacher, over all processes.
 
-The loss knows all texts at once, the encoder need not. So the texts run in micro-batches, first without a graph; the
-loss gives the gradient at their embeddings; then each micro-batch runs again, with its graph and the same dropout, and
-takes its share of that gradient on to the weights (the gradient cache of Gao, Zhang, Han and Callan, "Scaling Deep
-Contrastive Learning Batch Size under Memory Limited Setup", 2021). Memory is that of one micro-batch, and nothing
-depends on how many there are. The last one keeps its graph and need not run again: a batch that is one micro-batch runs
-once.
+The loss needs all texts at once; the encoder does not. So the texts run in micro-batches, first without a graph. The
+loss then yields the gradient with respect to their embeddings. Finally each micro-batch runs again, with its graph and
+the same dropout, and propagates its share of that gradient to the weights (the gradient cache of Gao, Zhang, Han and
+Callan, "Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup", 2021). Memory is that of one
+micro-batch, and the result does not depend on how many there are. The last one keeps its graph and need not run again,
+so a batch that fits in one micro-batch runs once.
 """
 
 from __future__ import annotations
@@ -35,25 +35,25 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Step:
-    """What an evaluation of the objective needs, besides a batch."""
+    """What an evaluation of the objective needs besides a batch."""
 
     model: Any
-    """The `Student`, as it was prepared for several processes."""
+    """The `Student`, as prepared for several processes."""
     objective: Objective
     teacher: Teacher | None
     accelerator: Accelerator
-    """Says where, in which precision, and how many processes take part."""
+    """Determines the device, the precision and the number of processes."""
     token_budget: int | None = None
-    """Tokens of a micro-batch, None for the whole batch as one."""
+    """Tokens of a micro-batch; None to run the whole batch as one."""
 
     def add_gradient(self, batch: Batch, share: float = 1.0, *, exchange: bool = True) -> LossTerms:
-        """Add `share` of the gradient of the global batch's loss to the weights' own, and return that loss, detached.
+        """Add `share` of the gradient of the global batch's loss to the weights' gradients; return that loss, detached.
 
         Args:
             batch: the global batch, with this process's texts.
-            share: of this batch in the optimiser step.
-            exchange: whether to average the gradients over the processes, once, at the end: for the last batch of an
-                optimiser step.
+            share: weight of this batch in the optimiser step.
+            exchange: whether to average the gradients over the processes, once, at the end; set for the last batch of
+                an optimiser step.
 
         """
         accelerator = self.accelerator
@@ -81,12 +81,12 @@ class Step:
         return LossTerms(total, loss.terms | {"alignment": alignment})
 
     def _loss(self, found: list[Tensor], batch: Batch, share: float) -> tuple[LossTerms, Tensor]:
-        """Return the loss of all processes' embeddings, but for the alignment, and `share` of its gradient.
+        """Return the loss of all processes' embeddings, without the alignment, and `share` of its gradient.
 
         Args:
-            found: the embeddings of this process's micro-batches; emptied, as they and the loss's tables add up.
+            found: the embeddings of this process's micro-batches; emptied, as their memory adds to the loss's tables.
             batch: the global batch.
-            share: of this batch in the optimiser step.
+            share: weight of this batch in the optimiser step.
 
         """
         accelerator, processes = self.accelerator, self.accelerator.num_processes
@@ -94,21 +94,21 @@ class Step:
         found.clear()
         loss = self.objective(embeddings, batch.structure.to(accelerator.device))
         (gradient,) = torch.autograd.grad(loss.total, embeddings)
-        # Every process computes the whole loss, but takes only the gradient of its own texts to the weights. The mean
-        # over processes, which the exchange makes, has to be their sum.
+        # Every process computes the whole loss, but propagates only the gradient of its own texts to the weights. The
+        # exchange averages over processes, whereas the sum is needed.
         own = gradient.chunk(processes)[accelerator.process_index]
         return LossTerms(loss.total.detach(), loss.terms), own * (share * processes)
 
     def _exchange(self, now: bool) -> Any:
-        """Several backward passes a step need one exchange of gradients, in the last of them."""
+        """Suppress the gradient exchange unless `now`: of a step's backward passes, only the last one needs it."""
         return nullcontext() if now else self.accelerator.no_sync(self.model)
 
     def _backward(
         self, batch: Batch, part: slice, output: tuple[Tensor, Tensor | None], gradient: Tensor, share: float
     ) -> Tensor:
-        """Take the gradient at some embeddings on to the weights; return what their texts add to the alignment."""
+        """Backpropagate the gradient at some embeddings to the weights; return their texts' part of the alignment."""
         embeddings, states = output
-        # Its gradient is the given one. As a number, so that whatever scales a loss (fp16) can do so.
+        # The proxy's gradient is the given one. It is a scalar, so that loss scaling (fp16) applies to it.
         proxy, alignment = (embeddings * gradient[part]).sum(), gradient.new_zeros(())
         if self.teacher is not None:
             assert states is not None
@@ -123,14 +123,14 @@ class Step:
 
 
 def micro_batches(limits: Lengths, token_budget: int | None) -> list[slice]:
-    """Return consecutive parts of texts, as few as have at most so many tokens each, and as even as can be.
+    """Split texts into consecutive parts within a token budget, as few and as even as possible.
 
-    The fewer tokens the largest has the less memory a step takes; the more the last has the less is run again. A text
-    that is longer than the budget is a part of its own.
+    The fewer tokens the largest part has, the less memory a step takes; the more the last one has, the less is run
+    again. A text longer than the budget is a part of its own.
 
     Args:
-        limits: (M,) tokens of each text at most.
-        token_budget: None for a single part.
+        limits: (M,) maximum number of tokens of each text.
+        token_budget: maximum number of tokens of a part; None for a single part.
 
     """
     if token_budget is None:
@@ -143,11 +143,11 @@ def micro_batches(limits: Lengths, token_budget: int | None) -> list[slice]:
 
 
 def _cut(ends: Lengths, most: int) -> list[slice]:
-    """Return parts that each take as many texts as have at most so many tokens together, but at least one.
+    """Return parts that each take as many texts as fit into `most` tokens, but at least one.
 
     Args:
-        ends: (M,) tokens of the texts up to each one, itself included.
-        most: tokens of a part.
+        ends: (M,) cumulative number of tokens up to and including each text.
+        most: maximum number of tokens of a part.
 
     """
     parts, first, tokens = [], 0, 0
@@ -159,7 +159,7 @@ def _cut(ends: Lengths, most: int) -> list[slice]:
 
 
 class _RandomState:
-    """The state of the random numbers, so that the same ones can be drawn again."""
+    """The RNG state, so that the same random numbers can be drawn again."""
 
     def __init__(self, device: torch.device) -> None:
         self._devices = [device] if device.type == "cuda" else []
@@ -167,7 +167,7 @@ class _RandomState:
 
     @contextmanager
     def restored(self) -> Iterator[None]:
-        """Draw the same numbers again; afterwards go on from where they were."""
+        """Draw the same numbers again; afterwards continue from the previous state."""
         with torch.random.fork_rng(self._devices):
             torch.set_rng_state(self._state[0])
             for device, state in zip(self._devices, self._state[1], strict=True):

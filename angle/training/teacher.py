@@ -1,4 +1,4 @@
-"""The teacher: a model that stays as it is, and reads the student's tokens."""
+"""The teacher: a frozen model that reads the student's tokens."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from angle.structures import Tokens, to_device
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-#: Settings that a teacher has as the model has them.
+#: Settings that exist for the teacher as they do for the model.
 SHARED = ("name_or_path", "revision", "trust_remote_code", "dtype", "load_kbit")
 
 #: Texts encoded at a time for the cache.
@@ -32,15 +32,15 @@ BATCH = 64
 
 
 class Teacher:
-    """Gives the states that the student's are aligned with."""
+    """Provides the states that the student's are aligned with."""
 
     def __init__(self, encoder: Encoder, *, tokens: bool = False, is_student: bool = False) -> None:
-        """Take an encoder for a teacher.
+        """Use an encoder as the teacher.
 
         Args:
             encoder: the teacher, or the student.
-            tokens: whether single tokens are aligned.
-            is_student: the encoder is the student itself, and its trained adapter is left out for the teacher.
+            tokens: whether individual tokens are aligned.
+            is_student: whether the encoder is the student itself, with its trained adapter disabled for the teacher.
 
         """
         self.encoder: Encoder | None = encoder
@@ -50,12 +50,12 @@ class Teacher:
 
     @torch.no_grad()
     def __call__(self, ids: Tensor, lengths: Lengths, texts: npt.NDArray[np.int64]) -> Tensor:
-        """Return the states (N, D), or of tokens (T, D), without dropout and gradient.
+        """Return the states (N, D), or (T, D) for tokens, without dropout or gradient.
 
         Args:
             ids: (T,) tokens of all texts.
-            lengths: (N,) tokens of each.
-            texts: (N,) their numbers in the training data.
+            lengths: (N,) number of tokens of each text.
+            texts: (N,) their indices in the training data.
 
         """
         if self._kept is not None:
@@ -72,7 +72,7 @@ class Teacher:
         return states.float()
 
     def keep(self, tokens: Tokens) -> None:
-        """Compute the embeddings of all texts, or take those that are on disk, and let go of the encoder."""
+        """Compute the embeddings of all texts, or load them from disk, and release the encoder."""
         encoder = self.encoder
         assert encoder is not None
         key = hashlib.sha256(f"{encoder.contract}/{encoder.backbone.config.to_json_string()}".encode())
@@ -92,7 +92,7 @@ class Teacher:
 
 
 def load_teacher(config: TrainConfig, student: Encoder, accelerator: Accelerator) -> Teacher | None:
-    """Return the teacher that the settings ask for, None if they ask for none.
+    """Return the teacher that the settings request, or None if they request none.
 
     Raises:
         ConfigError: a teacher that cannot read the student's tokens, or whose states have another width.
@@ -140,7 +140,7 @@ def load_teacher(config: TrainConfig, student: Encoder, accelerator: Accelerator
 
 
 def _of_teacher(sentence: str) -> str:
-    """Return a sentence about a model's settings as one about the teacher's."""
+    """Rephrase a sentence about a model's settings as one about the teacher's."""
     sentence = sentence.replace(", or billm=all", "").replace(" pooling=", " teacher.pooling=")
     for setting, its in (("pooling.strategy", "pooling"), *((f"model.{name}", name) for name in SHARED)):
         sentence = sentence.replace(setting, f"teacher.{its}")

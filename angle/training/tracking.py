@@ -1,4 +1,4 @@
-"""Where a run's words and numbers go: console, log file, metrics.jsonl, Weights & Biases."""
+"""Where a run's messages and metrics go: console, log file, metrics.jsonl, Weights & Biases."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ class _ConsoleHandler(logging.Handler):
 
 
 class Tracker:
-    """Records of one run. On processes that are not the main one, every call does nothing."""
+    """Records of one run. On processes other than the main one, every call does nothing."""
 
     def __init__(self, config: TrainConfig, folder: RunFolder, *, is_main: bool, resumed_id: str | None) -> None:
-        """Open the log, and the Weights & Biases run if that is on."""
+        """Open the log, and the Weights & Biases run if enabled."""
         self._folder = folder if is_main else None
         self._wandb: Any = None
         self._handlers: list[logging.Handler] = []
@@ -85,7 +85,7 @@ class Tracker:
             LOGGER.warning("Warning: %s", text)
 
     def start_bar(self, done: int, total: int) -> None:
-        """Show a progress bar over optimiser steps, where a person is looking."""
+        """Show a progress bar over optimiser steps if the output is a terminal."""
         self._total = total
         if self._folder is not None:
             self._bar = tqdm(
@@ -99,12 +99,12 @@ class Tracker:
             )
 
     def advance(self) -> None:
-        """Move the progress bar by a step."""
+        """Advance the progress bar by one step."""
         if self._bar is not None:
             self._bar.update()
 
     def metrics(self, step: int, values: dict[str, float], *, in_words: str | None = None) -> None:
-        """Record numbers of a step everywhere; `in_words` is what a person reads where no bar is shown."""
+        """Record a step's metrics everywhere; `in_words` is shown in the bar, or logged where there is none."""
         if self._folder is None:
             return
         line = {"step": step} | values
@@ -117,7 +117,7 @@ class Tracker:
             LOGGER.info("step %*d/%d  %s", len(str(self._total)), step, self._total, in_words)
 
     def stop_bar(self) -> None:
-        """Take the progress bar away, leaving its last state."""
+        """Close the progress bar, leaving its last state visible."""
         if self._bar is not None:
             self._bar.close()
             self._bar = None
@@ -133,10 +133,10 @@ class Tracker:
 
 
 def tracking_mode(setting: str) -> str:
-    """Return the mode of Weights & Biases: the environment's WANDB_MODE, else the setting.
+    """Return the Weights & Biases mode: the environment's WANDB_MODE if set, otherwise the setting.
 
     Raises:
-        ConfigError: WANDB_MODE has another value.
+        ConfigError: WANDB_MODE has an unknown value.
 
     """
     mode = os.environ.get("WANDB_MODE") or setting
@@ -146,7 +146,7 @@ def tracking_mode(setting: str) -> str:
 
 
 def check_credentials(mode: str) -> None:
-    """Raise ConfigError when Weights & Biases would be asked for a key in the middle of a run."""
+    """Raise ConfigError if Weights & Biases would ask for a key in the middle of a run."""
     if mode != "online":
         return
     import wandb
@@ -159,7 +159,7 @@ def check_credentials(mode: str) -> None:
 
 
 def relative_to_here(path: Path) -> str:
-    """Return a path as short as it can be typed from the current folder."""
+    """Return a path as short as possible for typing in the current folder."""
     try:
         return str(path.resolve().relative_to(Path.cwd()))
     except ValueError:
