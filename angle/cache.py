@@ -1,4 +1,4 @@
-"""Arrays on disk that take long to make, under a name made of all that decides what they hold."""
+"""Cache on disk for arrays that are slow to compute, each named after everything that determines its contents."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ Array = npt.NDArray[Any]
 
 
 def cache_folder(kind: str) -> Path:
-    """Return where things of a kind are kept: in $ANGLE_CACHE, or in ~/.cache/angle."""
+    """Return the cache folder for one kind of file, in $ANGLE_CACHE or else in ~/.cache/angle."""
     return Path(os.environ.get("ANGLE_CACHE") or Path.home() / ".cache" / "angle") / kind
 
 
 def load_array(path: Path) -> Array | None:
-    """Return a kept array, memory-mapped; None where there is none, or a damaged one."""
+    """Return a cached array, memory-mapped; None if it is missing or damaged."""
     try:
         kept: Array = np.load(path, mmap_mode="r")
-    except Exception:  # numpy has another error for each way in which a file can be damaged or missing
+    except Exception:  # numpy raises a different error for each way in which a file can be damaged or missing
         return None
     return kept
 
 
 def save_array(path: Path, array: Array) -> None:
-    """Put an array in place whole; on a full or read-only disk it is made again next time.
+    """Save an array atomically; if the disk is full or read-only, skip it, and it is computed again next time.
 
-    Two processes may save the same at once: what one writes equals what the other does, so either may stay. The files
-    and folders are plain ones, which others can read.
+    Two processes may save the same array at once: both write the same contents, so either file may stay. The files and
+    folders have default permissions, so that others can read them.
     """
     with suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,12 +1,12 @@
-"""A guard for the backward passes that are written out here, none of which can be differentiated in turn."""
+"""A guard for the hand-written backward passes of this package, none of which can be differentiated again."""
 
 import torch
 
 
 def refuse_second_derivative() -> None:
-    """Raise RuntimeError in a backward whose gradient is to be differentiated in turn, for it would pass as constant.
+    """Raise RuntimeError if this backward pass is to be differentiated, since its gradient would pass as a constant.
 
-    `torch.autograd.function.once_differentiable` lets that pass where the gradient that comes in is constant.
+    `torch.autograd.function.once_differentiable` does not catch this if the incoming gradient is constant.
     """
     if torch.is_grad_enabled():
         raise RuntimeError("this can be differentiated once only, without create_graph=True")

@@ -1,4 +1,4 @@
-"""What passes from stage to stage: rows -> texts -> tokens -> embeddings -> loss terms.
+"""The data passed between stages: rows -> texts -> tokens -> embeddings -> loss terms.
 
 Legend for shapes, here and everywhere: B rows, R roles (texts) in a row, N distinct texts, L tokens, T tokens of
 all texts, D dimensions, W processes.
@@ -17,9 +17,9 @@ from torch import Tensor
 
 
 def to_device(array: npt.NDArray[Any], device: torch.device) -> Tensor:
-    """Return an array as a tensor on a device, without waiting for what the device is busy with.
+    """Return an array as a tensor on a device, without waiting for work already queued on the device.
 
-    CUDA copies from pinned memory alone while the host goes on; torch keeps that memory until the copy is done.
+    CUDA copies asynchronously only from pinned memory; torch keeps that memory alive until the copy is done.
     """
     tensor = torch.from_numpy(array)
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
@@ -27,7 +27,7 @@ def to_device(array: npt.NDArray[Any], device: torch.device) -> Tensor:
 
 @dataclass(frozen=True)
 class DataFormat:
-    """The shape of a row: which texts it has, and whether a label."""
+    """The shape of a row: which texts it has, and whether it has a label."""
 
     name: str
     roles: tuple[str, ...]
@@ -35,7 +35,7 @@ class DataFormat:
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """The columns a table of this format has."""
+        """The columns that a table of this format has."""
         return (*self.roles, "label") if self.labelled else self.roles
 
 
@@ -48,7 +48,7 @@ FORMATS = {
 
 @dataclass(frozen=True)
 class Tokens:
-    """Token ids of N texts, one text after the other and without padding."""
+    """Token ids of N texts, packed one after another without padding."""
 
     ids: npt.NDArray[np.int32]
     """(T,)"""
@@ -60,7 +60,7 @@ class Tokens:
 
     @property
     def lengths(self) -> npt.NDArray[np.int64]:
-        """(N,): tokens of each text."""
+        """(N,): number of tokens of each text."""
         return np.diff(self.offsets)
 
     def take(self, texts: npt.NDArray[np.integer]) -> Tokens:
@@ -73,22 +73,22 @@ class Tokens:
     def on(self, device: torch.device) -> tuple[Tensor, npt.NDArray[np.int64]]:
         """Return the token ids (T,) on a device, and the lengths (N,).
 
-        Lengths are no tensor: the encoder plans its work by them, which must not wait for the device, and a wrapper
-        such as DDP would move a tensor there.
+        Lengths are not a tensor: the encoder plans its work with them, which must not wait for the device, and a
+        wrapper such as DDP would move a tensor there.
         """
         return to_device(self.ids.astype(np.int64), device), self.lengths
 
     def slices(self, size: int) -> Iterator[npt.NDArray[np.int64]]:
-        """Yield the numbers of all texts in groups of `size`, longest texts first, so that a group pads little."""
+        """Yield the indices of all texts in groups of `size`, longest first, so that a group needs little padding."""
         order = np.argsort(-self.lengths, kind="stable")
         for start in range(0, len(order), size):
             yield order[start : start + size]
 
 
 def deal(lengths: npt.NDArray[np.int64], processes: int) -> npt.NDArray[np.int64]:
-    """Return which of N texts each of W processes gets, (W, M): the longest first, one to each in turn.
+    """Return (W, M), which of N texts each of W processes gets, dealt round-robin from the longest to the shortest.
 
-    So all have about as many tokens. Where N is no multiple of W, some get the shortest text once more.
+    This gives all about the same number of tokens. If N is not a multiple of W, some get the shortest text once more.
     """
     order = np.argsort(-lengths, kind="stable")
     each = -(-len(order) // processes)
@@ -97,21 +97,21 @@ def deal(lengths: npt.NDArray[np.int64], processes: int) -> npt.NDArray[np.int64
 
 @dataclass(frozen=True)
 class Structure:
-    """Which text plays which role in which row, and the rows' labels: all an objective knows of a batch."""
+    """Which text plays which role in which row, and the rows' labels: all that an objective knows about a batch."""
 
     format: DataFormat
     index: Tensor
-    """(B, R) int64: the embedding of each row's each role."""
+    """(B, R) int64: the embedding for each role of each row."""
     text_ids: Tensor
-    """(B, R) int64: equal numbers are equal texts."""
+    """(B, R) int64: equal numbers mean equal texts."""
     labels: Tensor | None
     """(B,) float32, for labelled formats."""
     alternatives: Tensor = field(default_factory=lambda: torch.empty(0, 3, dtype=torch.int64))
-    """(A, 3) int64: of rows with several texts to draw from, the row, and two texts that it could have had as its first
-    and second role; both stand in the batch, be it by other rows."""
+    """(A, 3) int64: for rows with several texts to draw from, the row, and two texts that it could have had in its
+    first and second role; both are in the batch, possibly because of other rows."""
 
     def to(self, device: torch.device) -> Structure:
-        """Return the same, which is on the CPU, on a device."""
+        """Return a copy of this structure, which is on the CPU, on a device."""
         index, ids, alternatives = (
             to_device(tensor.numpy(), device) for tensor in (self.index, self.text_ids, self.alternatives)
         )
@@ -124,26 +124,26 @@ class Batch:
     """One evaluation of the objective: all of its rows, and one process's share of their distinct texts."""
 
     tokens: Tokens
-    """The M texts of this process, the longest first."""
+    """The M texts of this process, longest first."""
     texts: npt.NDArray[np.int64]
-    """(M,): their numbers in the training data."""
+    """(M,): their indices in the training data."""
     uses: npt.NDArray[np.int64]
-    """(M,): in how many roles each stands in the rows; 0 for a text that another process has already."""
+    """(M,): how many roles of the rows each fills; 0 for a duplicate that is counted on another process."""
     limits: npt.NDArray[np.int64]
-    """(M,): lengths that the texts in this place have at most, on all processes."""
+    """(M,): the maximum length, over all processes, of the texts in each position."""
     structure: Structure
-    """Of all rows; its `index` points into the embeddings (W M, D) of all processes, one process after the other."""
+    """Of all rows; its `index` points into the embeddings (W M, D) of all processes, concatenated by process."""
     token_uses: int
-    """Tokens of all roles of all rows."""
+    """Number of tokens in all roles of all rows."""
     rows: npt.NDArray[np.int64]
-    """(B,): numbers of all rows in the training data, for messages."""
+    """(B,): indices of all rows in the training data, for messages."""
 
     def some(self, part: slice, device: torch.device) -> tuple[Tensor, npt.NDArray[np.int64]]:
-        """Return the token ids (T,), on `device`, and the lengths of some of the texts, as `Tokens.on` does."""
+        """Return the token ids (T,), on `device`, and the lengths of a slice of the texts, as `Tokens.on` does."""
         return self.tokens.take(np.arange(len(self.tokens))[part]).on(device)
 
     def weights(self, part: slice, *, of_tokens: bool) -> npt.NDArray[np.float32]:
-        """Return the share of some texts, or of each of their tokens, in all roles of all rows."""
+        """Return the share of each text in a slice, or of each of their tokens, in all roles of all rows."""
         uses = self.uses[part].astype(np.float32)
         if of_tokens:
             return np.repeat(uses / np.float32(self.token_uses), self.tokens.lengths[part])

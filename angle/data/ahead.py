@@ -1,4 +1,4 @@
-"""The next batches are made while the present one computes."""
+"""Prepare the next batches while the current one computes."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ Item = TypeVar("Item")
 
 
 def ahead(items: Iterator[Item], number: int = 2) -> Generator[Item, None, None]:
-    """Yield items, of which a thread makes so many before they are asked for.
+    """Yield items, of which a thread makes up to `number` before they are requested.
 
-    What making one raises is raised where that one is asked for. Closing the generator ends the thread.
+    An exception raised while making an item is raised when that item is requested. Closing the generator ends the
+    thread.
     """
     made: Queue[tuple[Item] | BaseException | None] = Queue(number)
     closed = threading.Event()
@@ -44,4 +45,4 @@ def ahead(items: Iterator[Item], number: int = 2) -> Generator[Item, None, None]
             yield entry[0]
     finally:
         closed.set()
-        thread.join(timeout=5)  # not for ever: it may wait for a network
+        thread.join(timeout=5)  # not for ever: it may be waiting for the network

@@ -1,6 +1,6 @@
-"""Batches as a plan: which rows make a step is a function of (seed, step), not of an iterator's past.
+"""Batches as a plan: which rows form a step is a function of (seed, step), not of an iterator's state.
 
-So resuming is seeking, and every process computes the same global batch and takes its own share of its texts.
+So resuming is just seeking, and every process computes the same global batch and takes its share of the texts.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from angle.structures import Batch, DataFormat, Structure, deal
 
 @dataclass(frozen=True)
 class Sharing:
-    """How a global batch is made and shared out."""
+    """How a global batch is formed and split across processes."""
 
     batch_size: int
-    """Rows a process gives to one evaluation of the objective."""
+    """Rows that each process contributes to one evaluation of the objective."""
     accumulation: int = 1
-    """Batches in one optimiser step."""
+    """Batches per optimiser step."""
     duplicates: str = "mask"
     shuffle: bool = True
     seed: int = 42
@@ -48,16 +48,16 @@ class Plan:
 
     @property
     def batches_per_epoch(self) -> int:
-        """Global batches in a pass; the last one may have fewer rows."""
+        """Global batches per epoch; the last one may have fewer rows."""
         return -(-self.rows // self.sharing.global_rows)
 
     @property
     def steps_per_epoch(self) -> int:
-        """Optimiser steps in a pass; the last one may have fewer batches."""
+        """Optimiser steps per epoch; the last one may have fewer batches."""
         return -(-self.batches_per_epoch // self.sharing.accumulation)
 
     def step(self, step: int) -> list[tuple[int, Ints]]:
-        """Return (epoch, global rows) of each batch of an optimiser step."""
+        """Return (epoch, global rows) for each batch of an optimiser step."""
         epoch, within = divmod(step, self.steps_per_epoch)
         order = _order(self.rows, self.sharing.shuffle, self.sharing.seed, epoch)
         first = within * self.sharing.accumulation
@@ -76,7 +76,7 @@ def _order(rows: int, shuffle: bool, seed: int, epoch: int) -> Ints:
 
 
 class TrainingData(Protocol):
-    """Rows that come as optimiser steps."""
+    """Training rows, grouped into optimiser steps."""
 
     @property
     def format(self) -> DataFormat:
@@ -84,25 +84,25 @@ class TrainingData(Protocol):
 
     @property
     def steps_per_epoch(self) -> int | None:
-        """Optimiser steps in a pass, None for a stream."""
+        """Optimiser steps per epoch, None for a stream."""
 
     @property
     def summary(self) -> str:
-        """Where the rows come from and how many there are, for a person."""
+        """Human-readable description of where the rows come from and how many there are."""
 
     @property
     def fingerprint(self) -> str | None:
         """Hash of all rows, None for a stream."""
 
     def steps(self, start: int) -> Iterator[list[Batch]]:
-        """Yield this process's batches of step `start`, the next one, and so on without end."""
+        """Yield this process's batches for each step from `start` onwards, without end."""
 
     def describe(self, step: int) -> str:
-        """Return where the rows of a step stand, for a message."""
+        """Return where the rows of a step come from, for a message."""
 
 
 class CorpusData:
-    """Training rows that are all there."""
+    """Training rows that are all available up front."""
 
     def __init__(self, corpus: Corpus, sharing: Sharing) -> None:
         """Plan the batches of `corpus`."""
@@ -117,12 +117,12 @@ class CorpusData:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Optimiser steps in a pass."""
+        """Optimiser steps per epoch."""
         return self.plan.steps_per_epoch
 
     @property
     def summary(self) -> str:
-        """Where the rows come from and how many there are, for a person."""
+        """Human-readable description of where the rows come from and how many there are."""
         names = ", ".join(dict.fromkeys(origin.rsplit(" ", 1)[0] for origin in self.corpus.origins))
         dropped = f", {self.corpus.dropped:,} dropped by label_map" if self.corpus.dropped else ""
         return f"{names}: {len(self.corpus):,} rows{dropped}"
@@ -133,30 +133,30 @@ class CorpusData:
         return self.corpus.fingerprint
 
     def steps(self, start: int) -> Iterator[list[Batch]]:
-        """Yield this process's batches of step `start`, the next one, and so on without end."""
+        """Yield this process's batches for each step from `start` onwards, without end."""
         step = start
         while True:
             yield [collate(self.corpus, rows, epoch, self.sharing) for epoch, rows in self.plan.step(step)]
             step += 1
 
     def describe(self, step: int) -> str:
-        """Return where the rows of a step stand, for a message."""
+        """Return where the rows of a step come from, for a message."""
         rows = np.concatenate([rows for _, rows in self.plan.step(step)])
         shown = ", ".join(self.corpus.describe(int(row)) for row in rows[:5])
         return f"{shown}{f' and {len(rows) - 5} more' if len(rows) > 5 else ''}"
 
 
 class StreamData:
-    """Training rows that are read as they come: a window of them is a corpus, shuffled within itself.
+    """Training rows that are streamed: each window of them is a corpus, shuffled within itself.
 
-    Where a step's rows stand follows from its number, so resuming reads the stream again up to there, without
-    tokenising what is skipped, and then sees what the uninterrupted run would have seen.
+    The position of a step's rows in the stream follows from its number. So resuming reads the stream again up to that
+    point, without tokenising what it skips, and then sees what the uninterrupted run would have seen.
     """
 
     def __init__(
         self, source: SourceConfig, data_format: str, tokenizer: Tokenizer, sharing: Sharing, window: int
     ) -> None:
-        """Look at the columns; rows are read by `steps`."""
+        """Check the columns; `steps` reads the rows."""
         self._source, self._wanted, self._tokenizer, self._sharing = source, data_format, tokenizer, sharing
         per_step = sharing.global_rows * sharing.accumulation
         self._window = -(-window // per_step) * per_step
@@ -168,11 +168,11 @@ class StreamData:
 
     @property
     def summary(self) -> str:
-        """Where the rows come from, for a person."""
+        """Human-readable description of where the rows come from."""
         return f"{self._names}: a stream, shuffled in windows of {self._window:,} rows"
 
     def _windows(self) -> Iterator[CorpusBuilder]:
-        """Yield full windows of rows, pass after pass; the last one of a pass may be smaller."""
+        """Yield full windows of rows, pass after pass; the last window of a pass may be smaller."""
         while True:
             builder, some = self._builder(), False
             for table in sources.open_tables(self._source, "train", self._wanted, streaming=True):
@@ -187,13 +187,13 @@ class StreamData:
             if len(builder):
                 yield builder
             elif not some:
-                builder.build(self._tokenizer, cache=False)  # says why there is no row
+                builder.build(self._tokenizer, cache=False)  # raises, saying why there is no row
 
     def _builder(self) -> CorpusBuilder:
         return CorpusBuilder(self.format, self._source, "train", self._tokenizer.columns)
 
     def steps(self, start: int) -> Iterator[list[Batch]]:
-        """Yield this process's batches of step `start`, the next one, and so on without end."""
+        """Yield this process's batches for each step from `start` onwards, without end."""
         done = 0
         for number, builder in enumerate(self._windows()):
             plan = Plan(len(builder), self._sharing)
@@ -205,12 +205,12 @@ class StreamData:
             done += plan.steps_per_epoch
 
     def describe(self, step: int) -> str:
-        """Return where the rows of a step stand, for a message."""
+        """Return where the rows of a step come from, for a message."""
         return f"a window of {self._names}"
 
 
 def collate(corpus: Corpus, rows: Ints, epoch: int, sharing: Sharing) -> Batch:
-    """Return a global batch with this process's share of its texts; each of its distinct texts stands in it once."""
+    """Return a global batch with this process's share of its texts; each distinct text is in it once."""
     texts = corpus.texts(rows, sharing.seed, epoch)  # (B, R)
     if sharing.duplicates == "drop":
         kept = without_repeats(texts)
@@ -219,7 +219,7 @@ def collate(corpus: Corpus, rows: Ints, epoch: int, sharing: Sharing) -> Batch:
     lengths = corpus.tokens.lengths[distinct]
     dealt = deal(lengths, sharing.processes)
     own, slots = dealt[sharing.rank], np.arange(dealt.size).reshape(dealt.shape)
-    places = np.empty(len(distinct), np.int64)  # among the embeddings of all processes
+    places = np.empty(len(distinct), np.int64)  # positions among the embeddings of all processes
     places[dealt.flatten()] = slots.flatten()
     labels = None if corpus.labels is None else torch.from_numpy(corpus.labels[rows])
     return Batch(
@@ -240,9 +240,9 @@ def collate(corpus: Corpus, rows: Ints, epoch: int, sharing: Sharing) -> Batch:
 
 
 def without_repeats(texts: Ints) -> Ints:
-    """Return which rows have no text that an earlier kept row (or another role of theirs) has already.
+    """Return which rows have no text that an earlier kept row (or another of their own roles) already has.
 
-    A row that is left out blocks no later one. When all would be left out, the first one stays.
+    A row that is left out does not block a later one. If all would be left out, the first one stays.
     """
     seen: set[int] = set()
     kept = []

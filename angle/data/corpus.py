@@ -1,4 +1,4 @@
-"""Rows checked, their distinct texts tokenised once, and which row uses which text."""
+"""Check rows, tokenise their distinct texts once, and record which row uses which text."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ from angle.structures import DataFormat, Tokens
 
 Ints = npt.NDArray[np.int64]
 
-#: Labels are kept in float32.
+#: Labels are stored in float32.
 LARGEST = float(np.finfo(np.float32).max)
 
 
 class Tokenizer(Protocol):
-    """What turns texts into tokens; see `angle.modeling.tokenizer.TextTokenizer`."""
+    """Turns texts into tokens; see `angle.modeling.tokenizer.TextTokenizer`."""
 
     @property
     def fingerprint(self) -> str:
-        """A hash of everything that decides the tokens of a text."""
+        """A hash of everything that determines the tokens of a text."""
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """The further columns that the template uses."""
+        """The additional columns that the template uses."""
 
     def __call__(self, texts: Sequence[str], extras: Sequence[Mapping[str, str]] | None = None) -> Tokens:
         """Return the tokens of texts."""
@@ -43,39 +43,39 @@ class Tokenizer(Protocol):
 
 @dataclass(frozen=True)
 class Corpus:
-    """B rows over N distinct texts, a cell of one or more for each of R roles."""
+    """B rows over N distinct texts; for each of R roles, a row has a cell with one or more of them."""
 
     format: DataFormat
     tokens: Tokens
     """The N distinct texts."""
     first: Ints
-    """(B, R): where in `choices` the texts of a cell begin."""
+    """(B, R): where the texts of a cell begin in `choices`."""
     count: Ints
     """(B, R): how many texts a cell holds; one is drawn each time."""
     choices: Ints
-    """(C,): numbers of texts, cell after cell; C is the sum of `count`."""
+    """(C,): indices of texts, cell after cell; C is the sum of `count`."""
     labels: npt.NDArray[np.float32] | None
     """(B,)"""
     origins: tuple[str, ...]
-    """The files or data sets the rows come from, with what their numbers count."""
+    """The files or data sets that the rows come from, each with the unit that `numbers` counts in."""
     origin: npt.NDArray[np.int32]
     """(B,): index into `origins`."""
     numbers: Ints
-    """(B,): row or line number there."""
+    """(B,): row or line number within the origin."""
     dropped: int
-    """Rows that `label_map` told to drop."""
+    """Number of rows that `label_map` dropped."""
     fingerprint: str
-    """Hash of texts, structure and labels, before tokenising."""
+    """Hash of texts, structure and labels, before tokenisation."""
 
     def __len__(self) -> int:
         return len(self.first)
 
     def describe(self, row: int) -> str:
-        """Return where a row stands, for a message."""
+        """Return where a row comes from, for a message."""
         return f"{self.origins[self.origin[row]]} {self.numbers[row]}"
 
     def texts(self, rows: Ints, seed: int, epoch: int) -> Ints:
-        """Return (B, R): a text for each cell; where it holds several, drawn by (seed, epoch, row)."""
+        """Return (B, R), a text for each cell; if a cell holds several, draw one by (seed, epoch, row)."""
         first, count = self.first[rows], self.count[rows]
         if (count == 1).all():
             return self.choices[first]
@@ -83,11 +83,11 @@ class Corpus:
         return self.choices[first + (draws * count).astype(np.int64)]
 
     def alternatives(self, rows: Ints, texts: Ints) -> Ints:
-        """Return (A, 3): of rows with several texts to draw from, their place, and pairs of the first two cells' texts.
+        """Return (A, 3): for rows with several texts to draw from, their index and pairs of the first two cells' texts.
 
         Args:
-            rows: (B,) whose places are counted.
-            texts: both of a pair are among these.
+            rows: (B,) rows; the index is a position in this array.
+            texts: both texts of a pair are among these.
 
         """
         found, several = [np.empty((0, 3), np.int64)], np.flatnonzero((self.count[rows, :2] > 1).any(axis=1))
@@ -104,7 +104,7 @@ class Corpus:
 
 
 class CorpusBuilder:
-    """Takes rows one at a time, checks them, and remembers what is wrong until it is asked for the corpus."""
+    """Takes rows one at a time, checks them, and collects their problems until the corpus is built."""
 
     def __init__(
         self, data_format: DataFormat, source: SourceConfig, role: str, extra_columns: tuple[str, ...]
@@ -124,13 +124,13 @@ class CorpusBuilder:
         self._numbers: list[int] = []
         self._dropped = 0
         self._problems: dict[tuple[str, str, str], list[Any]] = {}
-        self._words: list[str] = []  # labels that are no numbers
+        self._words: list[str] = []  # labels that are not numbers
 
     def __len__(self) -> int:
         return len(self._numbers)
 
     def add(self, table: Table, number: int, row: Row) -> None:
-        """Take a row; a row with a problem is counted and left out."""
+        """Add a row; a row with a problem is counted and left out."""
         label = self._label(table, number, row) if self.format.labelled else 0.0
         if label is None:
             return
@@ -200,7 +200,7 @@ class CorpusBuilder:
         return label
 
     def _problem(self, table: Table, number: int, column: str, kind: str, what: str) -> None:
-        # One kind of problem counts under one key, whatever the value: the first one is shown.
+        # Problems of one kind share one key, whatever the value; the first one is shown.
         entry = self._problems.setdefault(
             (table.where, column, kind),
             [0, f"{setting(self.role)}: {table.where} {table.unit} {number}: {column} {what}"],
@@ -208,7 +208,7 @@ class CorpusBuilder:
         entry[0] += 1
 
     def check(self) -> None:
-        """Raise DataError when rows had problems: the first one, and how many there are of its kind."""
+        """Raise DataError if rows had problems, showing the first one and how many there are of its kind."""
         if self._problems:
             (*_, kind), (count, message) = next(iter(self._problems.items()))
             hint = ""
@@ -220,7 +220,7 @@ class CorpusBuilder:
             raise DataError(f"{message} ({count} such row{'s' if count > 1 else ''}{more}){hint}.")
 
     def build(self, tokenizer: Tokenizer, *, cache: bool = True) -> Corpus:
-        """Return the corpus of all rows taken.
+        """Return the corpus of all rows added.
 
         Raises:
             DataError: rows with problems, or no rows.
@@ -269,7 +269,7 @@ class CorpusBuilder:
 
 
 def _not_text(value: object) -> tuple[str, str]:
-    """Return which kind of thing stands where a text should, and how a message says what it is."""
+    """Return the kind of a value found where a text should be, and how a message describes it."""
     if value is None:
         return "null", "null"
     if isinstance(value, str):
@@ -278,7 +278,7 @@ def _not_text(value: object) -> tuple[str, str]:
 
 
 def cached_tokens(folder: Path, tokenize: Callable[[], Tokens]) -> Tokens:
-    """Return the tokens kept in `folder`, memory-mapped; if there are none, or damaged ones, make and keep them."""
+    """Return the tokens cached in `folder`, memory-mapped; if missing or damaged, compute and save them."""
     kept = _kept_tokens(folder)
     if kept is not None:
         return kept
@@ -306,7 +306,7 @@ def load_corpus(source: SourceConfig, role: str, tokenizer: Tokenizer, data_form
         data_format: A, B, C or auto.
 
     Raises:
-        DataError: anything that is wrong with the data.
+        DataError: anything wrong with the data.
 
     """
     tables = sources.open_tables(source, role, data_format)
@@ -319,7 +319,7 @@ def load_corpus(source: SourceConfig, role: str, tokenizer: Tokenizer, data_form
 
 
 def common_format(tables: Iterable[Table], wanted: str, role: str) -> DataFormat:
-    """Return the format that all tables share, `wanted` unless that is "auto"."""
+    """Return the format that all tables share, which is `wanted` unless that is "auto"."""
     first, *others = tables
     found = formats.choose(first.columns, wanted, role, first.where)
     for table in others:
@@ -332,7 +332,7 @@ def common_format(tables: Iterable[Table], wanted: str, role: str) -> DataFormat
 
 
 def check_extra_columns(table: Table, columns: tuple[str, ...], role: str) -> None:
-    """Raise DataError when the template uses a column that the table does not have."""
+    """Raise DataError if the template uses a column that the table does not have."""
     missing = [name for name in columns if name not in table.columns]
     if missing:
         raise DataError(

@@ -1,4 +1,4 @@
-"""Which of the formats A, B and C a table has, and what to type when it has none."""
+"""Detect which of the formats A, B and C a table has, and suggest what to type if it has none."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from angle.data.roles import setting
 from angle.errors import DataError
 from angle.structures import FORMATS, DataFormat
 
-#: What stands between cells in files of other kinds than their names say.
+#: Separators of cells, to recognise files whose names do not match their contents.
 SIGNS = {";": "semicolons", "\t": "tabs", ",": "commas"}
 
-#: Roles whose rows may have any format; all others measure by labels.
+#: Roles whose rows may have any format; all others are measured against labels.
 TRAINED_ON = ("train", "valid")
 
-#: Column names found in the wild for each of our roles, to suggest a renaming.
+#: Column names found in the wild for each of our columns, to suggest a renaming.
 ALIASES = {
     "text1": ("sentence1", "sent1", "s1", "premise", "question1", "query1", "sentence_a", "text_a", "anchor"),
     "text2": ("sentence2", "sent2", "s2", "hypothesis", "question2", "query2", "sentence_b", "text_b"),
@@ -26,9 +26,9 @@ ALIASES = {
 
 
 def detect(columns: Sequence[str]) -> DataFormat | None:
-    """Return the format of a table with these columns: A wins over B, B over C; None when none fits.
+    """Return the format of a table with these columns; A wins over B, B over C; None if none fits.
 
-    Two columns text and positive with a label, but without negative, are none: what the label means is not known.
+    The columns text and positive with a label, but without negative, fit none: the meaning of the label is unknown.
     """
     have = set(columns)
     for data_format in FORMATS.values():
@@ -42,7 +42,7 @@ def choose(columns: Sequence[str], wanted: str, role: str, where: str) -> DataFo
     """Return the format of a table, which must be `wanted` unless that is "auto".
 
     Raises:
-        DataError: columns of no format, or of another one, with the renaming to type.
+        DataError: columns of no format, or of another one; the message has the renaming to type.
 
     """
     found = detect(columns)
@@ -80,7 +80,7 @@ def _nearest_format(columns: Sequence[str]) -> DataFormat:
 
 
 def _guess(columns: Sequence[str], data_format: DataFormat) -> Mapping[str, str]:
-    """Return wanted -> found for the columns whose meaning their name gives away."""
+    """Return wanted -> found for the columns whose names reveal their meaning."""
     lower = {name.lower(): name for name in columns}
     guess: dict[str, str] = {}
     for wanted in data_format.columns:
@@ -93,7 +93,7 @@ def _guess(columns: Sequence[str], data_format: DataFormat) -> Mapping[str, str]
 
 def _rename(columns: Sequence[str], data_format: DataFormat, role: str) -> str:
     if len(columns) < len(data_format.columns):
-        return ""  # no renaming makes up for a column that is not there
+        return ""  # renaming cannot make up for a missing column
     guess = _guess(columns, data_format)
     pairs = ", ".join(
         f"{wanted}: {guess.get(wanted, 'COLUMN')}" for wanted in data_format.columns if guess.get(wanted) != wanted

@@ -1,28 +1,28 @@
-"""What rows are read for, and the settings that messages about them name."""
+"""Roles: what rows are read for, and which settings messages about them name."""
 
 from __future__ import annotations
 
 from angle.config import SourceConfig
 
-#: What train.py reads rows for, which is where its settings are: data.train, ... -> the split when none is given.
+#: What train.py reads rows for, also the name of their settings (data.train, ...) -> the default split.
 DEFAULT_SPLITS = {"train": "train", "valid": "validation", "valid_sts": "validation", "test": "test"}
 
-#: What evaluate.py reads rows for. Its settings have no group, so these are just what its messages begin with.
+#: What evaluate.py reads rows for. Its settings have no group, so these are just the start of its messages.
 TASKS, OWN_TEST_SET = "tasks", "the run's data.test"
 
 
 def default_split(role: str) -> str:
-    """Return the split that is read when none is given."""
+    """Return the split to read if none is given."""
     return DEFAULT_SPLITS.get(role, "test")
 
 
 def setting(role: str, name: str = "") -> str:
-    """Return how a person types where the rows of a role come from, or the setting `name` that goes with it."""
+    """Return the setting, as a user types it, for where a role's rows come from, or the related setting `name`."""
     if role in DEFAULT_SPLITS:
         return f"data.{role}.{name}" if name else f"data.{role}"
     return name or role
 
 
 def whole(role: str, source: SourceConfig) -> str:
-    """Return what a message about all rows of a source begins with; evaluate.py may have several, so it names them."""
+    """Return the start of a message about all rows of a source, naming it for evaluate.py, which may have several."""
     return setting(role) if role in DEFAULT_SPLITS else f"{role}: {', '.join(source.names())}"

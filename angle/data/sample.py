@@ -1,10 +1,10 @@
-"""Invents graded sentence pairs, so that training can be tried with no network and no data set.
+"""Generate graded sentence pairs, so that training can be tried without a network or a data set.
 
 A small grammar says who does what to whom, how many of them do it, where, and whether it happens at
-all. One :class:`Meaning` can be said in many ways (other words, active or passive voice, another word
-order), and :func:`similarity` grades two meanings without looking at a single word. So the labels are
-exact, yet hard to guess from shared words: a paraphrase shares few of them, while "the dog chases the
-nurse" and "the nurse chases the dog" share them all.
+all. One :class:`Meaning` can be expressed in many ways (other words, active or passive voice, another
+word order), and :func:`similarity` grades two meanings without looking at a single word. So the labels
+are exact, yet hard to guess from shared words: a paraphrase shares few of them, while "the dog chases
+the nurse" and "the nurse chases the dog" share them all.
 
 The splits hold different *combinations* of agent, action and object, drawn from the same words: a good
 score on the test split shows that a model composes what it has learnt, not that it has seen the answer.
@@ -23,11 +23,11 @@ SPLITS = ("train", "validation", "test")
 FORMATS = ("A", "B", "C")
 DEFAULT_ROWS = {"train": 24_000, "validation": 500, "test": 1000}
 MAX_SIMILARITY = 5.0
-#: Pairs above this mean nearly the same: the positives of an in-batch loss.
+#: Pairs with a label above this mean nearly the same: the positives of an in-batch loss.
 POSITIVE_ABOVE = 4.0
 
 # Each kind lists its concepts and each concept its synonyms; the first synonym names the concept.
-# Concepts of one kind are related, all others are strangers. Every noun and verb must inflect regularly.
+# Concepts of one kind are related, all others are unrelated. Every noun and verb must inflect regularly.
 Lexicon = Mapping[str, tuple[tuple[str, ...], ...]]
 
 BEINGS: Lexicon = {
@@ -95,9 +95,9 @@ RELATED = 0.5
 COUNT_STEP = 0.15
 CONTRADICTION = 0.4
 
-# How the pairs of format A come about: even steps from a paraphrase to a stranger spread the labels over
-# the scale. An exchange of agent and object is rare, for a tiny model needs far longer to learn who does
-# what to whom than a first try should take.
+# How the pairs of format A are generated: even steps from a paraphrase to an unrelated sentence spread the
+# labels over the scale. An exchange of agent and object is rare, because a tiny model needs far longer to
+# learn who does what to whom than a first try should take.
 DISTANCES = (0.0, 0.2, 0.3, 0.4, 0.5, 0.7, 0.9)
 EXCHANGE_RATE = 0.1
 NEGATION_RATE = 0.2
@@ -124,7 +124,7 @@ CONCEPTS = {
 
 @dataclass(frozen=True)
 class Meaning:
-    """What a sentence says, free of its words: each role names a concept by its first synonym."""
+    """What a sentence says, independent of its words: each role names a concept by its first synonym."""
 
     agent: str
     count: int
@@ -136,7 +136,7 @@ class Meaning:
 
 @dataclass(frozen=True)
 class _Style:
-    """How a sentence is said; equal styles use the same word for the same concept, whatever its role."""
+    """How a sentence is worded; equal styles use the same word for the same concept, whatever its role."""
 
     salt: int
     passive: bool
@@ -154,9 +154,9 @@ class _Style:
 
 
 def realise(meaning: Meaning, rng: Random) -> str:
-    """Says `meaning` in one of many ways, in lower case and without punctuation.
+    """Return one of many ways to express `meaning`, in lower case and without punctuation.
 
-    How much is drawn from `rng` does not depend on the meaning. So two generators in the same state give
+    The number of draws from `rng` does not depend on the meaning. So two generators in the same state give
     two meanings the same voice, order and choice of words: only what differs in meaning differs in words.
     """
     return _say(meaning, _Style.draw(rng))
@@ -191,12 +191,13 @@ def _with_ed(verb: str) -> str:
 
 
 def similarity(a: Meaning, b: Meaning) -> float:
-    """Grades how alike two meanings are, from 0 (nothing in common) to 5 (the same meaning, and only then).
+    """Return how similar two meanings are, from 0 (nothing in common) to 5 (if and only if they are equal).
 
     Agent, action and object weigh 30 % each and the place 10 %. In each role the same concept counts
-    fully, a related one (of the same kind, as dog and cat) half, a stranger nothing; so exchanging agent
-    and object, which keeps every word, loses up to 60 %. The agents' share shrinks by 15 % for each step
-    between their counts. If one meaning denies what the other affirms, 40 % of the grade is left.
+    fully, a related one (of the same kind, such as dog and cat) half, an unrelated one not at all. So
+    exchanging agent and object, which keeps every word, loses up to 60 %. The agents' share shrinks by 15 %
+    for each step between their counts. If one meaning denies what the other affirms, 40 % of the grade is
+    left.
     """
     agreement = {role: _relatedness(getattr(a, role), getattr(b, role)) for role in ROLE_WEIGHTS}
     agreement["agent"] *= 1 - COUNT_STEP * abs(a.count - b.count)
@@ -213,10 +214,10 @@ def _relatedness(one: str, other: str) -> float:
 
 
 def columns(format: str, split: str, rows: int | None = None) -> dict[str, list[str] | list[float]]:
-    """Makes the columns of one split in one data format; the same arguments always give the same rows.
+    """Return the columns of one split in one data format; the same arguments always give the same rows.
 
     A holds graded pairs, B a text with a paraphrase and a hard negative (most words shared, the meaning
-    changed), C a text with a paraphrase. Without `rows` the split has `DEFAULT_ROWS` of them; asking for
+    changed), C a text with a paraphrase. Without `rows` the split has `DEFAULT_ROWS` rows; asking for
     fewer gives the first ones of the same sequence.
     """
     if format not in FORMATS:
@@ -246,8 +247,8 @@ def columns(format: str, split: str, rows: int | None = None) -> dict[str, list[
 def _graded_pairs(split: str, rng: Random) -> Iterator[tuple[str, str, float]]:
     while True:
         one = _draw_meaning(split, rng)
-        # The distance is settled before the search for a partner within the split: otherwise the small
-        # splits, where few partners are at home, would hold little else than paraphrases.
+        # The distance is drawn before the search for a partner within the split: otherwise the small
+        # splits, which contain few partners, would hold little else than paraphrases.
         distance = rng.choice(DISTANCES)
         other = _drift(one, distance, rng)
         while _split_of(other) != split or (distance > 0 and other == one):
@@ -282,7 +283,7 @@ def _draw_meaning(split: str, rng: Random) -> Meaning:
 
 
 def _split_of(meaning: Meaning) -> str:
-    """Assigns each combination of agent, action and object to a split: one in ten each to the small ones.
+    """Assign each combination of agent, action and object to a split: a tenth to each of the small ones.
 
     Agent and object are sorted first, so that exchanging the two stays within the split.
     """
@@ -292,7 +293,7 @@ def _split_of(meaning: Meaning) -> str:
 
 
 def _drift(meaning: Meaning, distance: float, rng: Random) -> Meaning:
-    """Moves away from `meaning`: at distance 0 not at all, at distance 1 to a wholly different meaning."""
+    """Move away from `meaning`: not at all at distance 0, to a wholly different meaning at distance 1."""
     if distance == 0:
         return meaning
     other = _exchange(meaning) if rng.random() < EXCHANGE_RATE else meaning
@@ -307,7 +308,7 @@ def _drift(meaning: Meaning, distance: float, rng: Random) -> Meaning:
 
 
 def _spoil(meaning: Meaning, rng: Random) -> Meaning:
-    """Makes one change that alters the meaning but leaves most words in place."""
+    """Make one change that alters the meaning but leaves most words in place."""
     way = rng.choice(("negate", "exchange", "agent", "action", "object"))
     if way == "exchange" and meaning.object in CONCEPTS["agent"]:
         return _exchange(meaning)
@@ -332,10 +333,11 @@ def _replace_role(meaning: Meaning, role: str, rng: Random) -> Meaning:
 
 
 def vocabulary() -> list[str]:
-    """Lists a BERT word-piece vocabulary: special tokens first, then everything else in sorted order.
+    """Return a BERT WordPiece vocabulary: special tokens first, then everything else in sorted order.
 
-    The grammar's words are whole, their inflections are a word and an ending (`chase ##s`), so that both
-    forms share what is learnt. Single letters, digits and punctuation spell any other English text.
+    The grammar's words are whole tokens and their inflections are a word and an ending (`chase ##s`), so
+    that both forms share what is learnt. Single letters, digits and punctuation spell any other English
+    text.
     """
     phrases = [phrase for phrases in (*SYNONYMS.values(), *COUNTS.values()) for phrase in phrases]
     phrases += [*OBJECT_ARTICLES, *NEGATIONS, *AUXILIARIES]

@@ -20,10 +20,10 @@ from angle.errors import DataError, first_line
 
 SAMPLE = "sample"
 FILE_ENDINGS = (".json", ".jsonl", ".csv", ".tsv", ".parquet")
-#: Rows that are taken from a data set at a time: as many as make a batch's own cost small beside theirs.
+#: Rows that are read from a data set at a time: enough to make the overhead of a batch negligible.
 ARROW_ROWS = 1000
 
-#: Rows of a streamed file whose columns count as the file's: a JSON object may leave some out.
+#: Leading rows of a streamed file that determine its columns: a JSON object may leave some out.
 LOOKED_AT = 1000
 
 Row = Mapping[str, Any]
@@ -31,30 +31,30 @@ Row = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of one source, read as they are asked for, and what to call them."""
+    """Rows of one source, read on demand, and how to refer to them."""
 
     where: str
     """The file, folder or hub name."""
     columns: tuple[str, ...]
-    """Names after renaming."""
+    """Column names after renaming."""
     rows: Iterable[tuple[int, Row]]
-    """Number of the row or line, counted from 1, and the row."""
+    """Number of the row or line, counting from 1, and the row."""
     unit: str = "row"
-    """What the numbers count: row or line."""
+    """What the numbers count: "row" or "line"."""
 
 
 def open_tables(source: SourceConfig, role: str, data_format: str = "auto", *, streaming: bool = False) -> list[Table]:
-    """Return the tables of a source in the order they are named, columns renamed.
+    """Return the tables of a source in the order they are named, with columns renamed.
 
     Args:
         source: names at least one table.
-        role: one of `angle.data.roles`: for messages, and for the split when none is given.
-        data_format: which format the built-in sample takes ("auto": A).
-        streaming: read files and hub data as they come, instead of all at once. Then what is wrong with a row is
-            raised when it is come to.
+        role: one of `angle.data.roles`, for messages and for the default split.
+        data_format: which format the built-in sample has ("auto": A).
+        streaming: read files and hub data as a stream instead of all at once. An error in a row is then raised when
+            that row is reached.
 
     Raises:
-        DataError: a place that holds nothing readable, or columns to rename that it does not have.
+        DataError: a source with nothing readable, or columns to rename that it does not have.
 
     """
     split = source.split or default_split(role)
@@ -103,7 +103,7 @@ def _local_table(path: Path, split: str, role: str, streaming: bool) -> Table:
     if ending in (".json", ".jsonl"):
         read, unit = (_json_list, "row") if _holds_a_list(path, role) else (_json_lines, "line")
     rows: Iterable[tuple[int, Row]] = _FileRows(path, role, read)
-    if not streaming or read is _json_list:  # which can only be parsed whole, so it is kept
+    if not streaming or read is _json_list:  # a JSON list can only be parsed whole, so keep it
         rows = list(rows)
     looked_at = islice(rows, LOOKED_AT) if streaming else rows
     columns = dict.fromkeys(name for _, row in looked_at for name in row)
@@ -114,7 +114,7 @@ def _local_table(path: Path, split: str, role: str, streaming: bool) -> Table:
 
 @dataclass(frozen=True)
 class _FileRows:
-    """Numbered rows of a text file, which is opened anew and read as far as is asked for each time."""
+    """Numbered rows of a text file, which each iteration opens anew and reads only as far as needed."""
 
     path: Path
     role: str
@@ -144,7 +144,7 @@ def _open_text(path: Path) -> Any:
 
 
 def _holds_a_list(path: Path, role: str) -> bool:
-    """Return whether a JSON file is one list of objects, and not one object a line."""
+    """Return whether a JSON file is one list of objects rather than one object per line."""
     with _unreadable_is_said(path, role), _open_text(path) as file:
         return bool(file.read(1024).lstrip()[:1] == "[")
 
@@ -183,7 +183,7 @@ def _parse(text: str, first_line: int, path: Path, role: str) -> Any:
 
 
 def _csv_rows(path: Path, role: str) -> Iterator[tuple[int, Row]]:
-    """Yield the rows below a header. Cells stay texts as written: an NA or null in a sentence is a word."""
+    """Yield the rows below a header. Cells stay text as written: an NA or null in a sentence is a word."""
     csv.field_size_limit(2**31 - 1)  # a cell may be a document
     with _open_text(path) as file:
         # A tab-separated file is usually written without quoting, so a quotation mark is a character there.
@@ -241,7 +241,7 @@ def _hub_table(name: str, source: SourceConfig, split: str, role: str, streaming
     try:
         loaded = datasets.load_dataset(name, source.subset, split=split, revision=source.revision, streaming=streaming)
     except (OSError, ValueError, RuntimeError) as error:
-        # The hub client has error classes of its own; all are one of these three, and say what is missing.
+        # The hub client has its own error classes; all of them derive from these three and say what is missing.
         check = "the name, the subset and the split" if role in DEFAULT_SPLITS else "the name"
         raise DataError(
             f"{setting(role)}: {name} (subset {source.subset or 'none'}, split {split}) could not be loaded "
@@ -254,7 +254,7 @@ def _dataset_table(loaded: Any, where: str, role: str) -> Table:
     import datasets
 
     columns = loaded.column_names
-    if columns is None:  # a stream that has to be looked into
+    if columns is None:  # a stream whose columns only its first row reveals
         columns = list(next(iter(loaded.take(1)), {}))
     if not columns or getattr(loaded, "num_rows", 1) == 0:
         raise DataError(f"{setting(role)}: {where} is empty: it has no row.")
@@ -263,7 +263,7 @@ def _dataset_table(loaded: Any, where: str, role: str) -> Table:
 
 
 def _arrow_rows(loaded: Any) -> Iterator[Row]:
-    """Yield what iterating over the data set yields, many times as fast: cells are decoded a batch at a time."""
+    """Yield the same rows as iterating over the data set, many times faster: cells are decoded batch by batch."""
     for batch in loaded.iter(ARROW_ROWS):
         for cells in zip(*batch.values(), strict=True):
             yield dict(zip(batch, cells, strict=True))
@@ -286,7 +286,7 @@ def _renamed(table: Table, columns: Mapping[str, str], role: str) -> Table:
 
 @dataclass(frozen=True)
 class _RenamedRows:
-    """Rows under new names, read anew each time."""
+    """Rows with renamed columns, read anew on each iteration."""
 
     rows: Iterable[tuple[int, Row]]
     source_of: Mapping[str, str]

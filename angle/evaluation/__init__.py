@@ -1,1 +1,1 @@
-"""How well embeddings agree with people's judgements."""
+"""Measure how well embeddings agree with human judgements."""

@@ -28,18 +28,18 @@ def similarities(left: Tensor, right: Tensor) -> dict[str, Floats]:
 
 
 def cosines(left: Tensor, right: Tensor) -> Floats:
-    """Return the cosines (P,) of paired embeddings (P, D) and (P, D), computed in float64; 0 of a zero vector."""
+    """Return the cosines (P,) of paired embeddings (P, D) and (P, D), computed in float64; 0 for a zero vector."""
     scores: Floats = (F.normalize(left.double(), dim=-1) * F.normalize(right.double(), dim=-1)).sum(-1).numpy()
     return scores
 
 
 def spearman(scores: npt.ArrayLike, labels: npt.ArrayLike) -> float:
-    """Return Spearman's rank correlation, ties sharing ranks; 0 when either side is constant or not finite."""
+    """Return Spearman's rank correlation, with ties sharing ranks; 0 if either side is constant or not finite."""
     return _correlation(stats.spearmanr, scores, labels)
 
 
 def pearson(scores: npt.ArrayLike, labels: npt.ArrayLike) -> float:
-    """Return Pearson's correlation; 0 when either side is constant or not finite."""
+    """Return Pearson's correlation; 0 if either side is constant or not finite."""
     return _correlation(stats.pearsonr, scores, labels)
 
 
@@ -53,7 +53,7 @@ def _correlation(function: object, scores: npt.ArrayLike, labels: npt.ArrayLike)
 def best_accuracy(scores: npt.ArrayLike, positive: npt.ArrayLike) -> tuple[float, float]:
     """Return (accuracy, threshold) of the best rule "positive iff score > threshold", by trying every cut.
 
-    The threshold lies midway between two scores; -inf or inf calls all, or none, positive.
+    The threshold lies midway between two scores; -inf calls all pairs positive, and inf none.
     """
     x, y = np.asarray(scores, np.float64), np.asarray(positive, bool)
     order = np.argsort(x, kind="stable")

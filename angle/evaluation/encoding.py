@@ -1,4 +1,4 @@
-"""Texts that several processes share out to encode."""
+"""Encode texts split across several processes."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 def encode_shared(
     encode: Callable[[Tokens], Tensor], tokens: Tokens, processes: Accelerator | PartialState | None = None
 ) -> Tensor:
-    """Return the embeddings (N, ...), float32 on the CPU, of texts that processes share out, on all of them.
+    """Return the embeddings (N, ...), float32 on the CPU, of texts split across processes, on every process.
 
     Args:
         encode: returns the embeddings of texts; the same on all processes.
-        tokens: N texts, the same on all.
-        processes: those that take part; None for this one alone.
+        tokens: N texts, the same on all processes.
+        processes: the processes that take part; None for just this one.
 
     """
     if processes is None or processes.num_processes == 1:
@@ -32,7 +32,7 @@ def encode_shared(
     dealt = deal(tokens.lengths, processes.num_processes)
     own = encode(tokens.take(dealt[processes.process_index]))
     embeddings = torch.empty(len(tokens), *own.shape[1:])
-    at_once = max(1, TOGETHER // own[0].numel())  # on the devices
+    at_once = max(1, TOGETHER // own[0].numel())  # texts per process that are gathered on the devices at a time
     for first in range(0, len(own), at_once):
         some = slice(first, first + at_once)
         everyone = gather_equal(own[some].to(processes.device), processes.num_processes)

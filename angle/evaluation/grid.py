@@ -21,22 +21,22 @@ from angle.modeling.tokenizer import TokenContract
 if TYPE_CHECKING:
     from accelerate import PartialState
 
-#: The most depths, and the smallest width, that are scored unless others are asked for.
+#: Maximum number of depths, and smallest width, that are scored by default.
 MOST_DEPTHS, SMALLEST_WIDTH = 12, 8
-#: Lines of the frontier that a terminal shows.
+#: Lines of the frontier shown in a terminal.
 SHOWN = 10
 
 
 @dataclass(frozen=True)
 class Grid:
-    """Spearman correlations of every depth and width."""
+    """Spearman correlations for every depth and width."""
 
     depths: tuple[int, ...]
     widths: tuple[int, ...]
     layers: int
     dimensions: int
     scores: dict[str, Floats]
-    """By task, (depths, widths), between -1 and 1."""
+    """Scores by task, (depths, widths), between -1 and 1."""
     folder: Path
     """Where grid.json and grid.png are."""
     contract: TokenContract
@@ -49,11 +49,11 @@ class Grid:
 
     @property
     def mean_spearman(self) -> float:
-        """Of the deepest and widest one."""
+        """The mean at the largest depth and width."""
         return float(self.mean[-1, -1])
 
     def pareto(self) -> list[tuple[int, int, float]]:
-        """Return (depth, width, score) of those that no smaller one equals in score, the best first."""
+        """Return (depth, width, score) of each cell whose score no smaller cell matches or beats, best first."""
         cells = [
             (depth, width, float(self.mean[row, column]))
             for row, depth in enumerate(self.depths)
@@ -67,7 +67,7 @@ class Grid:
         return sorted(kept, key=lambda cell: -cell[2])
 
     def __str__(self) -> str:
-        """Return the table of scores, times 100, and the frontier below it."""
+        """Return the table of scores, times 100, with the frontier below it."""
         lines = [
             f"{'Spearman':>10}  {'dimensions':<10}",
             f"{'layers':>10}  " + "  ".join(f"{width:>6}" for width in self.widths),
@@ -89,7 +89,7 @@ def _at_most(one: tuple[int, int, float], other: tuple[int, int, float]) -> bool
 
 
 def evaluate_grid(config: EvaluateConfig, processes: PartialState | None = None) -> Grid:
-    """Score every depth and width of a model on its tasks, and write the numbers and a picture of them.
+    """Score every depth and width of a model on its tasks, and write the scores and a heat map.
 
     Args:
         config: the model, and what to measure it on.
@@ -117,7 +117,7 @@ def evaluate_grid(config: EvaluateConfig, processes: PartialState | None = None)
 
 
 def score_grid(embeddings: Tensor, corpus: Corpus, widths: Sequence[int]) -> Floats:
-    """Return Spearman correlations (K, widths) of a format-A corpus with the embeddings (N, K, D) of its texts."""
+    """Return Spearman correlations (K, widths) for a format-A corpus, given the embeddings (N, K, D) of its texts."""
     assert corpus.labels is not None
     left, right = corpus.texts(np.arange(len(corpus)), seed=0, epoch=0).T
     scores = [
@@ -128,10 +128,10 @@ def score_grid(embeddings: Tensor, corpus: Corpus, widths: Sequence[int]) -> Flo
 
 
 def _chosen(setting: str, asked: list[int] | None, most: int, default: list[int]) -> tuple[int, ...]:
-    """Return the numbers that are asked for, in order.
+    """Return the requested numbers, or the default, in ascending order.
 
     Raises:
-        ConfigError: one above what the model has.
+        ConfigError: a number larger than the model has.
 
     """
     numbers = sorted(set(default if asked is None else asked))
@@ -176,7 +176,7 @@ def _write(grid: Grid, model: str) -> None:
 
 
 def heat_map(grid: Grid, path: Path, title: str) -> None:
-    """Draw the mean scores, and a frame around what nothing smaller equals."""
+    """Draw the mean scores, with a frame around each cell whose score no smaller cell matches."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.patches import Rectangle

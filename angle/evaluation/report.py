@@ -30,13 +30,13 @@ from angle.settings import load_config
 if TYPE_CHECKING:
     from accelerate import PartialState
 
-#: The files that an evaluation and a grid write, beside others.
+#: The results files of an evaluation and of a grid, which also write others.
 RESULTS, GRID = "results.json", "grid.json"
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What came out of an evaluation."""
+    """The outcome of an evaluation."""
 
     results: dict[str, dict[str, float]]
     """Metrics by task, correlations between -1 and 1."""
@@ -47,7 +47,7 @@ class Evaluation:
 
     @property
     def mean_spearman(self) -> float:
-        """Mean over all tasks of the cosine's Spearman correlation."""
+        """Mean over all tasks of the Spearman correlation of the cosine."""
         return float(np.mean([row["spearman_cosine"] for row in self.results.values()]))
 
 
@@ -56,7 +56,7 @@ def evaluate(config: EvaluateConfig, processes: PartialState | None = None) -> E
 
     Args:
         config: the model, and what to measure it on.
-        processes: those of a launcher that share out the work; all call this, and the main one writes the results.
+        processes: those of a launcher that split the work; all of them call this, and the main one writes the results.
 
     Raises:
         ConfigError, DataError: a model or a task that cannot be loaded, or a place that cannot be written to.
@@ -74,16 +74,16 @@ def evaluate(config: EvaluateConfig, processes: PartialState | None = None) -> E
 
 @dataclass(frozen=True)
 class OpenTasks:
-    """A model, and what it is to be measured on."""
+    """A model, and the tasks to measure it on."""
 
     folder: Path
-    """Where results go."""
+    """Where the results are written."""
     run: TrainConfig | None
-    """The settings of the run whose own test set that is."""
+    """The settings of the run if the task is its own test set, else None."""
     encoder: Encoder
     sources: dict[str, SourceConfig]
     processes: PartialState | None
-    """Those that share out the work, None for this one alone."""
+    """Those that split the work, None for just this one."""
 
     @property
     def is_main(self) -> bool:
@@ -91,12 +91,12 @@ class OpenTasks:
         return self.processes is None or self.processes.is_main_process
 
     def encoded(self, batch_size: int, depths: Sequence[int] | None = None) -> Iterator[tuple[str, Corpus, Tensor]]:
-        """Yield each task's name, its pairs, and the embeddings of their texts (N, D), or (N, K, D) of K depths."""
+        """Yield each task's name, its pairs, and the embeddings of their texts, (N, D) or, for K depths, (N, K, D)."""
         role = TASKS if self.run is None else OWN_TEST_SET
         for name, source in self.sources.items():
             corpus = load_sts(source, role, self.encoder.tokenizer)
             own = -(-len(corpus.tokens) // (1 if self.processes is None else self.processes.num_processes))
-            hide = None if self.is_main else True  # None: where nobody looks on
+            hide = None if self.is_main else True  # None hides it if the output is not a terminal
             with tqdm(total=own, desc=name, unit="text", disable=hide, leave=False) as bar:
                 encode = partial(self.encoder.encode_tokens, batch_size=batch_size, progress=bar.update, depths=depths)
                 embeddings = encode_shared(encode, corpus.tokens, self.processes)
@@ -104,14 +104,14 @@ class OpenTasks:
 
 
 def open_tasks(config: EvaluateConfig, processes: PartialState | None = None) -> OpenTasks:
-    """Load the model, and find its tasks and a place for the results.
+    """Load the model, and find its tasks and a folder for the results.
 
     Args:
         config: the model, and what to measure it on.
         processes: as in `evaluate`.
 
     Raises:
-        ConfigError: a model or a task that is none, or a place that cannot be written to.
+        ConfigError: a model that cannot be loaded, an unknown task, or a place that cannot be written to.
 
     """
     folder = _new_folder(config)
@@ -123,7 +123,7 @@ def open_tasks(config: EvaluateConfig, processes: PartialState | None = None) ->
 
 
 def _new_folder(config: EvaluateConfig) -> Path:
-    """Return where results go; looked at first, so that nothing is computed in vain."""
+    """Return the folder for results, which is checked first, so that nothing is computed in vain."""
     folder = Path(config.output_dir or "evaluations")
     there = next((place for place in (folder, *folder.parents) if place.exists()), folder)
     if there.is_file():
@@ -134,7 +134,7 @@ def _new_folder(config: EvaluateConfig) -> Path:
 
 
 def _positive_above(config: EvaluateConfig, run: TrainConfig | None) -> float:
-    """Return above which label a pair counts as positive: as given, else, on a run's own test set, as in training."""
+    """Return the label above which a pair is positive: as given, or else, on a run's own test set, as in training."""
     if config.positive_above is not None:
         return config.positive_above
     trained_with = None if run is None else run.loss.positive_above
@@ -142,13 +142,13 @@ def _positive_above(config: EvaluateConfig, run: TrainConfig | None) -> float:
 
 
 def _own_config(config: EvaluateConfig) -> TrainConfig | None:
-    """Return the settings of the run that the model is, None when it is no run."""
+    """Return the settings saved with the model if it is a training run, else None."""
     saved = Path(config.model.name_or_path) / CONFIG_FILE
     return load_config(saved) if saved.is_file() else None
 
 
 def _sources(config: EvaluateConfig, run: TrainConfig | None) -> dict[str, SourceConfig]:
-    """Return what to measure on, by name: the tasks that are given, else the run's own test set."""
+    """Return what to measure on, by name: the tasks given, or else the run's own test set."""
     if config.tasks is not None:
         return {task: task_source(task, config.columns, config.label_map) for task in expand_tasks(config.tasks)}
     own = run.data.test if run is not None else SourceConfig()
@@ -159,18 +159,18 @@ def _sources(config: EvaluateConfig, run: TrainConfig | None) -> dict[str, Sourc
             f"{looked_for}tasks is missing, and the model is no run with a test set of its own: give for example "
             "tasks=[stsb], tasks=[sts] (all seven), or tasks=[pairs.jsonl]."
         )
-    # What is typed wins, so that a message about columns or labels can be obeyed here too.
+    # Settings given here win, so that the advice of a message about columns or labels works here too.
     own = replace(own, columns=config.columns or own.columns, label_map=config.label_map or own.label_map)
     return {f"{', '.join(own.names())} ({own.split or default_split(OWN_TEST_SET)})": own}
 
 
 def expand_tasks(tasks: list[str]) -> list[str]:
-    """Return the tasks with `sts` replaced by the seven."""
+    """Return the tasks with `sts` replaced by its seven tasks."""
     return [name for task in tasks for name in (HUB_TASKS if task == "sts" else (task,))]
 
 
 def average(results: dict[str, dict[str, float]]) -> float | None:
-    """Return the mean Spearman of the seven tasks, None unless all are there."""
+    """Return the mean Spearman correlation of the seven STS tasks, None unless all are present."""
     named = {ALIASES.get(name, name): row for name, row in results.items()}
     if not all(name in named for name in HUB_TASKS):
         return None
@@ -184,9 +184,9 @@ def save_results(
     results: dict[str, dict[str, float]],
     pairs: dict[str, PairScores],
 ) -> None:
-    """Write the results, and beside them each task's pairs as a table.
+    """Write the results, and next to them each task's pairs as a table.
 
-    A number that is not finite, which JSON has no word for, is null: the threshold that calls all or none positive.
+    A non-finite number, which JSON cannot represent, becomes null: the threshold that calls all or none positive.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     for number, (_, scored) in enumerate(pairs.items(), 1):
@@ -210,7 +210,7 @@ def save_results(
 
 
 def table(results: dict[str, dict[str, float]]) -> str:
-    """Return results as a table for a terminal, correlations and accuracy times 100."""
+    """Return results as a table for a terminal, with correlations and accuracy times 100."""
     heads = ("pairs", "cosine", "dot", "Manhattan", "Euclidean", "cosine", "dot", "Manhattan", "Euclidean", "accuracy")
     keys = (
         "pairs",

@@ -1,4 +1,4 @@
-"""Semantic textual similarity: pairs with labels, single sets and the usual seven."""
+"""Semantic textual similarity: labelled pairs, from single data sets or the usual seven."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ HUB_COLUMNS = {"text1": "sentence1", "text2": "sentence2", "label": "score"}
 
 @dataclass(frozen=True)
 class PairScores:
-    """One task's pairs, scored."""
+    """The scored pairs of one task."""
 
     labels: npt.NDArray[np.float32]
     scores: dict[str, Floats]
@@ -45,11 +45,11 @@ class PairScores:
 
     @property
     def spearman(self) -> float:
-        """Spearman's correlation of the cosines, what the field reports."""
+        """Spearman's correlation of the cosines, the metric that the field reports."""
         return spearman(self.scores["cosine"], self.labels)
 
     def metrics(self, positive_above: float = 0.5) -> dict[str, float]:
-        """Return all correlations, and the best accuracy of the cosine with its threshold."""
+        """Return all correlations, and the best accuracy of the cosine together with its threshold."""
         table = {f"spearman_{name}": spearman(score, self.labels) for name, score in self.scores.items()}
         table |= {f"pearson_{name}": pearson(score, self.labels) for name, score in self.scores.items()}
         accuracy, threshold = best_accuracy(self.scores["cosine"], self.labels > positive_above)
@@ -59,19 +59,19 @@ class PairScores:
 def score_pairs(
     encoder: Encoder, corpus: Corpus, batch_size: int = 64, progress: Callable[[int], object] | None = None
 ) -> PairScores:
-    """Return the similarities of a format-A corpus; each distinct text is encoded once."""
+    """Return the similarities of a format-A corpus, encoding each distinct text once."""
     return pair_scores(encoder.encode_tokens(corpus.tokens, batch_size, progress), corpus)
 
 
 def pair_scores(embeddings: Tensor, corpus: Corpus) -> PairScores:
-    """Return the similarities of a format-A corpus with the embeddings (N, D) of its texts."""
+    """Return the similarities of a format-A corpus, given the embeddings (N, D) of its texts."""
     assert corpus.labels is not None
     texts = corpus.texts(np.arange(len(corpus)), seed=0, epoch=0)
     return PairScores(corpus.labels, similarities(embeddings[texts[:, 0]], embeddings[texts[:, 1]]))
 
 
 def word_overlap(corpus: Corpus, special_ids: set[int]) -> float:
-    """Return the Spearman correlation of the Jaccard overlap of two texts' tokens: what knowing no meaning gives."""
+    """Return the Spearman correlation of the Jaccard overlap of two texts' tokens, a baseline that ignores meaning."""
     assert corpus.labels is not None
     bounds = corpus.tokens.offsets
     bags = [set(corpus.tokens.ids[a:b].tolist()) - special_ids for a, b in itertools.pairwise(bounds)]
@@ -81,7 +81,7 @@ def word_overlap(corpus: Corpus, special_ids: set[int]) -> float:
 
 
 def load_sts(source: SourceConfig, role: str, tokenizer: Tokenizer) -> Corpus:
-    """Return a format-A corpus that a correlation can be computed on.
+    """Return a format-A corpus for which a correlation can be computed.
 
     Raises:
         DataError: unreadable rows, or labels that are all the same.
@@ -98,10 +98,10 @@ def load_sts(source: SourceConfig, role: str, tokenizer: Tokenizer) -> Corpus:
 
 
 def task_source(task: str, columns: dict[str, str], label_map: dict[str, float | None]) -> SourceConfig:
-    """Return where a task's pairs are: a known name, or a file in format A.
+    """Return the source of a task's pairs; the task is a known name or a file in format A.
 
     Raises:
-        ConfigError: neither.
+        ConfigError: it is neither.
 
     """
     name = ALIASES.get(task, task)

@@ -1,1 +1,1 @@
-"""Embeddings + structure + labels -> named loss terms. Nothing here knows tokens or models."""
+"""Embeddings + structure + labels -> named loss terms. Nothing here knows about tokens or models."""

@@ -1,4 +1,4 @@
-"""Alignment: a student's states come nearer to those of a teacher that stays as it is."""
+"""Alignment: pull a student's states towards those of a frozen teacher."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ class Aligned:
     student: Tensor
     """(M, D), with gradient."""
     teacher: Tensor
-    """(M, D), without."""
+    """(M, D), without gradient."""
     weights: Tensor
-    """(M,): the share of each in the whole batch; a text that is used twice counts twice. Over the batch they sum to
-    1."""
+    """(M,): the share of each state in the whole batch; a text that is used twice counts twice. They sum to 1 over the
+    batch."""
 
 
 def alignment_loss(states: Aligned, config: TeacherConfig) -> Tensor:
-    """Return what these states add to the mean distance of a batch's states from the teacher's."""
+    """Return the contribution of these states to the mean distance between the batch's states and the teacher's."""
     with torch.autocast(states.student.device.type, enabled=False):
         student, teacher = at_least_float32(states.student), at_least_float32(states.teacher)
         return (states.weights * divergences(student, teacher, config.mse_w, config.temperature)).sum()
 
 
 def divergences(states: Tensor, targets: Tensor, mse_w: float, temperature: float) -> Tensor:
-    """Return how far states (M, D) are from targets (M, D), row by row, (M,).
+    """Return the distance (M,) of each row of states (M, D) from the same row of targets (M, D).
 
     mse_w * mean((states - targets)^2) + temperature * KL(softmax(targets / temperature) || softmax(states /
-    temperature)), the softmax over dimensions; a term with factor 0 is left out.
+    temperature)), with the softmax over dimensions; a term with factor 0 is left out.
     """
     distance = states.new_zeros(len(states))
     if mse_w:

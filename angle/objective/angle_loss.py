@@ -23,7 +23,7 @@ class LossTerms:
     total: Tensor
     """Scalar with gradient: the weighted sum."""
     terms: dict[str, Tensor]
-    """Each term by name, detached: cosine, ibn and angle before their weights, and those of Espresso and a teacher."""
+    """Each term by name, detached: cosine, ibn and angle before weighting, and the terms of Espresso and a teacher."""
 
 
 class AngleLoss:
@@ -31,7 +31,7 @@ class AngleLoss:
 
     Format A ranks its labelled pairs. Format B ranks the pairs (text, positive) above all pairs (text, negative).
     Format C has no pairs to rank, only the contrastive term. Everything is computed in float32 (float64 if the
-    embeddings are), whatever the model ran in.
+    embeddings are float64), whatever precision the model ran in.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class AngleLoss:
         duplicates: str = "mask",
         workers: Workers = ALONE,
     ) -> None:
-        """Fix the weights, the format, what is asked of the embeddings and who shares out the work.
+        """Set the weights, the format, the treatment of duplicates and the processes that split the work.
 
         Raises:
             ConfigError: an odd number of dimensions with the angle term.
@@ -63,7 +63,7 @@ class AngleLoss:
 
         Args:
             embeddings: (N, D).
-            structure: whose `index` (B, R) points into them.
+            structure: its `index` (B, R) points into the embeddings.
 
         """
         assert structure.format == self.format
@@ -87,15 +87,15 @@ class AngleLoss:
         return self._ranking(self.config.angle_tau * angle_scores(roles[:, :1], roles[:, 1:]), structure)
 
     def _ranking(self, scores: Tensor, structure: Structure) -> Tensor:
-        """Return the ranking loss of a text's similarities (B, R - 1) to the other texts of its row."""
+        """Return the ranking loss of the similarities (B, R - 1) of each row's first text to its other texts."""
         labels = structure.labels
-        if labels is None:  # a positive, and a negative; counted there, as numbers from here would wait for a GPU
+        if labels is None:  # 1 (positive), 0 (negative); made on the device, as a copy would wait for a GPU
             labels = torch.arange(1, -1, -1, dtype=scores.dtype, device=scores.device).expand_as(scores)
         return ranking_loss(scores.flatten(), labels.flatten())
 
     def _in_batch(self, roles: Tensor, structure: Structure) -> Tensor:
         ids, alternatives = structure.text_ids, structure.alternatives
-        if self.keep_duplicates:  # as if no text were another's equal
+        if self.keep_duplicates:  # as if no two texts were equal
             ids, alternatives = torch.arange(ids.numel(), device=ids.device).view_as(ids), alternatives[:0]
         how = ids, alternatives, self.config.ibn_tau, self.workers
         if structure.labels is not None:

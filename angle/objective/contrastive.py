@@ -1,8 +1,8 @@
-"""Contrastive losses: a text must be nearer to its positive than to the batch's other texts.
+"""Contrastive losses: a text must be closer to its positive than to the other texts of the batch.
 
-Legend: Q queries, C candidates, M queries of a chunk, P pairs of texts, D dimensions. Queries are taken in chunks, so
-that a batch needs O((Q + C) D) memory and a chunk's logits, never all Q x C of them. Several processes, which all know
-all texts, each take a share of the queries.
+Legend: Q queries, C candidates, M queries in a chunk, P pairs of texts, D dimensions. Queries are processed in chunks,
+so that a batch needs O((Q + C) D) memory plus one chunk's logits, never all Q x C of them. When there are several
+processes, all of them hold all texts and each takes a share of the queries.
 """
 
 from __future__ import annotations
@@ -16,22 +16,22 @@ from torch import Tensor
 
 from angle.derivatives import refuse_second_derivative
 
-#: The most logits at once, at least one query's.
+#: Maximum number of logits in a chunk, though a chunk has at least one query.
 LOGITS = 2**24
 
 
 @dataclass(frozen=True)
 class Workers:
-    """Processes that have the same texts before them and share out the work."""
+    """Processes that hold the same texts and split the queries among them."""
 
     rank: int = 0
-    """Which of them this one is."""
+    """Index of this process."""
     number: int = 1
     add_up: Callable[[Sequence[Tensor]], None] = lambda _: None
-    """Replaces tensors by their sums over all processes."""
+    """Replaces tensors, in place, by their sums over all processes."""
 
     def share(self, queries: int) -> range:
-        """Return which queries this process takes."""
+        """Return the range of queries that this process takes."""
         return range(queries * self.rank // self.number, queries * (self.rank + 1) // self.number)
 
 
@@ -40,24 +40,24 @@ ALONE = Workers()
 
 @dataclass(frozen=True)
 class NotNegatives:
-    """Which candidates are no negatives of which queries: those of the same text, and of the texts paired with it.
+    """Candidates that are not negatives of a query: those with the same text, and those with a text paired with it.
 
     No operation's shape depends on how often texts repeat, so nothing waits for a GPU.
     """
 
     queries: Tensor
-    """(Q,) the text of each query, a number from 0 up to `texts`."""
+    """(Q,) the text of each query, a number in [0, texts)."""
     candidates: Tensor
     """(C,) the text of each candidate."""
     left: Tensor
-    """(P,) texts of pairs."""
+    """(P,) the first text of each pair."""
     right: Tensor
-    """(P,) the texts that are no negatives of those on the left."""
+    """(P,) the second text of each pair, which is not a negative of the first."""
     texts: int
 
     @classmethod
     def of_texts(cls, ids: Tensor, queries: Tensor, candidates: Tensor, left: Tensor, right: Tensor) -> NotNegatives:
-        """Return it for texts named by any ids; all of them stand among `ids`."""
+        """Return the mask for texts with arbitrary ids, all of which occur in `ids`."""
         ordered = ids.flatten().sort().values
 
         def number(some: Tensor) -> Tensor:
@@ -66,9 +66,9 @@ class NotNegatives:
         return cls(number(queries), number(candidates), number(left), number(right), len(ordered))
 
     def of(self, chunk: slice) -> Tensor:
-        """Return (M, C) bool for a chunk of the queries."""
+        """Return the mask (M, C), bool, of a chunk of the queries."""
         queries = self.queries[chunk]
-        # Equal queries share one row of the table, any of theirs. The last row takes the pairs of all other texts.
+        # Equal queries share one row of the table, any one of theirs. The last row takes the pairs of all other texts.
         row = torch.full((self.texts,), len(queries), device=queries.device)
         row[queries] = torch.arange(len(queries), device=queries.device)
         table = torch.zeros(len(queries) + 1, self.texts, dtype=torch.bool, device=queries.device)
@@ -80,8 +80,8 @@ class NotNegatives:
 class _CrossEntropy(torch.autograd.Function):
     """The sum over queries of weight * -log softmax of the target; see `cross_entropy_over`.
 
-    The forward takes the gradient along, chunk by chunk: each logit is computed once and not kept. The backward only
-    multiplies.
+    The forward pass also computes the gradient, chunk by chunk: each logit is computed once and not kept. The backward
+    pass only multiplies.
     """
 
     @staticmethod
@@ -137,16 +137,16 @@ def cross_entropy_over(
 ) -> Tensor:
     """Return the sum over queries of weight * -log softmax of the query's target among its candidates.
 
-    It can be differentiated once, by queries and candidates.
+    It can be differentiated once, with respect to queries and candidates.
 
     Args:
         queries: (Q, D) of length 1.
         candidates: (C, D) of length 1.
-        target: (Q,) int64, the right candidate of each query.
-        weights: (Q,) the share of each query.
+        target: (Q,) int64, the correct candidate of each query.
+        weights: (Q,) the weight of each query.
         tau: multiplier of the cosines.
-        mask: candidates that do not count; a target always counts.
-        workers: which processes share out the queries; all give the same of everything, and get the same.
+        mask: candidates that are left out; a target never is.
+        workers: processes that split the queries; all pass the same arguments and get the same result.
 
     """
     given = queries, candidates, target, weights, tau, mask, workers
@@ -159,20 +159,20 @@ def in_batch_loss(
 ) -> Tensor:
     """Return the contrastive loss of format A: every text of a positive pair must find its partner.
 
-    Candidates are all 2B texts but the text itself, its equals and its known positives, in both directions. A pair that
-    is not positive asks for nothing: its texts still count in the mean over all 2B texts and are negatives of the
-    others.
+    Candidates are all 2B texts except the text itself, its duplicates and its other known positives, in both
+    directions. A pair that is not positive adds no loss: its texts still count in the mean over all 2B texts and are
+    negatives of the others.
 
     Args:
         pairs: (B, 2, D) embeddings of length 1.
         positive: (B,) bool.
         pair_ids: (B, 2) text ids, equal for equal texts.
-        alternatives: (A, 3) further pairs of texts, each after the row that it is of.
+        alternatives: (A, 3) further pairs of texts, each preceded by the row it belongs to.
         tau: multiplier of the cosines.
-        workers: which processes share out the texts.
+        workers: processes that split the texts.
 
     """
-    embeddings, texts = pairs.flatten(0, 1), pair_ids.flatten()  # interleaved: the partner of text i is i xor 1
+    embeddings, texts = pairs.flatten(0, 1), pair_ids.flatten()  # interleaved: the partner of text i is text i xor 1
     known = _both_ways(pair_ids, alternatives, torch.cat([positive, positive[alternatives[:, 0]]]))
     mask = NotNegatives.of_texts(pair_ids, texts, texts, *known)
     target = torch.arange(len(texts), device=texts.device) ^ 1
@@ -185,15 +185,15 @@ def text_to_candidates_loss(
 ) -> Tensor:
     """Return the contrastive loss of formats B and C: a text must find its positive among all candidates.
 
-    Candidates are all positives, then (format B) all negatives, of the batch, but the text's equals and its known
-    positives; mean over the B texts.
+    Candidates are all positives of the batch, then (format B) all negatives, except the text's duplicates and its other
+    known positives; the loss is the mean over the B texts.
 
     Args:
         roles: (B, R, D) embeddings of length 1, of text, positive and, for R = 3, negative.
         role_ids: (B, R) text ids, equal for equal texts.
-        alternatives: (A, 3) further pairs of texts, each after the row that it is of.
+        alternatives: (A, 3) further pairs of texts, each preceded by the row it belongs to.
         tau: multiplier of the cosines.
-        workers: which processes share out the texts.
+        workers: processes that split the texts.
 
     """
     queries, *others = roles.unbind(1)
@@ -205,7 +205,7 @@ def text_to_candidates_loss(
 
 
 def _both_ways(ids: Tensor, alternatives: Tensor, positive: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Return the ids (P,) of texts and of a known positive of each; of a pair that is not positive the text itself."""
+    """Return the ids (P,) of texts and of a known positive of each, the text itself where its pair is not positive."""
     pairs = torch.cat([ids[:, :2], alternatives[:, 1:]])
     partners = pairs.flip(1)
     if positive is not None:

@@ -1,8 +1,8 @@
-"""Espresso embeddings (ESE): all layers, and the first dimensions alone, learn to stand for the whole.
+"""Espresso embeddings (ESE): every layer, and the first dimensions by themselves, learn to represent the whole.
 
 Li, Li, Li, Xie and Li, "ESE: Espresso Sentence Embeddings", ICLR 2025 (arXiv:2402.14776), as its published code
-computes it, with three corrections: the last layer but one has a loss of its own, the compression is exact and the
-same on every process, and a teacher's term (see `alignment`) reaches the gradient.
+computes it, with three corrections: the second-to-last layer has a loss of its own, the compression is exact and the
+same on every process, and the teacher's term (see `alignment`) contributes to the gradient.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from angle.structures import Structure
 class EspressoLoss:
     """The AnglE loss of the last layer at full width and of every layer's first k dimensions, and their compression.
 
-    With t and h_i the embeddings of depths L and i, l the AnglE loss and P the divergence of the first k dimensions
-    from a compression of all:
+    With t and h_i the embeddings at depths L and i, l the AnglE loss and P the divergence of the first k dimensions
+    from a compression of all dimensions:
 
         l(t) + l(t[:k]) + P(t) + 1 / (L - 1) * sum over i = 1 ... L - 1 of (l(h_i[:k]) + P(h_i)) / (1 + ln(1 + i))
 
@@ -32,10 +32,10 @@ class EspressoLoss:
     """
 
     def __init__(self, loss: AngleLoss, config: EseConfig, layers: int, dimensions: int) -> None:
-        """Fix the depths and their weights.
+        """Set the depths and their weights.
 
         Raises:
-            ConfigError: more dimensions to keep than there are.
+            ConfigError: more dimensions to keep than the embeddings have.
 
         """
         if config.compression_size > dimensions:
@@ -53,7 +53,7 @@ class EspressoLoss:
 
         Args:
             embeddings: (N, K, D), one slice for each of `depths`.
-            structure: whose `index` (B, R) points into them.
+            structure: its `index` (B, R) points into the embeddings.
 
         """
         width = self.config.compression_size
@@ -72,7 +72,7 @@ class EspressoLoss:
         return LossTerms(full.total + narrow + layers + compression, full.terms | kept)
 
     def _compression(self, texts: Tensor) -> Tensor:
-        """Return how far the first dimensions of texts (M, D) are from a compression of all."""
+        """Return the divergence of the first dimensions of texts (M, D) from a compression of all dimensions."""
         width = self.config.compression_size
         target = compress(texts, width)
         return divergences(texts[:, :width], target, mse_w=1.0, temperature=self.config.kl_temperature).mean()
@@ -80,18 +80,18 @@ class EspressoLoss:
 
 @torch.no_grad()
 def compress(texts: Tensor, width: int) -> Tensor:
-    """Return embeddings (M, D) compressed to (M, width), as a target: without gradient.
+    """Return embeddings (M, D) compressed to (M, width), as a target without gradient.
 
-    With A = softmax(texts^T texts / sqrt(D)), row by row, and A = U S V^T with the largest singular values first, it
-    is texts U S, cut to its first columns. Each column of U has its largest entry positive, so that the same texts
-    give the same target on every process and in every run.
+    With A = softmax(texts^T texts / sqrt(D)), row by row, and A = U S V^T with the largest singular values first, the
+    target is texts U S, truncated to its first columns. The largest entry of each column of U is positive, so that the
+    same texts give the same target on every process and in every run.
     """
     there = (texts if texts.device.type in ("cpu", "cuda") else texts.cpu()).double()
     attention = torch.softmax(there.T @ there / math.sqrt(there.shape[1]), dim=-1)
-    # What is not finite is for the loop to say; a decomposition would fail.
+    # The training loop reports non-finite values; the decomposition would fail on them.
     finite = attention.isfinite().all()
     # Squares of the singular values, and U: half the work of a full decomposition. In float64, as squaring costs
-    # half of the digits. On a GPU the decomposition waits for its own end.
+    # half of the digits. On a GPU the decomposition blocks until it is done.
     squares, vectors = torch.linalg.eigh(torch.where(finite, attention @ attention.T, 0.0))
     vectors, squares = vectors[:, -width:].flip(1), squares[-width:].flip(0)
     largest = vectors.gather(0, vectors.abs().argmax(dim=0, keepdim=True))

@@ -1,4 +1,4 @@
-"""The whole objective: the AnglE loss, of one layer or of all (Espresso), and the alignment with a teacher."""
+"""The whole objective: the AnglE loss, of one layer or of all (Espresso), plus the alignment with a teacher."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ class Objective:
     """loss + teacher.weight * alignment."""
 
     def __init__(self, loss: AngleLoss | EspressoLoss, teacher: TeacherConfig) -> None:
-        """Put the parts together."""
+        """Combine a loss and the settings of a teacher."""
         self.loss = loss
         self.teacher = teacher
 
     @property
     def depths(self) -> tuple[int, ...] | None:
-        """Depths whose embeddings the loss asks for, the last one last; None for the last layer alone."""
+        """Depths whose embeddings the loss needs, the last layer at the end; None for just the last layer."""
         return self.loss.depths if isinstance(self.loss, EspressoLoss) else None
 
     def __call__(self, embeddings: Tensor, structure: Structure) -> LossTerms:
-        """Return the loss of a batch, but for the alignment.
+        """Return the loss of a batch, without the alignment.
 
         Args:
-            embeddings: (N, D), or (N, K, D) where `depths` asks for K of them.
-            structure: whose `index` (B, R) points into them.
+            embeddings: (N, D), or (N, K, D) if there are K `depths`.
+            structure: its `index` (B, R) points into the embeddings.
 
         """
         return self.loss(embeddings, structure)
 
     def alignment(self, states: Aligned) -> Tensor:
-        """Return what states add to the alignment, before `teacher.weight`: the whole is the sum over all texts."""
+        """Return the contribution of states to the alignment, a sum over all texts, before `teacher.weight`."""
         return alignment_loss(states, self.teacher)

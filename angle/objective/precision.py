@@ -1,4 +1,4 @@
-"""Losses are computed in float32, whatever the model ran in."""
+"""Losses are computed in float32, whatever precision the model ran in."""
 
 from __future__ import annotations
 
@@ -6,5 +6,5 @@ from torch import Tensor
 
 
 def at_least_float32(states: Tensor) -> Tensor:
-    """Return the states in float32; in float64 if they are."""
+    """Return the states in float32, or unchanged if they are float64."""
     return states if states.element_size() == 8 else states.float()

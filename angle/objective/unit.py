@@ -1,4 +1,4 @@
-"""Vectors brought to length 1."""
+"""Normalise vectors to length 1."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SHORTEST = 1e-12
 
 
 class _Unit(torch.autograd.Function):
-    """Values of torch.nn.functional.normalize; its gradient takes five times as long, most of it in small steps."""
+    """Same values as torch.nn.functional.normalize, whose gradient takes five times as long, mostly in small ops."""
 
     @staticmethod
     def forward(ctx: Any, vectors: Tensor) -> Tensor:
@@ -32,6 +32,6 @@ class _Unit(torch.autograd.Function):
 
 
 def unit(vectors: Tensor) -> Tensor:
-    """Return vectors (..., D) divided by their lengths; a zero vector stays zero. It can be differentiated once."""
+    """Return vectors (..., D) divided by their lengths; a zero vector stays zero. This can be differentiated once."""
     units: Tensor = _Unit.apply(vectors)  # type: ignore[no-untyped-call]
     return units
