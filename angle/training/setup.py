@@ -176,9 +176,8 @@ def make_optimizer(model: torch.nn.Module, config: TrainConfig) -> torch.optim.A
         {"params": [p for p in trained if p.ndim >= 2], "weight_decay": config.train.weight_decay},
         {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(
-        [group for group in groups if group["params"]], lr=config.train.learning_rate or 0.0, fused=True
-    )
+    # The loop sets the learning rate before every step.
+    return torch.optim.AdamW([group for group in groups if group["params"]], lr=0.0, fused=True)
 
 
 def check_processes(record: dict[str, Any], accelerator: Accelerator) -> None:
