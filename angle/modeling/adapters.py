@@ -1,4 +1,4 @@
-"""LoRA: adapters to train, fresh or from before, on top of frozen ones, and all of them merged into the weights."""
+"""LoRA: train fresh or saved adapters on top of frozen ones, and merge all of them into the weights."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
 
-#: peft's name of the adapter that is trained and stands at the top of a folder. Frozen ones stand in folders below.
+#: peft's name for the adapter that is trained, which is saved at the top of a folder. Frozen ones go in subfolders.
 TRAINED, FROZEN = "default", "frozen-{}"
 
-#: What peft puts before the name of every weight.
+#: The prefix that peft adds to the name of every weight.
 PREFIX = "base_model.model."
 
 
@@ -33,11 +33,11 @@ class SavedAdapters:
     setting: str
     """What the user typed, for messages."""
     folders: tuple[str, ...]
-    """The topmost last."""
+    """Topmost last."""
 
 
 def find_adapters(name: str, setting: str, revision: str | None = None) -> SavedAdapters:
-    """Return the adapters in a folder or a repository, fetched.
+    """Return the adapters in a folder or a repository, downloaded if need be.
 
     Raises:
         ConfigError: there are none.
@@ -67,22 +67,22 @@ def add_adapters(
     saved: SavedAdapters | None = None,
     fresh: LoraConfig | None = None,
 ) -> PeftModel:
-    """Return the model with adapters on it, of which one is trainable and nothing else.
+    """Return the model with adapters on it; nothing but one of them is trainable.
 
     Args:
         backbone: the bare model.
-        base_name: where it comes from; written into the adapter's folder.
-        revision: of that on the hub.
-        saved: adapters to start from: trained further, or frozen below `fresh`.
-        fresh: a new adapter, whose start changes nothing.
+        base_name: where the model comes from; written into the adapter's folder.
+        revision: the revision of `base_name` on the hub.
+        saved: adapters to start from: trained further, or frozen below `fresh` if that is given.
+        fresh: a new adapter, initialised so that it changes nothing.
 
     Raises:
-        ConfigError: target modules that match no linear layer, or a saved adapter that does not fit the model.
+        ConfigError: target modules match no linear layer, or a saved adapter does not fit the model.
 
     """
     quiet_bitsandbytes()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers by a name that is to change
+        warnings.simplefilter("ignore", FutureWarning)  # peft uses a name in transformers that will change
         backbone.name_or_path = base_name
         settings = None if fresh is None else _settings(backbone, fresh)
         model: Any = backbone
@@ -102,7 +102,7 @@ def add_adapters(
 
 
 def merge_adapters(backbone: PreTrainedModel, saved: SavedAdapters) -> PreTrainedModel:
-    """Return the model with the adapters saved at a place merged into its weights."""
+    """Return the model with saved adapters merged into its weights."""
     model = add_adapters(backbone, backbone.name_or_path, saved=saved)
     merged: PreTrainedModel = model.merge_and_unload(adapter_names=list(model.peft_config))
     return merged.requires_grad_(True)
@@ -110,7 +110,7 @@ def merge_adapters(backbone: PreTrainedModel, saved: SavedAdapters) -> PreTraine
 
 @contextmanager
 def without_trained(model: Any) -> Iterator[None]:
-    """Leave out the adapter that is trained: if it was a fresh one, the model is what it was before training."""
+    """Disable the adapter being trained: if it started fresh, the model is then what it was before training."""
     from peft.tuners.lora import LoraLayer
 
     scalings = [
@@ -127,7 +127,7 @@ def without_trained(model: Any) -> Iterator[None]:
 
 
 def _settings(backbone: PreTrainedModel, config: LoraConfig) -> Any:
-    """Return peft's settings of a fresh adapter."""
+    """Return peft's settings for a fresh adapter."""
     import peft
     import torch
 
@@ -162,7 +162,7 @@ def _add(model: Any, settings: Any, name: str) -> Any:
 
 
 def _add_saved(model: Any, place: str, name: str, typed: str) -> Any:
-    """Return the model with one saved adapter, all of whose weights have found their layers."""
+    """Return the model with one saved adapter, all of whose weights match a layer."""
     import peft
     from peft.utils import load_peft_weights
     from safetensors import SafetensorError
@@ -176,7 +176,7 @@ def _add_saved(model: Any, place: str, name: str, typed: str) -> Any:
     except (OSError, ValueError, pickle.UnpicklingError, SafetensorError) as error:
         raise ConfigError(f"{typed} could not be read: {first_line(error)}.") from None
     backbone = model.get_base_model() if isinstance(model, peft.PeftModel) else model
-    # Made on a class with a head, an adapter names the bare model inside of it. The head makes no embedding.
+    # An adapter made on a class with a head prefixes its keys with the bare model's name. Embeddings need no head.
     inside, head = f"{backbone.base_model_prefix}.", "lm_head"
     weights = {
         key.removeprefix(PREFIX).removeprefix(inside): weight
@@ -193,7 +193,7 @@ def _add_saved(model: Any, place: str, name: str, typed: str) -> Any:
     settings.inference_mode = False
     try:
         model = _add(model, settings, name)
-    except ValueError as error:  # none of the target modules is there
+    except ValueError as error:  # none of the target modules exists
         raise ConfigError(f"{typed} does not fit {type(backbone).__name__}: {error}") from None
     wanted = peft.get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
     wanted = {key.removeprefix(PREFIX): weight for key, weight in wanted.items()}

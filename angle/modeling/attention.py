@@ -1,4 +1,4 @@
-"""How the tokens of a text attend to each other: the rule that every way of computing attention follows."""
+"""How the tokens of a text attend to each other: the rule that every implementation of attention follows."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Attention:
-    """Which tokens of a text a token sees, and what becomes of the scores."""
+    """Which tokens of a text a token attends to, and how the scores are treated."""
 
     causal: bool
-    """Whether a token sees itself and those before it alone."""
+    """Whether a token attends only to itself and to those before it."""
     window: int | None = None
-    """Tokens at this distance or more are not seen; None: all are."""
+    """Tokens at this distance or more are masked; None masks nothing."""
     scaling: float | None = None
-    """Factor of the scores; None for 1 / sqrt(d)."""
+    """Factor applied to the scores; None for 1 / sqrt(d)."""
     dropout: float = 0.0
-    """Share of attention weights set to 0, the others scaled so that their mean stays."""
+    """Share of attention weights set to 0; the others are scaled so that the mean is preserved."""
 
     def within(self, longest: int) -> Attention:
-        """Return the same for texts of so many tokens at most: a window as long as they are hides nothing."""
+        """Return the same rule for texts of at most `longest` tokens: a window of that length masks nothing."""
         return self if self.window is None or self.window < longest else replace(self, window=None)
 
     def seen(self, length: int, device: torch.device | None = None) -> Tensor:
-        """Return (L, L): whether the token of the row sees that of the column."""
+        """Return (L, L): whether the token of the row attends to that of the column."""
         place = torch.arange(length, device=device)
         distance = place[:, None] - place
         near = distance.abs() < (length if self.window is None else self.window)
@@ -34,6 +34,6 @@ class Attention:
 
     @property
     def sides(self) -> tuple[int, int]:
-        """How many tokens before and after a token are seen, -1 for all: flash attention's window_size."""
+        """How many tokens before and after it a token attends to, -1 for all: flash attention's window_size."""
         side = -1 if self.window is None else self.window - 1
         return side, 0 if self.causal else side

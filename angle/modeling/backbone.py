@@ -22,18 +22,18 @@ if TYPE_CHECKING:
 def load_tokenizer(
     config: ModelConfig, name: str, said: SelfDescription, pooling: str, backbone_limit: int | None
 ) -> TextTokenizer:
-    """Return the tokenizer of a model, under the contract that settings and the model's own words give.
+    """Return a model's tokenizer, following the contract given by the settings and the model's own description.
 
     Args:
-        config: settings that are given win over what the model says.
+        config: settings that are given override what the model says.
         name: the model's located folder or hub name.
-        said: what the model says of itself.
-        pooling: the strategy.
-        backbone_limit: the most tokens the model has positions for, None when unbounded.
+        said: what the model says about itself.
+        pooling: the pooling strategy.
+        backbone_limit: maximum number of tokens the model has positions for, None if unbounded.
 
     Raises:
-        ConfigError: no tokenizer, one that writes texts otherwise than the model was trained, or settings that it
-            cannot follow.
+        ConfigError: there is no tokenizer, it writes texts differently than in the model's training, or it cannot
+            follow the settings.
 
     """
     from transformers import AutoTokenizer
@@ -80,7 +80,7 @@ def load_tokenizer(
         )
     end_token = config.end_token
     if end_token is None and said.pooling != "last" and pooling == "last" and not ends_in_words(prompt):
-        # Else an embedding would be the state of whatever word a text happens to end with.
+        # Otherwise, an embedding would be the state of whatever word a text happens to end with.
         end_token = True if tokenizer.eos_token and not own[1] else None
     return TextTokenizer(tokenizer, max_length, prompt, end_token)
 
@@ -96,10 +96,10 @@ def load_backbone(config: ModelConfig, name: str, bits: int | None = None) -> Pr
     Args:
         config: how to load it.
         name: its folder or hub name.
-        bits: 4 or 8 to keep the weights of linear layers in so many.
+        bits: 4 or 8 to quantise the weights of linear layers to that many bits.
 
     Raises:
-        ConfigError: nothing to load, missing weights, or settings that contradict the architecture.
+        ConfigError: there is nothing to load, weights are missing, or settings contradict the architecture.
 
     """
     import torch
@@ -113,7 +113,7 @@ def load_backbone(config: ModelConfig, name: str, bits: int | None = None) -> Pr
     place, file = split_gguf(name)
     dtype = config.dtype if config.dtype == "auto" else getattr(torch, config.dtype)
     options = loading_options(bits, own_device()) if file is None else _gguf_options(name, file, bits)
-    # The reader of GGUF files shows bars of its own.
+    # The GGUF reader shows its own progress bars.
     quiet = contextlib.nullcontext() if file is None else contextlib.redirect_stderr(io.StringIO())
     try:
         with quiet:
@@ -124,7 +124,7 @@ def load_backbone(config: ModelConfig, name: str, bits: int | None = None) -> Pr
                 dtype=dtype,
                 attn_implementation=config.attn_implementation,
                 output_loading_info=True,
-                ignore_mismatched_sizes=True,  # reported below, in a sentence
+                ignore_mismatched_sizes=True,  # reported below, in one sentence
                 **options,
             )
     except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
@@ -156,10 +156,10 @@ def load_backbone(config: ModelConfig, name: str, bits: int | None = None) -> Pr
 
 
 def _gguf_options(name: str, file: str, bits: int | None) -> dict[str, Any]:
-    """Return what transformers' `from_pretrained` needs to read a GGUF file, its weights made plain ones.
+    """Return the options with which transformers' `from_pretrained` reads a GGUF file and dequantises its weights.
 
     Raises:
-        ConfigError: no package that reads such files, or other few bits asked for.
+        ConfigError: the package that reads such files is missing, or another quantisation is asked for.
 
     """
     if importlib.util.find_spec("gguf") is None:
@@ -176,7 +176,7 @@ def _gguf_options(name: str, file: str, bits: int | None) -> dict[str, Any]:
 
 
 def is_decoder(model: PreTrainedModel) -> bool:
-    """Return whether the architecture is a decoder: it has a causal head in transformers, and no masked one."""
+    """Return whether the architecture is a decoder: transformers has a causal LM head for it, but no masked one."""
     from transformers.models.auto.modeling_auto import (
         MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
         MODEL_FOR_MASKED_LM_MAPPING_NAMES,
@@ -187,14 +187,14 @@ def is_decoder(model: PreTrainedModel) -> bool:
 
 
 def checkpoint_activations(model: PreTrainedModel) -> None:
-    """Let the model keep each layer's input alone, and compute the rest again in the backward pass."""
-    # transformers 5 gave it a new name on the way
+    """Let the model keep only each layer's input, and recompute the rest in the backward pass."""
+    # renamed in the course of transformers 5
     enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
     enable({"use_reentrant": False})
 
 
 def position_limit(model: PreTrainedModel) -> int | None:
-    """Return how many tokens the model has positions for; None for rotary and relative ones, which have no table."""
+    """Return how many tokens the model has positions for; None if they are rotary or relative, without a table."""
     limit: int | None = getattr(model.config, "max_position_embeddings", None)
     if limit is None or position_table(model) is None:
         return None
@@ -202,11 +202,11 @@ def position_limit(model: PreTrainedModel) -> int | None:
 
 
 def quiet_transformers() -> None:
-    """Keep transformers' progress bars and load reports out of the console; what matters is checked and said."""
+    """Keep transformers' progress bars and load reports off the console; what matters is checked and reported."""
     from huggingface_hub.utils import logging as hub_logging
     from transformers.utils import logging
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    # One sentence says that the hub cannot be reached, not a line for each of its tries.
+    # That the hub cannot be reached is reported in one sentence, not in a line for each retry.
     hub_logging.set_verbosity_error()  # type: ignore[no-untyped-call]

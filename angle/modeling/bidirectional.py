@@ -1,9 +1,9 @@
-"""BiLLM: decoder layers that attend in both directions, by hooks on the stock model.
+"""BiLLM: decoder layers that attend in both directions, by means of hooks on the stock model.
 
-The decoder's own call builds the bidirectional masks and sends them along with its keyword arguments, so that a layer
-that is run again in the backward pass (gradient checkpointing) sees those of its own batch. From the start index on,
-a layer takes them in place of the causal one. Nothing of transformers is copied or replaced; hooks are not saved with
-a model, so the start index stands in its contract and they are put back when it is loaded.
+Each call of the decoder builds the bidirectional masks and passes them along in its keyword arguments, so that a layer
+that is rerun in the backward pass (gradient checkpointing) sees the masks of its own batch. From the start index on,
+layers use them in place of the causal mask. No transformers code is copied or replaced. Hooks are not saved with a
+model, so the start index is part of its contract, and they are registered again when it is loaded.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def make_bidirectional(decoder: PreTrainedModel, start: int) -> None:
     """Let the decoder's layers with index >= `start` attend in both directions.
 
     Raises:
-        ConfigError: a model whose layers are not found.
+        ConfigError: the model's layers are not found.
 
     """
     layers = decoder_layers(decoder)
@@ -43,10 +43,10 @@ def make_bidirectional(decoder: PreTrainedModel, start: int) -> None:
 
 
 def check_class(decoder: PreTrainedModel, wanted: str) -> None:
-    """Check that the decoder is of the class `wanted`, whatever its case, and with whatever head the name says.
+    """Check that the decoder is of the class `wanted`, ignoring case and any head in the name.
 
     Raises:
-        ConfigError: it is of another one.
+        ConfigError: it is of another class.
 
     """
     own = type(decoder).__name__
@@ -63,7 +63,7 @@ def _family(class_name: str) -> str:
 
 def is_made_encoder(config: Any) -> bool:
     """Return whether a decoder's configuration lets all of its layers attend in both directions."""
-    # The switch of all decoders, and Gemma 3's.
+    # The switch common to all decoders, and Gemma 3's own.
     return getattr(config, "is_causal", True) is False or getattr(config, "use_bidirectional_attention", None) is True
 
 
@@ -84,7 +84,7 @@ def decoder_layers(decoder: PreTrainedModel) -> nn.ModuleList:
 
 
 def attention_window(config: Any, layer: int) -> int | None:
-    """Return the distance from which on a layer's tokens do not see each other, None if they all do."""
+    """Return the distance from which a layer's tokens do not attend to each other, None if they all do."""
     window: int | None = getattr(config, "sliding_window", None)
     kinds = getattr(config, "layer_types", None)
     return window if kinds is None or kinds[layer] == "sliding_attention" else None
@@ -95,7 +95,7 @@ def _masks(decoder: PreTrainedModel, kwargs: dict[str, Any], windows: set[int | 
     from transformers.masking_utils import create_bidirectional_mask
 
     ids: Tensor = kwargs["input_ids"]
-    # Only shape, type and device of the embeddings are asked for.
+    # Only the shape, dtype and device of the embeddings are used.
     states = torch.empty(*ids.shape, 0, dtype=decoder.get_input_embeddings().weight.dtype, device=ids.device)
     masks = {}
     for window in windows:
@@ -111,13 +111,13 @@ def _within(window: int) -> Any:
 
 
 def _leave_causal(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """Take the masks out again, for a layer that has no use for them."""
+    """Remove the masks, for a layer that does not use them."""
     del kwargs[_MASKS]
     return args, kwargs
 
 
 def _take_mask(window: int | None) -> Any:
-    """Return a hook that takes the masks out again, and uses the one of that width."""
+    """Return a hook that removes the masks, and uses the one for that window width."""
 
     def take(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         masks = kwargs.pop(_MASKS)
@@ -132,10 +132,10 @@ def check_directions(backbone: Any, start: int | None) -> None:
 
     Args:
         backbone: a decoder, with or without adapters.
-        start: first layer that attends in both directions, None for none.
+        start: the first layer that should attend in both directions, None for none.
 
     Raises:
-        ConfigError: it does not, so that training would go on in another direction than the settings say.
+        ConfigError: it does not, so training would attend in other directions than the settings say.
 
     """
     device = next(backbone.parameters()).device
@@ -143,7 +143,7 @@ def check_directions(backbone: Any, start: int | None) -> None:
     backbone.eval()
     try:
         ids = torch.arange(1, 9, device=device).remainder(backbone.config.vocab_size).repeat(2, 1)
-        ids[1, -1] = 0  # the two texts differ in their last token alone
+        ids[1, -1] = 0  # the two texts differ only in their last token
         states = backbone(
             input_ids=ids, attention_mask=torch.ones_like(ids), output_hidden_states=True, use_cache=False
         ).hidden_states

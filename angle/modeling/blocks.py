@@ -1,12 +1,12 @@
-"""Attention with dropout on CPUs: few calls for many short texts, each of one block of padded texts.
+"""Attention with dropout on CPUs: few calls for many short texts, each on one block of padded texts.
 
-Where attention weights are dropped, torch has no fused kernel on CPUs: a call is two dozen small operations, and that
-for each length that occurs in a batch. Here texts of near length share a block, whose padding is masked, one function
-holds the arithmetic of a layer, and its backward pass is written out. Only in here are texts padded. All index
-arithmetic is a function of the batch's runs, and is done once for all layers.
+torch has no fused CPU kernel for attention with dropout: a call is two dozen small operations, repeated for each
+length that occurs in a batch. Here texts of similar length share a block whose padding is masked, one function holds
+the arithmetic of a layer, and its backward pass is written by hand. Texts are padded only in here. All index
+arithmetic depends only on the batch's runs, and is done once for all layers.
 
-Legend: H heads of queries, G of keys, d width of a head, T tokens, n texts and L tokens of a block, P rows of all
-blocks, which is the sum of their n H L.
+Legend: H query heads, G key heads, d head width, T tokens, n texts and L tokens of a block, P rows of all blocks,
+which is the sum of their n H L.
 """
 
 from __future__ import annotations
@@ -25,45 +25,45 @@ from angle.modeling.attention import Attention
 from angle.modeling.dropout import draw_kept, kept_share
 from angle.modeling.pooling import Lengths
 
-#: Texts and tokens of each run of texts of equal length, longest first.
+#: Number and length of the texts in each run of texts of equal length, longest first.
 Runs = tuple[tuple[int, int], ...]
 
-#: Scores that are computed in the time that one more block takes, forward and backward.
+#: Number of scores that can be computed in the time that one more block costs, forward and backward.
 SCORES_A_BLOCK = 20_000
 
-#: Texts are padded to this length at least: over fewer numbers than a vector register holds, torch's softmax takes
-#: more than ten times as long for each.
+#: Texts are padded to at least this length: over rows shorter than a vector register, torch's softmax takes more than
+#: ten times as long per element.
 SHORTEST = 16
 
-#: Far below every score, and far above where a score added to it would overflow. Unlike infinity, it leaves numbers
-#: for weights where nothing is seen, which padding may have come to.
+#: Far below every score, yet far from overflowing when a score is added to it. Unlike infinity, it keeps the weights
+#: of a fully masked row finite; rows of padding may be fully masked.
 NEVER = -1e30
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Where the tokens of a packed row are in the blocks, and back."""
+    """How the tokens of a packed row map to the blocks, and back."""
 
     blocks: tuple[tuple[int, int], ...]
     """n H and L of each block."""
     queries: Tensor
-    """(P,) rows of queries (T H, d); where a text is padded, its last token once more."""
+    """(P,) indices of rows of the queries (T H, d); padding repeats a text's last token."""
     keys: Tensor
-    """(P,) the same of keys (T G, d)."""
+    """(P,) the same for the keys (T G, d)."""
     back: Tensor
-    """(T H,) rows of the blocks."""
+    """(T H,) indices of rows of the blocks."""
     padding: Tensor
-    """Rows of the blocks that are no tokens."""
+    """Indices of rows of the blocks that are padding."""
 
     def split(self, *rows: Tensor) -> Iterator[tuple[Tensor, ...]]:
-        """Yield each block's part (n H, L, d) of tensors (P, d)."""
+        """Yield each block's parts (n H, L, d) of tensors (P, d)."""
         sizes = [count * length for count, length in self.blocks]
         for (count, length), *parts in zip(self.blocks, *(torch.split(tensor, sizes) for tensor in rows), strict=True):
             yield tuple(part.view(count, length, -1) for part in parts)
 
 
 def runs_of(lengths: Lengths) -> Runs:
-    """Return how many texts there are of each length, for lengths (N,) that are sorted, longest first."""
+    """Return how many texts have each length, for lengths (N,) sorted longest first."""
     values, counts = np.unique(lengths, return_counts=True)
     return tuple(zip(counts[::-1].tolist(), values[::-1].tolist(), strict=True))
 
@@ -77,8 +77,8 @@ def attend_in_blocks(query: Tensor, key: Tensor, value: Tensor, runs: Runs, how:
         query: (1, H, T, d).
         key: (1, G, T, d), where H is a multiple of G.
         value: (1, G, T, d).
-        runs: of the texts, in their order.
-        how: which tokens see which, with a dropout below 1.
+        runs: the runs of the texts, in order.
+        how: which tokens attend to which, with dropout below 1.
 
     """
     heads = query.shape[1]
@@ -91,11 +91,11 @@ def attend_in_blocks(query: Tensor, key: Tensor, value: Tensor, runs: Runs, how:
 
 
 def blocks_of(runs: Runs, heads: int) -> tuple[Runs, ...]:
-    """Return the runs that share a block, so that blocks and scores together cost the least."""
+    """Return the runs grouped into blocks, so that the blocks and scores together cost the least."""
     counts, lengths = np.array(runs).T
     before, scores = np.concatenate([[0], counts.cumsum()]), heads * np.maximum(lengths, SHORTEST) ** 2
     least, first_of = np.zeros(len(runs) + 1), []
-    for last in range(1, len(runs) + 1):  # costs of the runs up to here, by the run that the last block begins with
+    for last in range(1, len(runs) + 1):  # cost of the runs up to here, by the first run of the last block
         costs = least[:last] + SCORES_A_BLOCK + scores[:last] * (before[last] - before[:last])
         first_of.append(int(costs.argmin()))
         least[last] = costs.min()
@@ -108,7 +108,7 @@ def blocks_of(runs: Runs, heads: int) -> tuple[Runs, ...]:
 
 @lru_cache(maxsize=4)
 def plan_for(runs: Runs, heads: int, key_heads: int) -> Plan:
-    """Return where the tokens of a row that has these runs are in blocks."""
+    """Return how the tokens of a row with these runs map to blocks."""
     blocks, queries, keys, back, padding = [], [], [], [], []
     head, token, row = np.arange(heads)[:, None], 0, 0
     for block in blocks_of(runs, heads):
@@ -129,14 +129,14 @@ def plan_for(runs: Runs, heads: int, key_heads: int) -> Plan:
 
 @lru_cache(maxsize=8)
 def masks_for(runs: Runs, heads: int, how: Attention, computed: torch.dtype) -> list[Tensor]:
-    """Return what is added to the scores of each block, (1 or n H, 1 or L, L): 0, or `NEVER` where nothing is seen."""
+    """Return what is added to the scores of each block, (1 or n H, 1 or L, L): 0, or `NEVER` where masked."""
     masks = []
     for block in blocks_of(runs, heads):
         lengths, longest = _lengths(block)
         hidden = torch.zeros(1, 1, longest, dtype=torch.bool)
         if how.causal or how.within(longest).window is not None:
             hidden = ~how.seen(longest)[None]
-        if not how.causal and lengths[-1] < longest:  # else padding comes after every token, and is not seen anyway
+        if not how.causal and lengths[-1] < longest:  # else padding follows every token, and is masked anyway
             hidden = hidden | torch.from_numpy(np.arange(longest) >= lengths.repeat(heads)[:, None, None])
         masks.append(torch.zeros(hidden.shape, dtype=computed).masked_fill_(hidden, NEVER))
     return masks
@@ -201,12 +201,12 @@ class _Attend(torch.autograd.Function):
         found = []
         for rows, (heads, kind) in zip((to_q, to_k, to_v), ctx.given, strict=True):
             of_tokens = rows.index_select(0, plan.back).view(-1, gradient.shape[2], rows.shape[1])  # (T, H, d)
-            if heads != gradient.shape[2]:  # keys that several heads of queries share
+            if heads != gradient.shape[2]:  # several query heads share a key head
                 of_tokens = of_tokens.view(len(of_tokens), heads, -1, rows.shape[1]).sum(2)
             found.append(of_tokens.transpose(0, 1)[None].to(kind))
         return *found, None, None, None, None
 
 
 def _rows(tensor: Tensor) -> Tensor:
-    """Return (T H, d) of (1, H, T, d): a view where the heads of a token stand side by side."""
+    """Return (1, H, T, d) as (T H, d): a view where the heads of a token are contiguous."""
     return tensor[0].transpose(0, 1).reshape(-1, tensor.shape[3])

@@ -9,8 +9,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-#: Numbers that are copied from a GPU together: a copy makes the host wait for all that the GPU has to do, and it should
-#: have more to do before it is done.
+#: Number of elements copied from a GPU at once. A copy makes the host wait for all work queued on the GPU, and more
+#: should be queued before that is done.
 TOGETHER = 2**22
 
 
@@ -20,13 +20,13 @@ def collect(
     progress: Callable[[int], object] | None,
     together: int,
 ) -> None:
-    """Put groups of rows into their places.
+    """Write groups of rows to their places.
 
     Args:
         groups: places (M,) in `out`, and the rows (M, ...) that belong there.
         out: (N, ...) float32 on the CPU.
-        progress: called with the number of rows each time some are there.
-        together: numbers from which on what has come is copied.
+        progress: called with the number of new rows each time some are written.
+        together: number of elements from which the waiting rows are copied.
 
     """
     waiting: list[tuple[npt.NDArray[np.int64], Tensor]] = []

@@ -1,7 +1,7 @@
 """Compilation of a backbone's layers, in place, once for batches of every size.
 
-Each layer's own forward is compiled, not the backbone: all layers share the code, hooks and activation checkpointing
-stay around it, and names in a saved state are what they were.
+Each layer's own forward is compiled, not the backbone: all layers share the compiled code, hooks and activation
+checkpointing stay outside it, and the names in a state dict do not change.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from angle.modeling.packing import some_texts
 
 
 def compile_layers(encoder: Encoder) -> None:
-    """Compile the encoder's layers, and run some texts forwards and backwards to see whether that works here.
+    """Compile the encoder's layers, and run some texts forward and backward to see whether that works here.
 
-    It runs under the autocast that is on, and leaves random numbers and gradients as they were.
+    The run uses the active autocast, and leaves RNG state and gradients as they were.
 
     Raises:
-        ConfigError: it does not.
+        ConfigError: compilation does not work here.
 
     """
     try:
@@ -40,7 +40,7 @@ def compile_layers(encoder: Encoder) -> None:
         layer.forward = _compiled_forward(layer)
     try:
         _try(encoder, layers)
-    except Exception as error:  # whatever it is that a compiler, or the one it calls, cannot do
+    except Exception as error:  # whatever a compiler, or the one it calls, cannot do
         reason = getattr(error, "inner_exception", error)  # what a backend raised
         raise ConfigError(
             f"train.compile=true cannot work here ({type(reason).__name__}: {first_line(reason)}): leave it out."
@@ -48,11 +48,11 @@ def compile_layers(encoder: Encoder) -> None:
 
 
 def _compiled_forward(layer: Any) -> Callable[..., Any]:
-    """Return what does the same as a layer's forward."""
+    """Return a compiled function that does the same as a layer's forward."""
     whole = type(layer).forward
     if not (getattr(layer, "gradient_checkpointing", False) and hasattr(whole, "__wrapped__")):
         return torch.compile(layer.forward, dynamic=True)
-    # Here transformers' forward runs another one inside activation checkpointing, where torch would leave it as it is.
+    # Here transformers' forward runs another one inside activation checkpointing, where torch would not compile it.
     inner = torch.compile(whole.__wrapped__, dynamic=True)
 
     def forward(*args: Any, **kwargs: Any) -> Any:
@@ -68,7 +68,7 @@ def _try(encoder: Encoder, layers: nn.ModuleList) -> None:
     trained = [parameter for parameter in layers.parameters() if parameter.requires_grad]
     was_training, quiet = encoder.training, logging.root.manager.disable
     encoder.train()
-    logging.disable(logging.WARNING)  # torch logs a traceback of what becomes one sentence here
+    logging.disable(logging.WARNING)  # torch logs a traceback of what is reported in one sentence here
     try:
         with torch.random.fork_rng([ids.device] if ids.device.type == "cuda" else []):
             embeddings = encoder(ids, lengths)

@@ -1,4 +1,4 @@
-"""Depths: the states of depth n are those of the model cut after its first n layers, final norm and all."""
+"""Depths: the states at depth n are those of the model truncated after its first n layers, final norm included."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from angle.errors import ConfigError
 
-#: Takes states (1, T, D) or (N, L, D), of one or several depths, out of what a model returns.
+#: Takes the states (1, T, D) or (N, L, D), at one or several depths, out of a model's output.
 Take = Callable[[Any], list[Tensor]]
 
 
@@ -20,15 +20,15 @@ def last_states(output: Any) -> list[Tensor]:
 
 
 def bare(backbone: Any) -> Any:
-    """Return the model below its adapters."""
+    """Return the model underneath its adapters."""
     return backbone.get_base_model() if hasattr(backbone, "peft_config") else backbone
 
 
 def layers_of(backbone: Any) -> tuple[nn.Module, str, nn.ModuleList]:
-    """Return the module that holds the layers, under which name, and the layers.
+    """Return the module that holds the layers, the name it holds them under, and the layers.
 
     Raises:
-        ConfigError: no list of as many layers as the configuration says.
+        ConfigError: there is no list of as many layers as the configuration says.
 
     """
     model = bare(backbone)
@@ -43,10 +43,10 @@ def layers_of(backbone: Any) -> tuple[nn.Module, str, nn.ModuleList]:
 
 
 def cut(backbone: Any, depth: int) -> None:
-    """Leave the model its first layers alone.
+    """Keep only the model's first layers.
 
     Raises:
-        ConfigError: more layers than it has, or none.
+        ConfigError: `depth` is more layers than the model has, or none.
 
     """
     holder, attribute, layers = layers_of(backbone)
@@ -61,16 +61,16 @@ def cut(backbone: Any, depth: int) -> None:
 
 
 class Depths:
-    """Takes the states of several depths out of what a model returns."""
+    """Takes the states at several depths out of a model's output."""
 
     def __init__(self, backbone: Any) -> None:
         """Find out how the states between layers become those of a model that ends there.
 
-        Some models keep them as they are, others have a final norm: which it is shows the model itself, when it is run
-        without its last layer.
+        Some models leave them as they are, others apply a final norm. Running the model without its last layer shows
+        which it is.
 
         Raises:
-            ConfigError: neither.
+            ConfigError: it is neither.
 
         """
         holder, attribute, layers = layers_of(backbone)
@@ -101,7 +101,7 @@ class Depths:
         self._norm = fitting[0]
 
     def take(self, depths: Sequence[int]) -> Take:
-        """Return a function that takes the states of these depths."""
+        """Return a function that takes the states at these depths."""
 
         def states(output: Any, depth: int) -> Tensor:
             if depth == self.layers:

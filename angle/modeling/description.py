@@ -1,4 +1,4 @@
-"""What a model says of itself: where it is, which adapter it carries, how it pools, how its texts are written."""
+"""What a model says about itself: where it is, which adapter it carries, how it pools, how its texts are written."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from angle.modeling.tokenizer import CONTRACT_FILE
 
 TINY = "tiny"
 ADAPTER_FILE = "adapter_config.json"
-#: Pooling modes of sentence-transformers by our names.
+#: Pooling modes of sentence-transformers, keyed by our names.
 SENTENCE_TRANSFORMERS_POOLING = {"cls": "cls", "avg": "mean", "max": "max", "last": "lasttoken"}
 
 
 @dataclasses.dataclass(frozen=True)
 class SelfDescription:
-    """What a model folder or repository says of how to use it; None where it says nothing."""
+    """What a model folder or repository says about how to use it; None where it says nothing."""
 
     pooling: str | None = None
     max_length: int | None = None
@@ -32,11 +32,11 @@ class SelfDescription:
     layers: int | None = None
     dimensions: int | None = None
     problem: str | None = None
-    """Why its pooling is not known, when it should be; nothing is lost where settings give one."""
+    """Why its pooling is unknown, although it should be known; harmless if the settings give one."""
 
 
 def split_gguf(name_or_path: str) -> tuple[str, str | None]:
-    """Return a model's folder or repository and, where the name goes on with one, the GGUF file inside."""
+    """Return a model's folder or repository and, if the name ends in one, the GGUF file inside."""
     if not name_or_path.endswith(".gguf"):
         return name_or_path, None
     place, _, file = name_or_path.rpartition("/")
@@ -44,10 +44,10 @@ def split_gguf(name_or_path: str) -> tuple[str, str | None]:
 
 
 def locate(name_or_path: str, setting: str = "model.name_or_path") -> str:
-    """Return the model folder inside a run folder (its best model, else the final one), or the name as it is.
+    """Return the model folder inside a run folder (its best model, else the final one), or the name unchanged.
 
     Raises:
-        ConfigError: a run folder without a model, or a path that does not exist.
+        ConfigError: a run folder has no model, or a path does not exist.
 
     """
     path = Path(name_or_path)
@@ -70,10 +70,10 @@ def locate(name_or_path: str, setting: str = "model.name_or_path") -> str:
 
 
 def adapter_base(name_or_path: str, revision: str | None = None) -> tuple[str, str | None] | None:
-    """Return the model, and its revision, that the adapter at this place was made for; None when it is no adapter.
+    """Return the model, and its revision, that the adapter at this place was made for; None if it is not an adapter.
 
     Raises:
-        ConfigError: a hub name when the hub cannot be reached, and nothing of it is in the cache.
+        ConfigError: it is a hub name, but the hub cannot be reached and nothing of it is in the cache.
 
     """
     from huggingface_hub import try_to_load_from_cache
@@ -91,10 +91,10 @@ def adapter_base(name_or_path: str, revision: str | None = None) -> tuple[str, s
 
 
 def read_json(name_or_path: str, filename: str, revision: str | None = None) -> Any:
-    """Return the parsed JSON file of a model folder or hub repository, None when it has no such file.
+    """Return the parsed JSON file of a model folder or hub repository, None if it has no such file.
 
     Raises:
-        OSError: the hub cannot be reached, so that nobody knows.
+        OSError: the hub cannot be reached, so whether the file exists is unknown.
 
     """
     if name_or_path == TINY or name_or_path.endswith(".gguf"):
@@ -108,7 +108,7 @@ def read_json(name_or_path: str, filename: str, revision: str | None = None) -> 
 
 
 def _hub_file(name: str, filename: str, revision: str | None) -> Path | None:
-    """Return where a repository's file is in the cache, fetched if need be; None when it has no such file."""
+    """Return where a repository's file is in the cache, downloaded if need be; None if it has no such file."""
     from huggingface_hub import hf_hub_download, try_to_load_from_cache
     from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
@@ -120,14 +120,14 @@ def _hub_file(name: str, filename: str, revision: str | None) -> Path | None:
             return None  # the hub said so when it was asked before
         raise OSError(f"{name} has no {filename} in the cache, and the hub cannot be reached") from error
     except (EntryNotFoundError, HfHubHTTPError, HFValidationError):
-        return None  # a repository that is not there or not open is named when its weights are loaded
+        return None  # a missing or private repository is reported when its weights are loaded
 
 
 def describe(name_or_path: str, revision: str | None = None) -> SelfDescription:
-    """Return what a model says of itself: in our contract, or as a sentence-transformers folder.
+    """Return what a model says about itself: in our contract, or as a sentence-transformers folder.
 
     Raises:
-        ConfigError: a description that this version cannot follow.
+        ConfigError: this version cannot follow the description.
 
     """
     if name_or_path == TINY:
@@ -145,7 +145,7 @@ def _describe(name_or_path: str, revision: str | None) -> SelfDescription:
     contract = read_json(name_or_path, CONTRACT_FILE, revision)
     if contract is not None:
         start = contract.get("bidirectional_from")
-        if contract.get("apply_billm"):  # of the reference, which keeps the start index in the environment only
+        if contract.get("apply_billm"):  # from the reference, which keeps the start index only in the environment
             start = int(os.environ.get(START_INDEX_VARIABLE, "0"))
         pooling = contract.get("pooling", contract.get("pooling_strategy"))  # the second is the reference's name
         return SelfDescription(

@@ -1,7 +1,7 @@
 """Dropout for CPUs: the same distribution as torch's, drawn about nine times as fast.
 
-torch draws a float for every element. Here one draw of 64 bits decides on four elements: each is kept if its 16 bits,
-as a signed number, reach a threshold. They come from torch's default generator, so seeds and saved random states hold.
+torch draws a float for every element. Here one draw of 64 bits decides four elements: each is kept if its 16 bits, as a
+signed number, reach a threshold. They come from torch's default generator, so seeds and saved RNG states apply.
 """
 
 from __future__ import annotations
@@ -11,26 +11,26 @@ from typing import Any
 import torch
 from torch import Size, Tensor, nn
 
-#: Numbers that the 16 bits of an element can be, of which a share is kept.
+#: Number of values that an element's 16 bits can take; the element is kept for a share of them.
 NUMBERS = 2**16
 
 
 def kept_share(p: float) -> float:
-    """Return the share of elements that is really kept when `p` is to be dropped, at most 1 / 131072 away from it."""
+    """Return the share of elements that is really kept when `p` is to be dropped: 1 - p to within 1 / 131072."""
     return 1 - round(p * NUMBERS) / NUMBERS
 
 
 def draw_kept(shape: Size, p: float) -> Tensor:
     """Return uint8: 1 for elements that are kept, 0 with probability `p`, which must be below 1."""
     kept = torch.empty(shape, dtype=torch.uint8)
-    # The lower bound is given because without one, only 63 of the 64 bits are random.
+    # The lower bound is given because, without one, only 63 of the 64 bits are random.
     bits = torch.empty(-(-kept.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
     numbers = bits.view(torch.int16)[: kept.numel()].view(shape)
     return torch.ge(numbers, round(p * NUMBERS) - NUMBERS // 2, out=kept)
 
 
 class _Drop(torch.autograd.Function):
-    """Set elements to 0 and scale the others; a byte an element is kept for the backward pass."""
+    """Set elements to 0 and scale the others; one byte per element is saved for the backward pass."""
 
     @staticmethod
     def forward(ctx: Any, values: Tensor, p: float) -> Tensor:
@@ -49,7 +49,7 @@ class CpuDropout(nn.Dropout):
     """Dropout that is fast on CPUs; elsewhere it is torch's."""
 
     def forward(self, input: Tensor) -> Tensor:
-        """Return the values with some set to 0 and the others scaled, so that the mean stays."""
+        """Return the values with some set to 0 and the others scaled, so that the mean is preserved."""
         if not self.training or input.device.type != "cpu" or not 0 < self.p < 1 or self.inplace:
             return super().forward(input)
         dropped: Tensor = _Drop.apply(input, self.p)  # type: ignore[no-untyped-call]
@@ -57,7 +57,7 @@ class CpuDropout(nn.Dropout):
 
 
 def speed_up_dropout(model: nn.Module) -> None:
-    """Put CpuDropout in the place of every nn.Dropout, which has nothing that is saved."""
+    """Replace every nn.Dropout, which has no saved state, with CpuDropout."""
     for parent in list(model.modules()):
         for name, module in list(parent.named_children()):
             if type(module) is nn.Dropout:

@@ -1,4 +1,4 @@
-"""The encoder: tokens in, embeddings out. It may run texts in any order and grouping; nobody can tell."""
+"""The encoder: tokens in, embeddings out. It may run texts in any order and grouping; callers cannot tell."""
 
 from __future__ import annotations
 
@@ -37,16 +37,16 @@ from angle.modeling.quantization import dequantize
 from angle.modeling.tokenizer import TextTokenizer, TokenContract
 from angle.structures import Tokens, to_device
 
-#: Groups of similar length that a padded batch is cut into. Padding is what costs on a CPU, launches on a GPU.
+#: Groups of similar length that a padded batch is split into. CPUs pay for padding, GPUs for launches.
 GROUPS = {"cpu": 4}
-#: Texts that `encode` holds tokens of at a time, and all dimensions of an embedding.
+#: Number of texts whose tokens `encode` holds at a time, and all dimensions of an embedding.
 TEXTS_AT_ONCE, ALL = 50_000, slice(None)
-#: Where packed rows are run, by models that prove on the device that they can be.
+#: Device types that run packed rows, for models that prove on the device that they can.
 PACKED_ON = ("cpu", "cuda")
 
 
 class Encoder(nn.Module):
-    """A backbone, its tokenizer and a pooling."""
+    """A backbone, its tokenizer and a pooling strategy."""
 
     def __init__(
         self,
@@ -83,18 +83,18 @@ class Encoder(nn.Module):
         *,
         merge: bool | None = None,
     ) -> Encoder:
-        """Return the encoder that the settings, or a name alone, describe: on the hub, in a model or a run folder.
+        """Return the encoder that the settings, or just a name, describe: on the hub, in a model or a run folder.
 
         Args:
             model: a name, or the settings. An adapter as `name_or_path` is merged into the weights of its base;
-                `model.adapter` is put on them, to be trained further.
-            pooling: null for what the model says of itself.
-            lora: when enabled, a fresh adapter is put on top of those that are there, which stay frozen.
-            billm: when enabled, says which layers attend in both directions.
-            merge: true to merge any adapter, false to keep any apart.
+                `model.adapter` is put on top of the weights, to be trained further.
+            pooling: None for what the model says about itself.
+            lora: if enabled, a fresh adapter is put on top of any existing ones, which stay frozen.
+            billm: if enabled, says which layers attend in both directions.
+            merge: True to merge any adapter, False to keep any separate.
 
         Raises:
-            ConfigError: whatever keeps the model from being loaded, or its settings from making sense.
+            ConfigError: the model cannot be loaded, or its settings make no sense.
 
         """
         quiet_transformers()
@@ -104,11 +104,11 @@ class Encoder(nn.Module):
         fresh = lora if lora is not None and lora.enabled else None
         merged = source.adapter is not None and fresh is None and (source.is_adapter if merge is None else merge)
         said = source.describe()
-        # An adapter belongs to the weights it was trained on: those that their few bits stand for.
+        # An adapter belongs to the weights it was trained on: the values that the quantised weights stand for.
         bits = said.load_kbit if source.adapter and (merged or model.load_kbit is None) else model.load_kbit
         backbone = load_backbone(replace(model, revision=source.revision), source.base, bits)
         if said.layers is not None:
-            cut(backbone, said.layers)  # of which alone its adapter knows
+            cut(backbone, said.layers)  # the only ones that its adapter has weights for
         if merged and source.saved:
             backbone = adapters.merge_adapters(dequantize(backbone) if bits else backbone, source.saved)
         is_llm = is_decoder(backbone)
@@ -127,7 +127,7 @@ class Encoder(nn.Module):
                 f"the first token has seen no other; choose avg or last, or billm=all."
             )
         packable = model.attn_implementation is None and enable_packing(backbone)
-        # A head that transformers puts on an encoder stays, as saved folders have it; no gradient ever reaches it.
+        # A head that transformers puts on an encoder stays, because saved folders have it; no gradient ever reaches it.
         for parameter_name, parameter in backbone.named_parameters():
             if "pooler" in parameter_name:
                 parameter.requires_grad_(False)
@@ -145,7 +145,7 @@ class Encoder(nn.Module):
 
     @property
     def has_adapters(self) -> bool:
-        """Whether adapters stand beside the weights."""
+        """Whether there are adapters beside the weights."""
         return hasattr(self.backbone, "peft_config")
 
     @property
@@ -155,19 +155,19 @@ class Encoder(nn.Module):
 
     @cached_property
     def depths(self) -> Depths:
-        """Its layers as depths.
+        """The model's layers as depths.
 
         Raises:
-            ConfigError: a model whose single layers give no embeddings.
+            ConfigError: the model's intermediate layers give no embeddings.
 
         """
         return Depths(self.backbone)
 
     def keep(self, layers: int | None = None, dimensions: int | None = None) -> None:
-        """Leave the model its first layers, and its embeddings their first dimensions; None for all.
+        """Keep only the model's first layers, and its embeddings' first dimensions; None for all.
 
         Raises:
-            ConfigError: more than there are.
+            ConfigError: there are not that many.
 
         """
         if layers is not None:
@@ -212,8 +212,8 @@ class Encoder(nn.Module):
 
         Args:
             ids: (T,) tokens of all texts, one text after the other.
-            lengths: (N,) tokens of each.
-            depths: after how many layers each; None for all of them alone.
+            lengths: (N,) tokens of each text.
+            depths: the number of layers at each depth; None for just the whole model.
 
         """
         states, order = self._sorted_states(ids, lengths, depths)
@@ -223,7 +223,7 @@ class Encoder(nn.Module):
     def with_token_states(
         self, ids: Tensor, lengths: Lengths, depths: Sequence[int] | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Return what `forward` does, and the tokens' own states (T, D) of the last layer that is asked for."""
+        """Return what `forward` does, and the tokens' own states (T, D) at the last depth that is asked for."""
         states, order = self._sorted_states(ids, lengths, depths)
         pooled = [self._pool(of_depth, lengths, order) for of_depth in states]
         back = to_device(np.argsort(_places(lengths, order)), ids.device)
@@ -236,13 +236,13 @@ class Encoder(nn.Module):
     def _sorted_states(
         self, ids: Tensor, lengths: Lengths, depths: Sequence[int] | None
     ) -> tuple[list[Tensor], npt.NDArray[np.int64]]:
-        """Return the states (T, D) of all tokens by depth, longest text first, and that order of the texts."""
+        """Return the states (T, D) of all tokens by depth, longest text first, and that order of texts."""
         order = np.argsort(-lengths, kind="stable")
         ids = ids[to_device(_places(lengths, order), ids.device)]
         return self._states(ids, lengths[order], depths), order
 
     def _states(self, ids: Tensor, lengths: Lengths, depths: Sequence[int] | None) -> list[Tensor]:
-        """Return the states (T, D), by depth, of the tokens of texts that are sorted by length, longest first."""
+        """Return the states (T, D), by depth, of the tokens of texts sorted longest first."""
         options = {"use_cache": False} if self.is_llm else {}
         take: Take = last_states
         if depths is not None:
@@ -262,12 +262,13 @@ class Encoder(nn.Module):
         return [torch.cat(of_depth) for of_depth in zip(*of_groups, strict=True)]
 
     def try_packing(self, *, training: bool = False) -> None:
-        """Try packed rows where the weights are now, under the autocast that is on, and pad from now on if they fail.
+        """Try packed rows on the current device, under the active autocast, and pad from now on if they fail.
 
-        `load` did so on the device that it loaded the weights on. On another one, the first texts that are run do it.
+        `load` did so on the device that it loaded the weights on. On another one, the first texts that are run
+        trigger it.
 
         Args:
-            training: whether they must have gradients too.
+            training: whether packed rows must have gradients too.
 
         """
         self._tried_on = self.device.type
@@ -277,15 +278,15 @@ class Encoder(nn.Module):
 
     @property
     def is_packed(self) -> bool:
-        """Whether the texts of a batch run as one row without padding."""
+        """Whether the texts of a batch are run as one row without padding."""
         return self.packable and self.device.type in PACKED_ON
 
     def _groups(self, lengths: Lengths) -> list[Lengths]:
-        """Return the lengths of texts that are padded together, of all that are sorted."""
+        """Split sorted lengths into groups of texts that are padded together."""
         return np.array_split(lengths, min(GROUPS.get(self.device.type, 1), len(lengths)))
 
     def padding_share(self, lengths: Lengths) -> float:
-        """Return which share of the positions that `forward` runs is padding; packed none, but for `even_rows`."""
+        """Return the share of padding in the positions that `forward` runs; 0 if packed, not counting `even_rows`."""
         if self.is_packed:
             return 0.0
         groups = self._groups(np.sort(lengths)[::-1])
@@ -299,10 +300,10 @@ class Encoder(nn.Module):
         progress: Callable[[int], object] | None = None,
         depths: Sequence[int] | None = None,
     ) -> Tensor:
-        """Return the embeddings (N, D) or (N, K, D), float32 on the CPU, without dropout and gradient; the mode stays.
+        """Return the embeddings (N, D) or (N, K, D), float32 on the CPU, without dropout or gradient; the mode is kept.
 
         Args:
-            tokens: N texts; they run longest first, in groups of `batch_size`.
+            tokens: N texts; they are run longest first, in groups of `batch_size`.
             batch_size: texts at a time.
             progress: called with the number of texts each time some are done.
             depths: as in `forward`.
@@ -330,21 +331,21 @@ class Encoder(nn.Module):
         dimensions: slice = ALL,
         tokenizer: TextTokenizer | None = None,
     ) -> Tensor:
-        """Return the embeddings (N, D), float32, of texts, the template applied.
+        """Return the embeddings (N, D), float32, of texts, with the template applied.
 
-        Beside the embeddings themselves, memory does not grow with the number of texts.
+        Apart from the embeddings themselves, memory does not grow with the number of texts.
 
         Args:
             texts: the texts, or mappings of `text` and the template's further columns.
-            extras: those columns apart.
-            batch_size: texts at a time; of many, the longest first.
+            extras: those columns, passed separately.
+            batch_size: texts at a time; many texts are run longest first.
             progress: called with the number of texts each time some are done.
-            depth: after how many layers; None for all of them.
-            dimensions: which of them.
-            tokenizer: another way to write texts than the model's own.
+            depth: after how many layers to take the embeddings; None for after all of them.
+            dimensions: which dimensions to return.
+            tokenizer: a tokenizer to use instead of the model's own.
 
         Raises:
-            TypeError: one text instead of a list of them.
+            TypeError: `texts` is one text instead of a list of texts.
 
         """
         if isinstance(texts, str):
@@ -362,9 +363,9 @@ class Encoder(nn.Module):
         return out
 
     def save(self, folder: Path, weights: dict[str, Tensor] | None = None) -> None:
-        """Write weights (the given ones, or adapters alone), tokenizer and contract into a new folder."""
+        """Write the weights (the given ones, or only the adapters), tokenizer and contract into a new folder."""
         folder.mkdir(parents=True)
-        # The base's embeddings are no part of an adapter; asked whether they are, peft would look for the base.
+        # The base's embeddings are not part of an adapter; to find that out, peft would look for the base.
         further = {"save_embedding_layers": False} if self.has_adapters else {}
         self.backbone.save_pretrained(folder, state_dict=weights, **further)
         self.tokenizer.save(folder)
@@ -374,7 +375,7 @@ class Encoder(nn.Module):
 def _first_bidirectional_layer(
     billm: BillmConfig | None, said: SelfDescription, backbone: Any, is_llm: bool, kept: int | None
 ) -> int | None:
-    """Return where both directions begin: where the settings say, else where the model says, else nowhere."""
+    """Return the first bidirectional layer: from the settings, else from the model, else None."""
     if billm is None or not billm.enabled:
         return 0 if is_llm and is_made_encoder(backbone.config) else said.bidirectional_from
     if not is_llm:
@@ -389,6 +390,6 @@ def _first_bidirectional_layer(
 
 
 def _places(lengths: Lengths, order: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """Return (T,) where the tokens of the texts are, taken in that order."""
+    """Return the positions (T,) of the tokens of the texts, taken in that order."""
     starts, taken = (lengths.cumsum() - lengths)[order], lengths[order]
     return np.arange(taken.sum()) + np.repeat(starts - (taken.cumsum() - taken), taken)

@@ -1,9 +1,9 @@
-"""Linear layers for CPUs: products of float32 matrices by oneDNN, in less time than the BLAS in torch's wheels takes.
+"""Linear layers for CPUs: float32 matrix products by oneDNN, which is faster than the BLAS in torch's wheels.
 
-torch calls oneDNN for products of bfloat16 alone. There is no public function for those of float32: the one that is
-called here is that of torch's compiler. In either precision oneDNN writes a kernel for every number of rows that it
-meets, and torch keeps a thousand of them, half a megabyte each. So a batch's tokens are filled up to `even_rows`, and
-float32 matrices with other numbers of rows are multiplied in torch's own way.
+torch calls oneDNN only for bfloat16 products. There is no public function for float32 products: the one called here is
+that of torch's compiler. In either precision, oneDNN generates a kernel for every number of rows that it meets, and
+torch caches a thousand of them, half a megabyte each. So a batch's tokens are filled up to `even_rows`, and float32
+matrices with other numbers of rows are multiplied in torch's own way.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from torch import Tensor, nn
 
 from angle.derivatives import refuse_second_derivative
 
-#: Leading bits of a number of rows that may differ: 32 numbers up to its double, and 3 % of filling at most.
+#: Leading bits of a row count that may vary: 32 values between a number and its double, and at most 3 % of filling.
 BITS = 6
-#: Tokens without a gradient from which on it pays to write the weights in oneDNN's own layout. They are the same for
-#: models of all sizes: what it costs and what a token saves grow alike.
+#: Number of tokens without a gradient from which it pays to write the weights in oneDNN's own layout. It is the same
+#: for models of all sizes: the cost and the saving per token grow alike.
 PAYS_FROM = 4096
-#: Bytes of weights that are held twice for it at most.
+#: Maximum bytes of weights that are held twice for this.
 HELD_TWICE = 2**30
 
 
 def even_rows(rows: int) -> int:
-    """Return the next number that has no more than `BITS` bits between its first and its last 1."""
+    """Round up to the next number that has no more than `BITS` bits from its first to its last 1."""
     step = 1 << max(0, rows.bit_length() - BITS)
     return -(-rows // step) * step
 
@@ -61,16 +61,16 @@ def _product(values: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 class CpuLinear(nn.Linear):
     """A linear layer that is fast on CPUs; elsewhere it is torch's."""
 
-    #: The weights in oneDNN's own layout, while texts are run without a gradient.
+    #: The weights in oneDNN's own layout while texts are run without a gradient.
     packed: Tensor | None = None
 
     def forward(self, input: Tensor) -> Tensor:
-        """Return x W^T + b, (..., D_out) of (..., D_in)."""
+        """Return x W^T + b, (..., D_out) for (..., D_in)."""
         if not self._is_faster(input):
             return super().forward(input)
         if self.packed is not None and not torch.is_grad_enabled():
             return _product(input, self.packed, self.bias)
-        # As rows: of more dimensions, oneDNN returns a view, which the model could not change in place.
+        # As rows: with more dimensions, oneDNN returns a view, which the model could not modify in place.
         rows: Tensor = _Multiply.apply(input.flatten(0, -2), self.weight, self.bias)  # type: ignore[no-untyped-call]
         return rows.view(*input.shape[:-1], -1)
 
@@ -82,7 +82,7 @@ class CpuLinear(nn.Linear):
 
 
 def speed_up_linear(model: nn.Module) -> None:
-    """Make every nn.Linear a CpuLinear, its weights and hooks as they were; quantised layers are of other classes."""
+    """Turn every nn.Linear into a CpuLinear, keeping weights and hooks; quantised layers are of other classes."""
     available = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
     if not (available and hasattr(torch.ops.mkldnn, "_linear_pointwise")):
         return
@@ -92,13 +92,13 @@ def speed_up_linear(model: nn.Module) -> None:
 
 
 def _is_packable(weight: Tensor) -> bool:
-    """Return whether a weight is a float32 tensor on the CPU, and whole: not a part that is shared out (FSDP2)."""
+    """Return whether a weight is a float32 tensor on the CPU, and whole: not sharded (FSDP2)."""
     return weight.device.type == "cpu" and weight.dtype == torch.float32 and not hasattr(weight, "full_tensor")
 
 
 @contextmanager
 def weights_packed(model: nn.Module, tokens: int) -> Iterator[None]:
-    """Hold the weights in oneDNN's own layout too, where so many tokens without a gradient are worth it."""
+    """Hold the weights in oneDNN's own layout too, if running `tokens` tokens without a gradient is worth it."""
     layers = []
     if tokens >= PAYS_FROM and not torch.is_autocast_enabled("cpu"):
         linear = [module for module in model.modules() if isinstance(module, CpuLinear)]

@@ -1,11 +1,11 @@
 """Packed execution: the tokens of all texts in one row, none of them padding.
 
-Everything but attention works on single tokens, so texts may stand one behind the other in a row (1, T), each with
-positions of its own. Attention is told which tokens belong together. On a CPU, texts are sorted by length, and those
-of equal length, a run, are attended to in one call without any mask; where attention weights are dropped see
-`angle.modeling.blocks`, for a GPU `angle.modeling.varlen`. What attention is told travels in the model's keyword
-arguments, so that layers that are run again in the backward pass (gradient checkpointing) see their own batch.
-Where layers are compiled, attention is called from between their graphs: what it calls is other in every batch.
+Everything but attention works on single tokens, so texts can be concatenated into a row (1, T), each with its own
+positions. Attention needs to know which tokens belong together. On a CPU, texts are sorted by length, and one call
+without any mask handles a run, that is, all texts of equal length; for attention with dropout see
+`angle.modeling.blocks`, for a GPU `angle.modeling.varlen`. This information travels in the model's keyword arguments,
+so that layers that are rerun in the backward pass (gradient checkpointing) see their own batch. Where layers are
+compiled, attention is called between their graphs, because the calls it makes differ from batch to batch.
 """
 
 from __future__ import annotations
@@ -31,38 +31,38 @@ if TYPE_CHECKING:
 #: Name of the attention function in transformers' registry.
 IMPLEMENTATION = "angle_packed"
 
-#: What some attention functions are given beyond queries, keys and values: capped scores, biases, sinks.
+#: What some attention functions take beyond queries, keys and values: capped scores, biases, sinks.
 NEEDED_BY_OTHERS = ("softcap", "position_bias", "s_aux")
 
-#: Where attention is called for each run. Elsewhere many small calls cost more than some padding in attention.
+#: Where attention is called once per run. Elsewhere, many small calls cost more than some padding in attention.
 RUN_BY_RUN = ("cpu",)
 
 
 class NotPackableError(Exception):
-    """An architecture whose attention needs what packed execution does not give."""
+    """An architecture whose attention needs what packed execution does not provide."""
 
 
 def run_packed(backbone: Any, ids: Tensor, lengths: Lengths, take: Take = last_states, **options: bool) -> list[Tensor]:
-    """Return the states (T, D), by depth, of the tokens of texts, which are sorted by length, longest first.
+    """Return the states (T, D), by depth, of the tokens of texts, which are sorted longest first.
 
     Args:
-        backbone: a model that `enable_packing` said yes to, with or without adapters.
+        backbone: a model for which `enable_packing` returned True, with or without adapters.
         ids: (T,) tokens of all texts.
         lengths: (N,) tokens of each text.
-        take: which states.
+        take: which states to return.
         options: further arguments of the model.
 
     """
     tokens = len(ids)
-    if ids.device.type in RUN_BY_RUN:  # filled up by further texts of one token each
+    if ids.device.type in RUN_BY_RUN:  # filled up with further texts of one token each
         filling = even_rows(tokens) - tokens
         ids, lengths = pad(ids, (0, filling)), np.pad(lengths, (0, filling), constant_values=1)
     starts = np.repeat(lengths.cumsum() - lengths, lengths)
     output = backbone(
         input_ids=ids[None],
         position_ids=to_device(np.arange(len(starts)) - starts + first_position(backbone), ids.device)[None],
-        # A mask of four dimensions is passed on as it is. Without one, transformers would look for packed texts in the
-        # positions, and wait for the device to tell.
+        # A 4D mask is passed on as it is. Without one, transformers would look for packed texts in the positions, and
+        # wait for the device to do so.
         attention_mask=torch.ones(1, 1, 1, 1, dtype=torch.bool, device=ids.device),
         packed_texts=Texts(lengths, ids.device),
         **options,
@@ -73,7 +73,7 @@ def run_packed(backbone: Any, ids: Tensor, lengths: Lengths, take: Take = last_s
 def run_padded(
     backbone: Any, ids: Tensor, lengths: Lengths, pad_id: int, take: Take = last_states, **options: bool
 ) -> list[Tensor]:
-    """Return the same for any model and any order of texts, run as one padded rectangle."""
+    """Return the same as `run_packed`, for any model and any order of texts, run as one padded rectangle."""
     column = np.arange(lengths.max())
     filled = column < lengths[:, None]
     source = np.where(filled, (lengths.cumsum() - lengths)[:, None] + column, 0)
@@ -88,12 +88,12 @@ def run_padded(
 
 
 def position_table(backbone: Any) -> Any:
-    """Return the model's table of positions, None for rotary and relative ones."""
+    """Return the model's table of position embeddings, None if positions are rotary or relative."""
     return getattr(getattr(backbone, "embeddings", None), "position_embeddings", None)
 
 
 def first_position(backbone: Any) -> int:
-    """Return the position of a text's first token: RoBERTa's family counts from padding_idx + 1."""
+    """Return the position of a text's first token: the RoBERTa family counts from padding_idx + 1."""
     padding = getattr(position_table(backbone), "padding_idx", None)
     return 0 if padding is None else int(padding) + 1
 
@@ -111,18 +111,18 @@ def attend(
     packed_texts: Texts | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Attend within each text of a packed row, if it is told of one; of padded rows, as transformers' sdpa does.
+    """Attend within each text of a packed row if `packed_texts` is given; else as transformers' sdpa does.
 
     Args:
         module: the attention layer; it says whether it is causal unless `is_causal` does.
         query: (1, H, T, d).
         key: (1, G, T, d), where H is a multiple of G.
         value: (1, G, T, d).
-        attention_mask: of padded rows.
-        scaling: factor of the scores; None for 1 / sqrt(d).
+        attention_mask: the mask of padded rows.
+        scaling: factor applied to the scores; None for 1 / sqrt(d).
         dropout: share of attention weights set to 0.
-        is_causal: whether a token sees those before it alone.
-        sliding_window: tokens with this distance or more are not seen.
+        is_causal: whether a token attends only to itself and to those before it.
+        sliding_window: tokens at this distance or more are masked.
         packed_texts: where the texts of a packed row lie.
         kwargs: what else transformers passes on.
 
@@ -148,13 +148,13 @@ def attend(
 
 
 def attend_run_by_run(query: Tensor, key: Tensor, value: Tensor, runs: Runs, how: Attention) -> Tensor:
-    """Return (1, T, H, d) as `attend_in_blocks` does, by a call of torch's attention for each run."""
+    """Return (1, T, H, d) as `attend_in_blocks` does, by one call of torch's attention per run."""
     kind = computed = value.dtype  # under autocast, rotated queries and keys are float32 beside bfloat16 values
     if value.device.type == "cpu" and kind != torch.float64:
         computed = torch.float32  # the CPU's kernels for short texts are twice as fast in it
     query, key, value = query.to(computed), key.to(computed), value.to(computed)
     sizes = [count * length for count, length in runs]
-    # One split a tensor: the backward pass of a slice would fill zeros of the whole length, for every run.
+    # One split per tensor: the backward pass of a slice would fill a full-length tensor with zeros for every run.
     parts = zip(*(torch.split(tensor[0].transpose(0, 1), sizes) for tensor in (query, key, value)), strict=True)
     attended = []
     with torch.autocast(query.device.type, enabled=False):
@@ -186,10 +186,10 @@ def _mask(*args: Any, attention_mask: Tensor | None = None, **kwargs: Any) -> Te
 
 
 def enable_packing(backbone: PreTrainedModel) -> bool:
-    """Let a model run packed rows, if it proves that these give what padded ones do; return whether it does.
+    """Let a model run packed rows if they prove to give what padded ones do; return whether they do.
 
-    Relative position biases (MPNet, DeBERTa) and capped scores (Gemma 2) are computed outside of the attention
-    function, and code from a repository may ignore the runs: such models stay as they are.
+    Relative position biases (MPNet, DeBERTa) and capped scores (Gemma 2) are computed outside the attention function,
+    and code from a repository may ignore the runs: such models stay as they are.
     """
     from transformers import AttentionInterface, AttentionMaskInterface
 
@@ -201,7 +201,7 @@ def enable_packing(backbone: PreTrainedModel) -> bool:
     backbone.eval()
     try:
         same = _packed_equals_padded(backbone)
-    except Exception:  # whatever it is that such a model cannot do, it can be padded
+    except Exception:  # whatever it is that such a model cannot do, it can still run padded
         same = False
     finally:
         backbone.train(was_training)
@@ -211,20 +211,20 @@ def enable_packing(backbone: PreTrainedModel) -> bool:
 
 
 def works_here(backbone: Any, *, training: bool) -> bool:
-    """Return whether packed rows give what padded ones do where the model is now, under the autocast that is on.
+    """Return whether packed rows give what padded ones do on the current device, under the active autocast.
 
-    On a GPU another function computes them than where the model was loaded, and in training perhaps a third one.
+    On a GPU, a different function computes them than where the model was loaded, and in training perhaps a third one.
 
     Args:
-        backbone: a model that `enable_packing` said yes to, with or without adapters.
-        training: whether they must have gradients too.
+        backbone: a model for which `enable_packing` returned True, with or without adapters.
+        training: whether packed rows must have gradients too.
 
     """
     was_training = backbone.training
     backbone.eval()
     try:
         return _packed_equals_padded(backbone) and (not training or _packed_can_be_trained(backbone))
-    except Exception:  # whatever it is that the device cannot do
+    except Exception:  # whatever the device cannot do
         return False
     finally:
         backbone.train(was_training)
@@ -238,7 +238,7 @@ def some_texts(backbone: Any) -> tuple[Tensor, Lengths]:
 
 @torch.no_grad()
 def _packed_equals_padded(backbone: Any) -> bool:
-    """Run texts padded, with the model's own attention, then packed, and return whether the states agree."""
+    """Run texts padded with the model's own attention, then packed, and return whether the states agree."""
     ids, lengths = some_texts(backbone)
     padded = run_padded(backbone, ids, lengths, pad_id=0)[0].float()
     if backbone.config._attn_implementation != IMPLEMENTATION:
@@ -246,13 +246,14 @@ def _packed_equals_padded(backbone: Any) -> bool:
     packed = run_packed(backbone, ids, lengths)[0].float()
     autocast = torch.is_autocast_enabled(ids.device.type)
     coarse = autocast or backbone.dtype != torch.float32 or getattr(backbone, "is_quantized", False)
-    # Of the later texts, which would see the first one. The median, for in bfloat16 single tokens differ at random.
+    # Errors of the later texts, which might wrongly see the first one. Take their median, because in bfloat16 single
+    # tokens differ at random.
     errors = (packed - padded)[lengths[0] :].norm(dim=1) / padded[lengths[0] :].norm(dim=1)
     return bool(errors.median() <= (0.1 if coarse else 1e-4))
 
 
 def _packed_can_be_trained(backbone: Any) -> bool:
-    """Run packed texts with dropout, forwards and backwards, and return whether gradients are numbers."""
+    """Run packed texts with dropout, forward and backward, and return whether gradients are finite."""
     ids, lengths = some_texts(backbone)
     trained = next((parameter for parameter in backbone.parameters() if parameter.requires_grad), None)
     if trained is None:

@@ -16,20 +16,20 @@ class Parts:
 
     base: str
     revision: str | None
-    """Of the base, on the hub."""
+    """The base's revision on the hub."""
     adapter: str | None
     adapter_revision: str | None
     is_adapter: bool
-    """Whether the adapter was given as the model, and not beside it."""
+    """Whether the adapter was given as the model itself, not beside it."""
     saved: adapters.SavedAdapters | None
 
     def describe(self) -> SelfDescription:
-        """Return what the adapter says of itself, and if it says nothing, the base."""
+        """Return what the adapter says about itself or, if it says nothing, what the base says."""
         said = describe(self.adapter, self.adapter_revision) if self.adapter else SelfDescription()
         return describe(self.base, self.revision) if said == SelfDescription() else said
 
     def tokenizer(self, model: ModelConfig) -> tuple[ModelConfig, str]:
-        """Return settings and place of the tokenizer: with the adapter, if one was saved there."""
+        """Return the settings and place of the tokenizer: beside the adapter, if one was saved there."""
         try:
             beside = self.adapter and read_json(self.adapter, "tokenizer_config.json", self.adapter_revision)
         except OSError:
@@ -39,10 +39,10 @@ class Parts:
 
 
 def find_parts(model: ModelConfig) -> Parts:
-    """Return where the model's parts are, adapters fetched.
+    """Return where the model's parts are, with adapters downloaded if need be.
 
     Raises:
-        ConfigError: a place that is none, or an adapter on an adapter.
+        ConfigError: a place is not valid, or an adapter is put on an adapter.
 
     """
     name = locate(model.name_or_path)

@@ -1,4 +1,4 @@
-"""Token states -> one embedding a text."""
+"""Token states -> one embedding per text."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ def pool(states: Tensor, lengths: Lengths, strategy: str) -> Tensor:
         states: (T, D) states of the texts' tokens, one text after the other and without padding.
         lengths: (N,) tokens of each text, at least one.
         strategy: cls (first token), last (last token), avg or mean, max, cls_avg and cls_max (the mean of the two), or
-            the number of a token counted from the first one.
+            the number of a token, counted from 0.
 
     Raises:
-        ValueError: a text has fewer tokens than the number asked for.
+        ValueError: a text has no token with the number asked for.
 
     """
     if states.dtype != torch.float64:
@@ -32,7 +32,7 @@ def pool(states: Tensor, lengths: Lengths, strategy: str) -> Tensor:
     if strategy in ("avg", "mean", "max"):
         how = "max" if strategy == "max" else "mean"
         # Sums in a fixed order, unlike index_add on a GPU, so that a run can be repeated bit for bit. CPUs and CUDA
-        # have it; from elsewhere, the states make a detour.
+        # have it; elsewhere, the states take a detour via the CPU.
         there = states if states.device.type in ("cpu", "cuda") else states.cpu()
         counts = to_device(lengths, there.device)
         return torch.segment_reduce(there, how, lengths=counts, unsafe=True).to(states.device)
@@ -42,7 +42,7 @@ def pool(states: Tensor, lengths: Lengths, strategy: str) -> Tensor:
 
 
 def _number(strategy: str, lengths: Lengths) -> int:
-    """Return which of its tokens stands for a text."""
+    """Return the number of the token that stands for a text."""
     number = 0 if strategy == "cls" else int(strategy)
     if number >= lengths.min():
         raise ValueError(

@@ -1,4 +1,4 @@
-"""k-bit weights: frozen ones in 4 or 8 bits while adapters on them are trained, and back to plain ones to merge."""
+"""Quantised weights: frozen in 4 or 8 bits while adapters on them are trained, and dequantised for merging."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ if TYPE_CHECKING:
 
 
 def quiet_bitsandbytes() -> None:
-    """Keep bitsandbytes, which peft imports, from reporting kernels that nothing here needs."""
+    """Keep bitsandbytes, which peft imports, from reporting on kernels that nothing here needs."""
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
 def loading_options(bits: int | None, device: torch.device) -> dict[str, Any]:
-    """Return what transformers' `from_pretrained` needs to load linear layers in so many bits on one device.
+    """Return the options with which `from_pretrained` loads linear layers quantised to `bits` on one device.
 
-    4 bits are NF4 with double quantisation (Dettmers et al., QLoRA, arXiv:2305.14314), 8 are LLM.int8 (Dettmers et
-    al., arXiv:2208.07339). A process loads its model on its own device, never spread over several.
+    4 bits means NF4 with double quantisation (Dettmers et al., QLoRA, arXiv:2305.14314), 8 means LLM.int8 (Dettmers et
+    al., arXiv:2208.07339). A process loads its model on its own device, and never spreads it over several.
     """
     if bits is None:
         return {}
@@ -29,8 +29,8 @@ def loading_options(bits: int | None, device: torch.device) -> dict[str, Any]:
     import bitsandbytes.nn.modules as layers
     from transformers import BitsAndBytesConfig
 
-    # On CPUs with bfloat16 instructions, the first call in evaluation mode packs the weights anew in place; the
-    # backward pass still reads them in their old order, and every later gradient is wrong.
+    # On CPUs with bfloat16 instructions, the first call in evaluation mode repacks the weights in place; the backward
+    # pass still reads them in their old order, and every later gradient is wrong.
     layers.has_avx512bf16 = lambda: False
     settings = BitsAndBytesConfig(
         load_in_4bit=bits == 4,
@@ -43,14 +43,14 @@ def loading_options(bits: int | None, device: torch.device) -> dict[str, Any]:
 
 
 def compute_type(device: torch.device) -> torch.dtype:
-    """Return in which type products with 4-bit weights are computed: bfloat16 where the hardware has it."""
+    """Return the dtype in which products with 4-bit weights are computed: bfloat16 where the hardware has it."""
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
     return torch.float32
 
 
 def count_weights(parameter: torch.nn.Parameter) -> int:
-    """Return how many weights a parameter stands for; of 4-bit ones, two are kept in an element."""
+    """Return how many weights a parameter stands for; an element holds two 4-bit weights."""
     state = getattr(parameter, "quant_state", None)
     return parameter.numel() if state is None else math.prod(state.shape)
 
@@ -63,10 +63,10 @@ def own_device() -> torch.device:
 
 
 def dequantize(model: PreTrainedModel) -> PreTrainedModel:
-    """Return the model with plain float32 weights that are exactly those its few bits stand for.
+    """Return the model with plain float32 weights, exactly those that its quantised weights stand for.
 
-    Adapters are merged into these: merging into few bits would round them away, and merging into the weights from
-    before would leave out what training made up for.
+    Adapters are merged into these: merging into quantised weights would round them away, and merging into the original
+    weights would ignore the quantisation error that training made up for.
     """
     plain: PreTrainedModel = model.dequantize()
     return plain.float()

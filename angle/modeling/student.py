@@ -1,4 +1,4 @@
-"""What is trained: an encoder, seen as its objective needs it."""
+"""What is trained: an encoder, wrapped the way its objective needs it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from angle.structures import Tokens
 
 
 class Student(nn.Module):
-    """An encoder that gives embeddings of the depths of a loss, and states for a teacher to compare with its own."""
+    """An encoder that returns embeddings at a loss's depths, and states to compare with those of a teacher."""
 
     def __init__(
         self,
@@ -26,8 +26,8 @@ class Student(nn.Module):
         Args:
             encoder: the encoder.
             depths: as in `Encoder.forward`.
-            aligns: "texts" or "tokens" for a teacher's sake, None without one.
-            projected_to: width of a teacher of another one, whose states a linear map is trained to reach.
+            aligns: "texts" or "tokens", whichever is aligned with a teacher; None without a teacher.
+            projected_to: the teacher's width if it differs; a linear map to the teacher's states is then trained.
 
         """
         super().__init__()
@@ -38,11 +38,11 @@ class Student(nn.Module):
         self.projection = None if projected_to is None else nn.Linear(width, projected_to).to(encoder.device)
 
     def encode_tokens(self, tokens: Tokens) -> Tensor:
-        """Return what the encoder's does. Weights that are shared out are put together on the way through."""
+        """Return what the encoder's method does. Calling it through this module gathers sharded weights."""
         return self.encoder.encode_tokens(tokens)
 
     def forward(self, ids: Tensor, lengths: Lengths) -> tuple[Tensor, Tensor | None]:
-        """Return the embeddings, as `Encoder.forward`, and the states to align: (N, D), of tokens (T, D), or None."""
+        """Return the embeddings, as `Encoder.forward`, and the states to align: (N, D), (T, D) for tokens, or None."""
         if self.aligns is None:
             return self.encoder(ids, lengths, self.depths), None
         if self.aligns == "tokens":

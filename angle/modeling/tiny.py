@@ -11,14 +11,14 @@ if TYPE_CHECKING:
 
 
 def tiny_tokenizer() -> BertTokenizer:
-    """Return the built-in tokenizer: whole words of the sample data, and pieces for others."""
+    """Return the built-in tokenizer: whole words of the sample data, and subword pieces for others."""
     from transformers import BertTokenizer
 
     return BertTokenizer(vocab={piece: number for number, piece in enumerate(vocabulary())}, do_lower_case=True)
 
 
 def tiny_model() -> PreTrainedModel:
-    """Return the built-in model. Its random start is always the same, as a checkpoint's weights would be."""
+    """Return the built-in model. Its random initialisation is always the same, like a checkpoint's weights."""
     import torch
     from transformers import BertConfig, BertModel
 

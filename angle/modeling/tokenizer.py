@@ -1,4 +1,4 @@
-"""Texts -> tokens: the template, where it may be cut, and the longest text, kept with the model as its contract."""
+"""Texts -> tokens: the template, where it may be cut, and the maximum length, kept with the model as its contract."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from angle.structures import Tokens
 
 CONTRACT_FILE = "angle_config.json"
 DEFAULT_MAX_LENGTH = 512
-#: Texts handed to the tokenizer at once: bounds the memory of its Python lists.
+#: Number of texts passed to the tokenizer at once: bounds the memory of its Python lists.
 TOKENIZE_AT_ONCE = 20_000
 
 
 @dataclass(frozen=True)
 class TokenContract:
-    """How texts must reach a model, and how its states become an embedding. Saved with the model."""
+    """How texts must be presented to a model, and how its states become an embedding. Saved with the model."""
 
     pooling: str
     max_length: int
@@ -36,14 +36,14 @@ class TokenContract:
     load_kbit: int | None = None
     """The bits of the frozen weights that an adapter was trained on."""
     special_tokens: tuple[tuple[str, ...], tuple[str, ...]] = ((), ())
-    """What the tokenizer puts before and after every text."""
+    """The tokens that the tokenizer puts before and after every text."""
     layers: int | None = None
-    """How many of the first layers were kept of the model this was made of; None for all."""
+    """How many of the original model's first layers were kept; None for all."""
     dimensions: int | None = None
-    """How many of the first dimensions make an embedding; None for all."""
+    """How many of the first dimensions make up an embedding; None for all."""
 
     def __str__(self) -> str:
-        """Return the contract for a person."""
+        """Return the contract in human-readable form."""
         template = "" if self.prompt is None else f", template {self.prompt!r}"
         after = self.special_tokens[1]
         end = f", {' '.join(after)} after a text" if self.pooling == "last" and after else ""
@@ -67,10 +67,10 @@ class TokenContract:
 
 
 def template_fields(prompt: str) -> list[str]:
-    """Return the names in braces of a template, `text` among them.
+    """Return the names in a template's braces, `text` among them.
 
     Raises:
-        ConfigError: braces that do not pair up, or that hold more than a name.
+        ConfigError: braces do not pair up, or hold more than a name.
 
     """
     try:
@@ -88,7 +88,7 @@ def template_fields(prompt: str) -> list[str]:
 
 
 def special_tokens(tokenizer: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Return what a tokenizer puts before and after every text."""
+    """Return the tokens that a tokenizer puts before and after every text."""
     encoded = tokenizer("a", return_special_tokens_mask=True)
     tokens = tokenizer.convert_ids_to_tokens(encoded["input_ids"])
     text = [place for place, special in enumerate(encoded["special_tokens_mask"]) if not special]
@@ -101,7 +101,7 @@ def ends_in_words(prompt: str | None) -> bool:
 
 
 class TextTokenizer:
-    """A tokenizer with a template and a longest length. Truncation cuts the text, never the template."""
+    """A tokenizer with a template and a maximum length. Truncation cuts the text, never the template."""
 
     def __init__(
         self, tokenizer: Any, max_length: int, prompt: str | None = None, end_token: bool | None = None
@@ -109,8 +109,8 @@ class TextTokenizer:
         """Wrap a fast transformers tokenizer.
 
         Raises:
-            ConfigError: no fast tokenizer, a template that leaves no room for a text, or an end token that is not there
-                or cannot be left out.
+            ConfigError: the tokenizer is not fast, the template leaves no room for a text, or the end token does not
+                exist or cannot be left out.
 
         """
         if not tokenizer.is_fast:
@@ -123,7 +123,7 @@ class TextTokenizer:
             self._set_end_token(end_token)
         self.max_length = max_length
         self.prompt = prompt
-        # Behind a template of one field, the tokenizer cuts nothing but the text.
+        # If the text is the only field and ends the template, the tokenizer cuts nothing but the text.
         self._cut_by_tokenizer = (
             prompt is not None
             and template_fields(prompt) == ["text"]
@@ -142,11 +142,11 @@ class TextTokenizer:
 
     @property
     def special_tokens(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """What the tokenizer puts before and after every text."""
+        """The tokens that the tokenizer puts before and after every text."""
         return special_tokens(self.tokenizer)
 
     def _set_end_token(self, wanted: bool) -> None:
-        """Let the tokenizer end every text with its end token, also once it is saved and loaded elsewhere."""
+        """Let the tokenizer end every text with its end token, even after it is saved and loaded elsewhere."""
         from tokenizers.processors import Sequence as Steps
         from tokenizers.processors import TemplateProcessing
 
@@ -166,7 +166,7 @@ class TextTokenizer:
 
     @property
     def fingerprint(self) -> str:
-        """A hash of everything that decides the tokens of a text."""
+        """A hash of everything that determines the tokens of a text."""
         state = json.loads(self.tokenizer.backend_tokenizer.to_str())
         rules = {key: value for key, value in state.items() if key not in ("truncation", "padding")}  # of the last call
         parts = [json.dumps(rules), str(self.max_length), repr(self.prompt), self.tokenizer.truncation_side]
@@ -179,10 +179,10 @@ class TextTokenizer:
         self.tokenizer.save_pretrained(folder)
 
     def __call__(self, texts: Sequence[str], extras: Sequence[Mapping[str, str]] | None = None) -> Tokens:
-        """Return the tokens of texts; `extras` has the template's further columns, a mapping a text.
+        """Return the tokens of texts; `extras` has the template's further columns, one mapping per text.
 
         Raises:
-            ValueError: a text that gives no token at all, or further columns that leave it no room.
+            ValueError: a text gives no token at all, or further columns leave no room for it.
 
         """
         chunks, lengths = [np.zeros(0, np.int32)], [np.zeros(0, np.int64)]
@@ -199,7 +199,7 @@ class TextTokenizer:
         return Tokens(np.concatenate(chunks), offsets)
 
     def render(self, texts: Sequence[str], extras: Sequence[Mapping[str, str]] | None = None) -> list[str]:
-        """Return each text inside the template, cut where the tokenizer would else cut the template too."""
+        """Return each text inside the template, cut where the tokenizer would otherwise cut the template too."""
         if self.prompt is None:
             return list(texts)
         if self._cut_by_tokenizer:
@@ -229,7 +229,7 @@ class TextTokenizer:
             self._fill(text, extra, spans, limit)
             for text, extra, spans, limit in zip(texts, extras, all_spans, limits, strict=True)
         ]
-        # Where text and template touch, their pieces may join and count otherwise: cut those texts further.
+        # Where text and template meet, their pieces may merge and the count may differ: cut those texts further.
         long = [row for row, ids in enumerate(self._ids(rendered, truncate=False)) if len(ids) > self.max_length]
         for row in long:
             limit = min(limits[row], len(all_spans[row]))
@@ -244,7 +244,7 @@ class TextTokenizer:
         return rendered
 
     def _fill(self, text: str, extra: Mapping[str, str], spans: Sequence[tuple[int, int]], limit: int) -> str:
-        """Return the template around `limit` tokens of the text, whose places are `spans`: the first, or the last."""
+        """Return the template around the first or last `limit` tokens of the text, whose places are `spans`."""
         assert self.prompt is not None
         if len(spans) > limit:
             left = self.tokenizer.truncation_side == "left"

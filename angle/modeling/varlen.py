@@ -1,8 +1,8 @@
-"""Attention of packed rows on a GPU: all texts of a row in one call.
+"""Attention over packed rows on a GPU: all texts of a row in one call.
 
-A call for each run of equal lengths, as on a CPU, would be hundreds of small kernels a layer. Kernels for texts of
-various lengths are told by offsets where each begins. Where none fits, attention alone puts the texts into a rectangle
-with padding and takes them out again; everything else of a layer still sees none.
+A call for each run of equal lengths, as on a CPU, would be hundreds of small kernels per layer. Variable-length kernels
+take offsets that say where each text begins. Where no such kernel fits, only attention puts the texts into a padded
+rectangle and takes them out again; the rest of a layer still sees no padding.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ from angle.modeling.blocks import Runs, runs_of
 from angle.modeling.pooling import Lengths
 from angle.structures import to_device
 
-#: The kernel of torch, that of the package flash-attn, and no such kernel.
+#: torch's kernel, that of the package flash-attn, and no such kernel.
 VARLEN, FLASH, RECTANGLE = "varlen_attn", "flash_attn", "rectangle"
 
-#: What both kernels need: these types, and a card of this compute capability.
+#: What both kernels need: one of these dtypes, and a GPU of at least this compute capability.
 HALF_TYPES, AMPERE = (torch.float16, torch.bfloat16), (8, 0)
 
 
-#: All but cuDNN's, which is made ready for every new shape, and each batch has another.
+#: All backends but cuDNN's, which builds a plan for every new shape, and each batch has a new one.
 WITHOUT_PLANS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
 class Texts:
     """Where the texts of a packed row (T,) lie.
 
-    What an attention call needs is made when the first layer asks for it, and kept for the others. Everything is
-    computed from lengths on the host, so nothing waits for the device.
+    What an attention call needs is computed when the first layer asks for it, and kept for the others. Everything is
+    derived from lengths on the host, so nothing waits for the device.
     """
 
     def __init__(self, lengths: Lengths, device: torch.device) -> None:
@@ -48,7 +48,7 @@ class Texts:
 
     @cached_property
     def runs(self) -> Runs:
-        """Texts and tokens of each run of texts of equal length."""
+        """Number and length of the texts in each run of texts of equal length."""
         return runs_of(self._lengths)
 
     @cached_property
@@ -64,9 +64,10 @@ class Texts:
         return to_device(np.arange(self._lengths.sum()) + np.repeat(row - starts, self._lengths), self._device)
 
     def mask(self, how: Attention) -> Tensor | None:
-        """Return what is seen in the rectangle: (N, 1, L, L) or what can be broadcast to it.
+        """Return the attention mask of the rectangle: (N, 1, L, L), or what broadcasts to it.
 
-        None for everything or, if causal, for all that comes before: padding comes last, so no token would see it.
+        None to attend to everything or, if causal, to all that comes before: padding comes last, so no token would
+        attend to it.
         """
         key = how.causal, how.window
         if key not in self._masks:
@@ -82,27 +83,27 @@ class Texts:
         seen = how.seen(self.longest, self._device)
         if how.causal:
             return seen[None, None]
-        # Padding sees the padding next to it: a softmax over nothing would be no number.
+        # Padding attends to the padding near it: a softmax over nothing would be NaN.
         return (seen & (real[:, None] == real[:, :, None]))[:, None]
 
 
 def choose(
     device: str, kind: torch.dtype, dropout: float, width: int, capability: tuple[int, int], installed: frozenset[str]
 ) -> str:
-    """Return what attention is computed by: VARLEN, FLASH or RECTANGLE.
+    """Return which way to compute attention: VARLEN, FLASH or RECTANGLE.
 
     Args:
         device: type of the device.
         kind: type of queries, keys and values.
         dropout: share of attention weights set to 0; flash-attn has a public function with it, torch only an operator.
         width: dimensions of a head.
-        capability: the card's compute capability.
-        installed: which kernels are here.
+        capability: the GPU's compute capability.
+        installed: which kernels are installed.
 
     """
     if device != "cuda" or kind not in HALF_TYPES or capability < AMPERE or width % 8 or width > 256:
         return RECTANGLE
-    if width > 192 and (width <= 224 or dropout):  # consumer cards have too little shared memory for the backward pass
+    if width > 192 and (width <= 224 or dropout):  # consumer GPUs have too little shared memory for the backward pass
         return RECTANGLE
     if FLASH in installed and (dropout or VARLEN not in installed):
         return FLASH
@@ -111,7 +112,7 @@ def choose(
 
 @cache
 def installed_kernels() -> frozenset[str]:
-    """Return the kernels that are here, of VARLEN and FLASH."""
+    """Return which of the kernels VARLEN and FLASH are installed."""
     found = {VARLEN} if torch.backends.cuda.is_flash_attention_available() else set()
     try:
         from flash_attn import flash_attn_varlen_func  # noqa: F401
@@ -122,7 +123,7 @@ def installed_kernels() -> frozenset[str]:
 
 @cache
 def capability_of(device: torch.device) -> tuple[int, int]:
-    """Return the compute capability of a device, (0, 0) where there is no such thing."""
+    """Return the compute capability of a device, (0, 0) if it has none."""
     return torch.cuda.get_device_capability(device) if device.type == "cuda" else (0, 0)
 
 
@@ -133,11 +134,11 @@ def attend_texts(query: Tensor, key: Tensor, value: Tensor, texts: Texts, how: A
         query: (1, H, T, d).
         key: (1, G, T, d), where H is a multiple of G.
         value: (1, G, T, d).
-        texts: where they lie.
-        how: which tokens see which, by a window shorter than the longest text or none.
+        texts: where the texts lie.
+        how: which tokens attend to which, with a window shorter than the longest text or none.
 
     """
-    # Under autocast, rotated queries and keys are float32 beside bfloat16 values, and layers of few bits give float32.
+    # Under autocast, rotated queries and keys are float32 beside bfloat16 values, and quantised layers return float32.
     kind, device = value.dtype, value.device.type
     if kind == torch.float32 and torch.is_autocast_enabled(device):
         kind = torch.get_autocast_dtype(device)
@@ -229,9 +230,10 @@ def _attend_in_rectangle(q: Tensor, k: Tensor, v: Tensor, texts: Texts, how: Att
 
 
 def _spread(tensor: Tensor, texts: Texts) -> Tensor:
-    """Return (N, H, L, d), of zeros behind each text, for (T, H, d).
+    """Return (T, H, d) as (N, H, L, d), with zeros after each text.
 
-    Written, not read by an index that repeats some token for the padding: its backward pass would add up all of these.
+    Scattered, not gathered by an index that repeats some token for the padding: the backward pass of such a gather
+    would sum over all the repeats.
     """
     rectangle = tensor.new_zeros(texts.count * texts.longest, *tensor.shape[1:]).index_copy_(0, texts.places, tensor)
     return rectangle.view(texts.count, texts.longest, *tensor.shape[1:]).transpose(1, 2)
