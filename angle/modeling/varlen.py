@@ -214,7 +214,7 @@ def flash_with_dropout(q: Tensor, k: Tensor, v: Tensor, texts: Texts, how: Atten
 
 def _attend_in_rectangle(q: Tensor, k: Tensor, v: Tensor, texts: Texts, how: Attention) -> Tensor:
     """Return (T, H, d) for q (T, H, d), k and v (T, G, d), computed with padding."""
-    q, k, v = _for_each_head(q, k, v)  # with fewer heads, and a mask or in float32, CUDA has the slowest way alone
+    q, k, v = _for_each_head(q, k, v)  # with fewer key heads, and a mask or in float32, CUDA has only the slowest path
     mask = texts.mask(how)
     with sdpa_kernel(WITHOUT_PLANS):
         out = scaled_dot_product_attention(
