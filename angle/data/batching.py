@@ -223,19 +223,19 @@ def collate(corpus: Corpus, rows: Ints, epoch: int, sharing: Sharing) -> Batch:
     places[dealt.flatten()] = slots.flatten()
     labels = None if corpus.labels is None else torch.from_numpy(corpus.labels[rows])
     return Batch(
-        corpus.tokens.take(distinct[own]),
-        distinct[own],
-        np.where(places[own] == slots[sharing.rank], uses[own], 0),
-        lengths[dealt[0]],
-        Structure(
-            corpus.format,
-            torch.from_numpy(places[index.reshape(texts.shape)]),
-            torch.from_numpy(texts),
-            labels,
-            torch.from_numpy(corpus.alternatives(rows, distinct)),
+        tokens=corpus.tokens.take(distinct[own]),
+        texts=distinct[own],
+        uses=np.where(places[own] == slots[sharing.rank], uses[own], 0),
+        limits=lengths[dealt[0]],
+        structure=Structure(
+            format=corpus.format,
+            index=torch.from_numpy(places[index.reshape(texts.shape)]),
+            text_ids=torch.from_numpy(texts),
+            labels=labels,
+            alternatives=torch.from_numpy(corpus.alternatives(rows, distinct)),
         ),
-        int((uses * lengths).sum()),
-        rows,
+        token_uses=int((uses * lengths).sum()),
+        rows=rows,
     )
 
 

@@ -149,15 +149,15 @@ def _describe(name_or_path: str, revision: str | None) -> SelfDescription:
             start = int(os.environ.get(START_INDEX_VARIABLE, "0"))
         pooling = contract.get("pooling", contract.get("pooling_strategy"))  # the second is the reference's name
         return SelfDescription(
-            None if pooling is None else str(pooling),
-            contract.get("max_length"),
-            contract.get("prompt"),
-            contract.get("padding_side"),
-            None if start is None or start < 0 else int(start),
-            contract.get("load_kbit"),
-            _pair(contract.get("special_tokens")),
-            contract.get("layers"),
-            contract.get("dimensions"),
+            pooling=None if pooling is None else str(pooling),
+            max_length=contract.get("max_length"),
+            prompt=contract.get("prompt"),
+            padding_side=contract.get("padding_side"),
+            bidirectional_from=None if start is None or start < 0 else int(start),
+            load_kbit=contract.get("load_kbit"),
+            special_tokens=_pair(contract.get("special_tokens")),
+            layers=contract.get("layers"),
+            dimensions=contract.get("dimensions"),
         )
     modules = read_json(name_or_path, "modules.json", revision)
     if modules is None:

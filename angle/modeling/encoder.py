@@ -195,16 +195,16 @@ class Encoder(nn.Module):
         """What must hold wherever this model is used."""
         tokenizer = self.tokenizer
         return TokenContract(
-            self.pooling,
-            tokenizer.max_length,
-            tokenizer.prompt,
-            tokenizer.tokenizer.padding_side,
-            self.is_llm,
-            self.bidirectional_from,
-            self.load_kbit,
-            tokenizer.special_tokens,
-            self.layers,
-            self.width,
+            pooling=self.pooling,
+            max_length=tokenizer.max_length,
+            prompt=tokenizer.prompt,
+            padding_side=tokenizer.tokenizer.padding_side,
+            is_llm=self.is_llm,
+            bidirectional_from=self.bidirectional_from,
+            load_kbit=self.load_kbit,
+            special_tokens=tokenizer.special_tokens,
+            layers=self.layers,
+            dimensions=self.width,
         )
 
     def forward(self, ids: Tensor, lengths: Lengths, depths: Sequence[int] | None = None) -> Tensor:

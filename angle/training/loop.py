@@ -168,16 +168,16 @@ def _prepare(
         folder.update(wandb_id=tracker.wandb_id)
     model, optimizer = prepare(built.student, setup.make_optimizer(built.student, config), accelerator)
     return Run(
-        config,
-        accelerator,
-        folder,
-        tracker,
-        data,
-        built.student,
-        Step(model, built.objective, built.teacher, accelerator, config.train.tokens_at_once),
-        optimizer,
-        built.valid_loss,
-        built.total,
+        config=config,
+        accelerator=accelerator,
+        folder=folder,
+        tracker=tracker,
+        data=data,
+        student=built.student,
+        step=Step(model, built.objective, built.teacher, accelerator, config.train.tokens_at_once),
+        optimizer=optimizer,
+        valid_loss=built.valid_loss,
+        total=built.total,
     )
 
 
