@@ -1,4 +1,4 @@
-"""Turn an encoder into a folder that sentence-transformers loads: python convert.py model.name_or_path=RUN."""
+"""Convert an encoder to a folder that sentence-transformers loads: python convert.py model.name_or_path=RUN."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from angle.launch import check_model_is_named, launch
 
 
 def main(config: ConvertConfig) -> None:
-    """Convert, and say how to load the result."""
+    """Convert the encoder, and print how to load the result."""
     from angle.export.sentence_transformers import convert
 
     check_model_is_named("convert.py")

@@ -1,4 +1,4 @@
-"""Measure an encoder on semantic textual similarity: python evaluate.py model.name_or_path=RUN tasks=[stsb]."""
+"""Evaluate an encoder on semantic textual similarity: python evaluate.py model.name_or_path=RUN tasks=[stsb]."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from angle.launch import check_model_is_named, launch
 
 
 def main(config: EvaluateConfig) -> float | None:
-    """Evaluate, print the table, say where the numbers are, and return the mean Spearman correlation."""
+    """Evaluate, print the table and where the numbers are saved, and return the mean Spearman correlation."""
     check_model_is_named("evaluate.py")
     from angle.evaluation.grid import evaluate_grid
     from angle.evaluation.report import evaluate, table

@@ -11,10 +11,10 @@ from angle.launch import is_main_process, launch, named_settings
 
 
 def main(config: TrainConfig) -> float | None:
-    """Train, say what came out and what to do next, and return the score that a sweep compares.
+    """Train, print the results and what to do next, and return the score that a sweep compares.
 
     Raises:
-        HubError: the run is finished, but its model was to be pushed and is not.
+        HubError: the run is finished, but pushing its model failed.
 
     """
     from angle.training.dry_run import dry_run
@@ -31,7 +31,7 @@ def main(config: TrainConfig) -> float | None:
 
 
 def _print(text: object) -> None:
-    """Print once, however many processes there are."""
+    """Print on the main process only."""
     if is_main_process():
         print(text, flush=True)
 

@@ -1,4 +1,4 @@
-"""The reference's command: its 66 options, our loop, and the line of train.py that does the same.
+"""The command of the reference, angle_emb: its 66 options, our training loop, and the equivalent train.py command.
 
 angle-trainer --model_name_or_path google-bert/bert-base-uncased --train_name_or_path pairs.jsonl --ibn_w 20
 torchrun --nproc_per_node=2 -m angle.angle_trainer --model_name_or_path ... --gradient_accumulation_steps 2
@@ -22,10 +22,10 @@ from angle.launcher import launch_words, launched
 from angle.reference_options import BY_NAME, NO_EFFECT, Call, parse
 from angle.settings import build_config, nested, override_words
 
-#: What messages advise, as options.
+#: Advice in error messages, as settings and as options of this command.
 ADVICE = {"lora=r16": "--apply_lora 1", "billm=all": "--apply_billm 1", "teacher=none": "no --teacher_name_or_path"}
 
-#: Options whose settings depend on more than their own value.
+#: Options whose settings depend on more than the option's own value.
 DECIDED_BELOW = (
     *("pretrained_model_path", "gradient_accumulation_steps", "fp16", "seed"),
     *("save_strategy", "save_steps", "eval_strategy", "eval_steps"),
@@ -33,7 +33,7 @@ DECIDED_BELOW = (
 
 
 def main() -> None:
-    """Train as the command line says; print the line of train.py that does the same, and what is otherwise."""
+    """Train as the command line says, after printing the equivalent train.py command and the differences."""
     with errors_as_sentences():
         call = parse(sys.argv[1:])
         with _options_named():
@@ -53,10 +53,10 @@ def main() -> None:
 
 
 def translate(call: Call) -> tuple[dict[str, Any], list[str]]:
-    """Return the settings, by dotted names, that do what the reference's command line meant, and notes on differences.
+    """Return the settings, by dotted name, equivalent to the reference's command line, and notes on differences.
 
     Raises:
-        ConfigError: an option that has no counterpart, or no value that can work.
+        ConfigError: an option has no counterpart, or its value cannot work.
 
     """
     settings: dict[str, Any] = {}
@@ -79,7 +79,7 @@ def translate(call: Call) -> tuple[dict[str, Any], list[str]]:
 
 
 def _refuse(call: Call) -> None:
-    """Raise ConfigError for what has no counterpart."""
+    """Raise ConfigError for options that have no counterpart."""
     wanted = {
         "load_mlm_model": call["load_mlm_model"] != 0,
         "coword_random_mask_rate": call["coword_random_mask_rate"] != 0,
@@ -100,7 +100,7 @@ def _model(call: Call, settings: dict[str, Any], notes: list[str]) -> None:
         if call["is_llm"]:
             notes.append(_note("pretrained_model_path"))
     if call["pretrained_lora_path"] is not None:
-        # With or without --apply_lora the reference trains it further; here a new one would come on top of it.
+        # The reference trains it further, with or without --apply_lora; here --apply_lora would add a new one on top.
         for name in [name for name in settings if name.startswith("lora.")]:
             del settings[name]
         own = sorted(name for name in call.given if name.startswith("lora_"))
@@ -145,7 +145,7 @@ def _intervals(call: Call, settings: dict[str, Any], notes: list[str]) -> None:
     for name in ("save", "eval"):
         strategy = call[f"{name}_strategy"]
         if name == "eval" and call["valid_name_or_path"] is None:
-            continue  # pairs that choose the best model are measured after every epoch, as null has it
+            continue  # the pairs that choose the best model are evaluated after every epoch, which is what null means
         settings[f"train.{name}_steps"] = {"steps": call[f"{name}_steps"], "epoch": None, "no": 0}[strategy]
         if strategy != "steps" and f"{name}_steps" in call.given:
             notes.append(f"--{name}_steps {NO_EFFECT}it needs --{name}_strategy steps")
@@ -156,7 +156,7 @@ def _intervals(call: Call, settings: dict[str, Any], notes: list[str]) -> None:
 
 
 def _accumulation(call: Call, settings: dict[str, Any], notes: list[str]) -> None:
-    """Share out the accumulation steps, which are those of all processes together."""
+    """Split the accumulation steps, which count those of all processes together, evenly across the processes."""
     name, processes = "gradient_accumulation_steps", launched()
     steps = call[name]
     if steps < 1 or steps % processes:
@@ -171,7 +171,7 @@ def _accumulation(call: Call, settings: dict[str, Any], notes: list[str]) -> Non
 
 
 def _seed(call: Call, settings: dict[str, Any], notes: list[str]) -> None:
-    """Draw a seed where none is given, except that a run that is gone on with has one."""
+    """Set the seed: the given one, else that of the run to be resumed, else a drawn one."""
     seed = call["seed"]
     if seed >= 0:
         if seed != 42:
@@ -205,7 +205,7 @@ def _surroundings(call: Call, settings: dict[str, Any], notes: list[str]) -> Non
 
 
 def _corrected(call: Call, settings: dict[str, Any], notes: list[str]) -> None:
-    """Say what the reference does otherwise by mistake."""
+    """Add notes on what the reference does differently by mistake."""
     if call["filter_duplicate"]:
         notes.append(_note("filter_duplicate"))
     if call["pooling_strategy"] in ("cls_avg", "max", "cls_max"):
@@ -224,7 +224,7 @@ def _note(name: str) -> str:
 
 @contextmanager
 def _options_named() -> Iterator[None]:
-    """Add to a message which options the settings in it are."""
+    """Add to an error message which options correspond to the settings in it."""
     options = {option.setting: f"--{name}" for name, option in reversed(BY_NAME.items()) if option.setting} | ADVICE
     try:
         yield
@@ -241,7 +241,7 @@ def _labelled(notes: list[str]) -> list[str]:
 
 
 def _print(text: str) -> None:
-    """Print once, however many processes there are."""
+    """Print on the main process only."""
     if is_main_process():
         print(text, flush=True)
 

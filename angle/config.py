@@ -1,10 +1,10 @@
-"""The schema: every setting with its type, its default, its meaning and its check.
+"""The schema: every setting with its type, default, meaning and validation.
 
-This module is the one place of each default. The command line (through Hydra's files in conf/), Python
-and the tests all end in `angle.settings.build_config`, which returns these dataclasses.
+This module is the single source of every default. The command line (through Hydra's files in conf/), Python and the
+tests all go through `angle.settings.build_config`, which returns these dataclasses.
 
-`None` ("null" on the command line) always means "decide from the model or the data"; what was decided is
-printed, and saved in the run's `config.yaml`.
+`None` ("null" on the command line) always means "decide from the model or the data". The decision is printed, and
+saved in the run's `config.yaml`.
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ from typing import Any
 from angle.errors import ConfigError, nearest
 from angle.prompts import NAMED_PROMPTS
 
-#: Files of a run folder that more than one package knows.
+#: Files in a run folder that more than one package uses.
 CONFIG_FILE, RUN_FILE = "config.yaml", "run.json"
 
-#: The reference takes the first bidirectional layer from the environment.
+#: Environment variable from which the reference, angle_emb, reads the first bidirectional layer.
 START_INDEX_VARIABLE = "BiLLM_START_INDEX"
 
-#: As teacher.name_or_path: the student as it was before training.
+#: Value of teacher.name_or_path for the student as it was before training.
 SELF = "self"
 
 FORMAT_NAMES = ("A", "B", "C")
 DTYPES = ("float32", "bfloat16", "float16", "auto")
 POOLING_NAMES = ("cls", "avg", "mean", "max", "last", "cls_avg", "cls_max")
 
-#: A user or a repository of the Hugging Face hub.
+#: Name of a user or a repository on the Hugging Face hub.
 HUB_NAME = re.compile(r"(?!.*(--|\.\.|\.git$))\w([\w.-]*\w)?", re.ASCII)
 
-#: The weights' names in early releases of the reference.
+#: Loss weights that the reference has renamed since its early releases: old name to new name.
 OLD_WEIGHTS = {"w1": "cosine_w", "w2": "ibn_w", "w3": "angle_w"}
 
 #: What `null` loss weights mean, by data format: (cosine_w, ibn_w, angle_w).
@@ -62,41 +62,41 @@ class ModelConfig:
 
     name_or_path: str = "tiny"
     """A hub name, a folder with weights, a run folder, a .gguf file (on the hub: repository/file.gguf), or `tiny`
-    (built in: a small BERT with a random start)."""
+    (built in: a small, randomly initialised BERT)."""
     tokenizer_name_or_path: str | None = None
-    """Where the tokenizer comes from; null: from the model."""
+    """Where to load the tokenizer from; null: from the model."""
     adapter: str | None = None
-    """A saved LoRA adapter to start from; with lora=none it is trained further, else it stays as it is below a new one.
-    An adapter as name_or_path is merged into its base with lora=none, else it stays as it is too."""
+    """A saved LoRA adapter to start from: trained further with lora=none, otherwise frozen beneath a new adapter.
+    An adapter given as name_or_path is merged into its base with lora=none, otherwise frozen too."""
     revision: str | None = None
     """Branch, tag or commit on the hub."""
     trust_remote_code: bool = False
-    """Run Python code that the model's repository brings along."""
+    """Run Python code that ships with the model's repository."""
     max_length: int | None = None
-    """Tokens a text may have, template and special tokens included; null: what the model says, at most 512."""
+    """Maximum tokens per text, including the template and special tokens; null: the model's own limit, at most 512."""
     is_llm: bool | None = None
-    """Whether this is a decoder; null: detected. A contradiction to the architecture is an error."""
+    """Whether the model is a decoder; null: detected. It is an error to contradict the architecture."""
     layers: int | None = None
-    """How many of the first layers to keep; null: all."""
+    """Keep only the first `layers` layers; null: all."""
     dimensions: int | None = None
-    """How many of the first dimensions make an embedding; null: all."""
+    """Keep only the first `dimensions` dimensions of an embedding; null: all."""
     dtype: str = "float32"
     """Type of the weights: float32, bfloat16, float16 or auto (as stored)."""
     load_kbit: int | None = None
-    """4 or 8: frozen weights in so many bits (NF4, LLM.int8), for training with lora; null: in model.dtype. In 8 bits a
-    text's batch mates change its embedding a little."""
+    """4 or 8: quantise the weights to 4 bits (NF4) or 8 bits (LLM.int8) and freeze them, to train with lora; null:
+    model.dtype. In 8-bit, the other texts of a batch change a text's embedding slightly."""
     attn_implementation: str | None = None
-    """sdpa, eager or flash_attention_2; null: what transformers picks."""
+    """sdpa, eager or flash_attention_2; null: the choice of transformers."""
     padding_side: str | None = None
     """left or right; null: the tokenizer's own. It never changes an embedding."""
     prompt: str | None = None
-    """Template with {text} and names of further columns, applied to every text, or A, B or C for one of the
-    reference's; null: what the model says."""
+    """Template applied to every text, with {text} and the names of any other columns; or A, B or C for one of
+    angle_emb's templates; null: the model's own."""
     end_token: bool | None = None
-    """Whether every text ends with the tokenizer's end token; null: as the tokenizer does it, except that last-token
-    pooling needs some end: where neither tokenizer nor template nor the model's own description give one, true."""
+    """Whether every text ends with the tokenizer's end token; null: as the tokenizer does. Last-token pooling needs an
+    end, so null means true there if neither the tokenizer, the template nor the model's own description gives one."""
     gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory, about a third more time."""
+    """Recompute activations in the backward pass: less memory for about a third more time."""
 
     def __post_init__(self) -> None:
         _one_of("model.dtype", self.dtype, DTYPES)
@@ -117,11 +117,11 @@ class ModelConfig:
 
 @dataclass
 class PoolingConfig:
-    """How a text's token states become one embedding."""
+    """How the hidden states of a text's tokens become one embedding."""
 
     strategy: str = "auto"
-    """auto, cls, avg (mean), max, last, cls_avg, cls_max, or the index of a token. auto: what the model says of
-    itself, else cls for encoders and avg for decoders."""
+    """auto, cls, avg (mean), max, last, cls_avg, cls_max, or the index of a token. auto: what the model itself
+    specifies, otherwise cls for encoders and avg for decoders."""
 
     def __post_init__(self) -> None:
         self.strategy = str(self.strategy)
@@ -136,7 +136,7 @@ class PoolingConfig:
 
 @dataclass
 class LossConfig:
-    """The objective: cosine_w * cosine + ibn_w * in-batch + angle_w * angle. A null weight is the format's own."""
+    """The objective: cosine_w * cosine + ibn_w * in-batch + angle_w * angle. A null weight takes the format's own."""
 
     cosine_w: float | None = None
     """Weight of the cosine ranking loss (formats A and B)."""
@@ -147,9 +147,9 @@ class LossConfig:
     cosine_tau: float = 20.0
     """Multiplier of the cosine similarities: an inverse temperature."""
     ibn_tau: float = 20.0
-    """Multiplier of the in-batch similarities."""
+    """Multiplier of the in-batch similarities: an inverse temperature."""
     angle_tau: float = 20.0
-    """Multiplier of the angle similarities."""
+    """Multiplier of the angle similarities: an inverse temperature."""
     positive_above: float | None = None
     """A row of format A is a positive of the in-batch loss iff its label is above this; null: 0 (sample data: 4)."""
 
@@ -178,14 +178,14 @@ class LossConfig:
 
 @dataclass
 class LoraConfig:
-    """Low-rank adapters: train a few added weights, keep the model's own frozen."""
+    """Low-rank adapters: train a few added weights and keep the model's own frozen."""
 
     enabled: bool = False
-    """Whether adapters are trained instead of the model's own weights."""
+    """Whether to train adapters instead of the model's own weights."""
     r: int = 32
     """Rank."""
     alpha: int = 64
-    """Scale: the adapter's output counts alpha / r times."""
+    """Scale: the adapter's output is multiplied by alpha / r."""
     dropout: float = 0.1
     """Dropout on the adapter's input."""
     target_modules: list[str] | None = None
@@ -213,16 +213,16 @@ def _refuse_fields_while_off(group: str, config: Any, example: str) -> None:
 
 @dataclass
 class BillmConfig:
-    """BiLLM: layers of a decoder that attend in both directions."""
+    """BiLLM: decoder layers with bidirectional attention."""
 
     enabled: bool = False
-    """Whether it is these settings that say where; false: where the model says, else nowhere."""
+    """Whether these settings choose the layers; false: those that the model itself specifies, otherwise none."""
     start_index: int | None = None
-    """The first such layer, counted from 0; -1 or the number of layers: none; null: 0, or BiLLM_START_INDEX."""
+    """First bidirectional layer, counted from 0; -1 or the number of layers: none; null: BiLLM_START_INDEX, or 0."""
     last_layers: int | None = None
-    """The same counted from the end: so many last layers; instead of start_index."""
+    """Make the last `last_layers` layers bidirectional; an alternative to start_index."""
     model_class: str | None = None
-    """The decoder's class, such as LlamaForCausalLM, of which the model must be; null: any."""
+    """Class that the decoder must have, such as LlamaForCausalLM; null: any."""
 
     def __post_init__(self) -> None:
         _refuse_fields_while_off("billm", self, "billm=all")
@@ -235,10 +235,10 @@ class BillmConfig:
             )
 
     def first_layer(self, layers: int) -> int | None:
-        """Return the first layer, of so many, that attends in both directions; None for none.
+        """Return the first bidirectional layer of a model with `layers` layers, or None if there is none.
 
         Raises:
-            ConfigError: one the model does not have, or a BiLLM_START_INDEX that says another one.
+            ConfigError: the model has no such layer, or BiLLM_START_INDEX contradicts these settings.
 
         """
         start = self.start_index
@@ -265,18 +265,18 @@ class BillmConfig:
 
 @dataclass
 class EseConfig:
-    """Espresso embeddings (ESE): every layer, and the first dimensions alone, give embeddings of their own."""
+    """Espresso embeddings (ESE): usable embeddings from every layer, and from its first dimensions only."""
 
     enabled: bool = False
-    """Whether all layers are trained, and not the last one at full width alone."""
+    """Whether to train every layer, rather than only the last one at full width."""
     compression_size: int = 128
-    """How many of the first dimensions are trained to do without the others; even."""
+    """Number of leading dimensions that are trained to work without the others; must be even."""
     kl_temperature: float = 1.0
-    """Temperature of the divergence from the compressed embeddings; 0: their squared error alone."""
+    """Temperature of the divergence from the compressed embeddings; 0: only their squared error."""
     pca: bool = True
-    """Whether the first dimensions learn to be a compression of all."""
+    """Whether the first dimensions learn to be a compression of all of them."""
     compat: bool = False
-    """The reference's own sum of layers: with the embedding layer, without the last but one."""
+    """Sum over the layers as angle_emb does: with the embedding layer, without the second-to-last layer."""
 
     def __post_init__(self) -> None:
         _refuse_fields_while_off("ese", self, "ese=on")
@@ -296,7 +296,7 @@ class EseConfig:
 
 @dataclass
 class TeacherConfig:
-    """Alignment with the states of a model that stays as it is. It reads the student's own tokens."""
+    """Alignment with the hidden states of a frozen teacher, which reads the same token ids as the student."""
 
     enabled: bool = False
     """Whether the alignment is part of the loss."""
@@ -305,25 +305,26 @@ class TeacherConfig:
     revision: str | None = None
     """Branch, tag or commit on the hub."""
     trust_remote_code: bool = False
-    """Run Python code that the teacher's repository brings along."""
+    """Run Python code that ships with the teacher's repository."""
     pooling: str = "auto"
-    """How the teacher's token states become the embedding that the student's is aligned with, as pooling.strategy;
-    `tokens`: the states of every token are aligned instead."""
+    """How to pool the teacher's hidden states into the embedding that the student's is aligned with, as in
+    pooling.strategy; `tokens`: align the hidden states of every token instead."""
     weight: float = 1.0
     """Weight of the alignment in the loss."""
     temperature: float = 1.0
-    """Temperature of the divergence of the two softmaxes over dimensions; 0: none."""
+    """Temperature of the divergence between the two softmaxes over dimensions; 0: no divergence."""
     mse_w: float = 0.0
     """Weight of the mean squared error in the alignment."""
     projection: bool = False
     """Train a linear map from the student's dimensions to the teacher's."""
     dtype: str | None = None
     """Type of the teacher's weights: float32, bfloat16, float16 or auto (as stored); null: float32, or the student's
-    for `self`."""
+    type for `self`."""
     load_kbit: int | None = None
-    """4 or 8: the teacher's weights in so many bits; null: in that type, or in the student's bits for `self`."""
+    """4 or 8: quantise the teacher's weights to 4 or 8 bits; null: not quantised, or as the student for `self`."""
     cache: bool = False
-    """Compute the teacher's embeddings of all texts once, before training and without autocast; keep them on disk."""
+    """Compute the teacher's embeddings of all texts once, before training and without autocast, and keep them on
+    disk."""
 
     def __post_init__(self) -> None:
         _refuse_fields_while_off("teacher", self, "teacher=self")
@@ -371,7 +372,7 @@ class DataFormatConfig:
 
 
 def label_name(label: object) -> str:
-    """Return how `label_map` names a label: a whole number without a decimal point, whatever it is stored as."""
+    """Return a label's name in `label_map`: a whole number has no decimal point, whatever its stored type."""
     return str(int(label)) if isinstance(label, float) and label.is_integer() else str(label)
 
 
@@ -385,11 +386,11 @@ class SourceConfig:
     subset: str | None = None
     """The data set's configuration on the hub."""
     split: str | None = None
-    """The split; null: train, validation or test, by the source's role. A plain file has none."""
+    """The split; null: train, validation or test, depending on the source's role. A plain file has none."""
     revision: str | None = None
     """Branch, tag or commit on the hub."""
     columns: dict[str, str] = field(default_factory=dict)
-    """Renaming, as wanted: found, for example {text1: sentence1, text2: sentence2, label: score}."""
+    """Columns to rename, as {wanted: found}, for example {text1: sentence1, text2: sentence2, label: score}."""
     label_map: dict[Any, float | None] = field(default_factory=dict)
     """Numbers for labels, for example {entailment: 1, contradiction: 0, neutral: null}; null drops the row."""
 
@@ -397,7 +398,7 @@ class SourceConfig:
         self.label_map = {label_name(label): number for label, number in self.label_map.items()}
 
     def names(self) -> list[str]:
-        """Return the sources as a list, empty when there is none."""
+        """Return the sources as a list, empty if there are none."""
         if self.name_or_path is None:
             return []
         return [self.name_or_path] if isinstance(self.name_or_path, str) else list(self.name_or_path)
@@ -405,27 +406,27 @@ class SourceConfig:
 
 @dataclass
 class DataConfig:
-    """What is trained and measured on."""
+    """The data for training and evaluation."""
 
     train: SourceConfig = field(default_factory=lambda: SourceConfig(name_or_path="sample"))
     """Training rows."""
     valid: SourceConfig = field(default_factory=SourceConfig)
     """Rows of any format whose loss is reported during training."""
     valid_sts: SourceConfig = field(default_factory=SourceConfig)
-    """Format A: its Spearman correlation chooses the best model; null: `data.valid` when that is format A."""
+    """Rows of format A whose Spearman correlation chooses the best model; null: `data.valid` if it is format A."""
     test: SourceConfig = field(default_factory=SourceConfig)
-    """Format A: measured once before and once after training."""
+    """Rows of format A, evaluated once before and once after training."""
     duplicates: str = "mask"
-    """Equal texts in a batch: mask (they are no negatives of each other), drop (the later row) or keep (as negatives).
-    Unless they are kept, the positives that a text has in any row of the batch are no negatives of it either."""
+    """What to do with equal texts in a batch: mask (never negatives of each other), drop (the later row) or keep (as
+    negatives). With mask and drop, a text's positives in any row of the batch are not its negatives either."""
     shuffle: bool = True
-    """A new order of the training rows every epoch."""
+    """Shuffle the training rows anew every epoch."""
     seed: int | None = None
-    """Seed of that order; null: train.seed."""
+    """Seed of the shuffling; null: train.seed."""
     streaming: bool = False
-    """Read the training rows as they come instead of all at once; needs train.max_steps."""
+    """Stream the training rows instead of loading them all at once; needs train.max_steps."""
     stream_window: int = 10_000
-    """Streaming: rows that are held, and shuffled among themselves, at a time."""
+    """Streaming: number of rows held in memory, and shuffled among themselves, at a time."""
 
     def __post_init__(self) -> None:
         _one_of("data.duplicates", self.duplicates, ("mask", "drop", "keep"))
@@ -443,53 +444,52 @@ class DataConfig:
 
 @dataclass
 class TrainingConfig:
-    """The loop."""
+    """The training loop."""
 
     epochs: int = 1
     """Passes over the training rows."""
     max_steps: int | None = None
-    """Optimiser steps; when given it decides instead of epochs."""
+    """Optimiser steps; overrides epochs."""
     batch_size: int = 32
-    """Rows a process gives to one evaluation of the objective: with the other processes' rows, the negatives."""
+    """Rows per process in one evaluation of the objective. The rows of all processes together supply the negatives."""
     gradient_accumulation_steps: int = 1
-    """Batches whose mean gradient makes one optimiser step."""
+    """Batches whose gradients are averaged for one optimiser step."""
     token_budget: str | None = None
-    """Tokens of a micro-batch, or auto for as many as fit into memory: a batch with more runs in several (gradient
-    cache), in up to half more time and to the same effect; null: a batch runs as a whole."""
+    """Maximum tokens per micro-batch, or auto for as many as fit into memory. A larger batch is split into several
+    (gradient cache) and takes up to half as long again, with the same result; null: never split."""
     learning_rate: float | None = None
-    """Peak learning rate; null: 5e-5, for adapters 2e-4, for the random start of `tiny` 2e-3."""
+    """Peak learning rate; null: 5e-5, or 2e-4 for adapters, or 2e-3 for the randomly initialised `tiny`."""
     weight_decay: float = 0.0
-    """AdamW's decay, on matrices only: never on biases and norms."""
+    """AdamW's weight decay, applied to matrices only: never to biases and norms."""
     warmup_steps: float = 0.1
-    """Steps of linear warm-up; below 1, the share of all steps."""
+    """Steps of linear warm-up; below 1, the fraction of all steps."""
     scheduler: str = "linear"
-    """linear or cosine (both to 0), or constant, after the warm-up."""
+    """Learning rate after the warm-up: linear or cosine (both decay to 0), or constant."""
     max_grad_norm: float = 1.0
-    """Gradients are scaled down to this norm; 0: never."""
+    """Clip gradients to this norm; 0: never."""
     mixed_precision: str = "no"
     """no, bf16 or fp16 (needs a GPU). Pooling and losses are always float32."""
     packing: str = "auto"
-    """auto: a batch's texts run in one row without padding, where the model proves that this changes nothing, on CPUs
-    and on CUDA; "off": they are padded, to compare."""
+    """auto: pack a batch's texts into one row without padding, on CPUs and CUDA, if a check of the model shows that
+    this changes nothing; "off": pad them, for comparison."""
     compile: bool = False
-    """Compile the layers (torch.compile) at the start, for batches of every size. Meant for GPUs; on CPUs it gains
-    nothing."""
+    """Compile the layers (torch.compile) at the start, for all batch sizes. Meant for GPUs; no gain on CPUs."""
     seed: int = 42
-    """Seed of the adapters' start, of dropout, and of the order of rows unless data.seed is given."""
+    """Seed of the adapters' initialisation, of dropout, and of the order of rows unless data.seed is given."""
     logging_steps: int = 10
     """Steps between two lines of metrics."""
     eval_steps: int | None = None
     """Steps between two evaluations; null: after every epoch; 0: only at the end."""
     save_steps: int | None = None
-    """Steps between two checkpoints; null: a tenth of the run's; 0: none."""
+    """Steps between two checkpoints; null: a tenth of the run's steps; 0: no checkpoints."""
     save_total_limit: int = 2
-    """Checkpoints that are kept, the newest ones."""
+    """Number of checkpoints to keep, newest first."""
     resume: str | None = None
-    """A run folder to go on in, with the settings it was started with."""
+    """A run folder to resume, with the settings that the run was started with."""
     output_dir: str | None = None
     """The run folder; null: runs/<date>/<time>."""
     dry_run: bool = False
-    """Build everything, train on the longest batch once, print memory and time, and write nothing."""
+    """Build everything, train once on the longest batch, print memory and time, and write nothing."""
 
     def __post_init__(self) -> None:
         for name in (
@@ -525,18 +525,18 @@ class TrainingConfig:
 
     @property
     def tokens_at_once(self) -> int | None:
-        """Tokens of a micro-batch, None for no limit; of `auto`, once it is decided."""
+        """Maximum tokens per micro-batch, None for no limit; with `auto`, defined only once it is decided."""
         return None if self.token_budget is None else int(self.token_budget)
 
 
 @dataclass
 class TrackingConfig:
-    """Weights & Biases. The environment variable WANDB_MODE wins over `mode`."""
+    """Weights & Biases. The environment variable WANDB_MODE overrides `mode`."""
 
     mode: str = "disabled"
     """disabled, online or offline."""
     project: str = "angle"
-    """Project the run is listed under."""
+    """Project that the run is listed under."""
     entity: str | None = None
     """User or team; null: your own."""
     name: str | None = None
@@ -553,11 +553,11 @@ class HubConfig:
     """The Hugging Face hub. Its token comes from HF_TOKEN or `hf auth login`, and is never written anywhere."""
 
     push: bool = False
-    """Whether the better of the best and the final model is put there once training is over."""
+    """Whether to push the best or the final model, whichever is better, once training is over."""
     model_id: str | None = None
-    """Where: user/name."""
+    """The repository to push to: user/name."""
     private: bool = True
-    """Whether a new repository can be seen by you alone."""
+    """Whether a new repository is private."""
 
     def __post_init__(self) -> None:
         if self.push and self.model_id is None:
@@ -620,18 +620,18 @@ class TrainConfig:
             self._check_held_out(role, split)
 
     def _check_held_out(self, role: str, default_split: str) -> None:
-        """Raise ConfigError where what is measured on is trained on."""
+        """Raise ConfigError if the held-out rows of `role` are also the training rows."""
         train, held_out = self.data.train, getattr(self.data, role)
         same_split = (held_out.split or default_split) == (train.split or "train") and held_out.subset == train.subset
         for name in train.names():
-            is_file = Path(name).is_file()  # which has no splits
+            is_file = Path(name).is_file()  # a file has no splits
             if name in held_out.names() and (is_file or same_split):
                 hint = "" if is_file else f", for example data.{role}.split={default_split}"
                 said = f"data.{role} is the training data itself, so it would measure nothing"
                 raise ConfigError(f"{said}: give other rows than those of {name}{hint}.")
 
     def _is_own_teacher(self) -> bool:
-        """Return whether the teacher that is named is the model that training starts from."""
+        """Return whether the named teacher is the model that training starts from."""
         model, teacher = self.model, self.teacher
         if model.adapter is not None or model.layers is not None or model.dimensions is not None:
             return False
@@ -644,26 +644,26 @@ class EvaluateConfig:
     """Everything `evaluate.py` takes."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
-    """The model; its prompt, pooling and maximal length are those it was trained with unless given here."""
+    """The model; its prompt, pooling and maximum length are those it was trained with unless given here."""
     pooling: PoolingConfig = field(default_factory=PoolingConfig)
     tasks: list[str] | None = None
     """stsb, sickr, sts12 ... sts16, sts (all seven), or files in format A; null: the run's own test set."""
     columns: dict[str, str] = field(default_factory=dict)
-    """Renaming of a file's columns, as wanted: found."""
+    """A file's columns to rename, as {wanted: found}."""
     label_map: dict[Any, float | None] = field(default_factory=dict)
     """Numbers for a file's labels; null drops the row."""
     positive_above: float | None = None
-    """Labels above this are the positives of the accuracy; null: 0.5, for a run's own test set as in its training."""
+    """For the accuracy, labels above this are positive; null: 0.5, or for a run's own test set as in its training."""
     batch_size: int = 64
-    """Texts encoded at a time."""
+    """Texts per batch."""
     ese_grid: bool = False
-    """Score every depth with every width of the embeddings, all in one pass."""
+    """Score every combination of depth and width of the embeddings, all in one pass."""
     ese_depths: list[int] | None = None
-    """Depths, in layers, of that grid; null: all, of more than 12 every second, third, ... and the last one."""
+    """Depths of the grid, in layers; null: all, or every second, third, ... and the last if there are more than 12."""
     ese_widths: list[int] | None = None
-    """Widths, in dimensions, of that grid; null: 8, 16, 32, ... and all."""
+    """Widths of the grid, in dimensions; null: 8, 16, 32, ... and all."""
     output_dir: str | None = None
-    """Where results.json and the pairs' scores go; null: evaluations/<date>/<time>."""
+    """Folder for results.json and the scores of the pairs; null: evaluations/<date>/<time>."""
 
     def __post_init__(self) -> None:
         _at_least("batch_size", self.batch_size, 1)
@@ -692,8 +692,8 @@ class ConvertConfig:
     """The model to convert, usually model.name_or_path=RUN."""
     pooling: PoolingConfig = field(default_factory=PoolingConfig)
     merge: bool = True
-    """Merge an adapter into the weights; false: keep it apart, so that the folder needs the base model where it is."""
+    """Merge an adapter into the weights; false: keep it separate, so the folder needs the base model at its path."""
     normalize: bool = False
-    """Add a module that scales every embedding to length 1."""
+    """Add a module that scales every embedding to unit length."""
     output_dir: str | None = None
     """The new folder; null: sentence_transformers inside the run folder."""

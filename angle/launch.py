@@ -1,4 +1,4 @@
-"""From a command line to a checked configuration: Hydra's part, and what its own messages leave unsaid."""
+"""From a command line to a validated configuration: Hydra, with clearer error messages than its own."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ from angle.sweep import Job, check_jobs, comparison, only, slug, varying
 
 USER_ERRORS = (ConfigError, DataError, TrainingError)
 
-#: Seconds in which a launcher that lost a process has ended the others: it looks ten times a second.
+#: Seconds within which a launcher that lost a process has ended the others: it polls ten times a second.
 PATIENCE = 3
 
-#: A folder of conf/ that is no group: its files are those of `accelerate launch`.
+#: The folder in conf/ that is not a group: its files are for `accelerate launch`.
 NO_GROUP = "accelerate"
 
 
 def launch(task: Callable[[Config], float | None], schema: type[Config], name: str, conf: Path) -> None:
     """Compose the configuration `name` from the folder `conf` and the command line, and run `task` on it.
 
-    A sweep (-m) runs it once a job. What is wrong on the user's side ends in one sentence and exit code 1.
+    A sweep (-m) runs it once per job. A user error ends the program with one sentence and exit code 1.
     """
     import hydra
     from hydra._internal.utils import get_args_parser
@@ -52,7 +52,7 @@ def launch(task: Callable[[Config], float | None], schema: type[Config], name: s
     from omegaconf.errors import OmegaConfBaseException
 
     ConfigStore.instance().store(name=f"{name}_schema", node=schema)
-    # Looked up more than once, the launch has one time.
+    # Cached, so that every look-up gives the same launch time.
     OmegaConf.register_new_resolver("launch_time", launch_time, replace=True, use_cache=True)
     OmegaConf.register_new_resolver("groups", lambda: _table_of_groups(schema, conf), replace=True)
     OmegaConf.register_new_resolver("slug", lambda words: slug(only(words, keys)), replace=True)
@@ -83,24 +83,24 @@ def launch(task: Callable[[Config], float | None], schema: type[Config], name: s
             failed = False
         except USER_ERRORS as error:
             _complain(error)
-            if launched() > 1:  # in another job it would take the others' numbers of this one for that one's
+            if launched() > 1:  # its next job would receive what the others still send for this one
                 sys.exit(1)
         except HubError as error:
             _complain(error)
-            score = error.score  # the job is done, but not all that was asked for
+            score = error.score  # the job is finished, only its push failed
         except BrokenPipeError:
             _stop_writing()
         except Exception:
             if hydra_config.mode is not RunMode.MULTIRUN or launched() > 1:
                 raise
-            traceback.print_exc()  # the other jobs of a sweep may do better
+            traceback.print_exc()  # the other jobs of a sweep may still succeed
         finally:
             if is_main_process():
                 _remove_if_empty(Path(folder))
         jobs.append(Job(words, where, score, failed))
         return score
 
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # what goes wrong comes here, where it becomes one sentence
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # let errors reach us, to turn them into one sentence
     with errors_as_sentences():
         try:
             sys.argv[1:] = check_arguments(sys.argv[1:], schema, conf)
@@ -119,7 +119,7 @@ def launch(task: Callable[[Config], float | None], schema: type[Config], name: s
 
 @contextmanager
 def errors_as_sentences() -> Iterator[None]:
-    """End the program with one sentence and exit code 1 when something is wrong on the user's side."""
+    """End the program with one sentence and exit code 1 on a user error."""
     try:
         yield
     except (*USER_ERRORS, HubError) as error:
@@ -131,7 +131,7 @@ def errors_as_sentences() -> Iterator[None]:
 
 
 def named_settings() -> set[str]:
-    """Return the settings that this job's command line names, whatever their values; of a group, whether it is on."""
+    """Return the settings that this job's command line names, whatever their values; for a group, its `enabled`."""
     from hydra.core.hydra_config import HydraConfig
 
     names = {word.lstrip("+~").partition("=")[0] for word in HydraConfig.get().overrides.task}
@@ -139,7 +139,7 @@ def named_settings() -> set[str]:
 
 
 def check_model_is_named(script: str) -> None:
-    """Raise ConfigError when a command line names no model, which would be the one that is made up for a first try."""
+    """Raise ConfigError if the command line names no model; the default is only the untrained one for a first try."""
     if named_settings().isdisjoint(("model", "model.name_or_path")):
         raise ConfigError(
             f"model.name_or_path is missing: python {script} model.name_or_path=RUN takes a run folder, a folder with "
@@ -148,10 +148,10 @@ def check_model_is_named(script: str) -> None:
 
 
 def check_arguments(arguments: list[str], schema: type, conf: Path) -> list[str]:
-    """Check the words of a command line before Hydra composes them; return them as Hydra takes them.
+    """Check the words of a command line before Hydra composes them, and return them in the form that Hydra accepts.
 
     Raises:
-        ConfigError: a word that sets nothing, an option that a group does not have, or a value of another type.
+        ConfigError: a word sets nothing, a group has no such option, or a value has the wrong type.
 
     """
     from hydra._internal.utils import get_args_parser
@@ -164,11 +164,11 @@ def check_arguments(arguments: list[str], schema: type, conf: Path) -> list[str]
         raise ConfigError(f"{unknown[0]} is no flag: a setting is written without dashes, as group.name=value{hint}")
     words = [f"++{word}" if _check_word(word, schema, conf, many=known.multirun) else word for word in known.overrides]
     flags = [word for word in arguments if word not in known.overrides]
-    return [*flags, *words]  # Hydra takes no flag between two settings
+    return [*flags, *words]  # Hydra accepts no flag between two settings
 
 
 def _check_word(word: str, schema: type, conf: Path, *, many: bool) -> bool:
-    """Check a word; return whether Hydra must be told that it adds entries to a mapping."""
+    """Check a word, and return whether Hydra must be told that it adds entries to a mapping."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.core.override_parser.types import OverrideType
     from hydra.errors import HydraException
@@ -241,23 +241,23 @@ def _check_option(group: str, value: Any, conf: Path) -> None:
 
 
 def _stop_writing() -> NoReturn:
-    """End quietly, as shells report it: whoever reads the output, such as `head`, has seen enough."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is written at exit
+    """Exit quietly with the shells' code for a broken pipe: the reader, such as `head`, has stopped reading."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # swallow what is flushed at exit
     sys.exit(141)
 
 
 def _complain(error: Exception) -> int:
-    """Say on the console what is wrong: once a machine, unless other processes have no part in it."""
+    """Print an error on the console, once per machine if the first process meets it too."""
     if int(os.environ.get("LOCAL_RANK", "0")):
-        time.sleep(PATIENCE)  # the first process says the same, if it met it too, and the launcher ends the others then
+        time.sleep(PATIENCE)  # if the first process meets it too, it prints it, and the launcher then ends this one
     print(f"Error: {error}", file=sys.stderr, flush=True)
-    if (last_words := os.environ.get("TORCHELASTIC_ERROR_FILE")) is not None:  # which the launcher ends its own with
+    if (last_words := os.environ.get("TORCHELASTIC_ERROR_FILE")) is not None:  # the launcher's message ends with it
         Path(last_words).write_text(json.dumps({"message": str(error), "timestamp": int(time.time())}))
     return 1
 
 
 def is_main_process() -> bool:
-    """Return whether this process is the one, of those of a launcher, that speaks."""
+    """Return whether this process is the one of its launcher's processes that prints."""
     return int(os.environ.get("RANK", "0")) == 0
 
 
@@ -267,7 +267,7 @@ def _shortest(folder: str) -> str:
 
 
 def _remove_if_empty(folder: Path) -> None:
-    """Take away the folder that Hydra made, and its empty parents, when nothing was written into it."""
+    """Remove the folder that Hydra created, and its empty parents, if nothing was written to it."""
     for candidate in [folder, *folder.parents][:3]:
         try:
             candidate.rmdir()
@@ -276,13 +276,13 @@ def _remove_if_empty(folder: Path) -> None:
 
 
 def launch_time() -> str:
-    """Return <date>/<time>, to the millisecond, of the launch: the same for all processes of one launcher."""
+    """Return the time of the launch as <date>/<time>, to the millisecond: the same for all processes of a launcher."""
     started = launch_began()
     return time.strftime("%Y-%m-%d/%H-%M-%S", time.localtime(started)) + f"-{int(started % 1 * 1000):03d}"
 
 
 def launch_began() -> float:
-    """Return the launch's time in seconds; of several processes, that at which their launcher started."""
+    """Return the time of the launch in seconds; with several processes, the time at which their launcher started."""
     if launched() > 1:
         import psutil
 
@@ -291,10 +291,10 @@ def launch_began() -> float:
 
 
 def agreed_on(folder: str, setting: str = "train.output_dir") -> str:
-    """Return a folder that nobody gave by that setting, if all processes have come to the same one.
+    """Return `folder`, the default for a setting that was not given, if all processes agree on it.
 
     Raises:
-        ConfigError: its name has the launch's time, of which each of several machines has its own.
+        ConfigError: its name contains the launch time, which differs between machines.
 
     """
     processes = launched()

@@ -1,10 +1,10 @@
-"""Templates with a name."""
+"""Named templates."""
 
 from __future__ import annotations
 
 
 class Prompts:
-    """The reference's templates: A and B lead a decoder to say a text in one word, C marks a search query."""
+    """The templates of angle_emb: A and B make a decoder sum up a text in one word, C marks a search query."""
 
     A = 'Summarize sentence "{text}" in one word:"'
     B = 'You can only output one word. Summarize "{text}":"'
@@ -12,10 +12,10 @@ class Prompts:
 
     @classmethod
     def list_prompts(cls) -> None:
-        """Print them."""
+        """Print the templates."""
         for name in NAMED_PROMPTS:
             print(f"Prompts.{name}", "=", repr(getattr(cls, name)))
 
 
-#: What `model.prompt` accepts in place of a template.
+#: Names that `model.prompt` accepts in place of a template.
 NAMED_PROMPTS = {"A": Prompts.A, "B": Prompts.B, "C": Prompts.C}

@@ -1,6 +1,6 @@
-"""The options of the reference's command (angle_emb 0.5.4): one table, from which its command line is read.
+"""The options of the command of the reference (angle_emb 0.5.4): one table, from which its command line is parsed.
 
-Defaults here are the reference's. They are the one table of differences from the schema in `angle/config.py`.
+The defaults here are the reference's. Only this table records how they differ from the schema in `angle/config.py`.
 """
 
 from __future__ import annotations
@@ -21,28 +21,28 @@ NO_EFFECT = "has no effect: "
 
 @dataclass(frozen=True)
 class Option:
-    """An option, and the setting that it is of."""
+    """An option and the setting that corresponds to it."""
 
     name: str
     kind: type
     default: Any
     meaning: str
     setting: str | None = None
-    """The setting it gives a value to; None where it has no effect here, or is refused."""
+    """The setting that it sets; None if it has no effect here, or is refused."""
     choices: tuple[int | str, ...] = ()
     convert: Callable[[Any], Any] | None = None
-    """From the option's value to the setting's, where they are not the same."""
+    """Converts the option's value to the setting's, where they differ."""
     needs: str | None = None
-    """The option that must be on, or given, for this one to mean anything."""
+    """The option that must be on, or given, for this one to have an effect."""
     note: str = ""
-    """What is otherwise than in the reference, as the rest of a sentence that begins with the option."""
+    """How it differs from the reference, as the rest of a sentence that begins with the option."""
     required: bool = False
     applies: bool = True
-    """Whether the default is applied when the option is not given; false where it was a defect."""
+    """Whether the default applies when the option is not given; false where that default was a defect."""
 
     @property
     def is_flag(self) -> bool:
-        """Whether it is given without a value."""
+        """Whether the option takes no value."""
         return self.default is False
 
 
@@ -58,7 +58,7 @@ def _names(value: str | None) -> list[str] | None:
     return None if value is None else [name.strip() for name in value.split(",") if name.strip()]
 
 
-#: By the headings of --help.
+#: The options by heading of --help.
 OPTIONS: dict[str, tuple[Option, ...]] = {
     "Model": (
         Option("model_name_or_path", str, None, "the model: a hub name or a folder", "model.name_or_path",
@@ -189,18 +189,18 @@ OPTIONS: dict[str, tuple[Option, ...]] = {
 
 BY_NAME = {option.name: option for options in OPTIONS.values() for option in options}
 
-#: Options of other releases, by the name they have in this one.
+#: Options of other releases, mapped to their names in this one.
 RENAMED = OLD_WEIGHTS | {"evaluation_strategy": "eval_strategy"}
 
 
 @dataclass(frozen=True)
 class Call:
-    """A command line of the reference."""
+    """A parsed command line of the reference."""
 
     values: dict[str, Any]
-    """Of every option, by its name."""
+    """The value of every option, by name."""
     given: frozenset[str]
-    """The names of those that were given."""
+    """The names of the options that were given."""
 
     def __getitem__(self, name: str) -> Any:
         """Return the value of an option."""
@@ -208,10 +208,10 @@ class Call:
 
 
 def parse(words: Sequence[str]) -> Call:
-    """Return what the words of a command line say; --help prints and exits.
+    """Return the parsed command line; --help prints and exits.
 
     Raises:
-        ConfigError: an unknown or renamed option, a missing one, or a value that is none.
+        ConfigError: an option is unknown, renamed or missing, or a value is invalid.
 
     """
     found, unknown = _parser().parse_known_args(words)
@@ -223,7 +223,7 @@ def parse(words: Sequence[str]) -> Call:
 
 
 class _Parser(argparse.ArgumentParser):
-    """Says what is wrong as the rest of the package does."""
+    """Reports errors as the rest of the package does."""
 
     def error(self, message: str) -> NoReturn:
         """Raise ConfigError."""
@@ -263,12 +263,12 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def switch(text: str) -> int:
-    """Return 0 or 1, which may be written as words; argparse names this function where it cannot."""
+    """Return 0 or 1, also for false and true; if the text is invalid, argparse's message names this function."""
     return int({"false": "0", "true": "1"}.get(text.lower(), text))
 
 
 def _unknown(word: str) -> str:
-    """Return the sentence for a word that is no option."""
+    """Return the error message for a word that is not an option."""
     name = word.split("=")[0].lstrip("-")
     if name in RENAMED:
         return f"--{name} is called --{RENAMED[name]} now: type --{RENAMED[name]}."

@@ -1,4 +1,4 @@
-"""Settings by their dotted names: from nested values of any origin to a checked schema, to disk and back."""
+"""Settings by their dotted names: turn nested values of any origin into a validated schema, save and load it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from angle.errors import ConfigError, first_line, nearest
 
 Config = TypeVar("Config", TrainConfig, EvaluateConfig, ConvertConfig)
 
-#: Settings that a resumed run may have otherwise: they cannot change what is learned.
+#: Settings that may change when a run is resumed, because they cannot change what is learned.
 RESUME_MAY_CHANGE = (
     "tracking.",
     "hub.",
@@ -26,10 +26,10 @@ RESUME_MAY_CHANGE = (
     "train.save_total_limit",
 )
 
-#: Texts that need no quotes in Hydra's grammar, except those that it reads as something else.
+#: Strings that need no quotes in Hydra's grammar, and the exceptions, which it reads as something else.
 PLAIN, NOT_TEXT = re.compile(r"[A-Za-z/][A-Za-z0-9_/.-]*"), ("null", "true", "false", "inf", "nan")
 
-#: What a setting of a type takes, in words.
+#: What a setting of each type accepts, in words.
 WANTED = {
     int: "a whole number",
     float: "a number",
@@ -41,10 +41,10 @@ WANTED = {
 
 
 def build_config(source: Mapping[str, Any] | Config | Any, schema: type[Config]) -> Config:
-    """Return `source` (a mapping, an OmegaConf node or a dataclass) as a checked `schema`, types converted.
+    """Return `source` (a mapping, an OmegaConf node or a dataclass) as a validated `schema`, with types converted.
 
     Raises:
-        ConfigError: an unknown key, a value of another type, or a value that cannot work.
+        ConfigError: a key is unknown, or a value has the wrong type or cannot work.
 
     """
     from omegaconf import OmegaConf
@@ -71,7 +71,7 @@ def build_config(source: Mapping[str, Any] | Config | Any, schema: type[Config])
 
 
 def check_value(key: str, value: Any, schema: type) -> None:
-    """Raise ConfigError when the setting `key`, which exists, or an entry of it, does not take `value`."""
+    """Raise ConfigError if `key`, which is an existing setting or an entry of one, does not accept `value`."""
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
@@ -91,7 +91,7 @@ def check_value(key: str, value: Any, schema: type) -> None:
 
 
 def written(value: Any) -> str:
-    """Return a value as the command line writes it."""
+    """Return a value as it is written on the command line."""
     if value is None:
         return "null"
     if isinstance(value, bool):
@@ -104,10 +104,10 @@ def written(value: Any) -> str:
 
 
 def leaves(values: Mapping[Any, Any], schema: type, prefix: str = "") -> dict[str, Any]:
-    """Return nested values by dotted names, as deep as `schema` has groups.
+    """Return nested values by dotted name, flattened as deep as `schema` has groups.
 
     Raises:
-        ConfigError: a value in the place of a group.
+        ConfigError: a group was given a value.
 
     """
     groups = group_names(schema)
@@ -124,18 +124,18 @@ def leaves(values: Mapping[Any, Any], schema: type, prefix: str = "") -> dict[st
 
 
 def group_given_a_value(group: str, value: Any, schema: type) -> str:
-    """Return the sentence for a group of settings that was given one value."""
+    """Return the error message for a group of settings that was given a single value."""
     fields = [name for name in kinds(schema) if name.startswith(f"{group}.")]
     return f"{group}={written(value)} cannot work: {group} is a group of settings; it has: {', '.join(fields)}."
 
 
 def unknown_key(key: str, schema: type) -> str:
-    """Return the sentence for a setting that does not exist, with the nearest one that does."""
+    """Return the error message for a setting that does not exist, naming the nearest one that does."""
     known = list(kinds(schema))
     *_, end = key.rsplit(".", 1)
     ends = {name: name.rsplit(".", 1)[-1] for name in known}
     same_end = [name for name in known if ends[name] == end]
-    if not same_end and len(end) > 1:  # as lr for learning_rate
+    if not same_end and len(end) > 1:  # an acronym, such as lr for learning_rate
         same_end = [name for name in known if "".join(word[0] for word in ends[name].split("_")) == end]
     hint = f"; did you mean {same_end[0]}?" if same_end else nearest(key, known)
     if not hint:
@@ -178,7 +178,7 @@ def _plain(hint: Any) -> type:
 
 
 def difference(saved: Config, asked: Config) -> list[str]:
-    """Return "setting: saved -> asked" for what differs and matters."""
+    """Return "setting: saved -> asked" for each setting that differs and affects what is learned."""
     old, new = flatten(saved), flatten(asked)
     return [
         f"{key}: {written(old[key])} -> {written(new[key])}"
@@ -190,16 +190,16 @@ def difference(saved: Config, asked: Config) -> list[str]:
 def resumed(
     saved: TrainConfig, asked: TrainConfig, started_with: TrainConfig, named: Collection[str] = ()
 ) -> TrainConfig:
-    """Return the settings to go on with: the saved ones, and what `asked` sets of those that may change.
+    """Return the settings to resume with: the saved ones, updated from `asked` where they may change.
 
     Args:
-        saved: the run's settings, everything decided.
-        asked: what was asked for now; what is as by default counts only if it was named.
-        started_with: what was asked for when the run was started.
-        named: dotted names of settings that were asked for, whatever their values.
+        saved: the run's settings, fully resolved.
+        asked: the settings requested now; a default value counts only if the setting was named.
+        started_with: the settings requested when the run was started.
+        named: dotted names of the settings that were requested, whatever their values.
 
     Raises:
-        ConfigError: another value for a setting that may not change.
+        ConfigError: a setting that may not change was given another value.
 
     """
     default, now = flatten(TrainConfig()), flatten(asked)
@@ -223,7 +223,7 @@ def resumed(
 
 
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
-    """Return a dataclass as {dotted name: value}."""
+    """Return a nested dataclass as {dotted name: value}."""
     flat: dict[str, Any] = {}
     for item in dataclasses.fields(config):
         value = getattr(config, item.name)
@@ -235,7 +235,7 @@ def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """Return {dotted name: value} as a mapping of groups."""
+    """Return {dotted name: value} as nested groups."""
     tree: dict[str, Any] = {}
     for key, value in flat.items():
         *groups, name = key.split(".")
@@ -247,15 +247,15 @@ def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def override_words(config: TrainConfig) -> list[str]:
-    """Return the words that make `config` of the defaults on train.py's command line, as Hydra's grammar has them."""
+    """Return the words, in Hydra's grammar, that turn the defaults into `config` on train.py's command line."""
     default = flatten(TrainConfig())
     return [f"{key}={_quoted(value)}" for key, value in flatten(config).items() if value != default[key]]
 
 
 def _quoted(value: Any) -> str:
-    """Return a value as `written` does, but so that Hydra reads the same value and type from it."""
+    """Return a value as `written` does, but quoted so that Hydra reads back the same value and type."""
     if isinstance(value, Mapping):
-        keys = [re.sub(r"([\\()\[\]{}:=, \t])", r"\\\1", str(key)) for key in value]  # which cannot stand in quotes
+        keys = [re.sub(r"([\\()\[\]{}:=, \t])", r"\\\1", str(key)) for key in value]  # keys cannot be quoted
         return f"{{{', '.join(f'{key}: {_quoted(entry)}' for key, entry in zip(keys, value.values(), strict=True))}}}"
     if isinstance(value, list):
         return f"[{','.join(map(_quoted, value))}]"
@@ -277,10 +277,10 @@ def save_config(config: TrainConfig, path: Path) -> None:
 
 
 def load_config(path: Path) -> TrainConfig:
-    """Read what `save_config` wrote.
+    """Load a file that `save_config` wrote.
 
     Raises:
-        ConfigError: a file of something else.
+        ConfigError: the file is not such a configuration.
 
     """
     from omegaconf import OmegaConf

@@ -1,4 +1,4 @@
-"""A sweep (-m): a job for each combination of the values that a command line gives."""
+"""A hyperparameter sweep (-m): one job for each combination of the values on a command line."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from angle.config import TrainConfig
 from angle.errors import ConfigError
 from angle.settings import Config, build_config
 
-#: Longest name of a job's folder: file systems stop at 255 bytes.
+#: Maximum length of a job's folder name: file systems allow 255 bytes.
 SLUG_LENGTH = 100
 
 
 @dataclass(frozen=True)
 class Job:
-    """What came out of a job."""
+    """The outcome of a job."""
 
     words: str
-    """The part of the command line that the jobs differ in."""
+    """The part of the command line in which the jobs differ."""
     folder: str
     score: float | None
-    """What jobs are compared by; None where nothing was measured."""
+    """The score by which jobs are compared; None if nothing was measured."""
     failed: bool
 
 
 def varying(words: Sequence[str]) -> set[str]:
-    """Return the settings and groups that a command line gives several values; where it gives none, all it sets."""
+    """Return the settings and groups that a command line gives several values; if there are none, all that it sets."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
     overrides = OverridesParser.create().parse_overrides(list(words))
@@ -38,16 +38,15 @@ def varying(words: Sequence[str]) -> set[str]:
 
 
 def only(words: Sequence[str], keys: set[str]) -> list[str]:
-    """Return those of a job's words that set one of `keys`."""
+    """Return the job's words that set one of `keys`."""
     return [word for word in words if word.lstrip("+~").partition("=")[0] in keys]
 
 
 def check_jobs(words: Sequence[str], schema: type[Config], name: str, conf: Path) -> None:
-    """Compose the settings of every job, so that none ends at them after others have been trained.
+    """Compose the settings of every job up front, so that none fails on them after others have been trained.
 
     Raises:
-        ConfigError: a job with a value that cannot work, with settings that contradict each other, or with the folder
-            of another one.
+        ConfigError: a job has a value that cannot work, contradictory settings, or the same folder as another job.
 
     """
     from hydra import compose, initialize_config_dir
@@ -56,7 +55,7 @@ def check_jobs(words: Sequence[str], schema: type[Config], name: str, conf: Path
 
     overrides = OverridesParser.create().parse_overrides(list(words))
     if any(override.key_or_group == "hydra/sweeper" for override in overrides):
-        return  # it chooses the values as it goes
+        return  # that sweeper chooses the values as it goes
     (jobs,) = BasicSweeper.split_arguments(overrides, None)
     folders = list[str]()
     with initialize_config_dir(str(conf), version_base="1.3"):
@@ -73,7 +72,7 @@ def check_jobs(words: Sequence[str], schema: type[Config], name: str, conf: Path
 
 
 def comparison(jobs: Sequence[Job]) -> str:
-    """Return the jobs' scores as a table, and where the best one is."""
+    """Return a table of the jobs' scores, followed by the folder of the best one."""
     width = max(len(job.words) for job in jobs)
     scored = [job for job in jobs if job.score is not None]
     best = max(scored, key=lambda job: job.score or 0.0, default=None)
@@ -90,7 +89,7 @@ def comparison(jobs: Sequence[Job]) -> str:
 
 
 def slug(words: Sequence[str]) -> str:
-    """Return a job's words as the name of a folder that can be typed: cut, with a checksum, where too long."""
+    """Return a job's words as a folder name that is easy to type; if too long, it is cut and ends in a checksum."""
     text = "_".join(words)
     name = re.sub(r"[^\w.-]+", "-", text.replace(",", "_"))
     if len(name) <= SLUG_LENGTH:

@@ -1,9 +1,9 @@
-"""What Espresso costs beside a plain step, and what its cells save: python -m benchmarks.espresso [MODEL ...] [--cells]
+"""What an Espresso step costs over a plain one, and what its cells save: python -m benchmarks.espresso [...] [--cells]
 
-A step is forward, loss, backward and AdamW over 64 pairs (or --rows) of random tokens whose lengths are those of short
-sentences. Plain steps and Espresso's take turns; medians are reported. A model is a hub name or a folder, or
-`bert-base`: its shape with random weights. --cells exports a model's first layers instead, and times how
-sentence-transformers encodes invented sentences with them, in turn.
+A step is forward, loss, backward and AdamW over 64 pairs (or --rows) of random tokens, as long as short sentences.
+Plain and Espresso steps alternate, and the medians are reported. A MODEL argument is a hub name, a folder, or
+`bert-base`: its shape with random weights. --cells instead exports a model's first layers at several depths, and times
+sentence-transformers encoding synthetic sentences with each in turn.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ BERT_BASE = "bert-base"
 
 
 def load(name: str) -> Encoder:
-    """Return an encoder to train; a decoder gets adapters, and its upper half attends in both directions."""
+    """Return an encoder to train; a decoder gets adapters and bidirectional attention in its upper half."""
     if name == BERT_BASE:
         from transformers import BertConfig, BertModel
 
@@ -49,7 +49,7 @@ def load(name: str) -> Encoder:
 
 
 def alternate(calls: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
-    """Return the median seconds of each call, all of them in turn, after one round that does not count."""
+    """Return the median seconds of each call, alternating between the calls, after one warm-up round."""
     times: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(repeats + 1):
         for name, call in calls.items():
@@ -62,7 +62,7 @@ def alternate(calls: dict[str, Callable[[], object]], repeats: int) -> dict[str,
 
 
 def measure(name: str, rows: int, repeats: int) -> str:
-    """Return a line of the table for a model."""
+    """Return a model's line of the table."""
     encoder = load(name).to("cuda" if torch.cuda.is_available() else "cpu")
     random = np.random.default_rng(0)
     lengths = random.integers(6, 32, 2 * rows)
@@ -106,7 +106,7 @@ def measure(name: str, rows: int, repeats: int) -> str:
 
 
 def measure_cells(name: str, repeats: int) -> list[str]:
-    """Return a line of the table for each of several depths of a model, as sentence-transformers runs them."""
+    """Return a line of the table for each of several depths of a model, run by sentence-transformers."""
     from sentence_transformers import SentenceTransformer
 
     layers = Encoder.load(name).depths.layers

@@ -1,8 +1,8 @@
 """What the gradient cache costs and saves: python -m benchmarks.gradient_cache [--large 16384] [...]
 
-The gradient of one batch of triples is taken in one pass, and in micro-batches of at most so many tokens. A large batch
-in micro-batches is held against as many rows as fit in one of them, in one pass. There is no optimiser. Each figure
-comes from processes of their own, taking turns; the last micro-batch runs once before the clock does.
+The gradient of one batch of triples is computed in one pass, and in micro-batches of limited numbers of tokens. A large
+batch in micro-batches is compared with one pass over as many rows as fit into one micro-batch. There is no optimiser.
+Each figure comes from separate processes, which alternate; the last micro-batch runs once as a warm-up.
 """
 
 from __future__ import annotations
@@ -43,36 +43,36 @@ NOTES = (
 
 @dataclass(frozen=True)
 class Task:
-    """What a process measures."""
+    """What one process measures."""
 
     model: str
     """Folder of a checkpoint."""
     rows: str
     """A .jsonl file of triples."""
     count: int
-    """Rows of the batch, the first ones."""
+    """Number of rows in the batch, taken from the start of the file."""
     budget: int | None
-    """Tokens of a micro-batch, None for one pass."""
+    """Maximum tokens per micro-batch, None for one pass."""
     precision: str
     max_length: int
-    """Tokens of a text at most."""
+    """Maximum tokens per text."""
     steps: int
 
 
 @dataclass(frozen=True)
 class Found:
-    """What it found."""
+    """What one process measured."""
 
     seconds: list[float]
-    """Of each step."""
+    """Time of each step."""
     memory: int
     tokens: int
     parts: int
-    """Micro-batches."""
+    """Number of micro-batches."""
 
 
 def measure(task: Task) -> Found:
-    """Take the gradient of the same batch so many times."""
+    """Compute the gradient of the same batch `task.steps` times."""
     settings: dict[str, Any] = {
         "model": {"name_or_path": task.model, "max_length": task.max_length},
         "pooling": {"strategy": "avg"},
@@ -110,7 +110,7 @@ def _timed_steps(task: Task, config: TrainConfig, accelerator: Accelerator) -> F
 
 
 def in_turn(tasks: Sequence[Task], rounds: int) -> list[list[Found]]:
-    """Return what each task found, a round each, every time in a new process."""
+    """Return the results of each task by round; tasks alternate, each time in a new process."""
     found: list[list[Found]] = [[] for _ in tasks]
     for _ in range(rounds):
         for task, own in zip(tasks, found, strict=True):
@@ -123,7 +123,7 @@ def in_turn(tasks: Sequence[Task], rounds: int) -> list[list[Found]]:
 
 
 def fitting(rows: Sequence[Sequence[str]], lengths: dict[str, int], budget: int) -> int:
-    """Return how many of the first rows have at most so many tokens in their distinct texts, but at least 2."""
+    """Return how many leading rows, at least 2, have at most `budget` tokens in their distinct texts."""
     seen: set[str] = set()
     tokens = 0
     for count, texts in enumerate(rows):
@@ -136,7 +136,7 @@ def fitting(rows: Sequence[Sequence[str]], lengths: dict[str, int], budget: int)
 
 
 def table(tasks: Sequence[Task], found: Sequence[Sequence[Found]]) -> str:
-    """Return what the rounds of each task come to; the first task is the one pass that the others are held against."""
+    """Return a table of all tasks' results; the first task is the single pass that the others are compared with."""
     lines = [f"| {' | '.join(COLUMNS)} |", f"|{'---|' * len(COLUMNS)}"]
     by_row = [
         [[second / task.count for second in one.seconds] for one in own] for task, own in zip(tasks, found, strict=True)

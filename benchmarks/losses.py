@@ -1,9 +1,10 @@
-"""Time and memory of the loss, in chunks and from whole tables: python -m benchmarks.losses [--rows 32 65536] [...]
+"""Time and memory of the loss, in chunks and from whole matrices: python -m benchmarks.losses [--rows 32 65536] [...]
 
-A step is the loss of a format with its own weights, and its gradient at random embeddings of which a few stand for
-the same text. The plain peer makes the (Q, C) logits and masks at once, and ranks as ours does; it is left out where
-its tables would not fit. Each figure comes from processes of their own, ours and the peer's in turn: the smallest
-time, and the largest resident memory of a whole process, Python and torch (0.3 GiB or so) included.
+A step is the loss of a format with its own weights, and its gradient at random embeddings, a few of which stand for
+the same text. The plain peer computes the (Q, C) logits and masks in one go, and ranks as ours does; it is left out if
+its matrices would not fit into memory. Each figure comes from separate processes, alternating between ours and the
+peer's: the smallest time, and the largest resident memory of a whole process, including Python and torch (about 0.3
+GiB).
 """
 
 from __future__ import annotations
@@ -24,12 +25,12 @@ from angle.structures import FORMATS, Structure
 from benchmarks.throughput.clock import peak_resident
 
 GIB = 2**30
-#: Most tables of (Q, C) float32 that the plain loss holds at once: logits, their softmax, gradients, and masks.
+#: Most (Q, C) float32 matrices that the plain loss holds at once: logits, their softmax, gradients, and masks.
 TABLES = 6
 
 
 class PlainLoss(AngleLoss):
-    """The same loss with the contrastive term from tables of all queries and candidates."""
+    """The same loss, with the contrastive term computed from matrices of all queries and candidates."""
 
     def _in_batch(self, roles: Tensor, structure: Structure) -> Tensor:
         ids, tau = structure.text_ids, self.config.ibn_tau
@@ -51,21 +52,21 @@ class PlainLoss(AngleLoss):
 
 
 def plain_cross_entropy(queries: Tensor, candidates: Tensor, target: Tensor, masked: Tensor, tau: float) -> Tensor:
-    """Return the loss of each query, (Q,), from the table of all cosines."""
+    """Return the loss of each query, (Q,), from the matrix of all cosines."""
     logits = tau * queries @ candidates.T
     logits = logits.masked_fill(masked.scatter(1, target[:, None], False), -torch.inf)
     return F.cross_entropy(logits, target, reduction="none")
 
 
 def plain_not_negatives(queries: Tensor, candidates: Tensor, left: Tensor, right: Tensor) -> Tensor:
-    """Return (Q, C) bool, the product of the tables that say which pair has which query and which candidate."""
+    """Return (Q, C) bool, from the product of the matrices of which pair has which query and which candidate."""
     of_query = (queries[:, None] == left[None, :]).float()
     of_candidate = (candidates[:, None] == right[None, :]).float()
     return (of_query @ of_candidate.T > 0) | (queries[:, None] == candidates[None, :])
 
 
 def measure(kind: type[AngleLoss], name: str, rows: int, width: int, duplicates: str, steps: int) -> tuple[float, int]:
-    """Return the smallest seconds of a step, and the largest bytes that this process has held."""
+    """Return the shortest time of a step in seconds, and this process's peak memory in bytes."""
     data_format, generator = FORMATS[name], torch.Generator().manual_seed(0)
     roles = len(data_format.roles)
     index = torch.arange(rows * roles).view(rows, roles)
@@ -84,7 +85,7 @@ def measure(kind: type[AngleLoss], name: str, rows: int, width: int, duplicates:
 
 
 def in_words(seconds: float) -> str:
-    """Return a time in the unit that suits it."""
+    """Return a time in a suitable unit."""
     return f"{1000 * seconds:,.2f} ms" if seconds < 1 else f"{seconds:,.2f} s"
 
 

@@ -1,9 +1,9 @@
 """Memory of a LoRA step, predicted and measured: python -m benchmarks.memory [135M 0.6B 7B 13B]
 
-Weights are random, in the shapes of the models of that size. The prediction runs the model with its adapters on
-torch's "meta" device, which has shapes but no memory; weights in 4 bits are worked out, their activations taken to be
-those of bfloat16. What is measured is `train.dry_run=true`, left out where this machine's memory would not do. Both
-take one batch of texts of equal length.
+Weights are random, in the shapes of models of that size. The prediction runs the model with its adapters on torch's
+"meta" device, which has shapes but no memory; the size of 4-bit weights is calculated, and their activations are
+assumed to be those of bfloat16. The measurement is `train.dry_run=true`, skipped if this machine has too little memory.
+Both use one batch of texts of equal length.
 """
 
 from __future__ import annotations
@@ -29,20 +29,20 @@ from angle.training.memory import Allocations
 
 GIB = 2**30
 PARTS = ("frozen weights", "trained weights", "gradients", "optimiser state", "activations")
-#: Bytes of an NF4 weight with double quantisation: 4 bits, and a scale of 8 bits for 64 and of 32 bits for 16,384.
+#: Bytes per NF4 weight with double quantisation: 4 bits, an 8-bit scale per 64 weights and a 32-bit one per 16,384.
 NF4 = 0.5 + 1 / 64 + 4 / (64 * 256)
 
 
 @dataclass(frozen=True)
 class Shape:
-    """A decoder's size."""
+    """The dimensions of a decoder."""
 
     name: str
     kind: str
     settings: dict[str, int]
 
     def config(self) -> PretrainedConfig:
-        """Return its configuration."""
+        """Return the model configuration."""
         return AutoConfig.for_model(self.kind, bos_token_id=1, eos_token_id=1, pad_token_id=0, **self.settings)
 
 
@@ -75,7 +75,7 @@ SHAPES = {
 
 
 def predict(shape: Shape, bits: int | None, rank: int, texts: int, length: int) -> dict[str, float]:
-    """Return bytes by part for weights in bfloat16, or in 4 bits."""
+    """Return the bytes of each part, for bfloat16 or 4-bit weights."""
     with torch.device("meta"):
         model = AutoModel.from_config(shape.config(), dtype=torch.bfloat16)
         checkpoint_activations(model)
@@ -87,7 +87,7 @@ def predict(shape: Shape, bits: int | None, rank: int, texts: int, length: int) 
             parameter.grad = torch.zeros_like(parameter)
         with Allocations() as made, torch.autocast("cpu", torch.bfloat16):
             ids = torch.zeros(texts, length, dtype=torch.int64)
-            seen = torch.ones(texts, 1, length, length, dtype=torch.bool)  # made, for none can be worked out here
+            seen = torch.ones(texts, 1, length, length, dtype=torch.bool)  # given, because none can be derived here
             states = adapted(input_ids=ids, attention_mask=seen, use_cache=False).last_hidden_state
             states.float().mean(1).sum().backward()
     size = sum(parameter.nbytes for parameter in trained)
@@ -96,7 +96,7 @@ def predict(shape: Shape, bits: int | None, rank: int, texts: int, length: int) 
 
 
 def measure(shape: Shape, bits: int | None, rank: int, rows: int, length: int) -> dict[str, float]:
-    """Return bytes by part of a real step, on random weights that are written into a folder of their own."""
+    """Return the bytes of each part in a real step, on random weights written to a temporary folder."""
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         model = AutoModel.from_config(shape.config(), dtype=torch.bfloat16)
@@ -146,7 +146,7 @@ def main() -> None:
             weights = "bfloat16" if bits is None else "NF4"
             found = predict(SHAPES[name], bits, arguments.rank, 2 * arguments.rows, arguments.length)
             _print(name, weights, "predicted", found)
-            # Random weights are made in bfloat16, whatever they are read as.
+            # Random weights are created in bfloat16, whatever type they are loaded in.
             whole = predict(SHAPES[name], None, arguments.rank, 2, 2)["frozen weights"]
             if psutil.virtual_memory().available > 1.1 * max(whole, sum(found.values())):
                 real = measure(SHAPES[name], bits, arguments.rank, arguments.rows, arguments.length)

@@ -1,1 +1,1 @@
-"""The Python face: AnglE, and what its users know from the reference."""
+"""The Python API: AnglE, and what its users know from the reference, angle_emb."""

@@ -1,4 +1,4 @@
-"""AnglE: the reference's class, over the encoder and the loop of this package."""
+"""AnglE: the class of the reference, angle_emb, on top of this package's encoder and training loop."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ from angle.training.run_folder import RunFolder, RunState
 
 
 class AnglE:
-    """An encoder to train, to measure and to use.
+    """A sentence encoder to train, evaluate and use.
 
-    `AnglE.from_pretrained("WhereIsAI/UAE-Large-V1").encode(["a text"])`. Arguments have the reference's names; what
-    they are called among the settings stands in `angle.api.arguments`.
+    `AnglE.from_pretrained("WhereIsAI/UAE-Large-V1").encode(["a text"])`. Arguments have the reference's names;
+    `angle.api.arguments` maps them to settings.
     """
 
     def __init__(
@@ -66,28 +66,28 @@ class AnglE:
 
         Args:
             model_name_or_path: a hub name, a folder, a run folder, a .gguf file, or an adapter.
-            tokenizer_name_or_path: where the tokenizer comes from; None: from the model.
-            max_length: tokens a text may have; None: what the model says, at most 512.
+            tokenizer_name_or_path: where to load the tokenizer from; None: from the model.
+            max_length: maximum tokens per text; None: the model's own limit, at most 512.
             model_kwargs: dtype, attn_implementation, trust_remote_code, revision.
-            lora_config_kwargs: of a fresh adapter, for `fit`: r, lora_alpha, lora_dropout, target_modules.
-            pooling_strategy: cls, avg, mean, max, last, cls_avg, cls_max or the number of a token; None: what the
-                model says, else cls for encoders and avg for decoders.
-            apply_lora: whether `fit` trains a fresh adapter; None: for decoders.
-            train_mode: taken and not needed: `fit` trains, everything else does not.
-            load_kbit: 4 or 8: the weights in so many bits.
-            is_llm: whether it is a decoder; None: detected.
-            pretrained_model_path: weights to take instead, with the tokenizer of `model_name_or_path`.
-            pretrained_lora_path: an adapter to put on the weights.
+            lora_config_kwargs: settings of a new adapter for `fit`: r, lora_alpha, lora_dropout, target_modules.
+            pooling_strategy: cls, avg, mean, max, last, cls_avg, cls_max or the index of a token; None: what the
+                model specifies, otherwise cls for encoders and avg for decoders.
+            apply_lora: whether `fit` trains a new adapter; None: only for decoders.
+            train_mode: accepted but not needed: `fit` trains, nothing else does.
+            load_kbit: 4 or 8: quantise the weights to 4 or 8 bits.
+            is_llm: whether the model is a decoder; None: detected.
+            pretrained_model_path: weights to load instead, with the tokenizer of `model_name_or_path`.
+            pretrained_lora_path: an adapter to load on top of the weights.
             torch_dtype: type of the weights: float32, bfloat16, float16 or auto.
-            device: None: a GPU if there is one.
+            device: where to put the model; None: a GPU if there is one.
             tokenizer_padding_side: left or right.
             apply_billm: whether layers attend in both directions, from BiLLM_START_INDEX on.
-            billm_model_class: the architecture that this must be, if given.
+            billm_model_class: the architecture that the model must have, if given.
             prompt_template: template with {text}, applied to every text.
-            unknown: raises TypeError, with the nearest argument that exists.
+            unknown: any other argument raises a TypeError that names the nearest one that exists.
 
         Raises:
-            ConfigError: whatever keeps the model from being loaded.
+            ConfigError: the model cannot be loaded.
 
         """
         arguments.refuse_unknown(AnglE, unknown, inspect.signature(AnglE.__init__).parameters)
@@ -113,13 +113,13 @@ class AnglE:
         self._apply_lora, self._lora = apply_lora, arguments.lora_settings(lora_config_kwargs)
         self._device = torch.device(device) if device is not None else best_device()
         self.result: Result | None = None
-        """What came out of the last `fit`."""
+        """The result of the last `fit`."""
         self._encoder: Encoder | None = None
         self._encoder = self._load()
 
     @classmethod
     def from_pretrained(cls, model_name_or_path: str, **kwargs: Any) -> AnglE:
-        """Return the encoder; arguments are those of the class."""
+        """Return the encoder; the arguments are those of the class."""
         return cls(model_name_or_path, **kwargs)
 
     def _load(self) -> Encoder:
@@ -128,13 +128,13 @@ class AnglE:
             ModelConfig(**groups["model"]),
             PoolingConfig(**groups["pooling"]),
             billm=BillmConfig(**groups["billm"]) if "billm" in groups else None,
-            merge=False,  # so that what is saved and pushed is what was trained
+            merge=False,  # save and push exactly what was trained
         )
         return encoder.to(self._device).eval()
 
     @property
     def encoder(self) -> Encoder:
-        """The encoder; loaded again where it was let go."""
+        """The encoder; reloaded if it was released."""
         if self._encoder is None:
             self._encoder = self._load()
         return self._encoder
@@ -151,17 +151,17 @@ class AnglE:
 
     @property
     def max_length(self) -> int:
-        """Tokens a text may have."""
+        """Maximum tokens per text."""
         return self.encoder.tokenizer.max_length
 
     @property
     def pooling_strategy(self) -> str:
-        """How token states become an embedding."""
+        """How hidden states become an embedding."""
         return self.encoder.pooling
 
     @property
     def is_llm(self) -> bool:
-        """Whether it is a decoder."""
+        """Whether the model is a decoder."""
         return self.encoder.is_llm
 
     @property
@@ -176,14 +176,14 @@ class AnglE:
         return self
 
     def cuda(self) -> AnglE:
-        """Move the weights to the GPU, and return self; without one, say so and stay."""
+        """Move the weights to the GPU, and return self; without a GPU, warn and stay on the CPU."""
         if not torch.cuda.is_available():
             warnings.warn("There is no CUDA device here: the model stays on the CPU.", stacklevel=2)
             return self
         return self.to("cuda")
 
     def truncate_layer(self, layer_index: int) -> AnglE:
-        """Keep the first `layer_index` layers alone, and return self."""
+        """Keep only the first `layer_index` layers, and return self."""
         self.encoder.keep(layers=layer_index)
         self._settings["model.layers"] = layer_index
         return self
@@ -218,44 +218,44 @@ class AnglE:
         config: Mapping[str, Any] | None = None,
         **unknown: Any,
     ) -> AnglE:
-        """Train, by the loop of train.py, and take the best model, else the last one; return self.
+        """Train with the loop of train.py, load the best model, or the last if there is none, and return self.
 
-        What came out, scores and folder, is in `result`.
+        Scores and the run folder are in `result`.
 
         Args:
             train_ds: rows of format A, B or C: a data set (prepared by `AngleDataTokenizer` or not), a list of
                 mappings, a file or a name on the hub.
-            valid_ds: rows whose loss is reported; those of format A choose the best model too.
+            valid_ds: rows whose loss is reported; if they are of format A, they choose the best model too.
             valid_ds_for_callback: rows of format A that choose the best model instead.
-            batch_size: rows a process gives to one evaluation of the objective; default 32.
+            batch_size: rows per process in one evaluation of the objective; default 32.
             output_dir: the run folder; None: runs/<date>/<time>.
             epochs: passes over the rows; default 1.
-            learning_rate: peak; default 1e-5.
-            warmup_steps: steps of linear warm-up; below 1, the share of all; default 1000.
+            learning_rate: peak learning rate; default 1e-5.
+            warmup_steps: steps of linear warm-up; below 1, the fraction of all steps; default 1000.
             logging_steps: steps between two lines of metrics; default 10.
             eval_steps: steps between two evaluations; default 1000.
             eval_strategy: steps, epoch or no.
             save_steps: steps between two checkpoints; default 100.
             save_strategy: steps, epoch or no.
-            save_total_limit: checkpoints that are kept; default 1.
-            gradient_accumulation_steps: batches in an optimiser step; default 1.
-            fp16: half precision; without a GPU one line says what is done instead.
+            save_total_limit: number of checkpoints to keep; default 1.
+            gradient_accumulation_steps: batches per optimiser step; default 1.
+            fp16: whether to train in half precision; without a GPU, one line says what is used instead.
             bf16: the same in bfloat16.
-            argument_kwargs: of transformers' TrainingArguments, those that have a home here.
+            argument_kwargs: the arguments of transformers' TrainingArguments that have an equivalent here.
             trainer_kwargs: teacher_name_or_path, teacher_pooling_strategy, ese_kl_temperature, ese_compression_size,
                 apply_ese_pca.
-            loss_kwargs: cosine_w, ibn_w, angle_w (0, 20, 1 unless given) and cosine_tau, ibn_tau, angle_tau (20).
-            apply_ese: train all layers and the first dimensions (Espresso).
-            filter_duplicate: keep equal texts in a batch from being negatives.
-            push_to_hub: put the model on the hub once training is over.
-            hub_model_id: where: user/name.
-            hub_private_repo: whether it can be seen by you alone.
-            config: any further settings, by group, as in angle/config.py: {"train": {"seed": 7}}. They win.
-            unknown: raises TypeError, with the nearest argument that exists.
+            loss_kwargs: cosine_w, ibn_w, angle_w (default 0, 20, 1) and cosine_tau, ibn_tau, angle_tau (default 20).
+            apply_ese: whether to train all layers and the first dimensions (Espresso).
+            filter_duplicate: whether to keep equal texts in a batch from being negatives.
+            push_to_hub: whether to push the model to the hub once training is over.
+            hub_model_id: the repository to push to: user/name.
+            hub_private_repo: whether the repository is private.
+            config: any further settings, by group, as in angle/config.py: {"train": {"seed": 7}}. They take precedence.
+            unknown: any other argument raises a TypeError that names the nearest one that exists.
 
         Raises:
-            ConfigError, DataError: anything wrong with the settings or the data, before any training.
-            TrainingError: a loss that is no finite number.
+            ConfigError, DataError: the settings or the data are wrong; raised before any training.
+            TrainingError: the loss is not finite.
 
         """
         from angle.training.loop import fit
@@ -292,7 +292,7 @@ class AnglE:
                 self._check_alike(data, names[role], settings)
                 asked["data"][role] = dataclasses.asdict(as_source(data, names[role]))
         built = build_config(arguments.merged(asked, config or {}), TrainConfig)
-        self._encoder = None  # the loop loads it anew, and two copies might not fit
+        self._encoder = None  # the loop loads its own, and two copies might not fit into memory
         result = fit(built)
         self.result = result
         if result.push_problem is not None:
@@ -305,7 +305,7 @@ class AnglE:
         """Return the settings that prepared rows ask for.
 
         Raises:
-            ConfigError: texts that may be longer or shorter than the model's.
+            ConfigError: the rows were prepared for another max_length than the model's.
 
         """
         notes = notes_of(data)
@@ -323,7 +323,7 @@ class AnglE:
         return {name: value for name, value in asked.items() if value is not None}
 
     def _check_alike(self, data: Any, argument: str, trained: arguments.Settings) -> None:
-        """Raise ConfigError for rows that were prepared with another template or end than those that are trained on."""
+        """Raise ConfigError if rows were prepared with another template or end token than the training rows."""
         for name, value in self._notes(data, argument).items():
             if name != "data_format.name" and value != trained.get(name, value):
                 raise ConfigError(
@@ -339,17 +339,17 @@ class AnglE:
         device: str | torch.device | None = None,
         metric: str | None = None,
     ) -> tuple[float, float] | float:
-        """Return (Spearman correlation, accuracy) of the cosines of pairs; with `metric`, that one of `metrics`.
+        """Return (Spearman correlation, accuracy) of the pairs' cosines, or the one of `metrics` called `metric`.
 
         Args:
-            data: rows of format A, as `fit` takes them. Labels above 0.5 are the positives of the accuracy.
-            batch_size: texts at a time.
-            threshold: cosines above it are called positive; None: the one with the highest accuracy.
-            device: where to, if not where the model is.
+            data: rows of format A, as `fit` takes them. For the accuracy, labels above 0.5 are positive.
+            batch_size: texts per batch.
+            threshold: cosines above it are predicted positive; None: the threshold with the highest accuracy.
+            device: the device to move the model to; None: where it is.
             metric: for example spearman_cosine or pearson_dot.
 
         Raises:
-            ConfigError, DataError: rows of another format, labels that are all the same, or an unknown metric.
+            ConfigError, DataError: the rows have another format, all labels are equal, or the metric is unknown.
 
         """
         if device is not None:
@@ -366,7 +366,7 @@ class AnglE:
         return scored.spearman, float(np.mean(called == (scored.labels > 0.5)))
 
     def metrics(self, data: Any, batch_size: int = 64) -> dict[str, float]:
-        """Return all correlations, the best accuracy and its threshold, of rows of format A."""
+        """Return all correlations, and the best accuracy with its threshold, on rows of format A."""
         return self._score(data, batch_size).metrics()
 
     def _score(self, data: Any, batch_size: int) -> PairScores:
@@ -389,24 +389,24 @@ class AnglE:
         layer_index: int = -1,
         show_progress: bool = False,
     ) -> npt.NDArray[np.float32] | Tensor:
-        """Return embeddings (N, D), float32; of one text (1, D).
+        """Return embeddings (N, D) in float32, (1, D) for a single text.
 
         Args:
-            inputs: a text, or any number of them; for a template with further columns, mappings with `text` and these.
-            max_length: tokens a text may have, if not the model's.
+            inputs: one text or any number of them; for a template with more columns, mappings of `text` and those.
+            max_length: maximum tokens per text; None: the model's own.
             end_with_eos: whether texts end with the end token; None: as the model was trained.
-            to_numpy: whether to return an array, and not a tensor on the CPU.
-            embedding_start: the first dimension.
-            embedding_size: how many dimensions; None: the rest.
-            device: where to, if not where the model is.
+            to_numpy: whether to return an array instead of a tensor on the CPU.
+            embedding_start: the first dimension to return.
+            embedding_size: how many dimensions to return; None: all from there on.
+            device: the device to move the model to; None: where it is.
             prompt: template with {text}, or A, B or C; "" for none; None: as the model was trained.
-            normalize_embedding: whether embeddings are scaled to length 1, once they are cut.
-            batch_size: texts at a time; longest first.
-            layer_index: after how many layers; -1: all of them.
-            show_progress: whether a bar is shown.
+            normalize_embedding: whether to scale embeddings to unit length, after cutting them to those dimensions.
+            batch_size: texts per batch; the longest texts come first.
+            layer_index: the number of layers to run; -1: all of them.
+            show_progress: whether to show a progress bar.
 
         Raises:
-            ConfigError, ValueError: a template or a length that leaves no room for a text, or a text without tokens.
+            ConfigError, ValueError: a template or length leaves no room for a text, or a text has no tokens.
 
         """
         from tqdm import tqdm
@@ -437,7 +437,7 @@ class AnglE:
         return out.numpy() if to_numpy else out
 
     def _tokenizer(self, max_length: int | None, end_with_eos: bool | None, prompt: str | None) -> TextTokenizer:
-        """Return the model's own way to write texts, or another one for a call."""
+        """Return the model's own text tokenizer, or one with this call's options."""
         own = self.encoder.tokenizer
         if max_length is None and end_with_eos is None and prompt is None:
             return own
@@ -454,14 +454,14 @@ class AnglE:
         return TextTokenizer(tokenizer, max_length or own.max_length, template, end_with_eos)
 
     def save_pretrained(self, output_dir: str, exist_ok: bool = True) -> None:
-        """Write weights (or adapters alone), tokenizer and contract into a folder.
+        """Write weights (or only the adapters), tokenizer and contract into a folder.
 
         Args:
-            output_dir: a new folder, or an empty one.
-            exist_ok: whether it may be there, and empty.
+            output_dir: a new or empty folder.
+            exist_ok: whether the folder may exist already, if it is empty.
 
         Raises:
-            ConfigError: it holds files, or is there though it must not be.
+            ConfigError: the folder holds files, or exists although `exist_ok` is false.
 
         """
         folder = Path(output_dir)
@@ -472,16 +472,16 @@ class AnglE:
         self.encoder.save(folder)
 
     def push_to_hub(self, hub_model_id: str, private: bool = True, exist_ok: bool = False) -> str:
-        """Put the model on the hub, with its card, in one commit, and return its address.
+        """Push the model and its card to the hub in one commit, and return its URL.
 
         Args:
-            hub_model_id: user/name; made if it is not there.
-            private: whether a new repository can be seen by you alone.
-            exist_ok: whether the files of one that holds others may be replaced, all of them.
+            hub_model_id: user/name; created if it does not exist.
+            private: whether a new repository is private.
+            exist_ok: whether all files of a repository that already holds others may be replaced.
 
         Raises:
-            ConfigError: a name that is none, no token, or a repository that is taken.
-            HubError: the hub did not take it.
+            ConfigError: the name is invalid, there is no token, or the repository is taken.
+            HubError: the hub did not accept the push.
 
         """
         from angle.export.hub import push_folder, stage

@@ -1,4 +1,4 @@
-"""From the reference's arguments to settings: the home of each, and a sentence for those that have none."""
+"""Translate the arguments of the reference, angle_emb, to settings; those without an equivalent raise an error."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from angle.config import OLD_WEIGHTS, EseConfig, LoraConfig, LossConfig
 from angle.errors import ConfigError, nearest
 from angle.training.precision import half_precision
 
-#: `AnglE.fit` leaves to the reference's documented values what is not given; elsewhere the schema has its own.
+#: The reference's documented defaults, which only `AnglE.fit` uses; everywhere else the schema's own apply.
 FIT_DEFAULTS = {
     "train.batch_size": 32,
     "train.epochs": 1,
@@ -26,7 +26,7 @@ FIT_DEFAULTS = {
     "loss.angle_w": 1.0,
 }
 
-#: What `argument_kwargs`, `trainer_kwargs`, `model_kwargs` and `lora_config_kwargs` may hold: their settings.
+#: Keys that `argument_kwargs`, `trainer_kwargs`, `model_kwargs` and `lora_config_kwargs` accept, with their settings.
 ARGUMENTS = {
     "max_steps": "train.max_steps",
     "num_train_epochs": "train.epochs",
@@ -65,10 +65,10 @@ Settings = dict[str, Any]
 
 
 def translated(argument: str, given: Mapping[str, Any] | None, homes: Mapping[str, str]) -> Settings:
-    """Return settings by dotted names for an argument that is a mapping.
+    """Return the settings, by dotted name, of an argument that is a mapping.
 
     Raises:
-        ConfigError: a key without a home.
+        ConfigError: a key has no equivalent setting.
 
     """
     settings: Settings = {}
@@ -80,11 +80,11 @@ def translated(argument: str, given: Mapping[str, Any] | None, homes: Mapping[st
 
 
 def check_texts(rows: Sequence[Any], columns: Sequence[str]) -> None:
-    """Raise TypeError for what is no text, and no mapping with a text for each field of the template.
+    """Raise TypeError unless every row is a text, or a mapping with a text for each field of the template.
 
     Args:
-        rows: what is to be encoded.
-        columns: the template's fields beside `text`.
+        rows: the rows to encode.
+        columns: the template's fields other than `text`.
 
     """
     for number, row in enumerate(rows, 1):
@@ -99,7 +99,7 @@ def check_texts(rows: Sequence[Any], columns: Sequence[str]) -> None:
 
 
 def check_given_once(given: Settings, argument_kwargs: Mapping[str, Any] | None) -> None:
-    """Raise ConfigError for a setting that `fit` was given twice, by a name of its own and by transformers'."""
+    """Raise ConfigError if `fit` was given a setting twice: by its own name and by transformers'."""
     for key, value in (argument_kwargs or {}).items():
         setting = ARGUMENTS.get(key, "")
         if given.get(setting) is not None:
@@ -110,10 +110,10 @@ def check_given_once(given: Settings, argument_kwargs: Mapping[str, Any] | None)
 
 
 def fit_settings(given: Settings, eval_strategy: str, save_strategy: str) -> Settings:
-    """Return the settings of the loop, the reference's where they are not given.
+    """Return the settings of the training loop, with the reference's defaults for those not given.
 
     Raises:
-        ConfigError: a strategy that is none.
+        ConfigError: a strategy is unknown.
 
     """
     settings = FIT_DEFAULTS | {name: value for name, value in given.items() if value is not None}
@@ -126,7 +126,7 @@ def loss_settings(loss_kwargs: Mapping[str, Any] | None) -> Settings:
     """Return the settings of the loss.
 
     Raises:
-        ConfigError: a name that is none, with its new one if it had another.
+        ConfigError: a name is unknown; if it was renamed, the message gives the new name.
 
     """
     known = {item.name: f"loss.{item.name}" for item in dataclasses.fields(LossConfig)}
@@ -138,9 +138,9 @@ def loss_settings(loss_kwargs: Mapping[str, Any] | None) -> Settings:
 
 
 def lora_settings(lora_config_kwargs: Mapping[str, Any] | None) -> Settings:
-    """Return the settings of a fresh adapter, with the reference's rank and scale where they are not given."""
+    """Return the settings of a new adapter, with the reference's rank and scale as defaults."""
     given = dict(lora_config_kwargs or {})
-    for fixed in ("task_type", "bias"):  # of the reference's own examples, and the only values that make sense here
+    for fixed in ("task_type", "bias"):  # the reference's examples give them; only those values make sense here
         given.pop(fixed, None)
     return {"lora.enabled": True, "lora.r": 32, "lora.alpha": 32, "lora.dropout": LoraConfig().dropout} | translated(
         "lora_config_kwargs", given, LORA
@@ -148,7 +148,7 @@ def lora_settings(lora_config_kwargs: Mapping[str, Any] | None) -> Settings:
 
 
 def trainer_settings(trainer_kwargs: Mapping[str, Any] | None, apply_ese: bool) -> Settings:
-    """Return the settings of Espresso and of a teacher."""
+    """Return the settings of Espresso and of the teacher."""
     settings = translated("trainer_kwargs", trainer_kwargs, TRAINER)
     if apply_ese:
         settings = {"ese.enabled": True, "ese.compression_size": EseConfig().compression_size} | settings
@@ -160,7 +160,7 @@ def trainer_settings(trainer_kwargs: Mapping[str, Any] | None, apply_ese: bool) 
 
 
 def refuse_unknown(function: Callable[..., Any], unknown: Iterable[str], known: Iterable[str]) -> None:
-    """Raise TypeError for arguments that a function does not have, with the nearest one that it does."""
+    """Raise TypeError for arguments that a function does not have, naming the nearest one that it has."""
     for name in unknown:
         if name in OLD_WEIGHTS:
             hint = f"; it is called {OLD_WEIGHTS[name]!r} now, and stands in loss_kwargs."
@@ -175,7 +175,7 @@ def _hint(name: str, known: Iterable[str]) -> str:
 
 
 def said_precision() -> str:
-    """Return what comes nearest to fp16 on this machine; say so where it is something else."""
+    """Return the nearest precision to fp16 on this machine, and print it if it is another one."""
     precision = half_precision()
     if precision != "fp16":
         print(
@@ -185,7 +185,7 @@ def said_precision() -> str:
 
 
 def _steps(name: str, strategy: str, steps: Any) -> int | None:
-    """Return train.eval_steps or train.save_steps."""
+    """Return the value of train.eval_steps or train.save_steps."""
     known = {"steps": steps, "epoch": None, "no": 0}
     if strategy not in known:
         raise ConfigError(f"{name}_strategy={strategy} is not known. Choose one of: {', '.join(known)}.")
@@ -194,7 +194,7 @@ def _steps(name: str, strategy: str, steps: Any) -> int | None:
 
 
 def merged(settings: dict[str, Any], further: Mapping[str, Any]) -> dict[str, Any]:
-    """Return nested settings with further ones, which win."""
+    """Return nested settings updated with further ones, which take precedence."""
     result = dict(settings)
     for key, value in further.items():
         old = result.get(key)

@@ -1,4 +1,4 @@
-"""Data sets in memory: prepared as in the reference, and put where the loop reads them from."""
+"""In-memory data sets: prepared as in the reference, angle_emb, and stored where the training loop reads them."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from angle.structures import FORMATS
 if TYPE_CHECKING:
     from datasets import Dataset
 
-#: Column that `AngleDataTokenizer` adds: how the rows are to be read.
+#: Column that `AngleDataTokenizer` adds, which says how to read the rows.
 EXTRA = "extra"
 
 
 class DatasetFormats:
-    """The columns of the three shapes of training rows."""
+    """The columns of the three formats of training rows."""
 
     A = ",".join(FORMATS["A"].columns)
     B = ",".join(FORMATS["B"].columns)
@@ -35,7 +35,7 @@ class DatasetFormats:
 
     @classmethod
     def list_formats(cls) -> None:
-        """Print them."""
+        """Print the formats."""
         for name in FORMAT_NAMES:
             print(f"DatasetFormats.{name}", "=", repr(getattr(cls, name)))
 
@@ -43,8 +43,8 @@ class DatasetFormats:
 class AngleDataTokenizer:
     """Prepares rows for `AnglE.fit`: `dataset.map(AngleDataTokenizer(angle.tokenizer, angle.max_length))`.
 
-    It checks a row's columns and notes how its texts are to be written. Tokens are made by `fit`, once for each
-    distinct text, and kept on disk, so that nothing is padded or stored twice.
+    It checks a row's columns and records how its texts are formatted. `fit` tokenises each distinct text once and
+    keeps the tokens on disk, so nothing is padded or stored twice.
     """
 
     def __init__(
@@ -56,18 +56,18 @@ class AngleDataTokenizer:
         dataset_format: str | None = None,
         end_with_eos: bool = False,
     ) -> None:
-        """Fix how rows are read.
+        """Set how rows are read.
 
         Args:
-            tokenizer: the model's; with `end_with_eos` it must have an end token.
-            max_length: tokens a text may have; None for the model's own limit.
+            tokenizer: the model's tokenizer; with `end_with_eos` it must have an end token.
+            max_length: maximum tokens per text; None: the model's own limit.
             prompt_template: a template with {text}, or A, B or C.
-            extra_columns: further columns that the template uses; those it names are known without it.
-            dataset_format: A, B or C; None for what the columns say.
+            extra_columns: further columns that the template uses; optional, since the template names them.
+            dataset_format: A, B or C; None: detected from the columns.
             end_with_eos: whether every text ends with the tokenizer's end token.
 
         Raises:
-            ConfigError: a template that cannot be read, a format that is none, or no end token.
+            ConfigError: the template cannot be parsed, the format is unknown, or there is no end token.
 
         """
         prompt = NAMED_PROMPTS.get(prompt_template or "", prompt_template)
@@ -84,10 +84,10 @@ class AngleDataTokenizer:
         self.note = {"prompt": prompt, "max_length": max_length, "end_token": end_with_eos or None}
 
     def __call__(self, row: Mapping[str, Any]) -> dict[str, Any]:
-        """Return what to add to a row.
+        """Return the column to add to a row.
 
         Raises:
-            DataError: columns of no format, or a template's column that is not there.
+            DataError: the columns match no format, or a column of the template is missing.
 
         """
         found = choose(tuple(row), self.wanted, "train", "the data set")
@@ -98,7 +98,7 @@ class AngleDataTokenizer:
 
 
 def notes_of(data: Any) -> dict[str, Any]:
-    """Return how prepared rows are to be read: their format, template, longest text, end token; {} for others."""
+    """Return how to read prepared rows (format, template, maximum length, end token), {} for rows not prepared."""
     if not hasattr(data, "column_names") or EXTRA not in data.column_names or not len(data):
         return {}
     note = data[0][EXTRA]
@@ -106,14 +106,14 @@ def notes_of(data: Any) -> dict[str, Any]:
 
 
 def as_source(data: Any, argument: str) -> SourceConfig:
-    """Return where the loop finds the rows of a data set.
+    """Return the source from which the training loop reads the rows of a data set.
 
     Args:
-        data: a `datasets.Dataset`, rows (mappings), or where they are: a file, a folder, or a name on the hub.
-        argument: its name, for messages.
+        data: a `datasets.Dataset`, rows (mappings), or their location: a file, a folder, or a name on the hub.
+        argument: name of the argument, for messages.
 
     Raises:
-        DataError: a data set of several splits, or something that holds no rows.
+        DataError: the data set has several splits, is a stream, or holds no rows.
 
     """
     if data is None:
@@ -145,13 +145,13 @@ def as_source(data: Any, argument: str) -> SourceConfig:
             data.save_to_disk(str(scratch))
         try:
             scratch.rename(folder)
-        except OSError:  # another process was faster, with the same rows
+        except OSError:  # another process has already written the same rows
             shutil.rmtree(scratch)
     return SourceConfig(str(folder))
 
 
 def _columns(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
-    """Return rows by column: null where a row has none, and lists of texts alone where any cell is one."""
+    """Return rows by column: None where a row lacks one; if any cell of a column is a list, all texts become lists."""
     found = {name: [row.get(name) for row in rows] for name in dict.fromkeys(name for row in rows for name in row)}
     for name, cells in found.items():
         if any(isinstance(cell, list) for cell in cells):
@@ -160,7 +160,7 @@ def _columns(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
 
 
 def _digest(data: Dataset) -> str:
-    """Return a hash of all cells: a data set's own fingerprint changes where a function could not be pickled."""
+    """Return a hash of all cells: a data set's own fingerprint changes if a function could not be pickled."""
     digest = hashlib.sha256(str(data.features).encode())
     for table in data.with_format("arrow").iter(1000):
         digest.update(json.dumps(table.to_pydict(), default=str).encode())

@@ -1,1 +1,1 @@
-"""Trained encoders in the shape that other software loads."""
+"""Trained encoders in formats that other software loads."""

@@ -1,4 +1,4 @@
-"""A model on the Hugging Face hub: what would keep it from getting there is asked first, then it goes in one commit."""
+"""Push a model to the Hugging Face hub: first check for anything that would prevent it, then push in one commit."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from angle.modeling.tokenizer import TokenContract
 if TYPE_CHECKING:
     from huggingface_hub import HfApi, ModelInfo
 
-#: Written by the hub itself into every new repository.
+#: The hub itself writes this file into every new repository.
 ATTRIBUTES = ".gitattributes"
 TOKENIZER_FILE = "tokenizer_config.json"
 
 
 def check_push(model_id: str, *, private: bool) -> None:
-    """Check, before anything is trained, what can be known of whether a new model can be pushed there.
+    """Check before training, as far as that is possible, whether a new model can be pushed there.
 
     Raises:
-        ConfigError: no token, one that may not write there, a repository that is taken, or a hub that does not answer.
+        ConfigError: there is no token, it may not write there, the repository is taken, or the hub does not answer.
 
     """
     try:
@@ -46,7 +46,7 @@ def check_push(model_id: str, *, private: bool) -> None:
 
 
 def _check_account(account: dict[str, Any], model_id: str, endpoint: str) -> None:
-    """Raise ConfigError where an account or its token may not write into a repository of that name."""
+    """Raise ConfigError if an account or its token may not write to the repository `model_id`."""
     token = (account.get("auth") or {}).get("accessToken") or {}
     if token.get("role") == "read":
         raise ConfigError(
@@ -70,19 +70,19 @@ def push_folder(
     exist_ok: bool = False,
     message: str = "Push a model that angle-hydra trained",
 ) -> str:
-    """Put the files of a folder into a repository, in one commit, and return its address.
+    """Push the files of a folder to a repository in one commit, and return its URL.
 
     Args:
-        folder: the files; links in it are followed.
-        model_id: user/name; made if it is not there.
-        private: whether a new repository can be seen by the owner alone.
-        exist_ok: whether the files of a repository that holds others may be replaced, all of them; its history keeps
-            them. Otherwise it must be new or empty, or hold these very weights: then an earlier push was cut off.
+        folder: the files; symbolic links are followed.
+        model_id: user/name; created if it does not exist.
+        private: whether a new repository is private.
+        exist_ok: whether all files of a repository that already holds others may be replaced; its history keeps them.
+            Otherwise it must be new or empty, or hold the same weights, because an earlier push was interrupted.
         message: title of the commit.
 
     Raises:
-        ConfigError: a name that is none, no token, or a repository that is taken.
-        HubError: the hub did not take it; nothing has changed there, except that the empty repository may exist now.
+        ConfigError: the name is invalid, there is no token, or the repository is taken.
+        HubError: the hub did not accept the push; nothing has changed there, though an empty repository may now exist.
 
     """
     from huggingface_hub import CommitOperationAdd, CommitOperationCopy, CommitOperationDelete
@@ -98,26 +98,27 @@ def push_folder(
     try:
         if found is None:
             api.create_repo(model_id, private=private)
-        # Not upload_folder, which makes several commits of a large folder. What the check has not seen is not replaced.
+        # Not upload_folder, which splits a large folder into several commits. parent_commit: replace only what was
+        # checked.
         api.create_commit(
             model_id, operations, commit_message=message, parent_commit=None if found is None else found.sha
         )
-    except Exception as error:  # of three more libraries, with kinds of their own
+    except Exception as error:  # three more libraries raise errors of their own types
         raise HubError(f"Pushing to {api.endpoint}/{model_id} failed: {_reason(error)}.") from error
     return f"{api.endpoint}/{model_id}"
 
 
 def stage(model: Path, folder: Path, model_id: str, base: str) -> Pushed:
-    """Lay out in an empty folder what is pushed of a saved model, except its card, and return what it is.
+    """Stage the files of a saved model for a push, except its card, in an empty folder, and return its description.
 
-    The model stays as it is, and is not copied: the new folder has links, and files of its own where something is
-    added for sentence-transformers, or where a path on this machine stood.
+    The model is neither changed nor copied: the new folder has links, and its own files only where something is added
+    for sentence-transformers or a path on this machine is removed.
 
     Args:
-        model: a folder that an encoder was saved in.
-        folder: the empty one.
+        model: the folder of a saved encoder.
+        folder: the empty folder.
         model_id: user/name.
-        base: what it was trained from, where it has no adapters that say so.
+        base: the model it was trained from; if it has adapters, their own record of it is used instead.
 
     """
     contract, settings = TokenContract.load(model), _json(model / "config.json")
@@ -127,7 +128,7 @@ def stage(model: Path, folder: Path, model_id: str, base: str) -> Pushed:
     reach = _reach(contract, has_adapters=bool(adapter), dimensions=dimensions)
     for source in sorted(model.rglob("*")):
         place = folder / source.relative_to(model)
-        if source.is_dir() or source.name == "README.md":  # peft's, with a path in it
+        if source.is_dir() or source.name == "README.md":  # peft writes one that contains a local path
             continue
         place.parent.mkdir(parents=True, exist_ok=True)
         if source.name == ADAPTER_FILE:
@@ -136,7 +137,7 @@ def stage(model: Path, folder: Path, model_id: str, base: str) -> Pushed:
             of_here = ("is_local", "local_files_only", "name_or_path")
             content = {key: value for key, value in _json(source).items() if key not in of_here}
             if reach is Reach.SENTENCE_TRANSFORMERS:
-                content["padding_side"] = "right"  # as in write_folder; an encoder has its own from the contract
+                content["padding_side"] = "right"  # as in write_folder; our encoder reads its side from the contract
             _write(place, content)
         else:
             place.symlink_to(source.resolve())
@@ -151,7 +152,7 @@ def _reach(contract: TokenContract, *, has_adapters: bool, dimensions: int | Non
         check_expressible(contract)
     except ConfigError:
         return Reach.NOWHERE
-    # In both directions, a model must be loaded to know whether transformers makes the same of it: convert does that.
+    # A bidirectional decoder must be loaded to find out whether transformers computes the same; convert does that.
     if has_adapters or contract.bidirectional_from is not None or dimensions is None:
         return Reach.CONVERTED
     return Reach.SENTENCE_TRANSFORMERS
@@ -166,10 +167,10 @@ def _write(path: Path, content: dict[str, Any]) -> None:
 
 
 def _api(model_id: str) -> HfApi:
-    """Return the hub's interface.
+    """Return the client of the hub's API.
 
     Raises:
-        ConfigError: a name that is none, being offline on purpose, or no token.
+        ConfigError: the name is invalid, offline mode is set, or there is no token.
 
     """
     from huggingface_hub import HfApi, get_token, is_offline_mode
@@ -193,7 +194,7 @@ def _api(model_id: str) -> HfApi:
 def _find(
     api: HfApi, model_id: str, *, private: bool, exist_ok: bool = False, folder: Path | None = None
 ) -> ModelInfo | None:
-    """Return what the hub says of a repository that may be pushed to, None when there is none yet."""
+    """Return the hub's information on a repository that may be pushed to, or None if it does not exist yet."""
     from huggingface_hub.errors import RepositoryNotFoundError
 
     with _asking(model_id):
@@ -215,12 +216,12 @@ def _find(
 
 
 def _names(found: ModelInfo | None) -> set[str]:
-    """Return the files in a repository that somebody has put there."""
+    """Return the names of the files that someone has pushed to a repository."""
     return {file.rfilename for file in (found and found.siblings) or ()} - {ATTRIBUTES}
 
 
 def _holds_weights_of(found: ModelInfo, folder: Path) -> bool:
-    """Return whether all weights in a folder are in a repository: the answer to a push was lost on its way."""
+    """Return whether a repository has all weights of a folder, which means that the reply to a push was lost."""
     sums = {file.rfilename: file.lfs.sha256 for file in found.siblings or () if file.lfs}
     weights = list(folder.rglob("*.safetensors"))
     return bool(weights) and all(_sha256(path) == sums.get(str(path.relative_to(folder))) for path in weights)
@@ -233,15 +234,15 @@ def _sha256(path: Path) -> str:
 
 @contextmanager
 def _asking(model_id: str) -> Iterator[None]:
-    """Turn whatever keeps the hub from answering into a HubError."""
+    """Turn any failure of a request to the hub into a HubError."""
     try:
         yield
-    except Exception as error:  # of three more libraries, with kinds of their own
+    except Exception as error:  # three more libraries raise errors of their own types
         raise HubError(f"The hub could not be asked for {model_id}: {_reason(error)}.") from error
 
 
 def _reason(error: BaseException) -> str:
-    """Return in a few words what went wrong, without the addresses of uploads, which are signed, and tokens."""
+    """Return briefly what went wrong, without upload URLs, which are signed, and without tokens."""
     from huggingface_hub.errors import HfHubHTTPError
 
     chain = [error]

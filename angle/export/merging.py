@@ -1,4 +1,4 @@
-"""What merging an adapter into the weights changes, measured on texts that nothing was trained on."""
+"""Measure, on held-out texts, how much merging an adapter into the weights changes embeddings."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ from angle.errors import ConfigError
 from angle.modeling.encoder import Encoder
 from angle.modeling.quantization import compute_type
 
-#: Texts to compare on: of the built-in sample's test split.
+#: Number of texts to compare on, from the test split of the built-in sample.
 TEXTS = 200
-#: The largest distance in cosine that may come of merging: where products are float32 before and after, and where they
-#: were in 16 bits, or the inputs of 8-bit weights were rounded, before.
+#: Largest cosine distance that merging may cause: if matrix products are float32 before and after, and if before they
+#: were in 16 bits, or rounded the inputs of 8-bit weights.
 BOUND, COARSE_BOUND = 1e-4, 1e-2
 
 
 @dataclass(frozen=True)
 class Apart:
-    """Embeddings of the held-out texts by a model with its adapter apart."""
+    """Embeddings of the held-out texts by a model whose adapter is not merged."""
 
     name: str
     embeddings: Tensor
     bound: float
 
     def distance(self, merged: Encoder) -> float:
-        """Return the largest cosine distance to the same texts' embeddings by the merged model.
+        """Return the largest cosine distance to the merged model's embeddings of the same texts.
 
         Raises:
-            ConfigError: it is above the bound.
+            ConfigError: the distance is above the bound.
 
         """
         distance = float((1 - torch.cosine_similarity(self.embeddings, _embed(merged))).max())
@@ -45,7 +45,7 @@ class Apart:
 
 
 def embed_apart(model: ModelConfig, pooling: PoolingConfig) -> Apart:
-    """Return the embeddings before merging."""
+    """Return the embeddings before the adapter is merged."""
     encoder = Encoder.load(model, pooling, merge=False).eval()
     few_bits = encoder.load_kbit == 8 or (encoder.load_kbit == 4 and compute_type(encoder.device) != torch.float32)
     coarse = few_bits or encoder.backbone.dtype != torch.float32

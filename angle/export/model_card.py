@@ -1,7 +1,7 @@
-"""The page of a pushed model: what it is, how to load it, how good it is, and how it came about.
+"""The model card of a pushed model: what it is, how to load it, how good it is, and how it was trained.
 
-Nobody's folders, environment or secrets belong on it: a path is cut to its last component, and the command is shown
-only where all of its words are settings of this project.
+It must not reveal anyone's folders, environment or secrets: a path is cut to its last component, and the command is
+shown only if it is one of this project's, because another program's may contain anything.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from angle.data.sources import SAMPLE
 from angle.modeling.description import TINY, split_gguf
 from angle.modeling.tokenizer import TokenContract, template_fields
 
-#: Words of a command line that say where things go, not what is learned.
+#: Words of a command line that say where output goes, not what is learned.
 ELSEWHERE = ("hub.", "hydra.", "tracking.", "tracking=", "train.output_dir=", "train.resume=")
-#: What may be a path, or a name on the hub, in the words of a command.
+#: Anything in a command that may be a path or a name on the hub.
 WITH_SLASH = re.compile(r"[^\s,\[\]{}()'\":=]*/[^\s,\[\]{}()'\":=]*")
 FILE_ENDING = re.compile(r"\.(csv|gguf|gz|json|jsonl|parquet|tsv)$")
 
 
 class Reach(Enum):
-    """Where else than in this project a pushed model can be used."""
+    """Where a pushed model can be used outside this project."""
 
     SENTENCE_TRANSFORMERS = "as it is"
     CONVERTED = "once it is converted"
@@ -36,15 +36,15 @@ class Reach(Enum):
 
 @dataclass(frozen=True)
 class Pushed:
-    """A model as it is pushed."""
+    """Description of a pushed model."""
 
     model_id: str
     contract: TokenContract
     base: str
-    """What it was trained from: a name on the hub, `tiny`, or an absolute path."""
+    """The model it was trained from: a name on the hub, `tiny`, or an absolute path."""
     has_adapters: bool
     dimensions: int | None
-    """Width of the model's states, None where that stands with the base."""
+    """Width of the model's hidden states, None if only the base model's configuration has it."""
     reach: Reach
 
 
@@ -52,9 +52,9 @@ def model_card(model: Pushed, config: TrainConfig | None = None, record: dict[st
     """Return the README.md of a model, metadata first.
 
     Args:
-        model: what is pushed.
-        config: the settings of the run it comes from, everything decided; None where it comes from none.
-        record: what that run's run.json says.
+        model: the model that is pushed.
+        config: the fully resolved settings of the run that trained it; None if there is no such run.
+        record: the content of that run's run.json.
 
     """
     parts = [
@@ -78,7 +78,7 @@ def _of_the_run(config: TrainConfig, record: dict[str, Any]) -> list[str]:
 
 
 def shown(name: str) -> str:
-    """Return what a model or data set is called in public: what was found on this machine without its folders."""
+    """Return the public name of a model or data set: without its folders if it was found on this machine."""
     return Path(name).name if Path(name).is_absolute() else name
 
 
@@ -212,7 +212,7 @@ def _training(config: TrainConfig, record: dict[str, Any]) -> list[tuple[str, st
 
 
 def _command(argv: Sequence[str]) -> str:
-    """Return the command line, where it is one of this project: another program's may hold anything."""
+    """Return the command line if it is train.py's; another program's may contain anything."""
     if not argv or Path(argv[0]).name != "train.py":
         return ""
     words = [_without_folders(word.lstrip("+")) for word in argv[1:] if not word.lstrip("+").startswith(ELSEWHERE)]
@@ -221,7 +221,7 @@ def _command(argv: Sequence[str]) -> str:
 
 
 def _without_folders(words: str) -> str:
-    """Return words in which every path is cut to its last component; names on the hub stay."""
+    """Return `words` with every path cut to its last component; names on the hub stay."""
 
     def cut(found: re.Match[str]) -> str:
         text = found[0]
@@ -236,7 +236,7 @@ def _validated_on(config: TrainConfig) -> SourceConfig:
 
 
 def _name_of(source: SourceConfig, split: str) -> str:
-    """Return what a source is called: its names, without folders, and its part."""
+    """Return the display name of a source: its names without folders, then its subset and split."""
     are_files = any(Path(name).is_absolute() for name in source.names())
     known = {SAMPLE: "angle-hydra's sample"}
     names = ", ".join(known.get(name, shown(name)) for name in source.names())
@@ -245,7 +245,7 @@ def _name_of(source: SourceConfig, split: str) -> str:
 
 
 def _is_on_the_hub(name: str) -> bool:
-    """Return whether a model or data set can be there: what was a file or a folder is an absolute path by now."""
+    """Return whether a name can be one on the hub; files and folders are absolute paths by now."""
     parts = name.split("/")
     return name not in (SAMPLE, TINY) and len(parts) <= 2 and all(map(HUB_NAME.fullmatch, parts))
 

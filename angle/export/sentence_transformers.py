@@ -18,25 +18,25 @@ from angle.modeling.description import SENTENCE_TRANSFORMERS_POOLING, TINY, adap
 from angle.modeling.encoder import Encoder
 from angle.modeling.tokenizer import TokenContract
 
-#: Poolings that are the mean of two: sentence-transformers puts both side by side, a fixed layer averages them.
+#: Poolings that are the mean of two: sentence-transformers concatenates both, and a fixed layer averages them.
 MEANS_OF_TWO = {"cls_avg": ("cls", "avg"), "cls_max": ("cls", "max")}
 
 
 @dataclass(frozen=True)
 class Conversion:
-    """What came out of a conversion."""
+    """The result of a conversion."""
 
     folder: Path
     merge_distance: float | None
-    """Largest cosine distance that merging an adapter made; None where none was merged."""
+    """Largest cosine distance that merging an adapter caused; None if none was merged."""
 
 
 def convert(config: ConvertConfig) -> Conversion:
-    """Write the folder for a model.
+    """Write a model as a sentence-transformers folder.
 
     Raises:
-        ConfigError: a pooling or a template that sentence-transformers cannot express, a place that is taken, or a
-            merged adapter that gives other embeddings.
+        ConfigError: sentence-transformers cannot express the pooling or the template, the folder is taken, or merging
+            the adapter changes the embeddings.
 
     """
     source = Path(config.model.name_or_path)
@@ -60,17 +60,17 @@ def convert(config: ConvertConfig) -> Conversion:
 
 
 def write_folder(encoder: Encoder, folder: Path, *, normalize: bool = False) -> None:
-    """Write `encoder` as a sentence-transformers folder: whole, or not at all.
+    """Write `encoder` as a sentence-transformers folder, atomically.
 
     Raises:
-        ConfigError: a pooling or a template that sentence-transformers cannot express.
+        ConfigError: sentence-transformers cannot express the pooling or the template.
 
     """
     check_expressible(encoder.contract)
     scratch = folder.with_name(f".{folder.name}.new")
     shutil.rmtree(scratch, ignore_errors=True)
-    # Padding never changes our embeddings. In sentence-transformers it does on the left of a model with a table of
-    # positions, and is harmless on the right of any.
+    # Padding never changes our embeddings. In sentence-transformers, left padding changes those of a model with a table
+    # of positions; right padding is harmless for any model.
     tokenizer = encoder.tokenizer.tokenizer
     side, tokenizer.padding_side = tokenizer.padding_side, "right"
     encoder.save(scratch)
@@ -84,7 +84,7 @@ def write_folder(encoder: Encoder, folder: Path, *, normalize: bool = False) -> 
 
 
 def check_expressible(contract: TokenContract) -> None:
-    """Check that sentence-transformers can pool and write texts as `contract` says.
+    """Check that sentence-transformers can pool and format texts as `contract` says.
 
     Raises:
         ConfigError: it cannot.
@@ -106,13 +106,13 @@ def write_modules(contract: TokenContract, width: int, folder: Path, *, normaliz
     Weights and tokenizer stay as they are; the tokenizer must pad on the right.
 
     Args:
-        contract: how texts are written and pooled.
-        width: of the model's states.
-        folder: where to.
-        normalize: whether every embedding is scaled to length 1.
+        contract: how texts are formatted and pooled.
+        width: width of the model's hidden states.
+        folder: the folder with the model.
+        normalize: whether to scale every embedding to unit length.
 
     Raises:
-        ConfigError: a pooling or a template that sentence-transformers cannot express; nothing is written.
+        ConfigError: sentence-transformers cannot express the pooling or the template; nothing is written.
 
     """
     check_expressible(contract)
@@ -155,10 +155,10 @@ def write_modules(contract: TokenContract, width: int, folder: Path, *, normaliz
 
 
 def _check_stock_model(encoder: Encoder, folder: Path) -> None:
-    """Check that plain transformers makes the encoder's states of a saved folder; remove it and say so if it does not.
+    """Check that plain transformers reproduces the encoder's hidden states from a saved folder; if not, remove it.
 
     Raises:
-        ConfigError: layers that attend in both directions, or an adapter, which it takes for something else.
+        ConfigError: transformers interprets bidirectional layers, or an adapter, differently.
 
     """
     kind = type(encoder.backbone).__name__
@@ -185,9 +185,9 @@ def _transformers_agrees(encoder: Encoder, folder: Path) -> bool:
 
     try:
         stock = AutoModel.from_pretrained(folder, dtype="auto").to(encoder.device).eval()
-    except (OSError, ValueError):  # its base is none that transformers finds
+    except (OSError, ValueError):  # transformers cannot find its base
         return False
-    length = encoder.tokenizer.max_length  # a window that is narrower is another one in transformers
+    length = encoder.tokenizer.max_length  # a sliding window narrower than this differs in transformers
     ids = torch.arange(1, length + 1, device=encoder.device).remainder(stock.config.vocab_size)[None]
     options = {"use_cache": False} if encoder.is_llm else {}
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), **options}
@@ -206,7 +206,7 @@ def _pooling_modes(strategy: str) -> tuple[str, ...]:
 
 
 def _prompt_prefix(prompt: str | None) -> str | None:
-    """Return the words before the text, if that is all the template has."""
+    """Return the words before the text, if the template has nothing else."""
     if prompt is None:
         return None
     before, after = prompt.split("{text}", 1)
@@ -223,7 +223,7 @@ def _module(number: int, path: str, name: str) -> dict[str, Any]:
 
 
 def _write_fixed_layer(folder: Path, width: int, kept: int, modes: int) -> None:
-    """Write a layer that turns embeddings side by side into the first dimensions of their mean."""
+    """Write a fixed layer that turns concatenated embeddings into the first dimensions of their mean."""
     _write(
         folder / "config.json",
         {

@@ -1,1 +1,1 @@
-"""The throughput benchmark: this project, angle_emb and sentence-transformers on the same work, in one run."""
+"""The throughput benchmark: this project, angle_emb and sentence-transformers do the same work in one run."""

@@ -1,8 +1,8 @@
-"""Training and encoding against the two peers: python -m benchmarks.throughput [--only stsb-32 ...]
+"""Training and encoding speed against two peers: python -m benchmarks.throughput [--only stsb-32 ...]
 
-Measures this project, angle_emb and sentence-transformers in one run, in turn, each in a process of its own, on the
-same model, rows, batch size and precision, after checking that their losses agree. angle_emb pins other versions, so
-it is installed into an environment of its own the first time.
+Measures this project, angle_emb and sentence-transformers in one run. They alternate, each in a separate process, with
+the same model, rows, batch size and precision, after a check that their losses agree. angle_emb pins other versions, so
+it is installed into its own environment the first time.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from benchmarks.throughput.workloads import NOTES, WORKLOADS
 
 
 def parse(words: list[str]) -> argparse.Namespace:
-    """Return the command line's options."""
+    """Return the options of the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.throughput",
         description=__doc__,

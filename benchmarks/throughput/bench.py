@@ -1,4 +1,4 @@
-"""One run of the benchmark: check that the losses agree, then measure in turn."""
+"""One run of the benchmark: check that the losses agree, then measure the systems in turn."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from benchmarks.throughput.jobs import ANGLE_EMB, BARE, OWN, PEERS, SBERT, TECHN
 from benchmarks.throughput.report import Measured
 from benchmarks.throughput.workloads import Workload
 
-#: How far losses may lie apart, relative, and embeddings, absolute.
+#: Maximum relative difference of losses, and maximum absolute difference of embeddings.
 LOSSES, EMBEDDINGS = 1e-3, 1e-5
-#: Layers of a shape with random weights in the check of losses, which runs in float32.
+#: Layers of a randomly initialised shape when losses are checked, which is done in float32.
 CHECKED_LAYERS = 2
 
 
 class Bench:
-    """The models and rows of a run, and what is done with them."""
+    """The models and rows of a run, and the measurements on them."""
 
     def __init__(self, options: argparse.Namespace, scratch: Path) -> None:
-        """Start with nothing made.
+        """Create nothing yet; models and rows are made on demand.
 
         Args:
-            options: the command line's.
+            options: the options of the command line.
             scratch: an empty folder.
 
         """
@@ -45,11 +45,11 @@ class Bench:
 
     @cached_property
     def peer_python(self) -> str:
-        """angle_emb's interpreter."""
+        """The interpreter of angle_emb's environment."""
         return prepare.peer_python()
 
     def measure(self, workload: Workload, precision: str) -> Measured:
-        """Return what all rounds of a workload in a precision gave."""
+        """Return the results of all rounds of a workload in a precision."""
         if not workload.is_training:
             return self._measure_encoding(workload)
         checks, failed = ([], {}) if self.options.unchecked else self._checks(workload)
@@ -63,7 +63,7 @@ class Bench:
         return done
 
     def take_apart(self, workload: Workload, precision: str) -> Measured:
-        """Return the same of this project alone, whole, without each of its techniques, and without all of them."""
+        """Return the same for this project only: as it is, without each of its techniques, and without all of them."""
         rows, job = self._training(workload)
         job = replace(job, precision=precision)
         tokens = self._tokens_of_a_step(workload, rows, job)
@@ -77,11 +77,11 @@ class Bench:
         return done
 
     def _systems(self, workload: Workload) -> list[str]:
-        """Return this project and the peers that are asked for, in any of their ways."""
+        """Return this project and the requested peers, in all their variants."""
         return [name for name in workload.systems if name == OWN or name.startswith(tuple(self.options.peers))]
 
     def _answer(self, done: Measured, job: Job, name: str | None = None) -> None:
-        """Add an answer; a peer that cannot do the work here is left out from then on, and the others go on."""
+        """Add an answer; a peer that cannot do the work here is left out from then on, and the others continue."""
         if job.system in done.failed:
             return
         try:
@@ -156,10 +156,10 @@ class Bench:
         return self._checked[workload.name]
 
     def _check_losses(self, workload: Workload) -> tuple[list[str], dict[str, str]]:
-        """Compare each peer's loss of one batch, dropout off, with this project's set to the peer's objective.
+        """Compare each peer's loss on one batch, with dropout off, with this project's for the peer's objective.
 
         Returns:
-            What was found equal, in words; and the peers that could not do it, with the reasons.
+            What was found to agree, in words; and the peers that could not compute the loss, with the reasons.
 
         """
         _, job = self._training(workload)
@@ -172,7 +172,7 @@ class Bench:
         for peer in PEERS:
             if peer not in self._systems(workload):
                 continue
-            # angle_emb multiplies labels into indices: only those of 0 and 1 give the targets that are meant.
+            # angle_emb multiplies labels into indices: only labels of 0 and 1 give the intended targets.
             ones = peer == ANGLE_EMB and workload.format == "A"
             middle = median(row["label"] for row in rows) if ones else 0
             batch = [row | {"label": float(row["label"] > middle)} for row in rows] if ones else rows
@@ -191,7 +191,7 @@ class Bench:
             words.append(
                 f"loss of {peer} {found[peer]:.5f}, here {found[OWN]:.5f}{' (labels 0 and 1)' if ones else ''}"
             )
-            if not apart <= LOSSES:  # nor if there is no number
+            if not apart <= LOSSES:  # also true if it is nan
                 sys.exit(f"{workload.name}: {words[-1]}: not the same work, so nothing is measured.")
         return words, failed
 

@@ -1,4 +1,4 @@
-"""Step times and peak memory, taken in the same way whoever trains. Runs in the peers' environments too."""
+"""Step times and peak memory, measured in the same way for every system. Runs in the peers' environments too."""
 
 from __future__ import annotations
 
@@ -25,24 +25,24 @@ def synchronize() -> None:
 
 
 def peak_memory() -> int:
-    """Return bytes: the device's where there is one, else this process's."""
+    """Return the peak memory in bytes: of the GPU if there is one, otherwise of this process."""
     return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else peak_resident()
 
 
 def peak_resident() -> int:
-    """Return the bytes of this process's resident memory at its highest."""
+    """Return this process's peak resident memory in bytes."""
     status = Path("/proc/self/status")
-    if status.exists():  # of this program alone; getrusage also counts what the process was before it became it
+    if status.exists():  # only this program's; getrusage also counts what the process used before it ran this program
         line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
         return int(line.split()[1]) * 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 class StepClock:
-    """Notes the time after each step of any optimiser, without what passed in calls that do not count."""
+    """Records the time after each step of any optimiser, and the time in calls that do not count."""
 
     def __init__(self) -> None:
-        """Start to listen."""
+        """Register the hook that records steps."""
         self._stamps: list[tuple[float, float, float]] = []
         self._outside = 0.0
         self._peak = 0
@@ -51,10 +51,10 @@ class StepClock:
     def _stamp(self, *_: Any) -> None:
         synchronize()
         self._stamps.append((time.perf_counter(), self._outside, time.process_time()))
-        self._peak = peak_memory()  # saving, which comes later, is not training
+        self._peak = peak_memory()  # up to here, because saving comes later and is not training
 
     def without(self, call: Callable[..., Result]) -> Callable[..., Result]:
-        """Return the call, its time taken out of the steps'."""
+        """Return the call, wrapped so that its time does not count towards the steps."""
 
         @wraps(call)
         def timed(*arguments: Any, **options: Any) -> Result:
@@ -67,10 +67,10 @@ class StepClock:
         return timed
 
     def answer(self, warmup: int) -> dict[str, Any]:
-        """Return the steps after the first `warmup`, and peak memory.
+        """Return the times of the steps after the first `warmup`, and the peak memory.
 
-        `seconds` are a step's, `outside` those that were taken out of them, `cpu` those of all the process's threads,
-        with what was taken out.
+        `seconds` is the time of a step, `outside` the time excluded from it, and `cpu` the CPU time of all the
+        process's threads, including what was excluded.
         """
         steps = between(self._stamps, warmup)
         return {

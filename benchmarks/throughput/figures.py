@@ -9,8 +9,8 @@ from itertools import pairwise
 
 Rounds = Sequence[Sequence[float]]
 """Seconds of each step of each round."""
-#: Dense multiplications and additions a second, by device and precision (without TF32 in float32), in 1e12: the first
-#: name that is part of a device's counts. From NVIDIA's data sheets.
+#: Dense multiplications and additions per second, by device and precision (float32 without TF32), in 1e12, from
+#: NVIDIA's data sheets. The first name that occurs in the device's name applies.
 PEAKS = {
     "A100": {"float32": 19.5, "bf16": 312.0},
     "H100 PCIe": {"float32": 51.0, "bf16": 756.0},
@@ -23,7 +23,7 @@ PEAKS = {
 
 @dataclass(frozen=True)
 class Spread:
-    """A median with the lowest and the highest value of the rounds."""
+    """A median with the lowest and the highest value over the rounds."""
 
     median: float
     low: float
@@ -31,9 +31,9 @@ class Spread:
 
 
 def between(stamps: Sequence[tuple[float, ...]], warmup: int) -> list[list[float]]:
-    """Return what passed on each clock in each step, given all clocks at the end of each; the first ones left out.
+    """Return the time of each step on each clock, given the clocks at the end of each step, without the warm-up steps.
 
-    The first step has no beginning, so `warmup` is at least 1.
+    The start of the first step is unknown, so `warmup` is at least 1.
     """
     passed = [[now - then for then, now in zip(*both, strict=True)] for both in pairwise(stamps)]
     return passed[warmup - 1 :]
@@ -46,9 +46,9 @@ def step_time(rounds: Rounds) -> Spread:
 
 
 def ratio(steps: Rounds, others: Rounds) -> Spread:
-    """Return step over other step: the median of the rounds, with the lowest and the highest.
+    """Return the ratio of step times: the median over the rounds, with the lowest and the highest.
 
-    Each round is compared with itself, for what slows a machine down slows all systems of a round.
+    Ratios are taken within each round, because what slows a machine down slows all systems of a round.
     """
     ratios = [statistics.median(some) / statistics.median(other) for some, other in zip(steps, others, strict=True)]
     return Spread(statistics.median(ratios), min(ratios), max(ratios))
@@ -60,29 +60,29 @@ def fastest(peers: Sequence[Rounds]) -> Rounds:
 
 
 def distinct_tokens(batch: Sequence[Sequence[str]], lengths: dict[str, int]) -> int:
-    """Return the tokens of the distinct texts of a batch's rows, given the tokens of each text."""
+    """Return the number of tokens in the distinct texts of a batch's rows, given the number in each text."""
     return sum(lengths[text] for text in {text for row in batch for text in row})
 
 
 def model_flops(frozen: int, trained: int, layers: int, width: int, lengths: Sequence[int]) -> float:
-    """Return the floating-point operations of a forward and backward pass over texts of so many tokens.
+    """Return the floating-point operations of a forward and backward pass over texts of the given lengths.
 
-    Two for each weight of a linear layer and token; the backward pass takes as many for the gradient of its input, and
-    once more for that of the weight if it is trained. Attention takes 4 * width * length^2 for each layer and text in
-    the forward pass and twice that in the backward one. Embedding tables, norms and recomputation are left out.
+    A linear layer takes 2 per weight and token; the backward pass takes the same again for the gradient of its input,
+    and once more for that of its weight if it is trained. Attention takes 4 * width * length^2 per layer and text in
+    the forward pass, and twice that in the backward pass. Embedding tables, norms and recomputation are not counted.
 
     Args:
-        frozen: weights of linear layers that are not trained.
-        trained: those that are.
-        layers: attention layers.
-        width: of the queries of all heads together.
-        lengths: tokens of each text, without padding.
+        frozen: number of frozen weights in linear layers.
+        trained: number of trainable weights in linear layers.
+        layers: number of attention layers.
+        width: width of the queries of all heads together.
+        lengths: tokens in each text, without padding.
 
     """
     return sum(lengths) * (4 * frozen + 6 * trained) + 12 * layers * width * sum(length**2 for length in lengths)
 
 
 def peak_flops(device: str | None, precision: str) -> float | None:
-    """Return operations a second of a GPU by its name, None for one that is not in the table."""
+    """Return the peak operations per second of a GPU by its name, None if it is not in the table."""
     known = next((peaks for name, peaks in PEAKS.items() if device and name in device), {})
     return known[precision] * 1e12 if precision in known else None

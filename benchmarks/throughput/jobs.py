@@ -1,4 +1,4 @@
-"""What a worker is told and how it is started. Read in the peers' environments too, so only the standard library."""
+"""What a worker is asked, and how it is started. Standard library only, since peers' environments import this too."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ OWN, ANGLE_EMB, SBERT, CACHED, BARE = (
     "bare forward-backward",
 )
 PEERS = (ANGLE_EMB, SBERT)
-#: What this project does beyond the plainest loop, each of which can be taken out.
+#: What this project does beyond the plainest loop; each technique can be disabled.
 TECHNIQUES = (
     "packed rows",
     "attention in blocks",
@@ -35,38 +35,38 @@ SEED, LEARNING_RATE, LORA_DROPOUT = 42, 5e-5, 0.1
 
 @dataclass(frozen=True)
 class Job:
-    """One system's share of a round, in a process of its own."""
+    """One system's part of a round, run in a separate process."""
 
     system: str
     task: str
-    """train: seconds of steps; loss: the first batch's, with dropout off; encode: seconds of all texts."""
+    """train: time each step; loss: return the first batch's loss, with dropout off; encode: time all texts."""
     model: str
     """Folder of a checkpoint."""
     rows: str
-    """A .jsonl file in the columns of `format`; for encode one of {"text"}."""
+    """A .jsonl file with the columns of `format`; for encode, with the column `text`."""
     scratch: str
-    """A new folder to write to."""
+    """An empty folder to write to."""
     format: str = "A"
     batch_size: int = 32
     precision: str = "float32"
     """float32, or bf16 for autocast."""
     warmup: int = 1
-    """First steps that do not count; at least one, for a step's time begins where the one before ended."""
+    """Initial steps that do not count; at least one, because a step's time begins where the previous one ended."""
     max_length: int = 128
     objective: str = OWN
-    """Whose terms this project's loss has: its own, or those a peer computes."""
+    """The system whose loss terms this project computes: its own, or a peer's."""
     decoder: bool = False
     lora: int | None = None
     """Rank of adapters on all linear layers."""
     bits: int | None = None
     dtype: str = "float32"
     both_directions: bool = False
-    """Whether every layer of a decoder attends in both directions (this project alone can)."""
+    """Whether every layer of a decoder is bidirectional (only this project can)."""
     without: tuple[str, ...] = ()
-    """Techniques of this project that are taken out."""
+    """Techniques of this project to disable."""
 
     def read(self) -> list[dict[str, Any]]:
-        """Return its rows."""
+        """Return the rows of the job."""
         return [json.loads(line) for line in Path(self.rows).read_text(encoding="utf-8").splitlines()]
 
 
@@ -75,10 +75,10 @@ class WorkerError(RuntimeError):
 
 
 def start(job: Job, python: str = sys.executable) -> dict[str, Any]:
-    """Run a job with an interpreter and return its answer.
+    """Run a job with the given interpreter and return its answer.
 
     Raises:
-        WorkerError: it gave none; the message has the end of what it wrote.
+        WorkerError: the worker failed; the message has the end of its stderr.
 
     """
     done = subprocess.run(

@@ -1,4 +1,4 @@
-"""Training and encoding of this project itself, and the bare loop that they are compared with."""
+"""Training and encoding with this project, and the bare loop that all systems are compared with."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from benchmarks.throughput.figures import model_flops
 from benchmarks.throughput.jobs import ANGLE_EMB, BARE, LEARNING_RATE, LORA_DROPOUT, OWN, SBERT, SEED, Job
 from benchmarks.throughput.techniques import take_out
 
-#: Weights of the cosine, the in-batch and the angle term: this project's defaults, and what a peer computes.
+#: Weights of the cosine, in-batch and angle terms: this project's defaults, and the equivalents of each peer's loss.
 WEIGHTS = {
     "A": {OWN: (1.0, 20.0, 1.0), ANGLE_EMB: (1.0, 20.0, 1.0), SBERT: (0.0, 0.0, 1.0)},
     "B": {OWN: (0.0, 20.0, 1.0), ANGLE_EMB: (0.0, 20.0, 1.0), SBERT: (0.0, 1.0, 0.0)},
 }
-#: A pass over this many texts before an encoding that counts.
+#: Number of texts to encode as a warm-up before the timed encoding.
 WARM_TEXTS = 256
 
 
@@ -81,7 +81,7 @@ def _loss(job: Job) -> dict[str, Any]:
 
 
 def _bare(job: Job) -> dict[str, Any]:
-    """Time forward and backward of the embeddings' sum over the training batches, each distinct text once."""
+    """Time forward and backward of the embeddings' sum on the training batches, with each distinct text once."""
     torch.manual_seed(SEED)
     encoder = Encoder.load(
         ModelConfig(job.model, max_length=job.max_length, dtype=job.dtype, load_kbit=job.bits),
@@ -115,7 +115,7 @@ def _bare(job: Job) -> dict[str, Any]:
 
 
 def _flops(encoder: Encoder, lengths: list[int]) -> float:
-    """Return the operations of a forward and backward pass without padding."""
+    """Return the floating-point operations of a forward and backward pass without padding."""
     named = encoder.backbone.named_modules()
     linear = [module for name, module in named if isinstance(module, torch.nn.Linear) and "pooler" not in name]
     sizes = [(module.in_features * module.out_features, module.weight.requires_grad) for module in linear]

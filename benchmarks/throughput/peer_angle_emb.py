@@ -1,4 +1,4 @@
-"""angle_emb's training, by AnglE.fit. Runs in an environment of its own, where this project's needs are not met."""
+"""Training with angle_emb's AnglE.fit. Runs in its own environment, which lacks this project's requirements."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from datasets import Dataset
 from benchmarks.throughput.clock import StepClock
 from benchmarks.throughput.jobs import LEARNING_RATE, LORA_DROPOUT, SEED, Job
 
-#: Its 0.6 halves the contrastive terms of triples: 40 is the weight 20 of its documentation's command.
+#: angle_emb 0.6 halves the contrastive terms of triples, so 40 here is the weight 20 of its documented command.
 WEIGHTS = {
     "A": {"cosine_w": 1.0, "ibn_w": 20.0, "angle_w": 1.0},
     "B": {"cosine_w": 0.0, "ibn_w": 0.0, "cln_w": 40.0, "angle_w": 1.0},
@@ -29,7 +29,7 @@ def run(job: Job) -> dict[str, Any]:
         losses.append(float(value.detach()))
         return value
 
-    angle_emb.angle.AngleDataCollator.__call__ = clock.without(collate)  # it tokenises in the step
+    angle_emb.angle.AngleDataCollator.__call__ = clock.without(collate)  # it tokenises within the step
     if job.task == "loss":
         angle_emb.angle.AngleLoss.__call__ = noted
     model.fit(

@@ -1,4 +1,4 @@
-"""sentence-transformers: training by its trainer and losses, and encoding."""
+"""Training with sentence-transformers' trainer and losses, and encoding with it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from sentence_transformers.sentence_transformer import losses, modules
 from benchmarks.throughput.clock import StepClock, peak_memory
 from benchmarks.throughput.jobs import CACHED, LEARNING_RATE, LORA_DROPOUT, SEED, Job
 
-#: A pass over this many texts before an encoding that counts.
+#: Number of texts to encode as a warm-up before the timed encoding.
 WARM_TEXTS = 256
 
 
@@ -42,7 +42,7 @@ def _model(job: Job) -> SentenceTransformer:
         job.model,
         max_seq_length=job.max_length,
         model_kwargs=options,
-        # Texts as they are: else a model with a chat template gets each of them as a user's message.
+        # Texts as they are; otherwise a model with a chat template would get each of them as a user's message.
         modality_config={"text": {"method": "forward", "method_output_name": "last_hidden_state"}},
         module_output_name="token_embeddings",
     )
@@ -90,7 +90,7 @@ def _train(job: Job) -> dict[str, Any]:
         loss=loss,
     )
     collator = type(trainer.data_collator)
-    collator.__call__ = clock.without(collator.__call__)  # it tokenises in the step
+    collator.__call__ = clock.without(collator.__call__)  # it tokenises within the step
     trainer.train()
     return {"loss": found[0]} if job.task == "loss" else clock.answer(job.warmup)
 

@@ -1,4 +1,4 @@
-"""Models, rows and the peers' environment, made before anything is timed."""
+"""Models, rows and the peer's environment, prepared before anything is timed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from angle.cache import cache_folder
 
 PEER = "0.6.1"
 SEED = 0
-#: A column's other names, in the data sets that are the defaults.
+#: Column names in the default data sets, mapped to the names used here.
 RENAMED = {"sentence1": "text1", "sentence2": "text2", "score": "label", "query": "text"}
 COLUMNS = {"A": ("text1", "text2", "label"), "B": ("text", "positive", "negative")}
 DROPOUTS = (
@@ -30,7 +30,7 @@ DROPOUTS = (
 
 
 def peer_python() -> str:
-    """Return the interpreter of an environment with angle_emb, which pins other versions; made once, then kept."""
+    """Return the interpreter of angle_emb's environment, needed because it pins other versions; created once."""
     here = version("torch").split("+")[0]
     folder = cache_folder("peers") / f"angle_emb-{PEER}-torch-{here}"
     python = folder / "bin" / "python"
@@ -43,7 +43,7 @@ def peer_python() -> str:
 
 
 def peer_versions(python: str) -> dict[str, str]:
-    """Return the versions in that environment of what decides the speed."""
+    """Return the versions in that environment of the packages that determine speed."""
     code = "import importlib.metadata as m, json; print(json.dumps({n: m.version(n) for n in %r}))"
     names = ["angle-emb", "torch", "transformers", "accelerate"]
     found: dict[str, str] = json.loads(subprocess.check_output([python, "-c", code % names], text=True))
@@ -67,7 +67,7 @@ def read_rows(source: str, split: str, data_format: str) -> list[dict[str, Any]]
 
 
 def choose(rows: Sequence[dict[str, Any]], count: int) -> list[dict[str, Any]]:
-    """Return so many rows in a random order, always the same ones."""
+    """Return `count` rows in a random order, always the same."""
     if len(rows) < count:
         sys.exit(f"{len(rows):,} rows are too few for {count:,}: give a larger file, or fewer --steps.")
     return random.Random(SEED).sample(list(rows), count)
@@ -80,7 +80,7 @@ def write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> str:
 
 
 def find_model(name: str) -> Path:
-    """Return the folder of a checkpoint that is one, or is on the hub."""
+    """Return the folder of a checkpoint, downloaded if it is a hub name."""
     if Path(name).is_dir():
         return Path(name).resolve()
     from huggingface_hub import snapshot_download
@@ -89,7 +89,7 @@ def find_model(name: str) -> Path:
 
 
 def without_dropout(model: Path, folder: Path) -> str:
-    """Make a folder that is the same checkpoint with dropout off, and return it."""
+    """Create a folder with the same checkpoint but dropout off, and return it."""
     folder.mkdir(parents=True)
     for path in model.iterdir():
         if path.is_file() and path.name != "config.json":
@@ -101,13 +101,13 @@ def without_dropout(model: Path, folder: Path) -> str:
 
 
 def random_model(shape: str, words: Path, folder: Path, layers: int | None = None) -> Path:
-    """Make a checkpoint of a shape with random weights and another model's tokenizer, and return its folder.
+    """Create a checkpoint of a shape, with random weights and another model's tokenizer, and return its folder.
 
     Args:
         shape: bert-base or llama-7b.
-        words: folder of the model whose tokenizer it gets, a BERT's.
-        folder: where it goes.
-        layers: instead of the shape's own number.
+        words: folder of the BERT model whose tokenizer it gets.
+        folder: the folder to save it in.
+        layers: number of layers, if not the shape's own.
 
     """
     import torch
@@ -124,7 +124,7 @@ def random_model(shape: str, words: Path, folder: Path, layers: int | None = Non
         settings = SHAPES["7B"].settings | ({} if layers is None else {"num_hidden_layers": layers})
         marks = {"bos_token_id": tokenizer.cls_token_id, "eos_token_id": tokenizer.sep_token_id}
         config = AutoConfig.for_model("llama", pad_token_id=tokenizer.pad_token_id, **marks, **settings)
-        # With the head, which angle_emb loads. Billions of random numbers take minutes on a CPU.
+        # With the LM head, which angle_emb loads. On a GPU, since billions of random numbers take minutes on a CPU.
         with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
             model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
     model.save_pretrained(folder)
@@ -133,7 +133,7 @@ def random_model(shape: str, words: Path, folder: Path, layers: int | None = Non
 
 
 def text_lengths(model: Path, texts: Sequence[str], max_length: int) -> dict[str, int]:
-    """Return the tokens of each distinct text, special ones included, cut at `max_length`."""
+    """Return the number of tokens in each distinct text, special tokens included, cut at `max_length`."""
     from transformers import AutoTokenizer
 
     os.environ["TOKENIZERS_PARALLELISM"] = "false"

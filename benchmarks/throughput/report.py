@@ -1,4 +1,4 @@
-"""What a workload's rounds come to, as lines of a table."""
+"""Results of a workload's rounds, as lines of a table."""
 
 from __future__ import annotations
 
@@ -23,25 +23,25 @@ MIB, GIB = 2**20, 2**30
 
 @dataclass
 class Measured:
-    """The answers of all rounds of a workload in one precision."""
+    """The answers from all rounds of a workload in one precision."""
 
     workload: Workload
     precision: str
     tokens: float
-    """Of a step's distinct texts, in the mean; of an encoding, all of them."""
+    """Mean number of tokens in a step's distinct texts; for encoding, the tokens of all texts."""
     rows: int
-    """Rows of a step, or texts of an encoding."""
+    """Rows per step, or texts per encoding."""
     answers: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
-    """By system, a round each."""
+    """Answers by system, one per round."""
     checks: list[str] = field(default_factory=list)
-    """What was found equal before, in words."""
+    """What was found to agree beforehand, in words."""
     apart: bool = False
-    """Whether the systems are this project, whole and without its techniques."""
+    """Whether the systems are this project with and without its techniques."""
     failed: dict[str, str] = field(default_factory=dict)
-    """Peers that could not do the work here, and why, in a few words; they have no answers."""
+    """Peers that could not do the work here, with a short reason; they have no answers."""
 
     def seconds(self, system: str) -> list[list[float]]:
-        """Return each round's steps."""
+        """Return the seconds of each step of each round."""
         return [answer["seconds"] for answer in self.answers[system]]
 
 
@@ -63,7 +63,7 @@ def table(measured: Measured, device: str | None) -> str:
 
 
 def parts_table(measured: Measured) -> str:
-    """Return the table of what `Bench.take_apart` measured."""
+    """Return the table of the measurements of `Bench.take_apart`."""
     lines = [f"| {' | '.join(PART_COLUMNS)} |", f"|{'---|' * len(PART_COLUMNS)}"]
     whole = measured.seconds(OWN)
     for system in measured.answers:
@@ -88,7 +88,7 @@ def _cells(measured: Measured, system: str) -> list[str]:
 
 
 def _utilisation(measured: Measured, system: str, peak: float) -> str:
-    """Return the share of the device's peak that a pass without padding takes, in the time of the system's step."""
+    """Return the fraction of the device's peak FLOPs: those of a pass without padding, over the system's step time."""
     if BARE not in measured.answers:
         return ""
     flops = [step for answer in measured.answers[BARE] for step in answer["flops"]]
@@ -96,13 +96,13 @@ def _utilisation(measured: Measured, system: str, peak: float) -> str:
 
 
 def spread(found: Spread, scale: float, form: str, unit: str = "") -> str:
-    """Return a median with the lowest and the highest value, scaled, in a number format."""
+    """Return a median with the lowest and the highest value, scaled and formatted."""
     low, high = found.low * scale, found.high * scale
     return f"{found.median * scale:{form}}{unit} [{low:{form}}, {high:{form}}]"
 
 
 def hardware(device: str | None) -> str:
-    """Return the processor, its cores, memory and the GPU."""
+    """Return the processor, its cores, the memory and the GPU."""
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     name = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
     import psutil
@@ -112,7 +112,7 @@ def hardware(device: str | None) -> str:
 
 
 def commit() -> str:
-    """Return the state of this project."""
+    """Return the git commit of this project."""
     found = subprocess.run(
         ["git", "describe", "--always", "--dirty"], cwd=REPO, capture_output=True, text=True, check=False
     )
@@ -120,12 +120,12 @@ def commit() -> str:
 
 
 def versions(*names: str) -> str:
-    """Return packages with their versions."""
+    """Return the packages with their versions."""
     return ", ".join(f"{name} {version(name)}" for name in names)
 
 
 def section(done: Sequence[Measured], waiting: Sequence[Workload], facts: Mapping[str, str]) -> str:
-    """Return the part of RESULTS.md that one run makes."""
+    """Return one run's section for RESULTS.md."""
     lines = [
         f"## {facts['date']}, {facts['hardware']}",
         "",
@@ -145,12 +145,12 @@ def section(done: Sequence[Measured], waiting: Sequence[Workload], facts: Mappin
 
 
 def title(measured: Measured) -> str:
-    """Return what was measured."""
+    """Return the title of a measurement."""
     return f"{measured.workload.title}, {measured.precision}"
 
 
 def facts_of(command: str, device: str | None, *, with_sbert: bool, peer: Mapping[str, str]) -> dict[str, str]:
-    """Return what a result is worth nothing without; `peer` has the versions of angle_emb's environment, if any."""
+    """Return the facts without which a result is worthless; `peer` has the versions in angle_emb's environment."""
     further = (SBERT,) if with_sbert else ()
     here = versions("torch", "transformers", "accelerate", *further)
     there = f" {ANGLE_EMB}: {', '.join(f'{name} {number}' for name, number in peer.items())}." if peer else ""

@@ -1,4 +1,4 @@
-"""Taking techniques out of this project, to see what each of them alone contributes."""
+"""Disable techniques of this project, to measure what each of them contributes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from benchmarks.throughput.jobs import TECHNIQUES
 
 
 def take_out(techniques: tuple[str, ...]) -> dict[str, Any]:
-    """Take techniques out of this process, and return the settings of `train` that take out others."""
+    """Disable techniques in this process, and return the settings of `train` that disable others."""
     for name in techniques:
         if name != "packed rows":
             _TAKE_OUT[name]()
@@ -25,7 +25,7 @@ def take_out(techniques: tuple[str, ...]) -> dict[str, Any]:
 
 def _encode_repeats() -> None:
     class Numpy:
-        """numpy, to which every text is a text of its own."""
+        """numpy, with a `unique` that treats every text as distinct."""
 
         def __getattr__(self, name: str) -> Any:
             return getattr(np, name)

@@ -9,15 +9,15 @@ from importlib import import_module
 
 from benchmarks.throughput.jobs import ANGLE_EMB, BARE, CACHED, OWN, SBERT, Job
 
-#: Each imports its own library alone: the peers live in other environments, and imports are memory.
+#: Each imports only its own library: the peers run in other environments, and imports take memory.
 MODULES = {OWN: "own", BARE: "own", ANGLE_EMB: "peer_angle_emb", SBERT: "peer_sbert", CACHED: "peer_sbert"}
 
 
 def main() -> None:
-    """Read the job, run it, answer."""
+    """Read the job, run it and print the answer."""
     job = Job(**json.loads(sys.argv[1]))
     answers = os.dup(1)
-    os.dup2(2, 1)  # whatever the libraries print
+    os.dup2(2, 1)  # send whatever the libraries print to stderr
     answer = import_module(f"benchmarks.throughput.{MODULES[job.system]}").run(job)
     os.write(answers, (json.dumps(answer) + "\n").encode())
 

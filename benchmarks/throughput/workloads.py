@@ -1,4 +1,4 @@
-"""The work that is measured."""
+"""The measured workloads."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ class Workload:
     name: str
     title: str
     model: str
-    """minilm or smollm2, which are given on the command line, or a shape with random weights: bert-base, llama-7b."""
+    """minilm or smollm2, given on the command line, or a shape with random weights: bert-base or llama-7b."""
     rows: str
-    """stsb or nli; for encoding stsb-test."""
+    """stsb or nli; for encoding, stsb-test."""
     batch_size: int
     steps: int
-    """Steps of a round that count."""
+    """Steps per round that count."""
     format: str = "A"
     systems: tuple[str, ...] = (OWN, *PEERS)
     precisions: tuple[str, ...] = ("float32", "bf16")
     needs_gpu: bool = False
     settings: dict[str, object] = field(default_factory=dict)
-    """Further fields of its jobs."""
+    """Further fields of the workload's jobs."""
 
     @property
     def is_training(self) -> bool:
-        """Whether it trains; else it encodes."""
+        """Whether the workload trains; otherwise it encodes."""
         return self.rows != "stsb-test"
 
 
@@ -92,7 +92,7 @@ WORKLOADS = {
         ),
     )
 }
-#: What stands under the tables.
+#: Notes below the tables.
 NOTES = (
     "Rows: every system trains on the same rows, this project in the order of the file, the peers in their own. Texts "
     "that a batch has twice count twice in rows/s and once in tokens/s: its tokens are those of the distinct texts, "
