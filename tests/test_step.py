@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import socket
 from collections.abc import Iterable
@@ -334,6 +335,8 @@ def _count_exchanges(rank: int, folder: str, port: int) -> None:
         weight[:2] = weight[:2].flip(0)
     with pytest.raises(TrainingError, match="weights differ after training"):
         check_equal_weights(made.student)
+    del model, step, hook  # DDP's threads must not outlive the interpreter with a function of Python
+    gc.collect()
     dist.destroy_process_group()
 
 
