@@ -7,7 +7,8 @@ from pathlib import Path
 
 from angle.config import TrainConfig
 from angle.errors import HubError
-from angle.launch import is_main_process, launch, named_settings
+from angle.launch import launch, named_settings
+from angle.launcher import print_once
 
 
 def main(config: TrainConfig) -> float | None:
@@ -21,19 +22,13 @@ def main(config: TrainConfig) -> float | None:
     from angle.training.loop import fit
 
     if config.train.dry_run:
-        _print(dry_run(config))
+        print_once(dry_run(config))
         return None
     result = fit(config, named_settings())
-    _print(result.summary(sys.argv[1:]))
+    print_once(result.summary(sys.argv[1:]))
     if result.push_problem is not None:
         raise HubError(result.push_problem, result.best_score)
     return result.best_score
-
-
-def _print(text: object) -> None:
-    """Print on the main process only."""
-    if is_main_process():
-        print(text, flush=True)
 
 
 if __name__ == "__main__":

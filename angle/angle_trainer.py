@@ -17,8 +17,8 @@ from typing import Any
 
 from angle.config import CONFIG_FILE, RUN_FILE, START_INDEX_VARIABLE, TrainConfig
 from angle.errors import ConfigError, HubError
-from angle.launch import USER_ERRORS, agreed_on, errors_as_sentences, is_main_process, launch_began, launch_time
-from angle.launcher import launch_words, launched
+from angle.launch import USER_ERRORS, agreed_on, errors_as_sentences
+from angle.launcher import launch_began, launch_time, launch_words, launched, print_once, spans_machines
 from angle.reference_options import BY_NAME, NO_EFFECT, Call, parse
 from angle.settings import build_config, nested, override_words
 
@@ -40,14 +40,16 @@ def main() -> None:
             settings, notes = translate(call)
             config = build_config(nested(settings), TrainConfig)
             words = override_words(config)
-            _print("\n".join([f"same as {launch_words(launched())} train.py {shlex.join(words)}", *_labelled(notes)]))
+            print_once(
+                "\n".join([f"same as {launch_words(launched())} train.py {shlex.join(words)}", *_labelled(notes)])
+            )
             if config.train.output_dir is None:
                 config.train.output_dir = agreed_on(f"runs/{launch_time()}")
 
             from angle.training.loop import fit
 
             result = fit(config)
-            _print(result.summary(words))
+            print_once(result.summary(words))
             if result.push_problem is not None:
                 raise HubError(result.push_problem, result.best_score)
 
@@ -179,7 +181,7 @@ def _seed(call: Call, settings: dict[str, Any], notes: list[str]) -> None:
     elif (saved := _saved_seed(call["save_dir"])) is not None:
         seed = saved
         notes.append(f"--seed is {seed}, as the run in --save_dir was started with")
-    elif int(os.environ.get("LOCAL_WORLD_SIZE", launched())) < launched():
+    elif spans_machines():
         raise ConfigError("--seed -1 draws one, and several machines would draw several: give it, such as --seed 42.")
     else:
         seed = int(launch_began() * 1000) % 2**31
@@ -238,12 +240,6 @@ def _options_named() -> Iterator[None]:
 
 def _labelled(notes: list[str]) -> list[str]:
     return [f"{'note':8}{note}" for note in notes]
-
-
-def _print(text: str) -> None:
-    """Print on the main process only."""
-    if is_main_process():
-        print(text, flush=True)
 
 
 if __name__ == "__main__":

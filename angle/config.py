@@ -553,7 +553,7 @@ class HubConfig:
     """The Hugging Face hub. Its token comes from HF_TOKEN or `hf auth login`, and is never written anywhere."""
 
     push: bool = False
-    """Whether to push the best or the final model, whichever is better, once training is over."""
+    """Whether to push the best model, or the final one if none was selected, once training is over."""
     model_id: str | None = None
     """The repository to push to: user/name."""
     private: bool = True

@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 
 from angle.config import ConvertConfig, TrainConfig
 from angle.errors import ConfigError, DataError, HubError, TrainingError, nearest
-from angle.launcher import launched
+from angle.launcher import is_first_here, is_main_process, launch_time, launched, print_once, spans_machines
 from angle.settings import (
     Config,
     build_config,
@@ -65,8 +65,8 @@ def launch(task: Callable[[Config], float | None], schema: type[Config], name: s
         hydra_config = HydraConfig.get()
         folder = where = hydra_config.runtime.output_dir
         words = " ".join(only(hydra_config.overrides.task, keys))
-        if hydra_config.mode is RunMode.MULTIRUN and is_main_process():
-            print(f"\nJob {hydra_config.job.num}  {words}", flush=True)
+        if hydra_config.mode is RunMode.MULTIRUN:
+            print_once(f"\nJob {hydra_config.job.num}  {words}")
         score, failed = None, True
         try:
             config = build_config(composed, schema)
@@ -111,8 +111,8 @@ def launch(task: Callable[[Config], float | None], schema: type[Config], name: s
             hydra.main(version_base="1.3", config_path=str(conf), config_name=name)(job)()
         except (HydraException, OmegaConfBaseException) as error:
             raise ConfigError(". ".join(str(error).split("\n")[:2])) from None
-        if len(jobs) > 1 and is_main_process():
-            print(f"\n{comparison(jobs)}", flush=True)
+        if len(jobs) > 1:
+            print_once(f"\n{comparison(jobs)}")
     if any(job.failed for job in jobs):
         sys.exit(1)
 
@@ -248,17 +248,12 @@ def _stop_writing() -> NoReturn:
 
 def _complain(error: Exception) -> int:
     """Print an error on the console, once per machine if the first process meets it too."""
-    if int(os.environ.get("LOCAL_RANK", "0")):
+    if not is_first_here():
         time.sleep(PATIENCE)  # if the first process meets it too, it prints it, and the launcher then ends this one
     print(f"Error: {error}", file=sys.stderr, flush=True)
     if (last_words := os.environ.get("TORCHELASTIC_ERROR_FILE")) is not None:  # the launcher's message ends with it
         Path(last_words).write_text(json.dumps({"message": str(error), "timestamp": int(time.time())}))
     return 1
-
-
-def is_main_process() -> bool:
-    """Return whether this process is the one of its launcher's processes that prints."""
-    return int(os.environ.get("RANK", "0")) == 0
 
 
 def _shortest(folder: str) -> str:
@@ -275,21 +270,6 @@ def _remove_if_empty(folder: Path) -> None:
             return
 
 
-def launch_time() -> str:
-    """Return the time of the launch as <date>/<time>, to the millisecond: the same for all processes of a launcher."""
-    started = launch_began()
-    return time.strftime("%Y-%m-%d/%H-%M-%S", time.localtime(started)) + f"-{int(started % 1 * 1000):03d}"
-
-
-def launch_began() -> float:
-    """Return the time of the launch in seconds; with several processes, the time at which their launcher started."""
-    if launched() > 1:
-        import psutil
-
-        return float(psutil.Process(os.getppid()).create_time())
-    return time.time()
-
-
 def agreed_on(folder: str, setting: str = "train.output_dir") -> str:
     """Return `folder`, the default for a setting that was not given, if all processes agree on it.
 
@@ -297,8 +277,7 @@ def agreed_on(folder: str, setting: str = "train.output_dir") -> str:
         ConfigError: its name contains the launch time, which differs between machines.
 
     """
-    processes = launched()
-    if int(os.environ.get("LOCAL_WORLD_SIZE", processes)) < processes and launch_time() in folder:
+    if spans_machines() and launch_time() in folder:
         raise ConfigError(
             f"{setting} is missing: several machines would each make up a folder of their own. Give one on a disk that "
             f"they share, the same to all."

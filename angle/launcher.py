@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 
 
 def launched() -> int:
@@ -10,6 +11,42 @@ def launched() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def is_main_process() -> bool:
+    """Return whether this is the one process of the launch that prints and writes."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def is_first_here() -> bool:
+    """Return whether this is the first process of the launch on this machine."""
+    return int(os.environ.get("LOCAL_RANK", "0")) == 0
+
+
+def spans_machines() -> bool:
+    """Return whether the processes run on several machines."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", launched())) < launched()
+
+
 def launch_words(processes: int) -> str:
     """Return the command that launches a script in this many processes."""
     return "python" if processes == 1 else f"accelerate launch --multi_gpu --num_processes {processes}"
+
+
+def launch_began() -> float:
+    """Return the time of the launch in seconds; with several processes, the time at which their launcher started."""
+    if launched() > 1:
+        import psutil
+
+        return float(psutil.Process(os.getppid()).create_time())
+    return time.time()
+
+
+def launch_time() -> str:
+    """Return the <date>/<time> of the launch, to the millisecond: the same for all processes of one launcher."""
+    started = launch_began()
+    return time.strftime("%Y-%m-%d/%H-%M-%S", time.localtime(started)) + f"-{int(started % 1 * 1000):03d}"
+
+
+def print_once(text: object) -> None:
+    """Print on the main process only."""
+    if is_main_process():
+        print(text, flush=True)

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from angle.objective import contrastive
 from angle.objective.contrastive import (
     ALONE,
-    NotNegatives,
+    FalseNegatives,
     Workers,
     cross_entropy_over,
     in_batch_loss,
@@ -192,7 +192,7 @@ def test_a_backward_scales_and_can_be_repeated() -> None:
 def test_a_second_derivative_is_refused() -> None:
     queries, candidates = (F.normalize(normal(4, 8, seed=seed), dim=-1).requires_grad_() for seed in (0, 1))
     texts = torch.arange(4)
-    mask = NotNegatives(texts, texts, texts, texts, texts=4)
+    mask = FalseNegatives(texts, texts, texts, texts, texts=4)
     loss = cross_entropy_over(queries, candidates, texts, torch.ones(4, dtype=torch.float64), 20.0, mask)
     with pytest.raises(RuntimeError, match="differentiated once only"):
         torch.autograd.grad(loss, queries, create_graph=True)
@@ -266,7 +266,7 @@ def test_a_batch_of_one_text_repeated_has_nothing_to_learn() -> None:
 
 def test_not_negatives_are_the_query_itself_and_all_its_positives() -> None:
     queries, candidates = torch.tensor([7, 8, 9, 7]), torch.tensor([1, 2, 7, 3, 9])
-    mask = NotNegatives(queries, candidates, torch.tensor([7, 7, 8]), torch.tensor([1, 3, 2]), texts=10)
+    mask = FalseNegatives(queries, candidates, torch.tensor([7, 7, 8]), torch.tensor([1, 3, 2]), texts=10)
     expected = [[1, 0, 1, 1, 0], [0, 1, 0, 0, 0], [0, 0, 0, 0, 1], [1, 0, 1, 1, 0]]
     assert mask.of(slice(0, 4)).int().tolist() == expected
     assert mask.of(slice(1, 3)).int().tolist() == expected[1:3]
@@ -310,7 +310,7 @@ def test_what_is_not_finite_shows() -> None:
 def test_cross_entropy_over_leaves_out_what_is_masked_except_the_target() -> None:
     queries, candidates = F.normalize(normal(2, 4), dim=-1), F.normalize(normal(3, 4, seed=1), dim=-1)
     texts = torch.tensor([0, 3]), torch.tensor([0, 1, 2])
-    mask = NotNegatives(*texts, left=torch.tensor([0]), right=torch.tensor([1]), texts=4)
+    mask = FalseNegatives(*texts, left=torch.tensor([0]), right=torch.tensor([1]), texts=4)
     scores = 3 * queries @ candidates.T
     first = torch.logsumexp(scores[0, [0, 2]], 0) - scores[0, 0]
     second = torch.logsumexp(scores[1], 0) - scores[1, 2]

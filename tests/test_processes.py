@@ -25,7 +25,8 @@ from angle.config import EvaluateConfig, ModelConfig
 from angle.data import sample
 from angle.errors import ConfigError
 from angle.evaluation import encoding, report
-from angle.launch import agreed_on, launch_time
+from angle.launch import agreed_on
+from angle.launcher import launch_time
 from angle.modeling.encoder import Encoder
 from angle.processes import join_others
 from angle.structures import Tokens

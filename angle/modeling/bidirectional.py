@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from angle.config import BillmConfig
 from angle.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -40,6 +41,35 @@ def make_bidirectional(decoder: PreTrainedModel, start: int) -> None:
         layer.register_forward_pre_hook(_leave_causal, with_kwargs=True)
     for layer, window in zip(layers[start:], windows[start:], strict=True):
         layer.register_forward_pre_hook(_take_mask(window), with_kwargs=True)
+
+
+def first_bidirectional_layer(
+    backbone: Any, billm: BillmConfig | None, own: int | None, *, is_llm: bool, kept: int | None
+) -> int | None:
+    """Return the first bidirectional layer: from the settings, else from the model, else None.
+
+    Args:
+        backbone: the model.
+        billm: the settings.
+        own: what the model says about itself.
+        is_llm: whether it is a decoder.
+        kept: number of layers that are kept; None for all.
+
+    Raises:
+        ConfigError: an encoder, a decoder of another class than the settings name, or a layer that it does not have.
+
+    """
+    if billm is None or not billm.enabled:
+        return 0 if is_llm and is_made_encoder(backbone.config) else own
+    if not is_llm:
+        raise ConfigError(
+            f"billm.enabled=true cannot work with {type(backbone).__name__}: an encoder attends in both directions "
+            f"already; type billm=none."
+        )
+    if billm.model_class is not None:
+        check_class(backbone, billm.model_class)
+    layers = len(decoder_layers(backbone))
+    return billm.first_layer(layers if kept is None else min(kept, layers))
 
 
 def check_class(decoder: PreTrainedModel, wanted: str) -> None:

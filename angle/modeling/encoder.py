@@ -24,14 +24,14 @@ from angle.modeling.backbone import (
     position_limit,
     quiet_transformers,
 )
-from angle.modeling.bidirectional import check_class, decoder_layers, is_made_encoder, make_bidirectional
+from angle.modeling.bidirectional import first_bidirectional_layer, make_bidirectional
 from angle.modeling.collecting import TOGETHER, collect
 from angle.modeling.depths import Depths, Take, cut, last_states
 from angle.modeling.description import SelfDescription
 from angle.modeling.dropout import speed_up_dropout
 from angle.modeling.linear import speed_up_linear, weights_packed
 from angle.modeling.packing import enable_packing, run_packed, run_padded, works_here
-from angle.modeling.parts import find_parts
+from angle.modeling.parts import Parts, find_parts
 from angle.modeling.pooling import Lengths, pool
 from angle.modeling.quantization import dequantize
 from angle.modeling.tokenizer import TextTokenizer, TokenContract
@@ -106,19 +106,11 @@ class Encoder(nn.Module):
         said = source.describe()
         # An adapter belongs to the weights it was trained on: the values that the quantised weights stand for.
         bits = said.load_kbit if source.adapter and (merged or model.load_kbit is None) else model.load_kbit
-        backbone = load_backbone(replace(model, revision=source.revision), source.base, bits)
-        if said.layers is not None:
-            cut(backbone, said.layers)  # the only ones that its adapter has weights for
-        if merged and source.saved:
-            backbone = adapters.merge_adapters(dequantize(backbone) if bits else backbone, source.saved)
+        backbone = _load_weights(model, source, said, bits, merged=merged)
         is_llm = is_decoder(backbone)
-        strategy = pooling.strategy if pooling else "auto"
-        if strategy == "auto":
-            if said.problem is not None:
-                raise ConfigError(said.problem)
-            strategy = said.pooling or ("avg" if is_llm else "cls")
+        strategy = _resolve_pooling(pooling, said, is_llm=is_llm)
         tokenizer = load_tokenizer(*source.tokenizer(model), said, strategy, position_limit(backbone))
-        start = _first_bidirectional_layer(billm, said, backbone, is_llm, model.layers)
+        start = first_bidirectional_layer(backbone, billm, said.bidirectional_from, is_llm=is_llm, kept=model.layers)
         if start is not None:
             make_bidirectional(backbone, start)
         if is_llm and start != 0 and strategy in ("cls", "0"):
@@ -127,10 +119,7 @@ class Encoder(nn.Module):
                 f"the first token has seen no other; choose avg or last, or billm=all."
             )
         packable = model.attn_implementation is None and enable_packing(backbone)
-        # A head that transformers puts on an encoder stays, because saved folders have it; no gradient ever reaches it.
-        for parameter_name, parameter in backbone.named_parameters():
-            if "pooler" in parameter_name:
-                parameter.requires_grad_(False)
+        _freeze_head(backbone)
         if model.gradient_checkpointing:
             checkpoint_activations(backbone)
         if fresh or (source.saved and not merged):
@@ -372,21 +361,30 @@ class Encoder(nn.Module):
         self.contract.save(folder)
 
 
-def _first_bidirectional_layer(
-    billm: BillmConfig | None, said: SelfDescription, backbone: Any, is_llm: bool, kept: int | None
-) -> int | None:
-    """Return the first bidirectional layer: from the settings, else from the model, else None."""
-    if billm is None or not billm.enabled:
-        return 0 if is_llm and is_made_encoder(backbone.config) else said.bidirectional_from
-    if not is_llm:
-        raise ConfigError(
-            f"billm.enabled=true cannot work with {type(backbone).__name__}: an encoder attends in both directions "
-            f"already; type billm=none."
-        )
-    if billm.model_class is not None:
-        check_class(backbone, billm.model_class)
-    layers = len(decoder_layers(backbone))
-    return billm.first_layer(layers if kept is None else min(kept, layers))
+def _load_weights(model: ModelConfig, source: Parts, said: SelfDescription, bits: int | None, *, merged: bool) -> Any:
+    """Return the transformers model, with the layers that its adapter has weights for, and with the adapter merged."""
+    backbone = load_backbone(replace(model, revision=source.revision), source.base, bits)
+    if said.layers is not None:
+        cut(backbone, said.layers)
+    if merged and source.saved:
+        backbone = adapters.merge_adapters(dequantize(backbone) if bits else backbone, source.saved)
+    return backbone
+
+
+def _resolve_pooling(pooling: PoolingConfig | None, said: SelfDescription, *, is_llm: bool) -> str:
+    """Return the pooling strategy: from the settings, else from the model, else the usual one."""
+    if pooling is not None and pooling.strategy != "auto":
+        return pooling.strategy
+    if said.problem is not None:
+        raise ConfigError(said.problem)
+    return said.pooling or ("avg" if is_llm else "cls")
+
+
+def _freeze_head(backbone: Any) -> None:
+    """Freeze the head that transformers puts on an encoder: saved folders have it, but no gradient ever reaches it."""
+    for name, parameter in backbone.named_parameters():
+        if "pooler" in name:
+            parameter.requires_grad_(False)
 
 
 def _places(lengths: Lengths, order: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:

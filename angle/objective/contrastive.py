@@ -39,7 +39,7 @@ ALONE = Workers()
 
 
 @dataclass(frozen=True)
-class NotNegatives:
+class FalseNegatives:
     """Candidates that are not negatives of a query: those with the same text, and those with a text paired with it.
 
     No operation's shape depends on how often texts repeat, so nothing waits for a GPU.
@@ -56,7 +56,7 @@ class NotNegatives:
     texts: int
 
     @classmethod
-    def of_texts(cls, ids: Tensor, queries: Tensor, candidates: Tensor, left: Tensor, right: Tensor) -> NotNegatives:
+    def of_texts(cls, ids: Tensor, queries: Tensor, candidates: Tensor, left: Tensor, right: Tensor) -> FalseNegatives:
         """Return the mask for texts with arbitrary ids, all of which occur in `ids`."""
         ordered = ids.flatten().sort().values
 
@@ -92,27 +92,28 @@ class _CrossEntropy(torch.autograd.Function):
         target: Tensor,
         weights: Tensor,
         tau: float,
-        mask: NotNegatives,
+        mask: FalseNegatives,
         workers: Workers,
     ) -> Tensor:
-        found = torch.zeros_like(weights)[:, None]
+        log_probs = torch.zeros_like(weights)[:, None]
         differentiate = any(ctx.needs_input_grad)
         if differentiate:
             by_query, by_candidate = (given.new_zeros(given.shape) for given in (queries, candidates))
         for chunk in _chunks(workers.share(len(queries)), len(candidates)):
-            own, right = tau * queries[chunk], target[chunk, None]
-            logits = own @ candidates.T
-            logits.masked_fill_(mask.of(chunk).scatter_(1, right, False), -torch.inf)
+            scaled, targets = tau * queries[chunk], target[chunk, None]
+            logits = scaled @ candidates.T
+            logits.masked_fill_(mask.of(chunk).scatter_(1, targets, False), -torch.inf)
             log_softmax = torch.log_softmax(logits, dim=1)
-            torch.gather(log_softmax, 1, right, out=found[chunk])
+            torch.gather(log_softmax, 1, targets, out=log_probs[chunk])
             if differentiate:
-                slope = log_softmax.exp_().scatter_(1, right, found[chunk].expm1())  # softmax - 1 at the target
-                torch.mm(slope, candidates, out=by_query[chunk])
-                by_candidate.addmm_(slope.T, weights[chunk, None] * own)
-        workers.add_up([found, by_query, by_candidate] if differentiate else [found])
+                # softmax, minus 1 at the target
+                grad_logits = log_softmax.exp_().scatter_(1, targets, log_probs[chunk].expm1())
+                torch.mm(grad_logits, candidates, out=by_query[chunk])
+                by_candidate.addmm_(grad_logits.T, weights[chunk, None] * scaled)
+        workers.add_up([log_probs, by_query, by_candidate] if differentiate else [log_probs])
         if differentiate:
             ctx.save_for_backward(by_query.mul_(tau * weights[:, None]), by_candidate)
-        return -(weights[:, None] * found).sum()
+        return -(weights[:, None] * log_probs).sum()
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -132,7 +133,7 @@ def cross_entropy_over(
     target: Tensor,
     weights: Tensor,
     tau: float,
-    mask: NotNegatives,
+    mask: FalseNegatives,
     workers: Workers = ALONE,
 ) -> Tensor:
     """Return the sum over queries of weight * -log softmax of the query's target among its candidates.
@@ -174,7 +175,7 @@ def in_batch_loss(
     """
     embeddings, texts = pairs.flatten(0, 1), pair_ids.flatten()  # interleaved: the partner of text i is text i xor 1
     known = _both_ways(pair_ids, alternatives, torch.cat([positive, positive[alternatives[:, 0]]]))
-    mask = NotNegatives.of_texts(pair_ids, texts, texts, *known)
+    mask = FalseNegatives.of_texts(pair_ids, texts, texts, *known)
     target = torch.arange(len(texts), device=texts.device) ^ 1
     weights = positive[:, None].expand_as(pair_ids).flatten().to(pairs.dtype) / len(texts)
     return cross_entropy_over(embeddings, embeddings, target, weights, tau, mask, workers)
@@ -198,7 +199,7 @@ def text_to_candidates_loss(
     """
     queries, *others = roles.unbind(1)
     known = _both_ways(role_ids, alternatives)
-    mask = NotNegatives.of_texts(role_ids, role_ids[:, 0], role_ids[:, 1:].T.flatten(), *known)
+    mask = FalseNegatives.of_texts(role_ids, role_ids[:, 0], role_ids[:, 1:].T.flatten(), *known)
     target = torch.arange(len(queries), device=roles.device)
     weights = roles.new_full((len(queries),), 1 / len(queries))
     return cross_entropy_over(queries, torch.cat(others), target, weights, tau, mask, workers)

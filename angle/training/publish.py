@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 from contextlib import nullcontext
 from dataclasses import replace
@@ -13,6 +12,7 @@ from angle.config import CONFIG_FILE, HubConfig, TrainConfig
 from angle.errors import ConfigError, HubError
 from angle.export.hub import check_push, push_folder, stage
 from angle.export.model_card import model_card
+from angle.launcher import is_main_process
 from angle.modeling.description import locate
 from angle.settings import load_config
 from angle.training.result import Result
@@ -40,7 +40,7 @@ def check_hub(asked: TrainConfig, started_with: TrainConfig) -> None:
 
 
 def publish(folder: RunFolder, hub: HubConfig, result: Result) -> Result:
-    """Push the better of the best and final models of a finished run, if requested and not done yet.
+    """Push the best model of a finished run, or the final one if none was selected, if requested and not done yet.
 
     Returns:
         `result`, with the model's URL, or with the reason why the push failed and how to retry.
@@ -77,7 +77,7 @@ def publish_finished(folder: RunFolder, hub: HubConfig, result: Result) -> Resul
         ConfigError: another process is working in the folder.
 
     """
-    if int(os.environ.get("RANK", "0")) > 0:
+    if not is_main_process():
         return result
     with folder.locked() if hub.push else nullcontext():
         return publish(folder, hub, result)
