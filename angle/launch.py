@@ -26,7 +26,7 @@ from angle.settings import (
     unknown_key,
     written,
 )
-from angle.sweep import Job, check_jobs, comparison, only, slug, varying
+from angle.sweep import Job, check_jobs, comparison, only, output_setting, slug, varying
 
 USER_ERRORS = (ConfigError, DataError, TrainingError)
 
@@ -67,20 +67,20 @@ def launch(task: Callable[[Config], float | None], schema: type[Config], name: s
         words = " ".join(only(hydra_config.overrides.task, keys))
         if hydra_config.mode is RunMode.MULTIRUN:
             print_once(f"\nJob {hydra_config.job.num}  {words}")
-        score, failed = None, True
+        score, failed, trained = None, True, False
         try:
             config = build_config(composed, schema)
-            target = config.train if isinstance(config, TrainConfig) else config
-            if target.output_dir is None and not isinstance(config, ConvertConfig):
-                setting = "train.output_dir" if isinstance(config, TrainConfig) else "output_dir"
-                target.output_dir = _shortest(agreed_on(folder, setting))
-            where = target.output_dir or folder
+            setting, given = output_setting(config)
+            if given is None and not isinstance(config, ConvertConfig):
+                target = config.train if isinstance(config, TrainConfig) else config
+                target.output_dir = given = _shortest(agreed_on(folder, setting))
+            where = (config.train.resume if isinstance(config, TrainConfig) else None) or given or folder
             if hydra_config.mode is RunMode.MULTIRUN and isinstance(config, TrainConfig):
                 from angle.training.notes import leave_out
 
                 leave_out(said)
             score = task(config)
-            failed = False
+            failed, trained = False, isinstance(config, TrainConfig) and not config.train.dry_run
         except USER_ERRORS as error:
             _complain(error)
             if launched() > 1:  # its next job would receive what the others still send for this one
@@ -97,7 +97,7 @@ def launch(task: Callable[[Config], float | None], schema: type[Config], name: s
         finally:
             if is_main_process():
                 _remove_if_empty(Path(folder))
-        jobs.append(Job(words, where, score, failed))
+        jobs.append(Job(words, where, score, failed, trained))
         return score
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let errors reach us, to turn them into one sentence

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from angle.config import TrainConfig
+from angle.config import ConvertConfig, EvaluateConfig, TrainConfig
 from angle.errors import ConfigError
 from angle.settings import Config, build_config
 
@@ -26,6 +27,8 @@ class Job:
     score: float | None
     """The score by which jobs are compared; None if nothing was measured."""
     failed: bool
+    trained: bool
+    """Whether a model was trained, which validation data would have given a score."""
 
 
 def varying(words: Sequence[str]) -> set[str]:
@@ -52,6 +55,7 @@ def check_jobs(words: Sequence[str], schema: type[Config], name: str, conf: Path
     from hydra import compose, initialize_config_dir
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
     from hydra.core.override_parser.overrides_parser import OverridesParser
+    from omegaconf.errors import InterpolationResolutionError
 
     overrides = OverridesParser.create().parse_overrides(list(words))
     if any(override.key_or_group == "hydra/sweeper" for override in overrides):
@@ -60,15 +64,26 @@ def check_jobs(words: Sequence[str], schema: type[Config], name: str, conf: Path
     folders = list[str]()
     with initialize_config_dir(str(conf), version_base="1.3"):
         for job in jobs:
-            config = build_config(compose(name, overrides=list(job)), schema)
-            folder = config.train.output_dir if isinstance(config, TrainConfig) else config.output_dir
-            if folder in folders:
-                setting = "train.output_dir" if isinstance(config, TrainConfig) else "output_dir"
+            try:
+                config = build_config(compose(name, overrides=list(job)), schema)
+            except InterpolationResolutionError:  # of ${hydra:job.num} and the like, which only the job itself knows
+                continue
+            setting, folder = output_setting(config)
+            if folder is None:
+                continue
+            if os.path.abspath(folder) in folders:
                 raise ConfigError(
                     f"{setting}={folder} is one folder for several jobs: leave it out, or type "
                     f"hydra.sweep.dir={folder}, in which each has its own."
                 )
-            folders += [folder] if folder else []
+            folders.append(os.path.abspath(folder))
+
+
+def output_setting(config: TrainConfig | EvaluateConfig | ConvertConfig) -> tuple[str, str | None]:
+    """Return the name of the setting for a job's folder, and its value."""
+    if isinstance(config, TrainConfig):
+        return "train.output_dir", config.train.output_dir
+    return "output_dir", config.output_dir
 
 
 def comparison(jobs: Sequence[Job]) -> str:
@@ -83,7 +98,7 @@ def comparison(jobs: Sequence[Job]) -> str:
         lines.append(f"{number:>3}  {job.words:{width}}  {cell}")
     if best is not None:
         lines += ["", f"Best    {best.folder}"]
-    elif not any(job.failed for job in jobs):
+    elif all(job.trained for job in jobs):
         lines += ["", "No scores, so nothing is compared: data.valid_sts.name_or_path=... measures every job."]
     return "\n".join(lines)
 

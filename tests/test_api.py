@@ -375,7 +375,7 @@ def test_a_setting_is_given_once(angle: AnglE, tmp_path: Path) -> None:
 
 
 def test_rows_may_differ_in_their_columns_and_cells() -> None:
-    rows = [{"text": "a", "positive": "b"}, {"text": "c", "positive": ["d", "e"], "negative": "f"}]
+    rows = [{"text": "a", "positive": "b"}, {"text": "c", "positive": ("d", "e"), "negative": "f"}]
     (table,) = open_tables(as_source(rows, "train_ds"), "train")
     assert [dict(row) for _, row in table.rows] == [
         {"text": "a", "positive": ["b"], "negative": None},

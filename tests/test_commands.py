@@ -167,15 +167,18 @@ def test_a_run_that_is_interrupted_says_how_to_go_on(tmp_path):
 
 
 def test_a_job_that_cannot_run_stops_no_other_one(command: Command, tmp_path):
-    done = command("train.py", "-m", "train.batch_size=1,8", "train.max_steps=2", "train.logging_steps=2")
+    words = ["train.batch_size=1,8", "train.max_steps=2", "train.logging_steps=2"]
+    done = command("train.py", "-m", *words, "train.output_dir=out/${hydra:job.num}")
     assert done.returncode == 1
     assert done.stderr.startswith("Error: train.batch_size=1 leaves a row no other row to be compared with")
     *_, head, first, second, _, best = done.stdout.splitlines()
     assert head.split() == ["Job", "Spearman"]
-    assert len(list(tmp_path.glob("multirun/*/*"))) == 1
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["1"]
     assert first.split() == ["0", "train.batch_size=1", "failed"]
     assert re.fullmatch(r"  1  train\.batch_size=8  +-?0\.\d{4}  best", second)
-    assert re.fullmatch(r"Best    multirun/.*/1_train\.batch_size-8", best)
+    assert best == "Best    out/1"
+    done = command("train.py", "-m", "train.resume=out/1", "train.logging_steps=2,3")
+    assert done.stdout.splitlines()[-1] == "Best    out/1"
 
 
 @pytest.mark.parametrize(
@@ -209,6 +212,18 @@ def test_the_sweep_that_is_suggested_is_one_of_the_run(command: Command, tmp_pat
         for setting in ("max_steps: 2\n", "batch_size: 8\n", "data_format:\n  name: C\n"):
             assert setting in composed
             assert setting in run.read_text()
+
+
+def test_the_sweep_that_is_suggested_keeps_what_it_does_not_vary(command: Command) -> None:
+    done = command("train.py", "loss.ibn_tau=50", "loss.ibn_w=5", "train.max_steps=1", "train.output_dir=run")
+    line = done.stdout.splitlines()[-1].strip()
+    assert line == "python train.py -m loss.ibn_tau=50 train.max_steps=1 loss.ibn_w=10,20,30 loss.angle_tau=1,20"
+
+
+def test_a_sweep_that_scores_nothing_is_given_no_advice(command: Command) -> None:
+    done = command("train.py", "-m", "train.dry_run=true", "train.seed=1,2")
+    assert done.returncode == 0
+    assert "No scores" not in done.stdout
 
 
 def test_a_sweep_without_scores_says_so(command: Command, tmp_path: Path) -> None:

@@ -319,7 +319,7 @@ def test_every_choice_of_a_list_is_drawn_about_equally_often(tmp_path, tokenizer
 def test_labels_must_be_finite_as_they_are_kept(tmp_path, tokenizer, label, label_map):
     rows = [{"text1": "a", "text2": "b", "label": value} for value in ("1", "0", label)]
     path = write_jsonl(tmp_path / "a.jsonl", rows)
-    with pytest.raises(DataError, match=f"line 3: label is {label}, no finite number"):
+    with pytest.raises(DataError, match=f"line 3: label is {label},.* no finite number"):
         load(path, tokenizer, label_map=label_map)
 
 

@@ -462,11 +462,12 @@ def test_what_a_sentence_transformers_folder_says_is_followed_or_refused(tmp_pat
     said = folder / "config_sentence_transformers.json"
     content = json.loads(said.read_text())
     said.write_text(json.dumps(content | {"truncate_dim": 64}))
-    ours, theirs = (
-        load(folder).encode(["a kitten"]),
-        SentenceTransformer(str(folder), device="cpu").encode(["a kitten"]),
-    )
-    assert ours.shape == theirs.shape == (1, 64)
+    theirs = SentenceTransformer(str(folder), device="cpu")
+    assert load(folder).encode(["a kitten"]).shape == theirs.encode(["a kitten"]).shape == (1, 64)
+    said.write_text(json.dumps(content | {"truncate_dim": 1024}))
+    assert load(folder).dimensions == 384  # sentence-transformers takes a slice
+    with pytest.raises(ConfigError, match="there is no folder of that name here, and the hub cannot be reached"):
+        load("nowhere")
     pooling = folder / "1_Pooling" / "config.json"
     pooling.write_text(json.dumps(json.loads(pooling.read_text()) | {"include_prompt": False}))
     load(folder)  # without a prompt there is nothing to leave out

@@ -166,6 +166,7 @@ def test_jobs_are_called_by_what_varies(words, keys):
         (["lora=r8,none", "lora.alpha=8,16"], "lora.alpha=8 has no effect while lora is off"),
         (["pooling.strategy=avg,clss"], "pooling.strategy=clss"),
         (["train.output_dir=one", "train.seed=1,2"], "train.output_dir=one is one folder for several jobs"),
+        (["train.output_dir=one,./one"], "train.output_dir=./one is one folder for several jobs"),
     ],
 )
 def test_every_job_of_a_sweep_is_checked_before_the_first(command, tmp_path, words, text):

@@ -168,9 +168,11 @@ def test_what_it_returns_can_be_changed_in_place() -> None:
     plain.load_state_dict(layer.state_dict())
     speed_up_linear(layer)
     assert type(layer) is CpuLinear
-    inputs = torch.randn(4, 16, 8)
-    for each in (layer, plain):
-        found = each(inputs)
-        found /= 2
-        found.square().sum().backward()
-    torch.testing.assert_close(layer.weight.grad, plain.weight.grad)
+    for shape in ((4, 16, 8), (64, 8), (8,)):
+        inputs = torch.randn(shape)
+        for each in (layer, plain):
+            found = each(inputs)
+            assert found.shape == inputs.shape
+            found /= 2
+            found.square().sum().backward()
+        torch.testing.assert_close(layer.weight.grad, plain.weight.grad)

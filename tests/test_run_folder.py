@@ -260,9 +260,13 @@ def test_metrics_are_json_whatever_they_are(run):
     assert line == '{"step": 1, "loss": 0.5, "gradient_norm": null, "share": null}'
 
 
-def test_the_folder_of_the_model_that_is_trained(tmp_path: Path) -> None:
+def test_the_folder_of_the_model_that_is_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = RunFolder(tmp_path / "run")
     folder.create(TrainConfig(), TrainConfig(), {})
     again = build_config({"model": {"name_or_path": str(tmp_path / "run")}}, TrainConfig)
     with pytest.raises(ConfigError, match="holds the model that training starts from: give a new folder"):
         folder.examine(again)
+    same = RunFolder(tmp_path / "tiny")  # called like the model, but not it
+    same.create(TrainConfig(), TrainConfig(), {})
+    monkeypatch.chdir(tmp_path)
+    assert RunFolder(Path("tiny")).examine(TrainConfig()) is RunState.UNFINISHED

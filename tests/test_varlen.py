@@ -238,6 +238,22 @@ def test_embeddings_and_gradients_are_the_padded_ones(
     check_against_padded(folder_of(name), start)
 
 
+def test_a_rectangle_is_not_given_to_cudnn(
+    folder_of: Callable[[str], str], take: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attention, seen = varlen.scaled_dot_product_attention, []
+
+    def look(*given: Any, **further: Any) -> Tensor:
+        seen.append(torch.backends.cuda.cudnn_sdp_enabled())
+        return attention(*given, **further)
+
+    take(RECTANGLE)
+    encoder = load(folder_of("bert"))
+    monkeypatch.setattr(varlen, "scaled_dot_product_attention", look)
+    embed(encoder)
+    assert set(seen) == {False}
+
+
 @pytest.mark.parametrize("name", DECODERS)
 def test_a_kernel_without_grouped_heads_gets_as_many(
     folder_of: Callable[[str], str], take: Callable[..., None], name: str

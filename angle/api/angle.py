@@ -414,7 +414,7 @@ class AnglE:
         if device is not None:
             self.to(device)
         encoder, tokenizer = self.encoder, self._tokenizer(max_length, end_with_eos, prompt)
-        one = isinstance(inputs, (str, Mapping)) or not isinstance(inputs, Iterable)
+        one = isinstance(inputs, (str, Mapping)) or not (isinstance(inputs, Iterable) or hasattr(inputs, "__getitem__"))
         rows: list[Any] = [inputs] if one else list(inputs)
         most = encoder.dimensions - embedding_start
         size = most if embedding_size is None else embedding_size

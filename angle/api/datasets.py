@@ -154,7 +154,7 @@ def _columns(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
     """Return rows by column: None where a row lacks one; if any cell of a column is a list, all texts become lists."""
     found = {name: [row.get(name) for row in rows] for name in dict.fromkeys(name for row in rows for name in row)}
     for name, cells in found.items():
-        if any(isinstance(cell, list) for cell in cells):
+        if any(isinstance(cell, (list, tuple)) for cell in cells):
             found[name] = [[cell] if isinstance(cell, str) else cell for cell in cells]
     return found
 

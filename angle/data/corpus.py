@@ -177,7 +177,7 @@ class CorpusBuilder:
             if mapped is None:
                 self._dropped += 1
                 return None
-            return self._finite(table, number, mapped, value)
+            return self._finite(table, number, mapped, f"is {value}, for which label_map has {mapped}")
         if value is None or (isinstance(value, str) and not value.strip()):
             kind, what = _not_text(value)
             self._problem(table, number, "label", kind, f"is {what}")
@@ -191,11 +191,11 @@ class CorpusBuilder:
                 self._words.append(str(value))
             self._problem(table, number, "label", "no number", f"is {value!r}, no number")
             return None
-        return self._finite(table, number, label, value)
+        return self._finite(table, number, label, f"is {value}")
 
-    def _finite(self, table: Table, number: int, label: float, value: object) -> float | None:
+    def _finite(self, table: Table, number: int, label: float, what: str) -> float | None:
         if math.isnan(label) or abs(label) > LARGEST:
-            self._problem(table, number, "label", "no finite number", f"is {value}, no finite number")
+            self._problem(table, number, "label", "no finite number", f"{what}, no finite number")
             return None
         return label
 

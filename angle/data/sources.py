@@ -51,7 +51,7 @@ def open_tables(source: SourceConfig, role: str, data_format: str = "auto", *, s
         role: one of `angle.data.roles`, for messages and for the default split.
         data_format: which format the built-in sample has ("auto": A).
         streaming: read files and hub data as a stream instead of all at once. An error in a row is then raised when
-            that row is reached.
+            that row is reached, except in the first rows of a file, which are read to find its columns.
 
     Raises:
         DataError: a source with nothing readable, or columns to rename that it does not have.
@@ -254,8 +254,8 @@ def _dataset_table(loaded: Any, where: str, role: str) -> Table:
     import datasets
 
     columns = loaded.column_names
-    if columns is None:  # a stream whose columns only its first row reveals
-        columns = list(next(iter(loaded.take(1)), {}))
+    if columns is None:  # a stream whose columns only its rows reveal
+        columns = list(dict.fromkeys(name for row in loaded.take(LOOKED_AT) for name in row))
     if not columns or getattr(loaded, "num_rows", 1) == 0:
         raise DataError(f"{setting(role)}: {where} is empty: it has no row.")
     plain = isinstance(loaded, datasets.Dataset) and loaded.format["type"] is None

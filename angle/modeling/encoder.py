@@ -128,7 +128,8 @@ class Encoder(nn.Module):
         speed_up_dropout(backbone)
         speed_up_linear(backbone)
         encoder = cls(backbone, tokenizer, strategy, is_llm, start, None if merged else bits, packable)
-        encoder.keep(said.layers, said.dimensions)
+        width = said.dimensions if said.dimensions is None else min(said.dimensions, encoder.dimensions)
+        encoder.keep(said.layers, width)
         encoder.keep(model.layers, model.dimensions)
         return encoder
 

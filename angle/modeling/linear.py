@@ -33,7 +33,7 @@ def even_rows(rows: int) -> int:
 
 
 class _Multiply(torch.autograd.Function):
-    """x W^T + b, and its gradient."""
+    """x W^T + b, and its gradient, for rows x (N, D_in)."""
 
     @staticmethod
     def forward(ctx: Any, values: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -45,11 +45,10 @@ class _Multiply(torch.autograd.Function):
         refuse_second_derivative()
         (gradient,), (values, weight) = gradients, ctx.saved_tensors
         to_values, to_weight, to_bias = ctx.needs_input_grad
-        rows = gradient.flatten(0, -2)
         return (
             _product(gradient, weight.t(), None) if to_values else None,
-            rows.t() @ values.flatten(0, -2) if to_weight else None,
-            rows.sum(0) if to_bias else None,
+            gradient.t() @ values if to_weight else None,
+            gradient.sum(0) if to_bias else None,
         )
 
 
@@ -71,8 +70,9 @@ class CpuLinear(nn.Linear):
         if self.packed is not None and not torch.is_grad_enabled():
             return _product(input, self.packed, self.bias)
         # As rows: with more dimensions, oneDNN returns a view, which the model could not modify in place.
-        rows: Tensor = _Multiply.apply(input.flatten(0, -2), self.weight, self.bias)  # type: ignore[no-untyped-call]
-        return rows.view(*input.shape[:-1], -1)
+        rows = input.reshape(-1, input.shape[-1])
+        product: Tensor = _Multiply.apply(rows, self.weight, self.bias)  # type: ignore[no-untyped-call]
+        return product.view(*input.shape[:-1], -1)
 
     def _is_faster(self, values: Tensor) -> bool:
         if values.device.type != "cpu" or torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):

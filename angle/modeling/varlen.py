@@ -158,7 +158,7 @@ def call_kernel(name: str, q: Tensor, k: Tensor, v: Tensor, texts: Texts, how: A
         k: (T, G, d).
         v: (T, G, d).
         texts: where they lie.
-        how: which tokens see which, and the dropout.
+        how: which tokens attend to which, and the dropout.
 
     """
     where = (texts.offsets, texts.offsets, texts.longest, texts.longest)
@@ -177,7 +177,7 @@ def call_kernel(name: str, q: Tensor, k: Tensor, v: Tensor, texts: Texts, how: A
         )
         return by_package
     if how.dropout:
-        return flash_with_dropout(*_for_each_head(q, k, v), texts, how)
+        return flash_with_dropout(q, *_for_each_head(q, k, v), texts, how)
     from torch.nn.attention.varlen import varlen_attn  # imported where it is used: it registers operators
 
     options: dict[str, Any] = {}
@@ -185,7 +185,7 @@ def call_kernel(name: str, q: Tensor, k: Tensor, v: Tensor, texts: Texts, how: A
         if "enable_gqa" in inspect.signature(varlen_attn).parameters:
             options["enable_gqa"] = True
         else:  # torch 2.11
-            q, k, v = _for_each_head(q, k, v)
+            k, v = _for_each_head(q, k, v)
     by_torch = varlen_attn(q, k, v, *where, scale=how.scaling, window_size=how.sides, **options)
     assert isinstance(by_torch, Tensor)  # further outputs are not asked for
     return by_torch
@@ -203,7 +203,7 @@ def flash_with_dropout(q: Tensor, k: Tensor, v: Tensor, texts: Texts, how: Atten
         texts.longest,
         texts.longest,
         how.dropout,
-        how.sides == (-1, 0),
+        how.causal and how.window is None,
         False,
         scale=how.scaling,
         window_size_left=before,
@@ -214,7 +214,7 @@ def flash_with_dropout(q: Tensor, k: Tensor, v: Tensor, texts: Texts, how: Atten
 
 def _attend_in_rectangle(q: Tensor, k: Tensor, v: Tensor, texts: Texts, how: Attention) -> Tensor:
     """Return (T, H, d) for q (T, H, d), k and v (T, G, d), computed with padding."""
-    q, k, v = _for_each_head(q, k, v)  # with fewer key heads, and a mask or in float32, CUDA has only the slowest path
+    k, v = _for_each_head(q, k, v)  # with fewer key heads, and a mask or in float32, CUDA has only the slowest path
     mask = texts.mask(how)
     with sdpa_kernel(WITHOUT_PLANS):
         out = scaled_dot_product_attention(
@@ -239,7 +239,7 @@ def _spread(tensor: Tensor, texts: Texts) -> Tensor:
     return rectangle.view(texts.count, texts.longest, *tensor.shape[1:]).transpose(1, 2)
 
 
-def _for_each_head(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return q, k and v (T, H, d), k and v with as many heads as q."""
+def _for_each_head(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """Return k and v (T, H, d) with as many heads as q (T, H, d)."""
     times = q.shape[1] // k.shape[1]
-    return (q, k, v) if times == 1 else (q, k.repeat_interleave(times, dim=1), v.repeat_interleave(times, dim=1))
+    return (k, v) if times == 1 else (k.repeat_interleave(times, dim=1), v.repeat_interleave(times, dim=1))

@@ -312,7 +312,7 @@ def _checkpoint(run: Run) -> None:
 
 
 def _finish(run: Run) -> Result:
-    """Save the final model, evaluate the best one on the test set, and close the record."""
+    """Save the final model, evaluate the best one, or else the final one, on the test set, and close the record."""
     progress, folder = run.progress, run.folder
     check_equal_weights(run.student)
     result, test_after = Result(folder.path), None

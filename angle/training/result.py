@@ -13,11 +13,10 @@ from angle.training.tracking import relative_to_here
 
 SWEEP_FLAGS = frozenset({"-m", "--multirun"})
 #: How command-line words start that a sweep of the same run leaves out.
-UNSWEPT = (
-    "-", "hub.", "hydra.", "train.output_dir=", "train.resume=", "loss.ibn_w=", "loss.angle_tau=", "loss.ibn_tau=",
-)  # fmt: skip
+UNSWEPT = ("-", "hub.", "hydra.", "train.output_dir=", "train.resume=")
 #: Settings worth sweeping; where the in-batch loss is the only one, its weight merely scales the whole loss.
-SWEPT, SWEPT_OF_FORMAT_C = ("loss.ibn_w=10,20,30", "loss.angle_tau=1,20"), ("loss.ibn_tau=10,20,50",)
+SWEPT = {"loss.ibn_w": "10,20,30", "loss.angle_tau": "1,20"}
+SWEPT_OF_FORMAT_C = {"loss.ibn_tau": "10,20,50"}
 
 
 @dataclass(frozen=True)
@@ -79,7 +78,7 @@ class Result:
         folder = RunFolder(self.folder)
         if any(word.startswith("train.resume=") for word in words):
             words = override_words(folder.asked())
-        last = {word.lstrip("+~").partition("=")[0]: word for word in words}
-        again = [shlex.quote(word) for word in last.values() if not word.startswith(UNSWEPT)]
-        of_format = SWEPT_OF_FORMAT_C if folder.settings().data_format.name == "C" else SWEPT
-        return " ".join(["python train.py -m", *again, *of_format])
+        swept = SWEPT_OF_FORMAT_C if folder.settings().data_format.name == "C" else SWEPT
+        last = {word.lstrip("+~").partition("=")[0]: word for word in words if not word.startswith(UNSWEPT)}
+        again = [shlex.quote(word) for name, word in last.items() if name not in swept]
+        return " ".join(["python train.py -m", *again, *(f"{name}={values}" for name, values in swept.items())])

@@ -53,11 +53,11 @@ class RunFolder:
                 f"train.output_dir={self.path} holds other files and no run, so nothing is written "
                 f"there; give an empty or a new folder."
             )
-        if Path(config.model.name_or_path).resolve() == self.path.resolve():
+        changed = difference(self.asked(), config)
+        if changed and Path(config.model.name_or_path).resolve() == self.path.resolve():
             raise ConfigError(
                 f"train.output_dir={self.path} holds the model that training starts from: give a new folder."
             )
-        changed = difference(self.asked(), config)
         if changed:
             raise ConfigError(
                 f"train.output_dir={self.path} holds a run with other settings ({'; '.join(changed)}); "
