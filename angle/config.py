@@ -455,8 +455,8 @@ class TrainingConfig:
     gradient_accumulation_steps: int = 1
     """Batches whose gradients are averaged for one optimiser step."""
     token_budget: str | None = None
-    """Maximum tokens per micro-batch, or auto for as many as fit into memory. A larger batch is split into several
-    (gradient cache) and takes up to half as long again, with the same result; null: never split."""
+    """Maximum tokens per micro-batch, or auto for as many as fit into memory. A larger batch is split
+    (gradient cache): up to half as long again, and the same result but for dropout's draws; null: never split."""
     learning_rate: float | None = None
     """Peak learning rate; null: 5e-5, or 2e-4 for adapters, or 2e-3 for the randomly initialised `tiny`."""
     weight_decay: float = 0.0

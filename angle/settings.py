@@ -137,7 +137,8 @@ def unknown_key(key: str, schema: type) -> str:
     same_end = [name for name in known if ends[name] == end]
     if not same_end and len(end) > 1:  # an acronym, such as lr for learning_rate
         same_end = [name for name in known if "".join(word[0] for word in ends[name].split("_")) == end]
-    hint = f"; did you mean {same_end[0]}?" if same_end else nearest(key, known)
+    begun = [name for name in known if name.startswith(key)]
+    hint = f"; did you mean {[*same_end, *begun][0]}?" if same_end or begun else nearest(key, known)
     if not hint:
         group = key.split(".", 1)[0]
         fields = [name for name in known if name.startswith(f"{group}.")]
@@ -249,7 +250,12 @@ def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
 def override_words(config: TrainConfig) -> list[str]:
     """Return the words, in Hydra's grammar, that turn the defaults into `config` on train.py's command line."""
     default = flatten(TrainConfig())
-    return [f"{key}={_quoted(value)}" for key, value in flatten(config).items() if value != default[key]]
+    return [override_word(key, value) for key, value in flatten(config).items() if value != default[key]]
+
+
+def override_word(key: str, value: Any) -> str:
+    """Return the word that sets a setting, in Hydra's grammar."""
+    return f"{key}={_quoted(value)}"
 
 
 def _quoted(value: Any) -> str:

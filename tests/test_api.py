@@ -306,6 +306,10 @@ def test_rows_of_no_format(angle: AnglE) -> None:
         ),
         (lambda angle: angle.fit([], epoch=3), "AnglE.fit has no argument 'epoch'; did you mean epochs?"),
         (
+            lambda angle: angle.fit([], max_steps=3),
+            "AnglE.fit has no argument 'max_steps'; write argument_kwargs={'max_steps': ...}.",
+        ),
+        (
             lambda angle: angle.fit([], w1=3),
             "AnglE.fit has no argument 'w1'; it is called 'cosine_w' now, and stands in loss_kwargs.",
         ),

@@ -214,6 +214,13 @@ def test_the_sweep_that_is_suggested_is_one_of_the_run(command: Command, tmp_pat
             assert setting in run.read_text()
 
 
+def test_what_comes_next_can_be_typed_whatever_the_folder_is_called(command: Command) -> None:
+    done = command("train.py", "train.max_steps=1", "train.output_dir='out dïr [a]'")
+    line = next(line for line in done.stdout.splitlines() if "python convert.py" in line)
+    again = command("convert.py", *shlex.split(line)[2:])
+    assert (again.returncode, again.stderr) == (0, "")
+
+
 def test_the_sweep_that_is_suggested_keeps_what_it_does_not_vary(command: Command) -> None:
     done = command("train.py", "loss.ibn_tau=50", "loss.ibn_w=5", "train.max_steps=1", "train.output_dir=run")
     line = done.stdout.splitlines()[-1].strip()

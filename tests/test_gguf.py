@@ -134,9 +134,16 @@ def test_other_few_bits_are_refused(file: Path) -> None:
 
 def test_a_damaged_file_is_one_sentence(file: Path, tmp_path: Path) -> None:
     damaged = tmp_path / "damaged.gguf"
-    damaged.write_bytes(file.read_bytes()[:5000])
-    with pytest.raises(ConfigError, match=r"model.name_or_path=.*damaged.gguf could not be loaded"):
-        Encoder.load(str(damaged))
+    for size in (100, 1000, 5000):
+        damaged.write_bytes(file.read_bytes()[:size])
+        with pytest.raises(ConfigError, match=r"model.name_or_path=.*damaged.gguf could not be loaded"):
+            Encoder.load(str(damaged))
+
+
+def test_a_file_that_is_not_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=r"^model.name_or_path=nope.gguf does not exist"):
+        Encoder.load("nope.gguf")
 
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:

@@ -30,6 +30,7 @@ POOLINGS = "auto, avg, cls, cls_avg, cls_max, last, max, mean"
         ("+train.epoch=2", "There is no setting train.epoch; did you mean train.epochs?"),
         ("++train.epoch=2", "There is no setting train.epoch; did you mean train.epochs?"),
         ("batch_size=8", "There is no setting batch_size; did you mean train.batch_size?"),
+        ("model.nam=8", "There is no setting model.nam; did you mean model.name_or_path?"),
         (
             "data.train.label_mapp.x=1",
             "There is no setting data.train.label_mapp.x; did you mean data.train.label_map?",

@@ -290,10 +290,12 @@ def test_lora_trains_adapters_alone_and_resumes_bitwise(
     assert result.test_after == pytest.approx(result.best_score, abs=1e-5)
 
 
+@pytest.mark.parametrize("streaming", [False, True])
 def test_resume_refuses_changed_data(
-    model: Path, rows: Path, tmp_path: Path, stop_after: Callable[[int], None]
+    model: Path, rows: Path, tmp_path: Path, stop_after: Callable[[int], None], streaming: bool
 ) -> None:
-    config = settings(model, rows, tmp_path / "run")
+    config = settings(model, rows, tmp_path / "run", max_steps=9)
+    config.data.streaming = streaming
     stop_after(3)
     with pytest.raises(KilledError):
         fit(config)

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 from conftest import REPO, snapshot
+from safetensors import SafetensorError
 
 from angle.config import TrainConfig, TrainingConfig
-from angle.errors import ConfigError
+from angle.errors import ConfigError, TrainingError
 from angle.settings import build_config, load_config
 from angle.training.run_folder import METRICS_FILE, RunFolder, RunState, write_whole
 
@@ -168,7 +169,7 @@ def test_a_checkpoint_that_was_not_written_to_its_end_is_not_there(run):
         (folder / "model.safetensors").write_bytes(b"half")
         raise OSError("no space left")
 
-    with pytest.raises(OSError, match="no space"):
+    with pytest.raises(TrainingError, match="no space"):
         run.save_checkpoint(2, fail, 1)
     assert [path.name for path in run.checkpoints()] == ["step-00000001"]
     save(run, 2)  # what is left of the attempt is in nobody's way
@@ -234,7 +235,7 @@ def test_replace_leaves_the_old_folder_when_the_new_one_fails(run):
         (folder / "a").write_text("half")
         raise OSError("no space left")
 
-    with pytest.raises(OSError, match="no space"):
+    with pytest.raises(TrainingError, match="no space"):
         run.replace("best", fail)
     assert snapshot(run.path / "best") == {"a": b"old"}
     run.replace("best", lambda folder: (folder.mkdir(), (folder / "a").write_text("new")))
@@ -270,3 +271,21 @@ def test_the_folder_of_the_model_that_is_trained(tmp_path: Path, monkeypatch: py
     same.create(TrainConfig(), TrainConfig(), {})
     monkeypatch.chdir(tmp_path)
     assert RunFolder(Path("tiny")).examine(TrainConfig()) is RunState.UNFINISHED
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), SafetensorError("No space left on device")])
+def test_a_full_disk_leaves_what_was_there(tmp_path: Path, error: Exception) -> None:
+    folder = RunFolder(tmp_path / "run")
+    folder.save_checkpoint(1, lambda scratch: (scratch / "a").write_text("1"), keep=1)
+    folder.replace("best", lambda scratch: [scratch.mkdir(), (scratch / "a").write_text("1")])
+    before = snapshot(tmp_path)
+
+    def fail(scratch: Path) -> None:
+        scratch.mkdir(exist_ok=True)
+        (scratch / "a").write_text("half")
+        raise error
+
+    for write in (lambda: folder.save_checkpoint(2, fail, keep=1), lambda: folder.replace("best", fail)):
+        with pytest.raises(TrainingError, match=r"No space left on device\)\. What was there is whole: make room"):
+            write()
+        assert snapshot(tmp_path) == before

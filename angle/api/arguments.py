@@ -164,6 +164,8 @@ def refuse_unknown(function: Callable[..., Any], unknown: Iterable[str], known: 
     for name in unknown:
         if name in OLD_WEIGHTS:
             hint = f"; it is called {OLD_WEIGHTS[name]!r} now, and stands in loss_kwargs."
+        elif name in ARGUMENTS and "argument_kwargs" in known:
+            hint = f"; write argument_kwargs={{{name!r}: ...}}."
         else:
             hint = _hint(name, known)
         raise TypeError(f"{function.__qualname__} has no argument {name!r}{hint}")

@@ -92,7 +92,7 @@ class TrainingData(Protocol):
 
     @property
     def fingerprint(self) -> str | None:
-        """Hash of all rows, None for a stream."""
+        """Hash of all rows; of a stream, one of its files, or None if it comes from elsewhere."""
 
     def steps(self, start: int) -> Iterator[list[Batch]]:
         """Yield this process's batches for each step from `start` onwards, without end."""
@@ -164,7 +164,7 @@ class StreamData:
         self.format = common_format(tables, data_format, "train")
         self._names = ", ".join(table.where for table in tables)
         self.steps_per_epoch: int | None = None
-        self.fingerprint: str | None = None
+        self.fingerprint = sources.fingerprint_of_files(source)
 
     @property
     def summary(self) -> str:

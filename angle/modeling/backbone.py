@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import io
+import struct
 from typing import TYPE_CHECKING, Any
 
 from angle.config import ModelConfig
@@ -127,7 +128,7 @@ def load_backbone(config: ModelConfig, name: str, bits: int | None = None) -> Pr
                 ignore_mismatched_sizes=True,  # reported below, in one sentence
                 **options,
             )
-    except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, ImportError, SafetensorError, struct.error) as error:
         raise ConfigError(
             f"model.name_or_path={name} could not be loaded: {first_line(error)}. Give a hub name or a "
             f"folder with config.json and model.safetensors."

@@ -59,8 +59,9 @@ def locate(name_or_path: str, setting: str = "model.name_or_path") -> str:
             f"{setting}={name_or_path} is a run folder without a model yet: finish it with "
             f"python train.py train.resume={name_or_path}"
         )
-    place, _ = split_gguf(name_or_path)
-    looks_like_path = name_or_path.startswith((".", "/", "~")) or place.count("/") > 1
+    place, file = split_gguf(name_or_path)
+    is_here = file is not None and Path(place).is_dir()
+    looks_like_path = name_or_path.startswith((".", "/", "~")) or place.count("/") > 1 or is_here
     if looks_like_path and not path.exists():
         raise ConfigError(
             f"{setting}={name_or_path} does not exist: give a folder with weights, a run folder, a "

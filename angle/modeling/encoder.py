@@ -358,6 +358,7 @@ class Encoder(nn.Module):
         # The base's embeddings are not part of an adapter; to find that out, peft would look for the base.
         further = {"save_embedding_layers": False} if self.has_adapters else {}
         self.backbone.save_pretrained(folder, state_dict=weights, **further)
+        (folder / "README.md").unlink(missing_ok=True)  # a card of blanks, which peft writes
         self.tokenizer.save(folder)
         self.contract.save(folder)
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from angle.settings import override_words
+from angle.settings import override_word, override_words
 from angle.training.run_folder import RunFolder
 from angle.training.tracking import relative_to_here
 
@@ -65,9 +65,10 @@ class Result:
             lines += [f"Pushed  {self.pushed}{' (by this run before)' if self.pushed_before else ''}"]
         if not SWEEP_FLAGS.isdisjoint(words):
             return "\n".join(lines)
+        model = shlex.quote(override_word("model.name_or_path", run))
         following = [
-            f"python evaluate.py model.name_or_path={run}{'' if self.test_after else ' tasks=[stsb]'}",
-            f"python convert.py model.name_or_path={run}",
+            f"python evaluate.py {model}{'' if self.test_after else ' tasks=[stsb]'}",
+            f"python convert.py {model}",
         ]
         if self.best_score is not None:  # the sweep would compare its jobs by it
             following += [self._sweep(words)]

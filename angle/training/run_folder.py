@@ -15,8 +15,10 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from angle.config import CONFIG_FILE, RUN_FILE, TrainConfig
-from angle.errors import ConfigError
+from angle.errors import ConfigError, TrainingError, first_line
 from angle.settings import build_config, difference, load_config, save_config
 
 METRICS_FILE, MANIFEST, LOCK_FILE = "metrics.jsonl", "manifest.json", ".lock"
@@ -148,9 +150,10 @@ class RunFolder:
         """Replace the folder of that name (best, final), completely or not at all."""
         target, scratch, old = self.path / name, self.path / f".{name}.new", self.path / f".{name}.old"
         shutil.rmtree(scratch, ignore_errors=True)
-        write(scratch)
-        for file in scratch.iterdir():
-            _sync(file)
+        with self._written_whole(scratch):
+            write(scratch)
+            for file in scratch.iterdir():
+                _sync(file)
         if target.exists():
             shutil.rmtree(old, ignore_errors=True)
             target.rename(old)
@@ -163,18 +166,36 @@ class RunFolder:
         target = self.path / "checkpoints" / _checkpoint_name(step)
         scratch = target.with_name(f".{target.name}.new")
         shutil.rmtree(scratch, ignore_errors=True)
-        scratch.mkdir(parents=True)
-        write(scratch)
-        sums = {file.name: _checksum(file) for file in sorted(scratch.iterdir())}
-        write_whole(scratch / MANIFEST, json.dumps(sums, indent=2))
-        for file in scratch.iterdir():
-            _sync(file)
+        with self._written_whole(scratch):
+            scratch.mkdir(parents=True)
+            write(scratch)
+            sums = {file.name: _checksum(file) for file in sorted(scratch.iterdir())}
+            write_whole(scratch / MANIFEST, json.dumps(sums, indent=2))
+            for file in scratch.iterdir():
+                _sync(file)
         shutil.rmtree(target, ignore_errors=True)
         scratch.rename(target)
         _sync(target.parent)
         for outdated in self.checkpoints()[keep:]:
             shutil.rmtree(outdated)
         return target
+
+    @contextmanager
+    def _written_whole(self, scratch: Path) -> Iterator[None]:
+        """Take away what could not be written whole, such as on a full disk.
+
+        Raises:
+            TrainingError: it could not be written.
+
+        """
+        try:
+            yield
+        except (OSError, SafetensorError) as error:
+            shutil.rmtree(scratch, ignore_errors=True)
+            raise TrainingError(
+                f"{self.path} cannot be written to ({first_line(error)}). What was there is whole: make room, and "
+                f"resume with train.resume={self.path}"
+            ) from error
 
     def checkpoints(self) -> list[Path]:
         """Return the checkpoints, newest first."""
