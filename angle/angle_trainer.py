@@ -46,10 +46,12 @@ def main() -> None:
             if config.train.output_dir is None:
                 config.train.output_dir = agreed_on(f"runs/{launch_time()}")
 
+            from angle.processes import leave_others
             from angle.training.loop import fit
 
             result = fit(config)
             print_once(result.summary(words))
+            leave_others()
             if result.push_problem is not None:
                 raise HubError(result.push_problem, result.best_score)
 

@@ -113,6 +113,10 @@ def launch(task: Callable[[Config], float | None], schema: type[Config], name: s
             raise ConfigError(". ".join(str(error).split("\n")[:2])) from None
         if len(jobs) > 1:
             print_once(f"\n{comparison(jobs)}")
+        if launched() > 1:
+            from angle.processes import leave_others
+
+            leave_others()
     if any(job.failed for job in jobs):
         sys.exit(1)
 

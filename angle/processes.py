@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
@@ -46,6 +47,13 @@ def join_others(script: str) -> PartialState:
     state = PartialState(cpu=on_cpu, timeout=PATIENCE)
     check_all_found(state.num_processes, script)
     return state
+
+
+def leave_others() -> None:
+    """Close the connections to the other processes, whose threads could otherwise outlive the interpreter and abort."""
+    if dist.is_initialized():
+        gc.collect()  # what is wrapped for several processes holds them open
+        dist.destroy_process_group()
 
 
 def check_all_found(processes: int, script: str) -> None:
