@@ -189,7 +189,7 @@ def main() -> None:
     """Measure, and print the tables."""
     options = parse(sys.argv[1:])
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    rows = prepare.choose(prepare.read_rows(options.rows_file, "train", "B"), max(options.rows, options.large or 0))
+    rows, _ = prepare.choose(prepare.read_rows(options.rows_file, "train", "B"), max(options.rows, options.large or 0))
     model = prepare.find_model(options.model)
     lines = [
         f"## {time.strftime('%Y-%m-%d')}, {hardware(device)}",

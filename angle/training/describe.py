@@ -18,6 +18,7 @@ from angle.config import TrainConfig
 from angle.data.batching import CorpusData
 from angle.modeling.encoder import Encoder
 from angle.modeling.quantization import count_weights
+from angle.modeling.vocabulary import partly_trained
 from angle.training.notes import notes_on
 from angle.training.setup import Data
 
@@ -74,7 +75,11 @@ def banner(config: TrainConfig, encoder: Encoder, data: Data, total: int, accele
     trainable = sum(p.numel() for p in encoder.parameters() if p.requires_grad)
     everything = sum(map(count_weights, encoder.parameters()))
     model, train, loss = config.model, config.train, config.loss
-    share = "" if trainable == everything else f", {trainable:,} of them trained"
+    table, reason = partly_trained(encoder), ""
+    if table is not None:
+        everything -= table.trained.numel()  # a copy of rows that `table.weight` has too
+        reason = f" (no text has {table.num_embeddings - len(table.trained):,} of the {table.num_embeddings:,} tokens)"
+    share = "" if trainable == everything else f", {trainable:,} of them trained{reason}"
     weights = {
         "cosine": (loss.cosine_w, loss.cosine_tau),
         "in-batch": (loss.ibn_w, loss.ibn_tau),

@@ -21,6 +21,7 @@ from angle.modeling.compiling import compile_layers
 from angle.modeling.description import TINY
 from angle.modeling.encoder import Encoder
 from angle.modeling.student import Student
+from angle.modeling.vocabulary import train_only_tokens
 from angle.objective.angle_loss import AngleLoss
 from angle.objective.espresso import EspressoLoss
 from angle.objective.objective import Objective
@@ -140,6 +141,8 @@ def build(config: TrainConfig, accelerator: Accelerator) -> Built:
     with accelerator.main_process_first():  # the others find the tokens in the cache
         data = load_data(config, encoder, sharing)
     config = decide(config, encoder, data)
+    if isinstance(data.train, CorpusData) and not train.weight_decay:
+        train_only_tokens(encoder.backbone, data.train.corpus.tokens.ids)
     duplicates, width = config.data.duplicates, encoder.dimensions
     loss = AngleLoss(config.loss, data.train.format, width, duplicates, share_out(accelerator))
     espresso = EspressoLoss(loss, config.ese, encoder.depths.layers, width) if config.ese.enabled else None

@@ -109,18 +109,17 @@ class Bench:
 
     def _training(self, workload: Workload) -> tuple[list[dict[str, Any]], Job]:
         """Return the rows of all steps, and a job that trains on them."""
-        steps = self.options.steps or workload.steps
-        rows = prepare.choose(
-            self._all_rows(workload.rows, workload.format), (steps + self.options.warmup) * workload.batch_size
-        )
+        steps = (self.options.steps or workload.steps) + self.options.warmup
+        rows, others = prepare.choose(self._all_rows(workload.rows, workload.format), steps * workload.batch_size)
         job = Job(
             OWN,
             "train",
             str(self._model(workload.model)),
-            prepare.write_rows(self._new_folder() / "rows.jsonl", rows),
+            prepare.write_rows(self._new_folder() / "rows.jsonl", [*rows, *others]),
             "",
             workload.format,
             workload.batch_size,
+            steps=steps,
             warmup=self.options.warmup,
             **workload.settings,  # type: ignore[arg-type]
         )

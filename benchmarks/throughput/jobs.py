@@ -29,6 +29,7 @@ TECHNIQUES = (
     "freed memory kept",
     "batches made ahead",
     "fused AdamW",
+    "absent tokens left out",
 )
 SEED, LEARNING_RATE, LORA_DROPOUT = 42, 5e-5, 0.1
 
@@ -48,6 +49,8 @@ class Job:
     """An empty folder to write to."""
     format: str = "A"
     batch_size: int = 32
+    steps: int | None = None
+    """Steps to train for; the file may have more rows. None for all rows."""
     precision: str = "float32"
     """float32, or bf16 for autocast."""
     warmup: int = 1
@@ -66,8 +69,9 @@ class Job:
     """Techniques of this project to disable."""
 
     def read(self) -> list[dict[str, Any]]:
-        """Return the rows of the job."""
-        return [json.loads(line) for line in Path(self.rows).read_text(encoding="utf-8").splitlines()]
+        """Return the rows of the job's steps."""
+        lines = Path(self.rows).read_text(encoding="utf-8").splitlines()
+        return [json.loads(line) for line in lines[: self.steps and self.steps * self.batch_size]]
 
 
 class WorkerError(RuntimeError):

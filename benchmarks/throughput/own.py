@@ -70,7 +70,8 @@ def _config(job: Job, **train: Any) -> TrainConfig:
 
 def _train(job: Job) -> dict[str, Any]:
     clock = StepClock()
-    fit(_config(job, logging_steps=1_000_000, **take_out(tuple(job.without))))
+    # The data set is whole: what a step costs may depend on the tokens that it has in all.
+    fit(_config(job, max_steps=job.steps, logging_steps=1_000_000, **take_out(tuple(job.without))))
     return clock.answer(job.warmup)
 
 

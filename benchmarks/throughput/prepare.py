@@ -66,11 +66,13 @@ def read_rows(source: str, split: str, data_format: str) -> list[dict[str, Any]]
     return [{column: row[names[column]] for column in COLUMNS[data_format]} for row in table]
 
 
-def choose(rows: Sequence[dict[str, Any]], count: int) -> list[dict[str, Any]]:
-    """Return `count` rows in a random order, always the same."""
+def choose(rows: Sequence[dict[str, Any]], count: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Return `count` rows in a random order, always the same, and the others."""
     if len(rows) < count:
         sys.exit(f"{len(rows):,} rows are too few for {count:,}: give a larger file, or fewer --steps.")
-    return random.Random(SEED).sample(list(rows), count)
+    chosen = random.Random(SEED).sample(range(len(rows)), count)
+    others = set(range(len(rows))).difference(chosen)
+    return [rows[index] for index in chosen], [rows[index] for index in sorted(others)]
 
 
 def write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> str:
