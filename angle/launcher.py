@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 import os
+import shlex
+import sys
 import time
+from pathlib import Path
+
+#: The scripts of this project, which lie side by side.
+SCRIPTS = ("train.py", "evaluate.py", "convert.py")
 
 
 def launched() -> int:
@@ -29,6 +35,12 @@ def spans_machines() -> bool:
 def launch_words(processes: int) -> str:
     """Return the command that launches a script in this many processes."""
     return "python" if processes == 1 else f"accelerate launch --multi_gpu --num_processes {processes}"
+
+
+def typed(script: str) -> str:
+    """Return how to type a script's name here: where the running one lies, or alone if that is another program."""
+    running = Path(sys.argv[0])
+    return shlex.quote(str(running.with_name(script))) if running.name in SCRIPTS else script
 
 
 def launch_began() -> float:

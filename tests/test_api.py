@@ -199,6 +199,11 @@ def test_rows_of_any_kind(tmp_path: Path) -> None:
         (datasets.DatasetDict({"a": rows("test", 4)}), "data has the splits a: choose one, such as data=ds['train']."),
         (3, "data must be a data set, rows such as [{'text1': ...}], a file or a name on the hub."),
         (
+            [{"text1": "a", "text2": "b", "label": 1}, {"text1": "a", "text2": "b", "label": "x"}],
+            "data has a column with cells of several types: Could not convert 'x' with type str: tried to convert to "
+            "int64.",
+        ),
+        (
             rows("test", 4).to_iterable_dataset(),
             "data is a stream: give its name or its files, with config={'data': {'streaming': True}}.",
         ),

@@ -215,7 +215,7 @@ CASES = {
     "no key": Case(
         ("tracking=online", *TRAIN),
         "tracking.mode=online needs a key of Weights & Biases: type wandb login once, or set WANDB_API_KEY, or "
-        "choose tracking=offline.",
+        "record offline with WANDB_MODE=offline.",
         {"rows.jsonl": lines(PAIRS)},
         {"WANDB_MODE": "online", "WANDB_API_KEY": "", "HOME": "/nonexistent"},
         heavy=True,

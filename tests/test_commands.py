@@ -27,6 +27,9 @@ pytestmark = pytest.mark.slow
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 
+#: How a sweep is typed from another folder than that of the script.
+SWEEP = f"python {REPO / 'train.py'} -m"
+
 
 @pytest.fixture(scope="module")
 def default_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
@@ -50,11 +53,11 @@ def test_the_default_learns_what_words_alone_do_not_tell(default_run):
         f"(shared words alone: {result['test_word_overlap']:.4f})\n" in printed
     )
     assert f"Saved   {run}/best\n" in printed
-    commands = re.findall(r"python (?:train|evaluate|convert)\.py .+", printed)
+    commands = re.findall(r"python \S+\.py .+", printed)
     assert commands == [
-        f"python evaluate.py model.name_or_path={run}",
-        f"python convert.py model.name_or_path={run}",
-        "python train.py -m loss.ibn_w=10,20,30 loss.angle_tau=1,20",
+        f"python {REPO / 'evaluate.py'} model.name_or_path={run}",
+        f"python {REPO / 'convert.py'} model.name_or_path={run}",
+        f"{SWEEP} loss.ibn_w=10,20,30 loss.angle_tau=1,20",
     ]
 
 
@@ -160,7 +163,7 @@ def test_a_run_that_is_interrupted_says_how_to_go_on(tmp_path):
     run.send_signal(signal.SIGINT)
     printed, errors = run.communicate(timeout=100)
     assert (run.returncode, errors) == (130, "")
-    stopped = r"^Stopped at step (\d+); go on, from step (\d+), with python train.py train.resume=run$"
+    stopped = r"^Stopped at step (\d+); go on, from step (\d+), with python \S+/train.py train.resume=run$"
     (steps,) = re.findall(stopped, printed, re.MULTILINE)
     checkpoints = [int(path.name.removeprefix("step-")) for path in (tmp_path / "run" / "checkpoints").glob("step-*")]
     assert int(steps[0]) >= int(steps[1]) == max(checkpoints, default=0)
@@ -204,10 +207,10 @@ def test_the_sweep_that_is_suggested_is_one_of_the_run(command: Command, tmp_pat
         done = command("train.py", *again)
         assert done.stdout.count("train.batch_size=") == 1
         line = done.stdout.splitlines()[-1].strip()
-        assert line.startswith("python train.py -m ")
+        assert line.startswith(f"{SWEEP} ")
         assert line.endswith(" loss.ibn_tau=10,20,50")  # of format C alone
         (run,) = (tmp_path / "run" / "config.yaml",)
-        swept = line.removeprefix("python train.py -m ").removesuffix(" loss.ibn_tau=10,20,50")
+        swept = line.removeprefix(f"{SWEEP} ").removesuffix(" loss.ibn_tau=10,20,50")
         composed = command("train.py", "--cfg", "job", *shlex.split(swept)).stdout
         for setting in ("max_steps: 2\n", "batch_size: 8\n", "data_format:\n  name: C\n"):
             assert setting in composed
@@ -216,7 +219,7 @@ def test_the_sweep_that_is_suggested_is_one_of_the_run(command: Command, tmp_pat
 
 def test_what_comes_next_can_be_typed_whatever_the_folder_is_called(command: Command) -> None:
     done = command("train.py", "train.max_steps=1", "train.output_dir='out dïr [a]'")
-    line = next(line for line in done.stdout.splitlines() if "python convert.py" in line)
+    line = next(line for line in done.stdout.splitlines() if "convert.py" in line)
     again = command("convert.py", *shlex.split(line)[2:])
     assert (again.returncode, again.stderr) == (0, "")
 
@@ -224,7 +227,7 @@ def test_what_comes_next_can_be_typed_whatever_the_folder_is_called(command: Com
 def test_the_sweep_that_is_suggested_keeps_what_it_does_not_vary(command: Command) -> None:
     done = command("train.py", "loss.ibn_tau=50", "loss.ibn_w=5", "train.max_steps=1", "train.output_dir=run")
     line = done.stdout.splitlines()[-1].strip()
-    assert line == "python train.py -m loss.ibn_tau=50 train.max_steps=1 loss.ibn_w=10,20,30 loss.angle_tau=1,20"
+    assert line == f"{SWEEP} loss.ibn_tau=50 train.max_steps=1 loss.ibn_w=10,20,30 loss.angle_tau=1,20"
 
 
 def test_a_sweep_that_scores_nothing_is_given_no_advice(command: Command) -> None:

@@ -137,7 +137,7 @@ def pushed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PushedRun]:
         hub.fail_commits = 1
         failed = train(folder, hub, *PUSH, *SETTINGS)
         kept = snapshot(folder / "run")
-        (again,) = re.findall(r"; to push it, type (python train.py .*)\n", failed.stderr)
+        (again,) = re.findall(r"; to push it, type (python \S+/train.py .*)\n", failed.stderr)
         done = start(*shlex.split(again)[1:], folder=folder, **hub.environment())
         yield PushedRun(folder, hub, failed, kept, again, done)
 
@@ -151,7 +151,7 @@ def test_a_push_that_fails_costs_nothing_and_says_how_to_try_again(pushed: Pushe
     assert f"hub     {NAME}, once training is over, for you alone\n" in pushed.failed.stdout
     assert "Saved   run/best\n" in pushed.failed.stdout
     assert "Pushed" not in pushed.failed.stdout
-    assert pushed.again == f"python train.py train.resume=run hub.push=true hub.model_id={NAME}"
+    assert pushed.again == f"python {REPO / 'train.py'} train.resume=run hub.push=true hub.model_id={NAME}"
     assert (pushed.failed.returncode, pushed.failed.stderr) == (
         1,
         f"Error: Pushing to {pushed.hub.url}/{NAME} failed: the hub answered 503 Service Unavailable (Too much to do, "

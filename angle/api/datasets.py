@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from angle.cache import cache_folder
 from angle.config import FORMAT_NAMES, SourceConfig
 from angle.data.formats import choose
-from angle.errors import ConfigError, DataError
+from angle.errors import ConfigError, DataError, first_line
 from angle.modeling.tokenizer import template_fields
 from angle.prompts import NAMED_PROMPTS
 from angle.structures import FORMATS
@@ -123,6 +123,7 @@ def as_source(data: Any, argument: str) -> SourceConfig:
     if isinstance(data, (str, Path)):
         return SourceConfig(str(data))
     import datasets
+    from pyarrow import ArrowInvalid, ArrowTypeError
 
     if isinstance(data, (datasets.DatasetDict, datasets.IterableDatasetDict)):
         raise DataError(f"{argument} has the splits {', '.join(data)}: choose one, such as {argument}=ds['train'].")
@@ -136,7 +137,10 @@ def as_source(data: Any, argument: str) -> SourceConfig:
             raise DataError(
                 f"{argument} must be a data set, rows such as [{{'text1': ...}}], a file or a name on the hub."
             )
-        data = datasets.Dataset.from_dict(_columns(rows))
+        try:
+            data = datasets.Dataset.from_dict(_columns(rows))
+        except (ArrowInvalid, ArrowTypeError) as error:
+            raise DataError(f"{argument} has a column with cells of several types: {first_line(error)}.") from None
     data = data.remove_columns([name for name in (EXTRA,) if notes_of(data)])
     folder = cache_folder("datasets") / f"{argument}-{_digest(data)[:16]}"
     if not folder.is_dir():

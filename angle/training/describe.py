@@ -122,5 +122,5 @@ def banner(config: TrainConfig, encoder: Encoder, data: Data, total: int, accele
     if config.hub.push:
         seen_by = "you alone" if config.hub.private else "everybody"
         lines.append(("hub", f"{config.hub.model_id}, once training is over, for {seen_by}"))
-    lines += [("note", note) for note in notes_on(config, data)]
+    lines += [("note", note) for note in notes_on(config, data, total)]
     return "\n".join(f"{name:8}{text}" for name, text in lines)

@@ -21,7 +21,7 @@ from angle.data.corpus import Corpus
 from angle.errors import ConfigError, DataError
 from angle.evaluation.encoding import encode_shared
 from angle.evaluation.sts import pair_scores, word_overlap
-from angle.launcher import launch_words, launched
+from angle.launcher import launch_words, launched, typed
 from angle.modeling.encoder import Encoder
 from angle.modeling.student import Student
 from angle.objective.angle_loss import AngleLoss
@@ -120,7 +120,7 @@ def fit(config: TrainConfig, named: Collection[str] = ()) -> Result:
                 run.tracker.stop_bar()
                 run.tracker.say(
                     f"Stopped at step {run.progress.step}; go on, from step {folder.last_step}, with "
-                    f"{launch_words(launched())} train.py train.resume={relative_to_here(folder.path)}"
+                    f"{launch_words(launched())} {typed('train.py')} train.resume={relative_to_here(folder.path)}"
                 )
             run.tracker.close(failed=True)
             raise

@@ -12,7 +12,7 @@ from angle.config import CONFIG_FILE, HubConfig, TrainConfig
 from angle.errors import ConfigError, HubError
 from angle.export.hub import check_push, push_folder, stage
 from angle.export.model_card import model_card
-from angle.launcher import is_main_process
+from angle.launcher import is_main_process, typed
 from angle.modeling.description import locate
 from angle.settings import load_config
 from angle.training.result import Result
@@ -63,7 +63,7 @@ def publish(folder: RunFolder, hub: HubConfig, result: Result) -> Result:
         run = shlex.quote(f"train.resume={relative_to_here(folder.path)}")
         again = f"{run} hub.push=true hub.model_id={model_id}{'' if hub.private else ' hub.private=false'}"
         kept = f"The run is finished and its model is in {relative_to_here(model)}; to push it, type"
-        problem = f"{error} {kept} python train.py {again}"
+        problem = f"{error} {kept} python {typed('train.py')} {again}"
         folder.update(push_problem=problem)
         return replace(result, push_problem=problem)
     folder.update(pushed={"model_id": model_id, "url": url}, push_problem=None)

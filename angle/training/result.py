@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from angle.launcher import typed
 from angle.settings import override_word, override_words
 from angle.training.run_folder import RunFolder
 from angle.training.tracking import relative_to_here
@@ -67,8 +68,8 @@ class Result:
             return "\n".join(lines)
         model = shlex.quote(override_word("model.name_or_path", run))
         following = [
-            f"python evaluate.py {model}{'' if self.test_after else ' tasks=[stsb]'}",
-            f"python convert.py {model}",
+            f"python {typed('evaluate.py')} {model}{'' if self.test_after else ' tasks=[stsb]'}",
+            f"python {typed('convert.py')} {model}",
         ]
         if self.best_score is not None:  # the sweep would compare its jobs by it
             following += [self._sweep(words)]
@@ -82,4 +83,5 @@ class Result:
         swept = SWEPT_OF_FORMAT_C if folder.settings().data_format.name == "C" else SWEPT
         last = {word.lstrip("+~").partition("=")[0]: word for word in words if not word.startswith(UNSWEPT)}
         again = [shlex.quote(word) for name, word in last.items() if name not in swept]
-        return " ".join(["python train.py -m", *again, *(f"{name}={values}" for name, values in swept.items())])
+        words = [f"{name}={values}" for name, values in swept.items()]
+        return " ".join([f"python {typed('train.py')} -m", *again, *words])

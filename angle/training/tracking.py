@@ -154,7 +154,7 @@ def check_credentials(mode: str) -> None:
     if not wandb.login(prompt=False, verify=False):
         raise ConfigError(
             "tracking.mode=online needs a key of Weights & Biases: type wandb login once, or set WANDB_API_KEY, or "
-            "choose tracking=offline."
+            "record offline with WANDB_MODE=offline."
         )
 
 
