@@ -484,19 +484,15 @@ class AnglE:
             HubError: the hub did not accept the push.
 
         """
-        from angle.export.hub import push_folder, stage
-        from angle.export.model_card import model_card
+        from angle.export.hub import push_model
 
         name = str(self._settings["model.name_or_path"])
         run = RunFolder(Path(name))
         is_run = run.state() is RunState.FINISHED and TokenContract.load(Path(locate(name))) == self.encoder.contract
         config = load_config(run.path / CONFIG_FILE) if is_run else None
+        base = config.model.name_or_path if config else str(Path(name).resolve() if Path(name).exists() else name)
+        record = run.record() if config else None
         with TemporaryDirectory() as scratch:
-            saved, staged = Path(scratch) / "model", Path(scratch) / "staged"
+            saved = Path(scratch) / "model"
             self.encoder.save(saved)
-            staged.mkdir()
-            base = config.model.name_or_path if config else str(Path(name).resolve() if Path(name).exists() else name)
-            pushed = stage(saved, staged, hub_model_id, base)
-            card = model_card(pushed, config, run.record() if config else None)
-            (staged / "README.md").write_text(card, encoding="utf-8")
-            return push_folder(staged, hub_model_id, private=private, exist_ok=exist_ok)
+            return push_model(saved, hub_model_id, base, config, record, private=private, exist_ok=exist_ok)

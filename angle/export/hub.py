@@ -8,11 +8,12 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from angle.config import HubConfig
+from angle.config import HubConfig, TrainConfig
 from angle.errors import ConfigError, HubError, first_line
-from angle.export.model_card import Pushed, Reach, shown
+from angle.export.model_card import Pushed, Reach, model_card, shown
 from angle.export.sentence_transformers import check_expressible, write_modules
 from angle.modeling.description import ADAPTER_FILE
 from angle.modeling.tokenizer import TokenContract
@@ -60,6 +61,38 @@ def _check_account(account: dict[str, Any], model_id: str, endpoint: str) -> Non
             f"hub.model_id={model_id} cannot work: the token is one of {owners[0]}, who may push to "
             f"{' and '.join(f'{one}/' for one in owners)}; type for example hub.model_id={owners[0]}/{name}."
         )
+
+
+def push_model(
+    model: Path,
+    model_id: str,
+    base: str,
+    config: TrainConfig | None,
+    record: dict[str, Any] | None,
+    *,
+    private: bool,
+    exist_ok: bool = False,
+) -> str:
+    """Push a saved model with its card in one commit, and return its URL.
+
+    Args:
+        model: the folder of a saved encoder, which is not changed.
+        model_id: user/name.
+        base: the model that it was trained from.
+        config: the settings of the run it comes from, if it comes from one.
+        record: that run's record.
+        private: as in `push_folder`.
+        exist_ok: as in `push_folder`.
+
+    Raises:
+        ConfigError, HubError: as `push_folder`.
+
+    """
+    with TemporaryDirectory() as scratch:
+        staged = Path(scratch)
+        pushed = stage(model, staged, model_id, base)
+        (staged / "README.md").write_text(model_card(pushed, config, record), encoding="utf-8")
+        return push_folder(staged, model_id, private=private, exist_ok=exist_ok)
 
 
 def push_folder(

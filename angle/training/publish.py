@@ -6,12 +6,10 @@ import shlex
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from angle.config import CONFIG_FILE, HubConfig, TrainConfig
 from angle.errors import ConfigError, HubError
-from angle.export.hub import check_push, push_folder, stage
-from angle.export.model_card import model_card
+from angle.export.hub import check_push, push_model
 from angle.launcher import is_main_process, typed
 from angle.modeling.description import locate
 from angle.settings import load_config
@@ -54,11 +52,7 @@ def publish(folder: RunFolder, hub: HubConfig, result: Result) -> Result:
     model_id, model = str(hub.model_id), Path(locate(str(folder.path)))
     config, record = load_config(folder.path / CONFIG_FILE), folder.record()
     try:
-        with TemporaryDirectory() as scratch:
-            staged = Path(scratch)
-            pushed = stage(model, staged, model_id, config.model.name_or_path)
-            (staged / "README.md").write_text(model_card(pushed, config, record), encoding="utf-8")
-            url = push_folder(staged, model_id, private=hub.private)
+        url = push_model(model, model_id, config.model.name_or_path, config, record, private=hub.private)
     except (ConfigError, HubError, OSError) as error:
         run = shlex.quote(f"train.resume={relative_to_here(folder.path)}")
         again = f"{run} hub.push=true hub.model_id={model_id}{'' if hub.private else ' hub.private=false'}"
