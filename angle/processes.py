@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
+
+# DDP imports this. Its functions hold on to the process group that exists then, so it must be before there is one.
+import torch.distributed.nn.functional
 from torch import Tensor
 
 from angle.errors import ConfigError

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import zlib
@@ -53,6 +54,13 @@ def command(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
         return start(script, *arguments, folder=folder, **env)
 
     return run
+
+
+def free_port() -> int:
+    """Return a port that nothing listens on."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
 
 
 def start(script: str, *arguments: str, folder: Path, **env: str) -> subprocess.CompletedProcess[str]:

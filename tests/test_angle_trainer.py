@@ -6,7 +6,6 @@ import json
 import os
 import re
 import shlex
-import socket
 import subprocess
 import sys
 import time
@@ -17,7 +16,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import REPO, decoder_tokenizer, write_jsonl
+from conftest import REPO, decoder_tokenizer, free_port, write_jsonl
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from safetensors.torch import load_file
 from test_config import CONF, composed
@@ -626,11 +625,8 @@ def trainer(launcher: list[str], words: str, folder: Path, **env: str) -> str:
 @pytest.mark.slow
 def test_the_reference_s_command_for_bert_on_two_processes(tmp_path):
     rows_of("A", tmp_path / "nli.jsonl", 300)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     printed = trainer(
-        ["-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={port}"],
+        ["-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={free_port()}"],
         "--train_name_or_path nli.jsonl --save_dir ckpts/bert-base-nli-test --model_name_or_path tiny "
         "--pooling_strategy cls --maxlen 64 --ibn_w 30.0 --cosine_w 0.0 --angle_w 1.0 --angle_tau 20.0 "
         "--learning_rate 5e-5 --push_to_hub 0 --logging_steps 10 --save_steps 100 --warmup_steps 50 --batch_size 128 "

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +15,7 @@ import pytest
 import torch
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.utils import DistributedType
-from conftest import REPO, start
+from conftest import REPO, free_port, start
 from safetensors.torch import load_file
 from torch import distributed as dist
 from torch.multiprocessing.spawn import spawn
@@ -148,10 +147,7 @@ def numbers_in(tree: Any) -> list[float]:
 
 def test_each_process_encodes_its_share_and_one_writes(tmp_path: Path) -> None:
     write_rows(tmp_path / "pairs.jsonl", "A", 43)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    spawn(evaluate_share, (tmp_path, port), nprocs=2)
+    spawn(evaluate_share, (tmp_path, free_port()), nprocs=2)
     found = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1)]
     assert [wrote for _, wrote in found] == [True, False]
     first, second = (lengths for lengths, _ in found)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import os
-import socket
 from collections.abc import Iterable
 from contextlib import nullcontext
 from itertools import pairwise
@@ -15,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from conftest import free_port
 from torch import Tensor, nn
 from torch import distributed as dist
 from torch.multiprocessing.spawn import spawn
@@ -22,6 +22,7 @@ from torch.multiprocessing.spawn import spawn
 from angle.config import TrainConfig
 from angle.errors import ConfigError, TrainingError
 from angle.objective.angle_loss import LossTerms
+from angle.processes import leave_others
 from angle.settings import build_config, load_config
 from angle.structures import Batch
 from angle.training import memory, setup, sharding
@@ -342,12 +343,30 @@ def _count_exchanges(rank: int, folder: str, port: int) -> None:
 
 @pytest.mark.slow
 def test_processes_exchange_gradients_once_a_step(tmp_path: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    spawn(_count_exchanges, (str(tmp_path), port), nprocs=2)
+    spawn(_count_exchanges, (str(tmp_path), free_port()), nprocs=2)
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def _train_and_leave(rank: int, folder: str, port: int) -> None:
+    """Train on each of two processes, and write the names of the threads that are left at the end."""
+    told = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    os.environ |= {name: str(value) for name, value in told.items()} | {"ACCELERATE_USE_CPU": "true"}
+    settings = {"batch_size": 8, "max_steps": 1, "output_dir": f"{folder}/run"}
+    fit(build_config({"train": settings}, TrainConfig))
+    leave_others()
+    names = [path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")]
+    Path(folder, f"{rank}.txt").write_text(" ".join(names))
+
+
+@pytest.mark.slow
+def test_no_thread_of_the_connection_outlives_a_run(tmp_path: Path) -> None:
+    """Such a thread can abort the process while the interpreter ends, after a finished run."""
+    spawn(_train_and_leave, (str(tmp_path), free_port()), nprocs=2)
+    for rank in (0, 1):
+        names = (tmp_path / f"{rank}.txt").read_text()
+        assert names
+        assert "gloo" not in names
 
 
 def test_a_batch_s_weights_are_those_of_its_roles() -> None:
