@@ -30,6 +30,7 @@ from angle.structures import Batch, Tokens
 from angle.training import setup
 from angle.training.allocator import freed_memory_kept
 from angle.training.checkpoint import Progress, collect_state, load_state, save_state, seed_everything
+from angle.training.clipping import clip_gradients
 from angle.training.describe import banner, describe_environment
 from angle.training.distributed import check_equal_weights
 from angle.training.meter import Meter
@@ -215,7 +216,7 @@ def _train(run: Run, steps: Iterator[list[Batch]]) -> None:
             group["lr"] = rate
         for batch in batches:
             meter.add(batch, run.step.add_gradient(batch, 1 / len(batches), exchange=batch is batches[-1]))
-        norm = run.accelerator.clip_grad_norm_(run.step.model.parameters(), config.max_grad_norm or float("inf"))
+        norm = clip_gradients(run.step.model.parameters(), config.max_grad_norm or math.inf, run.accelerator)
         run.optimizer.step()
         run.optimizer.zero_grad()
         progress.step += 1
