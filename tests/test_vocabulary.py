@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from transformers import CanineConfig, CanineModel
 
 from angle import Encoder, ModelConfig, TrainConfig, build_config, fit
 from angle.modeling.tiny import tiny_tokenizer
@@ -84,6 +85,15 @@ def test_other_tables_stay_as_they_are(case: str) -> None:
     train_only_tokens(model, np.arange(12, dtype=np.int32) if case == "most tokens occur" else TOKENS)
 
     assert type(model.table) is nn.Embedding
+
+
+def test_a_model_without_a_table_is_left_alone() -> None:
+    config = CanineConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=4, intermediate_size=48)
+    model = CanineModel(config)
+    train_only_tokens(model, TOKENS)
+
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    assert partly_trained(model) is None
 
 
 @pytest.mark.parametrize("packing", ["auto", "off"])

@@ -59,10 +59,14 @@ def train_only_tokens(model: Any, ids: npt.NDArray[np.int32]) -> None:
         ids: (T,) the tokens of all training texts.
 
     """
-    table = model.get_input_embeddings()
+    try:
+        table = model.get_input_embeddings()
+    except NotImplementedError:  # a model that hashes characters, such as Canine, has none
+        return
+    if type(table) is not nn.Embedding or table.max_norm or table.scale_grad_by_freq or table.sparse:
+        return
     sharing = [weight for _, weight in model.named_parameters(remove_duplicate=False) if weight is table.weight]
-    plain = type(table) is nn.Embedding and not (table.max_norm or table.scale_grad_by_freq or table.sparse)
-    if not (plain and table.weight.requires_grad and len(sharing) == 1):
+    if not table.weight.requires_grad or len(sharing) > 1:
         return
     occurs = np.zeros(table.num_embeddings, bool)
     for part in np.array_split(ids, -(-len(ids) // AT_ONCE)):
@@ -71,6 +75,7 @@ def train_only_tokens(model: Any, ids: npt.NDArray[np.int32]) -> None:
         occurs[table.padding_idx] = False  # never trained, even where texts have it
     if occurs.mean() < PAYS_BELOW:
         table.__class__ = PartlyTrainedEmbedding
+        assert isinstance(table, PartlyTrainedEmbedding)
         table.train_only(torch.from_numpy(occurs.nonzero()[0]).to(table.weight.device))
 
 
