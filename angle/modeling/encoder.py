@@ -30,6 +30,7 @@ from angle.modeling.depths import Depths, Take, cut, last_states
 from angle.modeling.description import SelfDescription
 from angle.modeling.dropout import speed_up_dropout
 from angle.modeling.linear import speed_up_linear, weights_packed
+from angle.modeling.low_rank import speed_up_adapters
 from angle.modeling.packing import enable_packing, run_packed, run_padded, works_here
 from angle.modeling.parts import Parts, find_parts
 from angle.modeling.pooling import Lengths, pool
@@ -127,6 +128,7 @@ class Encoder(nn.Module):
             backbone = adapters.add_adapters(backbone, base, revision=source.revision, saved=source.saved, fresh=fresh)
         speed_up_dropout(backbone)
         speed_up_linear(backbone)
+        speed_up_adapters(backbone)
         encoder = cls(backbone, tokenizer, strategy, is_llm, start, None if merged else bits, packable)
         width = said.dimensions if said.dimensions is None else min(said.dimensions, encoder.dimensions)
         encoder.keep(said.layers, width)

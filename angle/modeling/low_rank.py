@@ -1,0 +1,108 @@
+"""A layer's low-rank adapter as one operation, with its own backward pass.
+
+peft computes it as a dozen: under autocast it casts a layer's input to the adapter's float32, drops some of it there
+and casts it back, for each layer that shares the input. Here the input stays as it is and is saved once for all of
+them, beside one byte per element for dropout; what is dropped is computed again in the backward pass.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from angle.derivatives import refuse_second_derivative
+from angle.modeling.dropout import drop, drop_again
+
+#: Device types on which dropout can be repeated.
+HERE = ("cpu", "cuda")
+
+
+class _AddLowRank(torch.autograd.Function):
+    """y + s (drop(x) A^T) B^T: the layer's own output y (..., D_out), with the adapter's part for x (..., D_in).
+
+    A is (r, D_in), B is (D_out, r) (Hu et al., "LoRA", arXiv:2106.09685). All products are computed in `kind`.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, output: Tensor, values: Tensor, down: Tensor, up: Tensor, scaling: float, p: float, kind: torch.dtype
+    ) -> Tensor:
+        a, b = down.to(kind), up.to(kind)
+        rows = values.flatten(0, -2).to(kind)
+        dropped, kept = drop(rows, p) if p else (rows, None)
+        inner = (dropped @ a.t()).mul_(scaling)
+        ctx.save_for_backward(values, kept, inner, a, b)
+        ctx.scaling, ctx.p, ctx.kinds = scaling, p, (down.dtype, up.dtype)
+        if output.dtype == kind and not output._is_view():  # autograd forbids writing to what some layers return
+            ctx.mark_dirty(output)
+            output.flatten(0, -2).addmm_(inner, b.t())
+            return output
+        return output + (inner @ b.t()).view_as(output).to(output.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        refuse_second_derivative()
+        (gradient,), (values, kept, inner, a, b) = gradients, ctx.saved_tensors
+        _, to_values, to_down, to_up, *_ = ctx.needs_input_grad
+        rows = gradient.flatten(0, -2).to(a.dtype)
+        of_inner = (rows @ b).mul_(ctx.scaling)
+        of_values = of_down = None
+        if to_values:
+            of_dropped = of_inner @ a
+            of_rows = of_dropped if kept is None else drop_again(of_dropped, kept, ctx.p)
+            of_values = of_rows.view_as(values).to(values.dtype)
+        if to_down:
+            dropped = values.flatten(0, -2).to(a.dtype)
+            if kept is not None:
+                dropped = drop_again(dropped, kept, ctx.p)
+            of_down = (of_inner.t() @ dropped).to(ctx.kinds[0])
+        of_up = (rows.t() @ inner).to(ctx.kinds[1]) if to_up else None
+        return gradient, of_values, of_down, of_up, None, None, None
+
+
+class _Adapted:
+    """What the fast variants of peft's layers share; comes before one of their classes."""
+
+    def forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Return (..., D_out) for x (..., D_in), as peft does."""
+        if args or kwargs or self.disable_adapters or self.merged or not _is_plain(self, x):
+            slow: Tensor = super().forward(x, *args, **kwargs)  # type: ignore[misc]
+            return slow
+        output: Tensor = self.base_layer(x)
+        for name in self.active_adapters:
+            if name in self.lora_A:
+                down, up, dropout = self.lora_A[name].weight, self.lora_B[name].weight, self.lora_dropout[name]
+                p = dropout.p if self.training and isinstance(dropout, nn.Dropout) else 0.0
+                device = x.device.type
+                kind = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else down.dtype
+                output = _AddLowRank.apply(output, x, down, up, self.scaling[name], p, kind)  # type: ignore[no-untyped-call]
+        return output
+
+
+def _is_plain(layer: Any, values: Tensor) -> bool:
+    """Return whether the layer's adapters are what `_AddLowRank` computes."""
+    return (
+        values.device.type in HERE
+        and not torch.compiler.is_compiling()
+        and not layer.lora_variant
+        and all(up.bias is None for up in layer.lora_B.values())
+    )
+
+
+@cache
+def _fast(kind: type) -> type:
+    """Return a class of peft's layers with `_Adapted.forward`."""
+    return type(kind.__name__, (_Adapted, kind), {})
+
+
+def speed_up_adapters(model: nn.Module) -> None:
+    """Let every adapter on a linear layer, quantised or not, run as one operation."""
+    from peft.tuners.lora import LoraLayer
+
+    for module in model.modules():
+        if isinstance(module, LoraLayer) and isinstance(module.base_layer, nn.Linear):
+            kind: Any = type(module)
+            module.__class__ = _fast(kind)
