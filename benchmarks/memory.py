@@ -24,6 +24,7 @@ from angle import TrainConfig, build_config
 from angle.config import LoraConfig
 from angle.modeling.adapters import add_adapters
 from angle.modeling.backbone import checkpoint_activations
+from angle.modeling.low_rank import speed_up_adapters
 from angle.training.dry_run import dry_run
 from angle.training.memory import Allocations
 
@@ -31,6 +32,8 @@ GIB = 2**30
 PARTS = ("frozen weights", "trained weights", "gradients", "optimiser state", "activations")
 #: Bytes per NF4 weight with double quantisation: 4 bits, an 8-bit scale per 64 weights and a 32-bit one per 16,384.
 NF4 = 0.5 + 1 / 64 + 4 / (64 * 256)
+#: Number of words that the random models' tokenizer knows.
+WORDS = 30_000
 
 
 @dataclass(frozen=True)
@@ -82,6 +85,7 @@ def predict(shape: Shape, bits: int | None, rank: int, texts: int, length: int) 
         linear = sum(module.weight.numel() for module in model.modules() if isinstance(module, torch.nn.Linear))
         total = sum(parameter.numel() for parameter in model.parameters())
         adapted = add_adapters(model, "", fresh=LoraConfig(enabled=True, r=rank, alpha=2 * rank, dropout=0.1)).train()
+        speed_up_adapters(adapted)
         trained = [parameter for parameter in adapted.parameters() if parameter.requires_grad]
         for parameter in trained:
             parameter.grad = torch.zeros_like(parameter)
@@ -95,27 +99,30 @@ def predict(shape: Shape, bits: int | None, rank: int, texts: int, length: int) 
     return dict(zip(PARTS, (frozen, size, size, 2 * size, made.peak), strict=True))
 
 
-def measure(shape: Shape, bits: int | None, rank: int, rows: int, length: int) -> dict[str, float]:
-    """Return the bytes of each part in a real step, on random weights written to a temporary folder."""
+def random_model(shape: Shape, folder: Path) -> None:
+    """Write a model with random weights, and a tokenizer that knows words w2, w3, ..., into a folder."""
+    # On a GPU, since billions of random numbers take minutes on a CPU.
+    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
+        AutoModel.from_config(shape.config(), dtype=torch.bfloat16).save_pretrained(folder)
+    words = {"[PAD]": 0, "[END]": 1, **{f"w{number}": number for number in range(2, WORDS)}}
+    backend = Tokenizer(models.WordLevel(words, "[PAD]"))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="[PAD]", eos_token="[END]")
+    tokenizer.save_pretrained(folder)
+
+
+def measure(model: Path, bits: int | None, rank: int, rows: int, length: int) -> dict[str, float]:
+    """Return the bytes of each part in a real step of a `random_model`."""
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        model = AutoModel.from_config(shape.config(), dtype=torch.bfloat16)
-        model.save_pretrained(folder / "model")
-        del model
-        words = {"[PAD]": 0, "[END]": 1, **{f"w{number}": number for number in range(2, 30_000)}}
-        backend = Tokenizer(models.WordLevel(words, "[PAD]"))
-        backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-        PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="[PAD]", eos_token="[END]").save_pretrained(
-            folder / "model"
-        )
         rng = np.random.default_rng(0)
-        texts = [" ".join(f"w{number}" for number in rng.integers(2, 30_000, length)) for _ in range(2 * rows)]
+        texts = [" ".join(f"w{number}" for number in rng.integers(2, WORDS, length)) for _ in range(2 * rows)]
         lines = (json.dumps({"text": a, "positive": b}) for a, b in zip(texts[::2], texts[1::2], strict=True))
         (folder / "rows.jsonl").write_text("\n".join(lines))
         config = build_config(
             {
                 "model": {
-                    "name_or_path": str(folder / "model"),
+                    "name_or_path": str(model),
                     "dtype": "bfloat16",
                     "load_kbit": bits,
                     "gradient_checkpointing": True,
@@ -142,15 +149,23 @@ def main() -> None:
     )
     print(f"\n| model | weights | | {' | '.join(PARTS)} | together |\n|{'---|' * (len(PARTS) + 4)}")
     for name in arguments.shapes:
-        for bits in (None, 4):
-            weights = "bfloat16" if bits is None else "NF4"
-            found = predict(SHAPES[name], bits, arguments.rank, 2 * arguments.rows, arguments.length)
-            _print(name, weights, "predicted", found)
-            # Random weights are created in bfloat16, whatever type they are loaded in.
-            whole = predict(SHAPES[name], None, arguments.rank, 2, 2)["frozen weights"]
-            if psutil.virtual_memory().available > 1.1 * max(whole, sum(found.values())):
-                real = measure(SHAPES[name], bits, arguments.rank, arguments.rows, arguments.length)
-                _print(name, weights, "measured", real)
+        with tempfile.TemporaryDirectory() as folder:
+            for bits in (None, 4):
+                weights = "bfloat16" if bits is None else "NF4"
+                found = predict(SHAPES[name], bits, arguments.rank, 2 * arguments.rows, arguments.length)
+                _print(name, weights, "predicted", found)
+                # Random weights are created in bfloat16, whatever type they are loaded in.
+                whole = predict(SHAPES[name], None, arguments.rank, 2, 2)["frozen weights"]
+                if _free() > 1.1 * max(whole, sum(found.values())):
+                    if not any(Path(folder).iterdir()):
+                        random_model(SHAPES[name], Path(folder))
+                    real = measure(Path(folder), bits, arguments.rank, arguments.rows, arguments.length)
+                    _print(name, weights, "measured", real)
+
+
+def _free() -> int:
+    """Return the free bytes of the GPU if there is one, otherwise of this machine."""
+    return torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else psutil.virtual_memory().available
 
 
 def _print(name: str, weights: str, how: str, parts: dict[str, float]) -> None:

@@ -22,7 +22,7 @@ from angle.modeling.tiny import tiny_tokenizer
 from angle.modeling.tokenizer import TextTokenizer
 from angle.training.dry_run import _longest_batch, dry_run
 from angle.training.memory import Allocations
-from benchmarks.memory import Shape, measure, predict
+from benchmarks.memory import Shape, measure, predict, random_model
 
 ROWS = [
     {"text": "a fox", "positive": "the owl", "negative": "red"},
@@ -103,14 +103,15 @@ def test_training_is_refused(tmp_path: Path) -> None:
     )
 
 
-def test_what_is_predicted_is_what_is_measured() -> None:
+def test_what_is_predicted_is_what_is_measured(tmp_path: Path) -> None:
     sizes = {
         "hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 2, "num_attention_heads": 4,
         "num_key_value_heads": 2, "vocab_size": 30_000,
     }  # fmt: skip
     shape = Shape("small", "llama", sizes)
+    random_model(shape, tmp_path)
     for bits in (None, 4):
-        predicted, measured = predict(shape, bits, 8, 8, 32), measure(shape, bits, 8, 4, 32)
+        predicted, measured = predict(shape, bits, 8, 8, 32), measure(tmp_path, bits, 8, 4, 32)
         for part in ("frozen weights", "trained weights", "gradients", "optimiser state"):
             assert measured[part] == pytest.approx(predicted[part], rel=0.01)
         assert measured["activations"] == pytest.approx(predicted["activations"], rel=0.3)

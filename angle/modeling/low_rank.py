@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from angle.derivatives import refuse_second_derivative
 from angle.modeling.dropout import drop, drop_again
 
-#: Device types on which dropout can be repeated.
-HERE = ("cpu", "cuda")
+#: Device types on which dropout can be repeated; "meta" has shapes only, to predict memory.
+HERE = ("cpu", "cuda", "meta")
 
 
 class _AddLowRank(torch.autograd.Function):
@@ -76,10 +76,14 @@ class _Adapted:
             if name in self.lora_A:
                 down, up, dropout = self.lora_A[name].weight, self.lora_B[name].weight, self.lora_dropout[name]
                 p = dropout.p if self.training and isinstance(dropout, nn.Dropout) else 0.0
-                device = x.device.type
-                kind = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else down.dtype
+                kind = _computed_in(x.device.type) or down.dtype
                 output = _AddLowRank.apply(output, x, down, up, self.scaling[name], p, kind)  # type: ignore[no-untyped-call]
         return output
+
+
+def _computed_in(device: str) -> torch.dtype | None:
+    """Return the dtype of autocast on a type of device, None without it."""
+    return torch.get_autocast_dtype(device) if device != "meta" and torch.is_autocast_enabled(device) else None
 
 
 def _is_plain(layer: Any, values: Tensor) -> bool:
