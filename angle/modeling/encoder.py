@@ -31,6 +31,7 @@ from angle.modeling.description import SelfDescription
 from angle.modeling.dropout import speed_up_dropout
 from angle.modeling.linear import speed_up_linear, weights_packed
 from angle.modeling.low_rank import speed_up_adapters
+from angle.modeling.norms import speed_up_norms
 from angle.modeling.packing import enable_packing, run_packed, run_padded, works_here
 from angle.modeling.parts import Parts, find_parts
 from angle.modeling.pooling import Lengths, pool
@@ -129,6 +130,7 @@ class Encoder(nn.Module):
         speed_up_dropout(backbone)
         speed_up_linear(backbone)
         speed_up_adapters(backbone)
+        speed_up_norms(backbone)
         encoder = cls(backbone, tokenizer, strategy, is_llm, start, None if merged else bits, packable)
         width = said.dimensions if said.dimensions is None else min(said.dimensions, encoder.dimensions)
         encoder.keep(said.layers, width)

@@ -7,7 +7,6 @@ them, beside one byte per element for dropout; what is dropped is computed again
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
 import torch
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 
 from angle.derivatives import refuse_second_derivative
 from angle.modeling.dropout import drop, drop_again
+from angle.modeling.mixing import mix_in
 
 #: Device types on which dropout can be repeated; "meta" has shapes only, to predict memory.
 HERE = ("cpu", "cuda", "meta")
@@ -96,17 +96,10 @@ def _is_plain(layer: Any, values: Tensor) -> bool:
     )
 
 
-@cache
-def _fast(kind: type) -> type:
-    """Return a class of peft's layers with `_Adapted.forward`."""
-    return type(kind.__name__, (_Adapted, kind), {})
-
-
 def speed_up_adapters(model: nn.Module) -> None:
     """Let every adapter on a linear layer, quantised or not, run as one operation."""
     from peft.tuners.lora import LoraLayer
 
     for module in model.modules():
         if isinstance(module, LoraLayer) and isinstance(module.base_layer, nn.Linear):
-            kind: Any = type(module)
-            module.__class__ = _fast(kind)
+            mix_in(_Adapted, module)
