@@ -138,18 +138,22 @@ def _adapted(**settings: Any) -> Any:
     return made
 
 
-@pytest.mark.parametrize("settings", [{"use_dora": True}, {"lora_bias": True}])
-def test_other_kinds_of_adapters_run_as_peft_runs_them(settings: dict[str, bool]) -> None:
+@pytest.mark.parametrize("settings", [{}, {"use_dora": True}, {"lora_bias": True}])
+def test_every_kind_of_adapter_can_be_merged_and_disabled(settings: dict[str, bool]) -> None:
     torch.manual_seed(0)
     model, values = _adapted(**settings), torch.randn(3, 6)
     layer = model.base_model.model[0]
     assert isinstance(layer, _Adapted)
+    with torch.no_grad():
+        for magnitude in layer.lora_magnitude_vector.parameters():
+            magnitude.mul_(2)
     before = layer(values)
-    layer.merge()
-    torch.testing.assert_close(layer(values), before)  # merged, one product of the base layer's kind
-    layer.unmerge()
     with model.disable_adapter():
-        torch.testing.assert_close(layer(values), layer.base_layer(values))
+        disabled = layer(values)
+    torch.testing.assert_close(disabled, layer.base_layer(values))
+    layer.merge()
+    torch.testing.assert_close(layer(values), before)
+    torch.testing.assert_close(layer.base_layer(values), before)
 
 
 def test_gradients_are_the_true_ones() -> None:
