@@ -41,6 +41,12 @@ torch.set_num_threads(1)  # test files run side by side, and models are tiny: th
 os.environ |= {"HF_HUB_OFFLINE": "1", "WANDB_MODE": "disabled"}
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Hide GPUs, so that tests do the same everywhere, except from those that are asked for by `-m gpu`."""
+    if config.option.markexpr != "gpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     os.environ["ANGLE_CACHE"] = str(tmp_path_factory.mktemp("cache"))

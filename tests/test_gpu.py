@@ -1,0 +1,148 @@
+"""What a GPU computes is what a CPU computes: `pytest -m gpu` where there is one, otherwise the CPU against itself."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import write_jsonl
+from test_packing import TEXTS, cases, embed, load
+from torch import Tensor
+
+from angle.config import TrainConfig
+from angle.modeling.attention import Attention
+from angle.modeling.varlen import HALF_TYPES, Texts, attend_texts, call_kernel, flash_with_dropout, installed_kernels
+from angle.settings import build_config
+from angle.training.loop import fit
+
+pytestmark = pytest.mark.gpu
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+ON_GPU = pytest.mark.skipif(DEVICE.type == "cpu", reason="needs a GPU")
+LENGTHS = np.array([90, 47, 46, 46, 20, 13, 7, 7, 3, 1])
+
+
+def plain(q: Tensor, k: Tensor, v: Tensor, how: Attention) -> Tensor:
+    """Return (T, H, d): attention text by text, in float64."""
+    texts = []
+    for one in zip(*(torch.split(tensor.double(), LENGTHS.tolist()) for tensor in (q, k, v)), strict=True):
+        a, b, c = (part.transpose(0, 1) for part in one)
+        b, c = (part.repeat_interleave(len(a) // len(part), dim=0) for part in (b, c))
+        scores = (a @ b.transpose(1, 2)) * a.shape[-1] ** -0.5
+        hidden = ~how.seen(a.shape[1], a.device)
+        texts.append((scores.masked_fill(hidden, float("-inf")).softmax(-1) @ c).transpose(0, 1))
+    return torch.cat(texts)
+
+
+def made(heads: Sequence[int], width: int, kind: torch.dtype) -> list[Tensor]:
+    torch.manual_seed(0)
+    total = int(LENGTHS.sum())
+    return [torch.randn(total, count, width, device=DEVICE).to(kind).requires_grad_() for count in heads]
+
+
+def apart(found: Tensor, wanted: Tensor) -> float:
+    found, wanted = found.detach().double(), wanted.detach().double()
+    return float((found - wanted).norm() / wanted.norm())
+
+
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+@pytest.mark.parametrize("width", [32, 64, 80, 128, 256])
+@pytest.mark.parametrize("heads", [(4, 4, 4), (8, 2, 2)], ids=str)
+def test_attention_and_its_gradient(kind: torch.dtype, width: int, heads: tuple[int, ...]) -> None:
+    """By whatever kernel is chosen here, with the same numbers as in float64."""
+    texts = Texts(LENGTHS, DEVICE)
+    for causal, window in product((False, True), (None, 16)):
+        how, given = Attention(causal, window), made(heads, width, kind)
+        exact = [tensor.detach().double().requires_grad_() for tensor in given]
+        wanted = plain(*exact, how)
+        found = attend_texts(*(tensor.transpose(0, 1)[None] for tensor in given), texts, how)[0]
+        direction = torch.randn_like(wanted)
+        gradients = (
+            torch.autograd.grad((out.double() * direction).sum(), tensors)
+            for out, tensors in ((found, given), (wanted, exact))
+        )
+        errors = [apart(found, wanted), *map(apart, *gradients)]
+        assert max(errors) < (1e-5 if kind == torch.float32 else 1e-2)
+
+
+@ON_GPU
+@pytest.mark.parametrize("name", sorted(installed_kernels()))
+def test_a_kernel_with_dropout(name: str) -> None:
+    """The right share is dropped, the mean stays, and the gradient is that of the draw."""
+    texts, how = Texts(LENGTHS, DEVICE), Attention(causal=False, dropout=0.2)
+    q, k, v = made((4, 4, 4), 128, torch.bfloat16)
+    out = call_kernel(name, q, k, v, texts, how)
+    direction = torch.randn_like(out)
+    (of_value,) = torch.autograd.grad((out * direction).sum(), v)
+    # Attention is linear in the values.
+    assert (of_value.double() * v).sum().item() == pytest.approx((out.double() * direction).sum().item(), rel=1e-2)
+    with torch.no_grad():
+        mean = torch.stack([call_kernel(name, q, k, v, texts, how).double() for _ in range(400)]).mean(0)
+        one = torch.zeros_like(v)
+        first = torch.arange(LENGTHS[0], device=DEVICE)
+        one[first, :, first] = 1  # so that the outputs of the first text are its attention weights
+        weights = call_kernel(name, q, k, one, texts, how)[: LENGTHS[0], :, : LENGTHS[0]]
+    assert apart(mean, plain(q, k, v, Attention(causal=False))) < 0.05
+    assert (weights == 0).double().mean().item() == pytest.approx(how.dropout, abs=0.01)
+
+
+@ON_GPU
+def test_the_same_seed_drops_the_same() -> None:
+    texts, how, given = Texts(LENGTHS, DEVICE), Attention(causal=False, dropout=0.1), made((4, 4, 4), 64, HALF_TYPES[1])
+    outputs = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        outputs.append(flash_with_dropout(*given, texts, how))
+    assert torch.equal(outputs[0], outputs[1])
+    assert not torch.equal(outputs[0], outputs[2])
+
+
+@pytest.mark.parametrize(("name", "start"), cases())
+def test_models_run_packed(folder_of: Callable[[str], str], name: str, start: int | None) -> None:
+    encoder = load(folder_of(name), start=start).eval()
+    wanted = embed(encoder)
+    encoder.to(DEVICE)
+    with torch.autocast(DEVICE.type, torch.bfloat16):
+        encoder.try_packing(training=True)
+        assert encoder.is_packed
+        tokens = encoder.tokenizer(TEXTS)
+        found = encoder(torch.from_numpy(tokens.ids.astype(np.int64)).to(DEVICE), tokens.lengths)
+    assert torch.nn.functional.cosine_similarity(found.cpu(), wanted).min() > 0.99
+
+
+def losses(folder: Path, model: str = "tiny", **train: Any) -> list[float]:
+    """Train for a few steps, and return the losses."""
+    rows = [
+        {"text": f"owl {n % 7} in", "positive": f"fox {n}", "negative": "red moon " * (n % 5 + 1)} for n in range(64)
+    ]
+    folder.mkdir()
+    settings = {
+        "model": {"name_or_path": model},
+        "data": {"train": {"name_or_path": str(write_jsonl(folder / "rows.jsonl", rows))}},
+        "train": {"output_dir": str(folder / "run"), "batch_size": 16, "max_steps": 4, "logging_steps": 1, **train},
+    }
+    run = fit(build_config(settings, TrainConfig)).folder
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [line["loss"] for line in lines if "loss" in line]
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_a_run_can_be_repeated_bit_for_bit(folder_of: Callable[[str], str], tmp_path: Path, precision: str) -> None:
+    """With dropout, in attention too."""
+    first, second, other = (
+        losses(tmp_path / str(number), folder_of("bert"), mixed_precision=precision, seed=seed)
+        for number, seed in enumerate((1, 1, 2))
+    )
+    assert len(first) == 4
+    assert first == second != other
+
+
+def test_micro_batches_and_padding_give_the_same_losses(tmp_path: Path) -> None:
+    whole = losses(tmp_path / "whole")
+    assert losses(tmp_path / "parts", token_budget=64) == pytest.approx(whole, rel=1e-4)
+    assert losses(tmp_path / "padded", packing="off") == pytest.approx(whole, rel=1e-4)
