@@ -24,7 +24,6 @@ from angle import TrainConfig, build_config
 from angle.config import LoraConfig
 from angle.modeling.adapters import add_adapters
 from angle.modeling.backbone import checkpoint_activations
-from angle.modeling.low_rank import speed_up_adapters
 from angle.training.dry_run import dry_run
 from angle.training.memory import Allocations
 
@@ -85,7 +84,6 @@ def predict(shape: Shape, bits: int | None, rank: int, texts: int, length: int) 
         linear = sum(module.weight.numel() for module in model.modules() if isinstance(module, torch.nn.Linear))
         total = sum(parameter.numel() for parameter in model.parameters())
         adapted = add_adapters(model, "", fresh=LoraConfig(enabled=True, r=rank, alpha=2 * rank, dropout=0.1)).train()
-        speed_up_adapters(adapted)
         trained = [parameter for parameter in adapted.parameters() if parameter.requires_grad]
         for parameter in trained:
             parameter.grad = torch.zeros_like(parameter)

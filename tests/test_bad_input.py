@@ -67,6 +67,16 @@ def even_model(folder: Path) -> None:
     odd_model(folder, 32)
 
 
+def larger_tokenizer(folder: Path) -> None:
+    """Save such a model with a tokenizer that has two more words than the model knows."""
+    from transformers import AutoTokenizer
+
+    even_model(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens(["owl", "fox"])
+    tokenizer.save_pretrained(folder)
+
+
 def other_run(folder: Path) -> None:
     """Begin a run with another seed."""
     from angle.config import TrainConfig, TrainingConfig
@@ -114,6 +124,13 @@ CASES = {
         ("data=files", "data.train.name_or_path=nobody/nothing"),
         "data.train: nobody/nothing (subset none, split train) could not be loaded from the hub: Couldn't reach "
         "'nobody/nothing' on the Hub (OfflineModeIsEnabled). Check the name, the subset and the split, or give a file.",
+        heavy=True,
+    ),
+    "a token beyond the model's table": Case(
+        ("model.name_or_path=larger", *TRAIN),
+        "data.train: The tokenizer writes 'fox' as number 10, but the model has embeddings for 9 tokens, counted from "
+        "0; give the model's own tokenizer as model.tokenizer_name_or_path.",
+        {"larger": larger_tokenizer, "rows.jsonl": changed({3: {"text1": "a fox"}})},
         heavy=True,
     ),
     "typo": Case(("train.epoch=2",), "There is no setting train.epoch; did you mean train.epochs?"),

@@ -20,6 +20,8 @@ from angle.data.corpus import Corpus, cached_tokens, load_corpus
 from angle.data.roles import TASKS
 from angle.data.sources import open_tables
 from angle.errors import DataError
+from angle.modeling.tiny import tiny_tokenizer
+from angle.modeling.tokenizer import TextTokenizer
 from angle.structures import Tokens
 
 
@@ -161,6 +163,16 @@ def test_the_fingerprint_sees_every_change(tmp_path, tokenizer, change):
     one = load(write_jsonl(tmp_path / "a.jsonl", PAIRS), tokenizer)
     assert load(write_jsonl(tmp_path / "b.jsonl", PAIRS), tokenizer).fingerprint == one.fingerprint
     assert load(write_jsonl(tmp_path / "c.jsonl", change(PAIRS)), tokenizer).fingerprint != one.fingerprint
+
+
+def test_cached_tokens_must_be_known_to_the_model_too(tmp_path):
+    """Another model may have the same tokenizer and a smaller table."""
+    path = write_jsonl(tmp_path / "a.jsonl", PAIRS)
+    tokens = load(path, TextTokenizer(tiny_tokenizer(), 64)).tokens
+    last = int(tokens.ids.max())
+    load(path, TextTokenizer(tiny_tokenizer(), 64, known=lambda: last + 1))
+    with pytest.raises(DataError, match=rf"as number {last}, but the model has embeddings for {last} tokens"):
+        load(path, TextTokenizer(tiny_tokenizer(), 64, known=lambda: last))
 
 
 def test_template_columns_make_texts_distinct(tmp_path):

@@ -355,6 +355,18 @@ def test_encoding_runs_without_dropout_and_restores_the_mode(
     assert encoder.training is training
 
 
+@pytest.mark.parametrize("packing", [True, False])
+def test_padding_need_not_be_a_token_of_the_model(model_folder: Callable[[str], Path], packing: bool) -> None:
+    """As when a padding token was added to a tokenizer, but no row to the table."""
+    encoder = load(model_folder("bert"), "avg")
+    encoder.packable = packing
+    expected = encoder.encode(TEXTS)
+    tokenizer = encoder.tokenizer.tokenizer
+    tokenizer.add_special_tokens({"pad_token": "[NEW]"})
+    assert tokenizer.pad_token_id >= encoder.backbone.get_input_embeddings().num_embeddings
+    assert close(encoder.encode(TEXTS), expected)
+
+
 @pytest.mark.parametrize(("together", "copies"), [(1, [2, 3, 1]), (9, [5, 1]), (24, [6]), (1000, [6])])
 def test_groups_are_copied_together_to_their_places(together: int, copies: list[int]) -> None:
     rows, out, seen = torch.arange(24.0).view(6, 4), torch.zeros(6, 4), list[int]()

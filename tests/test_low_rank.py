@@ -14,8 +14,7 @@ from peft import get_peft_model
 from torch import Tensor, nn
 
 from angle.config import LoraConfig, ModelConfig, PoolingConfig
-from angle.modeling import encoder as encoder_module
-from angle.modeling import low_rank
+from angle.modeling import adapters, low_rank
 from angle.modeling.encoder import Encoder
 from angle.modeling.low_rank import _Adapted, speed_up_adapters
 
@@ -26,7 +25,7 @@ def loaded(folder: str, *, fast: bool, monkeypatch: pytest.MonkeyPatch, **settin
     """Return a model whose adapter does something, with peft's own layers or ours."""
     with monkeypatch.context() as patch:
         if not fast:
-            patch.setattr(encoder_module, "speed_up_adapters", lambda backbone: None)
+            patch.setattr(adapters, "speed_up_adapters", lambda backbone: None)
         model = ModelConfig(folder, **settings)
         encoder = Encoder.load(model, PoolingConfig("avg"), LoraConfig(True, r=4, alpha=8, dropout=0.2)).train()
     torch.manual_seed(0)

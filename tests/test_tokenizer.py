@@ -16,6 +16,7 @@ from angle.errors import ConfigError
 from angle.modeling import tokenizer as tokenizer_module
 from angle.modeling.backbone import load_tokenizer
 from angle.modeling.description import SelfDescription
+from angle.modeling.tiny import tiny_model
 from angle.modeling.tokenizer import TextTokenizer, TokenContract, template_fields
 from angle.prompts import Prompts
 from angle.structures import Tokens
@@ -309,7 +310,7 @@ def test_last_token_pooling_needs_an_end(
 ) -> None:
     decoder_tokenizer(start=True).save_pretrained(tmp_path)
     config = ModelConfig(str(tmp_path), prompt=prompt)
-    wrapped = load_tokenizer(config, str(tmp_path), said, pooling, None)
+    wrapped = load_tokenizer(config, str(tmp_path), said, pooling, tiny_model())
     assert wrapped.special_tokens == (("<s>",), ("</s>",) if end else ())
     assert wrapped.tokenizer.padding_side == ("left" if pooling == "last" else "right")
 
@@ -317,7 +318,9 @@ def test_last_token_pooling_needs_an_end(
 def test_padding_that_looks_like_an_end(tmp_path: Path) -> None:
     decoder_tokenizer(start=True).save_pretrained(tmp_path)
     with pytest.raises(ConfigError) as error:
-        load_tokenizer(ModelConfig(str(tmp_path), padding_side="right"), str(tmp_path), SelfDescription(), "last", None)
+        load_tokenizer(
+            ModelConfig(str(tmp_path), padding_side="right"), str(tmp_path), SelfDescription(), "last", tiny_model()
+        )
     assert str(error.value) == (
         "model.padding_side=right cannot work with pooling.strategy=last: </s> both pads and ends texts, so other "
         "software would take the end of a text for padding; type model.padding_side=left."
@@ -328,7 +331,7 @@ def test_a_tokenizer_that_writes_texts_otherwise_than_the_model_was_trained(tmp_
     decoder_tokenizer(start=True).save_pretrained(tmp_path)
     said = SelfDescription(pooling="last", special_tokens=(("<s>",), ("</s>",)))
     with pytest.raises(ConfigError) as error:
-        load_tokenizer(ModelConfig(str(tmp_path)), str(tmp_path), said, "last", None)
+        load_tokenizer(ModelConfig(str(tmp_path)), str(tmp_path), said, "last", tiny_model())
     assert str(error.value) == (
         f"{tmp_path} was trained on texts <s> ... </s>, but its tokenizer now writes <s> ...: give the right one by "
         f"model.tokenizer_name_or_path=..."

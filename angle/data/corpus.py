@@ -40,6 +40,9 @@ class Tokenizer(Protocol):
     def __call__(self, texts: Sequence[str], extras: Sequence[Mapping[str, str]] | None = None) -> Tokens:
         """Return the tokens of texts."""
 
+    def check_known(self, tokens: Tokens) -> None:
+        """Raise ConfigError, a ValueError, if the model has no embedding for one of the tokens."""
+
 
 @dataclass(frozen=True)
 class Corpus:
@@ -257,15 +260,15 @@ class CorpusBuilder:
     def _tokens(self, tokenizer: Tokenizer, texts_digest: str, cache: bool) -> Tokens:
         def tokenize() -> Tokens:
             extras = [dict(zip(self.extra_columns, key[1:], strict=True)) for key in self._texts]
-            try:
-                return tokenizer([key[0] for key in self._texts], extras if self.extra_columns else None)
-            except ValueError as error:
-                raise DataError(f"{setting(self.role)}: {error}.") from None
+            return tokenizer([key[0] for key in self._texts], extras if self.extra_columns else None)
 
-        if not cache:
-            return tokenize()
         key = hashlib.sha256(f"{tokenizer.fingerprint}/{texts_digest}".encode()).hexdigest()
-        return cached_tokens(cache_folder("tokens") / key, tokenize)
+        try:
+            tokens = cached_tokens(cache_folder("tokens") / key, tokenize) if cache else tokenize()
+            tokenizer.check_known(tokens)  # the cache knows the tokenizer, but not the model
+        except ValueError as error:
+            raise DataError(f"{setting(self.role)}: {error}.") from None
+        return tokens
 
 
 def _not_text(value: object) -> tuple[str, str]:

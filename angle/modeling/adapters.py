@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from angle.config import LoraConfig
 from angle.errors import ConfigError, first_line
 from angle.modeling.description import ADAPTER_FILE
+from angle.modeling.low_rank import speed_up_adapters
 from angle.modeling.quantization import quiet_bitsandbytes
 
 if TYPE_CHECKING:
@@ -98,6 +99,7 @@ def add_adapters(
             config.revision = revision
         for name, parameter in model.named_parameters():
             parameter.requires_grad_("lora_" in name and f".{TRAINED}." in name)
+        speed_up_adapters(model)
         return model
 
 

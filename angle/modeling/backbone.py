@@ -6,6 +6,7 @@ import contextlib
 import importlib.util
 import io
 import struct
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from angle.config import ModelConfig
@@ -15,13 +16,14 @@ from angle.modeling.packing import first_position, position_table
 from angle.modeling.quantization import loading_options, own_device
 from angle.modeling.tiny import tiny_model, tiny_tokenizer
 from angle.modeling.tokenizer import DEFAULT_MAX_LENGTH, TextTokenizer, ends_in_words, special_tokens
+from angle.modeling.vocabulary import known_tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
 def load_tokenizer(
-    config: ModelConfig, name: str, said: SelfDescription, pooling: str, backbone_limit: int | None
+    config: ModelConfig, name: str, said: SelfDescription, pooling: str, model: PreTrainedModel
 ) -> TextTokenizer:
     """Return a model's tokenizer, following the contract given by the settings and the model's own description.
 
@@ -30,7 +32,7 @@ def load_tokenizer(
         name: the model's located folder or hub name.
         said: what the model says about itself.
         pooling: the pooling strategy.
-        backbone_limit: maximum number of tokens the model has positions for, None if unbounded.
+        model: the model that reads the tokens.
 
     Raises:
         ConfigError: there is no tokenizer, it writes texts differently than in the model's training, or it cannot
@@ -65,12 +67,13 @@ def load_tokenizer(
                 f"ends texts, so other software would take the end of a text for padding; type model.padding_side=left."
             )
         tokenizer.padding_side = "left"
-    own_limit = min(DEFAULT_MAX_LENGTH, backbone_limit or DEFAULT_MAX_LENGTH)
+    limit = position_limit(model)
+    own_limit = min(DEFAULT_MAX_LENGTH, limit or DEFAULT_MAX_LENGTH)
     max_length = config.max_length or said.max_length or own_limit
-    if backbone_limit is not None and max_length > backbone_limit:
+    if limit is not None and max_length > limit:
         raise ConfigError(
-            f"model.max_length={max_length} cannot work: the model has positions for {backbone_limit} "
-            f"tokens; type model.max_length={backbone_limit}."
+            f"model.max_length={max_length} cannot work: the model has positions for {limit} "
+            f"tokens; type model.max_length={limit}."
         )
     prompt = config.prompt if config.prompt is not None else said.prompt
     own = special_tokens(tokenizer)
@@ -83,7 +86,7 @@ def load_tokenizer(
     if end_token is None and said.pooling != "last" and pooling == "last" and not ends_in_words(prompt):
         # Otherwise, an embedding would be the state of whatever word a text happens to end with.
         end_token = True if tokenizer.eos_token and not own[1] else None
-    return TextTokenizer(tokenizer, max_length, prompt, end_token)
+    return TextTokenizer(tokenizer, max_length, prompt, end_token, partial(known_tokens, model))
 
 
 def _written(special_tokens: tuple[tuple[str, ...], tuple[str, ...]] | None) -> str:
@@ -147,6 +150,8 @@ def load_backbone(config: ModelConfig, name: str, bits: int | None = None) -> Pr
             f"model.name_or_path={name} cannot work: {type(model).__name__} is an encoder with a decoder behind it; "
             f"choose an encoder such as bert_base or a decoder such as qwen3_0.6b."
         )
+    if config.attn_implementation is None and getattr(model.config, "attn_logit_softcapping", None) is not None:
+        model.set_attn_implementation("eager")  # transformers 5.17 chooses sdpa, which would leave scores uncapped
     is_llm = is_decoder(model)
     if config.is_llm is not None and config.is_llm != is_llm:
         raise ConfigError(

@@ -21,7 +21,6 @@ from angle.modeling.backbone import (
     is_decoder,
     load_backbone,
     load_tokenizer,
-    position_limit,
     quiet_transformers,
 )
 from angle.modeling.bidirectional import first_bidirectional_layer, make_bidirectional
@@ -30,7 +29,6 @@ from angle.modeling.depths import Depths, Take, cut, last_states
 from angle.modeling.description import SelfDescription
 from angle.modeling.dropout import speed_up_dropout
 from angle.modeling.linear import speed_up_linear, weights_packed
-from angle.modeling.low_rank import speed_up_adapters
 from angle.modeling.norms import speed_up_norms
 from angle.modeling.packing import enable_packing, run_packed, run_padded, works_here
 from angle.modeling.parts import Parts, find_parts
@@ -111,7 +109,7 @@ class Encoder(nn.Module):
         backbone = _load_weights(model, source, said, bits, merged=merged)
         is_llm = is_decoder(backbone)
         strategy = _resolve_pooling(pooling, said, is_llm=is_llm)
-        tokenizer = load_tokenizer(*source.tokenizer(model), said, strategy, position_limit(backbone))
+        tokenizer = load_tokenizer(*source.tokenizer(model), said, strategy, backbone)
         start = first_bidirectional_layer(backbone, billm, said.bidirectional_from, is_llm=is_llm, kept=model.layers)
         if start is not None:
             make_bidirectional(backbone, start)
@@ -129,7 +127,6 @@ class Encoder(nn.Module):
             backbone = adapters.add_adapters(backbone, base, revision=source.revision, saved=source.saved, fresh=fresh)
         speed_up_dropout(backbone)
         speed_up_linear(backbone)
-        speed_up_adapters(backbone)
         speed_up_norms(backbone)
         encoder = cls(backbone, tokenizer, strategy, is_llm, start, None if merged else bits, packable)
         width = said.dimensions if said.dimensions is None else min(said.dimensions, encoder.dimensions)
@@ -246,11 +243,10 @@ class Encoder(nn.Module):
             self.try_packing()
         if self.is_packed:
             return run_packed(self.backbone, ids, lengths, take, **options)
-        pad = self.tokenizer.tokenizer.pad_token_id or 0
         groups = self._groups(lengths)
         parts = torch.split(ids, [int(group.sum()) for group in groups])
         of_groups = [
-            run_padded(self.backbone, part, group, pad, take, **options)
+            run_padded(self.backbone, part, group, self.tokenizer.pad_id, take, **options)
             for part, group in zip(parts, groups, strict=True)
         ]
         return [torch.cat(of_depth) for of_depth in zip(*of_groups, strict=True)]

@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import json
 import string
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -104,9 +104,21 @@ class TextTokenizer:
     """A tokenizer with a template and a maximum length. Truncation cuts the text, never the template."""
 
     def __init__(
-        self, tokenizer: Any, max_length: int, prompt: str | None = None, end_token: bool | None = None
+        self,
+        tokenizer: Any,
+        max_length: int,
+        prompt: str | None = None,
+        end_token: bool | None = None,
+        known: Callable[[], int | None] = lambda: None,
     ) -> None:
         """Wrap a fast transformers tokenizer.
+
+        Args:
+            tokenizer: the tokenizer.
+            max_length: maximum number of tokens of a text, template included.
+            prompt: the template.
+            end_token: whether to end every text with the end token; None to leave that to the tokenizer.
+            known: returns how many tokens the model has embeddings for, None if any number.
 
         Raises:
             ConfigError: the tokenizer is not fast, the template leaves no room for a text, or the end token does not
@@ -123,6 +135,7 @@ class TextTokenizer:
             self._set_end_token(end_token)
         self.max_length = max_length
         self.prompt = prompt
+        self._known = known
         # If the text is the only field and ends the template, the tokenizer cuts nothing but the text.
         self._cut_by_tokenizer = (
             prompt is not None
@@ -139,6 +152,12 @@ class TextTokenizer:
                     f"model.max_length={max_length} leaves no room for a text: the template {prompt!r} alone takes "
                     f"{self._template_length} tokens; raise model.max_length or shorten model.prompt."
                 )
+
+    @property
+    def pad_id(self) -> int:
+        """The token that pads; as it is masked, any that the model knows will do."""
+        own, known = self.tokenizer.pad_token_id, self._known()
+        return own if own is not None and (known is None or own < known) else 0
 
     @property
     def special_tokens(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -183,6 +202,7 @@ class TextTokenizer:
 
         Raises:
             ValueError: a text gives no token at all, or further columns leave no room for it.
+            ConfigError: a text has a token that the model has no embedding for.
 
         """
         chunks, lengths = [np.zeros(0, np.int32)], [np.zeros(0, np.int64)]
@@ -196,7 +216,19 @@ class TextTokenizer:
                 raise ValueError(f"the text {empty!r} gives no token with this tokenizer")
             chunks.append(np.fromiter((i for row in ids for i in row), np.int32, int(lengths[-1].sum())))
         offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(np.concatenate(lengths))])
-        return Tokens(np.concatenate(chunks), offsets)
+        tokens = Tokens(np.concatenate(chunks), offsets)
+        self.check_known(tokens)
+        return tokens
+
+    def check_known(self, tokens: Tokens) -> None:
+        """Raise ConfigError for a token beyond the model's table, which a GPU would report late and as an assertion."""
+        last, known = int(tokens.ids.max(initial=0)), self._known()
+        if known is not None and last >= known:
+            raise ConfigError(
+                f"The tokenizer writes {self.tokenizer.convert_ids_to_tokens(last)!r} as number {last}, but the model "
+                f"has embeddings for {known:,} tokens, counted from 0; give the model's own tokenizer as "
+                f"model.tokenizer_name_or_path"
+            )
 
     def render(self, texts: Sequence[str], extras: Sequence[Mapping[str, str]] | None = None) -> list[str]:
         """Return each text inside the template, cut where the tokenizer would otherwise cut the template too."""

@@ -51,6 +51,19 @@ class PartlyTrainedEmbedding(nn.Embedding):
         destination[f"{prefix}weight"] = table.index_copy(0, (self.index >= 0).nonzero()[:, 0], trained)
 
 
+def token_table(model: Any) -> Any:
+    """Return the module that has the embeddings of tokens; None for a model that hashes characters, such as Canine."""
+    try:
+        return model.get_input_embeddings()
+    except NotImplementedError:
+        return None
+
+
+def known_tokens(model: Any) -> int | None:
+    """Return how many tokens the model has embeddings for now; None if any number."""
+    return getattr(token_table(model), "num_embeddings", None)
+
+
 def train_only_tokens(model: Any, ids: npt.NDArray[np.int32]) -> None:
     """Leave the embeddings of all other tokens out of training, if this changes nothing but the cost.
 
@@ -59,10 +72,7 @@ def train_only_tokens(model: Any, ids: npt.NDArray[np.int32]) -> None:
         ids: (T,) the tokens of all training texts.
 
     """
-    try:
-        table = model.get_input_embeddings()
-    except NotImplementedError:  # a model that hashes characters, such as Canine, has none
-        return
+    table = token_table(model)
     if type(table) is not nn.Embedding or table.max_norm or table.scale_grad_by_freq or table.sparse:
         return
     sharing = [weight for _, weight in model.named_parameters(remove_duplicate=False) if weight is table.weight]
