@@ -85,14 +85,15 @@ def predict(shape: Shape, bits: int | None, rank: int, texts: int, length: int) 
         total = sum(parameter.numel() for parameter in model.parameters())
         adapted = add_adapters(model, "", fresh=LoraConfig(enabled=True, r=rank, alpha=2 * rank, dropout=0.1)).train()
         trained = [parameter for parameter in adapted.parameters() if parameter.requires_grad]
+        size = sum(parameter.nbytes for parameter in trained)
+        adapted.to(torch.bfloat16)  # which autocast, unknown on this device, would compute in
         for parameter in trained:
             parameter.grad = torch.zeros_like(parameter)
-        with Allocations() as made, torch.autocast("cpu", torch.bfloat16):
+        with Allocations() as made:
             ids = torch.zeros(texts, length, dtype=torch.int64)
             seen = torch.ones(texts, 1, length, length, dtype=torch.bool)  # given, because none can be derived here
             states = adapted(input_ids=ids, attention_mask=seen, use_cache=False).last_hidden_state
             states.float().mean(1).sum().backward()
-    size = sum(parameter.nbytes for parameter in trained)
     frozen = 2 * total if bits is None else 2 * (total - linear) + NF4 * linear
     return dict(zip(PARTS, (frozen, size, size, 2 * size, made.peak), strict=True))
 

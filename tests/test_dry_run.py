@@ -114,7 +114,7 @@ def test_what_is_predicted_is_what_is_measured(tmp_path: Path) -> None:
         predicted, measured = predict(shape, bits, 8, 8, 32), measure(tmp_path, bits, 8, 4, 32)
         for part in ("frozen weights", "trained weights", "gradients", "optimiser state"):
             assert measured[part] == pytest.approx(predicted[part], rel=0.01)
-        assert measured["activations"] == pytest.approx(predicted["activations"], rel=0.3)
+        assert measured["activations"] == pytest.approx(predicted["activations"], rel=0.15)
 
 
 def test_nothing_of_frozen_weights_is_kept_twice(tmp_path: Path) -> None:
