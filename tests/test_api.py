@@ -370,6 +370,15 @@ def test_a_template_s_fields_must_all_be_given(angle: AnglE) -> None:
         angle.encode([{"text": "a", "topic": "b"}, "a"], prompt="{topic}: {text}")
 
 
+def test_a_token_that_the_model_does_not_know() -> None:
+    """With options too, for which a tokenizer is made for the call."""
+    angle = AnglE("tiny")
+    angle.tokenizer.add_tokens(["zzz"])
+    for options in ({}, {"max_length": 8}, {"prompt": "a {text}"}):
+        with pytest.raises(ConfigError, match="writes 'zzz' as number"):
+            angle.encode("a zzz", **options)
+
+
 @pytest.mark.parametrize("max_length", [1, 0, -5])
 def test_a_length_that_leaves_no_text(angle: AnglE, max_length: int) -> None:
     with pytest.raises(ConfigError, match=f"max_length={max_length} cannot work: it must be at least 2"):

@@ -128,8 +128,9 @@ CASES = {
     ),
     "a token beyond the model's table": Case(
         ("model.name_or_path=larger", *TRAIN),
-        "data.train: The tokenizer writes 'fox' as number 10, but the model has embeddings for 9 tokens, counted from "
-        "0; give the model's own tokenizer as model.tokenizer_name_or_path.",
+        "data.train: The tokenizer writes 'fox' as number 10, counted from 0, but the model has embeddings for 9 "
+        "tokens: give a tokenizer without added tokens by model.tokenizer_name_or_path, or a model whose table was "
+        "made larger for them.",
         {"larger": larger_tokenizer, "rows.jsonl": changed({3: {"text1": "a fox"}})},
         heavy=True,
     ),

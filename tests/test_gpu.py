@@ -20,6 +20,7 @@ from angle.modeling.attention import Attention
 from angle.modeling.varlen import HALF_TYPES, Texts, attend_texts, call_kernel, flash_with_dropout, installed_kernels
 from angle.settings import build_config
 from angle.training.loop import fit
+from angle.training.tracking import Tracker
 
 pytestmark = pytest.mark.gpu
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -120,7 +121,7 @@ def losses(folder: Path, model: str = "tiny", **train: Any) -> list[float]:
     rows = [
         {"text": f"owl {n % 7} in", "positive": f"fox {n}", "negative": "red moon " * (n % 5 + 1)} for n in range(64)
     ]
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     settings = {
         "model": {"name_or_path": model},
         "data": {"train": {"name_or_path": str(write_jsonl(folder / "rows.jsonl", rows))}},
@@ -140,6 +141,38 @@ def test_a_run_can_be_repeated_bit_for_bit(folder_of: Callable[[str], str], tmp_
     )
     assert len(first) == 4
     assert first == second != other
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_a_killed_run_resumes_bit_for_bit(
+    folder_of: Callable[[str], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str
+) -> None:
+    def killed(_: Tracker) -> None:
+        if list((tmp_path / "killed" / "run" / "checkpoints").glob("*")):
+            raise KeyboardInterrupt
+
+    train = {"mixed_precision": precision, "save_steps": 2}
+    whole = losses(tmp_path / "whole", folder_of("bert"), **train)
+    with monkeypatch.context() as patch:
+        patch.setattr(Tracker, "advance", killed)
+        with pytest.raises(KeyboardInterrupt):
+            losses(tmp_path / "killed", folder_of("bert"), **train)
+    assert losses(tmp_path / "killed", folder_of("bert"), **train) == whole
+    weights = [(tmp_path / name / "run/final/model.safetensors").read_bytes() for name in ("whole", "killed")]
+    assert weights[0] == weights[1]
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3"])
+def test_autocast_leaves_norms_in_their_weights_type(folder_of: Callable[[str], str], name: str) -> None:
+    norm = load(folder_of(name), dtype="bfloat16").backbone.norm.to(DEVICE)
+    values = torch.randn(5, 32, device=DEVICE, dtype=torch.bfloat16, requires_grad=True)
+    with torch.autocast(DEVICE.type, torch.bfloat16):
+        found = norm(values)
+    assert found.dtype == torch.bfloat16
+    norm.float()
+    assert apart(found, norm(values.float())) < 1e-2
+    (gradient,) = torch.autograd.grad(found.sum(), values)
+    assert gradient.dtype == torch.bfloat16
 
 
 def test_micro_batches_and_padding_give_the_same_losses(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -137,6 +139,37 @@ def _adapted(**settings: Any) -> Any:
     return made
 
 
+def test_frozen_adapters_save_nothing_of_the_inputs_width() -> None:
+    model = get_peft_model(nn.Sequential(nn.Linear(512, 8)), PeftConfig(r=2, target_modules=["0"]))
+    speed_up_adapters(model)
+    values = torch.randn(640, 512, requires_grad=True) * 1
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    saved = _Saved()
+    with saved.hooks:
+        model(values)
+    assert 0 < sum(saved.storages.values()) < values.nbytes / 10
+
+
+def test_one_text_alone_and_dropout_by_its_own_switch() -> None:
+    torch.manual_seed(0)
+    model = _adapted(lora_dropout=0.5).train()
+    layer, values = model.base_model.model[0], torch.randn(3, 6)
+    assert not torch.equal(layer(values), layer(values))
+    layer.lora_dropout.eval()
+    torch.testing.assert_close(torch.stack([layer(row) for row in values]), layer(values))
+    layer.lora_dropout.train()["default"].p = 1.0
+    torch.testing.assert_close(layer(values), layer.base_layer(values))
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda module: pickle.loads(pickle.dumps(module))])
+def test_copies_run_as_one_operation_too(copied: Callable[[Any], Any]) -> None:
+    model, values = _adapted(), torch.randn(3, 6)
+    found = copied(model)
+    assert isinstance(found.base_model.model[0], _Adapted)
+    assert torch.equal(found(values), model(values))
+
+
 @pytest.mark.parametrize("settings", [{}, {"use_dora": True}, {"lora_bias": True}])
 def test_every_kind_of_adapter_can_be_merged_and_disabled(settings: dict[str, bool]) -> None:
     torch.manual_seed(0)
@@ -167,6 +200,22 @@ def test_gradients_are_the_true_ones() -> None:
 
     given = [tensor.double().requires_grad_() for tensor in (output, values, down, up)]
     assert torch.autograd.gradcheck(add, given)
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "transposed", "view"])
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
+def test_the_output_may_lie_in_memory_as_it_likes(layout: str, kind: torch.dtype) -> None:
+    torch.manual_seed(0)
+    output, values = torch.randn(2, 3, 4).to(kind), torch.randn(2, 3, 5)
+    down, up = torch.randn(2, 5), torch.randn(4, 2)
+    wanted = (output.float() + 0.5 * values @ down.t() @ up.t()).to(kind)
+    if layout == "transposed":
+        output = output.transpose(0, 1).contiguous().transpose(0, 1)
+    elif layout == "view":
+        output = output.view(6, 4).view(2, 3, 4)
+    found: Any = low_rank._AddLowRank.apply(output, values, down, up, 0.5, 0.0, torch.float32)
+    assert found.dtype == kind
+    torch.testing.assert_close(found, wanted)
 
 
 def test_a_second_derivative_is_refused() -> None:

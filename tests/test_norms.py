@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -53,19 +55,75 @@ def test_other_norms_stay_as_they_are(folder_of: Callable[[str], str], name: str
     assert not fused(load(folder_of(name)))
 
 
-def test_the_epsilon_is_the_modules_own() -> None:
-    class Norm(nn.Module):
-        def __init__(self, added: float) -> None:
-            super().__init__()
-            self.weight, self.eps, self.added = nn.Parameter(torch.full((8,), 0.5)), 1e-6, added
+class Norm(nn.Module):
+    """An RMS norm that may differ from torch's in what it computes."""
 
-        def forward(self, values: Tensor) -> Tensor:
-            return self.weight * values * torch.rsqrt(values.square().mean(-1, keepdim=True) + self.added)
+    def __init__(self, scale: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.weight, self.eps, self.scale = nn.Parameter(torch.ones(8)), 1e-6, scale
 
-    for added, same in ((1e-6, True), (1e-2, False)):
-        model = nn.Sequential(Norm(added))
-        speed_up_norms(model)
-        assert bool(fused(model)) == same
+    def forward(self, values: Tensor) -> Tensor:
+        return self.weight * values * self.scale(values.square().mean(-1, keepdim=True))
+
+
+@pytest.mark.parametrize(
+    ("scale", "same"),
+    [
+        (lambda square: torch.rsqrt(square + 1e-6), True),
+        (lambda square: torch.rsqrt(square + 1e-5), False),
+        (lambda square: torch.rsqrt(square), False),
+        (lambda square: torch.rsqrt(square.clamp(min=1e-6)), False),
+        (lambda square: 1 / (square.sqrt() + 1e-6), False),
+    ],
+)
+def test_the_epsilon_counts(scale: Callable[[Tensor], Tensor], same: bool) -> None:
+    model = nn.Sequential(Norm(scale))
+    speed_up_norms(model)
+    assert bool(fused(model)) == same
+
+
+def test_weights_that_hide_a_difference() -> None:
+    """With a weight of 0, every norm returns 0."""
+    norm = nn.LayerNorm(8, bias=False)
+    nn.init.zeros_(norm.weight)
+    model = nn.Sequential(norm)
+    speed_up_norms(model)
+    assert not fused(model)
+
+
+def test_norms_with_a_gate() -> None:
+    from transformers.models.qwen3_next.modeling_qwen3_next import Qwen3NextRMSNormGated
+
+    class Gated(Norm):
+        def forward(self, values: Tensor, gate: Tensor | None = None) -> Tensor:
+            return super().forward(values if gate is None else values * gate)
+
+    model = nn.Sequential(Gated(lambda square: torch.rsqrt(square + 1e-6)), Qwen3NextRMSNormGated(8))
+    speed_up_norms(model)
+    assert not fused(model)
+
+
+def test_a_norm_that_is_called_by_name(folder_of: Callable[[str], str], monkeypatch: pytest.MonkeyPatch) -> None:
+    norm, values = load(folder_of("llama")).backbone.norm, torch.randn(2, 32)
+    monkeypatch.setattr(norms, "FUSED_ON", ("cpu",))
+    torch.testing.assert_close(norm(hidden_states=values), norm(values))
+
+
+def test_autocast_does_not_change_the_type(folder_of: Callable[[str], str], monkeypatch: pytest.MonkeyPatch) -> None:
+    norm = load(folder_of("llama"), dtype="bfloat16").backbone.norm
+    monkeypatch.setattr(norms, "FUSED_ON", ("cpu",))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert norm(torch.randn(2, 32, dtype=torch.bfloat16)).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda module: pickle.loads(pickle.dumps(module))])
+def test_copies_are_fused_too(folder_of: Callable[[str], str], copied: Callable[[nn.Module], nn.Module]) -> None:
+    norm, values = load(folder_of("llama")).backbone.norm, torch.randn(2, 32)
+    found = copied(norm)
+    assert isinstance(found, _Fused)
+    assert type(found) is type(norm)
+    assert torch.equal(found(values), norm(values))
+    assert found.weight is not norm.weight
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

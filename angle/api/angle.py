@@ -451,7 +451,7 @@ class AnglE:
             )
         template = own.prompt if prompt is None else NAMED_PROMPTS.get(prompt, prompt) or None
         tokenizer = copy.deepcopy(own.tokenizer) if end_with_eos is not None else own.tokenizer
-        return TextTokenizer(tokenizer, max_length or own.max_length, template, end_with_eos)
+        return TextTokenizer(tokenizer, max_length or own.max_length, template, end_with_eos, own.table_size)
 
     def save_pretrained(self, output_dir: str, exist_ok: bool = True) -> None:
         """Write weights (or only the adapters), tokenizer and contract into a folder.

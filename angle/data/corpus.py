@@ -267,7 +267,7 @@ class CorpusBuilder:
             tokens = cached_tokens(cache_folder("tokens") / key, tokenize) if cache else tokenize()
             tokenizer.check_known(tokens)  # the cache knows the tokenizer, but not the model
         except ValueError as error:
-            raise DataError(f"{setting(self.role)}: {error}.") from None
+            raise DataError(f"{setting(self.role)}: {str(error).rstrip('.')}.") from None
         return tokens
 
 

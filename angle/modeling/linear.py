@@ -57,6 +57,25 @@ def _product(values: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return product
 
 
+def multiply(values: Tensor, weight: Tensor) -> Tensor:
+    """Return x W^T, (N, D_out), for rows x (N, D_in), without a graph."""
+    fast = _is_faster(values, weight) and _is_available()
+    return _product(values, weight, None) if fast else values @ weight.t()
+
+
+def _is_available() -> bool:
+    available: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    return available and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+
+
+def _is_faster(values: Tensor, weight: Tensor) -> bool:
+    """Return whether oneDNN, if it is available, should multiply these rows."""
+    if values.device.type != "cpu" or torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
+        return False
+    rows = values.shape[:-1].numel()
+    return values.dtype == weight.dtype == torch.float32 and 0 < rows == even_rows(rows)
+
+
 class CpuLinear(nn.Linear):
     """A linear layer that is fast on CPUs; elsewhere it is torch's."""
 
@@ -65,7 +84,7 @@ class CpuLinear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """Return x W^T + b, (..., D_out) for (..., D_in)."""
-        if not self._is_faster(input):
+        if not _is_faster(input, self.weight):
             return super().forward(input)
         if self.packed is not None and not torch.is_grad_enabled():
             return _product(input, self.packed, self.bias)
@@ -74,17 +93,10 @@ class CpuLinear(nn.Linear):
         product: Tensor = _Multiply.apply(rows, self.weight, self.bias)  # type: ignore[no-untyped-call]
         return product.view(*input.shape[:-1], -1)
 
-    def _is_faster(self, values: Tensor) -> bool:
-        if values.device.type != "cpu" or torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
-            return False
-        rows = values.shape[:-1].numel()
-        return values.dtype == self.weight.dtype == torch.float32 and 0 < rows == even_rows(rows)
-
 
 def speed_up_linear(model: nn.Module) -> None:
     """Turn every nn.Linear into a CpuLinear, keeping weights and hooks; quantised layers are of other classes."""
-    available = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-    if not (available and hasattr(torch.ops.mkldnn, "_linear_pointwise")):
+    if not _is_available():
         return
     for module in model.modules():
         if type(module) is nn.Linear:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import nn
 
 _MIXED: dict[tuple[type, type], type] = {}
@@ -13,5 +15,14 @@ def mix_in(extra: type, module: nn.Module) -> None:
         return
     key = extra, type(module)
     if key not in _MIXED:
-        _MIXED[key] = type(type(module).__name__, key, {})
+        # Copies and pickles are made of the two classes, since the third has no name to be imported by.
+        again = {"__reduce__": lambda self: (_mixed, key, self.__dict__)}
+        _MIXED[key] = type(type(module).__name__, key, again)
     module.__class__ = _MIXED[key]
+
+
+def _mixed(extra: type, own: type[nn.Module]) -> nn.Module:
+    """Return a module as `mix_in` makes it, without any state."""
+    module: Any = own.__new__(own)
+    mix_in(extra, module)
+    return module  # type: ignore[no-any-return]

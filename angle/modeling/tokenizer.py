@@ -109,7 +109,7 @@ class TextTokenizer:
         max_length: int,
         prompt: str | None = None,
         end_token: bool | None = None,
-        known: Callable[[], int | None] = lambda: None,
+        table_size: Callable[[], int | None] | None = None,
     ) -> None:
         """Wrap a fast transformers tokenizer.
 
@@ -118,7 +118,7 @@ class TextTokenizer:
             max_length: maximum number of tokens of a text, template included.
             prompt: the template.
             end_token: whether to end every text with the end token; None to leave that to the tokenizer.
-            known: returns how many tokens the model has embeddings for, None if any number.
+            table_size: returns how many tokens the model has embeddings for, None if any number.
 
         Raises:
             ConfigError: the tokenizer is not fast, the template leaves no room for a text, or the end token does not
@@ -135,7 +135,7 @@ class TextTokenizer:
             self._set_end_token(end_token)
         self.max_length = max_length
         self.prompt = prompt
-        self._known = known
+        self.table_size = table_size
         # If the text is the only field and ends the template, the tokenizer cuts nothing but the text.
         self._cut_by_tokenizer = (
             prompt is not None
@@ -156,8 +156,13 @@ class TextTokenizer:
     @property
     def pad_id(self) -> int:
         """The token that pads; as it is masked, any that the model knows will do."""
-        own, known = self.tokenizer.pad_token_id, self._known()
-        return own if own is not None and (known is None or own < known) else 0
+        own = self.tokenizer.pad_token_id
+        return own if own is not None and self._knows(own) else 0
+
+    def _knows(self, token: int) -> bool:
+        """Return whether the model has an embedding for a token."""
+        size = None if self.table_size is None else self.table_size()
+        return size is None or token < size
 
     @property
     def special_tokens(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -222,12 +227,13 @@ class TextTokenizer:
 
     def check_known(self, tokens: Tokens) -> None:
         """Raise ConfigError for a token beyond the model's table, which a GPU would report late and as an assertion."""
-        last, known = int(tokens.ids.max(initial=0)), self._known()
-        if known is not None and last >= known:
+        last = int(tokens.ids.max(initial=0))
+        if not self._knows(last):
+            assert self.table_size is not None
             raise ConfigError(
-                f"The tokenizer writes {self.tokenizer.convert_ids_to_tokens(last)!r} as number {last}, but the model "
-                f"has embeddings for {known:,} tokens, counted from 0; give the model's own tokenizer as "
-                f"model.tokenizer_name_or_path"
+                f"The tokenizer writes {self.tokenizer.convert_ids_to_tokens(last)!r} as number {last}, counted from "
+                f"0, but the model has embeddings for {self.table_size():,} tokens: give a tokenizer without added "
+                f"tokens by model.tokenizer_name_or_path, or a model whose table was made larger for them."
             )
 
     def render(self, texts: Sequence[str], extras: Sequence[Mapping[str, str]] | None = None) -> list[str]:
