@@ -13,6 +13,7 @@ import json
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -98,11 +99,16 @@ def predict(shape: Shape, bits: int | None, rank: int, texts: int, length: int) 
     return dict(zip(PARTS, (frozen, size, size, 2 * size, made.peak), strict=True))
 
 
-def random_model(shape: Shape, folder: Path) -> None:
-    """Write a model with random weights, and a tokenizer that knows words w2, w3, ..., into a folder."""
+def save_random_weights(kind: Any, config: PretrainedConfig, folder: Path) -> None:
+    """Write a model of one of transformers' auto classes, with random bfloat16 weights, into a folder."""
     # On a GPU, since billions of random numbers take minutes on a CPU.
     with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
-        AutoModel.from_config(shape.config(), dtype=torch.bfloat16).save_pretrained(folder)
+        kind.from_config(config, dtype=torch.bfloat16).save_pretrained(folder)
+
+
+def random_model(shape: Shape, folder: Path) -> None:
+    """Write a model with random weights, and a tokenizer that knows words w2, w3, ..., into a folder."""
+    save_random_weights(AutoModel, shape.config(), folder)
     words = {"[PAD]": 0, "[END]": 1, **{f"w{number}": number for number in range(2, WORDS)}}
     backend = Tokenizer(models.WordLevel(words, "[PAD]"))
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()

@@ -30,6 +30,8 @@ TECHNIQUES = (
     "batches made ahead",
     "fused AdamW",
     "absent tokens left out",
+    "adapters as one operation",
+    "norms as one kernel",
 )
 SEED, LEARNING_RATE, LORA_DROPOUT = 42, 5e-5, 0.1
 

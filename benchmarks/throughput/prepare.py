@@ -115,21 +115,17 @@ def random_model(shape: str, words: Path, folder: Path, layers: int | None = Non
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BertConfig, BertModel
 
-    from benchmarks.memory import SHAPES
+    from benchmarks.memory import SHAPES, save_random_weights
 
     tokenizer = AutoTokenizer.from_pretrained(words)
     torch.manual_seed(SEED)
     if shape == "bert-base":
-        config = BertConfig(**({} if layers is None else {"num_hidden_layers": layers}))
-        model: Any = BertModel(config)
+        BertModel(BertConfig(**({} if layers is None else {"num_hidden_layers": layers}))).save_pretrained(folder)
     else:
         settings = SHAPES["7B"].settings | ({} if layers is None else {"num_hidden_layers": layers})
         marks = {"bos_token_id": tokenizer.cls_token_id, "eos_token_id": tokenizer.sep_token_id}
         config = AutoConfig.for_model("llama", pad_token_id=tokenizer.pad_token_id, **marks, **settings)
-        # With the LM head, which angle_emb loads. On a GPU, since billions of random numbers take minutes on a CPU.
-        with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
-            model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
-    model.save_pretrained(folder)
+        save_random_weights(AutoModelForCausalLM, config, folder)  # with the LM head, which angle_emb loads
     tokenizer.save_pretrained(folder)
     return folder
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from angle.data import batching
-from angle.modeling import encoder, packing
+from angle.modeling import adapters, encoder, packing
 from angle.training import loop, setup
 from benchmarks.throughput.jobs import TECHNIQUES
 
@@ -75,6 +75,14 @@ def _train_absent_tokens() -> None:
     setup.train_only_tokens = lambda model, ids: None
 
 
+def _adapt_as_peft_does() -> None:
+    adapters.speed_up_adapters = lambda model: None
+
+
+def _norm_as_the_model_does() -> None:
+    encoder.speed_up_norms = lambda model: None
+
+
 _TAKE_OUT: dict[str, Callable[[], None]] = {
     "each distinct text once": _encode_repeats,
     "attention in blocks": _attend_run_by_run,
@@ -84,5 +92,7 @@ _TAKE_OUT: dict[str, Callable[[], None]] = {
     "batches made ahead": _make_batches_in_turn,
     "fused AdamW": _step_in_a_loop,
     "absent tokens left out": _train_absent_tokens,
+    "adapters as one operation": _adapt_as_peft_does,
+    "norms as one kernel": _norm_as_the_model_does,
 }
 assert {"packed rows", *_TAKE_OUT} == set(TECHNIQUES)
