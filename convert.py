@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from angle.cli.app import check_model_is_named, launch
 from angle.config import ConvertConfig
-from angle.launch import check_model_is_named, launch
 
 
 def main(config: ConvertConfig) -> None:

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from angle.cli.app import check_model_is_named, launch
 from angle.config import EvaluateConfig
-from angle.launch import check_model_is_named, launch
 
 
 def main(config: EvaluateConfig) -> float | None:
     """Evaluate, print the table and where the numbers are saved, and return the mean Spearman correlation."""
     check_model_is_named("evaluate.py")
+    from angle.distributed.process_group import join_others
     from angle.evaluation.grid import evaluate_grid
     from angle.evaluation.report import evaluate, table
-    from angle.processes import join_others
 
     processes = join_others("evaluate.py")
     if config.ese_grid:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from angle.cli.app import launch, named_settings
 from angle.config import TrainConfig
+from angle.distributed.environment import print_once
 from angle.errors import HubError
-from angle.launch import launch, named_settings
-from angle.launcher import print_once
 
 
 def main(config: TrainConfig) -> float | None:

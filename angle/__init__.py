@@ -12,12 +12,12 @@ if TYPE_CHECKING:
     from angle.api.angle import AnglE
     from angle.api.datasets import AngleDataTokenizer, DatasetFormats
     from angle.config import ConvertConfig, EvaluateConfig, ModelConfig, PoolingConfig, TrainConfig
+    from angle.config.build import build_config
     from angle.errors import ConfigError, DataError, HubError, TrainingError
     from angle.evaluation.report import evaluate
     from angle.export.sentence_transformers import convert
     from angle.modeling.encoder import Encoder
     from angle.prompts import Prompts
-    from angle.settings import build_config
     from angle.training.dry_run import dry_run
     from angle.training.loop import fit
     from angle.training.result import Result
@@ -38,7 +38,7 @@ _HOME = {
     "Result": "angle.training.result",
     "TrainConfig": "angle.config",
     "TrainingError": "angle.errors",
-    "build_config": "angle.settings",
+    "build_config": "angle.config.build",
     "convert": "angle.export.sentence_transformers",
     "dry_run": "angle.training.dry_run",
     "evaluate": "angle.evaluation.report",

@@ -15,6 +15,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+#: (N,) number of tokens of each of N texts.
+Lengths = npt.NDArray[np.int64]
+
 
 def to_device(array: npt.NDArray[Any], device: torch.device) -> Tensor:
     """Return an array as a tensor on a device, without waiting for work already queued on the device.

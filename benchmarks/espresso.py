@@ -25,7 +25,7 @@ from angle import ConvertConfig, Encoder, ModelConfig, PoolingConfig, convert
 from angle.config import BillmConfig, EseConfig, LoraConfig, LossConfig
 from angle.data import sample
 from angle.modeling.tiny import tiny_tokenizer
-from angle.objective.angle_loss import AngleLoss
+from angle.objective.combined import AngleLoss
 from angle.objective.espresso import EspressoLoss
 from angle.structures import FORMATS, Structure
 

@@ -23,8 +23,8 @@ import torch
 from accelerate import Accelerator
 
 from angle import TrainConfig, build_config
+from angle.kernels.allocator import freed_memory_kept
 from angle.training import setup
-from angle.training.allocator import freed_memory_kept
 from angle.training.step import Step, micro_batches
 from benchmarks.throughput import prepare
 from benchmarks.throughput.clock import peak_memory, synchronize

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from angle.config import LossConfig
-from angle.objective.angle_loss import AngleLoss
+from angle.objective.combined import AngleLoss
 from angle.structures import FORMATS, Structure
 from benchmarks.throughput.clock import peak_resident
 

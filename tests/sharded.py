@@ -14,7 +14,7 @@ from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from angle.config import TrainConfig
-from angle.settings import build_config
+from angle.config.build import build_config
 from angle.training import loop
 
 

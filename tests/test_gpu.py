@@ -12,15 +12,22 @@ import numpy as np
 import pytest
 import torch
 from conftest import write_jsonl
-from test_packing import TEXTS, cases, embed, load
+from packed_models import TEXTS, cases, embed, load
 from torch import Tensor
 
 from angle.config import TrainConfig
-from angle.modeling.attention import Attention
-from angle.modeling.varlen import HALF_TYPES, Texts, attend_texts, call_kernel, flash_with_dropout, installed_kernels
-from angle.settings import build_config
+from angle.config.build import build_config
+from angle.kernels.attention.spec import Attention
+from angle.kernels.attention.varlen import (
+    HALF_TYPES,
+    Texts,
+    attend_texts,
+    call_kernel,
+    flash_with_dropout,
+    installed_kernels,
+)
+from angle.tracking.tracker import Tracker
 from angle.training.loop import fit
-from angle.training.tracking import Tracker
 
 pytestmark = pytest.mark.gpu
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -17,10 +17,10 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
+from angle.cli.arguments import check_arguments
 from angle.config import ConvertConfig, EvaluateConfig, TrainConfig
+from angle.config.build import build_config
 from angle.data import sample
-from angle.launch import check_arguments
-from angle.settings import build_config
 
 CONF = REPO / "conf"
 README, *DOCS = (path.read_text(encoding="utf-8") for path in (REPO / "README.md", *(REPO / "docs").glob("*.md")))

@@ -16,9 +16,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from angle.api import arguments
 from angle.api.datasets import as_source, notes_of
+from angle.compat import arguments
 from angle.config import CONFIG_FILE, BillmConfig, ModelConfig, PoolingConfig, TrainConfig
+from angle.config.build import build_config, load_config
+from angle.config.names import nested
+from angle.distributed.process_group import best_device
 from angle.errors import ConfigError
 from angle.evaluation.sts import PairScores, load_sts, score_pairs
 from angle.modeling.backbone import position_limit
@@ -26,9 +29,7 @@ from angle.modeling.depths import bare
 from angle.modeling.description import locate
 from angle.modeling.encoder import Encoder
 from angle.modeling.tokenizer import TextTokenizer, TokenContract
-from angle.processes import best_device
 from angle.prompts import NAMED_PROMPTS
-from angle.settings import build_config, load_config, nested
 from angle.training.result import Result
 from angle.training.run_folder import RunFolder, RunState
 
@@ -37,7 +38,7 @@ class AnglE:
     """A sentence encoder to train, evaluate and use.
 
     `AnglE.from_pretrained("WhereIsAI/UAE-Large-V1").encode(["a text"])`. Arguments have the reference's names;
-    `angle.api.arguments` maps them to settings.
+    `angle.compat.arguments` maps them to settings.
     """
 
     def __init__(
@@ -250,7 +251,7 @@ class AnglE:
             push_to_hub: whether to push the model to the hub once training is over.
             hub_model_id: the repository to push to: user/name.
             hub_private_repo: whether the repository is private.
-            config: any further settings, by group, as in angle/config.py: {"train": {"seed": 7}}. They take precedence.
+            config: any further settings, by group, as in angle/config/: {"train": {"seed": 7}}. They take precedence.
             unknown: any other argument raises a TypeError that names the nearest one that exists.
 
         Raises:

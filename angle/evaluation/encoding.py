@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from angle.modeling.collecting import TOGETHER
-from angle.processes import gather_equal
+from angle.distributed.process_group import gather_equal
+from angle.modeling.host_copy import TOGETHER
 from angle.structures import Tokens, deal
 
 if TYPE_CHECKING:

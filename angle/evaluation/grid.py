@@ -14,7 +14,7 @@ from torch import Tensor
 from angle.config import EvaluateConfig
 from angle.data.corpus import Corpus
 from angle.errors import ConfigError
-from angle.evaluation.correlation import Floats, cosines, spearman
+from angle.evaluation.metrics import Floats, cosines, spearman
 from angle.evaluation.report import GRID, open_tasks
 from angle.modeling.tokenizer import TokenContract
 

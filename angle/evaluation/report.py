@@ -16,16 +16,16 @@ from torch import Tensor
 from tqdm import tqdm
 
 from angle.config import CONFIG_FILE, EvaluateConfig, SourceConfig, TrainConfig
+from angle.config.build import load_config
 from angle.data.corpus import Corpus
 from angle.data.roles import OWN_TEST_SET, TASKS, default_split
+from angle.distributed.process_group import best_device
 from angle.errors import ConfigError
 from angle.evaluation.encoding import encode_shared
 from angle.evaluation.sts import ALIASES, HUB_TASKS, PairScores, load_sts, pair_scores, task_source
 from angle.modeling.description import TINY
 from angle.modeling.encoder import Encoder
 from angle.modeling.tokenizer import TokenContract
-from angle.processes import best_device
-from angle.settings import load_config
 
 if TYPE_CHECKING:
     from accelerate import PartialState

@@ -16,7 +16,7 @@ from angle.config import SourceConfig
 from angle.data.corpus import Corpus, Tokenizer, load_corpus
 from angle.data.roles import whole
 from angle.errors import ConfigError, DataError, nearest
-from angle.evaluation.correlation import Floats, best_accuracy, pearson, similarities, spearman
+from angle.evaluation.metrics import Floats, best_accuracy, pearson, similarities, spearman
 
 if TYPE_CHECKING:
     from angle.modeling.encoder import Encoder

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from angle.config import LoraConfig
 from angle.errors import ConfigError, first_line
+from angle.kernels.lora import speed_up_adapters
 from angle.modeling.description import ADAPTER_FILE
-from angle.modeling.low_rank import speed_up_adapters
 from angle.modeling.quantization import quiet_bitsandbytes
 
 if TYPE_CHECKING:

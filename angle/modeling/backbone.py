@@ -15,8 +15,8 @@ from angle.modeling.description import TINY, SelfDescription, split_gguf
 from angle.modeling.packing import first_position, position_table
 from angle.modeling.quantization import loading_options, own_device
 from angle.modeling.tiny import tiny_model, tiny_tokenizer
+from angle.modeling.token_embeddings import known_tokens
 from angle.modeling.tokenizer import DEFAULT_MAX_LENGTH, TextTokenizer, ends_in_words, special_tokens
-from angle.modeling.vocabulary import known_tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

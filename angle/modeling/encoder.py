@@ -15,6 +15,9 @@ from torch import Tensor, nn
 
 from angle.config import BillmConfig, LoraConfig, ModelConfig, PoolingConfig
 from angle.errors import ConfigError
+from angle.kernels.dropout import speed_up_dropout
+from angle.kernels.linear import speed_up_linear, weights_packed
+from angle.kernels.rms_norm import speed_up_norms
 from angle.modeling import adapters
 from angle.modeling.backbone import (
     checkpoint_activations,
@@ -24,18 +27,15 @@ from angle.modeling.backbone import (
     quiet_transformers,
 )
 from angle.modeling.bidirectional import first_bidirectional_layer, make_bidirectional
-from angle.modeling.collecting import TOGETHER, collect
 from angle.modeling.depths import Depths, Take, cut, last_states
 from angle.modeling.description import SelfDescription
-from angle.modeling.dropout import speed_up_dropout
-from angle.modeling.linear import speed_up_linear, weights_packed
-from angle.modeling.norms import speed_up_norms
+from angle.modeling.host_copy import TOGETHER, collect
 from angle.modeling.packing import enable_packing, run_packed, run_padded, works_here
-from angle.modeling.parts import Parts, find_parts
-from angle.modeling.pooling import Lengths, pool
+from angle.modeling.pooling import pool
 from angle.modeling.quantization import dequantize
+from angle.modeling.sources import Parts, find_parts
 from angle.modeling.tokenizer import TextTokenizer, TokenContract
-from angle.structures import Tokens, to_device
+from angle.structures import Lengths, Tokens, to_device
 
 #: Groups of similar length that a padded batch is split into. CPUs pay for padding, GPUs for launches.
 GROUPS = {"cpu": 4}

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from angle.structures import to_device
-
-Lengths = npt.NDArray[np.int64]
+from angle.structures import Lengths, to_device
 
 
 def pool(states: Tensor, lengths: Lengths, strategy: str) -> Tensor:

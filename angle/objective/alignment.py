@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from angle.config import TeacherConfig
-from angle.objective.precision import at_least_float32
+from angle.objective.dtypes import at_least_float32
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from angle.derivatives import refuse_second_derivative
+from angle.kernels.autograd import refuse_second_derivative
 
 #: Maximum number of logits in a chunk, though a chunk has at least one query.
 LOGITS = 2**24

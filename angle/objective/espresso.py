@@ -15,8 +15,8 @@ from torch import Tensor
 from angle.config import EseConfig
 from angle.errors import ConfigError
 from angle.objective.alignment import divergences
-from angle.objective.angle_loss import AngleLoss, LossTerms
-from angle.objective.precision import at_least_float32
+from angle.objective.combined import AngleLoss, LossTerms
+from angle.objective.dtypes import at_least_float32
 from angle.structures import Structure
 
 

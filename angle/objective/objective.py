@@ -6,7 +6,7 @@ from torch import Tensor
 
 from angle.config import TeacherConfig
 from angle.objective.alignment import Aligned, alignment_loss
-from angle.objective.angle_loss import AngleLoss, LossTerms
+from angle.objective.combined import AngleLoss, LossTerms
 from angle.objective.espresso import EspressoLoss
 from angle.structures import Structure
 

@@ -18,7 +18,7 @@ from angle.config import TrainConfig
 from angle.data.batching import CorpusData
 from angle.modeling.encoder import Encoder
 from angle.modeling.quantization import count_weights
-from angle.modeling.vocabulary import partly_trained
+from angle.modeling.token_embeddings import partly_trained
 from angle.training.notes import notes_on
 from angle.training.setup import Data
 

@@ -10,9 +10,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from angle.distributed.process_group import sum_over_processes
 from angle.errors import TrainingError
 from angle.objective.contrastive import Workers
-from angle.processes import sum_over_processes
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

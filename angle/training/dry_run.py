@@ -13,9 +13,9 @@ from torch import Tensor
 
 from angle.config import TrainConfig
 from angle.data.batching import CorpusData, TrainingData, collate
+from angle.kernels.allocator import freed_memory_kept
 from angle.structures import Batch
 from angle.training import setup
-from angle.training.allocator import freed_memory_kept
 from angle.training.describe import banner
 from angle.training.memory import Allocations
 from angle.training.step import Step

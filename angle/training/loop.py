@@ -15,20 +15,22 @@ import torch
 from torch import Tensor
 
 from angle.config import CONFIG_FILE, TrainConfig
-from angle.data.ahead import ahead
+from angle.config.resume import resumed
 from angle.data.batching import Sharing, collate
 from angle.data.corpus import Corpus
+from angle.data.prefetch import ahead
+from angle.distributed.environment import launch_words, launched, typed
 from angle.errors import ConfigError, DataError
 from angle.evaluation.encoding import encode_shared
 from angle.evaluation.sts import pair_scores, word_overlap
-from angle.launcher import launch_words, launched, typed
+from angle.files import relative_to_here
+from angle.kernels.allocator import freed_memory_kept
 from angle.modeling.encoder import Encoder
-from angle.modeling.student import Student
-from angle.objective.angle_loss import AngleLoss
-from angle.settings import resumed
+from angle.modeling.trainable import Student
+from angle.objective.combined import AngleLoss
 from angle.structures import Batch, Tokens
+from angle.tracking.tracker import Tracker, check_credentials, tracking_mode
 from angle.training import setup
-from angle.training.allocator import freed_memory_kept
 from angle.training.checkpoint import Progress, collect_state, load_state, save_state, seed_everything
 from angle.training.clipping import clip_gradients
 from angle.training.describe import banner, describe_environment
@@ -40,7 +42,6 @@ from angle.training.run_folder import RunFolder, RunState
 from angle.training.schedule import rate_factor, warmup_steps
 from angle.training.sharding import adapters_of, prepare
 from angle.training.step import Step
-from angle.training.tracking import Tracker, check_credentials, relative_to_here, tracking_mode
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

@@ -11,11 +11,11 @@ from torch import Tensor
 from angle.data.batching import TrainingData
 from angle.errors import TrainingError
 from angle.modeling.encoder import Encoder
-from angle.objective.angle_loss import LossTerms
+from angle.objective.combined import LossTerms
 from angle.structures import Batch
+from angle.tracking.tracker import Tracker
 from angle.training.checkpoint import Progress
 from angle.training.sharding import whole
-from angle.training.tracking import Tracker
 
 
 class Meter:

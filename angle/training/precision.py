@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import torch
 
-from angle.processes import has_gpu
+from angle.distributed.process_group import has_gpu
 
 
 def half_precision() -> str:

@@ -8,14 +8,14 @@ from dataclasses import replace
 from pathlib import Path
 
 from angle.config import CONFIG_FILE, HubConfig, TrainConfig
+from angle.config.build import load_config
+from angle.distributed.environment import is_main_process, typed
 from angle.errors import ConfigError, HubError
 from angle.export.hub import check_push, push_model
-from angle.launcher import is_main_process, typed
+from angle.files import relative_to_here
 from angle.modeling.description import locate
-from angle.settings import load_config
 from angle.training.result import Result
 from angle.training.run_folder import RunFolder
-from angle.training.tracking import relative_to_here
 
 
 def check_hub(asked: TrainConfig, started_with: TrainConfig) -> None:

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from angle.launcher import typed
-from angle.settings import override_word, override_words
+from angle.config.overrides import override_word, override_words
+from angle.distributed.environment import typed
+from angle.files import relative_to_here
 from angle.training.run_folder import RunFolder
-from angle.training.tracking import relative_to_here
 
 SWEEP_FLAGS = frozenset({"-m", "--multirun"})
 #: How command-line words start that a sweep of the same run leaves out.

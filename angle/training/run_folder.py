@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import fcntl
-import hashlib
 import json
 import math
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,8 +16,10 @@ from typing import Any
 from safetensors import SafetensorError
 
 from angle.config import CONFIG_FILE, RUN_FILE, TrainConfig
+from angle.config.build import build_config, load_config, save_config
+from angle.config.resume import difference
 from angle.errors import ConfigError, TrainingError, first_line
-from angle.settings import build_config, difference, load_config, save_config
+from angle.files import checksum, sync, write_durably
 
 METRICS_FILE, MANIFEST, LOCK_FILE = "metrics.jsonl", "manifest.json", ".lock"
 
@@ -123,7 +123,7 @@ class RunFolder:
 
     def update(self, **changes: Any) -> None:
         """Update entries of run.json atomically."""
-        write_whole(self.path / RUN_FILE, json.dumps(self.record() | changes, indent=2, default=str) + "\n")
+        write_durably(self.path / RUN_FILE, json.dumps(self.record() | changes, indent=2, default=str) + "\n")
 
     def log(self, line: dict[str, Any]) -> None:
         """Append a line to metrics.jsonl; non-finite numbers, which JSON cannot represent, become null."""
@@ -142,7 +142,7 @@ class RunFolder:
         path = self.path / METRICS_FILE
         if path.is_file():
             lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-            write_whole(
+            write_durably(
                 path, "".join(line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step)
             )
 
@@ -153,7 +153,7 @@ class RunFolder:
         with self._written_whole(scratch):
             write(scratch)
             for file in scratch.iterdir():
-                _sync(file)
+                sync(file)
         if target.exists():
             shutil.rmtree(old, ignore_errors=True)
             target.rename(old)
@@ -169,13 +169,13 @@ class RunFolder:
         with self._written_whole(scratch):
             scratch.mkdir(parents=True)
             write(scratch)
-            sums = {file.name: _checksum(file) for file in sorted(scratch.iterdir())}
-            write_whole(scratch / MANIFEST, json.dumps(sums, indent=2))
+            sums = {file.name: checksum(file) for file in sorted(scratch.iterdir())}
+            write_durably(scratch / MANIFEST, json.dumps(sums, indent=2))
             for file in scratch.iterdir():
-                _sync(file)
+                sync(file)
         shutil.rmtree(target, ignore_errors=True)
         scratch.rename(target)
-        _sync(target.parent)
+        sync(target.parent)
         for outdated in self.checkpoints()[keep:]:
             shutil.rmtree(outdated)
         return target
@@ -225,27 +225,6 @@ def _is_whole(checkpoint: Path) -> bool:
     """Return whether all files listed in the manifest exist and match their checksums."""
     try:
         sums = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
-        return bool(sums) and all(_checksum(checkpoint / name) == digest for name, digest in sums.items())
+        return bool(sums) and all(checksum(checkpoint / name) == digest for name, digest in sums.items())
     except (OSError, ValueError, AttributeError):  # missing files, or a damaged manifest
         return False
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file so that a reader, or a crash, finds either the old text or the new one."""
-    scratch = path.with_name(f".{path.name}.new")
-    scratch.write_text(text, encoding="utf-8")
-    _sync(scratch)
-    os.replace(scratch, path)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _checksum(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -13,19 +13,19 @@ from angle.data import sample
 from angle.data.batching import CorpusData, Sharing, StreamData, TrainingData
 from angle.data.corpus import Corpus, load_corpus
 from angle.data.sources import SAMPLE
+from angle.distributed.environment import launch_words
+from angle.distributed.process_group import PATIENCE, check_all_found, has_gpu, least_of_processes
 from angle.errors import ConfigError, DataError
 from angle.evaluation.sts import load_sts
-from angle.launcher import launch_words
 from angle.modeling.bidirectional import check_directions
 from angle.modeling.compiling import compile_layers
 from angle.modeling.description import TINY
 from angle.modeling.encoder import Encoder
-from angle.modeling.student import Student
-from angle.modeling.vocabulary import train_only_tokens
-from angle.objective.angle_loss import AngleLoss
+from angle.modeling.token_embeddings import train_only_tokens
+from angle.modeling.trainable import Student
+from angle.objective.combined import AngleLoss
 from angle.objective.espresso import EspressoLoss
 from angle.objective.objective import Objective
-from angle.processes import PATIENCE, check_all_found, has_gpu, least_of_processes
 from angle.training.checkpoint import seed_everything
 from angle.training.distributed import share_out
 from angle.training.memory import find_token_budget

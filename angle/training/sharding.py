@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_map_only
 from angle.config import TrainConfig
 from angle.errors import ConfigError
 from angle.modeling.encoder import Encoder
-from angle.modeling.student import Student
+from angle.modeling.trainable import Student
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

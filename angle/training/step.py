@@ -20,13 +20,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from angle.modeling.linear import weights_packed
-from angle.modeling.pooling import Lengths
+from angle.distributed.process_group import gather_equal, sum_over_processes
+from angle.kernels.linear import weights_packed
 from angle.objective.alignment import Aligned
-from angle.objective.angle_loss import LossTerms
+from angle.objective.combined import LossTerms
 from angle.objective.objective import Objective
-from angle.processes import gather_equal, sum_over_processes
-from angle.structures import Batch, to_device
+from angle.structures import Batch, Lengths, to_device
 from angle.training.teacher import Teacher
 
 if TYPE_CHECKING:

@@ -18,8 +18,7 @@ from angle.errors import ConfigError
 from angle.modeling.adapters import without_trained
 from angle.modeling.backbone import position_limit
 from angle.modeling.encoder import Encoder
-from angle.modeling.pooling import Lengths
-from angle.structures import Tokens, to_device
+from angle.structures import Lengths, Tokens, to_device
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

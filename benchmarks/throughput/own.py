@@ -11,8 +11,8 @@ import torch
 
 from angle import Encoder, ModelConfig, PoolingConfig, TrainConfig, build_config, fit
 from angle.config import BillmConfig, LoraConfig
+from angle.kernels.allocator import freed_memory_kept
 from angle.structures import FORMATS
-from angle.training.allocator import freed_memory_kept
 from benchmarks.throughput.clock import StepClock, peak_memory, synchronize
 from benchmarks.throughput.figures import model_flops
 from benchmarks.throughput.jobs import ANGLE_EMB, BARE, LEARNING_RATE, LORA_DROPOUT, OWN, SBERT, SEED, Job

@@ -1,0 +1,1 @@
+"""Command line -> validated configuration, with errors as sentences."""

@@ -1,0 +1,112 @@
+"""A hyperparameter sweep (-m): one job for each combination of the values on a command line."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from angle.config import ConvertConfig, EvaluateConfig, TrainConfig
+from angle.config.build import Config, build_config
+from angle.errors import ConfigError
+
+#: Maximum length of a job's folder name: file systems allow 255 bytes.
+SLUG_LENGTH = 100
+
+
+@dataclass(frozen=True)
+class Job:
+    """The outcome of a job."""
+
+    words: str
+    """The part of the command line in which the jobs differ."""
+    folder: str
+    score: float | None
+    """The score by which jobs are compared; None if nothing was measured."""
+    failed: bool
+    trained: bool
+    """Whether a model was trained, which validation data would have given a score."""
+
+
+def varying(words: Sequence[str]) -> set[str]:
+    """Return the settings and groups that a command line gives several values; if there are none, all that it sets."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    overrides = OverridesParser.create().parse_overrides(list(words))
+    several = {override.key_or_group for override in overrides if override.is_sweep_override()}
+    return several or {override.key_or_group for override in overrides}
+
+
+def only(words: Sequence[str], keys: set[str]) -> list[str]:
+    """Return the job's words that set one of `keys`."""
+    return [word for word in words if word.lstrip("+~").partition("=")[0] in keys]
+
+
+def check_jobs(words: Sequence[str], schema: type[Config], name: str, conf: Path) -> None:
+    """Compose the settings of every job up front, so that none fails on them after others have been trained.
+
+    Raises:
+        ConfigError: a job has a value that cannot work, contradictory settings, or the same folder as another job.
+
+    """
+    from hydra import compose, initialize_config_dir
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from omegaconf.errors import InterpolationResolutionError
+
+    overrides = OverridesParser.create().parse_overrides(list(words))
+    if any(override.key_or_group == "hydra/sweeper" for override in overrides):
+        return  # that sweeper chooses the values as it goes
+    (jobs,) = BasicSweeper.split_arguments(overrides, None)
+    folders = list[str]()
+    with initialize_config_dir(str(conf), version_base="1.3"):
+        for job in jobs:
+            try:
+                config = build_config(compose(name, overrides=list(job)), schema)
+            except InterpolationResolutionError:  # of ${hydra:job.num} and the like, which only the job itself knows
+                continue
+            setting, folder = output_setting(config)
+            if folder is None:
+                continue
+            if os.path.abspath(folder) in folders:
+                raise ConfigError(
+                    f"{setting}={folder} is one folder for several jobs: leave it out, or type "
+                    f"hydra.sweep.dir={folder}, in which each has its own."
+                )
+            folders.append(os.path.abspath(folder))
+
+
+def output_setting(config: TrainConfig | EvaluateConfig | ConvertConfig) -> tuple[str, str | None]:
+    """Return the name of the setting for a job's folder, and its value."""
+    if isinstance(config, TrainConfig):
+        return "train.output_dir", config.train.output_dir
+    return "output_dir", config.output_dir
+
+
+def comparison(jobs: Sequence[Job]) -> str:
+    """Return a table of the jobs' scores, followed by the folder of the best one."""
+    width = max(len(job.words) for job in jobs)
+    scored = [job for job in jobs if job.score is not None]
+    best = max(scored, key=lambda job: job.score or 0.0, default=None)
+    lines = [f"{'Job':>3}  {'':{width}}  Spearman"]
+    for number, job in enumerate(jobs):
+        missing = "failed" if job.failed else "–"
+        cell = f"{missing:>8}" if job.score is None else f"{job.score:8.4f}{'  best' if job is best else ''}"
+        lines.append(f"{number:>3}  {job.words:{width}}  {cell}")
+    if best is not None:
+        lines += ["", f"Best    {best.folder}"]
+    elif all(job.trained for job in jobs):
+        lines += ["", "No scores, so nothing is compared: data.valid_sts.name_or_path=... measures every job."]
+    return "\n".join(lines)
+
+
+def slug(words: Sequence[str]) -> str:
+    """Return a job's words as a folder name that is easy to type; if too long, it is cut and ends in a checksum."""
+    text = "_".join(words)
+    name = re.sub(r"[^\w.-]+", "-", text.replace(",", "_"))
+    if len(name) <= SLUG_LENGTH:
+        return name
+    return f"{name[: SLUG_LENGTH - 9]}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"

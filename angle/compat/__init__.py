@@ -1,0 +1,1 @@
+"""The commands, options and arguments of the reference, angle_emb."""

@@ -1,0 +1,51 @@
+"""The schema: every setting with its type, default, meaning and validation, one file a group.
+
+These files are the single source of every default. The command line (through Hydra's files in conf/), Python and the
+tests all go through `angle.config.build.build_config`, which returns these dataclasses.
+
+`None` ("null" on the command line) always means "decide from the model or the data". The decision is printed, and
+saved in the run's `config.yaml`.
+"""
+
+from angle.config.billm import START_INDEX_VARIABLE, BillmConfig
+from angle.config.data import DataConfig, DataFormatConfig, SourceConfig, label_name
+from angle.config.ese import EseConfig
+from angle.config.hub import HUB_NAME, HubConfig
+from angle.config.lora import LoraConfig
+from angle.config.loss import FORMAT_WEIGHTS, LossConfig
+from angle.config.model import ModelConfig
+from angle.config.pooling import PoolingConfig
+from angle.config.scripts import ConvertConfig, EvaluateConfig, TrainConfig
+from angle.config.teacher import TeacherConfig
+from angle.config.tracking import TrackingConfig
+from angle.config.training import TrainingConfig
+from angle.config.values import CONFIG_FILE, DTYPES, FORMAT_NAMES, POOLING_NAMES, RUN_FILE, SELF
+
+__all__ = [
+    "CONFIG_FILE",
+    "DTYPES",
+    "FORMAT_NAMES",
+    "FORMAT_WEIGHTS",
+    "HUB_NAME",
+    "POOLING_NAMES",
+    "RUN_FILE",
+    "SELF",
+    "START_INDEX_VARIABLE",
+    "BillmConfig",
+    "ConvertConfig",
+    "DataConfig",
+    "DataFormatConfig",
+    "EseConfig",
+    "EvaluateConfig",
+    "HubConfig",
+    "LoraConfig",
+    "LossConfig",
+    "ModelConfig",
+    "PoolingConfig",
+    "SourceConfig",
+    "TeacherConfig",
+    "TrackingConfig",
+    "TrainConfig",
+    "TrainingConfig",
+    "label_name",
+]

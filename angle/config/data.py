@@ -1,0 +1,91 @@
+"""Training and evaluation data: where rows come from, and how batches are formed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from angle.config.values import FORMAT_NAMES, check_at_least, check_one_of
+from angle.errors import ConfigError
+
+
+@dataclass
+class DataFormatConfig:
+    """The shape of the training rows."""
+
+    name: str = "auto"
+    """A (text1, text2, label), B (text, positive, negative), C (text, positive) or auto (from the columns)."""
+
+    def __post_init__(self) -> None:
+        check_one_of("data_format.name", self.name, ("auto", *FORMAT_NAMES))
+
+
+def label_name(label: object) -> str:
+    """Return a label's name in `label_map`: a whole number has no decimal point, whatever its stored type."""
+    return str(int(label)) if isinstance(label, float) and label.is_integer() else str(label)
+
+
+@dataclass
+class SourceConfig:
+    """Where rows come from."""
+
+    name_or_path: Any = None
+    """A hub name, a .json/.jsonl/.csv/.tsv/.parquet file (also .gz), a save_to_disk folder, `sample` (built in), or
+    a list of these; null: none."""
+    subset: str | None = None
+    """The data set's configuration on the hub."""
+    split: str | None = None
+    """The split; null: train, validation or test, depending on the source's role. A plain file has none."""
+    revision: str | None = None
+    """Branch, tag or commit on the hub."""
+    columns: dict[str, str] = field(default_factory=dict)
+    """Columns to rename, as {wanted: found}, for example {text1: sentence1, text2: sentence2, label: score}."""
+    label_map: dict[Any, float | None] = field(default_factory=dict)
+    """Numbers for labels, for example {entailment: 1, contradiction: 0, neutral: null}; null drops the row."""
+
+    def __post_init__(self) -> None:
+        self.label_map = {label_name(label): number for label, number in self.label_map.items()}
+
+    def names(self) -> list[str]:
+        """Return the sources as a list, empty if there are none."""
+        if self.name_or_path is None:
+            return []
+        return [self.name_or_path] if isinstance(self.name_or_path, str) else list(self.name_or_path)
+
+
+@dataclass
+class DataConfig:
+    """The data for training and evaluation."""
+
+    train: SourceConfig = field(default_factory=lambda: SourceConfig(name_or_path="sample"))
+    """Training rows."""
+    valid: SourceConfig = field(default_factory=SourceConfig)
+    """Rows of any format whose loss is reported during training."""
+    valid_sts: SourceConfig = field(default_factory=SourceConfig)
+    """Rows of format A whose Spearman correlation chooses the best model; null: `data.valid` if it is format A."""
+    test: SourceConfig = field(default_factory=SourceConfig)
+    """Rows of format A, evaluated once before and once after training."""
+    duplicates: str = "mask"
+    """What to do with equal texts in a batch: mask (never negatives of each other), drop (the later row) or keep (as
+    negatives). With mask and drop, a text's positives in any row of the batch are not its negatives either."""
+    shuffle: bool = True
+    """Shuffle the training rows anew every epoch."""
+    seed: int | None = None
+    """Seed of the shuffling; null: train.seed."""
+    streaming: bool = False
+    """Stream the training rows instead of loading them all at once; needs train.max_steps."""
+    stream_window: int = 10_000
+    """Streaming: number of rows held in memory, and shuffled among themselves, at a time."""
+
+    def __post_init__(self) -> None:
+        check_one_of("data.duplicates", self.duplicates, ("mask", "drop", "keep"))
+        check_at_least("data.stream_window", self.stream_window, 1)
+        check_at_least("data.seed", self.seed, 0)
+        for role in ("train", "valid", "valid_sts", "test"):
+            value = getattr(self, role).name_or_path
+            entries = value if isinstance(value, list) else [value]
+            if not entries or any(not (isinstance(e, str) or (e is None and value is None)) for e in entries):
+                raise ConfigError(
+                    f"data.{role}.name_or_path={value} cannot work: give a name or path, or a list of "
+                    f"them such as data.{role}.name_or_path=[a.jsonl,b.jsonl]."
+                )

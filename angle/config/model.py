@@ -1,0 +1,68 @@
+"""The encoder: its weights, its tokenizer and how its texts are written."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from angle.config.values import DTYPES, check_at_least, check_one_of
+from angle.errors import ConfigError
+from angle.prompts import NAMED_PROMPTS
+
+
+@dataclass
+class ModelConfig:
+    """The encoder and its token contract."""
+
+    name_or_path: str = "tiny"
+    """A hub name, a folder with weights, a run folder, a .gguf file (on the hub: repository/file.gguf), or `tiny`
+    (built in: a small, randomly initialised BERT)."""
+    tokenizer_name_or_path: str | None = None
+    """Where to load the tokenizer from; null: from the model."""
+    adapter: str | None = None
+    """A saved LoRA adapter to start from: trained further with lora=none, otherwise frozen beneath a new adapter.
+    An adapter given as name_or_path is merged into its base with lora=none, otherwise frozen too."""
+    revision: str | None = None
+    """Branch, tag or commit on the hub."""
+    trust_remote_code: bool = False
+    """Run Python code that ships with the model's repository."""
+    max_length: int | None = None
+    """Maximum tokens per text, including the template and special tokens; null: the model's own limit, at most 512."""
+    is_llm: bool | None = None
+    """Whether the model is a decoder; null: detected. It is an error to contradict the architecture."""
+    layers: int | None = None
+    """Keep only the first `layers` layers; null: all."""
+    dimensions: int | None = None
+    """Keep only the first `dimensions` dimensions of an embedding; null: all."""
+    dtype: str = "float32"
+    """Type of the weights: float32, bfloat16, float16 or auto (as stored)."""
+    load_kbit: int | None = None
+    """4 or 8: quantise the weights to 4 bits (NF4) or 8 bits (LLM.int8) and freeze them, to train with lora; null:
+    model.dtype. In 8-bit, the other texts of a batch change a text's embedding slightly."""
+    attn_implementation: str | None = None
+    """sdpa, eager or flash_attention_2; null: the choice of transformers."""
+    padding_side: str | None = None
+    """left or right; null: the tokenizer's own. It never changes an embedding."""
+    prompt: str | None = None
+    """Template applied to every text, with {text} and the names of any other columns; or A, B or C for one of
+    angle_emb's templates; null: the model's own."""
+    end_token: bool | None = None
+    """Whether every text ends with the tokenizer's end token; null: as the tokenizer does. Last-token pooling needs an
+    end, so null means true there if neither the tokenizer, the template nor the model's own description gives one."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory for about a third more time."""
+
+    def __post_init__(self) -> None:
+        check_one_of("model.dtype", self.dtype, DTYPES)
+        if self.load_kbit not in (None, 4, 8):
+            raise ConfigError(f"model.load_kbit={self.load_kbit} cannot work: choose 4 or 8, or leave it out.")
+        if self.padding_side is not None:
+            check_one_of("model.padding_side", self.padding_side, ("left", "right"))
+        check_at_least("model.max_length", self.max_length, 2)
+        check_at_least("model.layers", self.layers, 1)
+        check_at_least("model.dimensions", self.dimensions, 1)
+        self.prompt = NAMED_PROMPTS.get(self.prompt or "", self.prompt)
+        if self.prompt is not None and "{text}" not in self.prompt:
+            raise ConfigError(
+                f"model.prompt={self.prompt!r} has no {{text}}: write where the text goes, "
+                f"for example 'model.prompt=\"Query: {{text}}\"', or choose one of {', '.join(NAMED_PROMPTS)}."
+            )

@@ -1,0 +1,147 @@
+"""What each script takes: the groups together, and the checks that span several of them."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from angle.config.billm import BillmConfig
+from angle.config.data import DataConfig, DataFormatConfig
+from angle.config.ese import EseConfig
+from angle.config.hub import HubConfig
+from angle.config.lora import LoraConfig
+from angle.config.loss import LossConfig
+from angle.config.model import ModelConfig
+from angle.config.pooling import PoolingConfig
+from angle.config.teacher import TeacherConfig
+from angle.config.tracking import TrackingConfig
+from angle.config.training import TrainingConfig
+from angle.config.values import SELF, check_at_least
+from angle.errors import ConfigError
+
+
+@dataclass
+class TrainConfig:
+    """Everything `train.py` takes."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    pooling: PoolingConfig = field(default_factory=PoolingConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    billm: BillmConfig = field(default_factory=BillmConfig)
+    ese: EseConfig = field(default_factory=EseConfig)
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    data_format: DataFormatConfig = field(default_factory=DataFormatConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    train: TrainingConfig = field(default_factory=TrainingConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    hub: HubConfig = field(default_factory=HubConfig)
+
+    def __post_init__(self) -> None:
+        if not self.data.train.names():
+            raise ConfigError(
+                "data.train.name_or_path is missing: give a file, a folder or a hub name, for example "
+                "data.train.name_or_path=pairs.jsonl."
+            )
+        if self.data.streaming and self.train.max_steps is None:
+            raise ConfigError(
+                "data.streaming=true needs train.max_steps, for a stream has no known length: add for "
+                "example train.max_steps=1000."
+            )
+        if self.model.load_kbit is not None and not self.lora.enabled and self.model.adapter is None:
+            raise ConfigError(
+                f"model.load_kbit={self.model.load_kbit} freezes the weights, so there is nothing to train: "
+                f"add lora=r16."
+            )
+        if self.teacher.enabled and self._is_own_teacher():
+            self.teacher = dataclasses.replace(self.teacher, name_or_path=SELF, revision=None)
+        if self.teacher.cache and self.data.streaming:
+            raise ConfigError(
+                "teacher.cache=true cannot work with data.streaming=true, for a stream's texts are not known before "
+                "training: leave one out."
+            )
+        if self.data_format.name != "auto":
+            self.loss = self.loss.for_format(self.data_format.name)
+        for role, split in (("valid", "validation"), ("valid_sts", "validation"), ("test", "test")):
+            self._check_held_out(role, split)
+
+    def _check_held_out(self, role: str, default_split: str) -> None:
+        """Raise ConfigError if the held-out rows of `role` are also the training rows."""
+        train, held_out = self.data.train, getattr(self.data, role)
+        same_split = (held_out.split or default_split) == (train.split or "train") and held_out.subset == train.subset
+        for name in train.names():
+            is_file = Path(name).is_file()  # a file has no splits
+            if name in held_out.names() and (is_file or same_split):
+                hint = "" if is_file else f", for example data.{role}.split={default_split}"
+                said = f"data.{role} is the training data itself, so it would measure nothing"
+                raise ConfigError(f"{said}: give other rows than those of {name}{hint}.")
+
+    def _is_own_teacher(self) -> bool:
+        """Return whether the named teacher is the model that training starts from."""
+        model, teacher = self.model, self.teacher
+        if model.adapter is not None or model.layers is not None or model.dimensions is not None:
+            return False
+        places = {Path(name).resolve() for name in (model.name_or_path, str(teacher.name_or_path))}
+        return len(places) == 1 and teacher.revision in (None, model.revision)
+
+
+@dataclass
+class EvaluateConfig:
+    """Everything `evaluate.py` takes."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    """The model; its prompt, pooling and maximum length are those it was trained with unless given here."""
+    pooling: PoolingConfig = field(default_factory=PoolingConfig)
+    tasks: list[str] | None = None
+    """stsb, sickr, sts12 ... sts16, sts (all seven), or files in format A; null: the run's own test set."""
+    columns: dict[str, str] = field(default_factory=dict)
+    """A file's columns to rename, as {wanted: found}."""
+    label_map: dict[Any, float | None] = field(default_factory=dict)
+    """Numbers for a file's labels; null drops the row."""
+    positive_above: float | None = None
+    """For the accuracy, labels above this are positive; null: 0.5, or for a run's own test set as in its training."""
+    batch_size: int = 64
+    """Texts per batch."""
+    ese_grid: bool = False
+    """Score every combination of depth and width of the embeddings, all in one pass."""
+    ese_depths: list[int] | None = None
+    """Depths of the grid, in layers; null: all, or every second, third, ... and the last if there are more than 12."""
+    ese_widths: list[int] | None = None
+    """Widths of the grid, in dimensions; null: 8, 16, 32, ... and all."""
+    output_dir: str | None = None
+    """Folder for results.json and the scores of the pairs; null: evaluations/<date>/<time>."""
+
+    def __post_init__(self) -> None:
+        check_at_least("batch_size", self.batch_size, 1)
+        for name in ("ese_depths", "ese_widths"):
+            numbers = getattr(self, name)
+            if numbers is None:
+                continue
+            if not self.ese_grid:
+                raise ConfigError(f"{name}={numbers} has no effect without a grid: add ese_grid=true, or leave it out.")
+            for number in numbers or [0]:
+                check_at_least(name, number, 1)
+        if self.ese_grid and self.positive_above is not None:
+            raise ConfigError(
+                f"positive_above={self.positive_above:g} has no effect with ese_grid=true, which has no accuracy: "
+                f"leave one out."
+            )
+        if self.tasks is not None and not self.tasks:
+            raise ConfigError("tasks=[] measures nothing: give for example tasks=[stsb,sickr] or tasks=[pairs.jsonl].")
+
+
+@dataclass
+class ConvertConfig:
+    """Everything `convert.py` takes."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    """The model to convert, usually model.name_or_path=RUN."""
+    pooling: PoolingConfig = field(default_factory=PoolingConfig)
+    merge: bool = True
+    """Merge an adapter into the weights; false: keep it separate, so the folder needs the base model at its path."""
+    normalize: bool = False
+    """Add a module that scales every embedding to unit length."""
+    output_dir: str | None = None
+    """The new folder; null: sentence_transformers inside the run folder."""

@@ -1,0 +1,95 @@
+"""The training loop."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from angle.config.values import check_at_least, check_one_of
+from angle.errors import ConfigError
+
+
+@dataclass
+class TrainingConfig:
+    """The training loop."""
+
+    epochs: int = 1
+    """Passes over the training rows."""
+    max_steps: int | None = None
+    """Optimiser steps; overrides epochs."""
+    batch_size: int = 32
+    """Rows per process in one evaluation of the objective. The rows of all processes together supply the negatives."""
+    gradient_accumulation_steps: int = 1
+    """Batches whose gradients are averaged for one optimiser step."""
+    token_budget: str | None = None
+    """Maximum tokens per micro-batch, or auto for as many as fit into memory. A larger batch is split
+    (gradient cache): up to half as long again, and the same result but for dropout's draws; null: never split."""
+    learning_rate: float | None = None
+    """Peak learning rate; null: 5e-5, or 2e-4 for adapters, or 2e-3 for the randomly initialised `tiny`."""
+    weight_decay: float = 0.0
+    """AdamW's weight decay, applied to matrices only: never to biases and norms."""
+    warmup_steps: float = 0.1
+    """Steps of linear warm-up; below 1, the fraction of all steps."""
+    scheduler: str = "linear"
+    """Learning rate after the warm-up: linear or cosine (both decay to 0), or constant."""
+    max_grad_norm: float = 1.0
+    """Clip gradients to this norm; 0: never."""
+    mixed_precision: str = "no"
+    """no, bf16 or fp16 (needs a GPU). Pooling and losses are always float32."""
+    packing: str = "auto"
+    """auto: pack a batch's texts into one row without padding, on CPUs and CUDA, if a check of the model shows that
+    this changes nothing; "off": pad them, for comparison."""
+    compile: bool = False
+    """Compile the layers (torch.compile) at the start, for all batch sizes. Meant for GPUs; no gain on CPUs."""
+    seed: int = 42
+    """Seed of the adapters' initialisation, of dropout, and of the order of rows unless data.seed is given."""
+    logging_steps: int = 10
+    """Steps between two lines of metrics."""
+    eval_steps: int | None = None
+    """Steps between two evaluations; null: after every epoch; 0: only at the end."""
+    save_steps: int | None = None
+    """Steps between two checkpoints; null: a tenth of the run's steps; 0: no checkpoints."""
+    save_total_limit: int = 2
+    """Number of checkpoints to keep, newest first."""
+    resume: str | None = None
+    """A run folder to resume, with the settings that the run was started with."""
+    output_dir: str | None = None
+    """The run folder; null: runs/<date>/<time>."""
+    dry_run: bool = False
+    """Build everything, train once on the longest batch, print memory and time, and write nothing."""
+
+    def __post_init__(self) -> None:
+        for name in (
+            "epochs",
+            "max_steps",
+            "batch_size",
+            "gradient_accumulation_steps",
+            "logging_steps",
+            "save_total_limit",
+        ):
+            check_at_least(f"train.{name}", getattr(self, name), 1)
+        for name in ("weight_decay", "warmup_steps", "max_grad_norm", "seed", "eval_steps", "save_steps"):
+            check_at_least(f"train.{name}", getattr(self, name), 0)
+        check_at_least("train.learning_rate", self.learning_rate, 0, above=True)
+        if self.dry_run and self.resume is not None:
+            raise ConfigError(
+                f"train.resume={self.resume} cannot work with train.dry_run=true, which tries a new run's settings: "
+                f"leave one out."
+            )
+        if self.token_budget not in (None, "auto") and not (self.token_budget.isdigit() and int(self.token_budget)):
+            raise ConfigError(
+                f"train.token_budget={self.token_budget} cannot work: give a number of tokens, such as 8192, auto for "
+                f"as many as fit into memory, or null for whole batches."
+            )
+        check_one_of("train.scheduler", self.scheduler, ("linear", "cosine", "constant"))
+        check_one_of("train.mixed_precision", self.mixed_precision, ("no", "bf16", "fp16"))
+        if self.packing in ("False", "false"):
+            raise ConfigError(
+                'train.packing=false is not known: YAML reads off as false unless it is quoted; write packing: "off" '
+                "there, or train.packing=off on the command line."
+            )
+        check_one_of("train.packing", self.packing, ("auto", "off"))
+
+    @property
+    def tokens_at_once(self) -> int | None:
+        """Maximum tokens per micro-batch, None for no limit; with `auto`, defined only once it is decided."""
+        return None if self.token_budget is None else int(self.token_budget)

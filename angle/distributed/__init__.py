@@ -1,0 +1,1 @@
+"""Several processes: what the launcher says of them, and how they communicate."""

@@ -1,0 +1,1 @@
+"""Where metrics and messages of a run go."""

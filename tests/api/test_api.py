@@ -1,0 +1,444 @@
+"""The Python face: the reference's own example, encoding, names that are wrong, and the folders it leaves."""
+
+from __future__ import annotations
+
+import json
+import re
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from conftest import snapshot
+
+from angle import AnglE, AngleDataTokenizer, ConfigError, DataError, DatasetFormats, Encoder, ModelConfig, Prompts
+from angle.api.datasets import as_source
+from angle.config import EvaluateConfig, TrainConfig
+from angle.config.build import build_config, load_config
+from angle.data import sample
+from angle.data.sources import open_tables
+from angle.evaluation.report import evaluate
+
+TEXTS = ["a dog chases the cat", "two birds", "the woman eats an apple in the garden"]
+LOSS = {"cosine_w": 1.0, "ibn_w": 20.0, "angle_w": 1.0, "cosine_tau": 20, "ibn_tau": 20, "angle_tau": 20}
+
+
+def rows(split: str, count: int, name: str = "A") -> datasets.Dataset:
+    return datasets.Dataset.from_dict(sample.columns(name, split, count))
+
+
+@pytest.fixture(scope="module")
+def angle() -> AnglE:
+    return AnglE.from_pretrained("tiny")
+
+
+def test_the_reference_s_example(tmp_path: Path) -> None:
+    """Load, prepare, train, evaluate, as its documentation shows it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # no CUDA here
+        angle = AnglE.from_pretrained("tiny", max_length=48, pooling_strategy="avg").cuda()
+    ds = {"train": rows("train", 640), "validation": rows("validation", 40), "test": rows("test", 60)}
+    train_ds = ds["train"].shuffle(seed=1).map(AngleDataTokenizer(angle.tokenizer, angle.max_length), num_proc=2)
+    valid_ds = ds["validation"].map(AngleDataTokenizer(angle.tokenizer, angle.max_length), num_proc=2)
+    test_ds = ds["test"].map(AngleDataTokenizer(angle.tokenizer, angle.max_length), num_proc=2)
+
+    before, _ = angle.evaluate(test_ds, device=angle.device)
+    angle.fit(
+        train_ds=train_ds,
+        valid_ds=valid_ds,
+        output_dir=str(tmp_path / "run"),
+        batch_size=32,
+        epochs=3,
+        learning_rate=2e-3,
+        save_steps=100,
+        eval_steps=1000,
+        warmup_steps=0,
+        gradient_accumulation_steps=1,
+        loss_kwargs=LOSS,
+        fp16=False,
+        logging_steps=100,
+    )
+    corrcoef, accuracy = angle.evaluate(test_ds, device=angle.device)
+
+    assert corrcoef > before + 0.1
+    test_ds.to_json(tmp_path / "test.jsonl")
+    settings = {
+        "model": {"name_or_path": str(tmp_path / "run")},
+        "tasks": [str(tmp_path / "test.jsonl")],
+        "output_dir": str(tmp_path / "scores"),
+    }
+    (metrics,) = evaluate(build_config(settings, EvaluateConfig)).results.values()
+    assert (corrcoef, accuracy) == (metrics["spearman_cosine"], metrics["accuracy"])
+    assert angle.evaluate(test_ds, metric="pearson_dot") == metrics["pearson_dot"]
+    config = load_config(tmp_path / "run" / "config.yaml")
+    assert (config.train.warmup_steps, config.train.eval_steps, config.train.save_total_limit) == (0.0, 1000, 1)
+    assert (config.pooling.strategy, config.model.max_length) == ("avg", 48)
+    assert config.loss.ibn_w == 20.0
+    np.testing.assert_array_equal(angle.encode(TEXTS), Encoder.load(ModelConfig(str(tmp_path / "run"))).encode(TEXTS))
+
+
+def test_fit_leaves_the_reference_s_values_to_what_is_not_given(tmp_path: Path) -> None:
+    angle = AnglE("tiny")
+    angle.fit(rows("train", 20, "C"), output_dir=str(tmp_path / "run"), config={"train": {"max_steps": 1, "seed": 7}})
+    config = load_config(tmp_path / "run" / "config.yaml")
+    assert (config.train.learning_rate, config.train.warmup_steps, config.train.batch_size) == (1e-5, 1000.0, 32)
+    assert (config.train.logging_steps, config.train.save_steps, config.train.seed) == (10, 100, 7)
+    assert config.data.duplicates == "mask"
+
+
+def test_what_came_out_of_fit_is_kept(tmp_path: Path) -> None:
+    angle = AnglE.from_pretrained("tiny")
+    assert angle.result is None
+    angle.fit("sample", output_dir=str(tmp_path / "run"), config={"train": {"max_steps": 1}})
+    assert angle.result is not None
+    assert angle.result.folder == tmp_path / "run"
+    assert angle.result.best_score == json.loads((tmp_path / "run" / "run.json").read_text())["result"]["best_score"]
+
+
+def test_a_second_fit_goes_on_from_the_first(tmp_path: Path) -> None:
+    angle = AnglE("tiny")
+    further = {"train": {"max_steps": 2, "learning_rate": 1e-3}}
+    angle.fit(rows("train", 40), output_dir=str(tmp_path / "one"), warmup_steps=0, config=further)
+    first = angle.encode(TEXTS)
+    angle.fit(rows("train", 40), output_dir=str(tmp_path / "two"), warmup_steps=0, config=further)
+    assert load_config(tmp_path / "two" / "config.yaml").model.name_or_path == str(tmp_path / "one")
+    assert np.abs(angle.encode(TEXTS) - first).max() > 1e-4
+
+
+def test_espresso_a_teacher_and_fewer_layers(folder_of: Callable[[str], str], tmp_path: Path) -> None:
+    angle = AnglE(folder_of("bert"), pooling_strategy="avg").truncate_layer(2)
+    angle.fit(
+        rows("train", 20),
+        output_dir=str(tmp_path / "run"),
+        apply_ese=True,
+        trainer_kwargs={"ese_compression_size": 8, "teacher_name_or_path": folder_of("bert"), "apply_ese_pca": False},
+        argument_kwargs={"max_steps": 2, "weight_decay": 0.01},
+        filter_duplicate=False,
+        save_strategy="no",
+    )
+    config = load_config(tmp_path / "run" / "config.yaml")
+    assert (config.model.layers, config.ese.compression_size, config.ese.pca) == (2, 8, False)
+    assert (config.teacher.name_or_path, config.teacher.pooling) == (folder_of("bert"), "auto")
+    assert (config.train.weight_decay, config.train.save_steps, config.data.duplicates) == (0.01, 0, "keep")
+    assert len(angle.backbone.encoder.layer) == 2
+    assert angle.encode(TEXTS, layer_index=1, embedding_size=8).shape == (3, 8)
+
+
+def test_a_decoder_gets_an_adapter(folder_of: Callable[[str], str], tmp_path: Path) -> None:
+    angle = AnglE(folder_of("llama"), lora_config_kwargs={"r": 4, "lora_alpha": 8, "task_type": "CAUSAL_LM"})
+    assert (angle.is_llm, angle.pooling_strategy) == (True, "avg")
+    angle.fit(rows("train", 20, "B"), output_dir=str(tmp_path / "run"), config={"train": {"max_steps": 1}})
+    config = load_config(tmp_path / "run" / "config.yaml")
+    assert (config.lora.enabled, config.lora.r, config.lora.alpha) == (True, 4, 8)
+    assert (tmp_path / "run" / "final" / "adapter_config.json").is_file()
+    angle.save_pretrained(str(tmp_path / "saved"))
+    assert (tmp_path / "saved" / "adapter_config.json").is_file()
+    assert angle.encode("a dog").shape == (1, 32)
+
+
+def test_encode_is_the_encoder_s_in_every_shape(angle: AnglE) -> None:
+    encoder = Encoder.load("tiny").eval()
+    expected = encoder.encode(TEXTS)
+    np.testing.assert_array_equal(angle.encode(TEXTS), expected)
+    assert angle.encode(TEXTS[0]).shape == (1, expected.shape[1])
+    assert isinstance(angle.encode(TEXTS, to_numpy=False), torch.Tensor)
+    np.testing.assert_array_equal(angle.encode(TEXTS, embedding_start=3, embedding_size=10), expected[:, 3:13])
+    norms = np.linalg.norm(angle.encode(TEXTS, normalize_embedding=True, embedding_size=10), axis=1)
+    np.testing.assert_allclose(norms, 1, rtol=1e-6)
+    depth = encoder.encode_tokens(encoder.tokenizer(TEXTS), depths=[1])[:, 0]
+    np.testing.assert_array_equal(angle.encode(TEXTS, layer_index=1), depth)
+    given = list(TEXTS)
+    angle.encode(given, prompt=Prompts.C)
+    assert given == TEXTS
+    np.testing.assert_allclose(angle.encode(iter(TEXTS), batch_size=1), expected, atol=1e-6)
+
+
+def test_encode_in_parts(angle: AnglE, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = angle.encode(TEXTS)
+    monkeypatch.setattr("angle.modeling.encoder.TEXTS_AT_ONCE", 2)
+    np.testing.assert_allclose(angle.encode(TEXTS), expected, atol=1e-6)
+
+
+def test_encode_with_a_prompt(angle: AnglE) -> None:
+    written = angle.encode([Prompts.C.format(text=text) for text in TEXTS])
+    for prompt in ("C", Prompts.C):
+        np.testing.assert_array_equal(angle.encode(TEXTS, prompt=prompt), written)
+        np.testing.assert_array_equal(angle.encode([{"text": text} for text in TEXTS], prompt=prompt), written)
+    with_column = angle.encode([{"text": "cat", "kind": "dog"}], prompt="{kind}: {text}")
+    np.testing.assert_array_equal(with_column, angle.encode(["dog: cat"]))
+
+
+def test_evaluate_by_hand(angle: AnglE) -> None:
+    pairs = rows("test", 30)
+    left, right = (torch.from_numpy(angle.encode(pairs[name])).double() for name in ("text1", "text2"))
+    cosine = torch.cosine_similarity(left, right).numpy()
+    positive = np.array(pairs["label"]) > 0.5
+    _, accuracy = angle.evaluate(pairs, threshold=0.9)
+    assert accuracy == np.mean((cosine > 0.9) == positive)
+    assert angle.metrics(pairs)["accuracy"] >= accuracy
+    with pytest.raises(ConfigError, match=r"^metric=spearman is not known. Choose one of: spearman_cosine, "):
+        angle.evaluate(pairs, metric="spearman")
+
+
+def test_rows_of_any_kind(tmp_path: Path) -> None:
+    pairs = rows("test", 30)
+    pairs.to_json(tmp_path / "pairs.jsonl")
+    angle = AnglE.from_pretrained("tiny")
+    expected = angle.metrics(pairs)
+    assert angle.metrics(pairs.to_list()) == expected
+    assert angle.metrics(str(tmp_path / "pairs.jsonl")) == expected
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (datasets.DatasetDict({"a": rows("test", 4)}), "data has the splits a: choose one, such as data=ds['train']."),
+        (3, "data must be a data set, rows such as [{'text1': ...}], a file or a name on the hub."),
+        (
+            [{"text1": "a", "text2": "b", "label": 1}, {"text1": "a", "text2": "b", "label": "x"}],
+            "data has a column with cells of several types: Could not convert 'x' with type str: tried to convert to "
+            "int64.",
+        ),
+        (
+            rows("test", 4).to_iterable_dataset(),
+            "data is a stream: give its name or its files, with config={'data': {'streaming': True}}.",
+        ),
+    ],
+)
+def test_rows_that_are_none(angle: AnglE, data: Any, message: str) -> None:
+    with pytest.raises(DataError) as caught:
+        angle.metrics(data)
+    assert str(caught.value) == message
+
+
+def test_prepared_rows_say_how_they_are_read(tmp_path: Path) -> None:
+    angle = AnglE("tiny", max_length=32)
+    prepare = AngleDataTokenizer(angle.tokenizer, 32, prompt_template="Query: {text}")
+    row = dict(zip(sample.columns("B", "train", 1), ["a", "b", "c"], strict=True))
+    assert prepare(row) == {
+        "extra": {"dataset_format": "B", "prompt": "Query: {text}", "max_length": 32, "end_token": None}
+    }
+    angle.fit(rows("train", 20).map(prepare), output_dir=str(tmp_path / "run"), config={"train": {"max_steps": 1}})
+    assert load_config(tmp_path / "run" / "config.yaml").model.prompt == "Query: {text}"
+    with pytest.raises(ConfigError) as caught:
+        AnglE("tiny", max_length=64).fit(rows("train", 20).map(prepare))
+    assert str(caught.value) == (
+        "train_ds was prepared for max_length=32, but the model reads 64 tokens: give both the same, by "
+        "AnglE.from_pretrained(..., max_length=32)."
+    )
+
+
+def test_rows_that_are_prepared_in_another_way(tmp_path: Path) -> None:
+    angle = AnglE("tiny")
+    ask, find = (AngleDataTokenizer(angle.tokenizer, prompt_template=f"{word}: {{text}}") for word in ("Ask", "Find"))
+    pairs = rows("test", 30)
+    written = pairs.map(lambda row: {name: f"Ask: {row[name]}" for name in ("text1", "text2")})
+    assert angle.metrics(pairs.map(ask)) == angle.metrics(written) != angle.metrics(pairs)
+    with pytest.raises(ConfigError) as caught:
+        angle.fit(rows("train", 20).map(ask), valid_ds=pairs.map(find), output_dir=str(tmp_path / "run"))
+    assert str(caught.value) == (
+        "valid_ds was prepared with 'Find: {text}', but train_ds with 'Ask: {text}': prepare both by the same "
+        "AngleDataTokenizer."
+    )
+    as_c = AngleDataTokenizer(angle.tokenizer, dataset_format="C")
+    angle.fit(rows("train", 20, "B").map(as_c), output_dir=str(tmp_path / "run"), config={"train": {"max_steps": 1}})
+    assert load_config(tmp_path / "run" / "config.yaml").data_format.name == "C"
+
+
+@pytest.mark.parametrize(
+    ("settings", "kind", "message"),
+    [
+        ({"dataset_format": "D"}, ConfigError, "dataset_format=D is not known. Choose one of: A, B, C."),
+        (
+            {"prompt_template": "x: {text}", "extra_columns": ["kind"]},
+            ConfigError,
+            "extra_columns has 'kind', which the template 'x: {text}' does not use.",
+        ),
+        (
+            {"end_with_eos": True},
+            ConfigError,
+            "end_with_eos=True cannot work: the tokenizer has no end token; leave it out.",
+        ),
+    ],
+)
+def test_preparing_in_a_way_that_cannot_work(
+    angle: AnglE, settings: dict[str, Any], kind: type[Exception], message: str
+) -> None:
+    with pytest.raises(kind) as caught:
+        AngleDataTokenizer(angle.tokenizer, **settings)
+    assert str(caught.value) == message
+
+
+def test_rows_of_no_format(angle: AnglE) -> None:
+    with pytest.raises(DataError, match="which are no format"):
+        AngleDataTokenizer(angle.tokenizer)({"sentence1": "a", "score": 1.0})
+    with pytest.raises(
+        DataError, match=r"^The template uses \{kind\}, but the data set has the columns text1, text2, "
+    ):
+        AngleDataTokenizer(angle.tokenizer, prompt_template="{kind}: {text}")({"text1": "", "text2": "", "label": 0})
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (
+            lambda angle: AnglE("tiny", poling_strategy="cls"),
+            "AnglE has no argument 'poling_strategy'; did you mean pooling_strategy?",
+        ),
+        (
+            lambda angle: angle.encode("a", max_length=2000),
+            "max_length=2000 cannot work: the model has positions for 64 tokens; give 64 or less.",
+        ),
+        (
+            lambda angle: angle.encode("a", layer_index=3),
+            "layer_index=3 cannot work: the model has 2 layers; give a number up to that, or -1 for all.",
+        ),
+        (
+            lambda angle: angle.encode("a", embedding_size=129),
+            "embedding_start=0 and embedding_size=129 cannot work: the model's embeddings have 128 dimensions.",
+        ),
+        (
+            lambda angle: angle.encode("a", embedding_start=127, embedding_size=0),
+            "embedding_start=127 and embedding_size=0 cannot work: the model's embeddings have 128 dimensions.",
+        ),
+        (
+            lambda angle: angle.encode("a", embedding_start=128),
+            "embedding_start=128 and embedding_size=None cannot work: the model's embeddings have 128 dimensions.",
+        ),
+        (lambda angle: angle.fit([], epoch=3), "AnglE.fit has no argument 'epoch'; did you mean epochs?"),
+        (
+            lambda angle: angle.fit([], max_steps=3),
+            "AnglE.fit has no argument 'max_steps'; write argument_kwargs={'max_steps': ...}.",
+        ),
+        (
+            lambda angle: angle.fit([], w1=3),
+            "AnglE.fit has no argument 'w1'; it is called 'cosine_w' now, and stands in loss_kwargs.",
+        ),
+        (
+            lambda angle: angle.fit([], loss_kwargs={"w2": 35}),
+            "loss_kwargs has 'w2', which is called 'ibn_w' now: write ibn_w=35.",
+        ),
+        (
+            lambda angle: angle.fit([], loss_kwargs={"angle_t": 1}),
+            "loss_kwargs has 'angle_t', which has no home here; did you mean angle_tau?",
+        ),
+        (
+            lambda angle: angle.fit([], argument_kwargs={"optim": "adafactor"}),
+            "argument_kwargs has 'optim', which has no home here. Known are: ",
+        ),
+        (
+            lambda angle: angle.fit([], save_strategy="best"),
+            "save_strategy=best is not known. Choose one of: steps, epoch, no.",
+        ),
+        (
+            lambda angle: AnglE("tiny", model_kwargs={"device_map": "auto"}),
+            "model_kwargs has 'device_map', which has no home here",
+        ),
+    ],
+)
+def test_wrong_names(angle: AnglE, call: Callable[[AnglE], Any], message: str) -> None:
+    with pytest.raises((TypeError, ConfigError)) as caught:
+        call(angle)
+    assert str(caught.value).startswith(message)
+
+
+def test_what_is_no_text_is_told_by_its_place(angle: AnglE) -> None:
+    with pytest.raises(TypeError, match="text 2 of 3 is None: encode takes texts, or mappings"):
+        angle.encode(["a", None, "b"])  # type: ignore[list-item]
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        (None, "text 1 of 1 is None: encode takes texts"),
+        ([{"body": "a"}], "text 1 of 1 has no text for text: give mappings such as {'text': '...'}"),
+    ],
+)
+def test_what_cannot_be_encoded(angle: AnglE, inputs: Any, message: str) -> None:
+    with pytest.raises(TypeError, match=re.escape(message)):
+        angle.encode(inputs)
+
+
+def test_a_template_s_fields_must_all_be_given(angle: AnglE) -> None:
+    with pytest.raises(
+        TypeError, match=r"text 2 of 2 has no text for topic: give mappings such as \{'text': '\.\.\.',"
+    ):
+        angle.encode([{"text": "a", "topic": "b"}, "a"], prompt="{topic}: {text}")
+
+
+def test_a_token_that_the_model_does_not_know() -> None:
+    """With options too, for which a tokenizer is made for the call."""
+    angle = AnglE("tiny")
+    angle.tokenizer.add_tokens(["zzz"])
+    for options in ({}, {"max_length": 8}, {"prompt": "a {text}"}):
+        with pytest.raises(ConfigError, match="writes 'zzz' as number"):
+            angle.encode("a zzz", **options)
+
+
+@pytest.mark.parametrize("max_length", [1, 0, -5])
+def test_a_length_that_leaves_no_text(angle: AnglE, max_length: int) -> None:
+    with pytest.raises(ConfigError, match=f"max_length={max_length} cannot work: it must be at least 2"):
+        angle.encode("a", max_length=max_length)
+
+
+def test_a_setting_is_given_once(angle: AnglE, tmp_path: Path) -> None:
+    with pytest.raises(
+        ConfigError, match="argument_kwargs has num_train_epochs=1 beside epochs=2, which says the same"
+    ):
+        angle.fit([], epochs=2, output_dir=str(tmp_path / "run"), argument_kwargs={"num_train_epochs": 1})
+
+
+def test_rows_may_differ_in_their_columns_and_cells() -> None:
+    rows = [{"text": "a", "positive": "b"}, {"text": "c", "positive": ("d", "e"), "negative": "f"}]
+    (table,) = open_tables(as_source(rows, "train_ds"), "train")
+    assert [dict(row) for _, row in table.rows] == [
+        {"text": "a", "positive": ["b"], "negative": None},
+        {"text": "c", "positive": ["d", "e"], "negative": "f"},
+    ]
+
+
+def test_nothing_is_overwritten(angle: AnglE, tmp_path: Path) -> None:
+    angle.save_pretrained(str(tmp_path / "saved"))
+    before = snapshot(tmp_path)
+    np.testing.assert_array_equal(AnglE.from_pretrained(str(tmp_path / "saved")).encode(TEXTS), angle.encode(TEXTS))
+    for exist_ok in (True, False):
+        with pytest.raises(ConfigError, match="is there already, so nothing is written: give a new folder"):
+            angle.save_pretrained(str(tmp_path / "saved"), exist_ok=exist_ok)
+    (tmp_path / "empty").mkdir()
+    angle.save_pretrained(str(tmp_path / "empty"))
+    assert snapshot(tmp_path / "saved") == snapshot(tmp_path / "empty")
+    assert {f"saved/{name}" for name in snapshot(tmp_path / "saved")} <= before.keys()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_without_a_gpu(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.warns(UserWarning, match="There is no CUDA device here: the model stays on the CPU"):
+        angle = AnglE("tiny").cuda()
+    assert angle.device == torch.device("cpu")
+    angle.fit(rows("train", 20), output_dir=str(tmp_path / "run"), fp16=True, config={"train": {"max_steps": 1}})
+    assert "fp16 needs a GPU, and none is here: training goes on in " in capsys.readouterr().out
+    assert load_config(tmp_path / "run" / "config.yaml").train.mixed_precision in ("bf16", "no")
+
+
+def test_formats_and_prompts_are_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert (DatasetFormats.A, DatasetFormats.B) == ("text1,text2,label", "text,positive,negative")
+    DatasetFormats.list_formats()
+    Prompts.list_prompts()
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[2] == "DatasetFormats.C = 'text,positive'"
+    assert printed[3].startswith("Prompts.A = 'Summarize sentence")
+    assert len(printed) == 6
+
+
+def test_what_fit_takes_is_what_the_schema_has() -> None:
+    from angle.compat import arguments
+    from angle.config.names import kinds, nested
+
+    tables = (arguments.ARGUMENTS, arguments.TRAINER, arguments.MODEL, arguments.LORA)
+    homes = [*arguments.FIT_DEFAULTS, *(home for table in tables for home in table.values())]
+    assert set(homes) <= kinds(TrainConfig).keys()
+    assert json.dumps(nested({"a.b": 1, "a.c": 2, "d": 3})) == '{"a": {"b": 1, "c": 2}, "d": 3}'

@@ -1,0 +1,241 @@
+"""The command line before anything heavy starts: what is refused, how folders are called, how fast help comes."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import time
+
+import pytest
+from conftest import REPO, start
+
+import angle
+from angle.cli.arguments import check_arguments
+from angle.cli.sweep import SLUG_LENGTH, only, slug, varying
+from angle.config import EvaluateConfig, TrainConfig
+from angle.errors import ConfigError
+
+CONF = REPO / "conf"
+QUOTING = (
+    "write name=value, and quote values with spaces, braces or commas, for example 'model.prompt=\"Query: {text}\"'."
+)
+POOLINGS = "auto, avg, cls, cls_avg, cls_max, last, max, mean"
+
+
+@pytest.mark.parametrize(
+    ("word", "text"),
+    [
+        ("train.epoch=2", "There is no setting train.epoch; did you mean train.epochs?"),
+        ("+train.epoch=2", "There is no setting train.epoch; did you mean train.epochs?"),
+        ("++train.epoch=2", "There is no setting train.epoch; did you mean train.epochs?"),
+        ("batch_size=8", "There is no setting batch_size; did you mean train.batch_size?"),
+        ("model.nam=8", "There is no setting model.nam; did you mean model.name_or_path?"),
+        (
+            "data.train.label_mapp.x=1",
+            "There is no setting data.train.label_mapp.x; did you mean data.train.label_map?",
+        ),
+        ("pooling=mena", f"pooling=mena is no option; did you mean mean? pooling can be: {POOLINGS}."),
+        ("pooling=cls,zzz", f"pooling=zzz is no option. pooling can be: {POOLINGS}."),
+        ("+pooling=zzz", f"pooling=zzz is no option. pooling can be: {POOLINGS}."),
+        ("pooling=null", f"pooling=null is no option. pooling can be: {POOLINGS}."),
+        ("modell=tiny", "There is no group modell; did you mean model?"),
+        ("accelerate=one_gpu", "There is no setting accelerate; python train.py --help lists them all."),
+        ("train.epochs", "train.epochs sets nothing: write name=value, for example train.epochs=..."),
+        ("model.prompt={text} here", f"model.prompt={{text}} here is no setting: {QUOTING}"),
+        ("kill1", "kill1 sets nothing: write name=value, for example model.name_or_path=kill1"),
+        ("--lrr=3", "--lrr=3 is no flag: a setting is written without dashes, as group.name=value."),
+        (
+            "--epoch=3",
+            "--epoch=3 is no flag: a setting is written without dashes, as group.name=value; did you mean "
+            "train.epochs?",
+        ),
+        ("train.epochs=two", "train.epochs=two cannot work: it must be a whole number."),
+        ("train.epochs=", "train.epochs= cannot work: it must be a whole number."),
+        ("train.batch_size=2.5", "train.batch_size=2.5 cannot work: it must be a whole number."),
+        ("loss.ibn_w=much", "loss.ibn_w=much cannot work: it must be a number."),
+        ("loss.ibn_w=[1]", "loss.ibn_w=[1] cannot work: it must be a number."),
+        ("data.shuffle=maybe", "data.shuffle=maybe cannot work: it must be true or false."),
+        ("train.epochs=1,two", "train.epochs=two cannot work: it must be a whole number."),
+        ("~train.epoch", "There is no setting train.epoch; did you mean train.epochs?"),
+    ],
+)
+def test_words_that_cannot_work(word, text):
+    with pytest.raises(ConfigError) as caught:
+        check_arguments([word], TrainConfig, CONF)
+    assert str(caught.value) == text
+
+
+@pytest.mark.parametrize(
+    ("word", "setting"),
+    [("data.train=x.jsonl", "data.train.name_or_path"), ("train=x", "train."), ("lora=r16,lora.r=3", "lora")],
+)
+def test_a_group_that_is_given_a_value_is_answered_with_its_settings(word, setting):
+    with pytest.raises(ConfigError) as caught:
+        check_arguments([word], TrainConfig, CONF)
+    assert setting in str(caught.value)
+    assert "tracking" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        [],
+        ["train.epochs=2", "loss.ibn_w=null", "data.shuffle=false", "model.prompt='Query: {text}'"],
+        ["+train.epochs=2", "++train.epochs=2", "~lora"],
+        ["-m", "train.epochs=1,2", "loss.ibn_w=choice(1,2)", "train.seed=range(1,4)", "model=tiny,minilm"],
+        ["data.train.columns={text1: a, text2: b}", "data.train.label_map={x: 1, y: null}"],
+        ["data.train.columns.text1=a", "+data.test.label_map.x=null"],
+        ["data.train.name_or_path=[a.jsonl,b.jsonl]", "lora.target_modules=[q,v]", "tracking.tags=[]"],
+        ["hydra.job.name=x", "--cfg", "job"],
+        ["train.output_dir=${oc.env:HOME}/x"],
+        ["experiment=nli_minilm", "lora=r16", "lora.r=4"],
+    ],
+    ids=" ".join,
+)
+def test_words_that_are_fine(words):
+    check_arguments(words, TrainConfig, CONF)
+
+
+def test_words_of_the_other_commands():
+    check_arguments(["tasks=[stsb,a.jsonl]", "columns={text1: a}", "label_map.x=1"], EvaluateConfig, CONF)
+    with pytest.raises(ConfigError, match=r"^There is no setting task; did you mean tasks\?$"):
+        check_arguments(["task=stsb"], EvaluateConfig, CONF)
+
+
+@pytest.mark.parametrize("key", ["data.train.columns={text1: a}", "data.train.columns.text1=a"])
+def test_columns_can_be_typed_as_the_error_messages_say(command, key):
+    done = command("train.py", "--cfg", "job", key)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "columns:\n      text1: a\n" in done.stdout
+
+
+def test_label_map_can_be_typed_as_the_error_messages_say(command):
+    done = command("train.py", "--cfg", "job", "data.train.label_map={high: 1, 0: null}")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert re.search(r"label_map:\n +high: 1(\.0)?\n +'?0'?: null\n", done.stdout)
+
+
+@pytest.mark.parametrize(
+    "words", [["pooling=cls,avg"], ["--epochs=3"], ["model@x=tiny"], ["hydrax=1"], ["-m", "train.epochs=1,two"]]
+)
+def test_what_hydra_would_refuse_is_refused_in_one_line(command, words):
+    done = command("train.py", *words)
+    assert done.returncode != 0
+    assert re.fullmatch(r"Error: .+\n", done.stderr)
+
+
+@pytest.mark.parametrize(
+    ("words", "name"),
+    [
+        (["loss.ibn_w=10", "train.seed=1"], "loss.ibn_w-10_train.seed-1"),
+        (["model.name_or_path=org/model"], "model.name_or_path-org-model"),
+        (["train.output_dir=/a b/../{c}"], "train.output_dir-a-b-..-c-"),
+        ([], ""),
+    ],
+)
+def test_slug_is_the_name_of_one_folder(words, name):
+    assert slug(words) == name
+
+
+def test_slug_of_a_long_list_is_cut_and_stays_distinct():
+    words = [f"data.train.name_or_path={'x' * 300}{end}" for end in "ab"]
+    slugs = [slug([word]) for word in words]
+    assert {len(name) for name in slugs} == {SLUG_LENGTH}
+    assert slugs[0] != slugs[1]
+    assert slug([words[0]]) == slugs[0]
+    assert len(slug(["x" * SLUG_LENGTH])) == SLUG_LENGTH == len(slug(["x" * (SLUG_LENGTH + 1)]))
+
+
+@pytest.mark.parametrize(
+    ("words", "keys"),
+    [
+        (["loss.ibn_w=1,2", "train.seed=1", "++model.prompt='{text}, {text}'"], {"loss.ibn_w"}),
+        (["model=tiny,minilm", "+loss.angle_tau=range(1,3)", "lora=r8"], {"model", "loss.angle_tau"}),
+        (["data.train.name_or_path=[a,b]", "train.seed=1"], {"data.train.name_or_path", "train.seed"}),
+    ],
+)
+def test_jobs_are_called_by_what_varies(words, keys):
+    assert varying(words) == keys
+    assert {word.lstrip("+").split("=")[0] for word in only(words, keys)} == keys
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (["loss.angle_tau=1,-5"], "loss.angle_tau=-5 cannot work"),
+        (["lora=r8,none", "lora.alpha=8,16"], "lora.alpha=8 has no effect while lora is off"),
+        (["pooling.strategy=avg,clss"], "pooling.strategy=clss"),
+        (["train.output_dir=one", "train.seed=1,2"], "train.output_dir=one is one folder for several jobs"),
+        (["train.output_dir=one,./one"], "train.output_dir=./one is one folder for several jobs"),
+    ],
+)
+def test_every_job_of_a_sweep_is_checked_before_the_first(command, tmp_path, words, text):
+    done = command("train.py", "-m", *words)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert re.fullmatch(r"Error: .+\n", done.stderr)
+    assert text in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("script", "parent"), [("train.py", "runs"), ("evaluate.py", "evaluations")])
+def test_a_run_is_called_by_date_and_time(command, script, parent):
+    done = command(script, "--cfg", "hydra", "--resolve", "--package", "hydra.run")
+    found = re.search(rf"dir: {parent}/(\d{{4}}-\d\d-\d\d/\d\d-\d\d-\d\d)-\d{{3}}$", done.stdout, re.MULTILINE)
+    assert found, done.stdout + done.stderr
+    assert abs(time.mktime(time.strptime(found[1], "%Y-%m-%d/%H-%M-%S")) - time.time()) < 60
+
+
+def test_processes_of_one_launcher_have_one_folder(tmp_path):
+    words = ("--cfg", "hydra", "--resolve", "--package", "hydra.run")
+    first = start("train.py", *words, folder=tmp_path, WORLD_SIZE="2").stdout
+    time.sleep(1.1)
+    assert start("train.py", *words, folder=tmp_path, WORLD_SIZE="2").stdout == first
+
+
+@pytest.mark.parametrize("script", ["train.py", "evaluate.py", "convert.py"])
+def test_help_comes_fast_and_leaves_nothing(command, tmp_path, script):
+    begun = time.perf_counter()
+    done = command(script, "--help")
+    assert time.perf_counter() - begun < 3
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "Groups, as group=option:\n\n" in done.stdout
+    assert "model: bert_base, bert_large," in done.stdout
+    assert "accelerate: " not in done.stdout  # launch files are no options
+    assert "\n  name_or_path: tiny\n" in done.stdout
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_settings_of_a_command_line_can_be_looked_at(command, tmp_path):
+    done = command("train.py", "--cfg", "job", "model=llama7b", "lora=r64", "loss=format_b")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "name_or_path: NousResearch/Llama-2-7b-chat-hf\n" in done.stdout
+    assert "data_format:\n  name: B\n" in done.stdout
+    assert not list(tmp_path.iterdir())
+
+
+def test_configuration_and_launch_import_nothing_heavy():
+    heavy = "{'torch', 'transformers', 'datasets', 'numpy', 'peft', 'wandb', 'accelerate'}"
+    code = f"import sys, angle, angle.config, angle.cli.app; print(sorted({heavy} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPO, capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
+@pytest.mark.parametrize(("script", "word"), [("evaluate.py", "tasks=[sts]"), ("convert.py", "output_dir=new")])
+def test_what_is_measured_or_converted_must_be_named(command, tmp_path, script, word):
+    done = command(script, word)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith(f"Error: model.name_or_path is missing: python {script} model.name_or_path=RUN takes")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_cannot_be_written_to(command):
+    done = command("train.py", "train.output_dir=/proc/x", "train.max_steps=1")
+    assert done.returncode == 1
+    assert done.stderr == (
+        "Error: train.output_dir=/proc/x cannot be written to (No such file or directory): give another folder.\n"
+    )
+
+
+def test_public_names_can_be_completed():
+    assert {"AnglE", "fit", "Prompts"} <= set(dir(angle))

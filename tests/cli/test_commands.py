@@ -1,0 +1,255 @@
+"""The three commands as a person types them: train, evaluate, convert, sweep, and go on after a kill."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import REPO, start, write_jsonl
+from safetensors.torch import load_file
+
+from angle import TrainConfig, build_config, fit
+from angle.data import sample
+from angle.evaluation.metrics import spearman
+
+pytestmark = pytest.mark.slow
+
+Command = Callable[..., subprocess.CompletedProcess[str]]
+
+#: How a sweep is typed from another folder than that of the script.
+SWEEP = f"python {REPO / 'train.py'} -m"
+
+
+@pytest.fixture(scope="module")
+def default_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The folder in which `python train.py` was typed, and what it printed."""
+    folder = tmp_path_factory.mktemp("default")
+    done = start("train.py", folder=folder)
+    assert (done.returncode, done.stderr) == (0, "")
+    return folder, done.stdout
+
+
+def test_the_default_learns_what_words_alone_do_not_tell(default_run):
+    folder, printed = default_run
+    (record,) = folder.glob("runs/*/*/run.json")
+    result = json.loads(record.read_text())["result"]
+    assert result["test_before"] < 0.5
+    assert result["test_after"] > 0.85
+    assert result["test_after"] > result["test_word_overlap"] + 0.4
+    run = record.parent.relative_to(folder)
+    assert (
+        f"Test    Spearman {result['test_before']:.4f} before training, {result['test_after']:.4f} after "
+        f"(shared words alone: {result['test_word_overlap']:.4f})\n" in printed
+    )
+    assert f"Saved   {run}/best\n" in printed
+    commands = re.findall(r"python \S+\.py .+", printed)
+    assert commands == [
+        f"python {REPO / 'evaluate.py'} model.name_or_path={run}",
+        f"python {REPO / 'convert.py'} model.name_or_path={run}",
+        f"{SWEEP} loss.ibn_w=10,20,30 loss.angle_tau=1,20",
+    ]
+
+
+def test_evaluate_finds_the_score_that_training_printed(default_run):
+    folder, _ = default_run
+    (record,) = folder.glob("runs/*/*/run.json")
+    done = start("evaluate.py", f"model.name_or_path={record.parent.relative_to(folder)}", folder=folder)
+    assert (done.returncode, done.stderr) == (0, "")
+    after = json.loads(record.read_text())["result"]["test_after"]
+    (row,) = (line for line in done.stdout.splitlines() if line.startswith("sample (test)"))
+    assert row.split()[2:4] == ["1000", f"{100 * after:.2f}"]
+    (results,) = folder.glob("evaluations/*/*/results.json")
+    assert json.loads(results.read_text())["tasks"]["sample (test)"]["spearman_cosine"] == pytest.approx(after)
+
+
+def test_a_reader_who_has_seen_enough(default_run):
+    folder, _ = default_run
+    (run,) = folder.glob("runs/*/*")
+    words = [str(REPO / "evaluate.py"), f"model.name_or_path={run}", "output_dir=unread"]
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, *words], cwd=folder, env=environment, text=True, **pipes) as process:
+        process.stdout.close()
+        assert (process.stderr.read(), process.wait(timeout=300)) == ("", 141)
+
+
+def test_sentence_transformers_finds_the_same_score(default_run):
+    from sentence_transformers import SentenceTransformer
+
+    folder, _ = default_run
+    (record,) = folder.glob("runs/*/*/run.json")
+    done = start("convert.py", f"model.name_or_path={record.parent.relative_to(folder)}", folder=folder)
+    assert (done.returncode, done.stderr) == (0, "")
+    (path,) = re.findall(r'SentenceTransformer\("(.+)"\)', done.stdout)
+    model = SentenceTransformer(str(folder / path), device="cpu")
+    pairs = sample.columns("A", "test")
+    one, two = (model.encode(pairs[name], normalize_embeddings=True) for name in ("text1", "text2"))
+    score = spearman((one * two).sum(axis=1), pairs["label"])
+    assert score == pytest.approx(json.loads(record.read_text())["result"]["test_after"], abs=5e-5)
+
+
+@pytest.mark.parametrize("name", ["B", "C"])
+def test_the_other_formats_of_the_sample_learn(command: Command, tmp_path, name):
+    done = command("train.py", f"loss=format_{name.lower()}", "train.max_steps=150", "train.output_dir=run")
+    assert (done.returncode, done.stderr) == (0, "")
+    result = json.loads((tmp_path / "run" / "run.json").read_text())["result"]
+    assert result["test_after"] > result["test_before"] + 0.2
+
+
+def test_a_sweep_leaves_a_folder_a_job_each_of_which_can_be_gone_on_with(tmp_path):
+    """The sweep is killed in its third job; that one goes on, and ends as if it had never been killed."""
+    words = ["-m", "loss.ibn_w=10,20,30", "loss.angle_tau=1,20", "train.max_steps=30", "train.save_steps=10"]
+    sweep = subprocess.Popen(
+        [sys.executable, str(REPO / "train.py"), *words, "hydra.sweep.dir=sweep"],
+        cwd=tmp_path,
+        env=os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.DEVNULL,
+    )
+    third = tmp_path / "sweep" / "2_loss.ibn_w-20_loss.angle_tau-1"
+    deadline = time.monotonic() + 200
+    while not (third / "checkpoints" / "step-00000020").exists():
+        assert sweep.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    sweep.send_signal(signal.SIGKILL)
+    sweep.wait()
+    assert not (third / "final").exists()
+
+    done = start("train.py", *words, "hydra.sweep.dir=sweep", folder=tmp_path)  # the same command does what is left
+    assert (done.returncode, done.stderr) == (0, "")
+    assert len(re.findall(r"holds this run already, finished", done.stdout)) == 2
+    assert len(re.findall(r"^resume  at step [12]0 ", done.stdout, re.MULTILINE)) == 1
+    jobs = sorted(path for path in (tmp_path / "sweep").iterdir() if path.is_dir())
+    ends = [f"loss.ibn_w-{weight}_loss.angle_tau-{tau}" for weight in (10, 20, 30) for tau in (1, 20)]
+    assert [job.name for job in jobs] == [f"{number}_{end}" for number, end in enumerate(ends)]
+    assert "Next" not in done.stdout  # for the best alone
+    (best,) = re.findall(r"^Best    (sweep/\S+)$", done.stdout, re.MULTILINE)
+    scores = [json.loads((job / "run.json").read_text())["result"]["best_score"] for job in jobs]
+    assert best == f"sweep/{jobs[np.argmax(scores)].name}"
+    for job in jobs:
+        assert fit(build_config({"train": {"resume": str(job)}}, TrainConfig)).finished_before
+
+    whole = ["loss.ibn_w=20", "loss.angle_tau=1", "train.max_steps=30", "train.save_steps=10"]
+    done = start("train.py", *whole, "train.output_dir=whole", folder=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    one, other = (load_file(folder / "final" / "model.safetensors") for folder in (third, tmp_path / "whole"))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_a_run_that_is_interrupted_says_how_to_go_on(tmp_path):
+    run = subprocess.Popen(
+        [sys.executable, str(REPO / "train.py"), "train.output_dir=run"],
+        cwd=tmp_path,
+        env=os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored where tests run in the background
+    )
+    assert run.stdout is not None
+    while not run.stdout.readline().startswith("step  20/750 "):
+        assert run.poll() is None
+    run.send_signal(signal.SIGINT)
+    printed, errors = run.communicate(timeout=100)
+    assert (run.returncode, errors) == (130, "")
+    stopped = r"^Stopped at step (\d+); go on, from step (\d+), with python \S+/train.py train.resume=run$"
+    (steps,) = re.findall(stopped, printed, re.MULTILINE)
+    checkpoints = [int(path.name.removeprefix("step-")) for path in (tmp_path / "run" / "checkpoints").glob("step-*")]
+    assert int(steps[0]) >= int(steps[1]) == max(checkpoints, default=0)
+
+
+def test_a_job_that_cannot_run_stops_no_other_one(command: Command, tmp_path):
+    words = ["train.batch_size=1,8", "train.max_steps=2", "train.logging_steps=2"]
+    done = command("train.py", "-m", *words, "train.output_dir=out/${hydra:job.num}")
+    assert done.returncode == 1
+    assert done.stderr.startswith("Error: train.batch_size=1 leaves a row no other row to be compared with")
+    *_, head, first, second, _, best = done.stdout.splitlines()
+    assert head.split() == ["Job", "Spearman"]
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["1"]
+    assert first.split() == ["0", "train.batch_size=1", "failed"]
+    assert re.fullmatch(r"  1  train\.batch_size=8  +-?0\.\d{4}  best", second)
+    assert best == "Best    out/1"
+    done = command("train.py", "-m", "train.resume=out/1", "train.logging_steps=2,3")
+    assert done.stdout.splitlines()[-1] == "Best    out/1"
+
+
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [("train.batch_size=32", "train.batch_size: 4 -> 32"), ("lora=none", "lora.enabled: true -> false")],
+)
+def test_a_default_that_is_typed_is_no_default(command: Command, tmp_path: Path, word: str, said: str) -> None:
+    words = ["lora=r8", "train.batch_size=4", "train.max_steps=1", "train.logging_steps=2"]
+    assert command("train.py", *words, "train.output_dir=run").returncode == 0
+    record = tmp_path / "run" / "run.json"
+    record.write_text(record.read_text().replace('"finished": true', '"finished": false'))
+    done = command("train.py", "train.resume=run", word)
+    assert done.returncode == 1
+    assert f"these would change it: {said}. Leave them out" in done.stderr
+    assert command("train.py", "train.resume=run", "lora=r8", "train.logging_steps=10").returncode == 0
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["finished"]
+
+
+def test_the_sweep_that_is_suggested_is_one_of_the_run(command: Command, tmp_path: Path) -> None:
+    words = ["loss=format_c", "train.max_steps=2", "train.batch_size=4", "train.batch_size=8"]
+    assert command("train.py", *words, "train.output_dir=run").returncode == 0
+    for again in ([*words, "train.output_dir=run"], ["train.resume=run"]):
+        done = command("train.py", *again)
+        assert done.stdout.count("train.batch_size=") == 1
+        line = done.stdout.splitlines()[-1].strip()
+        assert line.startswith(f"{SWEEP} ")
+        assert line.endswith(" loss.ibn_tau=10,20,50")  # of format C alone
+        (run,) = (tmp_path / "run" / "config.yaml",)
+        swept = line.removeprefix(f"{SWEEP} ").removesuffix(" loss.ibn_tau=10,20,50")
+        composed = command("train.py", "--cfg", "job", *shlex.split(swept)).stdout
+        for setting in ("max_steps: 2\n", "batch_size: 8\n", "data_format:\n  name: C\n"):
+            assert setting in composed
+            assert setting in run.read_text()
+
+
+def test_what_comes_next_can_be_typed_whatever_the_folder_is_called(command: Command) -> None:
+    done = command("train.py", "train.max_steps=1", "train.output_dir='out dïr [a]'")
+    line = next(line for line in done.stdout.splitlines() if "convert.py" in line)
+    again = command("convert.py", *shlex.split(line)[2:])
+    assert (again.returncode, again.stderr) == (0, "")
+
+
+def test_the_sweep_that_is_suggested_keeps_what_it_does_not_vary(command: Command) -> None:
+    done = command("train.py", "loss.ibn_tau=50", "loss.ibn_w=5", "train.max_steps=1", "train.output_dir=run")
+    line = done.stdout.splitlines()[-1].strip()
+    assert line == f"{SWEEP} loss.ibn_tau=50 train.max_steps=1 loss.ibn_w=10,20,30 loss.angle_tau=1,20"
+
+
+def test_a_sweep_that_scores_nothing_is_given_no_advice(command: Command) -> None:
+    done = command("train.py", "-m", "train.dry_run=true", "train.seed=1,2")
+    assert done.returncode == 0
+    assert "No scores" not in done.stdout
+
+
+def test_a_sweep_without_scores_says_so(command: Command, tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "c.jsonl", [{"text": f"a {n}", "positive": f"b {n}"} for n in range(8)])
+    words = ["data=files", "data.train.name_or_path=c.jsonl", "train.max_steps=1", "train.seed=1,2"]
+    done = command("train.py", "-m", *words)
+    assert done.returncode == 0
+    assert done.stdout.endswith(
+        "No scores, so nothing is compared: data.valid_sts.name_or_path=... measures every job.\n"
+    )
+
+
+@pytest.mark.parametrize("label", [None, 0.0])
+def test_a_loss_of_nothing_is_said(command: Command, tmp_path: Path, label: float | None) -> None:
+    row = {"text": "same", "positive": "same"} if label is None else {"text1": "a", "text2": "b", "label": label}
+    write_jsonl(tmp_path / "same.jsonl", [row] * 8)
+    done = command("train.py", "data=files", "data.train.name_or_path=same.jsonl", "train.max_steps=2")
+    assert done.returncode == 0
+    assert (done.stdout + done.stderr).count("Warning: the loss is exactly 0 from the first step on") == 1

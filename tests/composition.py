@@ -1,0 +1,22 @@
+"""Configurations as a command line composes them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from conftest import REPO
+from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
+
+from angle.config import ConvertConfig, EvaluateConfig, TrainConfig
+from angle.config.build import build_config
+
+CONF = REPO / "conf"
+SCHEMAS = {"train": TrainConfig, "evaluate": EvaluateConfig, "convert": ConvertConfig}
+
+
+def composed(*words: str, name: str = "train") -> Any:
+    """Return what a command line makes, checked."""
+    ConfigStore.instance().store(name=f"{name}_schema", node=SCHEMAS[name])
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return build_config(compose(name, list(words)), SCHEMAS[name])

@@ -1,0 +1,544 @@
+"""The schema: what composes, what is refused and with which words, and what survives the disk."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from typing import Any
+
+import pytest
+import yaml
+from composition import CONF, SCHEMAS, composed
+from conftest import REPO
+
+from angle.cli.arguments import check_arguments
+from angle.config import FORMAT_WEIGHTS, EvaluateConfig, LossConfig, TrainConfig
+from angle.config.build import build_config, load_config, save_config
+from angle.config.names import flatten, kinds
+from angle.config.overrides import override_words
+from angle.config.resume import difference, resumed
+from angle.errors import ConfigError
+
+#: conf/accelerate holds launch files, no group.
+OPTIONS = sorted(
+    (file.parent.name, file.stem) for file in CONF.glob("*/*.yaml") if file.parent.name not in ("accelerate",)
+)
+
+
+def nested(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return {"a.b": 1} as {"a": {"b": 1}}."""
+    tree: dict[str, Any] = {}
+    for key, value in settings.items():
+        *groups, last = key.split(".")
+        branch = tree
+        for group in groups:
+            branch = branch.setdefault(group, {})
+        branch[last] = value
+    return tree
+
+
+def build(settings: dict[str, Any], schema: Any = TrainConfig) -> Any:
+    """Return the configuration of dotted settings."""
+    return build_config(nested(settings), schema)
+
+
+def complaint(settings: dict[str, Any], schema: Any = TrainConfig) -> str:
+    """Return what is said of dotted settings that cannot work."""
+    with pytest.raises(ConfigError) as caught:
+        build(settings, schema)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("name", SCHEMAS)
+def test_composed_default_is_the_python_default(name):
+    assert composed(name=name) == SCHEMAS[name]()
+
+
+def test_words_of_settings_compose_to_them():
+    config = build(
+        {
+            "model.prompt": 'Say "{text}", {other}:\\',
+            "model.is_llm": True,
+            "data.train.name_or_path": ["a b.jsonl", "null"],
+            "data.train.columns": {"text1": "first text", "label": "1e3"},
+            "data.train.label_map": {"entailment": 1, "2": None, "a: b": 0.5},
+            "train.learning_rate": 3e-5,
+            "train.warmup_steps": 100,
+            "train.save_steps": 0,
+            "tracking.tags": ["x", "true"],
+        }
+    )
+    words = override_words(config)
+    assert len(words) == 9
+    assert composed(*check_arguments(words, TrainConfig, CONF)) == config
+    assert override_words(TrainConfig()) == []
+
+
+def test_all_options_are_seen():
+    assert len(OPTIONS) == 55
+    assert {group for group, _ in OPTIONS} == {
+        *("billm", "data", "data_format", "ese", "experiment", "lora"),
+        *("loss", "model", "pooling", "teacher", "tracking"),
+    }
+
+
+@pytest.mark.parametrize(("group", "option"), [pytest.param(*option, id="=".join(option)) for option in OPTIONS])
+def test_every_option_composes_to_what_its_file_says(group, option):
+    needed = {"data=files": "data.train.name_or_path=x.jsonl", "teacher=model": "teacher.name_or_path=x"}
+    words = [word for choice, word in needed.items() if choice == f"{group}={option}"]
+    text = (CONF / group / f"{option}.yaml").read_text()
+    settings = yaml.safe_load(text)
+    config = composed(f"{group}={option}", *words)
+    settings.pop("defaults", None)
+    if "@package _global_" not in text:
+        config = getattr(config, group)
+    if option == "files":  # its path is the command line's
+        return
+    found = flatten(config)
+    for key, value in flat(settings).items():
+        assert found[key] == (pytest.approx(float(value)) if isinstance(found[key], float) else value), key
+
+
+def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return {"a": {"b": 1}} as {"a.b": 1}, renamings kept whole."""
+    leaves: dict[str, Any] = {}
+    for key, value in tree.items():
+        branch = isinstance(value, dict) and key != "columns"
+        leaves |= flat(value, f"{prefix}{key}.") if branch else {f"{prefix}{key}": value}
+    return leaves
+
+
+def test_the_card_s_command():
+    config = composed("model=llama7b", "lora=r64", "loss=format_b")
+    assert config.model.name_or_path == "NousResearch/Llama-2-7b-chat-hf"
+    assert dataclasses.asdict(config.lora) == {
+        "enabled": True,
+        "r": 64,
+        "alpha": 128,
+        "dropout": 0.1,
+        "target_modules": None,
+    }
+    loss = config.loss
+    assert (loss.cosine_w, loss.ibn_w, loss.angle_w) == (0.0, 20.0, 1.0)
+    assert (loss.cosine_tau, loss.ibn_tau, loss.angle_tau) == (20.0, 20.0, 20.0)
+    assert config.data_format.name == "B"
+    assert config.pooling.strategy == "auto"
+
+
+@pytest.mark.parametrize("name", FORMAT_WEIGHTS)
+def test_loss_options_hold_the_weights_of_their_format(name):
+    option = yaml.safe_load((CONF / "loss" / f"format_{name.lower()}.yaml").read_text())
+    assert tuple(option.values()) == FORMAT_WEIGHTS[name]
+    assert list(option) == ["cosine_w", "ibn_w", "angle_w"]
+    assert composed(f"loss=format_{name.lower()}").loss == LossConfig().for_format(name)
+
+
+def test_null_weights_become_those_of_a_format_that_is_given():
+    loss = build({"data_format.name": "B", "loss.angle_w": 3}).loss
+    assert (loss.cosine_w, loss.ibn_w, loss.angle_w) == (0.0, 20.0, 3.0)
+
+
+@pytest.mark.parametrize(
+    ("key", "hint"),
+    [
+        ("train.epoch", "; did you mean train.epochs?"),
+        ("loss.cosinew", "; did you mean loss.cosine_w?"),
+        ("loss.batch_size", "; did you mean train.batch_size?"),
+        ("batch_size", "; did you mean train.batch_size?"),
+        ("train.lr", "; did you mean train.learning_rate?"),
+        ("wd", "; did you mean train.weight_decay?"),
+        ("data.train.colums", "; did you mean data.train.columns?"),
+        ("zzz", "; python train.py --help lists them all."),
+        ("billm.zzz", "; billm has: billm.enabled, billm.start_index, billm.last_layers, billm.model_class."),
+    ],
+)
+def test_unknown_settings_name_the_nearest(key, hint):
+    assert complaint({key: 1}) == f"There is no setting {key}{hint}"
+
+
+WHOLE, NUMBER = "it must be a whole number.", "it must be a number."
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "text"),
+    [
+        ("train.epochs", "two", f"train.epochs=two cannot work: {WHOLE}"),
+        ("train.batch_size", 2.5, f"train.batch_size=2.5 cannot work: {WHOLE}"),
+        ("loss.ibn_w", "much", f"loss.ibn_w=much cannot work: {NUMBER}"),
+        ("data.shuffle", "maybe", "data.shuffle=maybe cannot work: it must be true or false."),
+        ("lora.enabled", "2.5", "lora.enabled=2.5 cannot work: it must be true or false."),
+    ],
+)
+def test_values_of_another_type(key, value, text):
+    assert complaint({key: value}) == text
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("tracking.tags", "one", ["tracking.tags=one", "a list"]),
+        ("lora.target_modules", "q_proj", ["lora.target_modules=q_proj", "a list"]),
+        ("data.train.columns", ["a", "b"], ["data.train.columns"]),
+        ("data.train.label_map", {"yes": "much"}, ["data.train.label_map.yes=much", "a number"]),
+        ("model.name_or_path", None, ["model.name_or_path=null"]),
+        ("model", 3, ["model"]),
+        ("model", None, ["model"]),
+    ],
+)
+def test_values_of_another_shape_are_named_without_omegaconf_s_words(key, value, words):
+    text = complaint({key: value})
+    assert all(word in text for word in words)
+    assert not re.search(r"ListConfig|DictConfig|AnyNode|Optional|subclass|\.\.$|\n", text)
+
+
+def test_label_map_takes_numbers_as_labels():
+    assert build({"data.train.label_map": {0: 1, 2: None}}).data.train.label_map == {"0": 1.0, "2": None}
+
+
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [
+        (
+            {"model.dtype": "float23"},
+            "model.dtype=float23 is not known; did you mean float32? Choose one of: float32, bfloat16, float16, auto.",
+        ),
+        ({"model.padding_side": "up"}, "model.padding_side=up is not known. Choose one of: left, right."),
+        ({"model.max_length": 1}, "model.max_length=1 cannot work: it must be at least 2."),
+        (
+            {"model.prompt": "Query"},
+            "model.prompt='Query' has no {text}: write where the text goes, for example "
+            "'model.prompt=\"Query: {text}\"', or choose one of A, B, C.",
+        ),
+        (
+            {"pooling.strategy": "median"},
+            "pooling.strategy=median is not known; did you mean mean? "
+            "Choose one of: auto, cls, avg, mean, max, last, cls_avg, cls_max.",
+        ),
+        (
+            {"pooling.strategy": -1},
+            "pooling.strategy=-1 cannot work: count tokens from 0; for the last token type pooling.strategy=last.",
+        ),
+        *(({f"loss.{w}": -1}, f"loss.{w}=-1 cannot work: it must be at least 0.") for w in ("cosine_w", "ibn_w")),
+        ({"loss.angle_w": float("nan")}, "loss.angle_w=nan cannot work: it must be at least 0."),
+        *(
+            ({f"loss.{tau}_tau": 0}, f"loss.{tau}_tau=0 cannot work: it must be above 0.")
+            for tau in ("cosine", "ibn", "angle")
+        ),
+        (
+            {"loss.cosine_w": 0, "loss.ibn_w": 0, "loss.angle_w": 0},
+            "loss.cosine_w, loss.ibn_w and loss.angle_w are all 0, so there is nothing to learn: "
+            "set one of them above 0.",
+        ),
+        (
+            {"data_format.name": "C", "loss.ibn_w": 0},
+            "loss.ibn_w=0 leaves nothing to learn: format C (text, positive) has only the in-batch loss; "
+            "set loss.ibn_w above 0.",
+        ),
+        (
+            {"lora.r": 3},
+            "lora.r=3 has no effect while lora is off: add lora=r16 or lora.enabled=true, or leave it out.",
+        ),
+        ({"lora.enabled": True, "lora.r": 0}, "lora.r=0 cannot work: it must be at least 1."),
+        ({"lora.enabled": True, "lora.alpha": 0}, "lora.alpha=0 cannot work: it must be at least 1."),
+        (
+            {"lora.enabled": True, "lora.dropout": 1},
+            "lora.dropout=1 cannot work: it must be at least 0 and below 1.",
+        ),
+        (
+            {"billm.start_index": 3},
+            "billm.start_index=3 has no effect while billm is off: add billm=all or billm.enabled=true, or leave it "
+            "out.",
+        ),
+        (
+            {"billm.enabled": True, "billm.start_index": 3, "billm.last_layers": 1},
+            "billm.start_index=3 and billm.last_layers=1 both say where to begin: leave one out.",
+        ),
+        (
+            {"ese.compression_size": 64},
+            "ese.compression_size=64 has no effect while ese is off: add ese=on or ese.enabled=true, or leave it out.",
+        ),
+        (
+            {"ese.enabled": True, "ese.compression_size": 65},
+            "ese.compression_size=65 cannot work: the angle loss splits an embedding into a real and an imaginary "
+            "half; choose an even number.",
+        ),
+        (
+            {"teacher.enabled": True},
+            "teacher.name_or_path is missing: give the teacher, for example "
+            "teacher.name_or_path=WhereIsAI/UAE-Large-V1, or type teacher=self.",
+        ),
+        (
+            {"teacher.enabled": True, "teacher.name_or_path": "self", "teacher.temperature": 0},
+            "teacher.weight=1 with teacher.temperature=0 and teacher.mse_w=0 aligns nothing: set teacher.weight, and "
+            "one of the others, above 0, or type teacher=none.",
+        ),
+        (
+            {
+                "teacher.enabled": True,
+                "teacher.name_or_path": "self",
+                "teacher.pooling": "tokens",
+                "teacher.cache": True,
+            },
+            "teacher.cache=true cannot work with teacher.pooling=tokens, whose states would fill the disk: leave one "
+            "out.",
+        ),
+        (
+            {"ese.enabled": True, "ese.pca": False, "ese.kl_temperature": 2.0},
+            "ese.kl_temperature=2 has no effect with ese.pca=false, which leaves out the divergence: leave one out.",
+        ),
+        (
+            {"teacher.enabled": True, "teacher.name_or_path": "self", "teacher.revision": "v1"},
+            "teacher.revision=v1 cannot work with teacher.name_or_path=self, which is of the student's own: leave one "
+            "out.",
+        ),
+        ({"hub.push": True}, "hub.push=true needs hub.model_id: add for example hub.model_id=user/my-encoder."),
+        (
+            {"hub.model_id": "user/name"},
+            "hub.model_id=user/name has no effect alone: add hub.push=true, or leave it out.",
+        ),
+        *(
+            (
+                {"hub.push": True, "hub.model_id": name},
+                f"hub.model_id={name} cannot work: write user/name, at most 96 letters, digits, -, _ and ., without - "
+                f"or . at an end, -- or .. inside, or .git at the end.",
+            )
+            for name in (
+                "name",
+                "a/b/c",
+                "user/",
+                "u ser/n",
+                "user/n--n",
+                "user/-n",
+                "user/n.git",
+                "é/n",
+                "u/" + "n" * 96,
+            )
+        ),
+        ({"data_format.name": "D"}, "data_format.name=D is not known. Choose one of: auto, A, B, C."),
+        (
+            {"data.duplicates": "drp"},
+            "data.duplicates=drp is not known; did you mean drop? Choose one of: mask, drop, keep.",
+        ),
+        ({"data.stream_window": 0}, "data.stream_window=0 cannot work: it must be at least 1."),
+        *(
+            (
+                {"data.valid.name_or_path": value},
+                f"data.valid.name_or_path={value} cannot work: give a name or path, or a list of them such as "
+                f"data.valid.name_or_path=[a.jsonl,b.jsonl].",
+            )
+            for value in (3, [], ["a", None])
+        ),
+        *(
+            ({f"train.{name}": 0}, f"train.{name}=0 cannot work: it must be at least 1.")
+            for name in ("epochs", "max_steps", "batch_size", "gradient_accumulation_steps", "logging_steps")
+        ),
+        ({"train.save_total_limit": 0}, "train.save_total_limit=0 cannot work: it must be at least 1."),
+        *(
+            ({f"train.{name}": -1}, f"train.{name}=-1 cannot work: it must be at least 0.")
+            for name in ("weight_decay", "warmup_steps", "max_grad_norm", "seed", "eval_steps", "save_steps")
+        ),
+        ({"train.learning_rate": 0}, "train.learning_rate=0 cannot work: it must be above 0."),
+        (
+            {"train.scheduler": "lin"},
+            "train.scheduler=lin is not known; did you mean linear? Choose one of: linear, cosine, constant.",
+        ),
+        (
+            {"train.mixed_precision": "bf61"},
+            "train.mixed_precision=bf61 is not known; did you mean bf16? Choose one of: no, bf16, fp16.",
+        ),
+        ({"train.packing": "of"}, "train.packing=of is not known; did you mean off? Choose one of: auto, off."),
+        (
+            {"tracking.mode": "onlin"},
+            "tracking.mode=onlin is not known; did you mean online? Choose one of: disabled, online, offline.",
+        ),
+        (
+            {"data.train.name_or_path": None},
+            "data.train.name_or_path is missing: give a file, a folder or a hub name, for example "
+            "data.train.name_or_path=pairs.jsonl.",
+        ),
+        (
+            {"data.streaming": True},
+            "data.streaming=true needs train.max_steps, for a stream has no known length: add for example "
+            "train.max_steps=1000.",
+        ),
+        *(
+            (
+                {f"data.{role}.name_or_path": "sample", f"data.{role}.split": "train"},
+                f"data.{role} is the training data itself, so it would measure nothing: give other rows than those of "
+                f"sample, for example data.{role}.split=validation.",
+            )
+            for role in ("valid", "valid_sts")
+        ),
+    ],
+    ids=str,
+)
+def test_checks(settings, text):
+    assert complaint(settings) == text
+
+
+def test_off_without_quotes_is_no_text_in_yaml():
+    said = (
+        'train.packing=false is not known: YAML reads off as false unless it is quoted; write packing: "off" there, '
+        "or train.packing=off on the command line."
+    )
+    assert complaint({"train": yaml.safe_load("packing: off")}) == said
+    assert complaint({"train.packing": "false"}) == said
+    assert build({"train": yaml.safe_load('packing: "off"')}).train.packing == "off"
+    assert composed("train.packing=off").train.packing == "off"
+
+
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [
+        (
+            {"tasks": []},
+            "tasks=[] measures nothing: give for example tasks=[stsb,sickr] or tasks=[pairs.jsonl].",
+        ),
+        ({"batch_size": 0}, "batch_size=0 cannot work: it must be at least 1."),
+    ],
+)
+def test_checks_of_evaluate(settings, text):
+    assert complaint(settings, EvaluateConfig) == text
+
+
+def test_a_file_that_validates_itself_is_not_told_to_take_a_split_it_does_not_have(tmp_path):
+    file = tmp_path / "a.jsonl"
+    file.write_text("{}\n")
+    text = complaint({"data.train.name_or_path": str(file), "data.valid.name_or_path": str(file)})
+    assert text.startswith("data.valid is the training data itself, so it would measure nothing")
+    assert "split" not in text
+
+
+def test_another_split_of_the_same_name_may_validate():
+    config = build({"data.train.name_or_path": "some/set", "data.valid.name_or_path": "some/set"})
+    assert config.data.valid.names() == config.data.train.names() == ["some/set"]
+
+
+@pytest.mark.parametrize("source", [3, "text", [1, 2]])
+def test_a_configuration_is_a_mapping(source):
+    with pytest.raises(ConfigError, match=f"is a mapping of groups, not {type(source).__name__}"):
+        build_config(source, TrainConfig)
+
+
+def test_types_are_converted_and_a_dataclass_is_checked_again():
+    config = build({"train.epochs": "3", "loss.ibn_w": 5, "pooling.strategy": 0, "data.shuffle": "false"})
+    assert (config.train.epochs, config.loss.ibn_w, config.data.shuffle) == (3, 5.0, False)
+    assert type(config.loss.ibn_w) is float
+    assert config.pooling.strategy == "0"
+    assert build_config(config, TrainConfig) == config
+    config.train.epochs = 0
+    with pytest.raises(ConfigError, match=r"train\.epochs=0"):
+        build_config(config, TrainConfig)
+
+
+@pytest.mark.parametrize("prompt", ["Query: {text}", '{{"q": "{text}"}}', "é: 'x' \\ # {text}\n", None])
+def test_settings_survive_the_disk(tmp_path, prompt):
+    config = build(
+        {
+            "model.prompt": prompt,
+            "data.train.name_or_path": ["a.jsonl", "b.jsonl"],
+            "data.train.label_map": {"entailment": 1, "neutral": None, "0": 0.5, "no": 2, "null": 3},
+            "data.train.columns": {"text1": "yes", "text2": "sentence 2"},
+            "lora.enabled": True,
+            "lora.target_modules": ["q", "v"],
+            "train.learning_rate": 2e-5,
+        }
+    )
+    save_config(config, tmp_path / "config.yaml")
+    assert load_config(tmp_path / "config.yaml") == config
+
+
+def test_difference_names_what_matters():
+    saved, asked = build({"train.seed": 1, "loss.ibn_w": 5, "model.prompt": "a {text}"}), TrainConfig()
+    asked.train.epochs = 3
+    asked.model.prompt = "b {text}"
+    assert difference(saved, asked) == [
+        "loss.ibn_w: 5.0 -> null",
+        "model.prompt: a {text} -> b {text}",
+        "train.epochs: 1 -> 3",
+        "train.seed: 1 -> 42",
+    ]
+    assert difference(saved, saved) == []
+
+
+def test_a_run_goes_on_with_its_own_settings_and_what_may_change():
+    started = build({"train.max_steps": 9, "tracking.mode": "offline"})
+    saved = build({"train.max_steps": 9, "tracking.mode": "offline", "train.learning_rate": 1e-3})
+    now = build({"train.resume": "run", "train.logging_steps": 3, "tracking.tags": ["again"], "train.max_steps": 9})
+    result = resumed(saved, now, started)
+    assert (result.train.max_steps, result.train.learning_rate, result.train.logging_steps) == (9, 1e-3, 3)
+    assert (result.tracking.mode, result.tracking.tags) == ("offline", ["again"])
+
+
+def test_a_run_does_not_go_on_with_other_settings():
+    saved = build({"train.learning_rate": 1e-3})
+    now = build({"train.resume": "run", "train.epochs": 50, "train.learning_rate": 1})
+    with pytest.raises(ConfigError) as caught:
+        resumed(saved, now, TrainConfig())
+    assert str(caught.value) == (
+        "train.resume=run goes on with the run's own settings, and these would change it: train.epochs: 1 -> 50; "
+        "train.learning_rate: 0.001 -> 1.0. Leave them out, or start a new run."
+    )
+
+
+MAY_CHANGE = {
+    "tracking.mode": "online",
+    "tracking.project": "p",
+    "tracking.entity": "e",
+    "tracking.name": "n",
+    "tracking.tags": ["t"],
+    "hub.push": True,
+    "hub.model_id": "user/name",
+    "hub.private": False,
+    "train.resume": "r",
+    "train.output_dir": "o",
+    "train.logging_steps": 3,
+    "train.save_total_limit": 7,
+}
+OTHER = {bool: True, int: 7, float: 7.5, str: "x {text}", type(None): 1, list: ["x"], dict: {"x": "y"}}
+
+
+@pytest.mark.parametrize("key", kinds(TrainConfig))
+def test_only_what_cannot_change_the_outcome_may_change_on_resume(key):
+    config = TrainConfig()
+    group, name = config, key.split(".")
+    for part in name[:-1]:
+        group = getattr(group, part)
+    value = getattr(group, name[-1])
+    setattr(group, name[-1], (not value) if isinstance(value, bool) else MAY_CHANGE.get(key, OTHER[type(value)]))
+    assert flatten(config)[key] != flatten(TrainConfig())[key]
+    assert bool(difference(TrainConfig(), config)) is (key not in MAY_CHANGE)
+
+
+def test_presets_hold_no_value_that_the_schema_has_already():
+    default = flatten(TrainConfig())
+    for group, option in OPTIONS:
+        text = (CONF / group / f"{option}.yaml").read_text()
+        values = yaml.safe_load(text)
+        prefix = "" if "@package _global_" in text else f"{group}."
+        stands_for_the_default = group != "experiment" and all(
+            default.get(f"{prefix}{key}") == value for key, value in flat(values).items()
+        )
+        if stands_for_the_default or group in ("experiment", "lora") or option == "files":
+            continue
+        for key, value in flat(values).items():
+            if not key.endswith(".split"):  # said, though the role implies it
+                assert default[f"{prefix}{key}"] != value, f"{group}={option}: {key}"
+
+
+def test_every_setting_is_described():
+    source = "".join(file.read_text() for file in (REPO / "angle" / "config").glob("*.py"))
+    for schema in SCHEMAS.values():
+        for name in kinds(schema):
+            field = name.rsplit(".", 1)[-1]
+            assert re.search(rf'^    {field}: .*(\n        .*)*\n    """[^"]', source, re.MULTILINE), name
+
+
+@pytest.mark.parametrize("role", ["valid", "valid_sts", "test"])
+def test_one_of_several_training_files_measures_nothing(tmp_path, role):
+    files = [tmp_path / f"{name}.jsonl" for name in "ab"]
+    for file in files:
+        file.write_text("{}\n")
+    text = complaint({"data.train.name_or_path": [*map(str, files)], f"data.{role}.name_or_path": str(files[1])})
+    assert text.startswith(f"data.{role} is the training data itself")
+    assert str(files[1]) in text

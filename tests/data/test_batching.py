@@ -1,0 +1,317 @@
+"""Which rows make a step: every row once, the same for every number of processes, found by seeking."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import islice, product
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import SpyTokenizer, tokens_of, write_jsonl
+
+from angle.config import LossConfig, SourceConfig
+from angle.data import sources
+from angle.data.batching import CorpusData, Plan, Sharing, StreamData, collate, without_repeats
+from angle.data.corpus import Corpus, load_corpus
+from angle.errors import DataError
+from angle.objective.combined import AngleLoss
+from angle.structures import FORMATS, Batch
+
+
+def rows_of(plan: Plan, step: int) -> list[int]:
+    """Return the global rows of a step, its batches one after the other."""
+    return [int(row) for _, rows in plan.step(step) for row in rows]
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+@pytest.mark.parametrize(("rows", "size", "accumulation"), [(17, 4, 1), (17, 4, 2), (16, 4, 3), (3, 8, 2), (1, 1, 1)])
+def test_every_row_comes_once_an_epoch(rows, size, accumulation, shuffle):
+    plan = Plan(rows, Sharing(size, accumulation, shuffle=shuffle))
+    assert plan.batches_per_epoch == -(-rows // size)
+    assert plan.steps_per_epoch == -(-plan.batches_per_epoch // accumulation)
+    orders = []
+    for epoch in range(3):
+        steps = range(epoch * plan.steps_per_epoch, (epoch + 1) * plan.steps_per_epoch)
+        assert {number for step in steps for number, _ in plan.step(step)} == {epoch}
+        orders.append([row for step in steps for row in rows_of(plan, step)])
+        assert sorted(orders[-1]) == list(range(rows))
+    assert (orders[0] == list(range(rows))) is (not shuffle or rows == 1)
+    assert (orders[0] == orders[1]) is (not shuffle or rows == 1)
+
+
+def test_a_step_has_as_many_batches_as_are_accumulated():
+    plan = Plan(22, Sharing(4, accumulation=4))
+    assert [[len(rows) for _, rows in plan.step(step)] for step in range(3)] == [[4, 4, 4, 4], [4, 2], [4, 4, 4, 4]]
+
+
+def test_the_order_is_the_seed_s():
+    first, same, other = (Plan(50, Sharing(50, seed=seed)) for seed in (1, 1, 2))
+    assert rows_of(first, 3) == rows_of(same, 3) != rows_of(other, 3)
+
+
+def write_rows(path: Path, rows: int) -> Path:
+    """Write rows of format C, every third positive a list, some texts shared."""
+    return write_jsonl(
+        path,
+        (
+            {"text": f"t{n % 7} x", "positive": [f"p{n}", f"q{n} y", "r z"] if n % 3 == 0 else f"p{n % 5}"}
+            for n in range(rows)
+        ),
+    )
+
+
+def corpus_of(path: Path) -> Corpus:
+    """Return the corpus of a file."""
+    return load_corpus(SourceConfig(str(path)), "train", SpyTokenizer())
+
+
+def content(*shares: Batch) -> list[list[tuple[int, ...]]]:
+    """Return the tokens of every row's every role, found where the processes put their embeddings."""
+    tokens = [
+        tuple(share.tokens.take(np.array([n])).ids.tolist()) for share in shares for n in range(len(share.tokens))
+    ]
+    return [[tokens[n] for n in row] for row in shares[0].structure.index.tolist()]
+
+
+@pytest.mark.parametrize("duplicates", ["mask", "drop"])
+@pytest.mark.parametrize(("processes", "size", "rows"), [(2, 3, 17), (3, 2, 17), (3, 2, 19), (2, 3, 24), (5, 1, 2)])
+def test_shares_put_together_are_the_batch_of_one_process(tmp_path, processes, size, rows, duplicates):
+    corpus = corpus_of(write_rows(tmp_path / "a.jsonl", rows))
+    whole = CorpusData(corpus, Sharing(size * processes, 2, duplicates))
+    shares = [
+        CorpusData(corpus, Sharing(size, 2, duplicates, processes=processes, rank=rank)) for rank in range(processes)
+    ]
+    assert {share.steps_per_epoch for share in shares} == {whole.steps_per_epoch}
+    for one, *parts in islice(zip(whole.steps(0), *(share.steps(0) for share in shares), strict=True), 7):
+        for batch, *pieces in zip(one, *parts, strict=True):
+            assert content(batch) == content(*pieces)
+            for piece in pieces:
+                np.testing.assert_array_equal(batch.rows, piece.rows)
+                assert torch.equal(batch.structure.text_ids, piece.structure.text_ids)
+                assert torch.equal(pieces[0].structure.index, piece.structure.index)
+                assert batch.token_uses == piece.token_uses == sum(len(text) for row in content(batch) for text in row)
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3, 7])
+def test_texts_are_dealt_out_evenly_and_each_once(tmp_path, processes):
+    rows = [{"text": "w " * (n % 11 + 1) + f"t{n}", "positive": f"p{n % 5}"} for n in range(24)]
+    corpus = corpus_of(write_jsonl(tmp_path / "a.jsonl", rows))
+    shares = [
+        collate(corpus, np.arange(24), 0, Sharing(24, processes=processes, rank=rank)) for rank in range(processes)
+    ]
+    index, ids = shares[0].structure.index, shares[0].structure.text_ids
+    each = -(-len(ids.unique()) // processes)
+    uses = np.zeros(processes * each, int)
+    for rank, share in enumerate(shares):
+        assert len(share.tokens) == len(share.texts) == len(share.uses) == each
+        assert (np.diff(share.tokens.lengths) <= 0).all()
+        np.testing.assert_array_equal(share.limits, np.max([other.tokens.lengths for other in shares], axis=0))
+        uses[rank * each : (rank + 1) * each] = share.uses
+    np.testing.assert_array_equal(uses, np.bincount(index.flatten(), minlength=processes * each))
+    assert sorted(uses[uses > 0]) == sorted(ids.unique(return_counts=True)[1])
+    tokens = [share.tokens.offsets[-1] for share in shares]
+    assert max(tokens) - min(tokens) <= corpus.tokens.lengths.max()
+
+
+@pytest.mark.parametrize("size", [2, 5, 40])
+def test_a_batch_holds_the_texts_of_its_rows_each_once(tmp_path, size):
+    corpus = corpus_of(write_rows(tmp_path / "a.jsonl", 40))
+    drawn = {}
+    for (batch,) in islice(CorpusData(corpus, Sharing(size)).steps(0), 40 // size):
+        ids = batch.structure.text_ids
+        assert len(batch.tokens) == len(ids.unique())
+        assert (content(batch)) == [
+            [tuple(corpus.tokens.take(np.array([text])).ids.tolist()) for text in row] for row in ids.tolist()
+        ]
+        drawn |= dict(zip(batch.rows.tolist(), content(batch), strict=True))
+    assert drawn.keys() == set(range(40))
+    assert drawn[1] == [tokens_of("t1 x"), tokens_of("p1")]
+    other = {}
+    for (batch,) in islice(CorpusData(corpus, Sharing(8)).steps(0), 5):
+        other |= dict(zip(batch.rows.tolist(), content(batch), strict=True))
+    assert drawn == other  # what a list gives does not depend on the batch's size
+
+
+def test_labels_go_with_their_rows(tmp_path):
+    rows = [{"text1": f"a{n}", "text2": f"b{n}", "label": n / 10} for n in range(10)]
+    corpus = corpus_of(write_jsonl(tmp_path / "a.jsonl", rows))
+    for (batch,) in islice(CorpusData(corpus, Sharing(4)).steps(0), 6):
+        assert batch.structure.labels.dtype == torch.float32
+        assert batch.structure.labels.tolist() == pytest.approx([row / 10 for row in batch.rows.tolist()])
+
+
+def test_seeking_is_iterating(tmp_path):
+    data = CorpusData(corpus_of(write_rows(tmp_path / "a.jsonl", 17)), Sharing(3, 2))
+    for step, batches in enumerate(islice(data.steps(0), 9)):
+        sought = next(data.steps(step))
+        assert [batch.rows.tolist() for batch in sought] == [batch.rows.tolist() for batch in batches]
+        assert [content(batch) for batch in sought] == [content(batch) for batch in batches]
+
+
+def naive_without_repeats(texts: list[list[int]]) -> list[int]:
+    """Keep a row iff its texts differ and no earlier kept row has one of them; if there is none, the first."""
+    kept: list[int] = []
+    for row, own in enumerate(texts):
+        before = [text for earlier in kept for text in texts[earlier]]
+        if len(own) == len(set(own)) and not any(text in before for text in own):
+            kept.append(row)
+    return kept or [0]
+
+
+@pytest.mark.parametrize("roles", [2, 3])
+def test_rows_without_repeats(roles):
+    for seed in range(30):
+        texts = np.random.default_rng(seed).integers(0, 6 if seed % 3 else 2, (8, roles))
+        assert without_repeats(texts).tolist() == naive_without_repeats(texts.tolist())
+
+
+def test_drop_leaves_no_text_twice_and_the_others_leave_all_rows(tmp_path):
+    corpus = corpus_of(write_rows(tmp_path / "a.jsonl", 20))
+    rows = np.arange(20)
+    dropped = collate(corpus, rows, 0, Sharing(20, duplicates="drop"))
+    ids = dropped.structure.text_ids.flatten().tolist()
+    assert len(ids) == len(set(ids))
+    assert 0 < len(dropped.rows) < 20
+    for duplicates in ("mask", "keep"):
+        assert collate(corpus, rows, 0, Sharing(20, duplicates=duplicates)).rows.tolist() == rows.tolist()
+
+
+def test_positives_that_were_not_drawn_are_no_negatives_where_other_rows_bring_them(tmp_path):
+    cells = [
+        (["q0"], ["p0", "p1", "p2"]),
+        (["q1", "q0"], ["p1"]),
+        (["q2"], ["p2", "p3"]),
+        (["q3"], ["p3"]),
+        (["q4"], ["p0", "q0"]),
+    ]
+    known = {pair for texts, positives in cells for pair in product(texts, positives)}
+    known |= {(positive, text) for text, positive in known}
+    corpus = corpus_of(write_jsonl(tmp_path / "a.jsonl", ({"text": a, "positive": b} for a, b in cells)))
+    names = list(dict.fromkeys(text for row in cells for cell in row for text in cell))
+    embeddings = F.normalize(torch.randn(9, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64), dim=1)
+    objective = AngleLoss(LossConfig(ibn_w=1.0), FORMATS["C"], 8)
+    further = 0
+    for epoch in range(12):
+        structure = collate(corpus, np.array([4, 2, 0, 1, 3]), epoch, Sharing(5)).structure
+        rows = [[names[text] for text in row] for row in structure.text_ids.tolist()]
+        masked = [
+            [n != m and (own == other or (own, other) in known) for m, (_, other) in enumerate(rows)]
+            for n, (own, _) in enumerate(rows)
+        ]
+        queries, positives = embeddings[structure.index].unbind(1)
+        logits = (20 * queries @ positives.T).masked_fill(torch.tensor(masked), -torch.inf)
+        expected = F.cross_entropy(logits, torch.arange(5)).item()
+        assert objective(embeddings, structure).total.item() == pytest.approx(expected, rel=1e-12)
+        drawn = replace(structure, alternatives=structure.alternatives[:0])
+        further += objective(embeddings, drawn).total.item() > expected
+    assert further > 6
+
+
+def stream(path: Path, window: int = 8, tokenizer: SpyTokenizer | None = None, **sharing: int) -> StreamData:
+    """Return a stream of a file in batches of two rows."""
+    return StreamData(SourceConfig(str(path)), "auto", tokenizer or SpyTokenizer(), Sharing(2, **sharing), window)
+
+
+@pytest.fixture
+def at_most_ten_seconds() -> Iterator[None]:
+    """Fail a test that would run for ever."""
+
+    def stop(*_: object) -> None:
+        raise TimeoutError
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.alarm(10)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
+
+
+def texts_in(step: list[Batch]) -> list[list[tuple[int, ...]]]:
+    """Return the tokens of all rows of a step."""
+    return [row for batch in step for row in content(batch)]
+
+
+@pytest.mark.parametrize(("window", "accumulation"), [(8, 1), (4, 2), (3, 1), (100, 1), (100, 3)])
+def test_a_stream_gives_every_row_once_a_pass(tmp_path, window, accumulation):
+    rows = [{"text": f"t{n}", "positive": f"p{n}"} for n in range(21)]
+    data = stream(write_jsonl(tmp_path / "a.jsonl", rows), window, accumulation=accumulation)
+    want = sorted([tokens_of(row["text"]), tokens_of(row["positive"])] for row in rows)
+    steps, passes = data.steps(0), []
+    for _ in range(2):
+        one_pass: list[list[tuple[int, ...]]] = []
+        while len(one_pass) < 21:
+            one_pass += texts_in(next(steps))
+        assert sorted(one_pass) == want
+        passes.append(one_pass)
+    assert passes[0] != passes[1]
+
+
+@pytest.mark.parametrize("rows", [21, 24, 5])
+def test_seeking_in_a_stream_is_iterating(tmp_path, rows):
+    data = stream(write_rows(tmp_path / "a.jsonl", rows), accumulation=2)
+    for number, step in enumerate(islice(data.steps(0), 15)):
+        assert texts_in(next(data.steps(number))) == texts_in(step)
+
+
+def test_reading_lazily_changes_no_batch(tmp_path, monkeypatch):
+    path = write_rows(tmp_path / "a.jsonl", 50)
+    lazy = [texts_in(step) for step in islice(stream(path).steps(0), 60)]
+    whole = sources.open_tables
+    monkeypatch.setattr(sources, "open_tables", lambda *args, streaming: whole(*args, streaming=False))
+    assert [texts_in(step) for step in islice(stream(path).steps(0), 60)] == lazy
+
+
+def test_a_stream_comes_to_a_broken_line_when_it_is_there(tmp_path):
+    path = write_rows(tmp_path / "a.jsonl", 2000)
+    with path.open("a") as file:
+        file.write('{"text": \n')
+    steps = stream(path).steps(0)
+    assert len(list(islice(steps, 900))) == 900
+    with pytest.raises(DataError, match=r"line 2001 is no valid JSON: Expecting value \(column 10\)"):
+        list(islice(steps, 200))
+
+
+def test_what_a_stream_skips_is_not_tokenised(tmp_path):
+    rows = [{"text": f"t{n}", "positive": f"p{n}"} for n in range(24)]
+    tokenizer = SpyTokenizer()
+    next(stream(write_jsonl(tmp_path / "a.jsonl", rows), tokenizer=tokenizer).steps(8))
+    assert sorted(tokenizer.seen) == sorted(text for row in rows[16:] for text in row.values())
+
+
+def test_shares_of_a_stream_put_together_are_those_of_one_process(tmp_path):
+    path = write_rows(tmp_path / "a.jsonl", 23)
+    whole = StreamData(SourceConfig(str(path)), "auto", SpyTokenizer(), Sharing(4), 8).steps(0)
+    shares = [stream(path, processes=2, rank=rank).steps(0) for rank in range(2)]
+    for one, first, second in islice(zip(whole, *shares, strict=True), 14):
+        assert texts_in(one) == [row for pair in zip(first, second, strict=True) for row in content(*pair)]
+
+
+@pytest.mark.usefixtures("at_most_ten_seconds")
+@pytest.mark.parametrize("good", [0, 5, 8], ids=["all bad", "some bad", "bad after full windows"])
+def test_bad_rows_of_a_stream_are_said(tmp_path, good):
+    rows = [{"text": f"t{n}", "positive": f"p{n}" if n < good else None} for n in range(good + 3)]
+    path = write_jsonl(tmp_path / "a.jsonl", rows)
+    with pytest.raises(DataError, match=rf"line {good + 1}: positive is null \(3 such rows\)"):
+        list(islice(stream(path).steps(0), 9))
+
+
+@pytest.mark.usefixtures("at_most_ten_seconds")
+def test_a_stream_of_rows_that_are_all_dropped_ends(tmp_path):
+    path = write_jsonl(tmp_path / "a.jsonl", [{"text1": "a", "text2": "b", "label": "x"}] * 3)
+    source = SourceConfig(str(path), label_map={"x": None})
+    data = StreamData(source, "auto", SpyTokenizer(), Sharing(2), 4)
+    with pytest.raises(DataError, match="no row to use: label_map dropped all 3"):
+        next(data.steps(0))
+
+
+def test_a_message_can_say_where_rows_stand(tmp_path):
+    path = write_jsonl(tmp_path / "a.jsonl", [{"text": f"t{n}", "positive": f"p{n}"} for n in range(9)])
+    data = CorpusData(corpus_of(path), Sharing(7, shuffle=False))
+    assert data.describe(0) == ", ".join(f"{path} line {n}" for n in range(1, 6)) + " and 2 more"
+    assert data.describe(1) == f"{path} line 8, {path} line 9"
+    assert data.summary == f"{path}: 9 rows"

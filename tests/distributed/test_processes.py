@@ -1,0 +1,256 @@
+"""Several processes, as launched for real: two of them train as one with all the rows."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from accelerate.commands.config.config_args import load_config_from_file
+from accelerate.utils import DistributedType
+from conftest import REPO, free_port, start
+from safetensors.torch import load_file
+from torch import distributed as dist
+from torch.multiprocessing.spawn import spawn
+
+from angle.cli.app import agreed_on
+from angle.config import EvaluateConfig, ModelConfig
+from angle.data import sample
+from angle.distributed.environment import launch_time
+from angle.distributed.process_group import join_others
+from angle.errors import ConfigError
+from angle.evaluation import encoding, report
+from angle.modeling.encoder import Encoder
+from angle.structures import Tokens
+
+pytestmark = pytest.mark.slow
+
+LAUNCH_FILES = REPO / "conf" / "accelerate"
+TWO_PROCESSES = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", "0"]
+
+
+def train(tmp_path: Path, launcher: list[str], *words: str) -> str:
+    return run("train.py", tmp_path, launcher, *words)
+
+
+def run(script: str, tmp_path: Path, launcher: list[str], *words: str) -> str:
+    done = launch(script, tmp_path, launcher, *words)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def launch(script: str, tmp_path: Path, launcher: list[str], *words: str) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {
+        "CUDA_VISIBLE_DEVICES": "",
+        "OMP_NUM_THREADS": "1",
+        "HF_HUB_OFFLINE": "1",
+        "WANDB_MODE": "disabled",
+        "ANGLE_CACHE": str(tmp_path / "cache"),
+    }
+    return subprocess.run(
+        [sys.executable, *launcher, str(REPO / script), *words],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def rows_of(data_format: str, tmp_path: Path) -> Path:
+    """37 rows: the last global batch of 8 has 5, which two processes share as 3 and 2."""
+    return write_rows(tmp_path / f"{data_format}.jsonl", data_format, 37)
+
+
+def write_rows(path: Path, data_format: str, number: int) -> Path:
+    columns = sample.columns(data_format, "train", number)
+    rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    rows[3]["text2" if data_format == "A" else "positive"] = rows[1]["text2" if data_format == "A" else "positive"]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    return path
+
+
+EVALUATED = ["data.valid.name_or_path=[valid.jsonl]", "data.test.name_or_path=valid.jsonl"]
+ESPRESSO = ["ese=on", "ese.compression_size=32"]
+
+
+@pytest.mark.parametrize(
+    ("data_format", "words"),
+    [
+        ("A", [*EVALUATED, *ESPRESSO, "teacher=self", "teacher.projection=true", "teacher.mse_w=1"]),
+        ("B", []),
+        ("B", [*ESPRESSO, "teacher=self", "teacher.pooling=tokens", "train.token_budget=40"]),
+        ("C", ["train.token_budget=1"]),
+    ],
+    ids=["A-espresso-teacher", "B", "B-espresso-tokens-cache", "C-cache"],
+)
+def test_two_processes_train_as_one(tmp_path: Path, data_format: str, words: list[str]) -> None:
+    write_rows(tmp_path / "valid.jsonl", "A", 43)
+    common = [f"data.train.name_or_path={rows_of(data_format, tmp_path)}", "train.gradient_accumulation_steps=2",
+              "train.logging_steps=1", "data=files", "train.learning_rate=1e-3", *words]  # fmt: skip
+    train(tmp_path, [], *common, "train.batch_size=8", "train.output_dir=one")
+    done = launch("train.py", tmp_path, TWO_PROCESSES, *common, "train.batch_size=4", "train.output_dir=two")
+
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("Saved   two/") == 1
+    assert "FutureWarning" not in done.stderr
+    check_same_weights(tmp_path / "one", tmp_path / "two")
+    # The norm is compared too: an optimiser such as Adam forgives gradients that are too large by a factor.
+    in_one, in_two = (
+        [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        for name in ("one", "two")
+    )
+    measured = [name for line in in_one for name in line if name.startswith(("valid", "test"))]
+    assert len(measured) == sum("valid" in word for word in words) * 5 / 2 + sum("test" in word for word in words)
+    for name in {"loss", "gradient_norm", *measured}:
+        ones, twos = ([line[name] for line in lines if name in line] for lines in (in_one, in_two))
+        assert twos == pytest.approx(ones, rel=1e-5 if name == "loss" else 1e-4)
+
+
+def check_same_weights(one: Path, two: Path) -> None:
+    in_one, in_two = (load_file(run / "final" / "model.safetensors") for run in (one, two))
+    assert in_one.keys() == in_two.keys()
+    for name, weight in in_one.items():
+        torch.testing.assert_close(in_two[name], weight, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(("words", "name"), [([], "results.json"), (["ese_grid=true"], "grid.json")])
+def test_two_processes_evaluate_as_one(tmp_path: Path, words: list[str], name: str) -> None:
+    write_rows(tmp_path / "one.jsonl", "A", 43)
+    write_rows(tmp_path / "other.jsonl", "A", 8)
+    words = ["model.name_or_path=tiny", "tasks=[one.jsonl,other.jsonl]", "batch_size=4", *words]
+    alone = run("evaluate.py", tmp_path, [], *words, "output_dir=alone")
+    printed = run("evaluate.py", tmp_path, TWO_PROCESSES, *words)
+    (together,) = (tmp_path / "evaluations").glob("*/*")
+    assert printed == alone.replace("alone", str(together.relative_to(tmp_path)))
+    folders = (tmp_path / "alone", together)
+    assert len({tuple(sorted(path.name for path in folder.iterdir())) for folder in folders}) == 1
+    one, two = (numbers_in(json.loads((folder / name).read_text())) for folder in folders)
+    assert len(one) > 10
+    assert two == pytest.approx(one, abs=1e-5)
+
+
+def numbers_in(tree: Any) -> list[float]:
+    """Return all numbers in what JSON holds, in their order."""
+    if isinstance(tree, dict | list):
+        values = tree.values() if isinstance(tree, dict) else tree
+        return [number for value in values for number in numbers_in(value)]
+    return [float(tree)] if isinstance(tree, int | float) else []
+
+
+def test_each_process_encodes_its_share_and_one_writes(tmp_path: Path) -> None:
+    write_rows(tmp_path / "pairs.jsonl", "A", 43)
+    spawn(evaluate_share, (tmp_path, free_port()), nprocs=2)
+    found = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1)]
+    assert [wrote for _, wrote in found] == [True, False]
+    first, second = (lengths for lengths, _ in found)
+    assert 40 < len(first) == len(second)
+    in_turn = [length for both in zip(first, second, strict=True) for length in both]
+    assert in_turn == sorted(in_turn, reverse=True)  # dealt out by length
+
+
+def evaluate_share(rank: int, folder: Path, port: int) -> None:
+    """Evaluate as one of two processes; write down the lengths of the texts that it encodes, and whether it writes."""
+    told = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    os.environ |= {name: str(value) for name, value in told.items()} | {"CUDA_VISIBLE_DEVICES": ""}
+    lengths, wrote, encode = list[int](), list[Path](), Encoder.encode_tokens
+
+    def encode_and_count(encoder: Encoder, tokens: Tokens, *further: Any, **options: Any) -> torch.Tensor:
+        lengths.extend(tokens.lengths.tolist())
+        return encode(encoder, tokens, *further, **options)
+
+    report.save_results = lambda path, *_: wrote.append(path)  # type: ignore[assignment]
+    Encoder.encode_tokens = encode_and_count  # type: ignore[method-assign]
+    config = EvaluateConfig(ModelConfig("tiny"), tasks=[str(folder / "pairs.jsonl")], output_dir=str(folder / "out"))
+    report.evaluate(config, join_others("evaluate.py"))
+    (folder / f"{rank}.json").write_text(json.dumps([lengths, bool(wrote)]))
+    dist.destroy_process_group()
+
+
+def test_what_is_gathered_part_by_part_is_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two processes that are this one twice, each embedding is the first token of a text of its share."""
+    tokens = Tokens(np.arange(15, dtype=np.int32), np.array([0, 1, 3, 8, 12, 15]))
+    for at_once in (1, 2, 100):
+        monkeypatch.setattr(encoding, "TOGETHER", at_once)
+        monkeypatch.setattr(encoding, "gather_equal", lambda own, processes: own.repeat(processes, 1))
+        found = encoding.encode_shared(
+            lambda some: torch.from_numpy(some.ids[some.offsets[:-1]]).float()[:, None],
+            tokens,
+            SimpleNamespace(num_processes=2, process_index=0, device=torch.device("cpu")),  # type: ignore[arg-type]
+        )
+        # Dealt by length: texts of 5, 3 and 1 tokens to the first one, of 4 and 2 to the second.
+        assert found.flatten().tolist() == [0, 12, 3, 3, 12]
+
+
+def test_a_sweep_on_several_processes_ends_with_the_job_that_fails(tmp_path: Path) -> None:
+    words = ["-m", "model.name_or_path=tiny,nowhere,tiny", "tasks=[pairs.jsonl]"]
+    write_rows(tmp_path / "pairs.jsonl", "A", 20)
+    done, together = (launch("evaluate.py", tmp_path, launcher, *words) for launcher in ([], TWO_PROCESSES))
+    assert "\nJob 2 " in done.stdout
+    assert together.returncode == done.returncode == 1
+    assert "Error: " in together.stderr
+    assert "\nJob 1 " in together.stdout
+    assert "\nJob 2 " not in together.stdout
+
+
+def test_the_launch_file_for_a_cpu_starts_two_processes_that_train_as_one(tmp_path: Path) -> None:
+    launcher = ["-m", "accelerate.commands.launch", "--config_file", str(LAUNCH_FILES / "cpu_two_processes.yaml")]
+    train(tmp_path, [], "train.max_steps=3", "train.batch_size=8", "train.output_dir=one")
+    printed = train(tmp_path, launcher, "train.max_steps=3", "train.batch_size=4", "train.output_dir=two")
+    assert "device  cpu:0, 2 processes," in printed
+    assert json.loads((tmp_path / "two" / "run.json").read_text())["hardware"]["processes"] == 2
+    check_same_weights(tmp_path / "one", tmp_path / "two")
+
+
+def test_every_launch_file_says_what_its_name_says() -> None:
+    found = {path.stem: load_config_from_file(str(path)) for path in LAUNCH_FILES.iterdir()}
+    types = {name: (file.distributed_type, file.num_machines, file.num_processes) for name, file in found.items()}
+    assert types == {
+        "one_gpu": (DistributedType.NO, 1, 1),
+        "several_gpus": (DistributedType.MULTI_GPU, 1, 8),
+        "fsdp2_lora": (DistributedType.FSDP, 1, 8),
+        "several_nodes": (DistributedType.MULTI_GPU, 2, 16),
+        "cpu_two_processes": (DistributedType.MULTI_GPU, 1, 2),
+    }
+    for path in LAUNCH_FILES.iterdir():
+        assert f"accelerate launch --config_file conf/accelerate/{path.name} " in path.read_text()
+
+
+def test_machines_without_a_common_folder_are_told_to_name_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "1"}
+    for script, setting in (("train.py", "train.output_dir"), ("evaluate.py", "output_dir")):
+        done = start(script, folder=tmp_path, **here)
+        assert done.returncode == 1
+        assert f"Error: {setting} is missing: several machines" in done.stderr
+        assert not list(tmp_path.iterdir())
+    for name, value in here.items():
+        monkeypatch.setenv(name, value)
+    assert agreed_on("/shared/sweep/0_loss.ibn_w-10") == "/shared/sweep/0_loss.ibn_w-10"
+    with pytest.raises(ConfigError):
+        agreed_on(f"multirun/{launch_time()}/0")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert agreed_on(f"runs/{launch_time()}") == f"runs/{launch_time()}"
+
+
+def test_what_is_wrong_is_said_once_and_last(tmp_path: Path) -> None:
+    sentence = "There is no setting train.epoch; did you mean train.epochs?"
+    done = launch("train.py", tmp_path, TWO_PROCESSES, "train.epoch=3")
+    assert done.returncode == 1
+    assert done.stderr.count(f"Error: {sentence}") == 1
+    assert done.stderr.rstrip("=\n").endswith(f" {sentence}")  # the launcher's own last words, below its traceback
+    alone = start("train.py", "train.epoch=3", folder=tmp_path, RANK="1", LOCAL_RANK="1", WORLD_SIZE="2")
+    assert (alone.returncode, alone.stderr) == (1, f"Error: {sentence}\n")
+
+
+def test_sweep_on_two_processes_has_one_folder_a_job(tmp_path: Path) -> None:
+    train(tmp_path, TWO_PROCESSES, "-m", "loss.ibn_w=10,20", "train.max_steps=2", "train.batch_size=4")
+    jobs = sorted(path.parent.name for path in tmp_path.glob("multirun/*/*/*/run.json"))
+    assert jobs == ["0_loss.ibn_w-10", "1_loss.ibn_w-20"]
+    assert len(list(tmp_path.glob("multirun/*/*"))) == 1

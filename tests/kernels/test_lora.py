@@ -1,0 +1,225 @@
+"""Adapters as one operation: what they compute and save is what peft's own layers do, or less."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from peft import LoraConfig as PeftConfig
+from peft import get_peft_model
+from torch import Tensor, nn
+
+from angle.config import LoraConfig, ModelConfig, PoolingConfig
+from angle.kernels import lora as low_rank
+from angle.kernels.lora import _Adapted, speed_up_adapters
+from angle.modeling import adapters
+from angle.modeling.encoder import Encoder
+
+TEXTS = ["a little owl sings", "rain", "nobody here knows the way", "rain falls on the roof of a house"]
+
+
+def loaded(folder: str, *, fast: bool, monkeypatch: pytest.MonkeyPatch, **settings: Any) -> Encoder:
+    """Return a model whose adapter does something, with peft's own layers or ours."""
+    with monkeypatch.context() as patch:
+        if not fast:
+            patch.setattr(adapters, "speed_up_adapters", lambda backbone: None)
+        model = ModelConfig(folder, **settings)
+        encoder = Encoder.load(model, PoolingConfig("avg"), LoraConfig(True, r=4, alpha=8, dropout=0.2)).train()
+    torch.manual_seed(0)
+    for name, parameter in encoder.named_parameters():
+        if "lora_" in name:
+            nn.init.normal_(parameter, std=0.1)
+    return encoder
+
+
+def run(encoder: Encoder, *, autocast: bool = False, seed: int = 1) -> tuple[Tensor, list[Tensor]]:
+    """Return embeddings of texts, and the gradients of what is trained."""
+    tokens = encoder.tokenizer(TEXTS)
+    torch.manual_seed(seed)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        embeddings = encoder(torch.from_numpy(tokens.ids.astype(np.int64)), tokens.lengths)
+    trained = [parameter for parameter in encoder.parameters() if parameter.requires_grad]
+    direction = torch.linspace(-1, 1, embeddings.numel()).view_as(embeddings)
+    return embeddings.detach(), list(torch.autograd.grad((embeddings * direction).sum(), trained))
+
+
+def apart(found: Tensor, wanted: Tensor) -> float:
+    return float((found.float() - wanted.float()).norm() / wanted.float().norm())
+
+
+@pytest.mark.parametrize("name", ["llama", "bert"])
+@pytest.mark.parametrize("bits", [None, 4, 8])
+def test_embeddings_and_gradients_are_those_of_peft(
+    folder_of: Callable[[str], str], monkeypatch: pytest.MonkeyPatch, name: str, bits: int | None
+) -> None:
+    """With dropout: both draw the same numbers."""
+    ours, theirs = (
+        run(loaded(folder_of(name), fast=fast, monkeypatch=monkeypatch, load_kbit=bits)) for fast in (True, False)
+    )
+    assert apart(ours[0], theirs[0]) < 2e-6
+    assert len(ours[1]) == len(theirs[1]) > 0
+    assert max(map(apart, ours[1], theirs[1])) < 5e-6
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_under_autocast_ours_are_as_exact_as_those_of_peft(
+    folder_of: Callable[[str], str], monkeypatch: pytest.MonkeyPatch, dtype: str
+) -> None:
+    """The measure is float32, with the weights rounded as they are."""
+    exact = loaded(folder_of("llama"), fast=False, monkeypatch=monkeypatch, dtype=dtype)
+    base = [parameter for parameter in exact.parameters() if not parameter.requires_grad]
+    for parameter in base:
+        parameter.data = parameter.data.float()
+    wanted = run(exact)
+    errors = {}
+    for fast in (True, False):
+        found = run(loaded(folder_of("llama"), fast=fast, monkeypatch=monkeypatch, dtype=dtype), autocast=True)
+        errors[fast] = np.median([apart(found[0], wanted[0]), *map(apart, found[1], wanted[1])])
+    assert 0 < errors[True] < 1.2 * errors[False]
+
+
+def test_several_adapters_add_up_and_frozen_ones_get_no_gradient(
+    folder_of: Callable[[str], str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    loaded(folder_of("llama"), fast=True, monkeypatch=monkeypatch).save(tmp_path / "first")
+    found = []
+    for fast in (True, False):
+        encoder = loaded(folder_of("llama"), fast=fast, monkeypatch=monkeypatch, adapter=str(tmp_path / "first"))
+        assert {name.split(".")[-2] for name, p in encoder.named_parameters() if "lora_" in name} == {
+            "default",
+            "frozen-0",
+        }
+        found.append(run(encoder))
+    assert apart(found[0][0], found[1][0]) < 2e-6
+    assert max(map(apart, found[0][1], found[1][1])) < 5e-6
+
+
+class _Saved:
+    """Sums the bytes that are saved for the backward pass, each storage once."""
+
+    def __init__(self) -> None:
+        self.storages: dict[int, int] = {}
+        self.hooks = torch.autograd.graph.saved_tensors_hooks(self._note, lambda tensor: tensor)
+
+    def _note(self, tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        self.storages[storage._cdata] = storage.nbytes()
+        return tensor
+
+
+def test_an_input_is_saved_once_for_the_layers_that_share_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Pair(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.other = nn.Linear(512, 8), nn.Linear(512, 8)
+
+        def forward(self, values: Tensor) -> Tensor:
+            return self.one(values) + self.other(values)
+
+    model: Any = get_peft_model(Pair(), PeftConfig(r=2, lora_dropout=0.1, target_modules=["one", "other"])).train()
+    speed_up_adapters(model)
+    values = torch.randn(640, 512, requires_grad=True) * 1
+    saved = _Saved()
+    with saved.hooks:
+        model(values)
+    elements = values.numel()
+    # Four bytes an element for the input, one for each layer's dropout, and what is as narrow as the rank.
+    assert 6 * elements <= sum(saved.storages.values()) < 6.5 * elements
+
+
+def _adapted(**settings: Any) -> Any:
+    model = nn.Sequential(nn.Linear(6, 5))
+    made: Any = get_peft_model(model, PeftConfig(r=2, target_modules=["0"], init_lora_weights=False, **settings))
+    speed_up_adapters(made)
+    return made
+
+
+def test_frozen_adapters_save_nothing_of_the_inputs_width() -> None:
+    model = get_peft_model(nn.Sequential(nn.Linear(512, 8)), PeftConfig(r=2, target_modules=["0"]))
+    speed_up_adapters(model)
+    values = torch.randn(640, 512, requires_grad=True) * 1
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    saved = _Saved()
+    with saved.hooks:
+        model(values)
+    assert 0 < sum(saved.storages.values()) < values.nbytes / 10
+
+
+def test_one_text_alone_and_dropout_by_its_own_switch() -> None:
+    torch.manual_seed(0)
+    model = _adapted(lora_dropout=0.5).train()
+    layer, values = model.base_model.model[0], torch.randn(3, 6)
+    assert not torch.equal(layer(values), layer(values))
+    layer.lora_dropout.eval()
+    torch.testing.assert_close(torch.stack([layer(row) for row in values]), layer(values))
+    layer.lora_dropout.train()["default"].p = 1.0
+    torch.testing.assert_close(layer(values), layer.base_layer(values))
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda module: pickle.loads(pickle.dumps(module))])
+def test_copies_run_as_one_operation_too(copied: Callable[[Any], Any]) -> None:
+    model, values = _adapted(), torch.randn(3, 6)
+    found = copied(model)
+    assert isinstance(found.base_model.model[0], _Adapted)
+    assert torch.equal(found(values), model(values))
+
+
+@pytest.mark.parametrize("settings", [{}, {"use_dora": True}, {"lora_bias": True}])
+def test_every_kind_of_adapter_can_be_merged_and_disabled(settings: dict[str, bool]) -> None:
+    torch.manual_seed(0)
+    model, values = _adapted(**settings), torch.randn(3, 6)
+    layer = model.base_model.model[0]
+    assert isinstance(layer, _Adapted)
+    with torch.no_grad():
+        for magnitude in layer.lora_magnitude_vector.parameters():
+            magnitude.mul_(2)
+    before = layer(values)
+    with model.disable_adapter():
+        disabled = layer(values)
+    torch.testing.assert_close(disabled, layer.base_layer(values))
+    layer.merge()
+    torch.testing.assert_close(layer(values), before)
+    torch.testing.assert_close(layer.base_layer(values), before)
+
+
+def test_gradients_are_the_true_ones() -> None:
+    torch.manual_seed(0)
+    output, values = torch.randn(2, 3, 4), torch.randn(2, 3, 5)
+    down, up = torch.randn(2, 5), torch.randn(4, 2)
+
+    def add(output: Tensor, values: Tensor, down: Tensor, up: Tensor) -> Tensor:
+        torch.manual_seed(1)  # the same elements are dropped each time
+        added: Tensor = low_rank._AddLowRank.apply(output * 1, values, down, up, 0.5, 0.25, torch.float64)
+        return added
+
+    given = [tensor.double().requires_grad_() for tensor in (output, values, down, up)]
+    assert torch.autograd.gradcheck(add, given)
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "transposed", "view"])
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
+def test_the_output_may_lie_in_memory_as_it_likes(layout: str, kind: torch.dtype) -> None:
+    torch.manual_seed(0)
+    output, values = torch.randn(2, 3, 4).to(kind), torch.randn(2, 3, 5)
+    down, up = torch.randn(2, 5), torch.randn(4, 2)
+    wanted = (output.float() + 0.5 * values @ down.t() @ up.t()).to(kind)
+    if layout == "transposed":
+        output = output.transpose(0, 1).contiguous().transpose(0, 1)
+    elif layout == "view":
+        output = output.view(6, 4).view(2, 3, 4)
+    found: Any = low_rank._AddLowRank.apply(output, values, down, up, 0.5, 0.0, torch.float32)
+    assert found.dtype == kind
+    torch.testing.assert_close(found, wanted)
+
+
+def test_a_second_derivative_is_refused() -> None:
+    model, values = _adapted(), torch.randn(3, 6, requires_grad=True)
+    with pytest.raises(RuntimeError, match="differentiated once only"):
+        torch.autograd.grad(model(values).square().sum(), values, create_graph=True)

@@ -1,0 +1,550 @@
+"""Packed rows the way a GPU runs them: one attention call for all texts, in a kernel or in a rectangle.
+
+No kernel for texts of various lengths runs on a CPU. Where a test is about everything around it, a function in plain
+torch stands in for it, with its signature and its demands. The rectangle runs as it is.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import sys
+from collections.abc import Callable
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.attention.varlen
+from conftest import MODELS, write_jsonl
+from packed_models import (
+    DECODERS,
+    TEXTS,
+    cases,
+    check_adapters,
+    check_against_padded,
+    check_checkpointing,
+    close,
+    embed,
+    gradients,
+    load,
+)
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from angle.config import TrainConfig
+from angle.config.build import build_config
+from angle.kernels.attention import varlen
+from angle.kernels.attention.spec import Attention
+from angle.kernels.attention.varlen import FLASH, RECTANGLE, VARLEN, Texts, choose
+from angle.modeling import packing
+from angle.modeling.encoder import Encoder
+from angle.tracking.tracker import Tracker
+from angle.training import loop, setup
+from angle.training.describe import banner
+from angle.training.loop import fit
+
+INSTALLED = torch.nn.attention.varlen.varlen_attn
+BOTH = frozenset({VARLEN, FLASH})
+#: Operators that make the host wait for a GPU.
+WAITING = ("_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "equal", "unique")
+
+
+def attend_plainly(
+    query: Tensor, key: Tensor, value: Tensor, offsets: Tensor, window: tuple[int, int], scale: float | None
+) -> Tensor:
+    """Attend text by text, with at most `window` tokens before and behind each."""
+    texts = []
+    for start, end in zip(offsets.tolist()[:-1], offsets.tolist()[1:], strict=True):
+        q, k, v = (tensor[start:end].transpose(0, 1) for tensor in (query, key, value))
+        k, v = (tensor.repeat_interleave(len(q) // len(tensor), dim=0) for tensor in (k, v))
+        place = torch.arange(end - start)
+        behind = place[None] - place[:, None]
+        seen = ((behind <= window[1]) | (window[1] < 0)) & ((-behind <= window[0]) | (window[0] < 0))
+        scores = q @ k.transpose(1, 2) * (scale or q.shape[-1] ** -0.5)
+        texts.append((scores.masked_fill(~seen, float("-inf")).softmax(-1) @ v).transpose(0, 1))
+    return torch.cat(texts)
+
+
+def demand(query: Tensor, key: Tensor, value: Tensor, offsets: tuple[Tensor, Tensor], longest: tuple[int, int]) -> None:
+    """Check what both kernels demand, beside the type of the numbers."""
+    assert query.dtype == key.dtype == value.dtype
+    assert query.shape[0] == key.shape[0] == value.shape[0]
+    assert query.stride(-1) == key.stride(-1) == value.stride(-1) == 1
+    for each, length in zip(offsets, longest, strict=True):
+        assert each.dtype == torch.int32
+        assert each.is_contiguous()
+        assert type(length) is int
+        assert int(each.diff().max()) == length
+        assert int(each[-1]) == len(query)
+
+
+def varlen_attn(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    cu_seq_q: Tensor,
+    cu_seq_k: Tensor,
+    max_q: int,
+    max_k: int,
+    *,
+    scale: float | None = None,
+    window_size: tuple[int, int] = (-1, -1),
+    enable_gqa: bool = False,
+) -> Tensor:
+    demand(query, key, value, (cu_seq_q, cu_seq_k), (max_q, max_k))
+    assert query.shape[1] == key.shape[1] or enable_gqa
+    return attend_plainly(query, key, value, cu_seq_q, window_size, scale)
+
+
+def varlen_attn_of_2_11(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    cu_seq_q: Tensor,
+    cu_seq_k: Tensor,
+    max_q: int,
+    max_k: int,
+    *,
+    scale: float | None = None,
+    window_size: tuple[int, int] = (-1, -1),
+) -> Tensor:
+    assert query.shape[1] == key.shape[1]
+    return varlen_attn(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, scale=scale, window_size=window_size)
+
+
+def flash_attn_varlen_func(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_seqlens_q: Tensor,
+    cu_seqlens_k: Tensor,
+    max_seqlen_q: int,
+    max_seqlen_k: int,
+    dropout_p: float = 0.0,
+    softmax_scale: float | None = None,
+    causal: bool = False,
+    window_size: tuple[int, int] = (-1, -1),
+) -> Tensor:
+    demand(q, k, v, (cu_seqlens_q, cu_seqlens_k), (max_seqlen_q, max_seqlen_k))
+    out = attend_plainly(q, k, v, cu_seqlens_q, (window_size[0], 0 if causal else window_size[1]), softmax_scale)
+    return torch.nn.functional.dropout(out, dropout_p)
+
+
+def flash_with_dropout(q: Tensor, k: Tensor, v: Tensor, texts: Texts, how: Attention) -> Tensor:
+    demand(q, k, v, (texts.offsets, texts.offsets), (texts.longest, texts.longest))
+    return torch.nn.functional.dropout(attend_plainly(q, k, v, texts.offsets, how.sides, how.scaling), how.dropout)
+
+
+@pytest.fixture
+def take(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Return a function that makes packed rows run as on a GPU, attention by VARLEN, FLASH or RECTANGLE."""
+    package = ModuleType("flash_attn")
+    package.__spec__ = ModuleSpec("flash_attn", None)  # transformers looks for it
+    package.flash_attn_varlen_func = flash_attn_varlen_func  # type: ignore[attr-defined]
+
+    def by(way: str, kernel: Callable[..., Tensor] = varlen_attn) -> None:
+        monkeypatch.setattr(packing, "RUN_BY_RUN", ())
+        monkeypatch.setattr(varlen, "choose", lambda *_: way)
+        monkeypatch.setattr(varlen, "installed_kernels", lambda: BOTH)  # the real one remembers what it found
+        monkeypatch.setattr(torch.nn.attention.varlen, "varlen_attn", kernel)
+        monkeypatch.setattr(varlen, "flash_with_dropout", flash_with_dropout)
+        if way == FLASH:
+            monkeypatch.setitem(sys.modules, "flash_attn", package)
+
+    return by
+
+
+def test_the_stand_in_has_the_signature_of_torch_s_kernel() -> None:
+    real = inspect.signature(INSTALLED).parameters
+    for name, ours in inspect.signature(varlen_attn).parameters.items():
+        if name != "enable_gqa" or name in real:  # torch 2.11 has none
+            assert (real[name].kind, real[name].default) == (ours.kind, ours.default)
+
+
+@pytest.mark.parametrize(
+    ("changed", "way"),
+    [
+        ({}, VARLEN),
+        ({"kind": torch.float16}, VARLEN),
+        ({"kind": torch.float32}, RECTANGLE),
+        ({"kind": torch.float64}, RECTANGLE),
+        ({"device": "cpu"}, RECTANGLE),
+        ({"device": "mps"}, RECTANGLE),
+        ({"capability": (7, 5)}, RECTANGLE),
+        ({"capability": (9, 0)}, VARLEN),
+        ({"capability": (12, 0)}, VARLEN),
+        ({"width": 8}, VARLEN),
+        ({"width": 60}, RECTANGLE),
+        ({"width": 192}, VARLEN),
+        ({"width": 200}, RECTANGLE),
+        ({"width": 224}, RECTANGLE),
+        ({"width": 256}, VARLEN),
+        ({"width": 256, "dropout": 0.1}, RECTANGLE),
+        ({"width": 264}, RECTANGLE),
+        ({"dropout": 0.1}, FLASH),
+        ({"dropout": 0.1, "kind": torch.float32}, RECTANGLE),
+        ({"dropout": 0.1, "capability": (7, 5)}, RECTANGLE),
+        ({"dropout": 0.1, "installed": frozenset({VARLEN})}, VARLEN),
+        ({"dropout": 0.1, "installed": frozenset({VARLEN}), "width": 256}, RECTANGLE),
+        ({"installed": frozenset({VARLEN})}, VARLEN),
+        ({"installed": frozenset({FLASH})}, FLASH),
+        ({"installed": frozenset()}, RECTANGLE),
+    ],
+    ids=str,
+)
+def test_the_way_is_chosen_by_what_kernels_can_do(changed: dict[str, Any], way: str) -> None:
+    usual = {"device": "cuda", "kind": torch.bfloat16, "dropout": 0.0, "width": 64, "capability": (8, 0)}
+    assert choose(**({**usual, "installed": BOTH} | changed)) == way
+
+
+def test_a_cpu_has_no_capability() -> None:
+    assert varlen.capability_of(torch.device("cpu")) == (0, 0)
+
+
+def test_places_offsets_and_masks() -> None:
+    texts = Texts(np.array([3, 1]), torch.device("cpu"))
+    assert texts.offsets.tolist() == [0, 3, 4]
+    assert texts.places.tolist() == [0, 1, 2, 3]
+    assert Texts(np.array([1, 3]), torch.device("cpu")).places.tolist() == [0, 3, 4, 5]
+    full = texts.mask(Attention(causal=False))
+    assert full is not None
+    assert full.tolist() == [[[[True, True, True]]], [[[True, False, False]]]]
+    assert texts.mask(Attention(causal=True)) is None
+    assert Texts(np.array([2, 2]), torch.device("cpu")).mask(Attention(causal=False)) is None
+    near = texts.mask(Attention(causal=False, window=2))
+    assert near is not None
+    assert near.int().tolist() == [[[[1, 1, 0], [1, 1, 1], [0, 1, 1]]], [[[1, 0, 0], [0, 1, 1], [0, 1, 1]]]]
+    before = texts.mask(Attention(causal=True, window=2))
+    assert before is not None
+    assert before.int().tolist() == [[[[1, 0, 0], [1, 1, 0], [0, 1, 1]]]]
+    assert texts.mask(Attention(causal=True, window=2)) is before  # made once
+    assert texts.offsets is texts.offsets
+
+
+WAYS = [(RECTANGLE, *case) for case in cases()] + [(VARLEN, *case) for case in cases()]
+WAYS += [(FLASH, name, None) for name in ("bert", "modernbert", "phi3")]
+
+
+@pytest.mark.parametrize(("way", "name", "start"), WAYS)
+def test_embeddings_and_gradients_are_the_padded_ones(
+    folder_of: Callable[[str], str], take: Callable[[str], None], way: str, name: str, start: int | None
+) -> None:
+    take(way)
+    check_against_padded(folder_of(name), start)
+
+
+def test_a_rectangle_is_not_given_to_cudnn(
+    folder_of: Callable[[str], str], take: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attention, seen = varlen.scaled_dot_product_attention, []
+
+    def look(*given: Any, **further: Any) -> Tensor:
+        seen.append(torch.backends.cuda.cudnn_sdp_enabled())
+        return attention(*given, **further)
+
+    take(RECTANGLE)
+    encoder = load(folder_of("bert"))
+    monkeypatch.setattr(varlen, "scaled_dot_product_attention", look)
+    embed(encoder)
+    assert set(seen) == {False}
+
+
+@pytest.mark.parametrize("name", DECODERS)
+def test_a_kernel_without_grouped_heads_gets_as_many(
+    folder_of: Callable[[str], str], take: Callable[..., None], name: str
+) -> None:
+    take(VARLEN, varlen_attn_of_2_11)
+    packed, padded = (load(folder_of(name), packed=kind).eval() for kind in (True, False))
+    assert packed.is_packed
+    close(embed(packed), embed(padded))
+
+
+@pytest.mark.parametrize("way", [RECTANGLE, VARLEN])
+@pytest.mark.parametrize("name", ["bert", "llama", "phi3"])
+def test_checkpointing_sees_the_same_texts(
+    folder_of: Callable[[str], str], take: Callable[[str], None], way: str, name: str
+) -> None:
+    take(way)
+    check_checkpointing(folder_of(name))
+
+
+@pytest.mark.parametrize("way", [RECTANGLE, VARLEN])
+@pytest.mark.parametrize("name", ["bert", "qwen3"])
+def test_it_goes_through_adapters(
+    folder_of: Callable[[str], str], take: Callable[[str], None], way: str, name: str
+) -> None:
+    take(way)
+    check_adapters(folder_of(name))
+
+
+@pytest.mark.parametrize("way", [RECTANGLE, VARLEN])
+@pytest.mark.parametrize("name", MODELS)
+def test_autocast(folder_of: Callable[[str], str], take: Callable[[str], None], way: str, name: str) -> None:
+    take(way)
+    encoder = load(folder_of(name)).eval()
+    wanted = embed(encoder)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert packing.works_here(encoder.backbone, training=True)
+        found = embed(encoder)
+    assert torch.nn.functional.cosine_similarity(found, wanted).min() > 0.99
+    found.sum().backward()
+    assert len(gradients(encoder)) == sum(parameter.requires_grad for parameter in encoder.parameters())
+
+
+class Recorder(TorchDispatchMode):
+    """Writes down what flash attention's operators are given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.given: dict[str, dict[str, Any]] = {}
+
+    def __torch_dispatch__(self, operator: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = operator.overloadpacket.__name__
+        if "flash_attention" in name:
+            names = [argument.name for argument in operator._schema.arguments]
+            self.given[name] = dict(zip(names, args, strict=False)) | (kwargs or {})
+        return operator(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    ("how", "causal", "sides"),
+    [
+        (Attention(causal=False, dropout=0.1), False, (-1, -1)),
+        (Attention(causal=True, dropout=0.2, scaling=0.5), True, (-1, 0)),
+        (Attention(causal=False, window=3, dropout=0.1), False, (2, 2)),
+        (Attention(causal=True, window=3, dropout=0.1), False, (2, 0)),
+    ],
+)
+def test_dropout_is_given_to_torch_s_operator(how: Attention, causal: bool, sides: tuple[int, int]) -> None:
+    """On tensors without contents: torch checks the arguments and knows the gradient, but computes nothing."""
+    texts = Texts(np.array([4, 2]), torch.device("meta"))
+    q = torch.empty(6, 4, 8, dtype=torch.bfloat16, device="meta", requires_grad=True)
+    k, v = (torch.empty(6, 2, 8, dtype=torch.bfloat16, device="meta", requires_grad=True) for _ in range(2))
+    with Recorder() as recorder:
+        out = varlen.call_kernel(VARLEN, q, k, v, texts, how)
+        out.sum().backward()
+    assert out.shape == q.shape
+    assert [tensor.grad.shape for tensor in (q, k, v)] == [q.shape, k.shape, v.shape]
+    assert recorder.given.keys() == {"_flash_attention_forward", "_flash_attention_backward"}
+    for given in recorder.given.values():
+        assert (given["dropout_p"], given["is_causal"], given.get("scale")) == (how.dropout, causal, how.scaling)
+        assert (given["window_size_left"], given["window_size_right"]) == sides
+        assert (given["max_q"], given["max_k"]) == (4, 4)
+        assert given["cum_seq_q"].dtype == torch.int32
+
+
+@pytest.mark.parametrize("autocast", [True, False])
+def test_a_kernel_computes_in_the_type_of_autocast(
+    take: Callable[..., None], monkeypatch: pytest.MonkeyPatch, autocast: bool
+) -> None:
+    """Layers of few bits give float32 even under autocast."""
+    seen = []
+    take(VARLEN)
+    monkeypatch.setattr(varlen, "choose", lambda _, kind, *__: seen.append(kind) or VARLEN)
+    q, k, v = torch.randn(3, 1, 4, 6, 8)
+    texts = Texts(np.array([4, 2]), torch.device("cpu"))
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        out = varlen.attend_texts(q, k, v, texts, Attention(causal=True))
+    assert seen == [out.dtype] == [torch.bfloat16 if autocast else torch.float32]
+
+
+class Spy(TorchDispatchMode):
+    """Writes down the operators for which the host would wait."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    def __torch_dispatch__(self, operator: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = operator.overloadpacket.__name__
+        by_mask = name == "index" and any(index is not None and index.dtype == torch.bool for index in args[1])
+        if name in WAITING or by_mask:
+            self.seen.append(name)
+        return operator(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(("name", "start"), cases())
+def test_nothing_waits_for_the_device(
+    folder_of: Callable[[str], str], take: Callable[[str], None], name: str, start: int | None
+) -> None:
+    take(RECTANGLE)
+    encoder = load(folder_of(name), start=start).train()
+    with Spy() as spy:
+        embed(encoder).sin().sum().backward()
+        assert not spy.seen
+        torch.ones(1).item()
+        assert spy.seen == ["_local_scalar_dense"]
+
+
+@pytest.mark.parametrize(
+    "groups",
+    [
+        {},
+        {"train": {"token_budget": 40, "gradient_accumulation_steps": 2, "mixed_precision": "bf16"}},
+        {"ese": {"enabled": True, "compression_size": 16}, "teacher": {"enabled": True, "name_or_path": "self"}},
+        {"lora": {"enabled": True, "r": 2}, "loss": {"cosine_w": 1.0}},
+    ],
+    ids=["plain", "micro-batches", "espresso and teacher", "adapters"],
+)
+def test_steps_wait_for_the_device_only_when_they_are_logged(
+    folder_of: Callable[[str], str],
+    take: Callable[[str], None],
+    monkeypatch: pytest.MonkeyPatch,
+    rows: Path,
+    tmp_path: Path,
+    groups: dict[str, Any],
+) -> None:
+    take(RECTANGLE)
+    spy, seen, train, advance = Spy(), list[list[str]](), loop._train, Tracker.advance
+
+    def train_with_spy(*given: Any) -> None:
+        with spy:
+            train(*given)
+
+    def advance_and_look(tracker: Tracker) -> None:
+        seen.append(list(spy.seen))
+        advance(tracker)
+
+    monkeypatch.setattr(loop, "_train", train_with_spy)
+    monkeypatch.setattr(Tracker, "advance", advance_and_look)
+    usual = {"max_steps": 4, "logging_steps": 3, "save_steps": 0, "batch_size": 8, "output_dir": str(tmp_path / "run")}
+    settings = {"model": {"name_or_path": folder_of("bert")}, "data": {"train": {"name_or_path": str(rows)}}}
+    loop.fit(build_config({**settings, **groups, "train": usual | groups.get("train", {})}, TrainConfig))
+    assert seen[:3] == [[], [], []]
+    assert seen[3]  # what the third step was logged with
+
+
+@pytest.mark.parametrize("way", [RECTANGLE, FLASH])
+def test_attention_dropout_drops(folder_of: Callable[[str], str], take: Callable[[str], None], way: str) -> None:
+    take(way)
+    encoder = load(folder_of("bert")).train()
+    assert torch.equal(embed(encoder), embed(encoder))
+    for layer in encoder.backbone.encoder.layer:
+        layer.attention.self.dropout.p = 0.5
+    assert not torch.equal(embed(encoder), embed(encoder))
+
+
+class Untrainable(torch.autograd.Function):
+    """The identity, without a backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+        return tensor.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        raise RuntimeError("not on this card")
+
+
+def test_what_a_device_cannot_do_is_found_out_there(folder_of: Callable[[str], str], take: Callable[..., None]) -> None:
+    take(VARLEN)
+    encoder = load(folder_of("bert")).train()
+    encoder.backbone.embeddings.dropout.p = 0.1
+    state = torch.get_rng_state()
+    assert packing.works_here(encoder.backbone, training=True)
+    assert encoder.backbone.training
+    encoder.eval()
+    assert packing.works_here(encoder.backbone, training=True)
+    assert not encoder.backbone.training
+    assert not gradients(encoder)
+    assert torch.equal(torch.get_rng_state(), state)
+
+    def blind(*args: Any, window_size: Any, **kwargs: Any) -> Tensor:
+        everything = torch.tensor([0, len(args[0])], dtype=torch.int32)
+        return attend_plainly(*args[:3], everything, window_size, kwargs["scale"])
+
+    take(VARLEN, blind)
+    assert not packing.works_here(encoder.backbone, training=False)
+    take(VARLEN, lambda *args, **kwargs: Untrainable.apply(varlen_attn(*args, **kwargs)))
+    assert packing.works_here(encoder.backbone, training=False)
+    assert not packing.works_here(encoder.backbone, training=True)
+    take(VARLEN, lambda *args, **kwargs: varlen_attn(*args, **kwargs) * (torch.nan if torch.is_grad_enabled() else 1))
+    assert not packing.works_here(encoder.backbone, training=True)
+
+
+@pytest.mark.parametrize("works", [True, False])
+def test_packed_rows_are_tried_once_where_the_weights_went(
+    folder_of: Callable[[str], str], monkeypatch: pytest.MonkeyPatch, works: bool
+) -> None:
+    encoder = load(folder_of("llama")).eval()
+    wanted, tried = embed(encoder), []
+    # There is no other device here to go to: the encoder is told that its weights are on one.
+    monkeypatch.setattr(Encoder, "device", torch.device("cuda"))
+    monkeypatch.setattr(
+        "angle.modeling.encoder.works_here", lambda backbone, training: tried.append((backbone, training)) or works
+    )
+    close(embed(encoder), wanted)
+    close(embed(encoder), wanted)
+    assert tried == [(encoder.backbone, False)]
+    assert encoder.is_packed == encoder.packable == works
+    assert encoder.packing_failed != works
+    assert (encoder.padding_share(np.array([3, 1])) == 0) == works
+
+
+@pytest.fixture
+def rows(tmp_path: Path) -> Path:
+    """A file of rows of format C."""
+    pairs = ({"text": one, "positive": other} for one in TEXTS for other in TEXTS if one != other)
+    return write_jsonl(tmp_path / "rows.jsonl", pairs)
+
+
+@pytest.mark.parametrize("teacher", [False, True])
+def test_packing_can_be_turned_off(folder_of: Callable[[str], str], tmp_path: Path, rows: Path, teacher: bool) -> None:
+    """The same embeddings and gradients, and padding that is reported."""
+    packed, padded = [], []
+    for setting, found in (("auto", packed), ("off", padded)):
+        config = build_config(
+            {
+                "model": {"name_or_path": folder_of("bert"), "max_length": 32},
+                "data": {"train": {"name_or_path": str(rows)}},
+                "teacher": {"enabled": True, "name_or_path": "self"} if teacher else {},
+                "train": {
+                    "packing": setting, "max_steps": 2, "logging_steps": 1, "save_steps": 0, "batch_size": 8,
+                    "output_dir": str(tmp_path / setting),
+                },
+            },
+            TrainConfig,
+        )  # fmt: skip
+        built = setup.build(config, setup.start_accelerator(config))
+        encoders = [built.encoder] + ([built.teacher.encoder] if built.teacher else [])
+        assert len(encoders) == 1 + teacher
+        assert all(encoder.is_packed == (setting == "auto") for encoder in encoders)
+        for encoder in encoders:
+            embeddings = embed(encoder.eval())
+            embeddings.sin().sum().backward() if embeddings.requires_grad else None
+            found += [embeddings, *gradients(encoder)]
+        folder = fit(config).folder
+        lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        shares = [line["padding_share"] for line in lines if "padding_share" in line]
+        assert len(shares) == 2
+        assert all((share > 0) == (setting == "off") for share in shares)
+        assert f"texts {'packed' if setting == 'auto' else 'padded'}\n" in (folder / "train.log").read_text()
+    for one, other in zip(packed, padded, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-5 * max(one.abs().max().item(), 1))
+
+
+def test_a_run_tries_packed_rows_in_its_own_precision_and_says_so(
+    folder_of: Callable[[str], str], monkeypatch: pytest.MonkeyPatch, rows: Path
+) -> None:
+    tried = []
+
+    def fail(encoder: Encoder, *, training: bool = False) -> None:
+        tried.append((training, torch.is_autocast_enabled("cpu"), next(encoder.parameters()).device.type))
+        encoder.packable, encoder.packing_failed = False, True
+
+    monkeypatch.setattr(Encoder, "try_packing", fail)  # here is no device on which it could fail
+    settings = {
+        "model": {"name_or_path": folder_of("bert"), "max_length": 32},
+        "data": {"train": {"name_or_path": str(rows)}},
+        "train": {"mixed_precision": "bf16"},
+    }
+    config = build_config(settings, TrainConfig)
+    accelerator = setup.start_accelerator(config)
+    built = setup.build(config, accelerator)
+    assert tried == [(True, True, "cpu")]
+    said = banner(built.config, built.encoder, built.data, built.total, accelerator)
+    assert "bf16, texts padded, for packed ones failed the comparison on this device" in said

@@ -1,0 +1,182 @@
+"""k-bit weights: they train on a CPU, evaluating changes no gradient, and merging agrees with the adapters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from transformers import AutoModel, LlamaConfig
+
+from angle import ConfigError, TrainConfig, build_config, fit
+from angle.config import ConvertConfig, LoraConfig, ModelConfig
+from angle.export.sentence_transformers import convert
+from angle.modeling.encoder import Encoder
+from angle.modeling.quantization import count_weights
+from angle.modeling.tiny import tiny_tokenizer
+from angle.tracking.tracker import Tracker
+
+TEXTS = ["a dog chases the cat", "x", "the woman eats an apple in the garden and two boys carry the box", "two birds"]
+LORA = LoraConfig(enabled=True, r=4, alpha=8, dropout=0)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A small decoder."""
+    path = tmp_path_factory.mktemp("llama")
+    torch.manual_seed(1)
+    config = LlamaConfig(
+        vocab_size=len(tiny_tokenizer()), hidden_size=64, intermediate_size=128, num_hidden_layers=2,
+        num_attention_heads=4, max_position_embeddings=64, initializer_range=0.2, pad_token_id=0,
+    )  # fmt: skip
+    AutoModel.from_config(config).save_pretrained(path)
+    tiny_tokenizer().save_pretrained(path)
+    return str(path)
+
+
+def adapted(folder: str, bits: int | None) -> Encoder:
+    """Return an encoder with adapters that do something."""
+    torch.manual_seed(0)
+    encoder = Encoder.load(ModelConfig(folder, load_kbit=bits), lora=LORA).train()
+    for name, parameter in encoder.named_parameters():
+        if "lora_B" in name:
+            nn.init.normal_(parameter, std=0.05)
+    return encoder
+
+
+def gradients(encoder: Encoder) -> dict[str, Tensor]:
+    """Return the gradients of one backward pass."""
+    encoder.zero_grad()
+    tokens = encoder.tokenizer(TEXTS)
+    encoder(torch.from_numpy(tokens.ids.astype(np.int64)), tokens.lengths).square().sum().backward()
+    found = {name: value.grad.clone() for name, value in encoder.named_parameters() if value.grad is not None}
+    assert len(found) == 2 * 2 * 7  # two matrices on each of seven layers of two blocks
+    return found
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_few_bits_are_near_the_weights_and_take_less_room(folder, bits):
+    few, plain = adapted(folder, bits), adapted(folder, None)
+    similarity = nn.functional.cosine_similarity(few.eval().encode(TEXTS), plain.eval().encode(TEXTS))
+    assert 0.9 < similarity.min() < 0.999999
+
+    def room(encoder: Encoder) -> int:
+        return sum(p.numel() * p.element_size() for n, p in encoder.named_parameters() if "proj.base_layer" in n)
+
+    assert room(few) * (7 if bits == 4 else 3.9) < room(plain)
+    assert [name for name, p in few.named_parameters() if p.requires_grad] == [
+        name for name, p in plain.named_parameters() if p.requires_grad
+    ]
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_evaluating_changes_no_gradient(folder, bits):
+    """On some CPUs bitsandbytes packs weights anew when it evaluates, and the backward pass reads them wrongly."""
+    straight, evaluated = adapted(folder, bits), adapted(folder, bits)
+    first = gradients(straight)
+    gradients(evaluated)
+    evaluated.encode(TEXTS)
+    torch.testing.assert_close(gradients(evaluated), first, rtol=0, atol=0)
+
+
+def test_gradients_are_those_of_the_weights_that_the_bits_stand_for(folder):
+    few = adapted(folder, 4)
+    plain = adapted(folder, None)
+    weights = {}
+    for name, module in few.named_modules():
+        if name.endswith("base_layer"):
+            import bitsandbytes.functional as functional
+
+            weights[name] = functional.dequantize_4bit(module.weight.data, module.weight.quant_state).float()
+    for name, module in plain.named_modules():
+        if name in weights:
+            module.weight.data.copy_(weights[name])
+    assert len(weights) == 14
+    torch.testing.assert_close(gradients(few), gradients(plain), rtol=2e-3, atol=2e-3)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_weights_are_counted_as_what_they_stand_for(folder, bits):
+    plain, few = Encoder.load(ModelConfig(folder)), Encoder.load(ModelConfig(folder, load_kbit=bits), lora=LORA)
+    frozen = [parameter for name, parameter in few.named_parameters() if "lora_" not in name]
+    assert sum(map(count_weights, frozen)) == sum(parameter.numel() for parameter in plain.parameters())
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_the_merged_model_is_the_one_with_adapters(folder, bits, tmp_path):
+    from sentence_transformers import SentenceTransformer
+
+    encoder = adapted(folder, bits).eval()
+    encoder.save(tmp_path / "saved")
+    merged = Encoder.load(ModelConfig(str(tmp_path / "saved"))).eval()
+    assert merged.contract.load_kbit is None
+    difference = 1 - nn.functional.cosine_similarity(merged.encode(TEXTS), encoder.encode(TEXTS))
+    assert difference.max() < (1e-5 if bits == 4 else 1e-3)  # int8 rounds its inputs too
+    with pytest.raises(ConfigError) as error:
+        convert(ConvertConfig(ModelConfig(str(tmp_path / "saved")), merge=False, output_dir=str(tmp_path / "new")))
+    assert str(error.value).startswith("merge=false cannot work with this model")
+    done = convert(ConvertConfig(ModelConfig(str(tmp_path / "saved")), output_dir=str(tmp_path / "new")))
+    assert done.merge_distance is not None
+    assert done.merge_distance < (1e-5 if bits == 4 else 1e-3)
+    found = SentenceTransformer(str(tmp_path / "new"), device="cpu").encode(TEXTS, convert_to_tensor=True)
+    torch.testing.assert_close(found, merged.encode(TEXTS), atol=2e-5, rtol=2e-5)
+
+
+def config_of(folder: str, path: Path, **model: Any) -> TrainConfig:
+    """Return the settings of a short run."""
+    return build_config(
+        {
+            "model": {"name_or_path": folder, "load_kbit": 4} | model,
+            "lora": {"enabled": True, "r": 4, "alpha": 8},
+            "billm": {"enabled": True, "last_layers": 1},
+            "data": {"valid_sts": {"name_or_path": "sample"}},
+            "train": {"max_steps": 6, "batch_size": 8, "eval_steps": 2, "save_steps": 1, "output_dir": str(path)},
+        },
+        TrainConfig,
+    )
+
+
+def test_a_run_resumes_bitwise(folder, tmp_path, monkeypatch):
+    fit(config_of(folder, tmp_path / "straight"))
+    advance: Callable[[Tracker], None] = Tracker.advance
+    done = []
+
+    def advance_or_die(self: Tracker) -> None:
+        done.append(1)
+        if len(done) == 4:
+            raise RuntimeError("killed")
+        advance(self)
+
+    monkeypatch.setattr(Tracker, "advance", advance_or_die)
+    with pytest.raises(RuntimeError, match="killed"):
+        fit(config_of(folder, tmp_path / "broken"))
+    fit(config_of(folder, tmp_path / "broken"))
+    one, other = (load_file(tmp_path / name / "final" / "adapter_model.safetensors") for name in ("straight", "broken"))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert any(value.abs().max() > 0 for name, value in one.items() if "lora_B" in name)
+
+
+@pytest.mark.parametrize(
+    ("model", "lora", "message"),
+    [
+        ({"load_kbit": 3}, True, r"^model\.load_kbit=3 cannot work: choose 4 or 8, or leave it out\.$"),
+        (
+            {"load_kbit": 4},
+            False,
+            r"^model\.load_kbit=4 freezes the weights, .*: add lora=r16\.$",
+        ),
+    ],
+)
+def test_settings_that_cannot_work(model, lora, message):
+    with pytest.raises(ConfigError, match=message):
+        build_config({"model": model, "lora": {"enabled": lora}}, TrainConfig)
+
+
+def test_the_tiny_model_stays_as_it_is():
+    with pytest.raises(ConfigError, match=r"^model\.load_kbit=4 cannot work with tiny"):
+        Encoder.load(ModelConfig(load_kbit=4), lora=LORA)

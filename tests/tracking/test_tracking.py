@@ -1,0 +1,51 @@
+"""Where numbers go: Weights & Biases in its offline mode, read back with its own tool."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from angle import ConfigError, TrainConfig, build_config, fit
+from angle.tracking.tracker import tracking_mode
+
+
+def test_offline_run_holds_settings_and_metrics(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    folder = tmp_path / "run"
+    fit(
+        build_config(
+            {
+                "train": {"max_steps": 4, "batch_size": 8, "logging_steps": 2, "output_dir": str(folder)},
+                "tracking": {"mode": "offline", "project": "meadow", "name": "first", "tags": ["tiny", "test"]},
+            },
+            TrainConfig,
+        )
+    )
+
+    (log,) = folder.glob("wandb/offline-run-*/run-*.wandb")
+    tool = [str(Path(sys.executable).with_name("wandb")), "leet", "inspect", "--json", str(log)]
+    printed = subprocess.run(tool, capture_output=True, text=True, check=True, timeout=60).stdout
+    records = [json.loads(line) for line in printed.splitlines() if line.startswith("{")]
+    run = next(record["run"] for record in records if record["type"] == "run")
+    assert (run["project"], run["display_name"], run["tags"]) == ("meadow", "first", ["tiny", "test"])
+    history = [record["history"]["item"] for record in records if record["type"] == "history"]
+    ours = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [{key: item[key] for key in line} for item, line in zip(history, ours, strict=True)] == ours
+    assert {"loss", "loss/cosine", "loss/ibn", "loss/angle", "learning_rate", "gradient_norm", "texts_per_second",
+            "padding_share", "epoch"} <= ours[0].keys()  # fmt: skip
+    assert [line["step"] for line in ours if "valid/spearman" in line] == [4]
+    assert json.loads((folder / "run.json").read_text())["wandb_id"] == run["run_id"]
+
+
+def test_environment_wins_over_the_setting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    assert tracking_mode("online") == "offline"
+    monkeypatch.setenv("WANDB_MODE", "sometimes")
+    with pytest.raises(
+        ConfigError, match=r"^WANDB_MODE=sometimes is not known. Choose one of: disabled, online, offline.$"
+    ):
+        tracking_mode("online")

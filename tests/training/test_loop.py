@@ -1,0 +1,418 @@
+"""The loop: exact resume, seeds, precision, evaluation, and what stops it."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from angle import ConfigError, DataError, Encoder, ModelConfig, TrainConfig, TrainingError, build_config, fit
+from angle.config import LoraConfig, SourceConfig
+from angle.data import sample
+from angle.modeling.tiny import tiny_tokenizer
+from angle.objective.combined import AngleLoss
+from angle.structures import FORMATS, Structure
+from angle.tracking.tracker import Tracker
+from angle.training.schedule import rate_factor, warmup_steps
+
+TIMINGS = ("texts_per_second",)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A BERT with dropout, so that the random state matters."""
+    from transformers import BertConfig, BertModel
+
+    folder = tmp_path_factory.mktemp("model")
+    torch.manual_seed(1)
+    config = BertConfig(
+        vocab_size=len(sample.vocabulary()),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=64,
+        hidden_dropout_prob=0.1,
+        attention_probs_dropout_prob=0.1,
+    )
+    BertModel(config).save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def rows(tmp_path: Path) -> Path:
+    """Rows of format C whose positives are lists to draw from."""
+    columns = sample.columns("C", "train", 70)
+    path = tmp_path / "rows.jsonl"
+    texts, positives = columns["text"], columns["positive"]
+    with path.open("w") as file:
+        for number, (text, positive) in enumerate(zip(texts, positives, strict=True)):
+            file.write(json.dumps({"text": text, "positive": [positive, positives[number - 1]]}) + "\n")
+    return path
+
+
+@pytest.fixture
+def pairs(tmp_path: Path) -> Path:
+    columns = sample.columns("A", "validation", 40)
+    path = tmp_path / "pairs.jsonl"
+    rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    return path
+
+
+def settings(model: Path, rows: Path, folder: Path, **train: Any) -> TrainConfig:
+    defaults = {"batch_size": 8, "epochs": 2, "gradient_accumulation_steps": 2, "logging_steps": 1, "save_steps": 2}
+    return build_config(
+        {
+            "model": {"name_or_path": str(model)},
+            "data": {"train": {"name_or_path": str(rows)}},
+            "train": defaults | {"learning_rate": 1e-3, "output_dir": str(folder)} | train,
+        },
+        TrainConfig,
+    )
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "final" / "model.safetensors")
+
+
+def metrics(folder: Path) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key not in TIMINGS} for line in lines]
+
+
+def assert_same(one: Path, other: Path) -> None:
+    a, b = weights(one), weights(other)
+    assert a.keys() == b.keys()
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+class KilledError(Exception):
+    pass
+
+
+@pytest.fixture
+def stop_after(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Return a function that makes the loop die after so many steps from its start."""
+    advance = Tracker.advance
+
+    def arm(steps: int) -> None:
+        done = 0
+
+        def advance_or_die(self: Tracker) -> None:
+            nonlocal done
+            done += 1
+            if done == steps:
+                monkeypatch.setattr(Tracker, "advance", advance)
+                raise KilledError
+            advance(self)
+
+        monkeypatch.setattr(Tracker, "advance", advance_or_die)
+
+    return arm
+
+
+@pytest.mark.parametrize("killed_at", [1, 2, 5, 8])  # before the first checkpoint, on one, between two, in epoch 2
+def test_resumed_run_is_bitwise_the_uninterrupted_one(
+    model: Path, rows: Path, tmp_path: Path, stop_after: Callable[[int], None], killed_at: int
+) -> None:
+    straight, broken = tmp_path / "straight", tmp_path / "broken"
+    fit(settings(model, rows, straight))
+    stop_after(killed_at)
+    with pytest.raises(KilledError):
+        fit(settings(model, rows, broken))
+    assert not (broken / "final").exists()
+
+    fit(settings(model, rows, broken))
+
+    assert_same(straight, broken)
+    assert metrics(straight) == metrics(broken)
+
+
+def test_streamed_run_resumes_bitwise(
+    model: Path, rows: Path, tmp_path: Path, stop_after: Callable[[int], None]
+) -> None:
+    def streamed(folder: Path) -> TrainConfig:
+        config = settings(model, rows, folder, max_steps=9)
+        config.data.streaming, config.data.stream_window = True, 32
+        return config
+
+    straight, broken = tmp_path / "straight", tmp_path / "broken"
+    fit(streamed(straight))
+    stop_after(7)
+    with pytest.raises(KilledError):
+        fit(streamed(broken))
+    fit(streamed(broken))
+    assert_same(straight, broken)
+
+
+def test_resume_setting_takes_the_runs_own_settings(
+    model: Path, rows: Path, tmp_path: Path, stop_after: Callable[[int], None]
+) -> None:
+    straight, broken = tmp_path / "straight", tmp_path / "broken"
+    fit(settings(model, rows, straight))
+    stop_after(4)
+    with pytest.raises(KilledError):
+        fit(settings(model, rows, broken))
+
+    fit(build_config({"train": {"resume": str(broken)}}, TrainConfig))
+
+    assert_same(straight, broken)
+
+
+def test_finished_run_is_only_reported(model: Path, rows: Path, tmp_path: Path) -> None:
+    config = settings(model, rows, tmp_path / "run", max_steps=2)
+    fit(config)
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")}
+    result = fit(config)
+    assert result.finished_before
+    assert "finished" in result.summary()
+    assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")}
+
+
+def test_seed_decides_the_run(model: Path, rows: Path, tmp_path: Path) -> None:
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        fit(settings(model, rows, tmp_path / name, seed=seed, max_steps=3))
+    assert_same(tmp_path / "a", tmp_path / "b")
+    assert metrics(tmp_path / "a") == metrics(tmp_path / "b")
+    assert metrics(tmp_path / "a") != metrics(tmp_path / "c")
+
+
+def test_logging_and_evaluation_change_nothing(model: Path, rows: Path, pairs: Path, tmp_path: Path) -> None:
+    plain = settings(model, rows, tmp_path / "plain")
+    watched = settings(model, rows, tmp_path / "watched", logging_steps=7, eval_steps=3, save_steps=0)
+    watched.data.valid_sts.name_or_path = str(pairs)
+    fit(plain)
+    fit(watched)
+    assert_same(tmp_path / "plain", tmp_path / "watched")
+
+
+def test_bf16_follows_float32(model: Path, rows: Path, tmp_path: Path) -> None:
+    for precision in ("no", "bf16"):
+        fit(settings(model, rows, tmp_path / precision, mixed_precision=precision))
+    exact, rough = (metrics(tmp_path / name) for name in ("no", "bf16"))
+    assert exact != rough
+    for a, b in zip(exact, rough, strict=True):
+        assert b["loss"] == pytest.approx(a["loss"], rel=0.05)
+    assert all(value.dtype == torch.float32 for value in weights(tmp_path / "bf16").values())
+
+
+def test_best_model_is_kept_even_when_every_score_is_negative(
+    model: Path, rows: Path, pairs: Path, tmp_path: Path
+) -> None:
+    reversed_pairs = tmp_path / "reversed.jsonl"
+    lines = [json.loads(line) for line in pairs.read_text().splitlines()]
+    reversed_pairs.write_text("\n".join(json.dumps(line | {"label": -line["label"]}) for line in lines))
+    config = settings(model, rows, tmp_path / "run", eval_steps=2)
+    config.data.valid_sts.name_or_path = str(reversed_pairs)
+    config.data.test.name_or_path = str(reversed_pairs)
+
+    result = fit(config)
+
+    scores = {line["step"]: line["valid/spearman"] for line in metrics(tmp_path / "run") if "valid/spearman" in line}
+    assert list(scores) == [2, 4, 6, 8, 10]
+    assert max(scores.values()) < 0
+    assert result.best_score == max(scores.values())
+    assert scores[result.best_step or 0] == result.best_score
+    # The test set is the validation set here, so the model in best/ must score what chose it.
+    assert result.test_after == pytest.approx(result.best_score, abs=1e-6)
+
+
+def test_validation_loss_is_reported_by_term(model: Path, rows: Path, pairs: Path, tmp_path: Path) -> None:
+    config = settings(model, rows, tmp_path / "run", max_steps=2)
+    config.data.valid.name_or_path = str(pairs)  # format A, while training is on format C
+    config.loss.cosine_w, config.loss.ibn_w, config.loss.angle_w = 2.0, 3.0, 1.0
+    fit(config)
+    line = next(line for line in metrics(tmp_path / "run") if "valid/loss" in line)
+    terms = {name: line[f"valid/loss/{name}"] for name in ("cosine", "ibn", "angle")}
+    assert line["valid/loss"] == pytest.approx(2 * terms["cosine"] + 3 * terms["ibn"] + terms["angle"], rel=1e-5)
+    assert "valid/spearman" in line
+
+
+def test_validation_loss_is_the_mean_of_equal_batches(model: Path, rows: Path, pairs: Path, tmp_path: Path) -> None:
+    """Nine rows in batches of eight at most: of five and of four, not of eight and of one, which has no loss."""
+    lines = [json.loads(line) for line in pairs.read_text().splitlines()[:9]]
+    pairs.write_text("\n".join(map(json.dumps, lines)))
+    config = settings(model, rows, tmp_path / "run", max_steps=1)
+    config.data.valid.name_or_path = str(pairs)
+    config.loss.cosine_w, config.loss.ibn_w, config.loss.angle_w = 2.0, 3.0, 1.0
+    fit(config)
+    encoder = Encoder.load(ModelConfig(str(tmp_path / "run" / "final"))).eval()
+    loss_of, losses = AngleLoss(config.loss, FORMATS["A"], encoder.dimensions), []
+    for part in (lines[:5], lines[5:]):
+        texts = [line[role] for line in part for role in ("text1", "text2")]
+        ids = torch.tensor([texts.index(text) for text in texts]).view(-1, 2)
+        labels = torch.tensor([float(line["label"]) for line in part])
+        losses.append(loss_of(encoder.encode(texts), Structure(FORMATS["A"], ids, ids, labels)).total)
+    line = next(line for line in metrics(tmp_path / "run") if "valid/loss" in line)
+    assert line["valid/loss"] == pytest.approx(float(sum(losses)) / 2, rel=1e-5)
+
+
+@pytest.mark.parametrize("start", ["fresh", "further", "above"])
+def test_lora_trains_adapters_alone_and_resumes_bitwise(
+    start: str, model: Path, rows: Path, pairs: Path, tmp_path: Path, stop_after: Callable[[int], None]
+) -> None:
+    lora = LoraConfig(enabled=True, r=4, alpha=8)
+    if start != "fresh":
+        earlier = settings(model, rows, tmp_path / "earlier", max_steps=2)
+        earlier.lora = lora
+        fit(earlier)
+
+    def adapted(folder: Path) -> TrainConfig:
+        config = settings(model, rows, folder, eval_steps=2)
+        config.lora = LoraConfig() if start == "further" else lora
+        config.model.adapter = None if start == "fresh" else str(tmp_path / "earlier")
+        config.data.valid_sts.name_or_path = config.data.test.name_or_path = str(pairs)
+        return config
+
+    straight, broken = tmp_path / "straight", tmp_path / "broken"
+    result = fit(adapted(straight))
+    stop_after(5)
+    with pytest.raises(KilledError):
+        fit(adapted(broken))
+    fit(adapted(broken))
+
+    names = {path.name for path in (straight / "final").iterdir()}
+    assert "adapter_model.safetensors" in names
+    assert "model.safetensors" not in names
+    one, other = (load_file(folder / "final" / "adapter_model.safetensors") for folder in (straight, broken))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert any(value.abs().max() > 0 for name, value in one.items() if "lora_B" in name)
+    # The best model is loaded from its folder for the test: base weights and adapters together.
+    assert result.test_after == pytest.approx(result.best_score, abs=1e-5)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_resume_refuses_changed_data(
+    model: Path, rows: Path, tmp_path: Path, stop_after: Callable[[int], None], streaming: bool
+) -> None:
+    config = settings(model, rows, tmp_path / "run", max_steps=9)
+    config.data.streaming = streaming
+    stop_after(3)
+    with pytest.raises(KilledError):
+        fit(config)
+    rows.write_text(rows.read_text().replace("the", "one", 1))
+    with pytest.raises(DataError, match=r"The data has changed since the run in .* was started"):
+        fit(config)
+
+
+def test_non_finite_loss_stops_the_run_and_names_the_rows(model: Path, rows: Path, tmp_path: Path) -> None:
+    with pytest.raises(TrainingError) as caught:
+        fit(settings(model, rows, tmp_path / "run", learning_rate=1e36, warmup_steps=0, save_steps=1))
+    message = str(caught.value)
+    assert message.startswith("The loss of step ")
+    assert f"{rows} line " in message
+    assert "start a new run with a lower train.learning_rate" in message
+    assert not (tmp_path / "run" / "final").exists()
+    for checkpoint in (tmp_path / "run" / "checkpoints").iterdir():
+        assert json.loads((checkpoint / "progress.json").read_text())["step"] < 4
+
+
+def test_checkpoints_are_limited(model: Path, rows: Path, tmp_path: Path) -> None:
+    fit(settings(model, rows, tmp_path / "run", save_total_limit=2))
+    names = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
+    assert names == ["step-00000008", "step-00000010"]
+
+
+def test_a_run_of_less_than_an_epoch_keeps_checkpoints(model: Path, rows: Path, tmp_path: Path) -> None:
+    fit(settings(model, rows, tmp_path / "run", max_steps=4, save_steps=None, save_total_limit=9))
+    names = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
+    assert names == [f"step-0000000{step}" for step in (1, 2, 3, 4)]
+    fit(settings(model, rows, tmp_path / "none", max_steps=2, save_steps=0))
+    assert not (tmp_path / "none" / "checkpoints").exists()
+
+
+def test_resume_keeps_the_precision(model: Path, rows: Path, tmp_path: Path, stop_after: Callable[[int], None]) -> None:
+    straight, broken = tmp_path / "straight", tmp_path / "broken"
+    fit(settings(model, rows, straight, mixed_precision="bf16"))
+    stop_after(4)
+    with pytest.raises(KilledError):
+        fit(settings(model, rows, broken, mixed_precision="bf16"))
+    fit(build_config({"train": {"resume": str(broken)}}, TrainConfig))
+    assert_same(straight, broken)
+
+
+def test_resume_refuses_another_number_of_processes(
+    model: Path, rows: Path, tmp_path: Path, stop_after: Callable[[int], None]
+) -> None:
+    config = settings(model, rows, tmp_path / "run")
+    stop_after(3)
+    with pytest.raises(KilledError):
+        fit(config)
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    record["hardware"]["processes"] = 4
+    (tmp_path / "run" / "run.json").write_text(json.dumps(record))
+    words = "accelerate launch --multi_gpu --num_processes 4 train.py"
+    with pytest.raises(ConfigError, match=rf"started with 4 processes .* with 1: go on with {words}"):
+        fit(config)
+
+
+def test_weights_too_coarse_to_train_are_refused(model: Path, rows: Path, tmp_path: Path) -> None:
+    config = settings(model, rows, tmp_path / "run")
+    config.model.dtype = "bfloat16"
+    with pytest.raises(ConfigError, match=r"^The weights to train are bfloat16, too coarse .* add lora=r16"):
+        fit(config)
+    assert not (tmp_path / "run").exists()
+    config.lora = LoraConfig(enabled=True, r=4, alpha=8)
+    fit(config)
+    saved = load_file(tmp_path / "run" / "final" / "adapter_model.safetensors")
+    assert {value.dtype for value in saved.values()} == {torch.float32}
+
+
+@pytest.mark.parametrize("base", ["tiny", "model"])
+def test_an_adapter_finds_its_base_from_anywhere(
+    base: str, model: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(model.parent)
+    config = settings(model, rows, tmp_path / "run", max_steps=2)
+    config.model.name_or_path = base if base == "tiny" else model.name  # a path relative to the folder we are in
+    config.lora = LoraConfig(enabled=True, r=4, alpha=8)
+    fit(config)
+    here = Encoder.load(ModelConfig(str(tmp_path / "run"))).encode(["the cat"])
+    monkeypatch.chdir(tmp_path)
+    assert torch.equal(Encoder.load(ModelConfig(str(tmp_path / "run"))).encode(["the cat"]), here)
+
+
+def test_weight_decay_spares_biases_and_norms(model: Path, rows: Path, tmp_path: Path) -> None:
+    before = load_file(model / "model.safetensors")
+    # Without a gradient (learning from a constant loss), only the decay moves a weight.
+    config = settings(
+        model, rows, tmp_path / "run", weight_decay=0.5, max_steps=1, warmup_steps=0, scheduler="constant"
+    )
+    config.loss.ibn_tau = 1e-12
+    fit(config)
+    after = weights(tmp_path / "run")
+    matrix, norm = "encoder.layer.0.output.dense.weight", "encoder.layer.0.output.LayerNorm.weight"
+    assert after[matrix].norm() < before[matrix].norm()
+    assert (after[norm] - before[norm]).abs().max() < 2e-3  # one Adam step at 1e-3
+
+
+@pytest.mark.parametrize(("setting", "total", "expected"), [(0.1, 95, 10), (0.0, 95, 0), (1, 95, 1), (30, 95, 30)])
+def test_warmup_is_steps_or_a_share(setting: float, total: int, expected: int) -> None:
+    assert warmup_steps(setting, total) == expected
+
+
+def test_schedules() -> None:
+    linear = [rate_factor(step, 6, 2, "linear") for step in range(7)]
+    assert linear == [0, 0.5, 1, 0.75, 0.5, 0.25, 0]
+    assert [rate_factor(step, 6, 2, "constant") for step in range(7)] == [0, 0.5, 1, 1, 1, 1, 1]
+    assert rate_factor(4, 6, 2, "cosine") == pytest.approx(0.5)
+    assert rate_factor(3, 6, 2, "cosine") == pytest.approx(0.5 * (1 + math.cos(math.pi / 4)))
+
+
+@pytest.mark.parametrize("role", ["valid", "valid_sts", "test"])
+def test_a_copy_of_the_training_rows_measures_nothing(model: Path, pairs: Path, tmp_path: Path, role: str) -> None:
+    shutil.copy(pairs, tmp_path / "copy.jsonl")
+    config = settings(model, pairs, tmp_path / "run")
+    setattr(config.data, role, SourceConfig(str(tmp_path / "copy.jsonl")))
+    with pytest.raises(DataError, match=f"^data.{role} has the rows that are trained on"):
+        fit(config)
+    assert not (tmp_path / "run").exists()
