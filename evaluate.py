@@ -11,11 +11,11 @@ from angle.config import EvaluateConfig
 def main(config: EvaluateConfig) -> float | None:
     """Evaluate, print the table and where the numbers are saved, and return the mean Spearman correlation."""
     check_model_is_named("evaluate.py")
-    from angle.distributed.process_group import join_others
+    from angle.distributed.process_group import init_distributed
     from angle.evaluation.grid import evaluate_grid
     from angle.evaluation.report import evaluate, table
 
-    processes = join_others("evaluate.py")
+    processes = init_distributed("evaluate.py")
     if config.ese_grid:
         grid = evaluate_grid(config, processes)
         contract, found, saved = grid.contract, str(grid), f"{grid.folder}/grid.png, and the numbers in grid.json"

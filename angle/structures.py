@@ -88,7 +88,7 @@ class Tokens:
             yield order[start : start + size]
 
 
-def deal(lengths: npt.NDArray[np.int64], processes: int) -> npt.NDArray[np.int64]:
+def partition_by_length(lengths: npt.NDArray[np.int64], processes: int) -> npt.NDArray[np.int64]:
     """Return (W, M), which of N texts each of W processes gets, dealt round-robin from the longest to the shortest.
 
     This gives all about the same number of tokens. If N is not a multiple of W, some get the shortest text once more.
@@ -109,17 +109,17 @@ class Structure:
     """(B, R) int64: equal numbers mean equal texts."""
     labels: Tensor | None
     """(B,) float32, for labelled formats."""
-    alternatives: Tensor = field(default_factory=lambda: torch.empty(0, 3, dtype=torch.int64))
+    known_positives: Tensor = field(default_factory=lambda: torch.empty(0, 3, dtype=torch.int64))
     """(A, 3) int64: for rows with several texts to draw from, the row, and two texts that it could have had in its
     first and second role; both are in the batch, possibly because of other rows."""
 
     def to(self, device: torch.device) -> Structure:
         """Return a copy of this structure, which is on the CPU, on a device."""
-        index, ids, alternatives = (
-            to_device(tensor.numpy(), device) for tensor in (self.index, self.text_ids, self.alternatives)
+        index, ids, known_positives = (
+            to_device(tensor.numpy(), device) for tensor in (self.index, self.text_ids, self.known_positives)
         )
         labels = None if self.labels is None else to_device(self.labels.numpy(), device)
-        return Structure(self.format, index, ids, labels, alternatives)
+        return Structure(self.format, index, ids, labels, known_positives)
 
 
 @dataclass(frozen=True)
@@ -128,26 +128,26 @@ class Batch:
 
     tokens: Tokens
     """The M texts of this process, longest first."""
-    texts: npt.NDArray[np.int64]
-    """(M,): their indices in the training data."""
-    uses: npt.NDArray[np.int64]
+    text_ids: npt.NDArray[np.int64]
+    """(M,): their ids, which are indices of the data's texts."""
+    counts: npt.NDArray[np.int64]
     """(M,): how many roles of the rows each fills; 0 for a duplicate that is counted on another process."""
-    limits: npt.NDArray[np.int64]
+    max_lengths: npt.NDArray[np.int64]
     """(M,): the maximum length, over all processes, of the texts in each position."""
     structure: Structure
     """Of all rows; its `index` points into the embeddings (W M, D) of all processes, concatenated by process."""
-    token_uses: int
+    token_count: int
     """Number of tokens in all roles of all rows."""
     rows: npt.NDArray[np.int64]
     """(B,): indices of all rows in the training data, for messages."""
 
-    def some(self, part: slice, device: torch.device) -> tuple[Tensor, npt.NDArray[np.int64]]:
+    def micro_batch(self, part: slice, device: torch.device) -> tuple[Tensor, npt.NDArray[np.int64]]:
         """Return the token ids (T,), on `device`, and the lengths of a slice of the texts, as `Tokens.on` does."""
         return self.tokens.take(np.arange(len(self.tokens))[part]).on(device)
 
     def weights(self, part: slice, *, of_tokens: bool) -> npt.NDArray[np.float32]:
         """Return the share of each text in a slice, or of each of their tokens, in all roles of all rows."""
-        uses = self.uses[part].astype(np.float32)
+        counts = self.counts[part].astype(np.float32)
         if of_tokens:
-            return np.repeat(uses / np.float32(self.token_uses), self.tokens.lengths[part])
-        return uses / np.float32(self.structure.index.numel())
+            return np.repeat(counts / np.float32(self.token_count), self.tokens.lengths[part])
+        return counts / np.float32(self.structure.index.numel())

@@ -25,7 +25,7 @@ from angle import ConvertConfig, Encoder, ModelConfig, PoolingConfig, convert
 from angle.config import BillmConfig, EseConfig, LoraConfig, LossConfig
 from angle.data import sample
 from angle.modeling.tiny import tiny_tokenizer
-from angle.objective.combined import AngleLoss
+from angle.objective.combined import CombinedLoss
 from angle.objective.espresso import EspressoLoss
 from angle.structures import FORMATS, Structure
 
@@ -70,11 +70,11 @@ def measure(name: str, rows: int, repeats: int) -> str:
     index = torch.arange(2 * rows, device=encoder.device).view(-1, 2)
     labels = torch.arange(rows, device=encoder.device) % 6 / 1.0
     structure = Structure(FORMATS["A"], index, index, labels)
-    plain = AngleLoss(LossConfig(positive_above=4.0), FORMATS["A"], encoder.dimensions)
+    plain = CombinedLoss(LossConfig(positive_above=4.0), FORMATS["A"], encoder.dimensions)
     espresso = EspressoLoss(plain, EseConfig(enabled=True), encoder.depths.layers, encoder.dimensions)
     optimizer = torch.optim.AdamW([p for p in encoder.parameters() if p.requires_grad], lr=1e-6, fused=True)
 
-    def step(loss: AngleLoss | EspressoLoss, depths: tuple[int, ...] | None) -> None:
+    def step(loss: CombinedLoss | EspressoLoss, depths: tuple[int, ...] | None) -> None:
         loss(encoder(ids, lengths, depths), structure).total.backward()
         optimizer.step()
         optimizer.zero_grad()

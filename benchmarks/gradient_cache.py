@@ -23,7 +23,7 @@ import torch
 from accelerate import Accelerator
 
 from angle import TrainConfig, build_config
-from angle.kernels.allocator import freed_memory_kept
+from angle.kernels.allocator import keep_freed_memory
 from angle.training import setup
 from angle.training.step import Step, micro_batches
 from benchmarks.throughput import prepare
@@ -85,17 +85,17 @@ def measure(task: Task) -> Found:
     }
     config = build_config(settings, TrainConfig)
     accelerator = setup.start_accelerator(config)
-    with freed_memory_kept(accelerator.device):  # as in training
+    with keep_freed_memory(accelerator.device):  # as in training
         return _timed_steps(task, config, accelerator)
 
 
 def _timed_steps(task: Task, config: TrainConfig, accelerator: Accelerator) -> Found:
     built = setup.build(config, accelerator)
     batch = next(built.data.train.steps(0))[0]
-    model = accelerator.prepare(built.student).train()
+    model = accelerator.prepare(built.trainable).train()
     step = Step(model, built.objective, None, accelerator, task.budget)
-    parts = micro_batches(batch.limits, step.token_budget)
-    embeddings, _ = model(*batch.some(parts[-1], accelerator.device))
+    parts = micro_batches(batch.max_lengths, step.token_budget)
+    embeddings, _ = model(*batch.micro_batch(parts[-1], accelerator.device))
     embeddings.sum().backward()
     del embeddings
     seconds = []
@@ -103,7 +103,7 @@ def _timed_steps(task: Task, config: TrainConfig, accelerator: Accelerator) -> F
         model.zero_grad()
         synchronize()
         start = time.perf_counter()
-        step.add_gradient(batch)
+        step.forward_backward(batch)
         synchronize()
         seconds.append(time.perf_counter() - start)
     return Found(seconds, peak_memory(), len(batch.tokens.ids), len(parts))

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from angle.config import LossConfig
-from angle.objective.combined import AngleLoss
+from angle.objective.combined import CombinedLoss
 from angle.structures import FORMATS, Structure
 from benchmarks.throughput.clock import peak_resident
 
@@ -29,7 +29,7 @@ GIB = 2**30
 TABLES = 6
 
 
-class PlainLoss(AngleLoss):
+class PlainLoss(CombinedLoss):
     """The same loss, with the contrastive term computed from matrices of all queries and candidates."""
 
     def _in_batch(self, roles: Tensor, structure: Structure) -> Tensor:
@@ -65,7 +65,9 @@ def plain_not_negatives(queries: Tensor, candidates: Tensor, left: Tensor, right
     return (of_query @ of_candidate.T > 0) | (queries[:, None] == candidates[None, :])
 
 
-def measure(kind: type[AngleLoss], name: str, rows: int, width: int, duplicates: str, steps: int) -> tuple[float, int]:
+def measure(
+    kind: type[CombinedLoss], name: str, rows: int, width: int, duplicates: str, steps: int
+) -> tuple[float, int]:
     """Return the shortest time of a step in seconds, and this process's peak memory in bytes."""
     data_format, generator = FORMATS[name], torch.Generator().manual_seed(0)
     roles = len(data_format.roles)
@@ -107,17 +109,17 @@ def main() -> None:
             queries, candidates = (2 * rows, 2 * rows) if name == "A" else (rows, rows * (len(FORMATS[name].roles) - 1))
             fits = TABLES * 4 * queries * candidates < 0.7 * psutil.virtual_memory().available
             steps = max(1, 2**24 // (queries * candidates)) if rows > 256 else 300
-            found: dict[type[AngleLoss], list[tuple[float, int]]] = {}
+            found: dict[type[CombinedLoss], list[tuple[float, int]]] = {}
             for _ in range(options.rounds):
-                for kind in (AngleLoss, PlainLoss) if fits else (AngleLoss,):
+                for kind in (CombinedLoss, PlainLoss) if fits else (CombinedLoss,):
                     with ProcessPoolExecutor(1, spawn) as process:
                         task = (kind, name, rows, options.dimensions, options.duplicates, steps)
                         found.setdefault(kind, []).append(process.submit(measure, *task).result())
             seconds = {kind: min(second for second, _ in values) for kind, values in found.items()}
             memory = {kind: max(size for _, size in values) / GIB for kind, values in found.items()}
-            cells = [name, f"{rows:,}", in_words(seconds[AngleLoss]), f"{memory[AngleLoss]:.2f} GiB"]
+            cells = [name, f"{rows:,}", in_words(seconds[CombinedLoss]), f"{memory[CombinedLoss]:.2f} GiB"]
             if fits:
-                ratio = seconds[PlainLoss] / seconds[AngleLoss]
+                ratio = seconds[PlainLoss] / seconds[CombinedLoss]
                 cells += [in_words(seconds[PlainLoss]), f"{memory[PlainLoss]:.2f} GiB", f"{ratio:.2f}"]
             print(f"| {' | '.join(cells + ['-'] * (len(heads) - len(cells)))} |", flush=True)
 

@@ -41,11 +41,11 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
 
     def look(*arguments: object) -> loop.Run:
         made = prepare(*arguments)
-        weights = list(made.student.parameters())
+        weights = list(made.trainable.parameters())
         parts = [weight for weight in weights if isinstance(weight, DTensor)]
         held["all"], held["parts"] = sum(w.numel() for w in weights), sum(p.to_local().numel() for p in parts)
         held["whole"] = sum(weight.numel() for weight in weights) - sum(part.numel() for part in parts)
-        held["modules"] = sorted(type(m).__name__ for m in made.student.modules() if isinstance(m, FSDPModule))
+        held["modules"] = sorted(type(m).__name__ for m in made.trainable.modules() if isinstance(m, FSDPModule))
         return made
 
     def stop(run: loop.Run) -> None:

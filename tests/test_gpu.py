@@ -17,10 +17,10 @@ from torch import Tensor
 
 from angle.config import TrainConfig
 from angle.config.build import build_config
-from angle.kernels.attention.spec import Attention
+from angle.kernels.attention.spec import AttentionSpec
 from angle.kernels.attention.varlen import (
     HALF_TYPES,
-    Texts,
+    PackedTexts,
     attend_texts,
     call_kernel,
     flash_with_dropout,
@@ -35,7 +35,7 @@ ON_GPU = pytest.mark.skipif(DEVICE.type == "cpu", reason="needs a GPU")
 LENGTHS = np.array([90, 47, 46, 46, 20, 13, 7, 7, 3, 1])
 
 
-def plain(q: Tensor, k: Tensor, v: Tensor, how: Attention) -> Tensor:
+def plain(q: Tensor, k: Tensor, v: Tensor, how: AttentionSpec) -> Tensor:
     """Return (T, H, d): attention text by text, in float64."""
     texts = []
     for one in zip(*(torch.split(tensor.double(), LENGTHS.tolist()) for tensor in (q, k, v)), strict=True):
@@ -63,9 +63,9 @@ def apart(found: Tensor, wanted: Tensor) -> float:
 @pytest.mark.parametrize("heads", [(4, 4, 4), (8, 2, 2)], ids=str)
 def test_attention_and_its_gradient(kind: torch.dtype, width: int, heads: tuple[int, ...]) -> None:
     """By whatever kernel is chosen here, with the same numbers as in float64."""
-    texts = Texts(LENGTHS, DEVICE)
+    texts = PackedTexts(LENGTHS, DEVICE)
     for causal, window in product((False, True), (None, 16)):
-        how, given = Attention(causal, window), made(heads, width, kind)
+        how, given = AttentionSpec(causal, window), made(heads, width, kind)
         exact = [tensor.detach().double().requires_grad_() for tensor in given]
         wanted = plain(*exact, how)
         found = attend_texts(*(tensor.transpose(0, 1)[None] for tensor in given), texts, how)[0]
@@ -82,7 +82,7 @@ def test_attention_and_its_gradient(kind: torch.dtype, width: int, heads: tuple[
 @pytest.mark.parametrize("name", sorted(installed_kernels()))
 def test_a_kernel_with_dropout(name: str) -> None:
     """The right share is dropped, the mean stays, and the gradient is that of the draw."""
-    texts, how = Texts(LENGTHS, DEVICE), Attention(causal=False, dropout=0.2)
+    texts, how = PackedTexts(LENGTHS, DEVICE), AttentionSpec(causal=False, dropout=0.2)
     q, k, v = made((4, 4, 4), 128, torch.bfloat16)
     out = call_kernel(name, q, k, v, texts, how)
     direction = torch.randn_like(out)
@@ -95,13 +95,17 @@ def test_a_kernel_with_dropout(name: str) -> None:
         first = torch.arange(LENGTHS[0], device=DEVICE)
         one[first, :, first] = 1  # so that the outputs of the first text are its attention weights
         weights = call_kernel(name, q, k, one, texts, how)[: LENGTHS[0], :, : LENGTHS[0]]
-    assert apart(mean, plain(q, k, v, Attention(causal=False))) < 0.05
+    assert apart(mean, plain(q, k, v, AttentionSpec(causal=False))) < 0.05
     assert (weights == 0).double().mean().item() == pytest.approx(how.dropout, abs=0.01)
 
 
 @ON_GPU
 def test_the_same_seed_drops_the_same() -> None:
-    texts, how, given = Texts(LENGTHS, DEVICE), Attention(causal=False, dropout=0.1), made((4, 4, 4), 64, HALF_TYPES[1])
+    texts, how, given = (
+        PackedTexts(LENGTHS, DEVICE),
+        AttentionSpec(causal=False, dropout=0.1),
+        made((4, 4, 4), 64, HALF_TYPES[1]),
+    )
     outputs = []
     for seed in (1, 1, 2):
         torch.manual_seed(seed)

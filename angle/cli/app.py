@@ -17,12 +17,12 @@ from angle.cli.sweep import Job, check_jobs, comparison, only, output_setting, s
 from angle.config import ConvertConfig, TrainConfig
 from angle.config.build import Config, build_config
 from angle.distributed.environment import (
-    is_first_here,
+    is_local_main_process,
     is_main_process,
+    is_multi_node,
     launch_time,
-    launched,
     print_once,
-    spans_machines,
+    world_size,
 )
 from angle.errors import ConfigError, DataError, HubError, TrainingError
 
@@ -78,7 +78,7 @@ def launch(task: Callable[[Config], float | None], schema: type[Config], name: s
             failed, trained = False, isinstance(config, TrainConfig) and not config.train.dry_run
         except USER_ERRORS as error:
             _complain(error)
-            if launched() > 1:  # its next job would receive what the others still send for this one
+            if world_size() > 1:  # its next job would receive what the others still send for this one
                 sys.exit(1)
         except HubError as error:
             _complain(error)
@@ -86,7 +86,7 @@ def launch(task: Callable[[Config], float | None], schema: type[Config], name: s
         except BrokenPipeError:
             _stop_writing()
         except Exception:
-            if hydra_config.mode is not RunMode.MULTIRUN or launched() > 1:
+            if hydra_config.mode is not RunMode.MULTIRUN or world_size() > 1:
                 raise
             traceback.print_exc()  # the other jobs of a sweep may still succeed
         finally:
@@ -108,10 +108,10 @@ def launch(task: Callable[[Config], float | None], schema: type[Config], name: s
             raise ConfigError(". ".join(str(error).split("\n")[:2])) from None
         if len(jobs) > 1:
             print_once(f"\n{comparison(jobs)}")
-        if launched() > 1:
-            from angle.distributed.process_group import leave_others
+        if world_size() > 1:
+            from angle.distributed.process_group import shutdown_distributed
 
-            leave_others()
+            shutdown_distributed()
     if any(job.failed for job in jobs):
         sys.exit(1)
 
@@ -154,7 +154,7 @@ def _stop_writing() -> NoReturn:
 
 def _complain(error: Exception) -> int:
     """Print an error on the console, once per machine if the first process meets it too."""
-    if not is_first_here():
+    if not is_local_main_process():
         time.sleep(PATIENCE)  # if the first process meets it too, it prints it, and the launcher then ends this one
     print(f"Error: {error}", file=sys.stderr, flush=True)
     if (last_words := os.environ.get("TORCHELASTIC_ERROR_FILE")) is not None:  # the launcher's message ends with it
@@ -183,7 +183,7 @@ def agreed_on(folder: str, setting: str = "train.output_dir") -> str:
         ConfigError: its name contains the launch time, which differs between machines.
 
     """
-    if spans_machines() and launch_time() in folder:
+    if is_multi_node() and launch_time() in folder:
         raise ConfigError(
             f"{setting} is missing: several machines would each make up a folder of their own. Give one on a disk that "
             f"they share, the same to all."

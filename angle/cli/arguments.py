@@ -9,8 +9,8 @@ from typing import Any
 
 from angle.config import TrainConfig
 from angle.config.build import check_value, group_given_a_value, unknown_key
-from angle.config.names import group_names, kinds
-from angle.config.overrides import written
+from angle.config.names import group_names, setting_types
+from angle.config.overrides import format_value
 from angle.errors import ConfigError, nearest
 
 #: The folder in conf/ that is not a group: its files are for `accelerate launch`.
@@ -28,7 +28,7 @@ def check_arguments(arguments: list[str], schema: type, conf: Path) -> list[str]
 
     known, unknown = get_args_parser().parse_known_intermixed_args(arguments)
     if unknown:
-        last_parts = {name.rsplit(".", 1)[-1]: name for name in kinds(schema)}
+        last_parts = {name.rsplit(".", 1)[-1]: name for name in setting_types(schema)}
         near = difflib.get_close_matches(unknown[0].strip("-").split("=")[0], last_parts, n=1)
         hint = f"; did you mean {last_parts[near[0]]}?" if near else "."
         raise ConfigError(f"{unknown[0]} is no flag: a setting is written without dashes, as group.name=value{hint}")
@@ -44,7 +44,7 @@ def _check_word(word: str, schema: type, conf: Path, *, many: bool) -> bool:
     from hydra.errors import HydraException
 
     if "=" not in word and not word.startswith("~"):
-        example = f"{word}=..." if word in kinds(schema) else f"model.name_or_path={word}"
+        example = f"{word}=..." if word in setting_types(schema) else f"model.name_or_path={word}"
         raise ConfigError(f"{word} sets nothing: write name=value, for example {example}")
     parser = OverridesParser.create()
     try:
@@ -65,7 +65,7 @@ def _check_word(word: str, schema: type, conf: Path, *, many: bool) -> bool:
     elif override.is_sweep_override():
         values = [parser.parse_override(f"{key}={value}").value() for value in override.sweep_string_iterator()]
     groups = set(_groups(schema, conf))
-    known = kinds(schema)
+    known = setting_types(schema)
     in_mapping = dict in (known.get(key), known.get(key.rpartition(".")[0]))
     if key not in groups | group_names(schema) | known.keys() and not in_mapping:
         group = nearest(key, groups) if "." not in key else ""
@@ -105,6 +105,6 @@ def _check_option(group: str, value: Any, conf: Path) -> None:
             "data": f" For your own: data=files data.train.name_or_path={value}",
         }
         raise ConfigError(
-            f"{group}={written(value)} is no option{nearest(str(value), options) or '.'} "
+            f"{group}={format_value(value)} is no option{nearest(str(value), options) or '.'} "
             f"{group} can be: {', '.join(options)}.{other.get(group, '')}"
         )

@@ -21,7 +21,14 @@ from angle.config import CONFIG_FILE, RUN_FILE, START_INDEX_VARIABLE, TrainConfi
 from angle.config.build import build_config
 from angle.config.names import nested
 from angle.config.overrides import override_words
-from angle.distributed.environment import launch_began, launch_time, launch_words, launched, print_once, spans_machines
+from angle.distributed.environment import (
+    is_multi_node,
+    launch_command,
+    launch_start_time,
+    launch_time,
+    print_once,
+    world_size,
+)
 from angle.errors import ConfigError, HubError
 
 #: Advice in error messages, as settings and as options of this command.
@@ -43,17 +50,17 @@ def main() -> None:
             config = build_config(nested(settings), TrainConfig)
             words = override_words(config)
             print_once(
-                "\n".join([f"same as {launch_words(launched())} train.py {shlex.join(words)}", *_labelled(notes)])
+                "\n".join([f"same as {launch_command(world_size())} train.py {shlex.join(words)}", *_labelled(notes)])
             )
             if config.train.output_dir is None:
                 config.train.output_dir = agreed_on(f"runs/{launch_time()}")
 
-            from angle.distributed.process_group import leave_others
+            from angle.distributed.process_group import shutdown_distributed
             from angle.training.loop import fit
 
             result = fit(config)
             print_once(result.summary(words))
-            leave_others()
+            shutdown_distributed()
             if result.push_problem is not None:
                 raise HubError(result.push_problem, result.best_score)
 
@@ -163,7 +170,7 @@ def _intervals(call: Call, settings: dict[str, Any], notes: list[str]) -> None:
 
 def _accumulation(call: Call, settings: dict[str, Any], notes: list[str]) -> None:
     """Split the accumulation steps, which count those of all processes together, evenly across the processes."""
-    name, processes = "gradient_accumulation_steps", launched()
+    name, processes = "gradient_accumulation_steps", world_size()
     steps = call[name]
     if steps < 1 or steps % processes:
         below = max(steps, 0) // processes * processes
@@ -185,10 +192,10 @@ def _seed(call: Call, settings: dict[str, Any], notes: list[str]) -> None:
     elif (saved := _saved_seed(call["save_dir"])) is not None:
         seed = saved
         notes.append(f"--seed is {seed}, as the run in --save_dir was started with")
-    elif spans_machines():
+    elif is_multi_node():
         raise ConfigError("--seed -1 draws one, and several machines would draw several: give it, such as --seed 42.")
     else:
-        seed = int(launch_began() * 1000) % 2**31
+        seed = int(launch_start_time() * 1000) % 2**31
         notes.append(f"--seed {call['seed']} drew {seed}")
     settings["train.seed"] = seed
 
@@ -198,7 +205,7 @@ def _saved_seed(folder: str | None) -> int | None:
         return None
     from angle.training.run_folder import RunFolder
 
-    return RunFolder(Path(folder)).asked().train.seed
+    return RunFolder(Path(folder)).requested().train.seed
 
 
 def _surroundings(call: Call, settings: dict[str, Any], notes: list[str]) -> None:

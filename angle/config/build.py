@@ -8,14 +8,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from angle.config.names import _hints, _plain, group_names, kinds
-from angle.config.overrides import written
+from angle.config.names import group_names, plain_type, setting_types, type_hints
+from angle.config.overrides import format_value
 from angle.config.scripts import ConvertConfig, EvaluateConfig, TrainConfig
 from angle.errors import ConfigError, first_line, nearest
 
 Config = TypeVar("Config", TrainConfig, EvaluateConfig, ConvertConfig)
 #: What a setting of each type accepts, in words.
-WANTED = {
+TYPE_NAMES = {
     int: "a whole number",
     float: "a number",
     bool: "true or false",
@@ -40,15 +40,15 @@ def build_config(source: Mapping[str, Any] | Config | Any, schema: type[Config])
     plain = OmegaConf.to_container(source, resolve=True) if OmegaConf.is_config(source) else source
     if not isinstance(plain, Mapping):
         raise ConfigError(f"A configuration is a mapping of groups, not {type(source).__name__}.")
-    for key in leaves(plain, schema):
+    for key in flatten_groups(plain, schema):
         if key in plain and "." in key:
             raise ConfigError(f"{key} must be written as a group and a name in it: {{{key.replace('.', ': {')}: ...")
-        if key not in kinds(schema):
+        if key not in setting_types(schema):
             raise ConfigError(unknown_key(key, schema))
     try:
         built = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), dict(plain)))
     except OmegaConfBaseException:
-        for key, value in leaves(plain, schema).items():
+        for key, value in flatten_groups(plain, schema).items():
             check_value(key, value, schema)
         raise
     assert isinstance(built, schema)
@@ -60,7 +60,7 @@ def check_value(key: str, value: Any, schema: type) -> None:
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    known = kinds(schema)
+    known = setting_types(schema)
     name = key if key in known else key.rsplit(".", 1)[0]  # an entry of a mapping
     kind = known[name]
     if kind is dict and key == name and isinstance(value, Mapping):
@@ -71,11 +71,11 @@ def check_value(key: str, value: Any, schema: type) -> None:
         OmegaConf.update(OmegaConf.structured(schema), key, value, force_add=key != name)
     except OmegaConfBaseException:
         if key != name:
-            kind = _plain(typing.get_args(_hints(schema)[name])[1])
-        raise ConfigError(f"{key}={written(value)} cannot work: it must be {WANTED[kind]}.") from None
+            kind = plain_type(typing.get_args(type_hints(schema)[name])[1])
+        raise ConfigError(f"{key}={format_value(value)} cannot work: it must be {TYPE_NAMES[kind]}.") from None
 
 
-def leaves(values: Mapping[Any, Any], schema: type, prefix: str = "") -> dict[str, Any]:
+def flatten_groups(values: Mapping[Any, Any], schema: type, prefix: str = "") -> dict[str, Any]:
     """Return nested values by dotted name, flattened as deep as `schema` has groups.
 
     Raises:
@@ -89,7 +89,7 @@ def leaves(values: Mapping[Any, Any], schema: type, prefix: str = "") -> dict[st
         if name not in groups:
             flat[name] = value
         elif isinstance(value, Mapping):
-            flat |= leaves(value, schema, f"{name}.")
+            flat |= flatten_groups(value, schema, f"{name}.")
         else:
             raise ConfigError(group_given_a_value(name, value, schema))
     return flat
@@ -97,13 +97,13 @@ def leaves(values: Mapping[Any, Any], schema: type, prefix: str = "") -> dict[st
 
 def group_given_a_value(group: str, value: Any, schema: type) -> str:
     """Return the error message for a group of settings that was given a single value."""
-    fields = [name for name in kinds(schema) if name.startswith(f"{group}.")]
-    return f"{group}={written(value)} cannot work: {group} is a group of settings; it has: {', '.join(fields)}."
+    fields = [name for name in setting_types(schema) if name.startswith(f"{group}.")]
+    return f"{group}={format_value(value)} cannot work: {group} is a group of settings; it has: {', '.join(fields)}."
 
 
 def unknown_key(key: str, schema: type) -> str:
     """Return the error message for a setting that does not exist, naming the nearest one that does."""
-    known = list(kinds(schema))
+    known = list(setting_types(schema))
     *_, end = key.rsplit(".", 1)
     ends = {name: name.rsplit(".", 1)[-1] for name in known}
     same_end = [name for name in known if ends[name] == end]

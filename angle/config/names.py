@@ -10,31 +10,31 @@ from types import UnionType
 from typing import Any
 
 
-def kinds(schema: type) -> dict[str, type]:
+def setting_types(schema: type) -> dict[str, type]:
     """Return the type of every setting of `schema` by its dotted name."""
-    return {name: _plain(hint) for name, hint in _hints(schema).items()}
+    return {name: plain_type(hint) for name, hint in type_hints(schema).items()}
 
 
 def group_names(schema: type) -> set[str]:
     """Return the dotted names of all groups of settings of `schema`."""
-    parts = [name.split(".")[:-1] for name in kinds(schema)]
+    parts = [name.split(".")[:-1] for name in setting_types(schema)]
     return {".".join(path[:end]) for path in parts for end in range(1, len(path) + 1)}
 
 
 @cache
-def _hints(schema: type) -> dict[str, Any]:
-    return dict(_walk(schema, ""))
+def type_hints(schema: type) -> dict[str, Any]:
+    return dict(_walk_hints(schema, ""))
 
 
-def _walk(schema: type, prefix: str) -> Iterator[tuple[str, Any]]:
+def _walk_hints(schema: type, prefix: str) -> Iterator[tuple[str, Any]]:
     for key, hint in typing.get_type_hints(schema).items():
         if dataclasses.is_dataclass(hint):
-            yield from _walk(typing.cast(type, hint), f"{prefix}{key}.")
+            yield from _walk_hints(typing.cast(type, hint), f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", hint
 
 
-def _plain(hint: Any) -> type:
+def plain_type(hint: Any) -> type:
     """Return int for int | None, list for list[str], and so on."""
     if isinstance(hint, UnionType):
         hint = next(kind for kind in typing.get_args(hint) if kind is not type(None))

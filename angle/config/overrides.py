@@ -13,16 +13,16 @@ from angle.config.scripts import TrainConfig
 PLAIN, NOT_TEXT = re.compile(r"[A-Za-z/][A-Za-z0-9_/.-]*"), ("null", "true", "false", "inf", "nan")
 
 
-def written(value: Any) -> str:
+def format_value(value: Any) -> str:
     """Return a value as it is written on the command line."""
     if value is None:
         return "null"
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, Mapping):
-        return f"{{{', '.join(f'{key}: {written(content)}' for key, content in value.items())}}}"
+        return f"{{{', '.join(f'{key}: {format_value(content)}' for key, content in value.items())}}}"
     if isinstance(value, list):
-        return f"[{','.join(map(written, value))}]"
+        return f"[{','.join(map(format_value, value))}]"
     return str(value)
 
 
@@ -38,7 +38,7 @@ def override_word(key: str, value: Any) -> str:
 
 
 def _quoted(value: Any) -> str:
-    """Return a value as `written` does, but quoted so that Hydra reads back the same value and type."""
+    """Return a value as `format_value` does, but quoted so that Hydra reads back the same value and type."""
     if isinstance(value, Mapping):
         keys = [re.sub(r"([\\()\[\]{}:=, \t])", r"\\\1", str(key)) for key in value]  # keys cannot be quoted
         return f"{{{', '.join(f'{key}: {_quoted(entry)}' for key, entry in zip(keys, value.values(), strict=True))}}}"
@@ -47,7 +47,7 @@ def _quoted(value: Any) -> str:
     if isinstance(value, float) and value.is_integer():
         return f"{value:.0f}"
     if not isinstance(value, str) or (PLAIN.fullmatch(value) and value.lower() not in NOT_TEXT):
-        return written(value)
+        return format_value(value)
     from hydra.core.override_parser.types import Quote, QuotedString
 
     quoted: str = QuotedString(text=value, quote=Quote.double).with_quotes()

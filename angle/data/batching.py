@@ -16,11 +16,11 @@ import torch
 from angle.config import SourceConfig
 from angle.data import sources
 from angle.data.corpus import Corpus, CorpusBuilder, Ints, Tokenizer, check_extra_columns, common_format
-from angle.structures import Batch, DataFormat, Structure, deal
+from angle.structures import Batch, DataFormat, Structure, partition_by_length
 
 
 @dataclass(frozen=True)
-class Sharing:
+class BatchSpec:
     """How a global batch is formed and split across processes."""
 
     batch_size: int
@@ -44,27 +44,27 @@ class Plan:
     """The order of `rows` rows, epoch after epoch."""
 
     rows: int
-    sharing: Sharing
+    batch_spec: BatchSpec
 
     @property
     def batches_per_epoch(self) -> int:
         """Global batches per epoch; the last one may have fewer rows."""
-        return -(-self.rows // self.sharing.global_rows)
+        return -(-self.rows // self.batch_spec.global_rows)
 
     @property
     def steps_per_epoch(self) -> int:
         """Optimiser steps per epoch; the last one may have fewer batches."""
-        return -(-self.batches_per_epoch // self.sharing.accumulation)
+        return -(-self.batches_per_epoch // self.batch_spec.accumulation)
 
     def step(self, step: int) -> list[tuple[int, Ints]]:
         """Return (epoch, global rows) for each batch of an optimiser step."""
         epoch, within = divmod(step, self.steps_per_epoch)
-        order = _order(self.rows, self.sharing.shuffle, self.sharing.seed, epoch)
-        first = within * self.sharing.accumulation
-        size = self.sharing.global_rows
+        order = _order(self.rows, self.batch_spec.shuffle, self.batch_spec.seed, epoch)
+        first = within * self.batch_spec.accumulation
+        size = self.batch_spec.global_rows
         return [
             (epoch, order[batch * size : (batch + 1) * size])
-            for batch in range(first, min(first + self.sharing.accumulation, self.batches_per_epoch))
+            for batch in range(first, min(first + self.batch_spec.accumulation, self.batches_per_epoch))
         ]
 
 
@@ -104,11 +104,11 @@ class TrainingData(Protocol):
 class CorpusData:
     """Training rows that are all available up front."""
 
-    def __init__(self, corpus: Corpus, sharing: Sharing) -> None:
+    def __init__(self, corpus: Corpus, batch_spec: BatchSpec) -> None:
         """Plan the batches of `corpus`."""
         self.corpus = corpus
-        self.sharing = sharing
-        self.plan = Plan(len(corpus), sharing)
+        self.batch_spec = batch_spec
+        self.plan = Plan(len(corpus), batch_spec)
 
     @property
     def format(self) -> DataFormat:
@@ -136,7 +136,7 @@ class CorpusData:
         """Yield this process's batches for each step from `start` onwards, without end."""
         step = start
         while True:
-            yield [collate(self.corpus, rows, epoch, self.sharing) for epoch, rows in self.plan.step(step)]
+            yield [collate(self.corpus, rows, epoch, self.batch_spec) for epoch, rows in self.plan.step(step)]
             step += 1
 
     def describe(self, step: int) -> str:
@@ -154,11 +154,11 @@ class StreamData:
     """
 
     def __init__(
-        self, source: SourceConfig, data_format: str, tokenizer: Tokenizer, sharing: Sharing, window: int
+        self, source: SourceConfig, data_format: str, tokenizer: Tokenizer, batch_spec: BatchSpec, window: int
     ) -> None:
         """Check the columns; `steps` reads the rows."""
-        self._source, self._wanted, self._tokenizer, self._sharing = source, data_format, tokenizer, sharing
-        per_step = sharing.global_rows * sharing.accumulation
+        self._source, self._wanted, self._tokenizer, self._sharing = source, data_format, tokenizer, batch_spec
+        per_step = batch_spec.global_rows * batch_spec.accumulation
         self._window = -(-window // per_step) * per_step
         tables = sources.open_tables(source, "train", data_format, streaming=True)
         self.format = common_format(tables, data_format, "train")
@@ -209,32 +209,32 @@ class StreamData:
         return f"a window of {self._names}"
 
 
-def collate(corpus: Corpus, rows: Ints, epoch: int, sharing: Sharing) -> Batch:
+def collate(corpus: Corpus, rows: Ints, epoch: int, batch_spec: BatchSpec) -> Batch:
     """Return a global batch with this process's share of its texts; each distinct text is in it once."""
-    texts = corpus.texts(rows, sharing.seed, epoch)  # (B, R)
-    if sharing.duplicates == "drop":
+    texts = corpus.draw_text_ids(rows, batch_spec.seed, epoch)  # (B, R)
+    if batch_spec.duplicates == "drop":
         kept = without_repeats(texts)
         rows, texts = rows[kept], texts[kept]
-    distinct, index, uses = np.unique(texts, return_inverse=True, return_counts=True)
+    distinct, index, counts = np.unique(texts, return_inverse=True, return_counts=True)
     lengths = corpus.tokens.lengths[distinct]
-    dealt = deal(lengths, sharing.processes)
-    own, slots = dealt[sharing.rank], np.arange(dealt.size).reshape(dealt.shape)
+    shards = partition_by_length(lengths, batch_spec.processes)
+    own, slots = shards[batch_spec.rank], np.arange(shards.size).reshape(shards.shape)
     places = np.empty(len(distinct), np.int64)  # positions among the embeddings of all processes
-    places[dealt.flatten()] = slots.flatten()
+    places[shards.flatten()] = slots.flatten()
     labels = None if corpus.labels is None else torch.from_numpy(corpus.labels[rows])
     return Batch(
         tokens=corpus.tokens.take(distinct[own]),
-        texts=distinct[own],
-        uses=np.where(places[own] == slots[sharing.rank], uses[own], 0),
-        limits=lengths[dealt[0]],
+        text_ids=distinct[own],
+        counts=np.where(places[own] == slots[batch_spec.rank], counts[own], 0),
+        max_lengths=lengths[shards[0]],
         structure=Structure(
             format=corpus.format,
             index=torch.from_numpy(places[index.reshape(texts.shape)]),
             text_ids=torch.from_numpy(texts),
             labels=labels,
-            alternatives=torch.from_numpy(corpus.alternatives(rows, distinct)),
+            known_positives=torch.from_numpy(corpus.known_positives(rows, distinct)),
         ),
-        token_uses=int((uses * lengths).sum()),
+        token_count=int((counts * lengths).sum()),
         rows=rows,
     )
 

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from angle.cache import cache_folder, load_array, save_array
 from angle.config import SourceConfig, label_name
 from angle.data import formats, sources
-from angle.data.roles import setting, whole
+from angle.data.roles import setting, source_label
 from angle.data.sources import Row, Table
 from angle.errors import DataError
 from angle.structures import DataFormat, Tokens
@@ -51,12 +51,12 @@ class Corpus:
     format: DataFormat
     tokens: Tokens
     """The N distinct texts."""
-    first: Ints
-    """(B, R): where the texts of a cell begin in `choices`."""
-    count: Ints
+    cell_starts: Ints
+    """(B, R): where the texts of a cell begin in `cell_texts`."""
+    cell_sizes: Ints
     """(B, R): how many texts a cell holds; one is drawn each time."""
-    choices: Ints
-    """(C,): indices of texts, cell after cell; C is the sum of `count`."""
+    cell_texts: Ints
+    """(C,): indices of texts, cell after cell; C is the sum of `cell_sizes`."""
     labels: npt.NDArray[np.float32] | None
     """(B,)"""
     origins: tuple[str, ...]
@@ -71,21 +71,21 @@ class Corpus:
     """Hash of texts, structure and labels, before tokenisation."""
 
     def __len__(self) -> int:
-        return len(self.first)
+        return len(self.cell_starts)
 
     def describe(self, row: int) -> str:
         """Return where a row comes from, for a message."""
         return f"{self.origins[self.origin[row]]} {self.numbers[row]}"
 
-    def texts(self, rows: Ints, seed: int, epoch: int) -> Ints:
+    def draw_text_ids(self, rows: Ints, seed: int, epoch: int) -> Ints:
         """Return (B, R), a text for each cell; if a cell holds several, draw one by (seed, epoch, row)."""
-        first, count = self.first[rows], self.count[rows]
-        if (count == 1).all():
-            return self.choices[first]
-        draws = np.stack([np.random.default_rng((seed, epoch, int(row))).random(first.shape[1]) for row in rows])
-        return self.choices[first + (draws * count).astype(np.int64)]
+        cell_starts, cell_sizes = self.cell_starts[rows], self.cell_sizes[rows]
+        if (cell_sizes == 1).all():
+            return self.cell_texts[cell_starts]
+        draws = np.stack([np.random.default_rng((seed, epoch, int(row))).random(cell_starts.shape[1]) for row in rows])
+        return self.cell_texts[cell_starts + (draws * cell_sizes).astype(np.int64)]
 
-    def alternatives(self, rows: Ints, texts: Ints) -> Ints:
+    def known_positives(self, rows: Ints, texts: Ints) -> Ints:
         """Return (A, 3): for rows with several texts to draw from, their index and pairs of the first two cells' texts.
 
         Args:
@@ -93,14 +93,16 @@ class Corpus:
             texts: both texts of a pair are among these.
 
         """
-        found, several = [np.empty((0, 3), np.int64)], np.flatnonzero((self.count[rows, :2] > 1).any(axis=1))
+        found, several = [np.empty((0, 3), np.int64)], np.flatnonzero((self.cell_sizes[rows, :2] > 1).any(axis=1))
         if not len(several):
             return found[0]
         there = np.zeros(len(self.tokens), bool)
         there[texts] = True
         for place in several:
-            ends = zip(self.first[rows[place], :2], self.count[rows[place], :2], strict=True)
-            left, right = (cell[there[cell]] for cell in (self.choices[start : start + size] for start, size in ends))
+            ends = zip(self.cell_starts[rows[place], :2], self.cell_sizes[rows[place], :2], strict=True)
+            left, right = (
+                cell[there[cell]] for cell in (self.cell_texts[start : start + size] for start, size in ends)
+            )
             pairs = np.repeat(left, len(right)), np.tile(right, len(left))
             found.append(np.stack([np.full(len(pairs[0]), place), *pairs], axis=1))
         return np.concatenate(found)
@@ -232,23 +234,23 @@ class CorpusBuilder:
         self.check()
         if not self._numbers:
             dropped = f": label_map dropped all {self._dropped}" if self._dropped else ""
-            raise DataError(f"{whole(self.role, self.source)} has no row to use{dropped}.")
+            raise DataError(f"{source_label(self.role, self.source)} has no row to use{dropped}.")
         shape = (len(self._numbers), len(self.format.roles))
-        count = np.array(self._counts, np.int64)
-        choices = np.array(self._choices, np.int64)
+        cell_sizes = np.array(self._counts, np.int64)
+        cell_texts = np.array(self._choices, np.int64)
         labels = np.array(self._labels, np.float32) if self.format.labelled else None
         digest = hashlib.sha256(self.format.name.encode())
         for key in self._texts:
             digest.update("\0".join(key).encode(errors="surrogatepass") + b"\1")
         texts_digest = digest.hexdigest()
-        for array in (count, choices, labels):
+        for array in (cell_sizes, cell_texts, labels):
             digest.update(b"" if array is None else array.tobytes())
         return Corpus(
             format=self.format,
             tokens=self._tokens(tokenizer, texts_digest, cache),
-            first=(np.cumsum(count) - count).reshape(shape),
-            count=count.reshape(shape),
-            choices=choices,
+            cell_starts=(np.cumsum(cell_sizes) - cell_sizes).reshape(shape),
+            cell_sizes=cell_sizes.reshape(shape),
+            cell_texts=cell_texts,
             labels=labels,
             origins=tuple(self._origins),
             origin=np.array(self._origin, np.int32),

@@ -10,7 +10,7 @@ from typing import TypeVar
 Item = TypeVar("Item")
 
 
-def ahead(items: Iterator[Item], number: int = 2) -> Generator[Item, None, None]:
+def prefetch(items: Iterator[Item], number: int = 2) -> Generator[Item, None, None]:
     """Yield items, of which a thread makes up to `number` before they are requested.
 
     An exception raised while making an item is raised when that item is requested. Closing the generator ends the

@@ -23,6 +23,6 @@ def setting(role: str, name: str = "") -> str:
     return name or role
 
 
-def whole(role: str, source: SourceConfig) -> str:
+def source_label(role: str, source: SourceConfig) -> str:
     """Return the start of a message about all rows of a source, naming it for evaluate.py, which may have several."""
     return setting(role) if role in DEFAULT_SPLITS else f"{role}: {', '.join(source.names())}"

@@ -12,7 +12,7 @@ from pathlib import Path
 SCRIPTS = ("train.py", "evaluate.py", "convert.py")
 
 
-def launched() -> int:
+def world_size() -> int:
     """Return the number of processes; 1 without a launcher."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
@@ -22,30 +22,30 @@ def is_main_process() -> bool:
     return int(os.environ.get("RANK", "0")) == 0
 
 
-def is_first_here() -> bool:
+def is_local_main_process() -> bool:
     """Return whether this is the first process of the launch on this machine."""
     return int(os.environ.get("LOCAL_RANK", "0")) == 0
 
 
-def spans_machines() -> bool:
+def is_multi_node() -> bool:
     """Return whether the processes run on several machines."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE", launched())) < launched()
+    return int(os.environ.get("LOCAL_WORLD_SIZE", world_size())) < world_size()
 
 
-def launch_words(processes: int) -> str:
+def launch_command(processes: int) -> str:
     """Return the command that launches a script in this many processes."""
     return "python" if processes == 1 else f"accelerate launch --multi_gpu --num_processes {processes}"
 
 
-def typed(script: str) -> str:
+def script_command(script: str) -> str:
     """Return how to type a script's name here: where the running one lies, or alone if that is another program."""
     running = Path(sys.argv[0])
     return shlex.quote(str(running.with_name(script))) if running.name in SCRIPTS else script
 
 
-def launch_began() -> float:
+def launch_start_time() -> float:
     """Return the time of the launch in seconds; with several processes, the time at which their launcher started."""
-    if launched() > 1:
+    if world_size() > 1:
         import psutil
 
         return float(psutil.Process(os.getppid()).create_time())
@@ -54,7 +54,7 @@ def launch_began() -> float:
 
 def launch_time() -> str:
     """Return the <date>/<time> of the launch, to the millisecond: the same for all processes of one launcher."""
-    started = launch_began()
+    started = launch_start_time()
     return time.strftime("%Y-%m-%d/%H-%M-%S", time.localtime(started)) + f"-{int(started % 1 * 1000):03d}"
 
 

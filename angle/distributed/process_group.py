@@ -13,7 +13,7 @@ import torch.distributed as dist
 import torch.distributed.nn.functional
 from torch import Tensor
 
-from angle.distributed.environment import launch_words, launched
+from angle.distributed.environment import launch_command, world_size
 from angle.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 #: How long processes wait for each other: one may first have to download a model, save or upload.
-PATIENCE = timedelta(hours=6)
+TIMEOUT = timedelta(hours=6)
 
 
 def best_device() -> torch.device:
@@ -36,45 +36,45 @@ def has_gpu() -> bool:
     return best_device().type != "cpu"
 
 
-def join_others(script: str) -> PartialState:
+def init_distributed(script: str) -> PartialState:
     """Return this process's rank and device once all processes of the launcher have joined.
 
     Raises:
-        ConfigError: as `check_all_found`.
+        ConfigError: as `check_world_size`.
 
     """
     from accelerate import PartialState
     from accelerate.utils import parse_flag_from_env
 
     on_cpu = not has_gpu() or parse_flag_from_env("ACCELERATE_USE_CPU")  # set by accelerate launch --cpu
-    state = PartialState(cpu=on_cpu, timeout=PATIENCE)
-    check_all_found(state.num_processes, script)
+    state = PartialState(cpu=on_cpu, timeout=TIMEOUT)
+    check_world_size(state.num_processes, script)
     return state
 
 
-def leave_others() -> None:
+def shutdown_distributed() -> None:
     """Close the connections to the other processes, whose threads could otherwise outlive the interpreter and abort."""
     if dist.is_initialized():
         gc.collect()  # what is wrapped for several processes holds them open
         dist.destroy_process_group()
 
 
-def check_all_found(processes: int, script: str) -> None:
+def check_world_size(processes: int, script: str) -> None:
     """Check that all processes of the launcher found each other; otherwise each would work on its own.
 
     Raises:
         ConfigError: some did not.
 
     """
-    wanted = launched()
+    wanted = world_size()
     if processes != wanted:
         raise ConfigError(
             f"The launcher announced {wanted} processes, but {processes} found each other; start with "
-            f"{launch_words(wanted)} {script} ..."
+            f"{launch_command(wanted)} {script} ..."
         )
 
 
-def gather_equal(value: Tensor, processes: int) -> Tensor:
+def all_gather(value: Tensor, processes: int) -> Tensor:
     """Gather the rows (W M, ...) of all processes in rank order, without gradient; all have equally many."""
     if processes == 1:
         return value
@@ -83,14 +83,14 @@ def gather_equal(value: Tensor, processes: int) -> Tensor:
     return together
 
 
-def sum_over_processes(value: Tensor, processes: int) -> Tensor:
+def all_reduce_sum(value: Tensor, processes: int) -> Tensor:
     """Return the sum of a value over all processes."""
     if processes > 1:
         dist.all_reduce(value)
     return value
 
 
-def least_of_processes(number: int, processes: int) -> int:
+def all_reduce_min(number: int, processes: int) -> int:
     """Return the smallest number across all processes."""
     numbers: list[int] = [number] * processes
     if processes > 1:

@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from angle.distributed.process_group import gather_equal
+from angle.distributed.process_group import all_gather
 from angle.modeling.host_copy import TOGETHER
-from angle.structures import Tokens, deal
+from angle.structures import Tokens, partition_by_length
 
 if TYPE_CHECKING:
     from accelerate import Accelerator, PartialState
 
 
-def encode_shared(
+def encode_distributed(
     encode: Callable[[Tokens], Tensor], tokens: Tokens, processes: Accelerator | PartialState | None = None
 ) -> Tensor:
     """Return the embeddings (N, ...), float32 on the CPU, of texts split across processes, on every process.
@@ -29,12 +29,12 @@ def encode_shared(
     """
     if processes is None or processes.num_processes == 1:
         return encode(tokens)
-    dealt = deal(tokens.lengths, processes.num_processes)
-    own = encode(tokens.take(dealt[processes.process_index]))
+    shards = partition_by_length(tokens.lengths, processes.num_processes)
+    own = encode(tokens.take(shards[processes.process_index]))
     embeddings = torch.empty(len(tokens), *own.shape[1:])
     at_once = max(1, TOGETHER // own[0].numel())  # texts per process that are gathered on the devices at a time
     for first in range(0, len(own), at_once):
         some = slice(first, first + at_once)
-        everyone = gather_equal(own[some].to(processes.device), processes.num_processes)
-        embeddings[torch.from_numpy(dealt[:, some].flatten())] = everyone.cpu()
+        everyone = all_gather(own[some].to(processes.device), processes.num_processes)
+        embeddings[torch.from_numpy(shards[:, some].flatten())] = everyone.cpu()
     return embeddings

@@ -119,7 +119,7 @@ def evaluate_grid(config: EvaluateConfig, processes: PartialState | None = None)
 def score_grid(embeddings: Tensor, corpus: Corpus, widths: Sequence[int]) -> Floats:
     """Return Spearman correlations (K, widths) for a format-A corpus, given the embeddings (N, K, D) of its texts."""
     assert corpus.labels is not None
-    left, right = corpus.texts(np.arange(len(corpus)), seed=0, epoch=0).T
+    left, right = corpus.draw_text_ids(np.arange(len(corpus)), seed=0, epoch=0).T
     scores = [
         [spearman(cosines(of_depth[left, :width], of_depth[right, :width]), corpus.labels) for width in widths]
         for of_depth in embeddings.unbind(1)

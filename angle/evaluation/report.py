@@ -21,7 +21,7 @@ from angle.data.corpus import Corpus
 from angle.data.roles import OWN_TEST_SET, TASKS, default_split
 from angle.distributed.process_group import best_device
 from angle.errors import ConfigError
-from angle.evaluation.encoding import encode_shared
+from angle.evaluation.encoding import encode_distributed
 from angle.evaluation.sts import ALIASES, HUB_TASKS, PairScores, load_sts, pair_scores, task_source
 from angle.modeling.description import TINY
 from angle.modeling.encoder import Encoder
@@ -99,7 +99,7 @@ class OpenTasks:
             hide = None if self.is_main else True  # None hides it if the output is not a terminal
             with tqdm(total=own, desc=name, unit="text", disable=hide, leave=False) as bar:
                 encode = partial(self.encoder.encode_tokens, batch_size=batch_size, progress=bar.update, depths=depths)
-                embeddings = encode_shared(encode, corpus.tokens, self.processes)
+                embeddings = encode_distributed(encode, corpus.tokens, self.processes)
             yield name, corpus, embeddings
 
 

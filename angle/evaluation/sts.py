@@ -14,7 +14,7 @@ from torch import Tensor
 
 from angle.config import SourceConfig
 from angle.data.corpus import Corpus, Tokenizer, load_corpus
-from angle.data.roles import whole
+from angle.data.roles import source_label
 from angle.errors import ConfigError, DataError, nearest
 from angle.evaluation.metrics import Floats, best_accuracy, pearson, similarities, spearman
 
@@ -66,7 +66,7 @@ def score_pairs(
 def pair_scores(embeddings: Tensor, corpus: Corpus) -> PairScores:
     """Return the similarities of a format-A corpus, given the embeddings (N, D) of its texts."""
     assert corpus.labels is not None
-    texts = corpus.texts(np.arange(len(corpus)), seed=0, epoch=0)
+    texts = corpus.draw_text_ids(np.arange(len(corpus)), seed=0, epoch=0)
     return PairScores(corpus.labels, similarities(embeddings[texts[:, 0]], embeddings[texts[:, 1]]))
 
 
@@ -75,7 +75,7 @@ def word_overlap(corpus: Corpus, special_ids: set[int]) -> float:
     assert corpus.labels is not None
     bounds = corpus.tokens.offsets
     bags = [set(corpus.tokens.ids[a:b].tolist()) - special_ids for a, b in itertools.pairwise(bounds)]
-    texts = corpus.texts(np.arange(len(corpus)), seed=0, epoch=0)
+    texts = corpus.draw_text_ids(np.arange(len(corpus)), seed=0, epoch=0)
     overlap = [len(bags[a] & bags[b]) / max(1, len(bags[a] | bags[b])) for a, b in texts.tolist()]
     return spearman(overlap, corpus.labels)
 
@@ -91,8 +91,8 @@ def load_sts(source: SourceConfig, role: str, tokenizer: Tokenizer) -> Corpus:
     assert corpus.labels is not None
     if np.ptp(corpus.labels) == 0:
         raise DataError(
-            f"{whole(role, source)}: every label is {corpus.labels[0]:g}, so no correlation exists; give graded or "
-            f"mixed labels."
+            f"{source_label(role, source)}: every label is {corpus.labels[0]:g}, so no correlation exists; give graded "
+            f"or mixed labels."
         )
     return corpus
 

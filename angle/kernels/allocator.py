@@ -18,7 +18,7 @@ AFTERWARDS = {TRIM_THRESHOLD: 64 * 2**20, MMAP_THRESHOLD: 32 * 2**20, MMAP_MAX: 
 
 
 @contextmanager
-def freed_memory_kept(device: torch.device) -> Iterator[None]:
+def keep_freed_memory(device: torch.device) -> Iterator[None]:
     """On CPUs, keep freed memory for reuse, and return it to the system at the end.
 
     Without this, glibc returns large tensors, such as the dense gradient of word embeddings, and the system has to map

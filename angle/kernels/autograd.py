@@ -3,7 +3,7 @@
 import torch
 
 
-def refuse_second_derivative() -> None:
+def forbid_double_backward() -> None:
     """Raise RuntimeError if this backward pass is to be differentiated, since its gradient would pass as a constant.
 
     `torch.autograd.function.once_differentiable` does not catch this if the incoming gradient is constant.

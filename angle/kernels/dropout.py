@@ -77,7 +77,7 @@ class CpuDropout(nn.Dropout):
         return dropped
 
 
-def speed_up_dropout(model: nn.Module) -> None:
+def install_dropout(model: nn.Module) -> None:
     """Replace every nn.Dropout, which has no saved state, with CpuDropout."""
     for parent in list(model.modules()):
         for name, module in list(parent.named_children()):

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from angle.kernels.autograd import refuse_second_derivative
+from angle.kernels.autograd import forbid_double_backward
 
 #: Leading bits of a row count that may vary: 32 values between a number and its double, and at most 3 % of filling.
 BITS = 6
@@ -42,7 +42,7 @@ class _Multiply(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        refuse_second_derivative()
+        forbid_double_backward()
         (gradient,), (values, weight) = gradients, ctx.saved_tensors
         to_values, to_weight, to_bias = ctx.needs_input_grad
         return (
@@ -94,7 +94,7 @@ class CpuLinear(nn.Linear):
         return product.view(*input.shape[:-1], -1)
 
 
-def speed_up_linear(model: nn.Module) -> None:
+def install_linear(model: nn.Module) -> None:
     """Turn every nn.Linear into a CpuLinear, keeping weights and hooks; quantised layers are of other classes."""
     if not _is_available():
         return

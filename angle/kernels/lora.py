@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from angle.kernels.autograd import refuse_second_derivative
+from angle.kernels.autograd import forbid_double_backward
 from angle.kernels.dropout import drop, drop_again
 from angle.kernels.linear import multiply
-from angle.kernels.mixin import mix_in
+from angle.kernels.mixin import add_mixin
 
 #: Device types on which dropout can be repeated; "meta" has shapes only, to predict memory.
 DROPOUT_ON = ("cpu", "cuda", "meta")
@@ -47,7 +47,7 @@ class _AddLowRank(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        refuse_second_derivative()
+        forbid_double_backward()
         (gradient,), (values, kept, inner, a, b) = gradients, ctx.saved_tensors
         _, to_values, to_down, to_up, *_ = ctx.needs_input_grad
         of_values = of_down = of_up = None
@@ -102,10 +102,10 @@ def _is_plain(layer: Any, values: Tensor) -> bool:
     )
 
 
-def speed_up_adapters(model: nn.Module) -> None:
+def install_lora(model: nn.Module) -> None:
     """Let every adapter on a linear layer, quantised or not, run as one operation."""
     from peft.tuners.lora import LoraLayer
 
     for module in model.modules():
         if isinstance(module, LoraLayer) and isinstance(module.base_layer, nn.Linear):
-            mix_in(_Adapted, module)
+            add_mixin(_Adapted, module)

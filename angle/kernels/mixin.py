@@ -9,7 +9,7 @@ from torch import nn
 _MIXED: dict[tuple[type, type], type] = {}
 
 
-def mix_in(extra: type, module: nn.Module) -> None:
+def add_mixin(extra: type, module: nn.Module) -> None:
     """Turn a module into one of a class that inherits from `extra` first, and from the module's own class."""
     if isinstance(module, extra):
         return
@@ -22,7 +22,7 @@ def mix_in(extra: type, module: nn.Module) -> None:
 
 
 def _mixed(extra: type, own: type[nn.Module]) -> nn.Module:
-    """Return a module as `mix_in` makes it, without any state."""
+    """Return a module as `add_mixin` makes it, without any state."""
     module: Any = own.__new__(own)
-    mix_in(extra, module)
+    add_mixin(extra, module)
     return module  # type: ignore[no-any-return]

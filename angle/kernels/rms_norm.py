@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import rms_norm
 
-from angle.kernels.mixin import mix_in
+from angle.kernels.mixin import add_mixin
 
 #: Device types with such a kernel; elsewhere torch composes the same eight.
 FUSED_ON = ("cuda",)
@@ -62,8 +62,8 @@ def _is_rms_norm(module: nn.Module) -> bool:
         return False
 
 
-def speed_up_norms(model: nn.Module) -> None:
+def install_rms_norm(model: nn.Module) -> None:
     """Let every RMS norm run as one kernel where there is one."""
     for module in model.modules():
         if _is_rms_norm(module):
-            mix_in(_Fused, module)
+            add_mixin(_Fused, module)

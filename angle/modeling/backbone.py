@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from angle.config import ModelConfig
 from angle.errors import ConfigError, first_line
 from angle.modeling.description import TINY, SelfDescription, split_gguf
-from angle.modeling.packing import first_position, position_table
+from angle.modeling.packing import position_offset, position_table
 from angle.modeling.quantization import loading_options, own_device
 from angle.modeling.tiny import tiny_model, tiny_tokenizer
 from angle.modeling.token_embeddings import known_tokens
@@ -204,7 +204,7 @@ def position_limit(model: PreTrainedModel) -> int | None:
     limit: int | None = getattr(model.config, "max_position_embeddings", None)
     if limit is None or position_table(model) is None:
         return None
-    return limit - first_position(model)
+    return limit - position_offset(model)
 
 
 def quiet_transformers() -> None:

@@ -17,7 +17,7 @@ from torch import nn
 from angle.errors import ConfigError, first_line
 from angle.modeling.depths import bare, layers_of
 from angle.modeling.encoder import Encoder
-from angle.modeling.packing import some_texts
+from angle.modeling.packing import probe_inputs
 
 
 def compile_layers(encoder: Encoder) -> None:
@@ -64,7 +64,7 @@ def _compiled_forward(layer: Any) -> Callable[..., Any]:
 
 def _try(encoder: Encoder, layers: nn.ModuleList) -> None:
     """Run some texts as training does."""
-    ids, lengths = some_texts(encoder.backbone)
+    ids, lengths = probe_inputs(encoder.backbone)
     trained = [parameter for parameter in layers.parameters() if parameter.requires_grad]
     was_training, quiet = encoder.training, logging.root.manager.disable
     encoder.train()

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from angle.config import BillmConfig, LoraConfig, ModelConfig, PoolingConfig
 from angle.errors import ConfigError
-from angle.kernels.dropout import speed_up_dropout
-from angle.kernels.linear import speed_up_linear, weights_packed
-from angle.kernels.rms_norm import speed_up_norms
+from angle.kernels.dropout import install_dropout
+from angle.kernels.linear import install_linear, weights_packed
+from angle.kernels.rms_norm import install_rms_norm
 from angle.modeling import adapters
 from angle.modeling.backbone import (
     checkpoint_activations,
@@ -29,8 +29,8 @@ from angle.modeling.backbone import (
 from angle.modeling.bidirectional import first_bidirectional_layer, make_bidirectional
 from angle.modeling.depths import Depths, Take, cut, last_states
 from angle.modeling.description import SelfDescription
-from angle.modeling.host_copy import TOGETHER, collect
-from angle.modeling.packing import enable_packing, run_packed, run_padded, works_here
+from angle.modeling.host_copy import TOGETHER, copy_to_host
+from angle.modeling.packing import enable_packing, packing_is_exact, run_packed, run_padded
 from angle.modeling.pooling import pool
 from angle.modeling.quantization import dequantize
 from angle.modeling.sources import Parts, find_parts
@@ -125,9 +125,9 @@ class Encoder(nn.Module):
         if fresh or (source.saved and not merged):
             base = str(Path(source.base).resolve()) if Path(source.base).exists() else source.base
             backbone = adapters.add_adapters(backbone, base, revision=source.revision, saved=source.saved, fresh=fresh)
-        speed_up_dropout(backbone)
-        speed_up_linear(backbone)
-        speed_up_norms(backbone)
+        install_dropout(backbone)
+        install_linear(backbone)
+        install_rms_norm(backbone)
         encoder = cls(backbone, tokenizer, strategy, is_llm, start, None if merged else bits, packable)
         width = said.dimensions if said.dimensions is None else min(said.dimensions, encoder.dimensions)
         encoder.keep(said.layers, width)
@@ -263,7 +263,7 @@ class Encoder(nn.Module):
         """
         self._tried_on = self.device.type
         if self.packable and self._tried_on != "cpu" and self._tried_on in PACKED_ON:
-            self.packable = works_here(self.backbone, training=training)
+            self.packable = packing_is_exact(self.backbone, training=training)
             self.packing_failed = not self.packable
 
     @property
@@ -306,7 +306,7 @@ class Encoder(nn.Module):
             with weights_packed(self.backbone, len(tokens.ids)):
                 slices = tokens.slices(batch_size)
                 groups = ((texts, self(*tokens.take(texts).on(self.device), depths)) for texts in slices)
-                collect(groups, out, progress, 1 if self.device.type == "cpu" else TOGETHER)
+                copy_to_host(groups, out, progress, 1 if self.device.type == "cpu" else TOGETHER)
         finally:
             self.train(was_training)
         return out

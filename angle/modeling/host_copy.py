@@ -14,7 +14,7 @@ from torch import Tensor
 TOGETHER = 2**22
 
 
-def collect(
+def copy_to_host(
     groups: Iterable[tuple[npt.NDArray[np.int64], Tensor]],
     out: Tensor,
     progress: Callable[[int], object] | None,

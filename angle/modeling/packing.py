@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from angle.kernels.attention.packed import IMPLEMENTATION, RUN_BY_RUN, attend, packed_mask
-from angle.kernels.attention.varlen import Texts
+from angle.kernels.attention.varlen import PackedTexts
 from angle.kernels.linear import even_rows
 from angle.modeling.depths import Take, last_states
 from angle.structures import Lengths, to_device
@@ -45,11 +45,11 @@ def run_packed(backbone: Any, ids: Tensor, lengths: Lengths, take: Take = last_s
     starts = np.repeat(lengths.cumsum() - lengths, lengths)
     output = backbone(
         input_ids=ids[None],
-        position_ids=to_device(np.arange(len(starts)) - starts + first_position(backbone), ids.device)[None],
+        position_ids=to_device(np.arange(len(starts)) - starts + position_offset(backbone), ids.device)[None],
         # A 4D mask is passed on as it is. Without one, transformers would look for packed texts in the positions, and
         # wait for the device to do so.
         attention_mask=torch.ones(1, 1, 1, 1, dtype=torch.bool, device=ids.device),
-        packed_texts=Texts(lengths, ids.device),
+        packed_texts=PackedTexts(lengths, ids.device),
         **options,
     )
     return [states[0, :tokens] for states in take(output)]
@@ -77,7 +77,7 @@ def position_table(backbone: Any) -> Any:
     return getattr(getattr(backbone, "embeddings", None), "position_embeddings", None)
 
 
-def first_position(backbone: Any) -> int:
+def position_offset(backbone: Any) -> int:
     """Return the position of a text's first token: the RoBERTa family counts from padding_idx + 1."""
     padding = getattr(position_table(backbone), "padding_idx", None)
     return 0 if padding is None else int(padding) + 1
@@ -108,7 +108,7 @@ def enable_packing(backbone: PreTrainedModel) -> bool:
     return same
 
 
-def works_here(backbone: Any, *, training: bool) -> bool:
+def packing_is_exact(backbone: Any, *, training: bool) -> bool:
     """Return whether packed rows give what padded ones do on the current device, under the active autocast.
 
     On a GPU, a different function computes them than where the model was loaded, and in training perhaps a third one.
@@ -128,7 +128,7 @@ def works_here(backbone: Any, *, training: bool) -> bool:
         backbone.train(was_training)
 
 
-def some_texts(backbone: Any) -> tuple[Tensor, Lengths]:
+def probe_inputs(backbone: Any) -> tuple[Tensor, Lengths]:
     """Return the tokens (T,) and the lengths of texts that any model can read."""
     device, lengths = backbone.get_input_embeddings().weight.device, np.array([6, 4, 4])
     return torch.arange(1, lengths.sum() + 1, device=device).remainder(backbone.config.vocab_size), lengths
@@ -137,7 +137,7 @@ def some_texts(backbone: Any) -> tuple[Tensor, Lengths]:
 @torch.no_grad()
 def _packed_equals_padded(backbone: Any) -> bool:
     """Run texts padded with the model's own attention, then packed, and return whether the states agree."""
-    ids, lengths = some_texts(backbone)
+    ids, lengths = probe_inputs(backbone)
     padded = run_padded(backbone, ids, lengths, pad_id=0)[0].float()
     if backbone.config._attn_implementation != IMPLEMENTATION:
         backbone.set_attn_implementation(IMPLEMENTATION)
@@ -152,7 +152,7 @@ def _packed_equals_padded(backbone: Any) -> bool:
 
 def _packed_can_be_trained(backbone: Any) -> bool:
     """Run packed texts with dropout, forward and backward, and return whether gradients are finite."""
-    ids, lengths = some_texts(backbone)
+    ids, lengths = probe_inputs(backbone)
     trained = next((parameter for parameter in backbone.parameters() if parameter.requires_grad), None)
     if trained is None:
         return True

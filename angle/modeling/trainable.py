@@ -10,7 +10,7 @@ from angle.modeling.encoder import Encoder
 from angle.structures import Lengths, Tokens
 
 
-class Student(nn.Module):
+class TrainableEncoder(nn.Module):
     """An encoder that returns embeddings at a loss's depths, and states to compare with those of a teacher."""
 
     def __init__(

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from angle.config import LossConfig
 from angle.errors import ConfigError
-from angle.objective.contrastive import ALONE, Workers, in_batch_loss, text_to_candidates_loss
+from angle.objective.contrastive import SINGLE_PROCESS, QueryShards, info_nce, nt_xent
 from angle.objective.dtypes import at_least_float32
-from angle.objective.normalize import unit
-from angle.objective.ranking import angle_scores, cosine_scores, ranking_loss
+from angle.objective.normalize import l2_normalize
+from angle.objective.ranking import angle_scores, cosent_loss, cosine_scores
 from angle.structures import DataFormat, Structure
 
 
@@ -26,7 +26,7 @@ class LossTerms:
     """Each term by name, detached: cosine, ibn and angle before weighting, and the terms of Espresso and a teacher."""
 
 
-class AngleLoss:
+class CombinedLoss:
     """cosine_w * cosine ranking + ibn_w * in-batch contrast + angle_w * angle ranking.
 
     Format A ranks its labelled pairs. Format B ranks the pairs (text, positive) above all pairs (text, negative).
@@ -40,7 +40,7 @@ class AngleLoss:
         data_format: DataFormat,
         dimensions: int,
         duplicates: str = "mask",
-        workers: Workers = ALONE,
+        query_shards: QueryShards = SINGLE_PROCESS,
     ) -> None:
         """Set the weights, the format, the treatment of duplicates and the processes that split the work.
 
@@ -51,7 +51,7 @@ class AngleLoss:
         self.config = config.for_format(data_format.name)
         self.format = data_format
         self.keep_duplicates = duplicates == "keep"
-        self.workers = workers
+        self.query_shards = query_shards
         if self.config.angle_w and data_format.name != "C" and dimensions % 2:
             raise ConfigError(
                 f"loss.angle_w={self.config.angle_w:g} cannot work with {dimensions} dimensions: the angle loss splits "
@@ -68,7 +68,7 @@ class AngleLoss:
         """
         assert structure.format == self.format
         with torch.autocast(embeddings.device.type, enabled=False):
-            roles = unit(at_least_float32(embeddings))[structure.index]  # (B, R, D)
+            roles = l2_normalize(at_least_float32(embeddings))[structure.index]  # (B, R, D)
             weighted = {
                 "cosine": (self.config.cosine_w, self._cosine),
                 "ibn": (self.config.ibn_w, self._in_batch),
@@ -91,13 +91,13 @@ class AngleLoss:
         labels = structure.labels
         if labels is None:  # 1 (positive), 0 (negative); made on the device, as a copy would wait for a GPU
             labels = torch.arange(1, -1, -1, dtype=scores.dtype, device=scores.device).expand_as(scores)
-        return ranking_loss(scores.flatten(), labels.flatten())
+        return cosent_loss(scores.flatten(), labels.flatten())
 
     def _in_batch(self, roles: Tensor, structure: Structure) -> Tensor:
-        ids, alternatives = structure.text_ids, structure.alternatives
+        ids, known_positives = structure.text_ids, structure.known_positives
         if self.keep_duplicates:  # as if no two texts were equal
-            ids, alternatives = torch.arange(ids.numel(), device=ids.device).view_as(ids), alternatives[:0]
-        how = ids, alternatives, self.config.ibn_tau, self.workers
+            ids, known_positives = torch.arange(ids.numel(), device=ids.device).view_as(ids), known_positives[:0]
+        how = ids, known_positives, self.config.ibn_tau, self.query_shards
         if structure.labels is not None:
-            return in_batch_loss(roles, structure.labels > (self.config.positive_above or 0.0), *how)
-        return text_to_candidates_loss(roles, *how)
+            return nt_xent(roles, structure.labels > (self.config.positive_above or 0.0), *how)
+        return info_nce(roles, *how)

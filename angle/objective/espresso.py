@@ -15,7 +15,7 @@ from torch import Tensor
 from angle.config import EseConfig
 from angle.errors import ConfigError
 from angle.objective.alignment import divergences
-from angle.objective.combined import AngleLoss, LossTerms
+from angle.objective.combined import CombinedLoss, LossTerms
 from angle.objective.dtypes import at_least_float32
 from angle.structures import Structure
 
@@ -31,7 +31,7 @@ class EspressoLoss:
     With `compat` the sum runs over i = 0 ... L - 2, as in the reference.
     """
 
-    def __init__(self, loss: AngleLoss, config: EseConfig, layers: int, dimensions: int) -> None:
+    def __init__(self, loss: CombinedLoss, config: EseConfig, layers: int, dimensions: int) -> None:
         """Set the depths and their weights.
 
         Raises:

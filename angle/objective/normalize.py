@@ -7,13 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from angle.kernels.autograd import refuse_second_derivative
+from angle.kernels.autograd import forbid_double_backward
 
 #: Shorter vectors are divided by this, as in torch.nn.functional.normalize, and stay shorter than 1.
 SHORTEST = 1e-12
 
 
-class _Unit(torch.autograd.Function):
+class _L2Normalize(torch.autograd.Function):
     """Same values as torch.nn.functional.normalize, whose gradient takes five times as long, mostly in small ops."""
 
     @staticmethod
@@ -25,13 +25,13 @@ class _Unit(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
-        refuse_second_derivative()
+        forbid_double_backward()
         units, lengths = ctx.saved_tensors
         along = (grad * units).sum(-1, keepdim=True)
         return torch.addcmul(grad, units, along, value=-1).div_(lengths)
 
 
-def unit(vectors: Tensor) -> Tensor:
+def l2_normalize(vectors: Tensor) -> Tensor:
     """Return vectors (..., D) divided by their lengths; a zero vector stays zero. This can be differentiated once."""
-    units: Tensor = _Unit.apply(vectors)  # type: ignore[no-untyped-call]
+    units: Tensor = _L2Normalize.apply(vectors)  # type: ignore[no-untyped-call]
     return units

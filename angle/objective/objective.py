@@ -6,7 +6,7 @@ from torch import Tensor
 
 from angle.config import TeacherConfig
 from angle.objective.alignment import Aligned, alignment_loss
-from angle.objective.combined import AngleLoss, LossTerms
+from angle.objective.combined import CombinedLoss, LossTerms
 from angle.objective.espresso import EspressoLoss
 from angle.structures import Structure
 
@@ -14,7 +14,7 @@ from angle.structures import Structure
 class Objective:
     """loss + teacher.weight * alignment."""
 
-    def __init__(self, loss: AngleLoss | EspressoLoss, teacher: TeacherConfig) -> None:
+    def __init__(self, loss: CombinedLoss | EspressoLoss, teacher: TeacherConfig) -> None:
         """Combine a loss and the settings of a teacher."""
         self.loss = loss
         self.teacher = teacher

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def ranking_loss(scores: Tensor, labels: Tensor) -> Tensor:
+def cosent_loss(scores: Tensor, labels: Tensor) -> Tensor:
     """Return log(1 + sum over all ordered (p, q) with label_p < label_q of exp(score_p - score_q)).
 
     This is the CoSENT loss, shared by the cosine and the angle term. It is a sum, not a mean: it grows with the log of

@@ -73,17 +73,17 @@ class Tracker:
         LOGGER.propagate = False
         self._handlers.append(handler)
 
-    def say(self, text: str) -> None:
+    def info(self, text: str) -> None:
         """Print and log a message."""
         if self._folder is not None:
             LOGGER.info(text)
 
-    def warn(self, text: str) -> None:
+    def warning(self, text: str) -> None:
         """Print and log a warning."""
         if self._folder is not None:
             LOGGER.warning("Warning: %s", text)
 
-    def start_bar(self, done: int, total: int) -> None:
+    def start_progress(self, done: int, total: int) -> None:
         """Show a progress bar over optimiser steps if the output is a terminal."""
         self._total = total
         if self._folder is not None:
@@ -102,7 +102,7 @@ class Tracker:
         if self._bar is not None:
             self._bar.update()
 
-    def metrics(self, step: int, values: dict[str, float], *, in_words: str | None = None) -> None:
+    def log_metrics(self, step: int, values: dict[str, float], *, in_words: str | None = None) -> None:
         """Record a step's metrics everywhere; `in_words` is shown in the bar, or logged where there is none."""
         if self._folder is None:
             return
@@ -115,7 +115,7 @@ class Tracker:
         elif in_words:
             LOGGER.info("step %*d/%d  %s", len(str(self._total)), step, self._total, in_words)
 
-    def stop_bar(self) -> None:
+    def stop_progress(self) -> None:
         """Close the progress bar, leaving its last state visible."""
         if self._bar is not None:
             self._bar.close()
@@ -123,7 +123,7 @@ class Tracker:
 
     def close(self, *, failed: bool = False) -> None:
         """Finish all records."""
-        self.stop_bar()
+        self.stop_progress()
         if self._wandb is not None:
             self._wandb.finish(exit_code=int(failed))
         for handler in self._handlers:

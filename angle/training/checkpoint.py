@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from angle.training.sharding import collected, part_like
+from angle.training.sharding import gather_full, shard_like
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -55,8 +55,8 @@ def collect_state(model: nn.Module, optimizer: AcceleratedOptimizer, accelerator
 
     trained = {name: parameter.detach() for name, parameter in model.named_parameters() if parameter.requires_grad}
     return State(
-        collected(trained, accelerator),
-        collected(optimizer.state_dict(), accelerator),
+        gather_full(trained, accelerator),
+        gather_full(optimizer.state_dict(), accelerator),
         gather_object([random_state()]),
     )
 
@@ -83,13 +83,13 @@ def load_state(folder: Path, model: nn.Module, optimizer: AcceleratedOptimizer, 
     assert weights.keys() == trainable.keys()
     with torch.no_grad():
         for name, parameter in trainable.items():
-            parameter.copy_(part_like(weights[name], parameter))
+            parameter.copy_(shard_like(weights[name], parameter))
     saved = torch.load(folder / "optimizer.pt", weights_only=True, map_location="cpu")
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     for number, moments in saved["optimizer"]["state"].items():
         for name, value in moments.items():
             if value.ndim:  # everything but the step count
-                moments[name] = part_like(value, parameters[number])
+                moments[name] = shard_like(value, parameters[number])
     optimizer.load_state_dict(saved["optimizer"])
     if accelerator.scaler is not None and saved["scaler"] is not None:
         accelerator.scaler.load_state_dict(saved["scaler"])

@@ -70,7 +70,7 @@ def _git_commit() -> str | None:
     return found.stdout.strip() or None
 
 
-def banner(config: TrainConfig, encoder: Encoder, data: Data, total: int, accelerator: Accelerator) -> str:
+def banner(config: TrainConfig, encoder: Encoder, data: Data, total_steps: int, accelerator: Accelerator) -> str:
     """Return a few lines on what a run is about to do."""
     trainable = sum(p.numel() for p in encoder.parameters() if p.requires_grad)
     everything = sum(map(count_weights, encoder.parameters()))
@@ -107,7 +107,8 @@ def banner(config: TrainConfig, encoder: Encoder, data: Data, total: int, accele
         ("loss", terms),
         (
             "steps",
-            f"{total:,} of {rows:,} rows, learning rate {train.learning_rate:g}, {train.scheduler}, seed {train.seed}"
+            f"{total_steps:,} of {rows:,} rows, learning rate {train.learning_rate:g}, {train.scheduler}, "
+            f"seed {train.seed}"
             f"{f', at most {train.tokens_at_once:,} tokens at once' if train.tokens_at_once else ''}",
         ),
         (
@@ -122,5 +123,5 @@ def banner(config: TrainConfig, encoder: Encoder, data: Data, total: int, accele
     if config.hub.push:
         seen_by = "you alone" if config.hub.private else "everybody"
         lines.append(("hub", f"{config.hub.model_id}, once training is over, for {seen_by}"))
-    lines += [("note", note) for note in notes_on(config, data, total)]
+    lines += [("note", note) for note in notes_on(config, data, total_steps)]
     return "\n".join(f"{name:8}{text}" for name, text in lines)

@@ -10,23 +10,23 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from angle.distributed.process_group import sum_over_processes
+from angle.distributed.process_group import all_reduce_sum
 from angle.errors import TrainingError
-from angle.objective.contrastive import Workers
+from angle.objective.contrastive import QueryShards
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
 
-def share_out(accelerator: Accelerator) -> Workers:
+def query_shards(accelerator: Accelerator) -> QueryShards:
     """Return all processes as workers that split the work on the texts they all have."""
     processes = accelerator.num_processes
 
-    def add_up(values: Sequence[Tensor]) -> None:
+    def all_reduce(values: Sequence[Tensor]) -> None:
         for value in values:
-            sum_over_processes(value, processes)
+            all_reduce_sum(value, processes)
 
-    return Workers(accelerator.process_index, processes, add_up)
+    return QueryShards(accelerator.process_index, processes, all_reduce)
 
 
 def check_equal_weights(model: nn.Module) -> None:

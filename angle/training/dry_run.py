@@ -13,7 +13,7 @@ from torch import Tensor
 
 from angle.config import TrainConfig
 from angle.data.batching import CorpusData, TrainingData, collate
-from angle.kernels.allocator import freed_memory_kept
+from angle.kernels.allocator import keep_freed_memory
 from angle.structures import Batch
 from angle.training import setup
 from angle.training.describe import banner
@@ -71,9 +71,9 @@ def dry_run(config: TrainConfig) -> DryRun:
     accelerator = setup.start_accelerator(config)
     built = setup.build(config, accelerator)
     config, encoder = built.config, built.encoder
-    student, teacher = built.student, built.teacher
-    trained = [parameter for parameter in student.parameters() if parameter.requires_grad]
-    model, optimizer = accelerator.prepare(student, setup.make_optimizer(student, config))
+    trainable, teacher = built.trainable, built.teacher
+    trained = [parameter for parameter in trainable.parameters() if parameter.requires_grad]
+    model, optimizer = accelerator.prepare(trainable, setup.make_optimizer(trainable, config))
     which, batch = _longest_batch(built.data.train)
     batches = config.train.gradient_accumulation_steps
     model.train()
@@ -86,7 +86,7 @@ def dry_run(config: TrainConfig) -> DryRun:
     for parameter in trained:
         parameter.grad = torch.zeros_like(parameter)  # so that only temporary allocations of a step are counted
     with Allocations() as made:
-        step.add_gradient(batch)
+        step.forward_backward(batch)
     optimizer.step()
     memory = {
         "frozen weights": _bytes([*_frozen(encoder), *encoder.buffers()]),
@@ -98,8 +98,10 @@ def dry_run(config: TrainConfig) -> DryRun:
     if teacher is not None and teacher.encoder not in (None, encoder):
         memory["teacher"] = _bytes([*_frozen(teacher.encoder), *teacher.encoder.buffers()])
     optimizer.zero_grad()
-    with freed_memory_kept(accelerator.device):
-        seconds = _time(accelerator, lambda: step.add_gradient(batch)) * batches + _time(accelerator, optimizer.step)
+    with keep_freed_memory(accelerator.device):
+        seconds = _time(accelerator, lambda: step.forward_backward(batch)) * batches + _time(
+            accelerator, optimizer.step
+        )
     allocated = torch.cuda.max_memory_allocated() if on_gpu else None
     rows = len(batch.rows)
     return DryRun(
@@ -111,7 +113,7 @@ def dry_run(config: TrainConfig) -> DryRun:
         allocated,
         seconds,
         rows * batches,
-        banner(config, encoder, built.data, built.total, accelerator),
+        banner(config, encoder, built.data, built.total_steps, accelerator),
     )
 
 
@@ -119,10 +121,10 @@ def _longest_batch(data: TrainingData) -> tuple[str, Batch]:
     """Return a batch of the rows with the most tokens, or the first batch of a stream."""
     if not isinstance(data, CorpusData):
         return "first batch", next(data.steps(0))[0]
-    corpus, sharing = data.corpus, data.sharing
-    texts = corpus.texts(np.arange(len(corpus)), seed=sharing.seed, epoch=0)
+    corpus, batch_spec = data.corpus, data.batch_spec
+    texts = corpus.draw_text_ids(np.arange(len(corpus)), seed=batch_spec.seed, epoch=0)
     longest = np.argsort(-corpus.tokens.lengths[texts].sum(axis=1), kind="stable")
-    return "longest batch", collate(corpus, longest[: sharing.global_rows], 0, sharing)
+    return "longest batch", collate(corpus, longest[: batch_spec.global_rows], 0, batch_spec)
 
 
 def _time(accelerator: Accelerator, call: Any) -> float:

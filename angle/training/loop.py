@@ -15,19 +15,19 @@ import torch
 from torch import Tensor
 
 from angle.config import CONFIG_FILE, TrainConfig
-from angle.config.resume import resumed
-from angle.data.batching import Sharing, collate
+from angle.config.resume import resume_config
+from angle.data.batching import BatchSpec, collate
 from angle.data.corpus import Corpus
-from angle.data.prefetch import ahead
-from angle.distributed.environment import launch_words, launched, typed
+from angle.data.prefetch import prefetch
+from angle.distributed.environment import launch_command, script_command, world_size
 from angle.errors import ConfigError, DataError
-from angle.evaluation.encoding import encode_shared
+from angle.evaluation.encoding import encode_distributed
 from angle.evaluation.sts import pair_scores, word_overlap
 from angle.files import relative_to_here
-from angle.kernels.allocator import freed_memory_kept
+from angle.kernels.allocator import keep_freed_memory
 from angle.modeling.encoder import Encoder
-from angle.modeling.trainable import Student
-from angle.objective.combined import AngleLoss
+from angle.modeling.trainable import TrainableEncoder
+from angle.objective.combined import CombinedLoss
 from angle.structures import Batch, Tokens
 from angle.tracking.tracker import Tracker, check_credentials, tracking_mode
 from angle.training import setup
@@ -39,8 +39,8 @@ from angle.training.meter import Meter
 from angle.training.publish import check_hub, publish, publish_finished
 from angle.training.result import Result
 from angle.training.run_folder import RunFolder, RunState
-from angle.training.schedule import rate_factor, warmup_steps
-from angle.training.sharding import adapters_of, prepare
+from angle.training.schedule import lr_factor, warmup_steps
+from angle.training.sharding import full_adapter_weights, prepare
 from angle.training.step import Step
 
 if TYPE_CHECKING:
@@ -56,18 +56,18 @@ class Run:
     folder: RunFolder
     tracker: Tracker
     data: setup.Data
-    student: Student
+    trainable: TrainableEncoder
     step: Step
     optimizer: Any
-    valid_loss: AngleLoss | None
+    valid_loss: CombinedLoss | None
     """The loss of the last layer, for the format of data.valid."""
-    total: int
+    total_steps: int
     progress: Progress = field(default_factory=Progress)
 
     @property
     def encoder(self) -> Encoder:
         """The encoder that is trained."""
-        return self.student.encoder
+        return self.trainable.encoder
 
 
 def fit(config: TrainConfig, named: Collection[str] = ()) -> Result:
@@ -88,15 +88,15 @@ def fit(config: TrainConfig, named: Collection[str] = ()) -> Result:
     """
     if config.train.dry_run:
         raise ConfigError("train.dry_run=true trains nothing, so fit has nothing to do: call angle.dry_run instead.")
-    asked, folder, state = config, _folder(config), RunState.NEW
-    if asked.train.resume is None:
-        state = folder.examine(asked)
+    requested, folder, state = config, _folder(config), RunState.NEW
+    if requested.train.resume is None:
+        state = folder.examine(requested)
     elif (state := folder.state()) is RunState.NEW:
         raise ConfigError(f"train.resume={folder.path} is no run folder: it has no {CONFIG_FILE}.")
     if state is not RunState.NEW:
-        config = resumed(folder.settings(), asked, folder.asked(), named)
-    if asked.hub.push or asked.train.resume is None:
-        config = replace(config, hub=asked.hub)  # as a whole: saved settings must not make a private model public
+        config = resume_config(folder.resolved(), requested, folder.requested(), named)
+    if requested.hub.push or requested.train.resume is None:
+        config = replace(config, hub=requested.hub)  # as a whole: saved settings must not make a private model public
     if state is RunState.FINISHED:
         found = Result(folder.path, finished_before=True, **folder.record()["result"])
         return publish_finished(folder, config.hub, found)
@@ -107,22 +107,23 @@ def fit(config: TrainConfig, named: Collection[str] = ()) -> Result:
     )
     accelerator = setup.start_accelerator(config)
     with ExitStack() as stack:
-        stack.enter_context(freed_memory_kept(accelerator.device))
-        run = _prepare(config, asked, accelerator, folder, state, stack)
+        stack.enter_context(keep_freed_memory(accelerator.device))
+        run = _prepare(config, requested, accelerator, folder, state, stack)
         try:
-            run.tracker.say(banner(run.config, run.encoder, run.data, run.total, accelerator))
+            run.tracker.info(banner(run.config, run.encoder, run.data, run.total_steps, accelerator))
             _resume(run)
-            with closing(ahead(run.data.train.steps(run.progress.step))) as steps:
+            with closing(prefetch(run.data.train.steps(run.progress.step))) as steps:
                 _train(run, steps)
             result = _finish(run)
             if accelerator.is_main_process:
                 result = publish(folder, config.hub, result)
         except BaseException as error:
             if isinstance(error, KeyboardInterrupt):
-                run.tracker.stop_bar()
-                run.tracker.say(
+                run.tracker.stop_progress()
+                run.tracker.info(
                     f"Stopped at step {run.progress.step}; go on, from step {folder.last_step}, with "
-                    f"{launch_words(launched())} {typed('train.py')} train.resume={relative_to_here(folder.path)}"
+                    f"{launch_command(world_size())} {script_command('train.py')} "
+                    f"train.resume={relative_to_here(folder.path)}"
                 )
             run.tracker.close(failed=True)
             raise
@@ -134,14 +135,14 @@ def fit(config: TrainConfig, named: Collection[str] = ()) -> Result:
 def _folder(config: TrainConfig) -> RunFolder:
     """Return the run's folder: the one to resume in, the given one, or a new one."""
     given = config.train.resume or config.train.output_dir
-    if given is None and launched() > 1:
+    if given is None and world_size() > 1:
         raise ConfigError("train.output_dir is missing: several processes cannot each make up a folder of their own.")
     return RunFolder(Path(given or time.strftime("runs/%Y-%m-%d/%H-%M-%S")))
 
 
 def _prepare(
     config: TrainConfig,
-    asked: TrainConfig,
+    requested: TrainConfig,
     accelerator: Accelerator,
     folder: RunFolder,
     state: RunState,
@@ -151,7 +152,7 @@ def _prepare(
     if state is RunState.UNFINISHED:
         setup.check_processes(folder.record(), accelerator)
     if accelerator.is_main_process:
-        check_hub(asked, folder.asked())
+        check_hub(requested, folder.requested())
     built = setup.build(config, accelerator)
     config, data = built.config, built.data
     if state is RunState.UNFINISHED and folder.record()["data"] != data.fingerprints:
@@ -162,24 +163,24 @@ def _prepare(
     if accelerator.is_main_process:
         check_credentials(config.tracking.mode)
         stack.enter_context(folder.locked())
-        if state is RunState.NEW and folder.examine(asked) is RunState.NEW:
-            folder.create(config, asked, describe_environment(config, data, accelerator))
+        if state is RunState.NEW and folder.examine(requested) is RunState.NEW:
+            folder.create(config, requested, describe_environment(config, data, accelerator))
     accelerator.wait_for_everyone()
     tracker = Tracker(config, folder, is_main=accelerator.is_main_process, resumed_id=folder.record().get("wandb_id"))
     if tracker.wandb_id is not None:
         folder.update(wandb_id=tracker.wandb_id)
-    model, optimizer = prepare(built.student, setup.make_optimizer(built.student, config), accelerator)
+    model, optimizer = prepare(built.trainable, setup.make_optimizer(built.trainable, config), accelerator)
     return Run(
         config=config,
         accelerator=accelerator,
         folder=folder,
         tracker=tracker,
         data=data,
-        student=built.student,
+        trainable=built.trainable,
         step=Step(model, built.objective, built.teacher, accelerator, config.train.tokens_at_once),
         optimizer=optimizer,
         valid_loss=built.valid_loss,
-        total=built.total,
+        total_steps=built.total_steps,
     )
 
 
@@ -187,15 +188,15 @@ def _resume(run: Run) -> None:
     """Resume from the newest intact checkpoint; without one, evaluate the untrained model and start."""
     accelerator, config = run.accelerator, run.config
     seed_everything(config.train.seed, rank=accelerator.process_index)
-    checkpoint = run.folder.newest_checkpoint(run.tracker.warn)
+    checkpoint = run.folder.newest_checkpoint(run.tracker.warning)
     if checkpoint is not None:
-        run.progress = load_state(checkpoint, run.student, run.optimizer, accelerator)
-        run.tracker.say(f"{'resume':8}at step {run.progress.step} from {relative_to_here(checkpoint)}")
+        run.progress = load_state(checkpoint, run.trainable, run.optimizer, accelerator)
+        run.tracker.info(f"{'resume':8}at step {run.progress.step} from {relative_to_here(checkpoint)}")
     if accelerator.is_main_process:
         run.folder.forget_after(run.progress.step)
     if run.data.test is None or run.progress.step:
         return
-    score = _spearman(run, run.student, run.data.test)
+    score = _spearman(run, run.trainable, run.data.test)
     if accelerator.is_main_process:
         overlap = word_overlap(run.data.test, set(run.encoder.tokenizer.tokenizer.all_special_ids))
         run.folder.update(test_before=score, test_word_overlap=overlap)
@@ -204,38 +205,38 @@ def _resume(run: Run) -> None:
 def _train(run: Run, steps: Iterator[list[Batch]]) -> None:
     config, progress, tracker = run.config.train, run.progress, run.tracker
     assert config.learning_rate is not None  # `setup.build` sets it
-    peak_rate, warmup = config.learning_rate, warmup_steps(config.warmup_steps, run.total)
+    peak_lr, warmup = config.learning_rate, warmup_steps(config.warmup_steps, run.total_steps)
     per_epoch = run.data.train.steps_per_epoch
-    save_every = math.ceil(run.total / 10) if config.save_steps is None else config.save_steps
+    save_every = math.ceil(run.total_steps / 10) if config.save_steps is None else config.save_steps
     meter = Meter(run.encoder, run.data.train, run.tracker, progress)
-    tracker.start_bar(progress.step, run.total)
+    tracker.start_progress(progress.step, run.total_steps)
     run.step.model.train()
-    while progress.step < run.total:
+    while progress.step < run.total_steps:
         batches = next(steps)
-        rate = peak_rate * rate_factor(progress.step, run.total, warmup, config.scheduler)
+        lr = peak_lr * lr_factor(progress.step, run.total_steps, warmup, config.scheduler)
         for group in run.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = lr
         for batch in batches:
-            meter.add(batch, run.step.add_gradient(batch, 1 / len(batches), exchange=batch is batches[-1]))
-        norm = clip_gradients(run.step.model.parameters(), config.max_grad_norm or math.inf, run.accelerator)
+            meter.add(batch, run.step.forward_backward(batch, 1 / len(batches), sync_gradients=batch is batches[-1]))
+        grad_norm = clip_gradients(run.step.model.parameters(), config.max_grad_norm or math.inf, run.accelerator)
         run.optimizer.step()
         run.optimizer.zero_grad()
         progress.step += 1
         tracker.advance()
 
-        at_end = progress.step == run.total
+        at_end = progress.step == run.total_steps
         evaluate = at_end or _due(progress.step, config.eval_steps, per_epoch)
         save = bool(save_every) and (at_end or progress.step % save_every == 0)
         say = evaluate or progress.step % config.logging_steps == 0
         if say or save:  # record all that precedes a checkpoint, so that a resumed run records the same
-            meter.report(rate, norm, say=say)
+            meter.report(lr, grad_norm, say=say)
         if evaluate:
             _evaluate(run)
         if save:
             _checkpoint(run)
         if evaluate or save:
             meter.restart_clock()
-    tracker.stop_bar()
+    tracker.stop_progress()
 
 
 def _due(step: int, every: int | None, per_epoch: int | None) -> bool:
@@ -251,44 +252,44 @@ def _evaluate(run: Run) -> None:
         losses = _valid_loss(run, run.data.valid, run.valid_loss)
         numbers |= {f"valid/{name}": value for name, value in losses.items()}
     if run.data.valid_sts is not None:
-        score = _spearman(run, run.student, run.data.valid_sts)
+        score = _spearman(run, run.trainable, run.data.valid_sts)
         numbers["valid/spearman"] = score
         if score > run.progress.best_score:
             run.progress.best_score, run.progress.best_step = score, run.progress.step
             _save(run, "best")
     if numbers and run.accelerator.is_main_process:
-        run.tracker.metrics(run.progress.step, numbers)
+        run.tracker.log_metrics(run.progress.step, numbers)
         shown = ", ".join(f"{name.removeprefix('valid/')} {value:.4f}" for name, value in numbers.items())
         best = " (best so far)" if run.progress.best_step == run.progress.step else ""
-        run.tracker.say(f"step {run.progress.step}  validation: {shown}{best}")
+        run.tracker.info(f"step {run.progress.step}  validation: {shown}{best}")
     run.accelerator.wait_for_everyone()
 
 
-def _spearman(run: Run, encoder: Encoder | Student, corpus: Corpus) -> float:
+def _spearman(run: Run, encoder: Encoder | TrainableEncoder, corpus: Corpus) -> float:
     """Return the Spearman correlation on a corpus."""
     return pair_scores(_encode(run, encoder, corpus.tokens), corpus).spearman
 
 
-def _encode(run: Run, encoder: Encoder | Student, tokens: Tokens) -> Tensor:
+def _encode(run: Run, encoder: Encoder | TrainableEncoder, tokens: Tokens) -> Tensor:
     """Return the embeddings of texts, computed across all processes in the precision of training."""
     with run.accelerator.autocast():
-        return encode_shared(encoder.encode_tokens, tokens, run.accelerator)
+        return encode_distributed(encoder.encode_tokens, tokens, run.accelerator)
 
 
 @torch.no_grad()
-def _valid_loss(run: Run, corpus: Corpus, loss_of: AngleLoss) -> dict[str, float]:
+def _valid_loss(run: Run, corpus: Corpus, loss_of: CombinedLoss) -> dict[str, float]:
     """Return the mean loss and terms over a corpus, in equal batches no larger than those of training.
 
     The loss grows with the number of rows compared, so a small last batch would count for less than its rows.
     """
     rows = run.config.train.batch_size * run.accelerator.num_processes
-    sharing = Sharing(rows, duplicates=run.config.data.duplicates, shuffle=False)
+    batch_spec = BatchSpec(rows, duplicates=run.config.data.duplicates, shuffle=False)
     parts = np.array_split(np.arange(len(corpus)), -(-len(corpus) // rows))
     sums: dict[str, float] = {}
     device = run.accelerator.device
     for part in parts:
-        batch = collate(corpus, part, 0, sharing)
-        loss = loss_of(_encode(run, run.student, batch.tokens).to(device), batch.structure.to(device))
+        batch = collate(corpus, part, 0, batch_spec)
+        loss = loss_of(_encode(run, run.trainable, batch.tokens).to(device), batch.structure.to(device))
         for name, value in ({"loss": loss.total} | {f"loss/{n}": v for n, v in loss.terms.items()}).items():
             sums[name] = sums.get(name, 0.0) + float(value) / len(parts)
     return sums
@@ -296,14 +297,14 @@ def _valid_loss(run: Run, corpus: Corpus, loss_of: AngleLoss) -> dict[str, float
 
 def _save(run: Run, name: str) -> None:
     """Save the current model in the run folder, under the given name."""
-    adapters = adapters_of(run.encoder, run.accelerator)
+    adapters = full_adapter_weights(run.encoder, run.accelerator)
     if run.accelerator.is_main_process:
         run.folder.replace(name, lambda scratch: run.encoder.save(scratch, adapters))
 
 
 def _checkpoint(run: Run) -> None:
     """Save everything needed to resume from here."""
-    state = collect_state(run.student, run.optimizer, run.accelerator)
+    state = collect_state(run.trainable, run.optimizer, run.accelerator)
     if run.accelerator.is_main_process:
         run.folder.save_checkpoint(
             run.progress.step,
@@ -316,10 +317,10 @@ def _checkpoint(run: Run) -> None:
 def _finish(run: Run) -> Result:
     """Save the final model, evaluate the best one, or else the final one, on the test set, and close the record."""
     progress, folder = run.progress, run.folder
-    check_equal_weights(run.student)
+    check_equal_weights(run.trainable)
     result, test_after = Result(folder.path), None
     if run.data.test is not None:
-        encoder: Encoder | Student = run.student
+        encoder: Encoder | TrainableEncoder = run.trainable
         if progress.best_step not in (None, progress.step):
             best = replace(run.config.model, name_or_path=str(folder.path / "best"), adapter=None)
             encoder = Encoder.load(best, run.config.pooling, merge=False).to(run.accelerator.device)
@@ -335,7 +336,7 @@ def _finish(run: Run) -> Result:
             "test_word_overlap": record.get("test_word_overlap"),
         }
         if test_after is not None:
-            run.tracker.metrics(progress.step, {"test/spearman": test_after})
+            run.tracker.log_metrics(progress.step, {"test/spearman": test_after})
         folder.update(finished=True, result=outcome, seconds=round(progress.seconds, 1), texts=progress.texts)
         result = Result(folder.path, **outcome)
     run.accelerator.wait_for_everyone()

@@ -47,7 +47,7 @@ def find_token_budget(step: Step, data_format: DataFormat, rows: int, longest: i
     texts = len(data_format.roles)
     few = -(-TRIAL_TOKENS // (longest * texts))
     once, twice = (
-        _peak_of(step, partial(step.add_gradient, _trial(step, data_format, n * few, longest))) for n in (1, 2)
+        _peak_of(step, partial(step.forward_backward, _trial(step, data_format, n * few, longest))) for n in (1, 2)
     )
     each = (twice - once) / (few * texts * longest)
     of_loss = _peak_of(step, partial(_compute_loss, step, _trial(step, data_format, rows, 1)))
@@ -80,7 +80,7 @@ def _compute_loss(step: Step, batch: Batch) -> None:
     """Compute the gradient of the loss with respect to a batch's embeddings, whatever their values."""
     device = step.accelerator.device
     with torch.no_grad():
-        one, _ = step.model(*batch.some(slice(0, 1), device))
+        one, _ = step.model(*batch.micro_batch(slice(0, 1), device))
     embeddings = one.repeat(batch.structure.index.numel(), *(1 for _ in one.shape[1:])).requires_grad_()
     loss = step.objective(embeddings, batch.structure.to(device))
     torch.autograd.grad(loss.total, embeddings)

@@ -15,7 +15,7 @@ from angle.objective.combined import LossTerms
 from angle.structures import Batch
 from angle.tracking.tracker import Tracker
 from angle.training.checkpoint import Progress
-from angle.training.sharding import whole
+from angle.training.sharding import full_tensor
 
 
 class Meter:
@@ -37,7 +37,7 @@ class Meter:
         self._texts += batch.structure.index.numel()
         self._padding.append(self._encoder.padding_share(batch.tokens.lengths))
 
-    def report(self, rate: float, norm: Tensor | None, *, say: bool) -> None:
+    def report(self, lr: float, grad_norm: Tensor | None, *, say: bool) -> None:
         """Record the means since the last report; with `say`, also print them on the console.
 
         Raises:
@@ -56,8 +56,8 @@ class Meter:
         numbers = {
             "loss": means.pop("loss"),
             **{f"loss/{name}": value for name, value in means.items()},
-            "learning_rate": rate,
-            "gradient_norm": float(whole(norm)) if norm is not None else 0.0,
+            "learning_rate": lr,
+            "gradient_norm": float(full_tensor(grad_norm)) if grad_norm is not None else 0.0,
             "texts_per_second": self._texts / seconds,
             "padding_share": float(np.mean(self._padding)),
             "texts": progress.texts,
@@ -65,7 +65,7 @@ class Meter:
         }
         terms = ", ".join(f"{name} {value:.3f}" for name, value in means.items())
         words = f"loss {numbers['loss']:.3f} ({terms})  {numbers['texts_per_second']:,.0f} texts/s"
-        self._tracker.metrics(progress.step, numbers, in_words=words if say else None)
+        self._tracker.log_metrics(progress.step, numbers, in_words=words if say else None)
         self._losses, self._steps, self._texts, self._padding = [], [], 0, []
         self.restart_clock()
 
@@ -84,7 +84,7 @@ class Meter:
                 f"train.max_grad_norm."
             )
         if self._is_first and not np.any(values):
-            self._tracker.warn(
+            self._tracker.warning(
                 "the loss is exactly 0 from the first step on, so nothing is learned: no row has another text to be "
                 "told from, or no label is higher than another."
             )

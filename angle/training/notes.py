@@ -29,13 +29,13 @@ def leave_out(said: set[str]) -> None:
     _said.set(said)
 
 
-def notes_on(config: TrainConfig, data: Data, total: int) -> list[str]:
-    """Return the notes on a run of `total` steps before it starts, once all settings are decided."""
+def notes_on(config: TrainConfig, data: Data, total_steps: int) -> list[str]:
+    """Return the notes on a run of `total_steps` steps before it starts, once all settings are decided."""
     labels = data.train.corpus.labels if isinstance(data.train, CorpusData) else None
     notes = [*_on_weights(config.loss, config.data_format.name, labels), *_on_labels(config.loss, labels)]
     if config.data.train.names() == [SAMPLE] and config.model.name_or_path != TINY:
         notes.insert(0, "sample is toy data, to try things out; for a real model add data=nli_b")
-    notes += [*_on_bits(config.model), *_on_precision(config), *_on_warmup(config.train.warmup_steps, total)]
+    notes += [*_on_bits(config.model), *_on_precision(config), *_on_warmup(config.train.warmup_steps, total_steps)]
     said = _said.get()
     if said is None:
         return notes
@@ -73,12 +73,13 @@ def _on_precision(config: TrainConfig) -> Iterator[str]:
         )
 
 
-def _on_warmup(setting: float, total: int) -> Iterator[str]:
+def _on_warmup(setting: float, total_steps: int) -> Iterator[str]:
     """Yield that the learning rate will not reach its peak."""
-    if setting >= max(1, total):
+    if setting >= max(1, total_steps):
         yield (
-            f"train.warmup_steps={setting:g} does not end within the run's {total:,} step{'s' if total > 1 else ''}, "
-            f"so the learning rate never gets to what is set; 0.1 is a tenth of any run"
+            f"train.warmup_steps={setting:g} does not end within the run's {total_steps:,} "
+            f"step{'s' if total_steps > 1 else ''}, so the learning rate never gets to what is set; "
+            f"0.1 is a tenth of any run"
         )
 
 

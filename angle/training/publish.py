@@ -9,7 +9,7 @@ from pathlib import Path
 
 from angle.config import CONFIG_FILE, HubConfig, TrainConfig
 from angle.config.build import load_config
-from angle.distributed.environment import is_main_process, typed
+from angle.distributed.environment import is_main_process, script_command
 from angle.errors import ConfigError, HubError
 from angle.export.hub import check_push, push_model
 from angle.files import relative_to_here
@@ -18,21 +18,21 @@ from angle.training.result import Result
 from angle.training.run_folder import RunFolder
 
 
-def check_hub(asked: TrainConfig, started_with: TrainConfig) -> None:
+def check_hub(requested: TrainConfig, started_with: TrainConfig) -> None:
     """Check before training, as far as possible, that the model can be pushed.
 
     The check runs only if the push is newly requested: a hub that is down must not keep a killed run from resuming,
     because nothing is lost by pushing later.
 
     Args:
-        asked: the settings as given now.
+        requested: the settings as given now.
         started_with: the settings as given when the run was started; the defaults for a new run.
 
     Raises:
         ConfigError: what `check_push` refuses.
 
     """
-    hub = asked.hub
+    hub = requested.hub
     if hub.push and hub != started_with.hub:
         check_push(str(hub.model_id), private=hub.private)
 
@@ -57,7 +57,7 @@ def publish(folder: RunFolder, hub: HubConfig, result: Result) -> Result:
         run = shlex.quote(f"train.resume={relative_to_here(folder.path)}")
         again = f"{run} hub.push=true hub.model_id={model_id}{'' if hub.private else ' hub.private=false'}"
         kept = f"The run is finished and its model is in {relative_to_here(model)}; to push it, type"
-        problem = f"{error} {kept} python {typed('train.py')} {again}"
+        problem = f"{error} {kept} python {script_command('train.py')} {again}"
         folder.update(push_problem=problem)
         return replace(result, push_problem=problem)
     folder.update(pushed={"model_id": model_id, "url": url}, push_problem=None)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from angle.config.overrides import override_word, override_words
-from angle.distributed.environment import typed
+from angle.distributed.environment import script_command
 from angle.files import relative_to_here
 from angle.training.run_folder import RunFolder
 
@@ -68,8 +68,8 @@ class Result:
             return "\n".join(lines)
         model = shlex.quote(override_word("model.name_or_path", run))
         following = [
-            f"python {typed('evaluate.py')} {model}{'' if self.test_after else ' tasks=[stsb]'}",
-            f"python {typed('convert.py')} {model}",
+            f"python {script_command('evaluate.py')} {model}{'' if self.test_after else ' tasks=[stsb]'}",
+            f"python {script_command('convert.py')} {model}",
         ]
         if self.best_score is not None:  # the sweep would compare its jobs by it
             following += [self._sweep(words)]
@@ -79,9 +79,9 @@ class Result:
         """Return the command line of a hyperparameter sweep around this run."""
         folder = RunFolder(self.folder)
         if any(word.startswith("train.resume=") for word in words):
-            words = override_words(folder.asked())
-        swept = SWEPT_OF_FORMAT_C if folder.settings().data_format.name == "C" else SWEPT
+            words = override_words(folder.requested())
+        swept = SWEPT_OF_FORMAT_C if folder.resolved().data_format.name == "C" else SWEPT
         last = {word.lstrip("+~").partition("=")[0]: word for word in words if not word.startswith(UNSWEPT)}
         again = [shlex.quote(word) for name, word in last.items() if name not in swept]
         words = [f"{name}={values}" for name, values in swept.items()]
-        return " ".join([f"python {typed('train.py')} -m", *again, *words])
+        return " ".join([f"python {script_command('train.py')} -m", *again, *words])

@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 
 from angle.config import CONFIG_FILE, RUN_FILE, TrainConfig
 from angle.config.build import build_config, load_config, save_config
-from angle.config.resume import difference
+from angle.config.resume import config_diff
 from angle.errors import ConfigError, TrainingError, first_line
 from angle.files import checksum, sync, write_durably
 
@@ -55,7 +55,7 @@ class RunFolder:
                 f"train.output_dir={self.path} holds other files and no run, so nothing is written "
                 f"there; give an empty or a new folder."
             )
-        changed = difference(self.asked(), config)
+        changed = config_diff(self.requested(), config)
         if changed and Path(config.model.name_or_path).resolve() == self.path.resolve():
             raise ConfigError(
                 f"train.output_dir={self.path} holds the model that training starts from: give a new folder."
@@ -73,14 +73,14 @@ class RunFolder:
             return RunState.NEW
         return RunState.FINISHED if self.record().get("finished") else RunState.UNFINISHED
 
-    def settings(self) -> TrainConfig:
+    def resolved(self) -> TrainConfig:
         """Return the run's settings, with everything decided."""
         return load_config(self.path / CONFIG_FILE)
 
-    def asked(self) -> TrainConfig:
+    def requested(self) -> TrainConfig:
         """Return the settings as requested when the run was started, before anything was decided."""
-        asked: dict[str, Any] = self.record().get("asked", {})
-        return build_config(asked, TrainConfig)
+        requested: dict[str, Any] = self.record().get("requested", {})
+        return build_config(requested, TrainConfig)
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -107,10 +107,10 @@ class RunFolder:
                 ) from None
             yield
 
-    def create(self, config: TrainConfig, asked: TrainConfig, record: dict[str, Any]) -> None:
+    def create(self, config: TrainConfig, requested: TrainConfig, record: dict[str, Any]) -> None:
         """Write the settings once, as decided and as requested, and the initial record."""
         self.path.mkdir(parents=True, exist_ok=True)
-        self.update(**record, asked=dataclasses.asdict(asked))
+        self.update(**record, requested=dataclasses.asdict(requested))
         scratch = self.path / f".{CONFIG_FILE}.new"
         save_config(config, scratch)
         scratch.rename(self.path / CONFIG_FILE)

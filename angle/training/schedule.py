@@ -5,20 +5,20 @@ from __future__ import annotations
 import math
 
 
-def warmup_steps(setting: float, total: int) -> int:
+def warmup_steps(setting: float, total_steps: int) -> int:
     """Return the number of warm-up steps: `setting` itself if at least 1, otherwise that fraction of all steps."""
-    return math.ceil(setting * total) if setting < 1 else int(setting)
+    return math.ceil(setting * total_steps) if setting < 1 else int(setting)
 
 
-def rate_factor(step: int, total: int, warmup: int, scheduler: str) -> float:
+def lr_factor(step: int, total_steps: int, warmup: int, scheduler: str) -> float:
     """Return the factor applied to the peak learning rate at a step, counted from 0.
 
-    It rises linearly from 0 to 1 over `warmup` steps, then falls to 0 at `total`, linearly or along half a cosine, or
-    stays constant.
+    It rises linearly from 0 to 1 over `warmup` steps, then falls to 0 at `total_steps`, linearly or along half a
+    cosine, or stays constant.
     """
     if step < warmup:
         return step / warmup
     if scheduler == "constant":
         return 1.0
-    left = (total - step) / max(1, total - warmup)
+    left = (total_steps - step) / max(1, total_steps - warmup)
     return max(0.0, left if scheduler == "linear" else 0.5 * (1 - math.cos(math.pi * left)))

@@ -10,11 +10,11 @@ import torch
 
 from angle.config import SELF, BillmConfig, DataFormatConfig, PoolingConfig, SourceConfig, TrainConfig
 from angle.data import sample
-from angle.data.batching import CorpusData, Sharing, StreamData, TrainingData
+from angle.data.batching import BatchSpec, CorpusData, StreamData, TrainingData
 from angle.data.corpus import Corpus, load_corpus
 from angle.data.sources import SAMPLE
-from angle.distributed.environment import launch_words
-from angle.distributed.process_group import PATIENCE, check_all_found, has_gpu, least_of_processes
+from angle.distributed.environment import launch_command
+from angle.distributed.process_group import TIMEOUT, all_reduce_min, check_world_size, has_gpu
 from angle.errors import ConfigError, DataError
 from angle.evaluation.sts import load_sts
 from angle.modeling.bidirectional import check_directions
@@ -22,14 +22,14 @@ from angle.modeling.compiling import compile_layers
 from angle.modeling.description import TINY
 from angle.modeling.encoder import Encoder
 from angle.modeling.token_embeddings import train_only_tokens
-from angle.modeling.trainable import Student
-from angle.objective.combined import AngleLoss
+from angle.modeling.trainable import TrainableEncoder
+from angle.objective.combined import CombinedLoss
 from angle.objective.espresso import EspressoLoss
 from angle.objective.objective import Objective
 from angle.training.checkpoint import seed_everything
-from angle.training.distributed import share_out
+from angle.training.distributed import query_shards
 from angle.training.memory import find_token_budget
-from angle.training.sharding import sharding_plugin, share_out_on_cpu
+from angle.training.sharding import enable_fsdp_on_cpu, sharding_plugin
 from angle.training.step import Step
 from angle.training.teacher import Teacher, load_teacher
 
@@ -78,13 +78,13 @@ def start_accelerator(config: TrainConfig) -> Accelerator:
         mixed_precision=config.train.mixed_precision,
         fsdp_plugin=plugin,
         kwargs_handlers=[
-            InitProcessGroupKwargs(timeout=PATIENCE),
+            InitProcessGroupKwargs(timeout=TIMEOUT),
             DistributedDataParallelKwargs(gradient_as_bucket_view=True),  # one copy of the gradients, not two
         ],
     )
     if plugin is not None and on_cpu:
-        share_out_on_cpu(accelerator, plugin)
-    check_all_found(accelerator.num_processes, "train.py")
+        enable_fsdp_on_cpu(accelerator, plugin)
+    check_world_size(accelerator.num_processes, "train.py")
     return accelerator
 
 
@@ -94,20 +94,20 @@ class Built:
 
     config: TrainConfig
     """The settings, with everything decided."""
-    student: Student
+    trainable: TrainableEncoder
     teacher: Teacher | None
     data: Data
     objective: Objective
-    valid_loss: AngleLoss | None
+    valid_loss: CombinedLoss | None
     """The loss of the last layer, for the format of data.valid."""
 
     @property
     def encoder(self) -> Encoder:
         """The encoder that is trained."""
-        return self.student.encoder
+        return self.trainable.encoder
 
     @property
-    def total(self) -> int:
+    def total_steps(self) -> int:
         """Optimiser steps of the run."""
         train = self.config.train
         return train.max_steps or train.epochs * (self.data.train.steps_per_epoch or 0)
@@ -126,7 +126,7 @@ def build(config: TrainConfig, accelerator: Accelerator) -> Built:
     encoder.packable &= train.packing == "auto"
     with accelerator.autocast():
         encoder.try_packing(training=True)
-    sharing = Sharing(
+    batch_spec = BatchSpec(
         train.batch_size,
         train.gradient_accumulation_steps,
         config.data.duplicates,
@@ -139,17 +139,17 @@ def build(config: TrainConfig, accelerator: Accelerator) -> Built:
     if encoder.is_llm:
         check_directions(encoder.backbone, encoder.bidirectional_from)
     with accelerator.main_process_first():  # the others find the tokens in the cache
-        data = load_data(config, encoder, sharing)
+        data = load_data(config, encoder, batch_spec)
     config = decide(config, encoder, data)
     if isinstance(data.train, CorpusData) and not train.weight_decay:
         train_only_tokens(encoder.backbone, data.train.corpus.tokens.ids)
     duplicates, width = config.data.duplicates, encoder.dimensions
-    loss = AngleLoss(config.loss, data.train.format, width, duplicates, share_out(accelerator))
+    loss = CombinedLoss(config.loss, data.train.format, width, duplicates, query_shards(accelerator))
     espresso = EspressoLoss(loss, config.ese, encoder.depths.layers, width) if config.ese.enabled else None
     objective = Objective(espresso or loss, config.teacher)
     valid_loss = None
     if data.valid is not None:
-        valid_loss = AngleLoss(config.loss, data.valid.format, width, duplicates)
+        valid_loss = CombinedLoss(config.loss, data.valid.format, width, duplicates)
     teacher = load_teacher(config, encoder, accelerator)
     if teacher is not None and config.teacher.cache:
         assert isinstance(data.train, CorpusData)
@@ -157,7 +157,7 @@ def build(config: TrainConfig, accelerator: Accelerator) -> Built:
             teacher.keep(data.train.corpus.tokens)
     aligns = None if teacher is None else "tokens" if teacher.of_tokens else "texts"
     projected_to = teacher.width if teacher is not None and config.teacher.projection else None
-    student = Student(encoder, objective.depths, aligns, projected_to)
+    trainable = TrainableEncoder(encoder, objective.depths, aligns, projected_to)
     if train.compile:
         with accelerator.autocast():
             compile_layers(encoder)
@@ -165,11 +165,11 @@ def build(config: TrainConfig, accelerator: Accelerator) -> Built:
         longest = encoder.tokenizer.max_length
         if isinstance(data.train, CorpusData):
             longest = int(data.train.corpus.tokens.lengths.max())
-        step = Step(student, objective, teacher, accelerator)
+        step = Step(trainable, objective, teacher, accelerator)
         budget = find_token_budget(step, data.train.format, train.batch_size, longest)
-        budget = least_of_processes(budget, accelerator.num_processes)
+        budget = all_reduce_min(budget, accelerator.num_processes)
         config = replace(config, train=replace(config.train, token_budget=str(budget)))
-    return Built(config, student, teacher, data, objective, valid_loss)
+    return Built(config, trainable, teacher, data, objective, valid_loss)
 
 
 def make_optimizer(model: torch.nn.Module, config: TrainConfig) -> torch.optim.AdamW:
@@ -189,7 +189,7 @@ def check_processes(record: dict[str, Any], accelerator: Accelerator) -> None:
     if processes != accelerator.num_processes:
         raise ConfigError(
             f"The run was started with {processes} process{'es' if processes > 1 else ''} and would see other batches "
-            f"with {accelerator.num_processes}: go on with {launch_words(processes)} train.py ..."
+            f"with {accelerator.num_processes}: go on with {launch_command(processes)} train.py ..."
         )
 
 
@@ -203,16 +203,16 @@ def check_precision(encoder: Encoder) -> None:
         )
 
 
-def load_data(config: TrainConfig, encoder: Encoder, sharing: Sharing) -> Data:
+def load_data(config: TrainConfig, encoder: Encoder, batch_spec: BatchSpec) -> Data:
     """Read, check and tokenise everything that the run trains and evaluates on."""
     data = _with_sample_splits(config).data
     tokenizer, wanted = encoder.tokenizer, config.data_format.name
     train: TrainingData
     if data.streaming:
-        train = StreamData(data.train, wanted, tokenizer, sharing, data.stream_window)
+        train = StreamData(data.train, wanted, tokenizer, batch_spec, data.stream_window)
     else:
-        train = CorpusData(load_corpus(data.train, "train", tokenizer, wanted), sharing)
-    if config.train.batch_size * sharing.processes == 1 and train.format.name != "B":
+        train = CorpusData(load_corpus(data.train, "train", tokenizer, wanted), batch_spec)
+    if config.train.batch_size * batch_spec.processes == 1 and train.format.name != "B":
         raise ConfigError(
             "train.batch_size=1 leaves a row no other row to be compared with: choose 2 or more, or use "
             "triples (format B)."
@@ -265,9 +265,9 @@ def decide(config: TrainConfig, encoder: Encoder, data: Data) -> TrainConfig:
     loss = config.loss.for_format(name)
     if loss.positive_above is None:
         loss = replace(loss, positive_above=sample.POSITIVE_ABOVE if on_sample and name == "A" else 0.0)
-    rate, adapters = config.train.learning_rate, config.lora.enabled or config.model.adapter
-    if rate is None:
-        rate = 2e-3 if config.model.name_or_path == TINY else 2e-4 if adapters else 5e-5
+    learning_rate, adapters = config.train.learning_rate, config.lora.enabled or config.model.adapter
+    if learning_rate is None:
+        learning_rate = 2e-3 if config.model.name_or_path == TINY else 2e-4 if adapters else 5e-5
     config = _with_sample_splits(config)
     sets = config.data
     return replace(
@@ -293,10 +293,10 @@ def decide(config: TrainConfig, encoder: Encoder, data: Data) -> TrainConfig:
         teacher=replace(
             config.teacher, name_or_path=config.teacher.name_or_path and _absolute(config.teacher.name_or_path)
         ),
-        billm=_billm(contract.bidirectional_from, asked=config.billm.enabled),
+        billm=_billm(contract.bidirectional_from, requested=config.billm.enabled),
         loss=loss,
         data_format=DataFormatConfig(name),
-        train=replace(config.train, learning_rate=rate),
+        train=replace(config.train, learning_rate=learning_rate),
     )
 
 
@@ -311,8 +311,8 @@ def _absolute(name: str) -> str:
     return str(path.resolve()) if name not in (SAMPLE, TINY, SELF) and path.exists() else name
 
 
-def _billm(start: int | None, *, asked: bool) -> BillmConfig:
+def _billm(start: int | None, *, requested: bool) -> BillmConfig:
     """Return settings that hold whatever the model's own configuration says, if any were requested."""
     if start is None:
-        return BillmConfig(enabled=True, start_index=-1) if asked else BillmConfig()
+        return BillmConfig(enabled=True, start_index=-1) if requested else BillmConfig()
     return BillmConfig(enabled=True, start_index=start)

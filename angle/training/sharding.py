@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_map_only
 from angle.config import TrainConfig
 from angle.errors import ConfigError
 from angle.modeling.encoder import Encoder
-from angle.modeling.trainable import Student
+from angle.modeling.trainable import TrainableEncoder
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -77,7 +77,7 @@ def sharding_plugin(config: TrainConfig) -> FullyShardedDataParallelPlugin | Non
     return FullyShardedDataParallelPlugin(mixed_precision_policy=MixedPrecisionPolicy())
 
 
-def share_out_on_cpu(accelerator: Accelerator, plugin: FullyShardedDataParallelPlugin) -> None:
+def enable_fsdp_on_cpu(accelerator: Accelerator, plugin: FullyShardedDataParallelPlugin) -> None:
     """Make accelerate shard weights on a CPU too, where by default it would train a copy in every process."""
     from accelerate import PartialState
     from accelerate.utils import DistributedType
@@ -88,14 +88,14 @@ def share_out_on_cpu(accelerator: Accelerator, plugin: FullyShardedDataParallelP
 
 
 def prepare(
-    student: Student, optimizer: torch.optim.Optimizer, accelerator: Accelerator
+    trainable: TrainableEncoder, optimizer: torch.optim.Optimizer, accelerator: Accelerator
 ) -> tuple[Any, AcceleratedOptimizer]:
     """Return the student as the processes train it, with sharded weights if requested, and the optimiser."""
     if accelerator.is_fsdp2 and accelerator.state.fsdp_plugin.transformer_cls_names_to_wrap is None:
-        named = getattr(student.encoder.backbone, "_no_split_modules", None) or ()
-        layers = {type(module).__name__ for module in student.modules()}.intersection(named)
+        named = getattr(trainable.encoder.backbone, "_no_split_modules", None) or ()
+        layers = {type(module).__name__ for module in trainable.modules()}.intersection(named)
         accelerator.state.fsdp_plugin.transformer_cls_names_to_wrap = sorted(layers)
-    model, optimizer = accelerator.prepare(student, optimizer)
+    model, optimizer = accelerator.prepare(trainable, optimizer)
     if isinstance(model, nn.parallel.DistributedDataParallel):
         # No buffer (positions, frequencies) is ever written to. The argument is deprecated, and its successor is new.
         model.broadcast_buffers = False
@@ -107,28 +107,28 @@ def prepare(
     return model, optimizer
 
 
-def whole(tensor: Tensor) -> Tensor:
+def full_tensor(tensor: Tensor) -> Tensor:
     """Return the full tensor, without gradient. A sharded one is gathered, so every process must call this."""
     part: Any = tensor.detach()
     found: Tensor = part.full_tensor() if hasattr(part, "full_tensor") else part
     return found
 
 
-def collected(tree: Tree, accelerator: Accelerator) -> Tree:
+def gather_full(tree: Tree, accelerator: Accelerator) -> Tree:
     """Return the tensors of dicts and lists in full, on the CPU of the main process; every process must call this.
 
     The other processes get empty tensors.
     """
 
     def one(tensor: Tensor) -> Tensor:
-        tensor = whole(tensor)
+        tensor = full_tensor(tensor)
         return tensor.cpu().contiguous() if accelerator.is_main_process else tensor.new_empty(0)
 
     found: Tree = tree_map_only(Tensor, one, tree)
     return found
 
 
-def part_like(tensor: Tensor, other: Any) -> Tensor:
+def shard_like(tensor: Tensor, other: Any) -> Tensor:
     """Shard a full tensor, which every process has, like `other`; return it as it is if `other` is not sharded."""
     if not hasattr(other, "full_tensor"):
         return tensor
@@ -137,9 +137,9 @@ def part_like(tensor: Tensor, other: Any) -> Tensor:
     return distribute_tensor(tensor.to(other.device), other.device_mesh, other.placements, src_data_rank=None)
 
 
-def adapters_of(encoder: Encoder, accelerator: Accelerator) -> dict[str, Tensor] | None:
+def full_adapter_weights(encoder: Encoder, accelerator: Accelerator) -> dict[str, Tensor] | None:
     """Return the full adapters for `Encoder.save` if the weights are sharded, otherwise None."""
     if not accelerator.is_fsdp2:
         return None
     weights = encoder.backbone.state_dict()
-    return collected({name: weight for name, weight in weights.items() if "lora_" in name}, accelerator)
+    return gather_full({name: weight for name, weight in weights.items() if "lora_" in name}, accelerator)

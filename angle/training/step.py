@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from angle.distributed.process_group import gather_equal, sum_over_processes
+from angle.distributed.process_group import all_gather, all_reduce_sum
 from angle.kernels.linear import weights_packed
 from angle.objective.alignment import Aligned
 from angle.objective.combined import LossTerms
@@ -37,7 +37,7 @@ class Step:
     """What an evaluation of the objective needs besides a batch."""
 
     model: Any
-    """The `Student`, as prepared for several processes."""
+    """The `TrainableEncoder`, as prepared for several processes."""
     objective: Objective
     teacher: Teacher | None
     accelerator: Accelerator
@@ -45,65 +45,68 @@ class Step:
     token_budget: int | None = None
     """Tokens of a micro-batch; None to run the whole batch as one."""
 
-    def add_gradient(self, batch: Batch, share: float = 1.0, *, exchange: bool = True) -> LossTerms:
-        """Add `share` of the gradient of the global batch's loss to the weights' gradients; return that loss, detached.
+    def forward_backward(self, batch: Batch, loss_weight: float = 1.0, *, sync_gradients: bool = True) -> LossTerms:
+        """Add `loss_weight` times the gradient of the global batch's loss to the weights' gradients.
 
         Args:
             batch: the global batch, with this process's texts.
-            share: weight of this batch in the optimiser step.
-            exchange: whether to average the gradients over the processes, once, at the end; set for the last batch of
-                an optimiser step.
+            loss_weight: weight of this batch in the optimiser step.
+            sync_gradients: whether to average the gradients over the processes, once, at the end; set for the last
+                batch of an optimiser step.
+
+        Returns:
+            The loss, detached, before `loss_weight`.
 
         """
         accelerator = self.accelerator
-        parts = micro_batches(batch.limits, self.token_budget)
+        parts = micro_batches(batch.max_lengths, self.token_budget)
         random_states, found = [], []
-        again = int(batch.limits[: parts[-1].start].sum())
+        again = int(batch.max_lengths[: parts[-1].start].sum())
         with torch.no_grad(), accelerator.autocast(), weights_packed(self.model, again):
             for part in parts[:-1]:
                 random_states.append(_RandomState(accelerator.device))
-                found.append(self.model(*batch.some(part, accelerator.device))[0])
-        with self._exchange(exchange and len(parts) == 1):
-            kept = self.model(*batch.some(parts[-1], accelerator.device))
+                found.append(self.model(*batch.micro_batch(part, accelerator.device))[0])
+        with self._gradient_sync(sync_gradients and len(parts) == 1):
+            kept = self.model(*batch.micro_batch(parts[-1], accelerator.device))
             found.append(kept[0].detach())
-            loss, gradient = self._loss(found, batch, share)
-            alignment = self._backward(batch, parts[-1], kept, gradient, share)
+            loss, gradient = self._loss(found, batch, loss_weight)
+            alignment = self._backward(batch, parts[-1], kept, gradient, loss_weight)
         for number, (part, random_state) in enumerate(zip(parts[:-1], random_states, strict=True), 2):
-            with self._exchange(exchange and number == len(parts)):
+            with self._gradient_sync(sync_gradients and number == len(parts)):
                 with random_state.restored():
-                    kept = self.model(*batch.some(part, accelerator.device))
-                alignment = alignment + self._backward(batch, part, kept, gradient, share)
+                    kept = self.model(*batch.micro_batch(part, accelerator.device))
+                alignment = alignment + self._backward(batch, part, kept, gradient, loss_weight)
         if self.teacher is None:
             return loss
-        alignment = sum_over_processes(alignment, accelerator.num_processes)
+        alignment = all_reduce_sum(alignment, accelerator.num_processes)
         total = loss.total + self.objective.teacher.weight * alignment
         return LossTerms(total, loss.terms | {"alignment": alignment})
 
-    def _loss(self, found: list[Tensor], batch: Batch, share: float) -> tuple[LossTerms, Tensor]:
-        """Return the loss of all processes' embeddings, without the alignment, and `share` of its gradient.
+    def _loss(self, found: list[Tensor], batch: Batch, loss_weight: float) -> tuple[LossTerms, Tensor]:
+        """Return the loss of all processes' embeddings, without the alignment, and `loss_weight` of its gradient.
 
         Args:
             found: the embeddings of this process's micro-batches; emptied, as their memory adds to the loss's tables.
             batch: the global batch.
-            share: weight of this batch in the optimiser step.
+            loss_weight: weight of this batch in the optimiser step.
 
         """
         accelerator, processes = self.accelerator, self.accelerator.num_processes
-        embeddings = gather_equal(torch.cat(found), processes).requires_grad_()
+        embeddings = all_gather(torch.cat(found), processes).requires_grad_()
         found.clear()
         loss = self.objective(embeddings, batch.structure.to(accelerator.device))
         (gradient,) = torch.autograd.grad(loss.total, embeddings)
         # Every process computes the whole loss, but propagates only the gradient of its own texts to the weights. The
         # exchange averages over processes, whereas the sum is needed.
         own = gradient.chunk(processes)[accelerator.process_index]
-        return LossTerms(loss.total.detach(), loss.terms), own * (share * processes)
+        return LossTerms(loss.total.detach(), loss.terms), own * (loss_weight * processes)
 
-    def _exchange(self, now: bool) -> Any:
+    def _gradient_sync(self, now: bool) -> Any:
         """Suppress the gradient exchange unless `now`: of a step's backward passes, only the last one needs it."""
         return nullcontext() if now else self.accelerator.no_sync(self.model)
 
     def _backward(
-        self, batch: Batch, part: slice, output: tuple[Tensor, Tensor | None], gradient: Tensor, share: float
+        self, batch: Batch, part: slice, output: tuple[Tensor, Tensor | None], gradient: Tensor, loss_weight: float
     ) -> Tensor:
         """Backpropagate the gradient at some embeddings to the weights; return their texts' part of the alignment."""
         embeddings, states = output
@@ -111,30 +114,30 @@ class Step:
         proxy, alignment = (embeddings * gradient[part]).sum(), gradient.new_zeros(())
         if self.teacher is not None:
             assert states is not None
-            ids, lengths = batch.some(part, self.accelerator.device)
+            ids, lengths = batch.micro_batch(part, self.accelerator.device)
             with self.accelerator.autocast():
-                targets = self.teacher(ids, lengths, batch.texts[part])
+                targets = self.teacher(ids, lengths, batch.text_ids[part])
             weights = to_device(batch.weights(part, of_tokens=self.teacher.of_tokens), states.device)
             alignment = self.objective.alignment(Aligned(states, targets, weights))
-            proxy = proxy + self.objective.teacher.weight * share * self.accelerator.num_processes * alignment
+            proxy = proxy + self.objective.teacher.weight * loss_weight * self.accelerator.num_processes * alignment
         self.accelerator.backward(proxy)
         return alignment.detach()
 
 
-def micro_batches(limits: Lengths, token_budget: int | None) -> list[slice]:
+def micro_batches(max_lengths: Lengths, token_budget: int | None) -> list[slice]:
     """Split texts into consecutive parts within a token budget, as few and as even as possible.
 
     The fewer tokens the largest part has, the less memory a step takes; the more the last one has, the less is run
     again. A text longer than the budget is a part of its own.
 
     Args:
-        limits: (M,) maximum number of tokens of each text.
+        max_lengths: (M,) maximum number of tokens of each text.
         token_budget: maximum number of tokens of a part; None for a single part.
 
     """
     if token_budget is None:
-        return [slice(0, len(limits))]
-    ends = limits.cumsum()
+        return [slice(0, len(max_lengths))]
+    ends = max_lengths.cumsum()
     fewest = len(_cut(ends, token_budget))
     even = min(int(ends[-1]) // fewest, token_budget)
     enough = bisect_left(range(even, token_budget), True, key=lambda most: len(_cut(ends, most)) <= fewest)

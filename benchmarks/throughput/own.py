@@ -11,7 +11,7 @@ import torch
 
 from angle import Encoder, ModelConfig, PoolingConfig, TrainConfig, build_config, fit
 from angle.config import BillmConfig, LoraConfig
-from angle.kernels.allocator import freed_memory_kept
+from angle.kernels.allocator import keep_freed_memory
 from angle.structures import FORMATS
 from benchmarks.throughput.clock import StepClock, peak_memory, synchronize
 from benchmarks.throughput.figures import model_flops
@@ -30,7 +30,7 @@ WARM_TEXTS = 256
 def run(job: Job) -> dict[str, Any]:
     """Return the answer to a job."""
     if job.system == BARE:
-        with freed_memory_kept(torch.device("cuda" if torch.cuda.is_available() else "cpu")):
+        with keep_freed_memory(torch.device("cuda" if torch.cuda.is_available() else "cpu")):
             return _bare(job)
     return {"train": _train, "loss": _loss, "encode": _encode}[job.task](job)
 

@@ -41,22 +41,22 @@ def _attend_run_by_run() -> None:
 
 
 def _multiply_as_torch_does() -> None:
-    encoder.speed_up_linear = lambda model: None
+    encoder.install_linear = lambda model: None
 
 
 def _drop_as_torch_does() -> None:
-    encoder.speed_up_dropout = lambda model: None
+    encoder.install_dropout = lambda model: None
 
 
 def _give_memory_back() -> None:
-    loop.freed_memory_kept = lambda device: nullcontext()
+    loop.keep_freed_memory = lambda device: nullcontext()
 
 
 def _make_batches_in_turn() -> None:
-    def ahead(items: Iterator[Any]) -> Iterator[Any]:
+    def prefetch(items: Iterator[Any]) -> Iterator[Any]:
         yield from items
 
-    loop.ahead = ahead
+    loop.prefetch = prefetch
 
 
 def _step_in_a_loop() -> None:
@@ -76,11 +76,11 @@ def _train_absent_tokens() -> None:
 
 
 def _adapt_as_peft_does() -> None:
-    adapters.speed_up_adapters = lambda model: None
+    adapters.install_lora = lambda model: None
 
 
 def _norm_as_the_model_does() -> None:
-    encoder.speed_up_norms = lambda model: None
+    encoder.install_rms_norm = lambda model: None
 
 
 _TAKE_OUT: dict[str, Callable[[], None]] = {

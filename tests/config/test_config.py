@@ -14,9 +14,9 @@ from conftest import REPO
 from angle.cli.arguments import check_arguments
 from angle.config import FORMAT_WEIGHTS, EvaluateConfig, LossConfig, TrainConfig
 from angle.config.build import build_config, load_config, save_config
-from angle.config.names import flatten, kinds
+from angle.config.names import flatten, setting_types
 from angle.config.overrides import override_words
-from angle.config.resume import difference, resumed
+from angle.config.resume import config_diff, resume_config
 from angle.errors import ConfigError
 
 #: conf/accelerate holds launch files, no group.
@@ -452,20 +452,20 @@ def test_difference_names_what_matters():
     saved, asked = build({"train.seed": 1, "loss.ibn_w": 5, "model.prompt": "a {text}"}), TrainConfig()
     asked.train.epochs = 3
     asked.model.prompt = "b {text}"
-    assert difference(saved, asked) == [
+    assert config_diff(saved, asked) == [
         "loss.ibn_w: 5.0 -> null",
         "model.prompt: a {text} -> b {text}",
         "train.epochs: 1 -> 3",
         "train.seed: 1 -> 42",
     ]
-    assert difference(saved, saved) == []
+    assert config_diff(saved, saved) == []
 
 
 def test_a_run_goes_on_with_its_own_settings_and_what_may_change():
     started = build({"train.max_steps": 9, "tracking.mode": "offline"})
     saved = build({"train.max_steps": 9, "tracking.mode": "offline", "train.learning_rate": 1e-3})
     now = build({"train.resume": "run", "train.logging_steps": 3, "tracking.tags": ["again"], "train.max_steps": 9})
-    result = resumed(saved, now, started)
+    result = resume_config(saved, now, started)
     assert (result.train.max_steps, result.train.learning_rate, result.train.logging_steps) == (9, 1e-3, 3)
     assert (result.tracking.mode, result.tracking.tags) == ("offline", ["again"])
 
@@ -474,7 +474,7 @@ def test_a_run_does_not_go_on_with_other_settings():
     saved = build({"train.learning_rate": 1e-3})
     now = build({"train.resume": "run", "train.epochs": 50, "train.learning_rate": 1})
     with pytest.raises(ConfigError) as caught:
-        resumed(saved, now, TrainConfig())
+        resume_config(saved, now, TrainConfig())
     assert str(caught.value) == (
         "train.resume=run goes on with the run's own settings, and these would change it: train.epochs: 1 -> 50; "
         "train.learning_rate: 0.001 -> 1.0. Leave them out, or start a new run."
@@ -498,7 +498,7 @@ MAY_CHANGE = {
 OTHER = {bool: True, int: 7, float: 7.5, str: "x {text}", type(None): 1, list: ["x"], dict: {"x": "y"}}
 
 
-@pytest.mark.parametrize("key", kinds(TrainConfig))
+@pytest.mark.parametrize("key", setting_types(TrainConfig))
 def test_only_what_cannot_change_the_outcome_may_change_on_resume(key):
     config = TrainConfig()
     group, name = config, key.split(".")
@@ -507,7 +507,7 @@ def test_only_what_cannot_change_the_outcome_may_change_on_resume(key):
     value = getattr(group, name[-1])
     setattr(group, name[-1], (not value) if isinstance(value, bool) else MAY_CHANGE.get(key, OTHER[type(value)]))
     assert flatten(config)[key] != flatten(TrainConfig())[key]
-    assert bool(difference(TrainConfig(), config)) is (key not in MAY_CHANGE)
+    assert bool(config_diff(TrainConfig(), config)) is (key not in MAY_CHANGE)
 
 
 def test_presets_hold_no_value_that_the_schema_has_already():
@@ -529,7 +529,7 @@ def test_presets_hold_no_value_that_the_schema_has_already():
 def test_every_setting_is_described():
     source = "".join(file.read_text() for file in (REPO / "angle" / "config").glob("*.py"))
     for schema in SCHEMAS.values():
-        for name in kinds(schema):
+        for name in setting_types(schema):
             field = name.rsplit(".", 1)[-1]
             assert re.search(rf'^    {field}: .*(\n        .*)*\n    """[^"]', source, re.MULTILINE), name
 

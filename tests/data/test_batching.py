@@ -16,10 +16,10 @@ from conftest import SpyTokenizer, tokens_of, write_jsonl
 
 from angle.config import LossConfig, SourceConfig
 from angle.data import sources
-from angle.data.batching import CorpusData, Plan, Sharing, StreamData, collate, without_repeats
+from angle.data.batching import BatchSpec, CorpusData, Plan, StreamData, collate, without_repeats
 from angle.data.corpus import Corpus, load_corpus
 from angle.errors import DataError
-from angle.objective.combined import AngleLoss
+from angle.objective.combined import CombinedLoss
 from angle.structures import FORMATS, Batch
 
 
@@ -31,7 +31,7 @@ def rows_of(plan: Plan, step: int) -> list[int]:
 @pytest.mark.parametrize("shuffle", [True, False])
 @pytest.mark.parametrize(("rows", "size", "accumulation"), [(17, 4, 1), (17, 4, 2), (16, 4, 3), (3, 8, 2), (1, 1, 1)])
 def test_every_row_comes_once_an_epoch(rows, size, accumulation, shuffle):
-    plan = Plan(rows, Sharing(size, accumulation, shuffle=shuffle))
+    plan = Plan(rows, BatchSpec(size, accumulation, shuffle=shuffle))
     assert plan.batches_per_epoch == -(-rows // size)
     assert plan.steps_per_epoch == -(-plan.batches_per_epoch // accumulation)
     orders = []
@@ -45,12 +45,12 @@ def test_every_row_comes_once_an_epoch(rows, size, accumulation, shuffle):
 
 
 def test_a_step_has_as_many_batches_as_are_accumulated():
-    plan = Plan(22, Sharing(4, accumulation=4))
+    plan = Plan(22, BatchSpec(4, accumulation=4))
     assert [[len(rows) for _, rows in plan.step(step)] for step in range(3)] == [[4, 4, 4, 4], [4, 2], [4, 4, 4, 4]]
 
 
 def test_the_order_is_the_seed_s():
-    first, same, other = (Plan(50, Sharing(50, seed=seed)) for seed in (1, 1, 2))
+    first, same, other = (Plan(50, BatchSpec(50, seed=seed)) for seed in (1, 1, 2))
     assert rows_of(first, 3) == rows_of(same, 3) != rows_of(other, 3)
 
 
@@ -82,9 +82,9 @@ def content(*shares: Batch) -> list[list[tuple[int, ...]]]:
 @pytest.mark.parametrize(("processes", "size", "rows"), [(2, 3, 17), (3, 2, 17), (3, 2, 19), (2, 3, 24), (5, 1, 2)])
 def test_shares_put_together_are_the_batch_of_one_process(tmp_path, processes, size, rows, duplicates):
     corpus = corpus_of(write_rows(tmp_path / "a.jsonl", rows))
-    whole = CorpusData(corpus, Sharing(size * processes, 2, duplicates))
+    whole = CorpusData(corpus, BatchSpec(size * processes, 2, duplicates))
     shares = [
-        CorpusData(corpus, Sharing(size, 2, duplicates, processes=processes, rank=rank)) for rank in range(processes)
+        CorpusData(corpus, BatchSpec(size, 2, duplicates, processes=processes, rank=rank)) for rank in range(processes)
     ]
     assert {share.steps_per_epoch for share in shares} == {whole.steps_per_epoch}
     for one, *parts in islice(zip(whole.steps(0), *(share.steps(0) for share in shares), strict=True), 7):
@@ -94,7 +94,9 @@ def test_shares_put_together_are_the_batch_of_one_process(tmp_path, processes, s
                 np.testing.assert_array_equal(batch.rows, piece.rows)
                 assert torch.equal(batch.structure.text_ids, piece.structure.text_ids)
                 assert torch.equal(pieces[0].structure.index, piece.structure.index)
-                assert batch.token_uses == piece.token_uses == sum(len(text) for row in content(batch) for text in row)
+                assert (
+                    batch.token_count == piece.token_count == sum(len(text) for row in content(batch) for text in row)
+                )
 
 
 @pytest.mark.parametrize("processes", [1, 2, 3, 7])
@@ -102,18 +104,18 @@ def test_texts_are_dealt_out_evenly_and_each_once(tmp_path, processes):
     rows = [{"text": "w " * (n % 11 + 1) + f"t{n}", "positive": f"p{n % 5}"} for n in range(24)]
     corpus = corpus_of(write_jsonl(tmp_path / "a.jsonl", rows))
     shares = [
-        collate(corpus, np.arange(24), 0, Sharing(24, processes=processes, rank=rank)) for rank in range(processes)
+        collate(corpus, np.arange(24), 0, BatchSpec(24, processes=processes, rank=rank)) for rank in range(processes)
     ]
     index, ids = shares[0].structure.index, shares[0].structure.text_ids
     each = -(-len(ids.unique()) // processes)
-    uses = np.zeros(processes * each, int)
+    counts = np.zeros(processes * each, int)
     for rank, share in enumerate(shares):
-        assert len(share.tokens) == len(share.texts) == len(share.uses) == each
+        assert len(share.tokens) == len(share.text_ids) == len(share.counts) == each
         assert (np.diff(share.tokens.lengths) <= 0).all()
-        np.testing.assert_array_equal(share.limits, np.max([other.tokens.lengths for other in shares], axis=0))
-        uses[rank * each : (rank + 1) * each] = share.uses
-    np.testing.assert_array_equal(uses, np.bincount(index.flatten(), minlength=processes * each))
-    assert sorted(uses[uses > 0]) == sorted(ids.unique(return_counts=True)[1])
+        np.testing.assert_array_equal(share.max_lengths, np.max([other.tokens.lengths for other in shares], axis=0))
+        counts[rank * each : (rank + 1) * each] = share.counts
+    np.testing.assert_array_equal(counts, np.bincount(index.flatten(), minlength=processes * each))
+    assert sorted(counts[counts > 0]) == sorted(ids.unique(return_counts=True)[1])
     tokens = [share.tokens.offsets[-1] for share in shares]
     assert max(tokens) - min(tokens) <= corpus.tokens.lengths.max()
 
@@ -122,7 +124,7 @@ def test_texts_are_dealt_out_evenly_and_each_once(tmp_path, processes):
 def test_a_batch_holds_the_texts_of_its_rows_each_once(tmp_path, size):
     corpus = corpus_of(write_rows(tmp_path / "a.jsonl", 40))
     drawn = {}
-    for (batch,) in islice(CorpusData(corpus, Sharing(size)).steps(0), 40 // size):
+    for (batch,) in islice(CorpusData(corpus, BatchSpec(size)).steps(0), 40 // size):
         ids = batch.structure.text_ids
         assert len(batch.tokens) == len(ids.unique())
         assert (content(batch)) == [
@@ -132,7 +134,7 @@ def test_a_batch_holds_the_texts_of_its_rows_each_once(tmp_path, size):
     assert drawn.keys() == set(range(40))
     assert drawn[1] == [tokens_of("t1 x"), tokens_of("p1")]
     other = {}
-    for (batch,) in islice(CorpusData(corpus, Sharing(8)).steps(0), 5):
+    for (batch,) in islice(CorpusData(corpus, BatchSpec(8)).steps(0), 5):
         other |= dict(zip(batch.rows.tolist(), content(batch), strict=True))
     assert drawn == other  # what a list gives does not depend on the batch's size
 
@@ -140,13 +142,13 @@ def test_a_batch_holds_the_texts_of_its_rows_each_once(tmp_path, size):
 def test_labels_go_with_their_rows(tmp_path):
     rows = [{"text1": f"a{n}", "text2": f"b{n}", "label": n / 10} for n in range(10)]
     corpus = corpus_of(write_jsonl(tmp_path / "a.jsonl", rows))
-    for (batch,) in islice(CorpusData(corpus, Sharing(4)).steps(0), 6):
+    for (batch,) in islice(CorpusData(corpus, BatchSpec(4)).steps(0), 6):
         assert batch.structure.labels.dtype == torch.float32
         assert batch.structure.labels.tolist() == pytest.approx([row / 10 for row in batch.rows.tolist()])
 
 
 def test_seeking_is_iterating(tmp_path):
-    data = CorpusData(corpus_of(write_rows(tmp_path / "a.jsonl", 17)), Sharing(3, 2))
+    data = CorpusData(corpus_of(write_rows(tmp_path / "a.jsonl", 17)), BatchSpec(3, 2))
     for step, batches in enumerate(islice(data.steps(0), 9)):
         sought = next(data.steps(step))
         assert [batch.rows.tolist() for batch in sought] == [batch.rows.tolist() for batch in batches]
@@ -173,12 +175,12 @@ def test_rows_without_repeats(roles):
 def test_drop_leaves_no_text_twice_and_the_others_leave_all_rows(tmp_path):
     corpus = corpus_of(write_rows(tmp_path / "a.jsonl", 20))
     rows = np.arange(20)
-    dropped = collate(corpus, rows, 0, Sharing(20, duplicates="drop"))
+    dropped = collate(corpus, rows, 0, BatchSpec(20, duplicates="drop"))
     ids = dropped.structure.text_ids.flatten().tolist()
     assert len(ids) == len(set(ids))
     assert 0 < len(dropped.rows) < 20
     for duplicates in ("mask", "keep"):
-        assert collate(corpus, rows, 0, Sharing(20, duplicates=duplicates)).rows.tolist() == rows.tolist()
+        assert collate(corpus, rows, 0, BatchSpec(20, duplicates=duplicates)).rows.tolist() == rows.tolist()
 
 
 def test_positives_that_were_not_drawn_are_no_negatives_where_other_rows_bring_them(tmp_path):
@@ -194,10 +196,10 @@ def test_positives_that_were_not_drawn_are_no_negatives_where_other_rows_bring_t
     corpus = corpus_of(write_jsonl(tmp_path / "a.jsonl", ({"text": a, "positive": b} for a, b in cells)))
     names = list(dict.fromkeys(text for row in cells for cell in row for text in cell))
     embeddings = F.normalize(torch.randn(9, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64), dim=1)
-    objective = AngleLoss(LossConfig(ibn_w=1.0), FORMATS["C"], 8)
+    objective = CombinedLoss(LossConfig(ibn_w=1.0), FORMATS["C"], 8)
     further = 0
     for epoch in range(12):
-        structure = collate(corpus, np.array([4, 2, 0, 1, 3]), epoch, Sharing(5)).structure
+        structure = collate(corpus, np.array([4, 2, 0, 1, 3]), epoch, BatchSpec(5)).structure
         rows = [[names[text] for text in row] for row in structure.text_ids.tolist()]
         masked = [
             [n != m and (own == other or (own, other) in known) for m, (_, other) in enumerate(rows)]
@@ -207,14 +209,14 @@ def test_positives_that_were_not_drawn_are_no_negatives_where_other_rows_bring_t
         logits = (20 * queries @ positives.T).masked_fill(torch.tensor(masked), -torch.inf)
         expected = F.cross_entropy(logits, torch.arange(5)).item()
         assert objective(embeddings, structure).total.item() == pytest.approx(expected, rel=1e-12)
-        drawn = replace(structure, alternatives=structure.alternatives[:0])
+        drawn = replace(structure, known_positives=structure.known_positives[:0])
         further += objective(embeddings, drawn).total.item() > expected
     assert further > 6
 
 
-def stream(path: Path, window: int = 8, tokenizer: SpyTokenizer | None = None, **sharing: int) -> StreamData:
+def stream(path: Path, window: int = 8, tokenizer: SpyTokenizer | None = None, **batch_spec: int) -> StreamData:
     """Return a stream of a file in batches of two rows."""
-    return StreamData(SourceConfig(str(path)), "auto", tokenizer or SpyTokenizer(), Sharing(2, **sharing), window)
+    return StreamData(SourceConfig(str(path)), "auto", tokenizer or SpyTokenizer(), BatchSpec(2, **batch_spec), window)
 
 
 @pytest.fixture
@@ -285,7 +287,7 @@ def test_what_a_stream_skips_is_not_tokenised(tmp_path):
 
 def test_shares_of_a_stream_put_together_are_those_of_one_process(tmp_path):
     path = write_rows(tmp_path / "a.jsonl", 23)
-    whole = StreamData(SourceConfig(str(path)), "auto", SpyTokenizer(), Sharing(4), 8).steps(0)
+    whole = StreamData(SourceConfig(str(path)), "auto", SpyTokenizer(), BatchSpec(4), 8).steps(0)
     shares = [stream(path, processes=2, rank=rank).steps(0) for rank in range(2)]
     for one, first, second in islice(zip(whole, *shares, strict=True), 14):
         assert texts_in(one) == [row for pair in zip(first, second, strict=True) for row in content(*pair)]
@@ -304,14 +306,14 @@ def test_bad_rows_of_a_stream_are_said(tmp_path, good):
 def test_a_stream_of_rows_that_are_all_dropped_ends(tmp_path):
     path = write_jsonl(tmp_path / "a.jsonl", [{"text1": "a", "text2": "b", "label": "x"}] * 3)
     source = SourceConfig(str(path), label_map={"x": None})
-    data = StreamData(source, "auto", SpyTokenizer(), Sharing(2), 4)
+    data = StreamData(source, "auto", SpyTokenizer(), BatchSpec(2), 4)
     with pytest.raises(DataError, match="no row to use: label_map dropped all 3"):
         next(data.steps(0))
 
 
 def test_a_message_can_say_where_rows_stand(tmp_path):
     path = write_jsonl(tmp_path / "a.jsonl", [{"text": f"t{n}", "positive": f"p{n}"} for n in range(9)])
-    data = CorpusData(corpus_of(path), Sharing(7, shuffle=False))
+    data = CorpusData(corpus_of(path), BatchSpec(7, shuffle=False))
     assert data.describe(0) == ", ".join(f"{path} line {n}" for n in range(1, 6)) + " and 2 more"
     assert data.describe(1) == f"{path} line 8, {path} line 9"
     assert data.summary == f"{path}: 9 rows"

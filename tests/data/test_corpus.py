@@ -54,7 +54,7 @@ def test_rows_point_to_distinct_texts(tmp_path, tokenizer):
     corpus = load(write_jsonl(tmp_path / "a.jsonl", PAIRS), tokenizer)
     assert (corpus.format.name, len(corpus), len(corpus.tokens)) == ("A", 3, 3)
     assert texts_of(corpus) == [tokens_of("a b"), tokens_of("c"), tokens_of("d")]
-    assert corpus.texts(np.arange(3), 0, 0).tolist() == [[0, 1], [1, 0], [2, 1]]
+    assert corpus.draw_text_ids(np.arange(3), 0, 0).tolist() == [[0, 1], [1, 0], [2, 1]]
     assert corpus.describe(2) == f"{tmp_path / 'a.jsonl'} line 3"
 
 
@@ -62,7 +62,7 @@ def test_shapes_are_written_in_the_letters_of_the_legend(tmp_path, tokenizer):
     corpus = load(write_jsonl(tmp_path / "a.jsonl", PAIRS), tokenizer)
     for letter, meaning in {"B": "rows", "R": "roles"}.items():
         assert re.search(rf"\b{letter} {meaning}\b", structures.__doc__)
-    sizes = {"B": 3, "R": 2, "C": len(corpus.choices)}
+    sizes = {"B": 3, "R": 2, "C": len(corpus.cell_texts)}
     (body,) = ast.parse(inspect.getsource(Corpus)).body
     fields, docs = body.body, body.body[1:]
     written = {
@@ -297,33 +297,33 @@ def lists(tmp_path: Path, tokenizer: SpyTokenizer, rows: int = 12) -> Corpus:
 def test_a_list_cell_gives_one_of_its_texts_by_seed_epoch_and_row(tmp_path, tokenizer):
     corpus = lists(tmp_path, tokenizer)
     rows = np.arange(12)
-    drawn = corpus.texts(rows, 1, 0)
+    drawn = corpus.draw_text_ids(rows, 1, 0)
     own = [{tokens_of(f"p{n}.{k}") for k in range(n % 4 + 1)} for n in range(12)]
     texts = texts_of(corpus)
     assert all(texts[positive] in own[n] for n, (_, positive) in enumerate(drawn.tolist()))
     assert [texts[text] for text, _ in drawn.tolist()] == [tokens_of(f"t{n}") for n in range(12)]
-    np.testing.assert_array_equal(corpus.texts(rows, 1, 0), drawn)
+    np.testing.assert_array_equal(corpus.draw_text_ids(rows, 1, 0), drawn)
     for order in (rows[::-1], rows[[5, 2]], rows[7:8]):
-        np.testing.assert_array_equal(corpus.texts(order, 1, 0), drawn[order])
-    assert (corpus.texts(rows, 1, 1) != drawn).any()
-    assert (corpus.texts(rows, 2, 0) != drawn).any()
+        np.testing.assert_array_equal(corpus.draw_text_ids(order, 1, 0), drawn[order])
+    assert (corpus.draw_text_ids(rows, 1, 1) != drawn).any()
+    assert (corpus.draw_text_ids(rows, 2, 0) != drawn).any()
 
 
 def test_the_pairs_of_cells_with_several_texts_are_those_among_the_given_texts(tmp_path, tokenizer):
     corpus = lists(tmp_path, tokenizer)  # row n has texts "tn" and "pn.0" to "pn.(n % 4)"
     numbers = {text: number for number, text in enumerate(texts_of(corpus))}
     there = [numbers[tokens_of(text)] for text in ("p5.0", "t5", "p5.1", "t4", "p4.0", "t6", "p2.1", "p3.3", "t3")]
-    found = corpus.alternatives(np.array([6, 5, 4, 3]), np.array(there))
+    found = corpus.known_positives(np.array([6, 5, 4, 3]), np.array(there))
     wanted = [(1, "t5", "p5.0"), (1, "t5", "p5.1"), (3, "t3", "p3.3")]  # row 4 has nothing to draw from
     assert sorted(map(tuple, found.tolist())) == sorted(
         (place, numbers[tokens_of(text)], numbers[tokens_of(positive)]) for place, text, positive in wanted
     )
-    assert corpus.alternatives(np.array([4, 0]), np.array(there)).shape == (0, 3)
+    assert corpus.known_positives(np.array([4, 0]), np.array(there)).shape == (0, 3)
 
 
 def test_every_choice_of_a_list_is_drawn_about_equally_often(tmp_path, tokenizer):
     corpus = lists(tmp_path, tokenizer, rows=4)
-    counts = Counter(int(corpus.texts(np.array([3]), 0, epoch)[0, 1]) for epoch in range(400))
+    counts = Counter(int(corpus.draw_text_ids(np.array([3]), 0, epoch)[0, 1]) for epoch in range(400))
     assert len(counts) == 4
     assert min(counts.values()) > 60
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from angle.data.prefetch import ahead
+from angle.data.prefetch import prefetch
 
 
 def threads() -> list[threading.Thread]:
@@ -33,13 +33,13 @@ def counting(made: list[int], number: int, error: Exception | None = None) -> It
 
 @pytest.mark.parametrize("number", [0, 1, 2, 9])
 def test_items_come_in_their_order_and_end(number: int) -> None:
-    assert list(ahead(counting([], number))) == list(range(number))
+    assert list(prefetch(counting([], number))) == list(range(number))
     assert not threads()
 
 
 def test_items_are_made_before_they_are_asked_for_but_not_many() -> None:
     made: list[int] = []
-    items = ahead(counting(made, 100))
+    items = prefetch(counting(made, 100))
     assert next(items) == 0
     wait_until(made, 4)  # the one that was taken, two that wait, and one in hand
     time.sleep(0.3)
@@ -51,7 +51,7 @@ def test_items_are_made_before_they_are_asked_for_but_not_many() -> None:
 
 
 def test_an_error_comes_in_its_place() -> None:
-    items = ahead(counting([], 3, ValueError("the fourth")))
+    items = prefetch(counting([], 3, ValueError("the fourth")))
     assert [next(items) for _ in range(3)] == [0, 1, 2]
     with pytest.raises(ValueError, match="the fourth"):
         next(items)

@@ -24,7 +24,7 @@ from angle.cli.app import agreed_on
 from angle.config import EvaluateConfig, ModelConfig
 from angle.data import sample
 from angle.distributed.environment import launch_time
-from angle.distributed.process_group import join_others
+from angle.distributed.process_group import init_distributed
 from angle.errors import ConfigError
 from angle.evaluation import encoding, report
 from angle.modeling.encoder import Encoder
@@ -169,7 +169,7 @@ def evaluate_share(rank: int, folder: Path, port: int) -> None:
     report.save_results = lambda path, *_: wrote.append(path)  # type: ignore[assignment]
     Encoder.encode_tokens = encode_and_count  # type: ignore[method-assign]
     config = EvaluateConfig(ModelConfig("tiny"), tasks=[str(folder / "pairs.jsonl")], output_dir=str(folder / "out"))
-    report.evaluate(config, join_others("evaluate.py"))
+    report.evaluate(config, init_distributed("evaluate.py"))
     (folder / f"{rank}.json").write_text(json.dumps([lengths, bool(wrote)]))
     dist.destroy_process_group()
 
@@ -179,8 +179,8 @@ def test_what_is_gathered_part_by_part_is_whole(monkeypatch: pytest.MonkeyPatch)
     tokens = Tokens(np.arange(15, dtype=np.int32), np.array([0, 1, 3, 8, 12, 15]))
     for at_once in (1, 2, 100):
         monkeypatch.setattr(encoding, "TOGETHER", at_once)
-        monkeypatch.setattr(encoding, "gather_equal", lambda own, processes: own.repeat(processes, 1))
-        found = encoding.encode_shared(
+        monkeypatch.setattr(encoding, "all_gather", lambda own, processes: own.repeat(processes, 1))
+        found = encoding.encode_distributed(
             lambda some: torch.from_numpy(some.ids[some.offsets[:-1]]).float()[:, None],
             tokens,
             SimpleNamespace(num_processes=2, process_index=0, device=torch.device("cpu")),  # type: ignore[arg-type]

@@ -8,7 +8,7 @@ import psutil
 import pytest
 import torch
 
-from angle.kernels.allocator import freed_memory_kept
+from angle.kernels.allocator import keep_freed_memory
 
 MIB = 2**20
 
@@ -26,7 +26,7 @@ def test_freed_memory_is_kept_until_the_end() -> None:
     torch.ones(MIB)  # what the first tensor of a process loads
     assert resident_after([512]) < 8 * MIB
     before = psutil.Process().memory_info().rss
-    with freed_memory_kept(torch.device("cpu")):
+    with keep_freed_memory(torch.device("cpu")):
         assert resident_after([512]) > 448 * MIB
         assert resident_after([384]) < 8 * MIB  # the same memory once more
     assert psutil.Process().memory_info().rss - before < 8 * MIB
@@ -34,5 +34,5 @@ def test_freed_memory_is_kept_until_the_end() -> None:
 
 
 def test_a_gpu_changes_nothing() -> None:
-    with freed_memory_kept(torch.device("cuda")):
+    with keep_freed_memory(torch.device("cuda")):
         assert resident_after([512]) < 8 * MIB

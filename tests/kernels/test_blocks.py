@@ -18,7 +18,7 @@ from angle.kernels.attention.blocks import (
     masks_for,
     runs_of,
 )
-from angle.kernels.attention.spec import Attention
+from angle.kernels.attention.spec import AttentionSpec
 from angle.kernels.dropout import kept_share
 
 DROPPED = 0.2
@@ -29,7 +29,7 @@ DIRECTIONS = [(False, None), (True, None), (False, 5), (True, 5)]
 def attend(query: Tensor, key: Tensor, value: Tensor, *, causal: bool, window: int | None, runs: Runs) -> Tensor:
     """Attend with dropout that is the same at every call."""
     torch.manual_seed(1)
-    return attend_in_blocks(query, key, value, runs, Attention(causal, window, 0.3, DROPPED))
+    return attend_in_blocks(query, key, value, runs, AttentionSpec(causal, window, 0.3, DROPPED))
 
 
 def naive(
@@ -127,7 +127,7 @@ def test_no_other_blocks_cost_less(seed: int) -> None:
 
 
 def test_masks_of_one_direction_are_as_large_as_one_text() -> None:
-    masks = masks_for(runs_of(LENGTHS), 6, Attention(causal=True, window=5), torch.float32)
+    masks = masks_for(runs_of(LENGTHS), 6, AttentionSpec(causal=True, window=5), torch.float32)
     assert all(mask.shape[0] == 1 for mask in masks)
 
 

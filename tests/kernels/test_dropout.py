@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from angle.config import LoraConfig, ModelConfig
-from angle.kernels.dropout import CpuDropout, draw_kept, kept_share, speed_up_dropout
+from angle.kernels.dropout import CpuDropout, draw_kept, install_dropout, kept_share
 from angle.modeling.encoder import Encoder
 
 MANY = torch.Size((1000, 1000))
@@ -109,7 +109,7 @@ def test_an_encoder_has_it_everywhere(folder_of: Callable[[str], str], lora: Lor
 def test_the_mode_and_the_saved_state_stay() -> None:
     model = nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.3), nn.Sequential(nn.Dropout(0.2)).eval())
     names = list(model.state_dict())
-    speed_up_dropout(model)
+    install_dropout(model)
     assert list(model.state_dict()) == names
     assert [(module.p, module.training) for module in model.modules() if type(module) is CpuDropout] == [
         (0.3, True),

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from angle.config import PoolingConfig
-from angle.kernels.linear import BITS, HELD_TWICE, PAYS_FROM, CpuLinear, even_rows, speed_up_linear, weights_packed
+from angle.kernels.linear import BITS, HELD_TWICE, PAYS_FROM, CpuLinear, even_rows, install_linear, weights_packed
 from angle.modeling.encoder import Encoder
 from angle.modeling.packing import run_packed
 
@@ -41,7 +41,7 @@ def by_onednn(*, products: int) -> Iterator[None]:
 def layer(wide: int = 24, out: int = 40, *, bias: bool = True) -> CpuLinear:
     torch.manual_seed(0)
     made = nn.Sequential(nn.Linear(wide, out, bias=bias))
-    speed_up_linear(made)
+    install_linear(made)
     assert isinstance(made[0], CpuLinear)
     return made[0]
 
@@ -115,7 +115,7 @@ def test_names_hooks_and_other_classes_stay() -> None:
     seen: list[nn.Module] = []
     model[0].register_forward_hook(lambda module, *_: seen.append(module))
     weights = model.state_dict(keep_vars=True)
-    speed_up_linear(model)
+    install_linear(model)
     assert [type(module) for module in model] == [CpuLinear, Own]
     assert all(weights[name] is value for name, value in model.state_dict(keep_vars=True).items())
     model(torch.randn(4, 2))
@@ -143,7 +143,7 @@ def test_weights_that_memory_has_no_room_for_are_not_packed() -> None:
         large = nn.Linear(2**14, HELD_TWICE // 2**16 + 1)
     model = nn.Sequential(layer(), large)
     large.weight = nn.Parameter(torch.empty(1).expand(large.weight.shape))
-    speed_up_linear(model)
+    install_linear(model)
     with weights_packed(model, PAYS_FROM):
         assert model[0].packed is None
 
@@ -166,7 +166,7 @@ def test_what_it_returns_can_be_changed_in_place() -> None:
     """As Longformer and DeBERTa do with their queries."""
     layer, plain = nn.Linear(8, 8), nn.Linear(8, 8)
     plain.load_state_dict(layer.state_dict())
-    speed_up_linear(layer)
+    install_linear(layer)
     assert type(layer) is CpuLinear
     for shape in ((4, 16, 8), (64, 8), (8,)):
         inputs = torch.randn(shape)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from angle.config import LoraConfig, ModelConfig, PoolingConfig
 from angle.kernels import lora as low_rank
-from angle.kernels.lora import _Adapted, speed_up_adapters
+from angle.kernels.lora import _Adapted, install_lora
 from angle.modeling import adapters
 from angle.modeling.encoder import Encoder
 
@@ -28,7 +28,7 @@ def loaded(folder: str, *, fast: bool, monkeypatch: pytest.MonkeyPatch, **settin
     """Return a model whose adapter does something, with peft's own layers or ours."""
     with monkeypatch.context() as patch:
         if not fast:
-            patch.setattr(adapters, "speed_up_adapters", lambda backbone: None)
+            patch.setattr(adapters, "install_lora", lambda backbone: None)
         model = ModelConfig(folder, **settings)
         encoder = Encoder.load(model, PoolingConfig("avg"), LoraConfig(True, r=4, alpha=8, dropout=0.2)).train()
     torch.manual_seed(0)
@@ -123,7 +123,7 @@ def test_an_input_is_saved_once_for_the_layers_that_share_it(monkeypatch: pytest
             return self.one(values) + self.other(values)
 
     model: Any = get_peft_model(Pair(), PeftConfig(r=2, lora_dropout=0.1, target_modules=["one", "other"])).train()
-    speed_up_adapters(model)
+    install_lora(model)
     values = torch.randn(640, 512, requires_grad=True) * 1
     saved = _Saved()
     with saved.hooks:
@@ -136,13 +136,13 @@ def test_an_input_is_saved_once_for_the_layers_that_share_it(monkeypatch: pytest
 def _adapted(**settings: Any) -> Any:
     model = nn.Sequential(nn.Linear(6, 5))
     made: Any = get_peft_model(model, PeftConfig(r=2, target_modules=["0"], init_lora_weights=False, **settings))
-    speed_up_adapters(made)
+    install_lora(made)
     return made
 
 
 def test_frozen_adapters_save_nothing_of_the_inputs_width() -> None:
     model = get_peft_model(nn.Sequential(nn.Linear(512, 8)), PeftConfig(r=2, target_modules=["0"]))
-    speed_up_adapters(model)
+    install_lora(model)
     values = torch.randn(640, 512, requires_grad=True) * 1
     for parameter in model.parameters():
         parameter.requires_grad_(False)

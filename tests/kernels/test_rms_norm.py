@@ -13,7 +13,7 @@ from packed_models import close, embed, gradients, load
 from torch import Tensor, nn
 
 from angle.kernels import rms_norm as norms
-from angle.kernels.rms_norm import _Fused, speed_up_norms
+from angle.kernels.rms_norm import _Fused, install_rms_norm
 from angle.modeling import encoder as encoder_module
 
 
@@ -39,7 +39,7 @@ def test_a_model_with_fused_norms_computes_the_same(
     found = embed(encoder)
     assert len(calls) == len(fused(encoder))
     with monkeypatch.context() as patch:
-        patch.setattr(encoder_module, "speed_up_norms", lambda backbone: None)
+        patch.setattr(encoder_module, "install_rms_norm", lambda backbone: None)
         plain = load(folder_of(name)).eval()
     assert not fused(plain)
     wanted = embed(plain)
@@ -78,7 +78,7 @@ class Norm(nn.Module):
 )
 def test_the_epsilon_counts(scale: Callable[[Tensor], Tensor], same: bool) -> None:
     model = nn.Sequential(Norm(scale))
-    speed_up_norms(model)
+    install_rms_norm(model)
     assert bool(fused(model)) == same
 
 
@@ -87,7 +87,7 @@ def test_weights_that_hide_a_difference() -> None:
     norm = nn.LayerNorm(8, bias=False)
     nn.init.zeros_(norm.weight)
     model = nn.Sequential(norm)
-    speed_up_norms(model)
+    install_rms_norm(model)
     assert not fused(model)
 
 
@@ -99,7 +99,7 @@ def test_norms_with_a_gate() -> None:
             return super().forward(values if gate is None else values * gate)
 
     model = nn.Sequential(Gated(lambda square: torch.rsqrt(square + 1e-6)), Qwen3NextRMSNormGated(8))
-    speed_up_norms(model)
+    install_rms_norm(model)
     assert not fused(model)
 
 

@@ -37,9 +37,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from angle.config import TrainConfig
 from angle.config.build import build_config
-from angle.kernels.attention import varlen
-from angle.kernels.attention.spec import Attention
-from angle.kernels.attention.varlen import FLASH, RECTANGLE, VARLEN, Texts, choose
+from angle.kernels.attention import packed, varlen
+from angle.kernels.attention.spec import AttentionSpec
+from angle.kernels.attention.varlen import FLASH, RECTANGLE, VARLEN, PackedTexts, choose
 from angle.modeling import packing
 from angle.modeling.encoder import Encoder
 from angle.tracking.tracker import Tracker
@@ -54,11 +54,11 @@ WAITING = ("_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "equ
 
 
 def attend_plainly(
-    query: Tensor, key: Tensor, value: Tensor, offsets: Tensor, window: tuple[int, int], scale: float | None
+    query: Tensor, key: Tensor, value: Tensor, cu_seqlens: Tensor, window: tuple[int, int], scale: float | None
 ) -> Tensor:
     """Attend text by text, with at most `window` tokens before and behind each."""
     texts = []
-    for start, end in zip(offsets.tolist()[:-1], offsets.tolist()[1:], strict=True):
+    for start, end in zip(cu_seqlens.tolist()[:-1], cu_seqlens.tolist()[1:], strict=True):
         q, k, v = (tensor[start:end].transpose(0, 1) for tensor in (query, key, value))
         k, v = (tensor.repeat_interleave(len(q) // len(tensor), dim=0) for tensor in (k, v))
         place = torch.arange(end - start)
@@ -69,12 +69,14 @@ def attend_plainly(
     return torch.cat(texts)
 
 
-def demand(query: Tensor, key: Tensor, value: Tensor, offsets: tuple[Tensor, Tensor], longest: tuple[int, int]) -> None:
+def demand(
+    query: Tensor, key: Tensor, value: Tensor, cu_seqlens: tuple[Tensor, Tensor], longest: tuple[int, int]
+) -> None:
     """Check what both kernels demand, beside the type of the numbers."""
     assert query.dtype == key.dtype == value.dtype
     assert query.shape[0] == key.shape[0] == value.shape[0]
     assert query.stride(-1) == key.stride(-1) == value.stride(-1) == 1
-    for each, length in zip(offsets, longest, strict=True):
+    for each, length in zip(cu_seqlens, longest, strict=True):
         assert each.dtype == torch.int32
         assert each.is_contiguous()
         assert type(length) is int
@@ -134,9 +136,9 @@ def flash_attn_varlen_func(
     return torch.nn.functional.dropout(out, dropout_p)
 
 
-def flash_with_dropout(q: Tensor, k: Tensor, v: Tensor, texts: Texts, how: Attention) -> Tensor:
-    demand(q, k, v, (texts.offsets, texts.offsets), (texts.longest, texts.longest))
-    return torch.nn.functional.dropout(attend_plainly(q, k, v, texts.offsets, how.sides, how.scaling), how.dropout)
+def flash_with_dropout(q: Tensor, k: Tensor, v: Tensor, texts: PackedTexts, how: AttentionSpec) -> Tensor:
+    demand(q, k, v, (texts.cu_seqlens, texts.cu_seqlens), (texts.max_seqlen, texts.max_seqlen))
+    return torch.nn.functional.dropout(attend_plainly(q, k, v, texts.cu_seqlens, how.sides, how.scaling), how.dropout)
 
 
 @pytest.fixture
@@ -147,7 +149,8 @@ def take(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     package.flash_attn_varlen_func = flash_attn_varlen_func  # type: ignore[attr-defined]
 
     def by(way: str, kernel: Callable[..., Tensor] = varlen_attn) -> None:
-        monkeypatch.setattr(packing, "RUN_BY_RUN", ())
+        for module in (packing, packed):
+            monkeypatch.setattr(module, "RUN_BY_RUN", ())
         monkeypatch.setattr(varlen, "choose", lambda *_: way)
         monkeypatch.setattr(varlen, "installed_kernels", lambda: BOTH)  # the real one remembers what it found
         monkeypatch.setattr(torch.nn.attention.varlen, "varlen_attn", kernel)
@@ -206,23 +209,23 @@ def test_a_cpu_has_no_capability() -> None:
 
 
 def test_places_offsets_and_masks() -> None:
-    texts = Texts(np.array([3, 1]), torch.device("cpu"))
-    assert texts.offsets.tolist() == [0, 3, 4]
+    texts = PackedTexts(np.array([3, 1]), torch.device("cpu"))
+    assert texts.cu_seqlens.tolist() == [0, 3, 4]
     assert texts.places.tolist() == [0, 1, 2, 3]
-    assert Texts(np.array([1, 3]), torch.device("cpu")).places.tolist() == [0, 3, 4, 5]
-    full = texts.mask(Attention(causal=False))
+    assert PackedTexts(np.array([1, 3]), torch.device("cpu")).places.tolist() == [0, 3, 4, 5]
+    full = texts.mask(AttentionSpec(causal=False))
     assert full is not None
     assert full.tolist() == [[[[True, True, True]]], [[[True, False, False]]]]
-    assert texts.mask(Attention(causal=True)) is None
-    assert Texts(np.array([2, 2]), torch.device("cpu")).mask(Attention(causal=False)) is None
-    near = texts.mask(Attention(causal=False, window=2))
+    assert texts.mask(AttentionSpec(causal=True)) is None
+    assert PackedTexts(np.array([2, 2]), torch.device("cpu")).mask(AttentionSpec(causal=False)) is None
+    near = texts.mask(AttentionSpec(causal=False, window=2))
     assert near is not None
     assert near.int().tolist() == [[[[1, 1, 0], [1, 1, 1], [0, 1, 1]]], [[[1, 0, 0], [0, 1, 1], [0, 1, 1]]]]
-    before = texts.mask(Attention(causal=True, window=2))
+    before = texts.mask(AttentionSpec(causal=True, window=2))
     assert before is not None
     assert before.int().tolist() == [[[[1, 0, 0], [1, 1, 0], [0, 1, 1]]]]
-    assert texts.mask(Attention(causal=True, window=2)) is before  # made once
-    assert texts.offsets is texts.offsets
+    assert texts.mask(AttentionSpec(causal=True, window=2)) is before  # made once
+    assert texts.cu_seqlens is texts.cu_seqlens
 
 
 WAYS = [(RECTANGLE, *case) for case in cases()] + [(VARLEN, *case) for case in cases()]
@@ -288,7 +291,7 @@ def test_autocast(folder_of: Callable[[str], str], take: Callable[[str], None], 
     encoder = load(folder_of(name)).eval()
     wanted = embed(encoder)
     with torch.autocast("cpu", torch.bfloat16):
-        assert packing.works_here(encoder.backbone, training=True)
+        assert packing.packing_is_exact(encoder.backbone, training=True)
         found = embed(encoder)
     assert torch.nn.functional.cosine_similarity(found, wanted).min() > 0.99
     found.sum().backward()
@@ -313,15 +316,15 @@ class Recorder(TorchDispatchMode):
 @pytest.mark.parametrize(
     ("how", "causal", "sides"),
     [
-        (Attention(causal=False, dropout=0.1), False, (-1, -1)),
-        (Attention(causal=True, dropout=0.2, scaling=0.5), True, (-1, 0)),
-        (Attention(causal=False, window=3, dropout=0.1), False, (2, 2)),
-        (Attention(causal=True, window=3, dropout=0.1), False, (2, 0)),
+        (AttentionSpec(causal=False, dropout=0.1), False, (-1, -1)),
+        (AttentionSpec(causal=True, dropout=0.2, scaling=0.5), True, (-1, 0)),
+        (AttentionSpec(causal=False, window=3, dropout=0.1), False, (2, 2)),
+        (AttentionSpec(causal=True, window=3, dropout=0.1), False, (2, 0)),
     ],
 )
-def test_dropout_is_given_to_torch_s_operator(how: Attention, causal: bool, sides: tuple[int, int]) -> None:
+def test_dropout_is_given_to_torch_s_operator(how: AttentionSpec, causal: bool, sides: tuple[int, int]) -> None:
     """On tensors without contents: torch checks the arguments and knows the gradient, but computes nothing."""
-    texts = Texts(np.array([4, 2]), torch.device("meta"))
+    texts = PackedTexts(np.array([4, 2]), torch.device("meta"))
     q = torch.empty(6, 4, 8, dtype=torch.bfloat16, device="meta", requires_grad=True)
     k, v = (torch.empty(6, 2, 8, dtype=torch.bfloat16, device="meta", requires_grad=True) for _ in range(2))
     with Recorder() as recorder:
@@ -346,9 +349,9 @@ def test_a_kernel_computes_in_the_type_of_autocast(
     take(VARLEN)
     monkeypatch.setattr(varlen, "choose", lambda _, kind, *__: seen.append(kind) or VARLEN)
     q, k, v = torch.randn(3, 1, 4, 6, 8)
-    texts = Texts(np.array([4, 2]), torch.device("cpu"))
+    texts = PackedTexts(np.array([4, 2]), torch.device("cpu"))
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-        out = varlen.attend_texts(q, k, v, texts, Attention(causal=True))
+        out = varlen.attend_texts(q, k, v, texts, AttentionSpec(causal=True))
     assert seen == [out.dtype] == [torch.bfloat16 if autocast else torch.float32]
 
 
@@ -445,10 +448,10 @@ def test_what_a_device_cannot_do_is_found_out_there(folder_of: Callable[[str], s
     encoder = load(folder_of("bert")).train()
     encoder.backbone.embeddings.dropout.p = 0.1
     state = torch.get_rng_state()
-    assert packing.works_here(encoder.backbone, training=True)
+    assert packing.packing_is_exact(encoder.backbone, training=True)
     assert encoder.backbone.training
     encoder.eval()
-    assert packing.works_here(encoder.backbone, training=True)
+    assert packing.packing_is_exact(encoder.backbone, training=True)
     assert not encoder.backbone.training
     assert not gradients(encoder)
     assert torch.equal(torch.get_rng_state(), state)
@@ -458,12 +461,12 @@ def test_what_a_device_cannot_do_is_found_out_there(folder_of: Callable[[str], s
         return attend_plainly(*args[:3], everything, window_size, kwargs["scale"])
 
     take(VARLEN, blind)
-    assert not packing.works_here(encoder.backbone, training=False)
+    assert not packing.packing_is_exact(encoder.backbone, training=False)
     take(VARLEN, lambda *args, **kwargs: Untrainable.apply(varlen_attn(*args, **kwargs)))
-    assert packing.works_here(encoder.backbone, training=False)
-    assert not packing.works_here(encoder.backbone, training=True)
+    assert packing.packing_is_exact(encoder.backbone, training=False)
+    assert not packing.packing_is_exact(encoder.backbone, training=True)
     take(VARLEN, lambda *args, **kwargs: varlen_attn(*args, **kwargs) * (torch.nan if torch.is_grad_enabled() else 1))
-    assert not packing.works_here(encoder.backbone, training=True)
+    assert not packing.packing_is_exact(encoder.backbone, training=True)
 
 
 @pytest.mark.parametrize("works", [True, False])
@@ -475,7 +478,8 @@ def test_packed_rows_are_tried_once_where_the_weights_went(
     # There is no other device here to go to: the encoder is told that its weights are on one.
     monkeypatch.setattr(Encoder, "device", torch.device("cuda"))
     monkeypatch.setattr(
-        "angle.modeling.encoder.works_here", lambda backbone, training: tried.append((backbone, training)) or works
+        "angle.modeling.encoder.packing_is_exact",
+        lambda backbone, training: tried.append((backbone, training)) or works,
     )
     close(embed(encoder), wanted)
     close(embed(encoder), wanted)
@@ -546,5 +550,5 @@ def test_a_run_tries_packed_rows_in_its_own_precision_and_says_so(
     accelerator = setup.start_accelerator(config)
     built = setup.build(config, accelerator)
     assert tried == [(True, True, "cpu")]
-    said = banner(built.config, built.encoder, built.data, built.total, accelerator)
+    said = banner(built.config, built.encoder, built.data, built.total_steps, accelerator)
     assert "bf16, texts padded, for packed ones failed the comparison on this device" in said

@@ -161,7 +161,7 @@ def test_dropout_within_graphs_is_thrown_again(
     folder_of: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As on a GPU: there dropout is torch's, part of the graph, and drawn by the compiler in a way of its own."""
-    monkeypatch.setattr(encoder_module, "speed_up_dropout", lambda backbone: None)
+    monkeypatch.setattr(encoder_module, "install_dropout", lambda backbone: None)
     settings = {
         "model": {"name_or_path": folder_of("bert"), "attn_implementation": "sdpa"},
         "data": {"train": {"name_or_path": "sample"}},
@@ -170,16 +170,16 @@ def test_dropout_within_graphs_is_thrown_again(
     config = build_config(settings, TrainConfig)
     accelerator = setup.start_accelerator(config)
     made = setup.build(config, accelerator)
-    graphs, student = counters["stats"]["unique_graphs"], made.student.train()
+    graphs, student = counters["stats"]["unique_graphs"], made.trainable.train()
     batch = next(made.data.train.steps(0))[0]
-    parts = micro_batches(batch.limits, 60)
+    parts = micro_batches(batch.max_lengths, 60)
     assert len(parts) > 2
     torch.manual_seed(5)
-    loss = Step(student, made.objective, None, accelerator, 60).add_gradient(batch)
+    loss = Step(student, made.objective, None, accelerator, 60).forward_backward(batch)
     found, dice = {name: p.grad.clone() for name, p in student.named_parameters() if p.grad is not None}, torch.rand(1)
     student.zero_grad()
     torch.manual_seed(5)
-    embeddings = torch.cat([student(*batch.some(part, accelerator.device))[0] for part in parts])
+    embeddings = torch.cat([student(*batch.micro_batch(part, accelerator.device))[0] for part in parts])
     wanted = made.objective(embeddings, batch.structure)
     assert torch.equal(torch.rand(1), dice)
     wanted.total.backward()
@@ -187,7 +187,7 @@ def test_dropout_within_graphs_is_thrown_again(
     close(list(found.values()), [p.grad for p in student.parameters() if p.grad is not None])
     assert counters["stats"]["unique_graphs"] > graphs > 0
     torch.manual_seed(6)
-    assert Step(student, made.objective, None, accelerator, 60).add_gradient(batch).total != loss.total
+    assert Step(student, made.objective, None, accelerator, 60).forward_backward(batch).total != loss.total
 
 
 @pytest.mark.slow

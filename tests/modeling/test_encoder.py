@@ -20,7 +20,7 @@ from angle.config import LoraConfig, ModelConfig, PoolingConfig
 from angle.errors import ConfigError
 from angle.modeling.description import describe
 from angle.modeling.encoder import Encoder
-from angle.modeling.host_copy import collect
+from angle.modeling.host_copy import copy_to_host
 from angle.modeling.tiny import tiny_tokenizer
 from angle.structures import Tokens
 
@@ -371,7 +371,7 @@ def test_padding_need_not_be_a_token_of_the_model(model_folder: Callable[[str], 
 def test_groups_are_copied_together_to_their_places(together: int, copies: list[int]) -> None:
     rows, out, seen = torch.arange(24.0).view(6, 4), torch.zeros(6, 4), list[int]()
     places = [np.array([4, 0]), np.array([5, 1, 3]), np.array([2])]
-    collect(((some, rows[torch.from_numpy(some)].bfloat16()) for some in places), out, seen.append, together)
+    copy_to_host(((some, rows[torch.from_numpy(some)].bfloat16()) for some in places), out, seen.append, together)
     assert torch.equal(out, rows)
     assert seen == copies
 

@@ -47,8 +47,10 @@ def test_a_model_that_ignores_the_runs_is_padded(
 ) -> None:
     attend = packing.attend
 
-    def forgetful(_: Any, query: Tensor, *args: Any, packed_texts: packing.Texts | None = None, **kwargs: Any) -> Any:
-        everything = packed_texts and packing.Texts(np.array([query.shape[2]]), query.device)
+    def forgetful(
+        _: Any, query: Tensor, *args: Any, packed_texts: packing.PackedTexts | None = None, **kwargs: Any
+    ) -> Any:
+        everything = packed_texts and packing.PackedTexts(np.array([query.shape[2]]), query.device)
         return attend(_, query, *args, packed_texts=everything, **kwargs)
 
     monkeypatch.setattr(packing, "attend", forgetful)

@@ -13,7 +13,7 @@ from torch import Tensor
 from angle.config import EseConfig, LossConfig, TeacherConfig
 from angle.modeling.pooling import pool
 from angle.objective.alignment import Aligned, alignment_loss, divergences
-from angle.objective.combined import AngleLoss
+from angle.objective.combined import CombinedLoss
 from angle.objective.espresso import EspressoLoss
 from angle.objective.objective import Objective
 from angle.structures import FORMATS, Structure
@@ -53,7 +53,7 @@ def golden_objective(case: str, kind: str, *, asked: bool = True) -> tuple[Tenso
     lengths, (_, pooling, theirs) = mask.sum(1).numpy(), case.split("_")
     index = torch.arange(len(mask)).view(-1, 2)
     structure = Structure(FORMATS["A"], index, index, torch.from_numpy(GOLDENS[f"{case}/labels"])[::2, 0])
-    loss = AngleLoss(LossConfig(1.0, 20.0, 1.0), FORMATS["A"], 16, duplicates="keep")
+    loss = CombinedLoss(LossConfig(1.0, 20.0, 1.0), FORMATS["A"], 16, duplicates="keep")
     embeddings = pool(hidden[-1][mask.bool()], lengths, pooling)
     if theirs == "all":
         # The reference sums over a text's positions, pads among them, where we take the mean over its tokens.

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from angle.config import LossConfig
 from angle.errors import ConfigError
-from angle.objective.combined import AngleLoss
-from angle.objective.contrastive import in_batch_loss, text_to_candidates_loss
-from angle.objective.normalize import unit
-from angle.objective.ranking import angle_scores, cosine_scores, ranking_loss
+from angle.objective.combined import CombinedLoss
+from angle.objective.contrastive import info_nce, nt_xent
+from angle.objective.normalize import l2_normalize
+from angle.objective.ranking import angle_scores, cosent_loss, cosine_scores
 from angle.structures import FORMATS, Structure
 
 #: Random embeddings and labels with losses and gradients (float64) that release 0.5.4 of the reference gives; for the
@@ -45,20 +45,20 @@ def evaluate(record: dict[str, Any], embeddings: Tensor) -> Tensor:
     if record["function"] == "objective":
         if settings.pop("angle_pooling_strategy", "sum") == "mean":
             settings["angle_tau"] /= dimensions
-        objective = AngleLoss(LossConfig(**settings), data_format, dimensions, duplicates="keep")
+        objective = CombinedLoss(LossConfig(**settings), data_format, dimensions, duplicates="keep")
         return objective(embeddings, Structure(data_format, index, ids, labels)).total
-    roles, no_alternatives = unit(roles), torch.empty(0, 3, dtype=torch.int64)
+    roles, no_alternatives = l2_normalize(roles), torch.empty(0, 3, dtype=torch.int64)
     if record["function"] == "contrastive":
         used = roles if settings["neg"] else roles[:, :2]
-        return text_to_candidates_loss(used, index[:, : used.shape[1]], no_alternatives, settings["tau"])
+        return info_nce(used, index[:, : used.shape[1]], no_alternatives, settings["tau"])
     assert labels is not None
     if record["function"] == "in_batch":
-        return in_batch_loss(roles, labels.trunc() > 0, index, no_alternatives, settings["tau"])
+        return nt_xent(roles, labels.trunc() > 0, index, no_alternatives, settings["tau"])
     if record["function"] == "cosine":
-        return ranking_loss(settings["tau"] * cosine_scores(roles[:, 0], roles[:, 1]), labels)
+        return cosent_loss(settings["tau"] * cosine_scores(roles[:, 0], roles[:, 1]), labels)
     assert record["function"] == "angle"
     tau = settings["tau"] / (dimensions if settings["pooling_strategy"] == "mean" else 1)
-    return ranking_loss(tau * angle_scores(roles[:, 0], roles[:, 1]), labels)
+    return cosent_loss(tau * angle_scores(roles[:, 0], roles[:, 1]), labels)
 
 
 @pytest.mark.parametrize(("record", "loss", "gradient"), records())
@@ -86,8 +86,8 @@ def make(rows: int = 6, name: str = "A", dimensions: int = 8, seed: int = 0) -> 
 )
 def test_null_weights_are_those_of_the_format(name: str, weights: tuple[float, float, float]) -> None:
     embeddings, structure = make(name=name)
-    by_default = AngleLoss(LossConfig(), FORMATS[name], 8)(embeddings, structure)
-    spelled_out = AngleLoss(LossConfig(*weights), FORMATS[name], 8)(embeddings, structure)
+    by_default = CombinedLoss(LossConfig(), FORMATS[name], 8)(embeddings, structure)
+    spelled_out = CombinedLoss(LossConfig(*weights), FORMATS[name], 8)(embeddings, structure)
     names = ("cosine", "ibn", "angle")
     assert set(by_default.terms) == {term for term, weight in zip(names, weights, strict=True) if weight}
     assert by_default.total.item() == spelled_out.total.item()
@@ -99,7 +99,7 @@ def test_null_weights_are_those_of_the_format(name: str, weights: tuple[float, f
 def test_total_is_the_weighted_sum_and_terms_carry_no_gradient(name: str) -> None:
     embeddings, structure = make(name=name)
     embeddings.requires_grad_()
-    result = AngleLoss(LossConfig(0.5, 35.0, 2.0), FORMATS[name], 8)(embeddings, structure)
+    result = CombinedLoss(LossConfig(0.5, 35.0, 2.0), FORMATS[name], 8)(embeddings, structure)
     weights = {"cosine": 0.5, "ibn": 35.0, "angle": 2.0}
     expected = sum(weights[term] * value for term, value in result.terms.items())
     assert result.total.item() == pytest.approx(float(expected), rel=1e-6)
@@ -109,7 +109,7 @@ def test_total_is_the_weighted_sum_and_terms_carry_no_gradient(name: str) -> Non
 
 def test_format_c_multiplies_by_ibn_w_and_has_no_other_term() -> None:
     embeddings, structure = make(name="C")
-    one, many = (AngleLoss(LossConfig(9.0, w, 9.0), FORMATS["C"], 8)(embeddings, structure) for w in (1.0, 30.0))
+    one, many = (CombinedLoss(LossConfig(9.0, w, 9.0), FORMATS["C"], 8)(embeddings, structure) for w in (1.0, 30.0))
     assert set(many.terms) == {"ibn"}
     assert many.total.item() == pytest.approx(30 * one.total.item(), rel=1e-6)
     assert many.terms["ibn"].item() == one.terms["ibn"].item()
@@ -119,14 +119,14 @@ def test_rows_point_into_the_embeddings() -> None:
     embeddings, structure = make()
     order = torch.randperm(len(embeddings), generator=torch.Generator().manual_seed(3))
     moved = Structure(structure.format, torch.argsort(order)[structure.index], structure.text_ids, structure.labels)
-    objective = AngleLoss(LossConfig(), FORMATS["A"], 8)
+    objective = CombinedLoss(LossConfig(), FORMATS["A"], 8)
     assert objective(embeddings[order], moved).total.item() == objective(embeddings, structure).total.item()
 
 
 @pytest.mark.parametrize("name", ["A", "B"])
 def test_odd_dimensions_are_refused_with_the_angle_term(name: str) -> None:
     with pytest.raises(ConfigError) as error:
-        AngleLoss(LossConfig(), FORMATS[name], 7)
+        CombinedLoss(LossConfig(), FORMATS[name], 7)
     assert str(error.value) == (
         "loss.angle_w=1 cannot work with 7 dimensions: the angle loss splits an embedding into a real and an "
         "imaginary half; choose a model of even width or loss.angle_w=0."
@@ -136,14 +136,14 @@ def test_odd_dimensions_are_refused_with_the_angle_term(name: str) -> None:
 @pytest.mark.parametrize(("name", "config"), [("A", LossConfig(angle_w=0)), ("C", LossConfig())])
 def test_odd_dimensions_work_without_it(name: str, config: LossConfig) -> None:
     embeddings, structure = make(name=name, dimensions=7)
-    assert AngleLoss(config, FORMATS[name], 7)(embeddings, structure).total.isfinite()
+    assert CombinedLoss(config, FORMATS[name], 7)(embeddings, structure).total.isfinite()
 
 
 def test_no_weight_above_zero_is_refused() -> None:
     with pytest.raises(ConfigError, match="are all 0, so there is nothing to learn"):
         LossConfig(0.0, 0.0, 0.0)
     with pytest.raises(ConfigError, match=re.escape("loss.ibn_w=0 leaves nothing to learn: format C")):
-        AngleLoss(LossConfig(ibn_w=0.0), FORMATS["C"], 8)
+        CombinedLoss(LossConfig(ibn_w=0.0), FORMATS["C"], 8)
 
 
 @pytest.mark.parametrize(
@@ -152,9 +152,9 @@ def test_no_weight_above_zero_is_refused() -> None:
 def test_positive_above_decides_which_graded_pairs_attract(above: float | None, positive: list[int]) -> None:
     embeddings, structure = make(rows=5)
     graded = Structure(structure.format, structure.index, structure.text_ids, torch.tensor([0.0, 0.5, 3.0, 4.0, 5.0]))
-    objective = AngleLoss(LossConfig(0.0, 1.0, 0.0, positive_above=above), FORMATS["A"], 8)
-    pairs, which = unit(embeddings).view(5, 2, 8), torch.tensor(positive).bool()
-    expected = in_batch_loss(pairs, which, structure.text_ids, structure.alternatives, 20.0)
+    objective = CombinedLoss(LossConfig(0.0, 1.0, 0.0, positive_above=above), FORMATS["A"], 8)
+    pairs, which = l2_normalize(embeddings).view(5, 2, 8), torch.tensor(positive).bool()
+    expected = nt_xent(pairs, which, structure.text_ids, structure.known_positives, 20.0)
     assert objective(embeddings, graded).total.item() == pytest.approx(expected.item(), rel=1e-6)
 
 
@@ -164,17 +164,17 @@ def test_keep_counts_equal_texts_and_alternatives_as_any_others(name: str) -> No
     ids = structure.text_ids.clone()
     ids[3, 0] = ids[1, 0]
     weights = LossConfig(0.0, 1.0, 0.0, ibn_tau=1.0)
-    alternatives = torch.tensor([[1, ids[1, 0], ids[2, 1]]])  # in format A row 1 is positive
+    known_positives = torch.tensor([[1, ids[1, 0], ids[2, 1]]])  # in format A row 1 is positive
 
     def loss_of(duplicates: str, *texts: Tensor) -> float:
         given = Structure(structure.format, structure.index, texts[0], structure.labels, *texts[1:])
-        return AngleLoss(weights, FORMATS[name], 8, duplicates)(embeddings, given).total.item()
+        return CombinedLoss(weights, FORMATS[name], 8, duplicates)(embeddings, given).total.item()
 
     for duplicates in ("mask", "drop"):
-        both = loss_of(duplicates, ids, alternatives)
+        both = loss_of(duplicates, ids, known_positives)
         assert both < loss_of(duplicates, ids) < loss_of(duplicates, structure.text_ids)
-        assert both < loss_of(duplicates, structure.text_ids, alternatives) < loss_of(duplicates, structure.text_ids)
-    assert loss_of("keep", ids, alternatives) == loss_of("mask", structure.text_ids)
+        assert both < loss_of(duplicates, structure.text_ids, known_positives) < loss_of(duplicates, structure.text_ids)
+    assert loss_of("keep", ids, known_positives) == loss_of("mask", structure.text_ids)
 
 
 @pytest.mark.parametrize("name", ["A", "B", "C"])
@@ -183,11 +183,11 @@ def test_half_precision_embeddings_of_large_norm_stay_finite(name: str, dtype: t
     embeddings, structure = make(name=name)
     large = (300 * embeddings).to(dtype).requires_grad_()
     assert large.float().norm(dim=-1).min() > 256
-    result = AngleLoss(LossConfig(1.0, 20.0, 1.0), FORMATS[name], 8)(large, structure)
+    result = CombinedLoss(LossConfig(1.0, 20.0, 1.0), FORMATS[name], 8)(large, structure)
     result.total.backward()
     assert large.grad is not None
     assert large.grad.isfinite().all()
-    exact = AngleLoss(LossConfig(1.0, 20.0, 1.0), FORMATS[name], 8)(large.detach().float(), structure)
+    exact = CombinedLoss(LossConfig(1.0, 20.0, 1.0), FORMATS[name], 8)(large.detach().float(), structure)
     assert result.total.dtype == torch.float32
     assert result.total.item() == exact.total.item()
 
@@ -195,7 +195,7 @@ def test_half_precision_embeddings_of_large_norm_stay_finite(name: str, dtype: t
 @pytest.mark.parametrize("name", ["A", "B", "C"])
 def test_autocast_changes_nothing(name: str) -> None:
     embeddings, structure = make(name=name)
-    objective = AngleLoss(LossConfig(1.0, 20.0, 1.0), FORMATS[name], 8)
+    objective = CombinedLoss(LossConfig(1.0, 20.0, 1.0), FORMATS[name], 8)
     with torch.autocast("cpu", torch.bfloat16):
         assert (embeddings @ embeddings.T).dtype == torch.bfloat16
         inside = objective(embeddings, structure).total
@@ -208,7 +208,7 @@ def test_zero_vectors_give_finite_loss_and_gradient(name: str) -> None:
     embeddings, structure = make(name=name)
     embeddings[[0, 1, 4]] = 0
     embeddings.requires_grad_()
-    total = AngleLoss(LossConfig(1.0, 20.0, 1.0), FORMATS[name], 8)(embeddings, structure).total
+    total = CombinedLoss(LossConfig(1.0, 20.0, 1.0), FORMATS[name], 8)(embeddings, structure).total
     total.backward()
     assert total.isfinite()
     assert embeddings.grad is not None
@@ -219,7 +219,7 @@ def test_zero_vectors_give_finite_loss_and_gradient(name: str) -> None:
 def test_a_single_row_works(name: str) -> None:
     embeddings, structure = make(rows=1, name=name)
     embeddings.requires_grad_()
-    total = AngleLoss(LossConfig(), FORMATS[name], 8)(embeddings, structure).total
+    total = CombinedLoss(LossConfig(), FORMATS[name], 8)(embeddings, structure).total
     total.backward()
     assert total.isfinite()
     assert embeddings.grad is not None

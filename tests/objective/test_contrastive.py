@@ -12,14 +12,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from angle.objective import contrastive
 from angle.objective.contrastive import (
-    ALONE,
-    FalseNegatives,
-    Workers,
-    cross_entropy_over,
-    in_batch_loss,
-    text_to_candidates_loss,
+    SINGLE_PROCESS,
+    FalseNegativeMask,
+    QueryShards,
+    chunked_info_nce,
+    info_nce,
+    nt_xent,
 )
-from angle.objective.normalize import unit
+from angle.objective.normalize import l2_normalize
 from angle.training.dry_run import Allocations
 
 NONE = torch.empty(0, 3, dtype=torch.int64)
@@ -27,12 +27,12 @@ NONE = torch.empty(0, 3, dtype=torch.int64)
 
 def in_batch(pairs: Tensor, positive: Tensor, ids: Tensor, tau: float, others: Tensor = NONE, **further: Any) -> Tensor:
     """Return the loss of format A of embeddings of any length."""
-    return in_batch_loss(unit(pairs), positive, ids, others.to(ids.device), tau, **further)
+    return nt_xent(l2_normalize(pairs), positive, ids, others.to(ids.device), tau, **further)
 
 
 def to_candidates(roles: Tensor, ids: Tensor, tau: float, others: Tensor = NONE, **further: Any) -> Tensor:
     """Return the loss of formats B and C of embeddings of any length."""
-    return text_to_candidates_loss(unit(roles), ids, others.to(ids.device), tau, **further)
+    return info_nce(l2_normalize(roles), ids, others.to(ids.device), tau, **further)
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
@@ -162,18 +162,18 @@ def test_processes_share_out_the_queries(name: str, number: int) -> None:
     """What each finds alone adds up to the whole, and each computes the logits of its own queries only."""
     ids, positive = random_ids(6, 3, 0), torch.tensor([True, False, True, True, False, True])
 
-    def loss_of(roles: Tensor, workers: Workers) -> Tensor:
+    def loss_of(roles: Tensor, query_shards: QueryShards) -> Tensor:
         if name == "A":
-            return in_batch(roles[:, :2], positive, ids[:, :2], 7.0, workers=workers)
-        return to_candidates(roles, ids, 7.0, workers=workers)
+            return in_batch(roles[:, :2], positive, ids[:, :2], 7.0, query_shards=query_shards)
+        return to_candidates(roles, ids, 7.0, query_shards=query_shards)
 
     roles = normal(6, 3, 8).requires_grad_()
     with Products() as together:
-        whole = loss_of(roles, ALONE)
+        whole = loss_of(roles, SINGLE_PROCESS)
     parts, counts = [], []
     for rank in range(number):
         with Products() as own:
-            parts.append(loss_of(roles, Workers(rank, number)))
+            parts.append(loss_of(roles, QueryShards(rank, number)))
         counts.append(own.queries)
     torch.testing.assert_close(torch.stack(parts).sum(), whole)
     torch.testing.assert_close(sum(gradient(part, roles) for part in parts), gradient(whole, roles))
@@ -192,8 +192,8 @@ def test_a_backward_scales_and_can_be_repeated() -> None:
 def test_a_second_derivative_is_refused() -> None:
     queries, candidates = (F.normalize(normal(4, 8, seed=seed), dim=-1).requires_grad_() for seed in (0, 1))
     texts = torch.arange(4)
-    mask = FalseNegatives(texts, texts, texts, texts, texts=4)
-    loss = cross_entropy_over(queries, candidates, texts, torch.ones(4, dtype=torch.float64), 20.0, mask)
+    mask = FalseNegativeMask(texts, texts, texts, texts, texts=4)
+    loss = chunked_info_nce(queries, candidates, texts, torch.ones(4, dtype=torch.float64), 20.0, mask)
     with pytest.raises(RuntimeError, match="differentiated once only"):
         torch.autograd.grad(loss, queries, create_graph=True)
 
@@ -266,7 +266,7 @@ def test_a_batch_of_one_text_repeated_has_nothing_to_learn() -> None:
 
 def test_not_negatives_are_the_query_itself_and_all_its_positives() -> None:
     queries, candidates = torch.tensor([7, 8, 9, 7]), torch.tensor([1, 2, 7, 3, 9])
-    mask = FalseNegatives(queries, candidates, torch.tensor([7, 7, 8]), torch.tensor([1, 3, 2]), texts=10)
+    mask = FalseNegativeMask(queries, candidates, torch.tensor([7, 7, 8]), torch.tensor([1, 3, 2]), texts=10)
     expected = [[1, 0, 1, 1, 0], [0, 1, 0, 0, 0], [0, 0, 0, 0, 1], [1, 0, 1, 1, 0]]
     assert mask.of(slice(0, 4)).int().tolist() == expected
     assert mask.of(slice(1, 3)).int().tolist() == expected[1:3]
@@ -310,10 +310,10 @@ def test_what_is_not_finite_shows() -> None:
 def test_cross_entropy_over_leaves_out_what_is_masked_except_the_target() -> None:
     queries, candidates = F.normalize(normal(2, 4), dim=-1), F.normalize(normal(3, 4, seed=1), dim=-1)
     texts = torch.tensor([0, 3]), torch.tensor([0, 1, 2])
-    mask = FalseNegatives(*texts, left=torch.tensor([0]), right=torch.tensor([1]), texts=4)
+    mask = FalseNegativeMask(*texts, left=torch.tensor([0]), right=torch.tensor([1]), texts=4)
     scores = 3 * queries @ candidates.T
     first = torch.logsumexp(scores[0, [0, 2]], 0) - scores[0, 0]
     second = torch.logsumexp(scores[1], 0) - scores[1, 2]
     weights = torch.tensor([0.25, 2.0], dtype=torch.float64)
-    loss = cross_entropy_over(queries, candidates, torch.tensor([0, 2]), weights, 3.0, mask)
+    loss = chunked_info_nce(queries, candidates, torch.tensor([0, 2]), weights, 3.0, mask)
     assert loss.item() == pytest.approx((0.25 * first + 2 * second).item())

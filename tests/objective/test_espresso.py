@@ -13,7 +13,7 @@ from torch import Tensor
 from angle import ConfigError
 from angle.config import EseConfig, LossConfig
 from angle.modeling.pooling import pool
-from angle.objective.combined import AngleLoss
+from angle.objective.combined import CombinedLoss
 from angle.objective.espresso import EspressoLoss, compress
 from angle.structures import FORMATS, Structure
 
@@ -21,10 +21,10 @@ GOLDENS = np.load(REPO / "tests" / "fixtures" / "espresso.npz")
 CASES = [(name, seed, pooling) for name in "ABC" for seed in ("s0", "s1") for pooling in ("cls", "avg", "last")]
 
 
-def angle_loss(name: str, dimensions: int = 16) -> AngleLoss:
+def angle_loss(name: str, dimensions: int = 16) -> CombinedLoss:
     # The reference ignored ibn_w in format C.
     weights = LossConfig(1.0, 1.0 if name == "C" else 20.0, 1.0)
-    return AngleLoss(weights, FORMATS[name], dimensions, duplicates="keep")
+    return CombinedLoss(weights, FORMATS[name], dimensions, duplicates="keep")
 
 
 def structure_of(name: str, texts: int, labels: Tensor | None = None) -> Structure:

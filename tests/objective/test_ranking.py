@@ -7,18 +7,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from angle.objective.normalize import unit
-from angle.objective.ranking import angle_scores, cosine_scores, ranking_loss
+from angle.objective.normalize import l2_normalize
+from angle.objective.ranking import angle_scores, cosent_loss, cosine_scores
 
 
 def cosine(x: Tensor, y: Tensor) -> Tensor:
     """Return the cosine similarities of vectors of any length."""
-    return cosine_scores(unit(x), unit(y))
+    return cosine_scores(l2_normalize(x), l2_normalize(y))
 
 
 def angle(x: Tensor, y: Tensor) -> Tensor:
     """Return the angle similarities of vectors of any length."""
-    return angle_scores(unit(x), unit(y))
+    return angle_scores(l2_normalize(x), l2_normalize(y))
 
 
 def naive_ranking_loss(scores: Tensor, labels: Tensor) -> Tensor:
@@ -56,11 +56,9 @@ LABELS = {
 @pytest.mark.parametrize("scale", [1.0, 20.0])
 def test_ranking_loss_is_the_double_sum(labels: list[float], scale: float) -> None:
     mine, naive = (scale * normal(7)).requires_grad_(), (scale * normal(7)).requires_grad_()
-    ranking_loss(mine, torch.tensor(labels)).backward()
+    cosent_loss(mine, torch.tensor(labels)).backward()
     naive_ranking_loss(naive, torch.tensor(labels)).backward()
-    torch.testing.assert_close(
-        ranking_loss(mine, torch.tensor(labels)), naive_ranking_loss(naive, torch.tensor(labels))
-    )
+    torch.testing.assert_close(cosent_loss(mine, torch.tensor(labels)), naive_ranking_loss(naive, torch.tensor(labels)))
     torch.testing.assert_close(mine.grad, naive.grad if naive.grad is not None else torch.zeros(7).double())
 
 
@@ -69,13 +67,13 @@ def test_ranking_loss_on_tied_scores_and_labels(seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     scores = torch.randint(-2, 3, (12,), generator=generator).double()
     labels = torch.randint(0, 4, (12,), generator=generator)
-    torch.testing.assert_close(ranking_loss(scores, labels), naive_ranking_loss(scores, labels))
+    torch.testing.assert_close(cosent_loss(scores, labels), naive_ranking_loss(scores, labels))
 
 
 @pytest.mark.parametrize("labels", [[1.0], [3.0, 3.0, 3.0]])
 def test_nothing_to_rank_is_exactly_zero_with_zero_gradient(labels: list[float]) -> None:
     scores = normal(len(labels)).requires_grad_()
-    loss = ranking_loss(scores, torch.tensor(labels))
+    loss = cosent_loss(scores, torch.tensor(labels))
     loss.backward()
     assert loss.item() == 0.0
     assert scores.grad is not None
@@ -85,18 +83,18 @@ def test_nothing_to_rank_is_exactly_zero_with_zero_gradient(labels: list[float])
 def test_ranking_loss_does_not_depend_on_the_order_of_rows() -> None:
     scores, labels = normal(9), torch.tensor([0, 2, 1, 1, 2, 0, 3, 3, 1])
     order = torch.randperm(9, generator=torch.Generator().manual_seed(1))
-    torch.testing.assert_close(ranking_loss(scores, labels), ranking_loss(scores[order], labels[order]))
+    torch.testing.assert_close(cosent_loss(scores, labels), cosent_loss(scores[order], labels[order]))
 
 
 @pytest.mark.parametrize("labels", LABELS.values(), ids=LABELS.keys())
 def test_gradient_of_ranking_loss_agrees_with_finite_differences(labels: list[float]) -> None:
     scores = normal(7).requires_grad_()
-    assert torch.autograd.gradcheck(lambda s: ranking_loss(s, torch.tensor(labels)), [scores])
+    assert torch.autograd.gradcheck(lambda s: cosent_loss(s, torch.tensor(labels)), [scores])
 
 
 def test_extreme_scores_stay_finite() -> None:
     scores = torch.tensor([2000.0, -2000.0, 0.0], requires_grad=True)
-    loss = ranking_loss(scores, torch.tensor([0.0, 1.0, 0.5]))
+    loss = cosent_loss(scores, torch.tensor([0.0, 1.0, 0.5]))
     loss.backward()
     assert loss.item() == pytest.approx(4000.0)
     assert scores.grad is not None
@@ -106,7 +104,7 @@ def test_extreme_scores_stay_finite() -> None:
 def test_ranking_65_536_rows_needs_no_square_table() -> None:
     scores = (20 * normal(65_536).float()).requires_grad_()  # the table would take 17 GB
     labels = torch.arange(65_536) % 6
-    loss = ranking_loss(scores, labels)
+    loss = cosent_loss(scores, labels)
     loss.backward()
     assert scores.grad is not None
     assert scores.grad.isfinite().all()
@@ -122,7 +120,7 @@ def test_ranking_65_536_rows_needs_no_square_table() -> None:
 def test_no_shape_depends_on_values() -> None:
     # Tensors without values: whatever would have to wait for them on a GPU fails.
     scores = torch.empty(5, device="meta", requires_grad=True)
-    ranking_loss(scores, torch.empty(5, device="meta")).backward()
+    cosent_loss(scores, torch.empty(5, device="meta")).backward()
     assert scores.grad is not None
 
 
@@ -178,7 +176,7 @@ def test_angle_score_ignores_the_sign_but_not_the_order() -> None:
 @pytest.mark.parametrize("scores", [angle, cosine])
 def test_a_zero_vector_scores_zero_with_finite_gradient(scores: Callable[[Tensor, Tensor], Tensor]) -> None:
     x, y = torch.zeros(2, 4, requires_grad=True), torch.ones(2, 4, requires_grad=True)
-    loss = ranking_loss(20 * scores(x, y), torch.tensor([0.0, 1.0]))
+    loss = cosent_loss(20 * scores(x, y), torch.tensor([0.0, 1.0]))
     loss.backward()
     assert not scores(x, y).any()
     assert loss.item() == pytest.approx(math.log(2))

@@ -17,10 +17,10 @@ from angle import ConfigError, DataError, Encoder, ModelConfig, TrainConfig, Tra
 from angle.config import LoraConfig, SourceConfig
 from angle.data import sample
 from angle.modeling.tiny import tiny_tokenizer
-from angle.objective.combined import AngleLoss
+from angle.objective.combined import CombinedLoss
 from angle.structures import FORMATS, Structure
 from angle.tracking.tracker import Tracker
-from angle.training.schedule import rate_factor, warmup_steps
+from angle.training.schedule import lr_factor, warmup_steps
 
 TIMINGS = ("texts_per_second",)
 
@@ -246,7 +246,7 @@ def test_validation_loss_is_the_mean_of_equal_batches(model: Path, rows: Path, p
     config.loss.cosine_w, config.loss.ibn_w, config.loss.angle_w = 2.0, 3.0, 1.0
     fit(config)
     encoder = Encoder.load(ModelConfig(str(tmp_path / "run" / "final"))).eval()
-    loss_of, losses = AngleLoss(config.loss, FORMATS["A"], encoder.dimensions), []
+    loss_of, losses = CombinedLoss(config.loss, FORMATS["A"], encoder.dimensions), []
     for part in (lines[:5], lines[5:]):
         texts = [line[role] for line in part for role in ("text1", "text2")]
         ids = torch.tensor([texts.index(text) for text in texts]).view(-1, 2)
@@ -401,11 +401,11 @@ def test_warmup_is_steps_or_a_share(setting: float, total: int, expected: int) -
 
 
 def test_schedules() -> None:
-    linear = [rate_factor(step, 6, 2, "linear") for step in range(7)]
+    linear = [lr_factor(step, 6, 2, "linear") for step in range(7)]
     assert linear == [0, 0.5, 1, 0.75, 0.5, 0.25, 0]
-    assert [rate_factor(step, 6, 2, "constant") for step in range(7)] == [0, 0.5, 1, 1, 1, 1, 1]
-    assert rate_factor(4, 6, 2, "cosine") == pytest.approx(0.5)
-    assert rate_factor(3, 6, 2, "cosine") == pytest.approx(0.5 * (1 + math.cos(math.pi / 4)))
+    assert [lr_factor(step, 6, 2, "constant") for step in range(7)] == [0, 0.5, 1, 1, 1, 1, 1]
+    assert lr_factor(4, 6, 2, "cosine") == pytest.approx(0.5)
+    assert lr_factor(3, 6, 2, "cosine") == pytest.approx(0.5 * (1 + math.cos(math.pi / 4)))
 
 
 @pytest.mark.parametrize("role", ["valid", "valid_sts", "test"])

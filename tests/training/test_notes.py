@@ -33,7 +33,7 @@ def said(path: Path, loss: dict[str, Any], lora: dict[str, Any] | None = None, *
     groups = {"loss": loss, "lora": lora or {}, "model": model, "pooling": {"strategy": "avg"}}
     config = build_config({"data": {"train": {"name_or_path": str(path)}}, **groups}, TrainConfig)
     built = setup.build(config, setup.start_accelerator(config))
-    return notes.notes_on(built.config, built.data, built.total)
+    return notes.notes_on(built.config, built.data, built.total_steps)
 
 
 @pytest.mark.parametrize(
@@ -93,11 +93,15 @@ def test_what_is_said(
     assert said(rows(tmp_path, name, labels), loss) == expected
 
 
-@pytest.mark.parametrize(("setting", "total", "count"), [(1000, 1000, 1), (1000, 1001, 0), (1, 1, 1), (0.9, 1, 0)])
-def test_a_warm_up_that_never_ends(setting: float, total: int, count: int) -> None:
-    found = list(notes._on_warmup(setting, total))
+@pytest.mark.parametrize(
+    ("setting", "total_steps", "count"), [(1000, 1000, 1), (1000, 1001, 0), (1, 1, 1), (0.9, 1, 0)]
+)
+def test_a_warm_up_that_never_ends(setting: float, total_steps: int, count: int) -> None:
+    found = list(notes._on_warmup(setting, total_steps))
     assert len(found) == count
-    assert all(f"train.warmup_steps={setting:g} does not end within the run's {total:,} step" in note for note in found)
+    assert all(
+        f"train.warmup_steps={setting:g} does not end within the run's {total_steps:,} step" in note for note in found
+    )
 
 
 def test_8_bits_are_told_to_depend_on_batch_mates(tmp_path: Path, folder_of: Callable[[str], str]) -> None:

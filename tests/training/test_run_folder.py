@@ -43,9 +43,9 @@ def test_a_run_is_unfinished_until_its_record_says_otherwise(run):
     assert run.examine(config()) is RunState.UNFINISHED
     run.update(finished=True, result={"best_score": 0.5})
     assert run.examine(config()) is RunState.FINISHED
-    assert run.asked() == config()
+    assert run.requested() == config()
     record = run.record()
-    assert record.pop("asked")["train"]["seed"] == 42
+    assert record.pop("requested")["train"]["seed"] == 42
     assert record == {"finished": True, "seed": 42, "result": {"best_score": 0.5}}
 
 

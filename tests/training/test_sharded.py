@@ -164,9 +164,9 @@ def test_a_checkpoint_is_as_one_process_writes_it(place: Path) -> None:
 
 def test_precision_is_that_of_whole_weights(place: Path) -> None:
     """Frozen weights are bfloat16, adapters float32, and layers are computed in bfloat16."""
-    whole, shared = adapters(place / "bf16 whole"), adapters(place / "bf16")
+    full_tensor, shared = adapters(place / "bf16 whole"), adapters(place / "bf16")
     assert {weight.dtype for weight in shared.values()} == {torch.float32}
-    for name, weight in whole.items():
+    for name, weight in full_tensor.items():
         torch.testing.assert_close(shared[name], weight, rtol=0, atol=1e-6)
     for ones, twos in zip(metrics(place / "bf16 whole"), metrics(place / "bf16"), strict=True):
         assert twos == pytest.approx(ones, rel=1e-5)

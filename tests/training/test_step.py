@@ -21,7 +21,7 @@ from torch.multiprocessing.spawn import spawn
 
 from angle.config import TrainConfig
 from angle.config.build import build_config, load_config
-from angle.distributed.process_group import leave_others
+from angle.distributed.process_group import shutdown_distributed
 from angle.errors import ConfigError, TrainingError
 from angle.objective.combined import LossTerms
 from angle.structures import Batch
@@ -53,28 +53,28 @@ def built(data_format: str, *, rows: int = 24, dropout: float = 0.0, **groups: A
     )
     accelerator = setup.start_accelerator(config)
     made = setup.build(config, accelerator)
-    for module in made.student.modules():
+    for module in made.trainable.modules():
         if isinstance(module, nn.Dropout):
             module.p = dropout
-    weights = made.student.projection
+    weights = made.trainable.projection
     if weights is not None:  # as far from the teacher as a trained one
         nn.init.normal_(weights.weight, std=0.1, generator=torch.Generator().manual_seed(0))
     return made, accelerator
 
 
 def step_of(made: setup.Built, accelerator: Accelerator, budget: int | None = None) -> Step:
-    made.student.train()
-    return Step(made.student, made.objective, made.teacher, accelerator, budget)
+    made.trainable.train()
+    return Step(made.trainable, made.objective, made.teacher, accelerator, budget)
 
 
 def with_all_graphs(
     made: setup.Built, accelerator: Accelerator, batch: Batch, parts: list[slice]
 ) -> tuple[LossTerms, dict[str, Tensor]]:
     """Return the loss and the gradients of micro-batches whose graphs are all kept."""
-    embeddings = torch.cat([made.student(*batch.some(part, accelerator.device))[0] for part in parts])
+    embeddings = torch.cat([made.trainable(*batch.micro_batch(part, accelerator.device))[0] for part in parts])
     loss = made.objective(embeddings, batch.structure)
     loss.total.backward()
-    return loss, gradients(made.student)
+    return loss, gradients(made.trainable)
 
 
 def gradients(model: nn.Module) -> dict[str, Tensor]:
@@ -103,41 +103,41 @@ def test_micro_batches_change_no_gradient(data_format: str, name: str) -> None:
     groups = {group: values for group, values in OBJECTIVES[name].items() if group != "loss" or data_format != "C"}
     made, accelerator = built(data_format, **groups)
     batch = next(made.data.train.steps(0))[0]
-    whole = step_of(made, accelerator).add_gradient(batch, 0.5)
-    wanted = gradients(made.student)
+    whole = step_of(made, accelerator).forward_backward(batch, 0.5)
+    wanted = gradients(made.trainable)
     for budget in (1, 40, 150):
-        assert len(micro_batches(batch.limits, budget)) > 2
-        loss = step_of(made, accelerator, budget).add_gradient(batch, 0.5)
+        assert len(micro_batches(batch.max_lengths, budget)) > 2
+        loss = step_of(made, accelerator, budget).forward_backward(batch, 0.5)
         assert loss.terms.keys() == whole.terms.keys()
         for value, other in [(loss.total, whole.total), *zip(loss.terms.values(), whole.terms.values(), strict=True)]:
             torch.testing.assert_close(value, other, rtol=1e-5, atol=1e-6)
-        assert_equal_gradients(gradients(made.student), wanted)
+        assert_equal_gradients(gradients(made.trainable), wanted)
 
 
 @pytest.mark.parametrize("name", ["plain", "both"])
 def test_the_plain_step_is_the_gradient_of_its_loss(name: str) -> None:
     made, accelerator = built("B", **OBJECTIVES[name])
     batch = next(made.data.train.steps(0))[0]
-    step_of(made, accelerator).add_gradient(batch, 0.5)
-    found = gradients(made.student)
-    ids, lengths = batch.some(slice(None), accelerator.device)
-    embeddings, states = made.student(ids, lengths)
+    step_of(made, accelerator).forward_backward(batch, 0.5)
+    found = gradients(made.trainable)
+    ids, lengths = batch.micro_batch(slice(None), accelerator.device)
+    embeddings, states = made.trainable(ids, lengths)
     loss = made.objective(embeddings, batch.structure).total
     if made.teacher is not None:
-        of_rows = made.teacher(ids, lengths, batch.texts)[batch.structure.index.flatten()]
+        of_rows = made.teacher(ids, lengths, batch.text_ids)[batch.structure.index.flatten()]
         own = states[batch.structure.index.flatten()]
         temperature = made.config.teacher.temperature
         wanted, found_ = (torch.log_softmax(values / temperature, -1) for values in (of_rows, own))
         loss = loss + temperature * (wanted.exp() * (wanted - found_)).sum(-1).mean()
     (loss / 2).backward()
-    assert_equal_gradients(found, gradients(made.student))
+    assert_equal_gradients(found, gradients(made.trainable))
 
 
 def built_in(precision: str, name: str) -> tuple[setup.Built, Accelerator, Batch]:
     """Return what a run of format B in a precision works with, and its first batch."""
     train = {"batch_size": 24, "mixed_precision": precision}
     made, accelerator = built("B", **OBJECTIVES[name], train=train)
-    assert accelerator.prepare(made.student) is made.student  # whose forward has autocast around it from now on
+    assert accelerator.prepare(made.trainable) is made.trainable  # whose forward has autocast around it from now on
     return made, accelerator, next(made.data.train.steps(0))[0]
 
 
@@ -151,11 +151,11 @@ def test_autocast_rounds_each_micro_batch_as_with_its_graph_kept(name: str, with
     """
     made, accelerator, batch = built_in("bf16", name)
     for budget, count in ((600, 2), (150, 7)):
-        parts = micro_batches(batch.limits, budget)
+        parts = micro_batches(batch.max_lengths, budget)
         assert len(parts) == count
         with accelerator.autocast() if within else nullcontext():
-            cached = Step(made.student.train(), made.objective, None, accelerator, budget).add_gradient(batch)
-        found = gradients(made.student)
+            cached = Step(made.trainable.train(), made.objective, None, accelerator, budget).forward_backward(batch)
+        found = gradients(made.trainable)
         loss, wanted = with_all_graphs(made, accelerator, batch, parts)
         assert torch.equal(cached.total, loss.total)
         assert_equal_gradients(found, wanted)
@@ -167,13 +167,13 @@ def test_autocast_rounds_each_micro_batch_as_with_its_graph_kept(name: str, with
 def test_autocast_leaves_micro_batches_as_near_to_float32_as_the_whole_batch(name: str) -> None:
     """Cut otherwise, a batch is rounded in other places, and by about as much."""
     made, accelerator, batch = built_in("no", name)
-    step_of(made, accelerator).add_gradient(batch)
-    exact = gradients(made.student)
+    step_of(made, accelerator).forward_backward(batch)
+    exact = gradients(made.trainable)
     made, accelerator, batch = built_in("bf16", name)
     apart = {}
     for budget in (None, 600, 40):
-        step_of(made, accelerator, budget).add_gradient(batch)
-        found = gradients(made.student)
+        step_of(made, accelerator, budget).forward_backward(batch)
+        found = gradients(made.trainable)
         assert found.keys() == exact.keys()
         errors = length(found[name] - gradient for name, gradient in exact.items())
         apart[budget] = errors / length(exact.values())
@@ -186,11 +186,11 @@ def test_dropout_is_thrown_again(checkpointing: bool) -> None:
     made, accelerator = built("A", dropout=0.3, model={"gradient_checkpointing": checkpointing})
     batch = next(made.data.train.steps(0))[0]
     step = step_of(made, accelerator, 80)
-    parts = micro_batches(batch.limits, 80)
+    parts = micro_batches(batch.max_lengths, 80)
     assert len(parts) > 3
     torch.manual_seed(5)
-    cached = step.add_gradient(batch)
-    found, dice = gradients(made.student), torch.get_rng_state()
+    cached = step.forward_backward(batch)
+    found, dice = gradients(made.trainable), torch.get_rng_state()
 
     torch.manual_seed(5)
     loss, wanted = with_all_graphs(made, accelerator, batch, parts)
@@ -199,18 +199,18 @@ def test_dropout_is_thrown_again(checkpointing: bool) -> None:
     assert torch.equal(dice, torch.get_rng_state())  # the next batch throws other ones
 
     torch.manual_seed(6)
-    assert step.add_gradient(batch).total != cached.total
+    assert step.forward_backward(batch).total != cached.total
 
 
 def test_memory_is_that_of_a_micro_batch() -> None:
     made, accelerator = built("A", rows=200)
     batch = next(made.data.train.steps(0))[0]
-    for parameter in made.student.parameters():
+    for parameter in made.trainable.parameters():
         parameter.grad = torch.zeros_like(parameter)
     peaks = {}
     for budget in (None, 2000, 500, 250):
         with memory.Allocations() as made_then:
-            step_of(made, accelerator, budget).add_gradient(batch)
+            step_of(made, accelerator, budget).forward_backward(batch)
         peaks[budget] = made_then.peak
     assert len(batch.tokens.ids) > 2000
     assert peaks[500] < 0.4 * peaks[2000] < 0.8 * peaks[None]
@@ -221,15 +221,15 @@ def test_memory_is_that_of_a_micro_batch() -> None:
 def test_memory_grows_by_six_times_the_embeddings_at_most(data_format: str) -> None:
     made, accelerator = built(data_format, rows=4, loss={"cosine_w": 1.0, "ibn_w": 0.0, "angle_w": 1.0})
     step = step_of(made, accelerator, 512)
-    for parameter in made.student.parameters():
+    for parameter in made.trainable.parameters():
         parameter.grad = torch.zeros_like(parameter)
     peaks = []
     for rows in (4000, 8000):
         batch = memory._trial(step, made.data.train.format, rows, 3)
         with memory.Allocations() as made_then:
-            step.add_gradient(batch)
+            step.forward_backward(batch)
         peaks.append(made_then.peak)
-    embeddings, _ = made.student(*batch.some(slice(0, 4000), accelerator.device))
+    embeddings, _ = made.trainable(*batch.micro_batch(slice(0, 4000), accelerator.device))
     assert peaks[1] - peaks[0] < 6 * len(made.data.train.format.roles) * embeddings.nbytes
 
 
@@ -238,16 +238,16 @@ def test_the_budget_that_is_found_fills_the_memory(monkeypatch: pytest.MonkeyPat
     rows = 400
     made, accelerator = built("A", rows=rows, **groups)
     batch = next(made.data.train.steps(0))[0]
-    trained = sum(parameter.nbytes for parameter in made.student.parameters() if parameter.requires_grad)
+    trained = sum(parameter.nbytes for parameter in made.trainable.parameters() if parameter.requires_grad)
     room = 30 * 2**20
     monkeypatch.setattr(memory, "_free", lambda _: int((room + 3 * trained) / memory.PLANNED))
-    longest = int(batch.limits.max())
+    longest = int(batch.max_lengths.max())
     budget = memory.find_token_budget(step_of(made, accelerator), batch.structure.format, rows, longest)
-    assert budget < batch.limits.sum() / 2
-    for parameter in made.student.parameters():
+    assert budget < batch.max_lengths.sum() / 2
+    for parameter in made.trainable.parameters():
         parameter.grad = torch.zeros_like(parameter)
     with memory.Allocations() as made_then:
-        step_of(made, accelerator, budget).add_gradient(batch)
+        step_of(made, accelerator, budget).forward_backward(batch)
     assert 0.6 * room < made_then.peak < 1.1 * room
 
     monkeypatch.setattr(memory, "_free", lambda _: 3 * trained)
@@ -291,16 +291,16 @@ def _best_parts(lengths: list[int], budget: int) -> tuple[int, int]:
 @pytest.mark.parametrize("seed", range(40))
 def test_parts_are_few_and_even(seed: int) -> None:
     random = np.random.default_rng(seed)
-    limits = np.sort(random.integers(1, 40, random.integers(1, 12 if seed % 2 else 60)))[::-1]
+    max_lengths = np.sort(random.integers(1, 40, random.integers(1, 12 if seed % 2 else 60)))[::-1]
     budget = int(random.integers(1, 120))
-    parts = micro_batches(limits, budget)
-    places = np.arange(len(limits))
+    parts = micro_batches(max_lengths, budget)
+    places = np.arange(len(max_lengths))
     np.testing.assert_array_equal(np.concatenate([places[part] for part in parts]), places)
-    assert all(limits[part].sum() <= budget or len(limits[part]) == 1 for part in parts)
-    if len(limits) <= 12:
-        fewest, largest = _best_parts(limits.tolist(), budget)
-        assert (len(parts), max(limits[part].sum() for part in parts)) == (fewest, largest)
-    assert micro_batches(limits, None) == [slice(0, len(limits))]
+    assert all(max_lengths[part].sum() <= budget or len(max_lengths[part]) == 1 for part in parts)
+    if len(max_lengths) <= 12:
+        fewest, largest = _best_parts(max_lengths.tolist(), budget)
+        assert (len(parts), max(max_lengths[part].sum() for part in parts)) == (fewest, largest)
+    assert micro_batches(max_lengths, None) == [slice(0, len(max_lengths))]
 
 
 def _count_exchanges(rank: int, folder: str, port: int) -> None:
@@ -317,27 +317,27 @@ def _count_exchanges(rank: int, folder: str, port: int) -> None:
         assert shared is not None
         return shared.get_future().then(lambda future: future.value()[0])
 
-    optimizer = torch.optim.AdamW(made.student.parameters(), fused=True)
-    model, _ = sharding.prepare(made.student, optimizer, accelerator)
+    optimizer = torch.optim.AdamW(made.trainable.parameters(), fused=True)
+    model, _ = sharding.prepare(made.trainable, optimizer, accelerator)
     assert not model.broadcast_buffers  # no buffer is ever written to
     model.register_comm_hook(None, hook)
     step = Step(model, made.objective, None, accelerator, token_budget=60)
     batches = next(made.data.train.steps(0))
     assert len(batches) == 2
-    assert all(len(micro_batches(batch.limits, 60)) > 1 for batch in batches)
+    assert all(len(micro_batches(batch.max_lengths, 60)) > 1 for batch in batches)
     for batch in batches:
-        step.add_gradient(batch, 0.5, exchange=batch is batches[-1])
+        step.forward_backward(batch, 0.5, sync_gradients=batch is batches[-1])
     assert len(calls) == len(set(calls)) >= 1
-    torch.save(gradients(made.student), f"{folder}/{rank}.pt")
+    torch.save(gradients(made.trainable), f"{folder}/{rank}.pt")
 
-    check_equal_weights(made.student)
+    check_equal_weights(made.trainable)
     if rank:  # the same numbers in other places
-        weight = next(p for p in made.student.parameters() if p.requires_grad).detach()
+        weight = next(p for p in made.trainable.parameters() if p.requires_grad).detach()
         weight[:2] = weight[:2].flip(0)
     with pytest.raises(TrainingError, match="weights differ after training"):
-        check_equal_weights(made.student)
+        check_equal_weights(made.trainable)
     del model, step, hook  # DDP's threads must not outlive the interpreter with a function of Python
-    gc.collect()
+    gc.copy_to_host()
     dist.destroy_process_group()
 
 
@@ -354,7 +354,7 @@ def _train_and_leave(rank: int, folder: str, port: int) -> None:
     os.environ |= {name: str(value) for name, value in told.items()} | {"ACCELERATE_USE_CPU": "true"}
     settings = {"batch_size": 8, "max_steps": 1, "output_dir": f"{folder}/run"}
     fit(build_config({"train": settings}, TrainConfig))
-    leave_others()
+    shutdown_distributed()
     names = [path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")]
     Path(folder, f"{rank}.txt").write_text(" ".join(names))
 

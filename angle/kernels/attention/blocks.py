@@ -20,8 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from angle.kernels.attention.spec import Attention
-from angle.kernels.autograd import refuse_second_derivative
+from angle.kernels.attention.spec import AttentionSpec
+from angle.kernels.autograd import forbid_double_backward
 from angle.kernels.dropout import draw_kept, kept_share
 from angle.structures import Lengths
 
@@ -68,7 +68,7 @@ def runs_of(lengths: Lengths) -> Runs:
     return tuple(zip(counts[::-1].tolist(), values[::-1].tolist(), strict=True))
 
 
-def attend_in_blocks(query: Tensor, key: Tensor, value: Tensor, runs: Runs, how: Attention) -> Tensor:
+def attend_in_blocks(query: Tensor, key: Tensor, value: Tensor, runs: Runs, how: AttentionSpec) -> Tensor:
     """Return (1, T, H, d): attention within each text of a packed row, computed in float32 or better.
 
     softmax(scaling * q k^T) v within each text. It has no second derivative.
@@ -128,7 +128,7 @@ def plan_for(runs: Runs, heads: int, key_heads: int) -> Plan:
 
 
 @lru_cache(maxsize=8)
-def masks_for(runs: Runs, heads: int, how: Attention, computed: torch.dtype) -> list[Tensor]:
+def masks_for(runs: Runs, heads: int, how: AttentionSpec, computed: torch.dtype) -> list[Tensor]:
     """Return what is added to the scores of each block, (1 or n H, 1 or L, L): 0, or `NEVER` where masked."""
     masks = []
     for block in blocks_of(runs, heads):
@@ -181,7 +181,7 @@ class _Attend(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        refuse_second_derivative()
+        forbid_double_backward()
         (gradient,), plan = gradients, ctx.plan
         q, k, v, *saved = ctx.saved_tensors
         g = gradient.reshape(-1, v.shape[1]).index_select(0, plan.queries).to(v.dtype)

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from angle.kernels.attention.blocks import Runs, attend_in_blocks
-from angle.kernels.attention.spec import Attention
-from angle.kernels.attention.varlen import Texts, attend_texts
+from angle.kernels.attention.spec import AttentionSpec
+from angle.kernels.attention.varlen import PackedTexts, attend_texts
 
 #: Name of the attention function in transformers' registry.
 IMPLEMENTATION = "angle_packed"
@@ -34,7 +34,7 @@ def attend(
     dropout: float = 0.0,
     is_causal: bool | None = None,
     sliding_window: int | None = None,
-    packed_texts: Texts | None = None,
+    packed_texts: PackedTexts | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Attend within each text of a packed row if `packed_texts` is given; else as transformers' sdpa does.
@@ -66,14 +66,14 @@ def attend(
         )
         return padded
     causal = bool(getattr(module, "is_causal", True) if is_causal is None else is_causal)
-    how = Attention(causal, sliding_window, scaling, dropout).within(packed_texts.longest)
+    how = AttentionSpec(causal, sliding_window, scaling, dropout).within(packed_texts.max_seqlen)
     if query.device.type not in RUN_BY_RUN:
         return attend_texts(query, key, value, packed_texts, how), None
     attend_runs = attend_in_blocks if 0 < dropout < 1 else attend_run_by_run
     return attend_runs(query, key, value, packed_texts.runs, how), None
 
 
-def attend_run_by_run(query: Tensor, key: Tensor, value: Tensor, runs: Runs, how: Attention) -> Tensor:
+def attend_run_by_run(query: Tensor, key: Tensor, value: Tensor, runs: Runs, how: AttentionSpec) -> Tensor:
     """Return (1, T, H, d) as `attend_in_blocks` does, by one call of torch's attention per run."""
     kind = computed = value.dtype  # under autocast, rotated queries and keys are float32 beside bfloat16 values
     if value.device.type == "cpu" and kind != torch.float64:

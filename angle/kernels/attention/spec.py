@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Attention:
+class AttentionSpec:
     """Which tokens of a text a token attends to, and how the scores are treated."""
 
     causal: bool
@@ -21,7 +21,7 @@ class Attention:
     dropout: float = 0.0
     """Share of attention weights set to 0; the others are scaled so that the mean is preserved."""
 
-    def within(self, longest: int) -> Attention:
+    def within(self, longest: int) -> AttentionSpec:
         """Return the same rule for texts of at most `longest` tokens: a window of that length masks nothing."""
         return self if self.window is None or self.window < longest else replace(self, window=None)
 

@@ -18,7 +18,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
 from angle.kernels.attention.blocks import Runs, runs_of
-from angle.kernels.attention.spec import Attention
+from angle.kernels.attention.spec import AttentionSpec
 from angle.structures import Lengths, to_device
 
 #: torch's kernel, that of the package flash-attn, and no such kernel.
@@ -32,7 +32,7 @@ HALF_TYPES, AMPERE = (torch.float16, torch.bfloat16), (8, 0)
 WITHOUT_PLANS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
-class Texts:
+class PackedTexts:
     """Where the texts of a packed row (T,) lie.
 
     What an attention call needs is computed when the first layer asks for it, and kept for the others. Everything is
@@ -41,7 +41,7 @@ class Texts:
 
     def __init__(self, lengths: Lengths, device: torch.device) -> None:
         """Take the lengths (N,) of the texts, and where attention will run."""
-        self.count, self.longest = len(lengths), int(lengths.max())
+        self.count, self.max_seqlen = len(lengths), int(lengths.max())
         self._lengths, self._device = lengths, device
         self._masks: dict[tuple[bool, int | None], Tensor | None] = {}
 
@@ -51,7 +51,7 @@ class Texts:
         return runs_of(self._lengths)
 
     @cached_property
-    def offsets(self) -> Tensor:
+    def cu_seqlens(self) -> Tensor:
         """(N + 1,) int32: text n is the tokens offsets[n] to offsets[n + 1]."""
         return to_device(np.concatenate([[0], self._lengths.cumsum()]).astype(np.int32), self._device)
 
@@ -59,10 +59,10 @@ class Texts:
     def places(self) -> Tensor:
         """(T,): each token's place in the rectangle (N, L), whose rows begin with their texts."""
         starts = self._lengths.cumsum() - self._lengths
-        row = np.arange(self.count) * self.longest
+        row = np.arange(self.count) * self.max_seqlen
         return to_device(np.arange(self._lengths.sum()) + np.repeat(row - starts, self._lengths), self._device)
 
-    def mask(self, how: Attention) -> Tensor | None:
+    def mask(self, how: AttentionSpec) -> Tensor | None:
         """Return the attention mask of the rectangle: (N, 1, L, L), or what broadcasts to it.
 
         None to attend to everything or, if causal, to all that comes before: padding comes last, so no token would
@@ -73,13 +73,13 @@ class Texts:
             self._masks[key] = self._mask(how)
         return self._masks[key]
 
-    def _mask(self, how: Attention) -> Tensor | None:
-        if how.window is None and (how.causal or self._lengths.min() == self.longest):
+    def _mask(self, how: AttentionSpec) -> Tensor | None:
+        if how.window is None and (how.causal or self._lengths.min() == self.max_seqlen):
             return None
-        real = to_device(np.arange(self.longest) < self._lengths[:, None], self._device)
+        real = to_device(np.arange(self.max_seqlen) < self._lengths[:, None], self._device)
         if how.window is None:
             return real[:, None, None]
-        seen = how.seen(self.longest, self._device)
+        seen = how.seen(self.max_seqlen, self._device)
         if how.causal:
             return seen[None, None]
         # Padding attends to the padding near it: a softmax over nothing would be NaN.
@@ -126,7 +126,7 @@ def capability_of(device: torch.device) -> tuple[int, int]:
     return torch.cuda.get_device_capability(device) if device.type == "cuda" else (0, 0)
 
 
-def attend_texts(query: Tensor, key: Tensor, value: Tensor, texts: Texts, how: Attention) -> Tensor:
+def attend_texts(query: Tensor, key: Tensor, value: Tensor, texts: PackedTexts, how: AttentionSpec) -> Tensor:
     """Attend within each text of a packed row, and return (1, T, H, d).
 
     Args:
@@ -148,7 +148,7 @@ def attend_texts(query: Tensor, key: Tensor, value: Tensor, texts: Texts, how: A
     return call_kernel(chosen, q, k, v, texts, how)[None]
 
 
-def call_kernel(name: str, q: Tensor, k: Tensor, v: Tensor, texts: Texts, how: Attention) -> Tensor:
+def call_kernel(name: str, q: Tensor, k: Tensor, v: Tensor, texts: PackedTexts, how: AttentionSpec) -> Tensor:
     """Return (T, H, d), computed by the kernel VARLEN or FLASH.
 
     Args:
@@ -160,7 +160,7 @@ def call_kernel(name: str, q: Tensor, k: Tensor, v: Tensor, texts: Texts, how: A
         how: which tokens attend to which, and the dropout.
 
     """
-    where = (texts.offsets, texts.offsets, texts.longest, texts.longest)
+    where = (texts.cu_seqlens, texts.cu_seqlens, texts.max_seqlen, texts.max_seqlen)
     if name == FLASH:
         from flash_attn import flash_attn_varlen_func
 
@@ -190,17 +190,17 @@ def call_kernel(name: str, q: Tensor, k: Tensor, v: Tensor, texts: Texts, how: A
     return by_torch
 
 
-def flash_with_dropout(q: Tensor, k: Tensor, v: Tensor, texts: Texts, how: Attention) -> Tensor:
+def flash_with_dropout(q: Tensor, k: Tensor, v: Tensor, texts: PackedTexts, how: AttentionSpec) -> Tensor:
     """Return (T, H, d) for q, k and v (T, H, d) by the operator below `varlen_attn`, which fixes its dropout at 0."""
     before, after = how.sides
     out: Tensor = torch.ops.aten._flash_attention_forward(
         q,
         k,
         v,
-        texts.offsets,
-        texts.offsets,
-        texts.longest,
-        texts.longest,
+        texts.cu_seqlens,
+        texts.cu_seqlens,
+        texts.max_seqlen,
+        texts.max_seqlen,
         how.dropout,
         how.causal and how.window is None,
         False,
@@ -211,7 +211,7 @@ def flash_with_dropout(q: Tensor, k: Tensor, v: Tensor, texts: Texts, how: Atten
     return out
 
 
-def _attend_in_rectangle(q: Tensor, k: Tensor, v: Tensor, texts: Texts, how: Attention) -> Tensor:
+def _attend_in_rectangle(q: Tensor, k: Tensor, v: Tensor, texts: PackedTexts, how: AttentionSpec) -> Tensor:
     """Return (T, H, d) for q (T, H, d), k and v (T, G, d), computed with padding."""
     k, v = _for_each_head(q, k, v)  # with fewer key heads, and a mask or in float32, CUDA has only the slowest path
     mask = texts.mask(how)
@@ -228,14 +228,14 @@ def _attend_in_rectangle(q: Tensor, k: Tensor, v: Tensor, texts: Texts, how: Att
     return out.transpose(1, 2).flatten(0, 1).index_select(0, texts.places).to(v.dtype)
 
 
-def _spread(tensor: Tensor, texts: Texts) -> Tensor:
+def _spread(tensor: Tensor, texts: PackedTexts) -> Tensor:
     """Return (T, H, d) as (N, H, L, d), with zeros after each text.
 
     Scattered, not gathered by an index that repeats some token for the padding: the backward pass of such a gather
     would sum over all the repeats.
     """
-    rectangle = tensor.new_zeros(texts.count * texts.longest, *tensor.shape[1:]).index_copy_(0, texts.places, tensor)
-    return rectangle.view(texts.count, texts.longest, *tensor.shape[1:]).transpose(1, 2)
+    rectangle = tensor.new_zeros(texts.count * texts.max_seqlen, *tensor.shape[1:]).index_copy_(0, texts.places, tensor)
+    return rectangle.view(texts.count, texts.max_seqlen, *tensor.shape[1:]).transpose(1, 2)
 
 
 def _for_each_head(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
