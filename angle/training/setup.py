@@ -209,7 +209,8 @@ def load_data(config: TrainConfig, encoder: Encoder, batch_spec: BatchSpec) -> D
     tokenizer, wanted = encoder.tokenizer, config.data_format.name
     train: TrainingData
     if data.streaming:
-        train = StreamData(data.train, wanted, tokenizer, batch_spec, data.stream_window)
+        # Its thread tokenises while the model is saved, which changes the encoder's own tokenizer.
+        train = StreamData(data.train, wanted, tokenizer.copy(), batch_spec, data.stream_window)
     else:
         train = CorpusData(load_corpus(data.train, "train", tokenizer, wanted), batch_spec)
     if config.train.batch_size * batch_spec.processes == 1 and train.format.name != "B":

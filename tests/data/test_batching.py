@@ -13,14 +13,19 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import SpyTokenizer, tokens_of, write_jsonl
+from transformers import PreTrainedTokenizerFast
 
-from angle.config import LossConfig, SourceConfig
+from angle.config import LossConfig, SourceConfig, TrainConfig
+from angle.config.build import build_config
+from angle.config.names import nested
 from angle.data import sources
 from angle.data.batching import BatchSpec, CorpusData, Plan, StreamData, collate, without_repeats
 from angle.data.corpus import Corpus, load_corpus
 from angle.errors import DataError
+from angle.modeling.encoder import Encoder
 from angle.objective.combined import CombinedLoss
 from angle.structures import FORMATS, Batch
+from angle.training.setup import load_data
 
 
 def rows_of(plan: Plan, step: int) -> list[int]:
@@ -317,3 +322,28 @@ def test_a_message_can_say_where_rows_stand(tmp_path):
     assert data.describe(0) == ", ".join(f"{path} line {n}" for n in range(1, 6)) + " and 2 more"
     assert data.describe(1) == f"{path} line 8, {path} line 9"
     assert data.summary == f"{path}: 9 rows"
+
+
+def test_saving_the_model_while_a_stream_is_tokenised_lengthens_no_text(tmp_path, monkeypatch):
+    path = write_jsonl(tmp_path / "a.jsonl", [{"text": "the dog " * 40, "positive": "a cat"}] * 4)
+    settings = {
+        "model.max_length": 16,
+        "data.train.name_or_path": str(path),
+        "data.streaming": True,
+        "train.max_steps": 1,
+    }
+    config = build_config(nested(settings), TrainConfig)
+    encoder = Encoder.load(config.model, config.pooling)
+    data = load_data(config, encoder, BatchSpec(4)).train
+    set_limits, saves = PreTrainedTokenizerFast.set_truncation_and_padding, []
+
+    def save_once_limits_are_set(tokenizer: PreTrainedTokenizerFast, *args: object, **kwargs: object) -> None:
+        """Save at the worst moment: between the tokenizer's limits and the tokens, as another thread may."""
+        set_limits(tokenizer, *args, **kwargs)
+        encoder.tokenizer.save(tmp_path / "model")
+        saves.append(tokenizer)
+
+    monkeypatch.setattr(PreTrainedTokenizerFast, "set_truncation_and_padding", save_once_limits_are_set)
+    ((batch,),) = islice(data.steps(0), 1)
+    assert saves
+    assert batch.tokens.lengths.max() == 16
