@@ -99,7 +99,7 @@ def partition_by_length(lengths: npt.NDArray[np.int64], processes: int) -> npt.N
 
 
 @dataclass(frozen=True)
-class Structure:
+class BatchStructure:
     """Which text plays which role in which row, and the rows' labels: all that an objective knows about a batch."""
 
     format: DataFormat
@@ -113,13 +113,13 @@ class Structure:
     """(A, 3) int64: for rows with several texts to draw from, the row, and two texts that it could have had in its
     first and second role; both are in the batch, possibly because of other rows."""
 
-    def to(self, device: torch.device) -> Structure:
+    def to(self, device: torch.device) -> BatchStructure:
         """Return a copy of this structure, which is on the CPU, on a device."""
         index, ids, known_positives = (
             to_device(tensor.numpy(), device) for tensor in (self.index, self.text_ids, self.known_positives)
         )
         labels = None if self.labels is None else to_device(self.labels.numpy(), device)
-        return Structure(self.format, index, ids, labels, known_positives)
+        return BatchStructure(self.format, index, ids, labels, known_positives)
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,7 @@ class Batch:
     """(M,): how many roles of the rows each fills; 0 for a duplicate that is counted on another process."""
     max_lengths: npt.NDArray[np.int64]
     """(M,): the maximum length, over all processes, of the texts in each position."""
-    structure: Structure
+    structure: BatchStructure
     """Of all rows; its `index` points into the embeddings (W M, D) of all processes, concatenated by process."""
     token_count: int
     """Number of tokens in all roles of all rows."""

@@ -13,15 +13,17 @@ import argparse
 import multiprocessing
 import time
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 
 import psutil
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from angle.config import LossConfig
+from angle.config import IN_BATCH, LossConfig
 from angle.objective.combined import CombinedLoss
-from angle.structures import FORMATS, Structure
+from angle.objective.terms import TermInputs
+from angle.structures import FORMATS, BatchStructure, DataFormat
 from benchmarks.throughput.clock import peak_resident
 
 GIB = 2**30
@@ -32,17 +34,25 @@ TABLES = 6
 class PlainLoss(CombinedLoss):
     """The same loss, with the contrastive term computed from matrices of all queries and candidates."""
 
-    def _in_batch(self, roles: Tensor, structure: Structure) -> Tensor:
-        ids, tau = structure.text_ids, self.config.ibn_tau
-        if structure.labels is None:
-            candidates = roles[:, 1:].transpose(0, 1).flatten(0, 1)
-            target = torch.arange(len(roles))
-            masked = torch.zeros(len(roles), len(candidates), dtype=torch.bool)
+    def __init__(self, config: LossConfig, data_format: DataFormat, dimensions: int, duplicates: str) -> None:
+        """Replace the function of the contrastive term."""
+        super().__init__(config, data_format, dimensions, duplicates)
+        self.weighted_terms = [
+            (weight, replace(term, function=self._in_batch) if term.spec == IN_BATCH else term)
+            for weight, term in self.weighted_terms
+        ]
+
+    def _in_batch(self, inputs: TermInputs, tau: float) -> Tensor:
+        embeddings, ids = inputs.embeddings, inputs.text_ids
+        if inputs.labels is None:
+            candidates = embeddings[:, 1:].transpose(0, 1).flatten(0, 1)
+            target = torch.arange(len(embeddings))
+            masked = torch.zeros(len(embeddings), len(candidates), dtype=torch.bool)
             if not self.keep_duplicates:
                 both_ways = torch.cat([ids[:, :2], ids[:, :2].flip(1)])
                 masked = plain_not_negatives(ids[:, 0], ids[:, 1:].T.flatten(), both_ways[:, 0], both_ways[:, 1])
-            return plain_cross_entropy(roles[:, 0], candidates, target, masked, tau).mean()
-        positive, texts = structure.labels > (self.config.positive_above or 0.0), roles.flatten(0, 1)
+            return plain_cross_entropy(embeddings[:, 0], candidates, target, masked, tau).mean()
+        positive, texts = inputs.labels > inputs.positive_above, embeddings.flatten(0, 1)
         masked = torch.eye(len(texts), dtype=torch.bool)
         if not self.keep_duplicates:
             both_ways = torch.cat([ids[positive], ids[positive].flip(1)])
@@ -74,7 +84,7 @@ def measure(
     index = torch.arange(rows * roles).view(rows, roles)
     ids = torch.randint(0, 4 * rows * roles, index.shape, generator=generator)
     labels = torch.arange(rows).float() % 2 if data_format.labelled else None
-    structure = Structure(data_format, index, ids, labels)
+    structure = BatchStructure(data_format, index, ids, labels)
     loss = kind(LossConfig(), data_format, width, duplicates)
     embeddings = torch.randn(rows * roles, width, generator=generator).requires_grad_()
     best = float("inf")

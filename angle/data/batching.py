@@ -16,7 +16,7 @@ import torch
 from angle.config import SourceConfig
 from angle.data import sources
 from angle.data.corpus import Corpus, CorpusBuilder, Ints, Tokenizer, check_extra_columns, common_format
-from angle.structures import Batch, DataFormat, Structure, partition_by_length
+from angle.structures import Batch, BatchStructure, DataFormat, partition_by_length
 
 
 @dataclass(frozen=True)
@@ -227,7 +227,7 @@ def collate(corpus: Corpus, rows: Ints, epoch: int, batch_spec: BatchSpec) -> Ba
         text_ids=distinct[own],
         counts=np.where(places[own] == slots[batch_spec.rank], counts[own], 0),
         max_lengths=lengths[shards[0]],
-        structure=Structure(
+        structure=BatchStructure(
             format=corpus.format,
             index=torch.from_numpy(places[index.reshape(texts.shape)]),
             text_ids=torch.from_numpy(texts),

@@ -15,9 +15,9 @@ from torch import Tensor
 from angle.config import EseConfig
 from angle.errors import ConfigError
 from angle.objective.alignment import divergences
-from angle.objective.combined import CombinedLoss, LossTerms
+from angle.objective.combined import CombinedLoss, LossOutput
 from angle.objective.dtypes import at_least_float32
-from angle.structures import Structure
+from angle.structures import BatchStructure
 
 
 class EspressoLoss:
@@ -48,7 +48,7 @@ class EspressoLoss:
         self.depths = (*inner, layers)
         self.weights = [1 / (layers - 1) / (1 + math.log(1 + depth)) for depth in inner]
 
-    def __call__(self, embeddings: Tensor, structure: Structure) -> LossTerms:
+    def __call__(self, embeddings: Tensor, structure: BatchStructure) -> LossOutput:
         """Return the loss of a batch.
 
         Args:
@@ -69,7 +69,7 @@ class EspressoLoss:
                     compression = compression + weight * self._compression(states[structure.index].flatten(0, 1))
         own = {"narrow": narrow, "layers": layers, "compression": compression}
         kept = {name: value.detach() for name, value in own.items() if name != "compression" or self.config.pca}
-        return LossTerms(full.total + narrow + layers + compression, full.terms | kept)
+        return LossOutput(full.total + narrow + layers + compression, full.terms | kept)
 
     def _compression(self, texts: Tensor) -> Tensor:
         """Return the divergence of the first dimensions of texts (M, D) from a compression of all dimensions."""

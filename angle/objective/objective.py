@@ -6,9 +6,9 @@ from torch import Tensor
 
 from angle.config import TeacherConfig
 from angle.objective.alignment import Aligned, alignment_loss
-from angle.objective.combined import CombinedLoss, LossTerms
+from angle.objective.combined import CombinedLoss, LossOutput
 from angle.objective.espresso import EspressoLoss
-from angle.structures import Structure
+from angle.structures import BatchStructure
 
 
 class Objective:
@@ -24,7 +24,7 @@ class Objective:
         """Depths whose embeddings the loss needs, the last layer at the end; None for just the last layer."""
         return self.loss.depths if isinstance(self.loss, EspressoLoss) else None
 
-    def __call__(self, embeddings: Tensor, structure: Structure) -> LossTerms:
+    def __call__(self, embeddings: Tensor, structure: BatchStructure) -> LossOutput:
         """Return the loss of a batch, without the alignment.
 
         Args:

@@ -16,7 +16,7 @@ from angle.objective.alignment import Aligned, alignment_loss, divergences
 from angle.objective.combined import CombinedLoss
 from angle.objective.espresso import EspressoLoss
 from angle.objective.objective import Objective
-from angle.structures import FORMATS, Structure
+from angle.structures import FORMATS, BatchStructure
 
 GOLDENS = np.load(REPO / "tests" / "fixtures" / "espresso.npz")
 DISTANCES = sorted({name.rsplit("/", 1)[0] for name in GOLDENS if re.match(r"distill_.*/loss", name)})
@@ -52,7 +52,7 @@ def golden_objective(case: str, kind: str, *, asked: bool = True) -> tuple[Tenso
     target = torch.from_numpy(GOLDENS[f"{case}/teacher_last"])
     lengths, (_, pooling, theirs) = mask.sum(1).numpy(), case.split("_")
     index = torch.arange(len(mask)).view(-1, 2)
-    structure = Structure(FORMATS["A"], index, index, torch.from_numpy(GOLDENS[f"{case}/labels"])[::2, 0])
+    structure = BatchStructure(FORMATS["A"], index, index, torch.from_numpy(GOLDENS[f"{case}/labels"])[::2, 0])
     loss = CombinedLoss(LossConfig(1.0, 20.0, 1.0), FORMATS["A"], 16, duplicates="keep")
     embeddings = pool(hidden[-1][mask.bool()], lengths, pooling)
     if theirs == "all":

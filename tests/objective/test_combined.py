@@ -17,7 +17,7 @@ from angle.objective.combined import CombinedLoss
 from angle.objective.contrastive import info_nce, nt_xent
 from angle.objective.normalize import l2_normalize
 from angle.objective.ranking import angle_scores, cosent_loss, cosine_scores
-from angle.structures import FORMATS, Structure
+from angle.structures import FORMATS, BatchStructure
 
 #: Random embeddings and labels with losses and gradients (float64) that release 0.5.4 of the reference gives; for the
 #: contrastive term on labels other than 0 and 1 the values wanted, which leave out the reference's accidental targets.
@@ -46,7 +46,7 @@ def evaluate(record: dict[str, Any], embeddings: Tensor) -> Tensor:
         if settings.pop("angle_pooling_strategy", "sum") == "mean":
             settings["angle_tau"] /= dimensions
         objective = CombinedLoss(LossConfig(**settings), data_format, dimensions, duplicates="keep")
-        return objective(embeddings, Structure(data_format, index, ids, labels)).total
+        return objective(embeddings, BatchStructure(data_format, index, ids, labels)).total
     roles, no_alternatives = l2_normalize(roles), torch.empty(0, 3, dtype=torch.int64)
     if record["function"] == "contrastive":
         used = roles if settings["neg"] else roles[:, :2]
@@ -73,12 +73,12 @@ def test_reference_release(record: dict[str, Any], loss: float, gradient: np.nda
         np.testing.assert_allclose(embeddings.grad.numpy() / largest, gradient / largest, atol=10 * tolerance, rtol=0)
 
 
-def make(rows: int = 6, name: str = "A", dimensions: int = 8, seed: int = 0) -> tuple[Tensor, Structure]:
+def make(rows: int = 6, name: str = "A", dimensions: int = 8, seed: int = 0) -> tuple[Tensor, BatchStructure]:
     data_format, generator = FORMATS[name], torch.Generator().manual_seed(seed)
     roles = len(data_format.roles)
     index = torch.arange(rows * roles).view(rows, roles)
     labels = torch.arange(rows).float() % 2 if data_format.labelled else None
-    return torch.randn(rows * roles, dimensions, generator=generator), Structure(data_format, index, index, labels)
+    return torch.randn(rows * roles, dimensions, generator=generator), BatchStructure(data_format, index, index, labels)
 
 
 @pytest.mark.parametrize(
@@ -118,7 +118,9 @@ def test_format_c_multiplies_by_ibn_w_and_has_no_other_term() -> None:
 def test_rows_point_into_the_embeddings() -> None:
     embeddings, structure = make()
     order = torch.randperm(len(embeddings), generator=torch.Generator().manual_seed(3))
-    moved = Structure(structure.format, torch.argsort(order)[structure.index], structure.text_ids, structure.labels)
+    moved = BatchStructure(
+        structure.format, torch.argsort(order)[structure.index], structure.text_ids, structure.labels
+    )
     objective = CombinedLoss(LossConfig(), FORMATS["A"], 8)
     assert objective(embeddings[order], moved).total.item() == objective(embeddings, structure).total.item()
 
@@ -151,7 +153,9 @@ def test_no_weight_above_zero_is_refused() -> None:
 )
 def test_positive_above_decides_which_graded_pairs_attract(above: float | None, positive: list[int]) -> None:
     embeddings, structure = make(rows=5)
-    graded = Structure(structure.format, structure.index, structure.text_ids, torch.tensor([0.0, 0.5, 3.0, 4.0, 5.0]))
+    graded = BatchStructure(
+        structure.format, structure.index, structure.text_ids, torch.tensor([0.0, 0.5, 3.0, 4.0, 5.0])
+    )
     objective = CombinedLoss(LossConfig(0.0, 1.0, 0.0, positive_above=above), FORMATS["A"], 8)
     pairs, which = l2_normalize(embeddings).view(5, 2, 8), torch.tensor(positive).bool()
     expected = nt_xent(pairs, which, structure.text_ids, structure.known_positives, 20.0)
@@ -167,7 +171,7 @@ def test_keep_counts_equal_texts_and_alternatives_as_any_others(name: str) -> No
     known_positives = torch.tensor([[1, ids[1, 0], ids[2, 1]]])  # in format A row 1 is positive
 
     def loss_of(duplicates: str, *texts: Tensor) -> float:
-        given = Structure(structure.format, structure.index, texts[0], structure.labels, *texts[1:])
+        given = BatchStructure(structure.format, structure.index, texts[0], structure.labels, *texts[1:])
         return CombinedLoss(weights, FORMATS[name], 8, duplicates)(embeddings, given).total.item()
 
     for duplicates in ("mask", "drop"):

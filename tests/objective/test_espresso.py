@@ -15,7 +15,7 @@ from angle.config import EseConfig, LossConfig
 from angle.modeling.pooling import pool
 from angle.objective.combined import CombinedLoss
 from angle.objective.espresso import EspressoLoss, compress
-from angle.structures import FORMATS, Structure
+from angle.structures import FORMATS, BatchStructure
 
 GOLDENS = np.load(REPO / "tests" / "fixtures" / "espresso.npz")
 CASES = [(name, seed, pooling) for name in "ABC" for seed in ("s0", "s1") for pooling in ("cls", "avg", "last")]
@@ -27,11 +27,11 @@ def angle_loss(name: str, dimensions: int = 16) -> CombinedLoss:
     return CombinedLoss(weights, FORMATS[name], dimensions, duplicates="keep")
 
 
-def structure_of(name: str, texts: int, labels: Tensor | None = None) -> Structure:
+def structure_of(name: str, texts: int, labels: Tensor | None = None) -> BatchStructure:
     index = torch.arange(texts).view(-1, len(FORMATS[name].roles))
     if labels is None and name == "A":
         labels = torch.arange(len(index)) % 2
-    return Structure(FORMATS[name], index, index, None if labels is None else labels.float())
+    return BatchStructure(FORMATS[name], index, index, None if labels is None else labels.float())
 
 
 def make_embeddings(texts: int = 12, depths: int = 4, dimensions: int = 16) -> Tensor:
