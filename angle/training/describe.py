@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from angle.config import TrainConfig
-from angle.data.batching import CorpusData
+from angle.data.batching import InMemoryTrainingData
 from angle.modeling.encoder import Encoder
 from angle.modeling.quantization import count_weights
 from angle.modeling.token_embeddings import partly_trained
@@ -86,7 +86,7 @@ def banner(config: TrainConfig, encoder: Encoder, data: Data, total_steps: int, 
     if config.teacher.enabled:
         terms += f" + {config.teacher.weight:g} alignment with {config.teacher.name_or_path}"
     rows = train.batch_size * accelerator.num_processes * train.gradient_accumulation_steps
-    if isinstance(data.train, CorpusData):
+    if isinstance(data.train, InMemoryTrainingData):
         rows = min(rows, len(data.train.corpus))
     layout = "packed" if encoder.is_packed else "padded"
     if encoder.packing_failed:

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 
 from angle.config import LOSS_TERM_SPECS, LossConfig, ModelConfig, TrainConfig, enumerate_words
-from angle.data.batching import CorpusData
+from angle.data.batching import InMemoryTrainingData
 from angle.data.sources import SAMPLE
 from angle.modeling.description import TINY
 
@@ -31,7 +31,7 @@ def leave_out(said: set[str]) -> None:
 
 def notes_on(config: TrainConfig, data: Data, total_steps: int) -> list[str]:
     """Return the notes on a run of `total_steps` steps before it starts, once all settings are decided."""
-    labels = data.train.corpus.labels if isinstance(data.train, CorpusData) else None
+    labels = data.train.corpus.labels if isinstance(data.train, InMemoryTrainingData) else None
     notes = [*_on_weights(config.loss, config.data_format.name, labels), *_on_labels(config.loss, labels)]
     if config.data.train.names() == [SAMPLE] and config.model.name_or_path != TINY:
         notes.insert(0, "sample is toy data, to try things out; for a real model add data=nli_b")

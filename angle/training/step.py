@@ -22,7 +22,7 @@ from torch import Tensor
 
 from angle.distributed.process_group import all_gather, all_reduce_sum
 from angle.kernels.linear import weights_packed
-from angle.objective.alignment import Aligned
+from angle.objective.alignment import AlignedStates
 from angle.objective.combined import LossOutput
 from angle.objective.objective import Objective
 from angle.structures import Batch, Lengths, to_device
@@ -118,7 +118,7 @@ class Step:
             with self.accelerator.autocast():
                 targets = self.teacher(ids, lengths, batch.text_ids[part])
             weights = to_device(batch.weights(part, of_tokens=self.teacher.of_tokens), states.device)
-            alignment = self.objective.alignment(Aligned(states, targets, weights))
+            alignment = self.objective.alignment(AlignedStates(states, targets, weights))
             proxy = proxy + self.objective.teacher.weight * loss_weight * self.accelerator.num_processes * alignment
         self.accelerator.backward(proxy)
         return alignment.detach()

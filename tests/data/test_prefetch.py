@@ -12,7 +12,7 @@ from angle.data.prefetch import prefetch
 
 
 def threads() -> list[threading.Thread]:
-    return [thread for thread in threading.enumerate() if thread.name == "batches ahead"]
+    return [thread for thread in threading.enumerate() if thread.name == "prefetch"]
 
 
 def wait_until(made: list[int], number: int) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from angle.config import SourceConfig
-from angle.data.roles import OWN_TEST_SET, TASKS
+from angle.data.purposes import OWN_TEST_SET, TASKS
 from angle.data.sources import open_tables
 from angle.errors import DataError
 
@@ -25,10 +25,10 @@ def rows_of(path: object, *, streaming: bool = False, **settings: object) -> lis
     return [(number, dict(row)) for number, row in table.rows]
 
 
-def complaint(path: object, role: str = "train", *, streaming: bool = False, **settings: object) -> str:
+def complaint(path: object, purpose: str = "train", *, streaming: bool = False, **settings: object) -> str:
     """Return what is said of a source that cannot be read."""
     with pytest.raises(DataError) as caught:
-        [list(table.rows) for table in open_tables(SourceConfig(path, **settings), role, streaming=streaming)]
+        [list(table.rows) for table in open_tables(SourceConfig(path, **settings), purpose, streaming=streaming)]
     return str(caught.value)
 
 
@@ -210,15 +210,15 @@ def test_a_list_of_sources_keeps_its_order(tmp_path):
     for name in ("a.jsonl", "a.csv"):
         (tmp_path / name).write_text(TEXTS[name])
     tables = open_tables(SourceConfig([str(tmp_path / "a.jsonl"), str(tmp_path / "a.csv"), "sample"]), "train", "C")
-    assert [Path(table.where).name for table in tables] == ["a.jsonl", "a.csv", "sample (train)"]
+    assert [Path(table.name).name for table in tables] == ["a.jsonl", "a.csv", "sample (train)"]
     assert [table.columns for table in tables] == [("text", "positive")] * 3
 
 
 @pytest.mark.parametrize(("wanted", "columns"), [("auto", 3), ("A", 3), ("B", 3), ("C", 2)])
 def test_the_sample_has_every_format_and_split(wanted, columns):
     counts = []
-    for role in ("train", "valid", "test"):
-        (table,) = open_tables(SourceConfig("sample"), role, wanted)
+    for purpose in ("train", "valid", "test"):
+        (table,) = open_tables(SourceConfig("sample"), purpose, wanted)
         assert len(table.columns) == columns
         counts.append(len(list(table.rows)))
     assert min(counts) > 0
@@ -333,15 +333,15 @@ def test_a_hub_name_that_cannot_be_reached():
     )
 
 
-@pytest.mark.parametrize(("role", "start"), [("valid_sts", "data.valid_sts"), (TASKS, "tasks"), (OWN_TEST_SET,) * 2])
-def test_messages_name_settings_that_there_are(tmp_path, role, start):
+@pytest.mark.parametrize(("purpose", "start"), [("valid_sts", "data.valid_sts"), (TASKS, "tasks"), (OWN_TEST_SET,) * 2])
+def test_messages_name_settings_that_there_are(tmp_path, purpose, start):
     path = tmp_path / "a.jsonl"
     path.write_text('{"a": "x", "b": "y"}\n{\n')
-    assert complaint(str(path), role).startswith(f"{start}: {path} line 2 is no valid JSON: ")
-    assert complaint(str(tmp_path / "b.csv"), role).startswith(f"{start}: {tmp_path / 'b.csv'} does not exist")
+    assert complaint(str(path), purpose).startswith(f"{start}: {path} line 2 is no valid JSON: ")
+    assert complaint(str(tmp_path / "b.csv"), purpose).startswith(f"{start}: {tmp_path / 'b.csv'} does not exist")
     path.write_text('{"a": "x", "b": "y"}\n')
-    columns = "data.valid_sts.columns" if role == "valid_sts" else "columns"
-    assert complaint(str(path), role, columns={"text1": "c"}) == f"{columns} names c, but {path} has: a, b."
+    columns = "data.valid_sts.columns" if purpose == "valid_sts" else "columns"
+    assert complaint(str(path), purpose, columns={"text1": "c"}) == f"{columns} names c, but {path} has: a, b."
 
 
 def test_a_hub_client_that_fails_without_a_word(monkeypatch):
@@ -350,3 +350,22 @@ def test_a_hub_client_that_fails_without_a_word(monkeypatch):
 
     monkeypatch.setattr("datasets.load_dataset", fail)
     assert "could not be loaded from the hub: ValueError. Check the name" in complaint("org/name")
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_progress_bars_are_as_before_once_hub_data_is_loaded(monkeypatch, enabled):
+    import datasets
+
+    bars = []
+
+    def load_dataset(*_args, **_kwargs):
+        bars.append(datasets.is_progress_bar_enabled())
+        return datasets.Dataset.from_list(ROWS)
+
+    monkeypatch.setattr("datasets.load_dataset", load_dataset)
+    (datasets.enable_progress_bars if enabled else datasets.disable_progress_bars)()
+    try:
+        assert rows_of("org/name") == NUMBERED
+        assert (bars, datasets.is_progress_bar_enabled()) == ([False], enabled)
+    finally:
+        datasets.enable_progress_bars()

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from angle.config import EseConfig, LossConfig, TeacherConfig
 from angle.modeling.pooling import pool
-from angle.objective.alignment import Aligned, alignment_loss, divergences
+from angle.objective.alignment import AlignedStates, alignment_loss, distances
 from angle.objective.combined import CombinedLoss
 from angle.objective.espresso import EspressoLoss
 from angle.objective.objective import Objective
@@ -31,9 +31,7 @@ def test_the_reference_s_distances(case):
     found = re.fullmatch(r"(\w+)/mse=(.*)_T=(.*)", case)
     assert found is not None
     states = torch.from_numpy(GOLDENS[f"{found[1]}/inputs"]).requires_grad_()
-    loss = divergences(
-        states, torch.from_numpy(GOLDENS[f"{found[1]}/targets"]), float(found[2]), float(found[3])
-    ).mean()
+    loss = distances(states, torch.from_numpy(GOLDENS[f"{found[1]}/targets"]), float(found[2]), float(found[3])).mean()
     assert loss.item() == pytest.approx(float(GOLDENS[f"{case}/loss"]), rel=1e-10)
     if loss.requires_grad:
         loss.backward()
@@ -57,10 +55,10 @@ def golden_objective(case: str, kind: str, *, asked: bool = True) -> tuple[Tenso
     embeddings = pool(hidden[-1][mask.bool()], lengths, pooling)
     if theirs == "all":
         # The reference sums over a text's positions, pads among them, where we take the mean over its tokens.
-        aligned = Aligned(hidden[-1].flatten(0, 1), target.flatten(0, 1), each(mask.numel()))
+        aligned = AlignedStates(hidden[-1].flatten(0, 1), target.flatten(0, 1), each(mask.numel()))
         objective = Objective(loss, teacher(weight=mask.shape[1]))
     else:
-        aligned = Aligned(embeddings, pool(target[mask.bool()], lengths, theirs), each(len(mask)))
+        aligned = AlignedStates(embeddings, pool(target[mask.bool()], lengths, theirs), each(len(mask)))
         objective = Objective(loss, teacher())
     alignment = objective.teacher.weight * objective.alignment(aligned) if asked else 0.0
     if kind == "AngleESETrainer":
@@ -95,16 +93,18 @@ def test_the_alignment_of_a_batch_is_the_sum_over_its_parts():
     generator = torch.Generator().manual_seed(0)
     states, targets = torch.randn(2, 3, 8, generator=generator, dtype=torch.float64)
     weights, config = torch.tensor([0.25, 0.5, 0.25]), teacher(mse_w=0.5)
-    whole = alignment_loss(Aligned(states, targets, weights), config)
+    whole = alignment_loss(AlignedStates(states, targets, weights), config)
     order = torch.tensor([0, 1, 1, 2])  # the second text is used twice
-    mean = divergences(states[order], targets[order], 0.5, 1.0).mean()
+    mean = distances(states[order], targets[order], 0.5, 1.0).mean()
     assert whole.item() == pytest.approx(mean.item(), rel=1e-12)
-    parts = [alignment_loss(Aligned(states[part], targets[part], weights[part]), config) for part in ([0], [1, 2])]
+    parts = [
+        alignment_loss(AlignedStates(states[part], targets[part], weights[part]), config) for part in ([0], [1, 2])
+    ]
     assert sum(parts).item() == pytest.approx(whole.item(), rel=1e-12)
 
 
 def test_equal_states_are_aligned():
     states = torch.randn(3, 8, generator=torch.Generator().manual_seed(0))
-    assert alignment_loss(Aligned(states, states, torch.ones(3) / 3), teacher(mse_w=1.0)).item() == pytest.approx(
+    assert alignment_loss(AlignedStates(states, states, torch.ones(3) / 3), teacher(mse_w=1.0)).item() == pytest.approx(
         0, abs=1e-6
     )

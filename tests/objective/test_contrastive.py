@@ -85,7 +85,7 @@ def random_ids(rows: int, roles: int, seed: int) -> Tensor:
     return torch.randint(0, 2 + rows, (rows, roles), generator=torch.Generator().manual_seed(seed))
 
 
-def random_alternatives(ids: Tensor, count: int, seed: int) -> Tensor:
+def random_known_positives(ids: Tensor, count: int, seed: int) -> Tensor:
     """Pairs of texts that are there, as if some rows could have had them too."""
     generator = torch.Generator().manual_seed(seed)
     rows = torch.randint(0, len(ids), (count, 1), generator=generator)
@@ -116,7 +116,7 @@ def gradient(loss: Tensor, embeddings: Tensor) -> Tensor:
 def chunk(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Sets how many queries are taken at once, of the 6 or 12 that meet 12 candidates."""
     if request.param is not None:
-        monkeypatch.setattr(contrastive, "LOGITS", 12 * request.param)
+        monkeypatch.setattr(contrastive, "MAX_LOGITS", 12 * request.param)
 
 
 @pytest.mark.usefixtures("chunk")
@@ -126,7 +126,7 @@ def chunk(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> No
 def test_in_batch_loss_is_the_loop(rows: int, further: int, seed: int) -> None:
     pairs, ids = normal(rows, 2, 8, seed=seed).requires_grad_(), random_ids(rows, 2, seed)
     positive = torch.rand(rows, generator=torch.Generator().manual_seed(seed)) > 0.4
-    others = random_alternatives(ids, further, seed)
+    others = random_known_positives(ids, further, seed)
     loss = in_batch(pairs, positive, ids, 7.0, others)
     expected = naive_in_batch(pairs, positive.tolist(), ids.tolist(), 7.0, others.tolist())
     assert loss.item() == pytest.approx(expected.item(), rel=1e-12)
@@ -140,7 +140,7 @@ def test_in_batch_loss_is_the_loop(rows: int, further: int, seed: int) -> None:
 @pytest.mark.parametrize("seed", range(4))
 def test_text_to_candidates_loss_is_the_loop(rows: int, roles: int, further: int, seed: int) -> None:
     embeddings, ids = normal(rows, roles, 8, seed=seed).requires_grad_(), random_ids(rows, roles, seed)
-    others = random_alternatives(ids, further, seed)
+    others = random_known_positives(ids, further, seed)
     loss = to_candidates(embeddings, ids, 7.0, others)
     expected = naive_candidates(embeddings, ids.tolist(), 7.0, others.tolist())
     assert loss.item() == pytest.approx(expected.item(), rel=1e-12)
@@ -192,14 +192,14 @@ def test_a_backward_scales_and_can_be_repeated() -> None:
 def test_a_second_derivative_is_refused() -> None:
     queries, candidates = (F.normalize(normal(4, 8, seed=seed), dim=-1).requires_grad_() for seed in (0, 1))
     texts = torch.arange(4)
-    mask = FalseNegativeMask(texts, texts, texts, texts, texts=4)
+    mask = FalseNegativeMask(texts, texts, texts, texts, num_texts=4)
     loss = chunked_info_nce(queries, candidates, texts, torch.ones(4, dtype=torch.float64), 20.0, mask)
     with pytest.raises(RuntimeError, match="differentiated once only"):
         torch.autograd.grad(loss, queries, create_graph=True)
 
 
 def test_logits_are_computed_once_and_without_a_gradient_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(contrastive, "LOGITS", 2 * 12)  # 3 chunks of 2 queries
+    monkeypatch.setattr(contrastive, "MAX_LOGITS", 2 * 12)  # 3 chunks of 2 queries
     roles = normal(6, 3, 8).requires_grad_()
     with Products() as trained:
         to_candidates(roles, distinct(6, 3), 20.0).backward()
@@ -212,7 +212,7 @@ def test_logits_are_computed_once_and_without_a_gradient_nothing_else(monkeypatc
 def test_a_large_batch_needs_no_table_of_all_texts(name: str, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
     # The smallest table of all queries and candidates, one of booleans, takes 64 or 128 MiB. Half of the rows share
     # a text, which has thousands of positives.
-    monkeypatch.setattr(contrastive, "LOGITS", 2**19)
+    monkeypatch.setattr(contrastive, "MAX_LOGITS", 2**19)
     ids = distinct(rows, 2 + (name == "B"))
     ids[::2, 0] = 0
     embeddings = torch.randn(*ids.shape, 64, generator=torch.Generator().manual_seed(0)).requires_grad_()
@@ -266,10 +266,10 @@ def test_a_batch_of_one_text_repeated_has_nothing_to_learn() -> None:
 
 def test_not_negatives_are_the_query_itself_and_all_its_positives() -> None:
     queries, candidates = torch.tensor([7, 8, 9, 7]), torch.tensor([1, 2, 7, 3, 9])
-    mask = FalseNegativeMask(queries, candidates, torch.tensor([7, 7, 8]), torch.tensor([1, 3, 2]), texts=10)
+    mask = FalseNegativeMask(queries, candidates, torch.tensor([7, 7, 8]), torch.tensor([1, 3, 2]), num_texts=10)
     expected = [[1, 0, 1, 1, 0], [0, 1, 0, 0, 0], [0, 0, 0, 0, 1], [1, 0, 1, 1, 0]]
-    assert mask.of(slice(0, 4)).int().tolist() == expected
-    assert mask.of(slice(1, 3)).int().tolist() == expected[1:3]
+    assert mask.for_queries(slice(0, 4)).int().tolist() == expected
+    assert mask.for_queries(slice(1, 3)).int().tolist() == expected[1:3]
 
 
 @pytest.mark.parametrize("positive", [[False, False, False], [True, False, False]])
@@ -310,7 +310,7 @@ def test_what_is_not_finite_shows() -> None:
 def test_cross_entropy_over_leaves_out_what_is_masked_except_the_target() -> None:
     queries, candidates = F.normalize(normal(2, 4), dim=-1), F.normalize(normal(3, 4, seed=1), dim=-1)
     texts = torch.tensor([0, 3]), torch.tensor([0, 1, 2])
-    mask = FalseNegativeMask(*texts, left=torch.tensor([0]), right=torch.tensor([1]), texts=4)
+    mask = FalseNegativeMask(*texts, anchors=torch.tensor([0]), positives=torch.tensor([1]), num_texts=4)
     scores = 3 * queries @ candidates.T
     first = torch.logsumexp(scores[0, [0, 2]], 0) - scores[0, 0]
     second = torch.logsumexp(scores[1], 0) - scores[1, 2]
