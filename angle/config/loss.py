@@ -64,9 +64,14 @@ class LossConfig:
             check_at_least(f"loss.{term.weight}", self.weight(term), 0)
             if term.multiplier is not None:
                 check_at_least(f"loss.{term.multiplier}", self.multiplier(term), 0, above=True)
-        if all(self.weight(term) == 0 for term in LOSS_TERM_SPECS):
-            settings = enumerate_words(f"loss.{term.weight}" for term in LOSS_TERM_SPECS)
+        if not any(self._may_have_weight(term) for term in LOSS_TERM_SPECS):
+            settings = enumerate_words(f"loss.{term.weight}" for term in LOSS_TERM_SPECS if self.weight(term) == 0)
             raise ConfigError(f"{settings} are all 0, so there is nothing to learn: set one of them above 0.")
+
+    def _may_have_weight(self, term: LossTermSpec) -> bool:
+        """Return whether a term has a weight above 0 in some data format."""
+        weight = self.weight(term)
+        return any(term.default_weights.values()) if weight is None else weight > 0
 
     def weight(self, term: LossTermSpec) -> float | None:
         """Return the weight of a term; None leaves it to the data format."""

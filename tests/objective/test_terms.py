@@ -28,7 +28,8 @@ def test_a_term_is_computed_for_its_formats_times_its_weight_with_its_multiplier
         return inputs.embeddings.new_tensor(3.0)
 
     others = {other.weight: 1.0 if name in other.formats else 0.0 for other in LOSS_TERM_SPECS}
-    config = LossConfig(**others | {term.spec.weight: 5.0, term.spec.multiplier: 7.0})
+    multipliers = {} if term.spec.multiplier is None else {term.spec.multiplier: 7.0}
+    config = LossConfig(**others | {term.spec.weight: 5.0}, **multipliers)
     table = [replace(each, function=function if each is term else lambda *_: torch.tensor(0.0)) for each in LOSS_TERMS]
     monkeypatch.setattr(combined, "LOSS_TERMS", table)
     index = torch.arange(2 * len(FORMATS[name].roles)).view(2, -1)
@@ -36,7 +37,7 @@ def test_a_term_is_computed_for_its_formats_times_its_weight_with_its_multiplier
     output = CombinedLoss(config, FORMATS[name], 4)(torch.ones(index.numel(), 4), structure)
     applies = name in term.spec.formats
     assert (term.spec.name in output.terms) is applies
-    assert calls == [7.0] * applies
+    assert calls == [7.0 if multipliers else 1.0] * applies
     assert output.total.item() == (15.0 if applies else 0.0)
 
 
