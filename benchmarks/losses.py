@@ -76,7 +76,7 @@ def plain_not_negatives(queries: Tensor, candidates: Tensor, left: Tensor, right
 
 
 def measure(
-    kind: type[CombinedLoss], name: str, rows: int, width: int, duplicates: str, steps: int
+    loss_class: type[CombinedLoss], name: str, rows: int, width: int, duplicates: str, steps: int
 ) -> tuple[float, int]:
     """Return the shortest time of a step in seconds, and this process's peak memory in bytes."""
     data_format, generator = FORMATS[name], torch.Generator().manual_seed(0)
@@ -85,7 +85,7 @@ def measure(
     ids = torch.randint(0, 4 * rows * roles, index.shape, generator=generator)
     labels = torch.arange(rows).float() % 2 if data_format.labelled else None
     structure = BatchStructure(data_format, index, ids, labels)
-    loss = kind(LossConfig(), data_format, width, duplicates)
+    loss = loss_class(LossConfig(), data_format, width, duplicates)
     embeddings = torch.randn(rows * roles, width, generator=generator).requires_grad_()
     best = float("inf")
     for _ in range(steps):
@@ -108,7 +108,7 @@ def main() -> None:
     parser.add_argument("--rows", nargs="+", type=int, default=[32, 128, 1024, 4096])
     parser.add_argument("--dimensions", type=int, default=768)
     parser.add_argument("--duplicates", choices=["mask", "keep"], default="mask")
-    parser.add_argument("--rounds", type=int, default=2, help="processes of each kind")
+    parser.add_argument("--rounds", type=int, default=2, help="processes per loss")
     options = parser.parse_args()
     print(f"{options.dimensions} dimensions, {torch.get_num_threads()} threads, duplicates: {options.duplicates}\n")
     heads = ("format", "rows", "ours", "it holds", "plain", "it holds", "plain / ours")
@@ -119,14 +119,14 @@ def main() -> None:
             queries, candidates = (2 * rows, 2 * rows) if name == "A" else (rows, rows * (len(FORMATS[name].roles) - 1))
             fits = TABLES * 4 * queries * candidates < 0.7 * psutil.virtual_memory().available
             steps = max(1, 2**24 // (queries * candidates)) if rows > 256 else 300
-            found: dict[type[CombinedLoss], list[tuple[float, int]]] = {}
+            results: dict[type[CombinedLoss], list[tuple[float, int]]] = {}
             for _ in range(options.rounds):
-                for kind in (CombinedLoss, PlainLoss) if fits else (CombinedLoss,):
+                for loss_class in (CombinedLoss, PlainLoss) if fits else (CombinedLoss,):
                     with ProcessPoolExecutor(1, spawn) as process:
-                        task = (kind, name, rows, options.dimensions, options.duplicates, steps)
-                        found.setdefault(kind, []).append(process.submit(measure, *task).result())
-            seconds = {kind: min(second for second, _ in values) for kind, values in found.items()}
-            memory = {kind: max(size for _, size in values) / GIB for kind, values in found.items()}
+                        task = (loss_class, name, rows, options.dimensions, options.duplicates, steps)
+                        results.setdefault(loss_class, []).append(process.submit(measure, *task).result())
+            seconds = {loss_class: min(second for second, _ in values) for loss_class, values in results.items()}
+            memory = {loss_class: max(size for _, size in values) / GIB for loss_class, values in results.items()}
             cells = [name, f"{rows:,}", in_words(seconds[CombinedLoss]), f"{memory[CombinedLoss]:.2f} GiB"]
             if fits:
                 ratio = seconds[PlainLoss] / seconds[CombinedLoss]

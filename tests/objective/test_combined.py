@@ -47,13 +47,13 @@ def evaluate(record: dict[str, Any], embeddings: Tensor) -> Tensor:
             settings["angle_tau"] /= dimensions
         objective = CombinedLoss(LossConfig(**settings), data_format, dimensions, duplicates="keep")
         return objective(embeddings, BatchStructure(data_format, index, ids, labels)).total
-    roles, no_alternatives = l2_normalize(roles), torch.empty(0, 3, dtype=torch.int64)
+    roles, no_known_positives = l2_normalize(roles), torch.empty(0, 3, dtype=torch.int64)
     if record["function"] == "contrastive":
         used = roles if settings["neg"] else roles[:, :2]
-        return info_nce(used, index[:, : used.shape[1]], no_alternatives, settings["tau"])
+        return info_nce(used, index[:, : used.shape[1]], no_known_positives, settings["tau"])
     assert labels is not None
     if record["function"] == "in_batch":
-        return nt_xent(roles, labels.trunc() > 0, index, no_alternatives, settings["tau"])
+        return nt_xent(roles, labels.trunc() > 0, index, no_known_positives, settings["tau"])
     if record["function"] == "cosine":
         return cosent_loss(settings["tau"] * cosine_scores(roles[:, 0], roles[:, 1]), labels)
     assert record["function"] == "angle"
@@ -65,9 +65,9 @@ def evaluate(record: dict[str, Any], embeddings: Tensor) -> Tensor:
 def test_reference_release(record: dict[str, Any], loss: float, gradient: np.ndarray) -> None:
     for dtype, tolerance in ((torch.float64, 1e-10), (torch.float32, 1e-5)):
         embeddings = torch.from_numpy(GOLDENS[f"embeddings/{record['case']}"]).to(dtype).requires_grad_()
-        mine = evaluate(record, embeddings)
-        mine.backward()
-        assert mine.item() == pytest.approx(loss, rel=tolerance, abs=tolerance)
+        loss_value = evaluate(record, embeddings)
+        loss_value.backward()
+        assert loss_value.item() == pytest.approx(loss, rel=tolerance, abs=tolerance)
         assert embeddings.grad is not None
         largest = max(np.abs(gradient).max(), 1e-3)
         np.testing.assert_allclose(embeddings.grad.numpy() / largest, gradient / largest, atol=10 * tolerance, rtol=0)
@@ -109,10 +109,10 @@ def test_total_is_the_weighted_sum_and_terms_carry_no_gradient(name: str) -> Non
 
 def test_format_c_multiplies_by_ibn_w_and_has_no_other_term() -> None:
     embeddings, structure = make(name="C")
-    one, many = (CombinedLoss(LossConfig(9.0, w, 9.0), FORMATS["C"], 8)(embeddings, structure) for w in (1.0, 30.0))
+    single, many = (CombinedLoss(LossConfig(9.0, w, 9.0), FORMATS["C"], 8)(embeddings, structure) for w in (1.0, 30.0))
     assert set(many.terms) == {"ibn"}
-    assert many.total.item() == pytest.approx(30 * one.total.item(), rel=1e-6)
-    assert many.terms["ibn"].item() == one.terms["ibn"].item()
+    assert many.total.item() == pytest.approx(30 * single.total.item(), rel=1e-6)
+    assert many.terms["ibn"].item() == single.terms["ibn"].item()
 
 
 def test_rows_point_into_the_embeddings() -> None:
@@ -163,7 +163,7 @@ def test_positive_above_decides_which_graded_pairs_attract(above: float | None, 
 
 
 @pytest.mark.parametrize("name", ["A", "B", "C"])
-def test_keep_counts_equal_texts_and_alternatives_as_any_others(name: str) -> None:
+def test_keep_counts_equal_texts_and_known_positives_as_any_others(name: str) -> None:
     embeddings, structure = make(name=name)
     ids = structure.text_ids.clone()
     ids[3, 0] = ids[1, 0]
@@ -171,8 +171,8 @@ def test_keep_counts_equal_texts_and_alternatives_as_any_others(name: str) -> No
     known_positives = torch.tensor([[1, ids[1, 0], ids[2, 1]]])  # in format A row 1 is positive
 
     def loss_of(duplicates: str, *texts: Tensor) -> float:
-        given = BatchStructure(structure.format, structure.index, texts[0], structure.labels, *texts[1:])
-        return CombinedLoss(weights, FORMATS[name], 8, duplicates)(embeddings, given).total.item()
+        changed = BatchStructure(structure.format, structure.index, texts[0], structure.labels, *texts[1:])
+        return CombinedLoss(weights, FORMATS[name], 8, duplicates)(embeddings, changed).total.item()
 
     for duplicates in ("mask", "drop"):
         both = loss_of(duplicates, ids, known_positives)
