@@ -27,9 +27,9 @@ def test_a_term_is_computed_for_its_formats_times_its_weight_with_its_multiplier
         calls.append(tau)
         return inputs.embeddings.new_tensor(3.0)
 
-    others = {other.weight: 1.0 if name in other.formats else 0.0 for other in LOSS_TERM_SPECS}
+    weights = {other.weight: 1.0 if name in other.formats else 0.0 for other in LOSS_TERM_SPECS}
     multipliers = {} if term.spec.multiplier is None else {term.spec.multiplier: 7.0}
-    config = LossConfig(**others | {term.spec.weight: 5.0}, **multipliers)
+    config = LossConfig(**weights | {term.spec.weight: 5.0}, **multipliers)
     table = [replace(each, function=function if each is term else lambda *_: torch.tensor(0.0)) for each in LOSS_TERMS]
     monkeypatch.setattr(combined, "LOSS_TERMS", table)
     index = torch.arange(2 * len(FORMATS[name].roles)).view(2, -1)
