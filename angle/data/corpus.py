@@ -199,13 +199,13 @@ class CorpusBuilder:
         except (TypeError, ValueError):
             if str(value) not in self._label_names and len(self._label_names) < 8:
                 self._label_names.append(str(value))
-            self._report(table, number, "label", "no number", f"is {value!r}, no number")
+            self._report(table, number, "label", "no number", f"is {value!r}, which is not a number")
             return None
         return self._finite_label(table, number, label, f"is {value}")
 
     def _finite_label(self, table: Table, number: int, label: float, description: str) -> float | None:
         if math.isnan(label) or abs(label) > MAX_LABEL:
-            self._report(table, number, "label", "no finite number", f"{description}, no finite number")
+            self._report(table, number, "label", "no finite number", f"{description}, which is not a finite number")
             return None
         return label
 
@@ -239,7 +239,7 @@ class CorpusBuilder:
         self.check()
         if not self._numbers:
             dropped = f": label_map dropped all {self._dropped}" if self._dropped else ""
-            raise DataError(f"{source_label(self.purpose, self.source)} has no row to use{dropped}.")
+            raise DataError(f"{source_label(self.purpose, self.source)} has no usable rows{dropped}.")
         shape = (len(self._numbers), len(self.format.roles))
         cell_sizes = np.array(self._cell_sizes, np.int64)
         cell_texts = np.array(self._cell_texts, np.int64)
@@ -284,7 +284,7 @@ def _describe_non_text(value: object) -> tuple[str, str]:
         return "null", "null"
     if isinstance(value, str):
         return "empty", "empty"
-    return "no text", f"no text but {value!r}"
+    return "no text", f"not a text but {value!r}"
 
 
 def cached_tokens(folder: Path, tokenize: Callable[[], Tokens]) -> Tokens:

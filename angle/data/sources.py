@@ -162,7 +162,7 @@ def _explain_unreadable(path: Path, purpose: str) -> Iterator[None]:
         ) from None
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise DataError(
-            f"{setting_name(purpose)}: {path} is no complete gzip file: {str(error).rstrip('.')}."
+            f"{setting_name(purpose)}: {path} is not a complete gzip file: {str(error).rstrip('.')}."
         ) from None
 
 
@@ -195,7 +195,7 @@ def _json_lines(path: Path, purpose: str) -> Iterator[tuple[int, Row]]:
 def _as_object(item: Any, location: str, path: Path, purpose: str) -> Row:
     if not isinstance(item, dict):
         raise DataError(
-            f"{setting_name(purpose)}: {path} {location} is no JSON object with a name for each column: "
+            f"{setting_name(purpose)}: {path} {location} is not a JSON object with a name for each column: "
             f"{json.dumps(item)[:60]}"
         )
     return item
@@ -207,7 +207,7 @@ def _parse_json(text: str, first_line: int, path: Path, purpose: str) -> Any:
     except json.JSONDecodeError as error:
         line = first_line + error.lineno - 1
         raise DataError(
-            f"{setting_name(purpose)}: {path} line {line} is no valid JSON: {error.msg} (column {error.colno})."
+            f"{setting_name(purpose)}: {path} line {line} is not valid JSON: {error.msg} (column {error.colno})."
         ) from None
 
 
@@ -240,7 +240,9 @@ def _parquet_table(path: Path, purpose: str) -> Table:
     try:
         file = parquet.ParquetFile(path)
     except (arrow.ArrowInvalid, OSError) as error:
-        raise DataError(f"{setting_name(purpose)}: {path} is no readable parquet file: {first_line(error)}.") from None
+        raise DataError(
+            f"{setting_name(purpose)}: {path} is not a readable parquet file: {first_line(error)}."
+        ) from None
     if file.metadata.num_rows == 0:
         raise DataError(f"{setting_name(purpose)}: {path} is empty: it has no row.")
     rows = (row for batch in file.iter_batches() for row in batch.to_pylist())
@@ -254,7 +256,7 @@ def _disk_table(path: Path, split: str, purpose: str) -> Table:
         loaded = datasets.load_from_disk(str(path))
     except (FileNotFoundError, ValueError) as error:
         raise DataError(
-            f"{setting_name(purpose)}: {path} is no folder that datasets' save_to_disk wrote: {first_line(error)}."
+            f"{setting_name(purpose)}: {path} is not a folder that datasets' save_to_disk wrote: {first_line(error)}."
         ) from None
     if isinstance(loaded, datasets.DatasetDict):
         if split not in loaded:

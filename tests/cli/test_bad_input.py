@@ -107,16 +107,18 @@ CASES = {
     "null": rows(changed({2: {"text2": None}, 4: {"text2": None}}), "line 3: text2 is null (2 such rows)."),
     "empty": rows(changed({3: {"text1": ""}}), "line 4: text1 is empty (1 such row)."),
     "whitespace": rows(changed({3: {"text1": " \t"}}), "line 4: text1 is empty (1 such row)."),
-    "no text": rows(changed({3: {"text1": 7}}), "line 4: text1 is no text but 7 (1 such row)."),
+    "no text": rows(changed({3: {"text1": 7}}), "line 4: text1 is not a text but 7 (1 such row)."),
     "label in words": rows(
         changed({1: {"label": "high"}, 2: {"label": "low"}, 5: {"label": "high"}}),
-        "line 2: label is 'high', no number (3 such rows); give numbers, or map names: "
+        "line 2: label is 'high', which is not a number (3 such rows); give numbers, or map names: "
         "'data.train.label_map={high: NUMBER, low: NUMBER}'.",
     ),
-    "label NaN": rows(changed({4: {"label": float("nan")}}), "line 5: label is nan, no finite number (1 such row)."),
+    "label NaN": rows(
+        changed({4: {"label": float("nan")}}), "line 5: label is nan, which is not a finite number (1 such row)."
+    ),
     "empty file": rows("", "is empty."),
     "only a header": rows("text1,text2,label\n", "is empty: it has no row.", name="rows.csv"),
-    "wrong JSON": rows(lines(PAIRS[:1]) + '{"text1": x}\n', "line 2 is no valid JSON: Expecting value (column 11)."),
+    "wrong JSON": rows(lines(PAIRS[:1]) + '{"text1": x}\n', "line 2 is not valid JSON: Expecting value (column 11)."),
     "a file that is not there": Case(
         TRAIN, "data.train: rows.jsonl does not exist; the folder you are in is FOLDER.", heavy=True
     ),

@@ -295,7 +295,7 @@ def test_a_stream_comes_to_a_broken_line_when_it_is_there(tmp_path):
         file.write('{"text": \n')
     steps = stream(path).steps(0)
     assert len(list(islice(steps, 900))) == 900
-    with pytest.raises(DataError, match=r"line 2001 is no valid JSON: Expecting value \(column 10\)"):
+    with pytest.raises(DataError, match=r"line 2001 is not valid JSON: Expecting value \(column 10\)"):
         list(islice(steps, 200))
 
 
@@ -328,7 +328,7 @@ def test_a_stream_of_rows_that_are_all_dropped_ends(tmp_path):
     path = write_jsonl(tmp_path / "a.jsonl", [{"text1": "a", "text2": "b", "label": "x"}] * 3)
     source = SourceConfig(str(path), label_map={"x": None})
     data = StreamingTrainingData(source, "auto", SpyTokenizer(), BatchSpec(2), 4)
-    with pytest.raises(DataError, match="no row to use: label_map dropped all 3"):
+    with pytest.raises(DataError, match="no usable rows: label_map dropped all 3"):
         next(data.steps(0))
 
 

@@ -215,7 +215,7 @@ def test_label_map(tmp_path, tokenizer):
         "(it names entailment, neutral) (2 such rows)."
     )
     write_jsonl(path, [{"text1": "a", "text2": "x", "label": "neutral"}] * 2)
-    assert complaint(path, label_map=mapping) == "data.train has no row to use: label_map dropped all 2."
+    assert complaint(path, label_map=mapping) == "data.train has no usable rows: label_map dropped all 2."
 
 
 @pytest.mark.parametrize("label", [1, 1.0])
@@ -230,23 +230,23 @@ def test_label_map_names_a_number_however_it_is_stored(tmp_path, tokenizer, labe
         ({2: {"text2": None}, 4: {"text2": None}}, "line 3: text2 is null (2 such rows)."),
         ({1: {"text1": ""}}, "line 2: text1 is empty (1 such row)."),
         ({1: {"text1": " \t\u3000"}}, "line 2: text1 is empty (1 such row)."),
-        ({0: {"text1": 7}}, "line 1: text1 is no text but 7 (1 such row)."),
+        ({0: {"text1": 7}}, "line 1: text1 is not a text but 7 (1 such row)."),
         ({0: {"text1": []}}, "line 1: text1 is an empty list (1 such row)."),
         ({0: {"text1": ["a", None]}}, "line 1: text1 is null (1 such row)."),
         (
             {3: {"label": "high"}, 4: {"label": "low"}},
-            "line 4: label is 'high', no number (2 such rows); give numbers, or map names: "
+            "line 4: label is 'high', which is not a number (2 such rows); give numbers, or map names: "
             "'data.train.label_map={high: NUMBER, low: NUMBER}'.",
         ),
-        ({3: {"label": float("nan")}}, "line 4: label is nan, no finite number (1 such row)."),
-        ({3: {"label": float("inf")}}, "line 4: label is inf, no finite number (1 such row)."),
+        ({3: {"label": float("nan")}}, "line 4: label is nan, which is not a finite number (1 such row)."),
+        ({3: {"label": float("inf")}}, "line 4: label is inf, which is not a finite number (1 such row)."),
         ({3: {"label": None}}, "line 4: label is null (1 such row)."),
-        ({n: {"text1": n + 7} for n in range(3)}, "line 1: text1 is no text but 7 (3 such rows)."),
-        ({0: {"text1": [1]}, 2: {"text1": {"a": "b"}}}, "line 1: text1 is no text but 1 (2 such rows)."),
+        ({n: {"text1": n + 7} for n in range(3)}, "line 1: text1 is not a text but 7 (3 such rows)."),
+        ({0: {"text1": [1]}, 2: {"text1": {"a": "b"}}}, "line 1: text1 is not a text but 1 (2 such rows)."),
         (
             {0: {"label": "x"}, 1: {"label": None}, 2: {"label": float("nan")}, 3: {"label": True}, 4: {"label": ""}},
-            "line 1: label is 'x', no number (2 such rows, and 3 other kinds of problem); give numbers, or map names: "
-            "'data.train.label_map={x: NUMBER, True: NUMBER}'.",
+            "line 1: label is 'x', which is not a number (2 such rows, and 3 other kinds of problem); give numbers, or "
+            "map names: 'data.train.label_map={x: NUMBER, True: NUMBER}'.",
         ),
         (
             {1: {"text1": None}, 2: {"label": None}, 3: {"text2": ""}},
@@ -266,10 +266,10 @@ def test_rows_that_cannot_be_used(tmp_path, changes, text):
         (
             "high",
             {},
-            "tasks: FILE line 1: label is 'high', no number (1 such row); give numbers, or map names: "
+            "tasks: FILE line 1: label is 'high', which is not a number (1 such row); give numbers, or map names: "
             "'label_map={high: NUMBER}'.",
         ),
-        ("x", {"label_map": {"x": None}}, "tasks: FILE has no row to use: label_map dropped all 1."),
+        ("x", {"label_map": {"x": None}}, "tasks: FILE has no usable rows: label_map dropped all 1."),
     ],
 )
 def test_messages_on_a_task_name_the_settings_of_evaluate(tmp_path, tokenizer, label, settings, text):
@@ -285,7 +285,7 @@ def test_messages_on_unusable_labels_suggest_nothing_that_cannot_work(tmp_path, 
     assert text.startswith("data.train: FILE line 1: label is ")
     assert "label_map={:" not in text
     assert "label_map={ :" not in text
-    assert "True, no finite number" not in text
+    assert "True, which is not a finite number" not in text
 
 
 def lists(tmp_path: Path, tokenizer: SpyTokenizer, rows: int = 12) -> Corpus:
@@ -333,7 +333,7 @@ def test_every_choice_of_a_list_is_drawn_about_equally_often(tmp_path, tokenizer
 def test_labels_must_be_finite_as_they_are_kept(tmp_path, tokenizer, label, label_map):
     rows = [{"text1": "a", "text2": "b", "label": value} for value in ("1", "0", label)]
     path = write_jsonl(tmp_path / "a.jsonl", rows)
-    with pytest.raises(DataError, match=f"line 3: label is {label},.* no finite number"):
+    with pytest.raises(DataError, match=f"line 3: label is {label},.* not a finite number"):
         load(path, tokenizer, label_map=label_map)
 
 

@@ -253,7 +253,7 @@ def test_renaming_a_column_that_is_not_there(tmp_path):
     )
 
 
-NO_JSON = "is no valid JSON: Expecting property name enclosed in double quotes"
+NO_JSON = "is not valid JSON: Expecting property name enclosed in double quotes"
 
 
 @pytest.mark.parametrize(
@@ -263,11 +263,11 @@ NO_JSON = "is no valid JSON: Expecting property name enclosed in double quotes"
         ("a.jsonl", "\n \n", "is empty: it has no row."),
         ("a.json", "[]", "is empty: it has no row."),
         ("a.csv", "text,positive\n", "is empty: it has no row."),
-        ("a.jsonl", '{"a": 1}\n\n{"b": \n', "line 3 is no valid JSON: Expecting value (column 7)."),
+        ("a.jsonl", '{"a": 1}\n\n{"b": \n', "line 3 is not valid JSON: Expecting value (column 7)."),
         ("a.json", "[\n{},\n{x}]", f"line 3 {NO_JSON} (column 2)."),
-        ("a.jsonl", "{}\n[1]\n", "line 2 is no JSON object with a name for each column: [1]"),
+        ("a.jsonl", "{}\n[1]\n", "line 2 is not a JSON object with a name for each column: [1]"),
         ("a.csv", "a,b\n1,2\n1,2,3\n", "row 2 has 3 cells, but its header names 2 columns: a, b."),
-        ("a.parquet", "text" * 9, "is no readable parquet file: Parquet magic bytes not found in footer."),
+        ("a.parquet", "text" * 9, "is not a readable parquet file: Parquet magic bytes not found in footer."),
         (
             "a.txt",
             "text",
@@ -315,7 +315,7 @@ def test_paths_that_do_not_exist(name):
 
 def test_a_folder_of_something_else(tmp_path):
     assert complaint(str(tmp_path)) == (
-        f"data.train: {tmp_path} is no folder that datasets' save_to_disk wrote: Directory {tmp_path} is neither a "
+        f"data.train: {tmp_path} is not a folder that datasets' save_to_disk wrote: Directory {tmp_path} is neither a "
         f"`Dataset` directory nor a `DatasetDict` directory."
     )
 
@@ -337,7 +337,7 @@ def test_a_hub_name_that_cannot_be_reached():
 def test_messages_name_settings_that_exist(tmp_path, purpose, start):
     path = tmp_path / "a.jsonl"
     path.write_text('{"a": "x", "b": "y"}\n{\n')
-    assert complaint(str(path), purpose).startswith(f"{start}: {path} line 2 is no valid JSON: ")
+    assert complaint(str(path), purpose).startswith(f"{start}: {path} line 2 is not valid JSON: ")
     assert complaint(str(tmp_path / "b.csv"), purpose).startswith(f"{start}: {tmp_path / 'b.csv'} does not exist")
     path.write_text('{"a": "x", "b": "y"}\n')
     columns = "data.valid_sts.columns" if purpose == "valid_sts" else "columns"

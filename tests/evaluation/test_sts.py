@@ -237,7 +237,7 @@ def test_what_a_message_says_to_type_works(tmp_path: Path) -> None:
     )
     config.columns = {"text1": "s1", "text2": "s2", "label": "score"}
     assert failure(config) == (
-        f"tasks: {path} row 1: label is 'low', no number (2 such rows); give numbers, or map names: "
+        f"tasks: {path} row 1: label is 'low', which is not a number (2 such rows); give numbers, or map names: "
         "'label_map={low: NUMBER, high: NUMBER}'."
     )
     config.label_map = {"low": 1.0, "high": 1.0}
