@@ -20,7 +20,7 @@ from angle.api.datasets import as_source, notes_of
 from angle.compat import arguments
 from angle.config import CONFIG_FILE, BillmConfig, ModelConfig, PoolingConfig, TrainConfig
 from angle.config.build import build_config, load_config
-from angle.config.names import nested
+from angle.config.keys import unflatten
 from angle.distributed.process_group import best_device
 from angle.errors import ConfigError
 from angle.evaluation.sts import PairScores, load_sts, score_pairs
@@ -124,7 +124,7 @@ class AnglE:
         return cls(model_name_or_path, **kwargs)
 
     def _load(self) -> Encoder:
-        groups = nested(self._settings)
+        groups = unflatten(self._settings)
         encoder = Encoder.load(
             ModelConfig(**groups["model"]),
             PoolingConfig(**groups["pooling"]),
@@ -285,7 +285,7 @@ class AnglE:
         if self._apply_lora or (self._apply_lora is None and self.is_llm and self._settings["model.adapter"] is None):
             settings |= self._lora
         settings |= self._notes(train_ds, "train_ds")
-        asked = nested(settings)
+        asked = unflatten(settings)
         sources = {"train": train_ds, "valid": valid_ds, "valid_sts": valid_ds_for_callback}
         names = {"train": "train_ds", "valid": "valid_ds", "valid_sts": "valid_ds_for_callback"}
         for role, data in sources.items():

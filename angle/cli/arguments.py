@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from angle.config import TrainConfig
-from angle.config.build import check_value, group_given_a_value, unknown_key
-from angle.config.names import group_names, setting_types
+from angle.config.build import check_value, unknown_setting, value_for_group
+from angle.config.keys import group_names, setting_types
 from angle.config.overrides import format_value
 from angle.errors import ConfigError, nearest
 
@@ -31,7 +31,7 @@ def check_arguments(arguments: list[str], schema: type, conf: Path) -> list[str]
         last_parts = {name.rsplit(".", 1)[-1]: name for name in setting_types(schema)}
         near = difflib.get_close_matches(unknown[0].strip("-").split("=")[0], last_parts, n=1)
         hint = f"; did you mean {last_parts[near[0]]}?" if near else "."
-        raise ConfigError(f"{unknown[0]} is no flag: a setting is written without dashes, as group.name=value{hint}")
+        raise ConfigError(f"{unknown[0]} is not a flag: a setting is written without dashes, as group.name=value{hint}")
     words = [f"++{word}" if _check_word(word, schema, conf, many=known.multirun) else word for word in known.overrides]
     flags = [word for word in arguments if word not in known.overrides]
     return [*flags, *words]  # Hydra accepts no flag between two settings
@@ -51,7 +51,7 @@ def _check_word(word: str, schema: type, conf: Path, *, many: bool) -> bool:
         override = parser.parse_override(word)
     except HydraException:
         raise ConfigError(
-            f"{word} is no setting: write name=value, and quote values with spaces, braces or "
+            f"{word} is not a setting: write name=value, and quote values with spaces, braces or "
             f"commas, for example 'model.prompt=\"Query: {{text}}\"'."
         ) from None
     key = override.key_or_group
@@ -69,7 +69,7 @@ def _check_word(word: str, schema: type, conf: Path, *, many: bool) -> bool:
     in_mapping = dict in (known.get(key), known.get(key.rpartition(".")[0]))
     if key not in groups | group_names(schema) | known.keys() and not in_mapping:
         group = nearest(key, groups) if "." not in key else ""
-        raise ConfigError(f"There is no group {key}{group}" if group else unknown_key(key, schema))
+        raise ConfigError(f"There is no group {key}{group}" if group else unknown_setting(key, schema))
     for value in values:
         if key in groups:
             _check_option(key, value, conf)
@@ -77,7 +77,7 @@ def _check_word(word: str, schema: type, conf: Path, *, many: bool) -> bool:
             if not (isinstance(value, str) and "${" in value):
                 check_value(key, value, schema)
         elif not isinstance(value, Mapping):  # a mapping sets some of the group's settings
-            raise ConfigError(group_given_a_value(key, value, schema))
+            raise ConfigError(value_for_group(key, value, schema))
     if override.is_sweep_override() and not many:
         raise ConfigError(f"{word} names several values: add -m to run a job for each, or write one.")
     return in_mapping and override.type is OverrideType.CHANGE
@@ -105,6 +105,6 @@ def _check_option(group: str, value: Any, conf: Path) -> None:
             "data": f" For your own: data=files data.train.name_or_path={value}",
         }
         raise ConfigError(
-            f"{group}={format_value(value)} is no option{nearest(str(value), options) or '.'} "
+            f"{group}={format_value(value)} is not an option{nearest(str(value), options) or '.'} "
             f"{group} can be: {', '.join(options)}.{other.get(group, '')}"
         )

@@ -19,8 +19,8 @@ from angle.cli.app import USER_ERRORS, agreed_on, errors_as_sentences
 from angle.compat.options import BY_NAME, NO_EFFECT, Call, parse
 from angle.config import CONFIG_FILE, RUN_FILE, START_INDEX_VARIABLE, TrainConfig
 from angle.config.build import build_config
-from angle.config.names import nested
-from angle.config.overrides import override_words
+from angle.config.keys import unflatten
+from angle.config.overrides import hydra_overrides
 from angle.distributed.environment import (
     is_multi_node,
     launch_command,
@@ -47,8 +47,8 @@ def main() -> None:
         call = parse(sys.argv[1:])
         with _options_named():
             settings, notes = translate(call)
-            config = build_config(nested(settings), TrainConfig)
-            words = override_words(config)
+            config = build_config(unflatten(settings), TrainConfig)
+            words = hydra_overrides(config)
             print_once(
                 "\n".join([f"same as {launch_command(world_size())} train.py {shlex.join(words)}", *_labelled(notes)])
             )

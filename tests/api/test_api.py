@@ -436,9 +436,9 @@ def test_formats_and_prompts_are_printed(capsys: pytest.CaptureFixture[str]) -> 
 
 def test_what_fit_takes_is_what_the_schema_has() -> None:
     from angle.compat import arguments
-    from angle.config.names import nested, setting_types
+    from angle.config.keys import setting_types, unflatten
 
     tables = (arguments.ARGUMENTS, arguments.TRAINER, arguments.MODEL, arguments.LORA)
     homes = [*arguments.FIT_DEFAULTS, *(home for table in tables for home in table.values())]
     assert set(homes) <= setting_types(TrainConfig).keys()
-    assert json.dumps(nested({"a.b": 1, "a.c": 2, "d": 3})) == '{"a": {"b": 1, "c": 2}, "d": 3}'
+    assert json.dumps(unflatten({"a.b": 1, "a.c": 2, "d": 3})) == '{"a": {"b": 1, "c": 2}, "d": 3}'

@@ -136,7 +136,9 @@ CASES = {
     ),
     "typo": Case(("train.epoch=2",), "There is no setting train.epoch; did you mean train.epochs?"),
     "typo with a plus": Case(("+train.epoch=2",), "There is no setting train.epoch; did you mean train.epochs?"),
-    "no option": Case(("lora=r6",), "lora=r6 is no option; did you mean r64? lora can be: none, r16, r32, r64, r8."),
+    "no option": Case(
+        ("lora=r6",), "lora=r6 is not an option; did you mean r64? lora can be: none, r16, r32, r64, r8."
+    ),
     "no weights": Case(
         ("loss.cosine_w=0", "loss.ibn_w=0", "loss.angle_w=0"),
         "loss.cosine_w, loss.ibn_w and loss.angle_w are all 0, so there is nothing to learn: set one of them above 0.",
@@ -240,7 +242,7 @@ CASES = {
     ),
     "other settings on resume": Case(
         ("train.resume=run", "train.epochs=3"),
-        "train.resume=run goes on with the run's own settings, and these would change it: train.epochs: 1 -> 3. "
+        "train.resume=run resumes the run with its own settings, and these would change it: train.epochs: 1 -> 3. "
         "Leave them out, or start a new run.",
         {"run": other_run},
         heavy=True,

@@ -28,8 +28,8 @@ from angle.cli.arguments import check_arguments
 from angle.compat.angle_trainer import main, translate
 from angle.compat.options import BY_NAME, parse
 from angle.config.build import load_config, save_config
-from angle.config.names import flatten, nested
-from angle.config.overrides import override_words
+from angle.config.keys import flatten, unflatten
+from angle.config.overrides import hydra_overrides
 from angle.data import sample
 from angle.training.result import Result
 
@@ -50,7 +50,7 @@ def _surroundings(monkeypatch: pytest.MonkeyPatch) -> None:
 def config_of(words: str) -> TrainConfig:
     """Return the settings that a command line of the reference comes to."""
     settings, _ = translate(parse(shlex.split(words)))
-    return build_config(nested(settings), TrainConfig)
+    return build_config(unflatten(settings), TrainConfig)
 
 
 @cache
@@ -267,7 +267,7 @@ LINES = [
 @pytest.mark.parametrize("reference", LINES)
 def test_the_printed_line_says_the_same_settings(reference):
     config = home_of(reference)
-    words = OverridesParser.create().parse_overrides(shlex.split(shlex.join(override_words(config))))
+    words = OverridesParser.create().parse_overrides(shlex.split(shlex.join(hydra_overrides(config))))
     assert not any(word.is_sweep_override() for word in words)
     assert {word.key_or_group: word.value() for word in words} == changes(config, TrainConfig())
 
@@ -281,7 +281,7 @@ ALL = (
 @pytest.mark.parametrize("words", ["", ALL, f"--prompt_template {shlex.quote(NASTY[0])}", "--save_dir 'a, {b}'"])
 def test_the_printed_line_composes_to_the_same_settings(words):
     config = config_of(f"{BASE} {words}")
-    words = shlex.split(shlex.join(override_words(config)))
+    words = shlex.split(shlex.join(hydra_overrides(config)))
     assert composed(*check_arguments(words, TrainConfig, CONF)) == config
 
 

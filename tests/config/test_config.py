@@ -14,8 +14,8 @@ from conftest import REPO
 from angle.cli.arguments import check_arguments
 from angle.config import FORMAT_WEIGHTS, EvaluateConfig, LossConfig, TrainConfig
 from angle.config.build import build_config, load_config, save_config
-from angle.config.names import flatten, setting_types
-from angle.config.overrides import override_words
+from angle.config.keys import flatten, setting_types
+from angle.config.overrides import hydra_overrides
 from angle.config.resume import config_diff, resume_config
 from angle.errors import ConfigError
 
@@ -68,10 +68,10 @@ def test_words_of_settings_compose_to_them():
             "tracking.tags": ["x", "true"],
         }
     )
-    words = override_words(config)
+    words = hydra_overrides(config)
     assert len(words) == 9
     assert composed(*check_arguments(words, TrainConfig, CONF)) == config
-    assert override_words(TrainConfig()) == []
+    assert hydra_overrides(TrainConfig()) == []
 
 
 def test_all_options_are_seen():
@@ -476,7 +476,7 @@ def test_a_run_does_not_go_on_with_other_settings():
     with pytest.raises(ConfigError) as caught:
         resume_config(saved, now, TrainConfig())
     assert str(caught.value) == (
-        "train.resume=run goes on with the run's own settings, and these would change it: train.epochs: 1 -> 50; "
+        "train.resume=run resumes the run with its own settings, and these would change it: train.epochs: 1 -> 50; "
         "train.learning_rate: 0.001 -> 1.0. Leave them out, or start a new run."
     )
 
