@@ -15,7 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from angle.cli.app import USER_ERRORS, agreed_on, errors_as_sentences
+from angle.cli.jobs import check_common_folder
+from angle.cli.user_errors import USER_ERRORS, errors_as_sentences
 from angle.compat.options import BY_NAME, NO_EFFECT, Call, parse
 from angle.config import CONFIG_FILE, RUN_FILE, START_INDEX_VARIABLE, TrainConfig
 from angle.config.build import build_config
@@ -53,7 +54,7 @@ def main() -> None:
                 "\n".join([f"same as {launch_command(world_size())} train.py {shlex.join(words)}", *_labelled(notes)])
             )
             if config.train.output_dir is None:
-                config.train.output_dir = agreed_on(f"runs/{launch_time()}")
+                config.train.output_dir = check_common_folder(f"runs/{launch_time()}")
 
             from angle.distributed.process_group import shutdown_distributed
             from angle.training.loop import fit

@@ -11,8 +11,9 @@ import pytest
 from conftest import REPO, start
 
 import angle
+from angle.cli.app import launch
 from angle.cli.arguments import check_arguments
-from angle.cli.sweep import SLUG_LENGTH, only, slug, varying
+from angle.cli.sweep import SLUG_LENGTH, select_overrides, slug, swept_keys
 from angle.config import EvaluateConfig, TrainConfig
 from angle.errors import ConfigError
 
@@ -49,6 +50,10 @@ POOLINGS = "auto, avg, cls, cls_avg, cls_max, last, max, mean"
             "--epoch=3",
             "--epoch=3 is not a flag: a setting is written without dashes, as group.name=value; did you mean "
             "train.epochs?",
+        ),
+        (
+            "--experimental-rerun=x",
+            "--experimental-rerun is not supported: python train.py train.resume=RUN resumes a run.",
         ),
         ("train.epochs=two", "train.epochs=two cannot work: it must be a whole number."),
         ("train.epochs=", "train.epochs= cannot work: it must be a whole number."),
@@ -156,8 +161,8 @@ def test_slug_of_a_long_list_is_cut_and_stays_distinct():
     ],
 )
 def test_jobs_are_called_by_what_varies(words, keys):
-    assert varying(words) == keys
-    assert {word.lstrip("+").split("=")[0] for word in only(words, keys)} == keys
+    assert swept_keys(words) == keys
+    assert {word.lstrip("+").split("=")[0] for word in select_overrides(words, keys)} == keys
 
 
 @pytest.mark.parametrize(
@@ -176,6 +181,16 @@ def test_every_job_of_a_sweep_is_checked_before_the_first(command, tmp_path, wor
     assert re.fullmatch(r"Error: .+\n", done.stderr)
     assert text in done.stderr
     assert not list(tmp_path.iterdir())
+
+
+def test_the_task_sees_the_command_line_as_typed(monkeypatch, tmp_path):
+    typed = ["train.py", "data.train.columns={text1: a}", "--multirun", "train.seed=1"]
+    seen: list[tuple[str, ...]] = []
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", typed)
+    launch(lambda config: seen.append((*sys.argv, config.data.train.columns["text1"])), TrainConfig, "train", CONF)
+    assert seen == [("train.py", "data.train.columns={text1: a}", "--multirun", "train.seed=1", "a")]
 
 
 @pytest.mark.parametrize(("script", "parent"), [("train.py", "runs"), ("evaluate.py", "evaluations")])

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from torch import distributed as dist
 from torch.multiprocessing.spawn import spawn
 
-from angle.cli.app import agreed_on
+from angle.cli.jobs import check_common_folder
 from angle.config import EvaluateConfig, ModelConfig
 from angle.data import sample
 from angle.distributed.environment import launch_time
@@ -228,15 +228,15 @@ def test_machines_without_a_common_folder_are_told_to_name_one(tmp_path: Path, m
     for script, setting in (("train.py", "train.output_dir"), ("evaluate.py", "output_dir")):
         done = start(script, folder=tmp_path, **here)
         assert done.returncode == 1
-        assert f"Error: {setting} is missing: several machines" in done.stderr
+        assert f"Error: {setting} is missing: each machine" in done.stderr
         assert not list(tmp_path.iterdir())
     for name, value in here.items():
         monkeypatch.setenv(name, value)
-    assert agreed_on("/shared/sweep/0_loss.ibn_w-10") == "/shared/sweep/0_loss.ibn_w-10"
+    assert check_common_folder("/shared/sweep/0_loss.ibn_w-10") == "/shared/sweep/0_loss.ibn_w-10"
     with pytest.raises(ConfigError):
-        agreed_on(f"multirun/{launch_time()}/0")
+        check_common_folder(f"multirun/{launch_time()}/0")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
-    assert agreed_on(f"runs/{launch_time()}") == f"runs/{launch_time()}"
+    assert check_common_folder(f"runs/{launch_time()}") == f"runs/{launch_time()}"
 
 
 def test_what_is_wrong_is_said_once_and_last(tmp_path: Path) -> None:
