@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from string import Template
 
 from angle.cli.arguments import check_arguments, table_of_groups
 from angle.cli.jobs import JobRunner
@@ -28,6 +29,9 @@ def launch(task: Callable[[Config], float | None], schema: type[Config], name: s
         arguments = get_args_parser().parse_args(words)
         swept = swept_keys(arguments.overrides) if arguments.multirun else set()
         _register(schema, name, conf, swept)
+        if arguments.help:
+            print(_help(arguments.overrides, name, conf))
+            return
         if arguments.multirun:
             check_jobs(arguments.overrides, schema, name, conf)
         runner = JobRunner(task, schema, swept)
@@ -52,6 +56,19 @@ def _register(schema: type[Config], name: str, conf: Path, swept: set[str]) -> N
     OmegaConf.register_new_resolver("launch_time", launch_time, replace=True, use_cache=True)
     OmegaConf.register_new_resolver("groups", lambda: table_of_groups(schema, conf), replace=True)
     OmegaConf.register_new_resolver("slug", lambda words: slug(select_overrides(words, swept)), replace=True)
+
+
+def _help(words: list[str], name: str, conf: Path) -> str:
+    """Return what --help prints. Hydra's own takes seconds: it lists its groups too, whether the template does or not."""
+    from hydra import compose, initialize_config_dir
+    from omegaconf import OmegaConf, open_dict
+
+    with initialize_config_dir(str(conf), version_base="1.3"):
+        config = compose(name, overrides=words, return_hydra_config=True)
+    template = Template(config.hydra.help.template)
+    with open_dict(config):
+        del config["hydra"]
+    return template.substitute(CONFIG=OmegaConf.to_yaml(config))
 
 
 def _run_hydra(words: list[str], runner: JobRunner[Config], name: str, conf: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -210,9 +211,9 @@ def test_processes_of_one_launcher_have_one_folder(tmp_path):
 
 @pytest.mark.parametrize("script", ["train.py", "evaluate.py", "convert.py"])
 def test_help_comes_fast_and_leaves_nothing(command, tmp_path, script):
-    begun = time.perf_counter()
+    used = os.times().children_user
     done = command(script, "--help")
-    assert time.perf_counter() - begun < 3
+    assert os.times().children_user - used < 1.5
     assert (done.returncode, done.stderr) == (0, "")
     assert "Groups, as group=option:\n\n" in done.stdout
     assert "model: bert_base, bert_large," in done.stdout
