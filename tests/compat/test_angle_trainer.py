@@ -1,4 +1,4 @@
-"""The reference's command: every option has a home, what is printed does the same, and its own examples run."""
+"""The reference's command: every option sets a setting, the printed command does the same, and its own examples run."""
 
 from __future__ import annotations
 
@@ -25,48 +25,54 @@ from transformers.utils.logging import disable_progress_bar
 
 from angle import ConfigError, TrainConfig, build_config, fit
 from angle.cli.arguments import check_arguments
-from angle.compat.angle_trainer import main, translate
-from angle.compat.options import BY_NAME, parse
+from angle.compat.angle_trainer import main
+from angle.compat.command_line import parse
+from angle.compat.generation_0_5 import GENERATION_0_5
+from angle.compat.translation import Translation, translate
 from angle.config.build import load_config, save_config
 from angle.config.keys import flatten, unflatten
 from angle.config.overrides import hydra_overrides
 from angle.data import sample
 from angle.training.result import Result
 
+OPTIONS = GENERATION_0_5.by_name
 REFERENCE = json.loads((REPO / "tests" / "fixtures" / "reference_options.json").read_text())
 BASE = "--model_name_or_path m --train_name_or_path t.jsonl --save_dir out --seed 42"
 VALID, CALLBACK = "--valid_name_or_path v.jsonl", "--valid_name_or_path_for_callback s.jsonl"
-DUPLICATES = "--filter_duplicate keeps equal texts from being negatives; angle_emb drops rows that hold one"
+DUPLICATES = "--filter_duplicate keeps equal texts from being negatives; angle_emb drops their rows"
 
 
 @pytest.fixture(autouse=True)
-def _surroundings(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One process with a GPU, and nothing in the environment that counts."""
+def _environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One process with a GPU, and none of the environment variables that matter."""
     monkeypatch.setattr("angle.training.precision.half_precision", lambda: "fp16")
     for name in ("BiLLM_START_INDEX", "WANDB_PROJECT", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "RANK"):
         monkeypatch.delenv(name, raising=False)
 
 
+def translation_of(words: str) -> Translation:
+    """Return the translation of a command line of the reference."""
+    return translate(parse(shlex.split(words), GENERATION_0_5))
+
+
 def config_of(words: str) -> TrainConfig:
-    """Return the settings that a command line of the reference comes to."""
-    settings, _ = translate(parse(shlex.split(words)))
-    return build_config(unflatten(settings), TrainConfig)
+    """Return the configuration equivalent to a command line of the reference."""
+    return build_config(unflatten(translation_of(words).settings), TrainConfig)
 
 
 @cache
-def home_of(words: str) -> TrainConfig:
-    """Return the same, made once, of a command line that nothing around counts for."""
+def cached_config_of(words: str) -> TrainConfig:
+    """Return the same, built once, for a command line that does not depend on the environment."""
     return config_of(words)
 
 
 def notes_of(words: str) -> list[str]:
-    """Return what is said of a command line beyond what is said of BASE."""
-    _, notes = translate(parse(shlex.split(f"{BASE} {words}")))
-    return [note for note in notes if note != DUPLICATES]
+    """Return the notes on a command line beyond those on BASE."""
+    return [note for note in translation_of(f"{BASE} {words}").notes if note != DUPLICATES]
 
 
-def complaint(words: str) -> str:
-    """Return what is said of a command line that cannot work."""
+def error_of(words: str) -> str:
+    """Return the error message for a command line that cannot work."""
     with pytest.raises(ConfigError) as caught:
         config_of(words)
     return str(caught.value)
@@ -79,13 +85,13 @@ def changes(config: TrainConfig, since: TrainConfig) -> dict[str, Any]:
 
 
 def test_the_options_are_those_of_the_reference():
-    assert len(REFERENCE) == len(BY_NAME) == 66
-    for name, wanted in REFERENCE.items():
-        option = BY_NAME[name]
-        assert option.kind.__name__ == wanted["type"], name
-        assert option.default == wanted["default"], name
-        assert list(option.choices) == wanted.get("choices", []), name
-        assert option.required == wanted.get("required", False), name
+    assert len(REFERENCE) == len(OPTIONS) == 66
+    for name, expected in REFERENCE.items():
+        option = OPTIONS[name]
+        assert option.type.__name__ == expected["type"], name
+        assert option.default == expected["default"], name
+        assert list(option.choices) == expected.get("choices", []), name
+        assert option.required == expected.get("required", False), name
 
 
 def test_the_defaults_are_those_of_the_reference():
@@ -105,18 +111,19 @@ def test_the_defaults_are_those_of_the_reference():
         "train.save_total_limit": 1,
         "train.output_dir": "out",
     }
-    kept = flatten(config_of(BASE))
-    same = {"train.batch_size": 32, "train.weight_decay": 0.0, "train.max_grad_norm": 1.0, "train.scheduler": "linear",
+    settings = flatten(config_of(BASE))
+    same_as_schema = {
+            "train.batch_size": 32, "train.weight_decay": 0.0, "train.max_grad_norm": 1.0, "train.scheduler": "linear",
             "data.duplicates": "mask", "train.mixed_precision": "no", "model.dtype": "float32", "model.is_llm": None,
             "loss.cosine_tau": 20.0, "loss.ibn_tau": 20.0, "loss.angle_tau": 20.0, "data.train.split": None,
             "tracking.mode": "disabled", "hub.push": False}  # fmt: skip
-    assert {name: kept[name] for name in same} == same
+    assert {key: settings[key] for key in same_as_schema} == same_as_schema
 
 
 LORA = {"lora.enabled": True, "lora.alpha": 32}  # rank and dropout are the schema's own
 ESE, TEACHER = {"ese.enabled": True}, {"teacher.enabled": True, "teacher.name_or_path": "x", "teacher.pooling": "cls"}
 VALID_SET, STS_SET = {"data.valid.name_or_path": "v.jsonl"}, {"data.valid_sts.name_or_path": "s.jsonl"}
-HOMES: list[tuple[str, dict[str, Any]]] = [
+SETTINGS_OF: list[tuple[str, dict[str, Any]]] = [
     ("--model_name_or_path x", {"model.name_or_path": "x"}),
     ("--tokenizer_name_or_path x", {"model.tokenizer_name_or_path": "x"}),
     ("--load_mlm_model 0", {}),
@@ -219,15 +226,15 @@ HOMES: list[tuple[str, dict[str, Any]]] = [
 
 
 def test_every_option_has_a_row():
-    assert {words.split()[0].removeprefix("--") for words, _ in HOMES} == BY_NAME.keys()
+    assert {words.split()[0].removeprefix("--") for words, _ in SETTINGS_OF} == OPTIONS.keys()
 
 
-@pytest.mark.parametrize(("words", "wanted"), [pytest.param(*row, id=row[0]) for row in HOMES])
-def test_an_option_has_its_home_in_the_schema(words, wanted):
-    assert changes(home_of(f"{BASE} {words}"), home_of(BASE)) == wanted
+@pytest.mark.parametrize(("words", "expected"), [pytest.param(*row, id=row[0]) for row in SETTINGS_OF])
+def test_an_option_sets_its_setting(words, expected):
+    assert changes(cached_config_of(f"{BASE} {words}"), cached_config_of(BASE)) == expected
 
 
-NASTY = [
+PROMPTS = [
     *(
         'Say "{text}" in one word:"',
         "it's {text}",
@@ -255,8 +262,8 @@ PATHS = [
     *("~/x", "C:\\x\\", "../x", "/x/y-z_1.json", "é.jsonl", "choice(1,2)", "nan", "", "a: b", "@x", "+x"),
 ]
 LINES = [
-    *[f"{BASE} {words}" for words, _ in HOMES],
-    *[f"{BASE} --prompt_template {shlex.quote(prompt)}" for prompt in NASTY],
+    *[f"{BASE} {words}" for words, _ in SETTINGS_OF],
+    *[f"{BASE} --prompt_template {shlex.quote(prompt)}" for prompt in PROMPTS],
     *[
         f"--model_name_or_path={path} --train_name_or_path {path} --seed 1 --apply_lora 1 --lora_target_modules={path}"
         for path in map(shlex.quote, PATHS)
@@ -266,7 +273,7 @@ LINES = [
 
 @pytest.mark.parametrize("reference", LINES)
 def test_the_printed_line_says_the_same_settings(reference):
-    config = home_of(reference)
+    config = cached_config_of(reference)
     words = OverridesParser.create().parse_overrides(shlex.split(shlex.join(hydra_overrides(config))))
     assert not any(word.is_sweep_override() for word in words)
     assert {word.key_or_group: word.value() for word in words} == changes(config, TrainConfig())
@@ -278,7 +285,7 @@ ALL = (
 )
 
 
-@pytest.mark.parametrize("words", ["", ALL, f"--prompt_template {shlex.quote(NASTY[0])}", "--save_dir 'a, {b}'"])
+@pytest.mark.parametrize("words", ["", ALL, f"--prompt_template {shlex.quote(PROMPTS[0])}", "--save_dir 'a, {b}'"])
 def test_the_printed_line_composes_to_the_same_settings(words):
     config = config_of(f"{BASE} {words}")
     words = shlex.split(shlex.join(hydra_overrides(config)))
@@ -323,12 +330,12 @@ def test_the_printed_line_composes_to_the_same_settings(words):
         ),
     ],
 )
-def test_what_cannot_work_is_one_sentence(words, text):
-    assert complaint(f"{BASE} {words}") == text
+def test_an_error_is_one_sentence(words, text):
+    assert error_of(f"{BASE} {words}") == text
 
 
 def test_both_required_options_are_named():
-    assert complaint("") == "the following arguments are required: --model_name_or_path, --train_name_or_path."
+    assert error_of("") == "the following arguments are required: --model_name_or_path, --train_name_or_path."
 
 
 @pytest.mark.parametrize(
@@ -344,78 +351,78 @@ def test_both_required_options_are_named():
         ("--lora_r 8", ["--lora_r has no effect: it needs --apply_lora 1"]),
         ("--eval_steps 8", ["--eval_steps has no effect: it needs --valid_name_or_path"]),
         ("--save_strategy no --save_steps 8", ["--save_steps has no effect: it needs --save_strategy steps"]),
-        ("--save_strategy epoch", ["--save_strategy writes ten checkpoints a run, when it is epoch"]),
+        ("--save_strategy epoch", ["--save_strategy writes ten checkpoints per run when it is epoch"]),
         (
             "--pretrained_lora_path x --lora_r 8 --apply_lora 1",
             ["--lora_r has no effect: the adapter of --pretrained_lora_path has its own"],
         ),
-        ("--is_llm 0", ["--is_llm counts when it is 1: decoders are detected"]),
-        ("--is_llm 1", ["--fp16 is 1 for --is_llm 1 unless given, as in angle_emb"]),
-        ("--fp16 1", ["--fp16 is followed; angle_emb computes in float32 where it is given"]),
-        ("--seed 7", ["--seed reaches the order of rows and dropout too; in angle_emb those stay with 42"]),
-        ("--valid_name_or_path x", ["--valid_split_name is validation unless given; in angle_emb it is train"]),
+        ("--is_llm 0", ["--is_llm matters only when it is 1: decoders are detected"]),
+        ("--is_llm 1", ["--fp16 defaults to 1 with --is_llm 1, as in angle_emb"]),
+        ("--fp16 1", ["--fp16 is honoured; angle_emb computes in float32 when it is given"]),
+        ("--seed 7", ["--seed also sets row order and dropout; in angle_emb those always use 42"]),
+        ("--valid_name_or_path x", ["--valid_split_name defaults to validation; in angle_emb to train"]),
         ("--valid_name_or_path x --valid_split_name dev", []),
         (
             "--valid_name_or_path_for_callback x --prompt_template 'a {text}'",
             [
-                "--valid_split_name_for_callback is validation unless given; in angle_emb it is train",
-                "--prompt_template counts for --valid_name_or_path_for_callback too; in angle_emb it does not",
+                "--valid_split_name_for_callback defaults to validation; in angle_emb to train",
+                "--prompt_template applies to --valid_name_or_path_for_callback too; in angle_emb it does not",
             ],
         ),
         (
             f"{VALID} {CALLBACK} --valid_split_name x --valid_split_name_for_callback x",
             [
-                "--eval_strategy is for --valid_name_or_path_for_callback too, which angle_emb measures after every "
+                "--eval_strategy also covers --valid_name_or_path_for_callback, which angle_emb measures after every "
                 "epoch"
             ],
         ),
         (
             "--pooling_strategy cls_avg",
-            ["--pooling_strategy depends on a text alone; in angle_emb some depend on its batch"],
+            ["--pooling_strategy depends on the text alone; in angle_emb some depend on its batch"],
         ),
-        ("--apply_ese 1", ["--apply_ese trains the last layer but one too, and compresses exactly"]),
+        ("--apply_ese 1", ["--apply_ese also trains the second-to-last layer, and compresses exactly"]),
         (
             "--apply_ese 1 --teacher_name_or_path x --teacher_pooling_strategy all",
             [
-                "--apply_ese trains the last layer but one too, and compresses exactly",
-                "--teacher_name_or_path trains with --apply_ese too; in angle_emb that is logged alone",
-                "--teacher_pooling_strategy aligns no padding, when it is all",
+                "--apply_ese also trains the second-to-last layer, and compresses exactly",
+                "--teacher_name_or_path also trains with --apply_ese; angle_emb only logs it",
+                "--teacher_pooling_strategy leaves out padding when it is all",
             ],
         ),
     ],
 )
-def test_what_is_otherwise_is_said(words, notes):
+def test_differences_are_noted(words, notes):
     assert notes_of(words) == notes
 
 
-def test_equal_texts_are_spoken_of_only_while_they_are_masked():
-    assert DUPLICATES in translate(parse(BASE.split()))[1]
-    assert DUPLICATES not in translate(parse([*BASE.split(), "--filter_duplicate", "0"]))[1]
+def test_equal_texts_are_noted_only_if_they_are_masked():
+    assert DUPLICATES in translation_of(BASE).notes
+    assert DUPLICATES not in translation_of(f"{BASE} --filter_duplicate 0").notes
 
 
 @pytest.mark.parametrize(
-    ("found", "setting", "words"), [("bf16", "bf16", "bf16"), ("no", "no", "float32")], ids=["able", "old"]
+    ("precision", "setting", "name"), [("bf16", "bf16", "bf16"), ("no", "no", "float32")], ids=["able", "old"]
 )
-def test_fp16_without_a_gpu_goes_on(monkeypatch, found, setting, words):
-    monkeypatch.setattr("angle.training.precision.half_precision", lambda: found)
+def test_fp16_without_a_gpu_goes_on(monkeypatch, precision, setting, name):
+    monkeypatch.setattr("angle.training.precision.half_precision", lambda: precision)
     assert config_of(f"{BASE} --fp16 1").train.mixed_precision == setting
-    assert notes_of("--fp16 1") == [f"--fp16 1 needs a GPU, and none is here: the run goes on in {words}"]
+    assert notes_of("--fp16 1") == [f"--fp16 1 needs a GPU, and there is none: the run goes on in {name}"]
     assert config_of(f"{BASE} --is_llm 1").train.mixed_precision == "no"
     assert notes_of("--is_llm 1") == []
 
 
-def test_accumulation_is_shared_out_among_processes(monkeypatch):
+def test_accumulation_is_divided_among_processes(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     assert config_of(f"{BASE} --gradient_accumulation_steps 16").train.gradient_accumulation_steps == 8
     assert notes_of("--gradient_accumulation_steps 16") == [
-        "--gradient_accumulation_steps 16 is that of all 2 processes: 8 for each",
+        "--gradient_accumulation_steps 16 counts all 2 processes: 8 for each",
         "the processes train one model, on the negatives of all; in angle_emb their models drift apart",
     ]
     for steps, fits in (("", "2"), ("-2", "2"), ("0", "2"), ("1", "2"), ("3", "2 or 4"), ("5", "4 or 6")):
         words = f"--gradient_accumulation_steps {steps}" if steps else ""
-        assert complaint(f"{BASE} {words}") == (
-            f"--gradient_accumulation_steps {steps or 1} cannot work: it is shared out among 2 processes; type "
+        assert error_of(f"{BASE} {words}") == (
+            f"--gradient_accumulation_steps {steps or 1} cannot work: it is divided among 2 processes; type "
             f"--gradient_accumulation_steps {fits}."
         )
 
@@ -424,9 +431,9 @@ def test_a_drawn_seed_is_another_one_each_time_and_one_for_all_processes(monkeyp
     unseeded = BASE.replace("--seed 42", "")
     seeds = []
     for _ in range(2):
-        settings, notes = translate(parse(unseeded.split()))
-        seeds.append(settings["train.seed"])
-        assert f"--seed -1 drew {seeds[-1]}" in notes
+        translation = translation_of(unseeded)
+        seeds.append(translation.settings["train.seed"])
+        assert f"--seed -1 drew {seeds[-1]}" in translation.notes
         time.sleep(0.002)
     assert seeds[0] != seeds[1]
     assert min(seeds) >= 0
@@ -436,8 +443,8 @@ def test_a_drawn_seed_is_another_one_each_time_and_one_for_all_processes(monkeyp
     time.sleep(0.002)
     assert config_of(accumulated).train.seed == first
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")
-    assert complaint(accumulated) == (
-        "--seed -1 draws one, and several machines would draw several: give it, such as --seed 42."
+    assert error_of(accumulated) == (
+        "--seed -1 draws a random one, on each machine another: give it, such as --seed 42."
     )
 
 
@@ -454,15 +461,15 @@ def test_the_environment_counts(monkeypatch):
 
 
 def run_main(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, words: str) -> TrainConfig:
-    """Run the command but for the training; return the settings that it would run."""
+    """Run the command without training; return the configuration that it would train."""
     ran: list[TrainConfig] = []
 
-    def instead(config: TrainConfig) -> Result:
+    def record_config(config: TrainConfig) -> Result:
         ran.append(config)
         save_config(config, tmp_path / "config.yaml")
         return Result(tmp_path, best_score=0.5, best_step=1)
 
-    monkeypatch.setattr("angle.training.loop.fit", instead)
+    monkeypatch.setattr("angle.training.loop.fit", record_config)
     monkeypatch.setattr(sys, "argv", ["angle-trainer", *shlex.split(words)])
     main()
     return ran[0]
@@ -485,7 +492,7 @@ def test_the_line_is_printed_with_notes_and_what_comes_next(monkeypatch, capsys,
 def test_without_a_folder_the_run_has_one_by_its_time(monkeypatch, capsys, tmp_path):
     config = run_main(monkeypatch, tmp_path, BASE.replace("--save_dir out", ""))
     printed = capsys.readouterr().out
-    assert "note    --save_dir is runs/<date>/<time> unless given\n" in printed
+    assert "note    --save_dir defaults to runs/<date>/<time>\n" in printed
     assert "output_dir" not in printed
     assert re.fullmatch(r"runs/\d{4}-\d\d-\d\d/\d\d-\d\d-\d\d-\d{3}", config.train.output_dir)
 
@@ -581,7 +588,7 @@ def test_the_same_command_again_finds_the_run_though_the_seed_was_drawn(monkeypa
     assert f"--seed -1 drew {seed}\n" in capsys.readouterr().out
     main()
     printed = capsys.readouterr().out
-    assert f"--seed is {seed}, as the run in --save_dir was started with\n" in printed
+    assert f"--seed is {seed}, with which the run in --save_dir was started\n" in printed
     assert "holds this run already, finished" in printed
 
 
@@ -598,7 +605,7 @@ def test_help_is_readable_and_comes_fast(tmp_path):
     )  # fmt: skip
     assert time.perf_counter() - begun < 3
     assert (done.returncode, done.stderr) == (0, "")
-    assert all(f"\n  --{name} " in done.stdout for name in BY_NAME)
+    assert all(f"\n  --{name} " in done.stdout for name in OPTIONS)
     assert re.search(r"\n  --ibn_w FLOAT +weight of the in-batch contrastive loss \(default: 30.0\) +\[loss.ibn_w\]\n",
                      re.sub(r"\n {20,}", " ", done.stdout))  # fmt: skip
 
@@ -637,8 +644,8 @@ def test_the_reference_s_command_for_bert_on_two_processes(tmp_path):
         WANDB_MODE="disabled",
     )
     assert printed.count("same as accelerate launch --multi_gpu --num_processes 2 train.py ") == 1
-    assert "note    --fp16 1 needs a GPU, and none is here: the run goes on in " in printed
-    assert "note    --gradient_accumulation_steps 16 is that of all 2 processes: 8 for each\n" in printed
+    assert "note    --fp16 1 needs a GPU, and there is none: the run goes on in " in printed
+    assert "note    --gradient_accumulation_steps 16 counts all 2 processes: 8 for each\n" in printed
     assert "steps   10 of 300 rows, learning rate 5e-05, linear, seed 42\n" in printed
     assert ", 2 processes, " in printed
     assert printed.count("Saved   ckpts/bert-base-nli-test/final\n") == 1
@@ -685,9 +692,9 @@ def test_documented_commands_compose():
 
 def test_the_options_are_documented():
     lines = (REPO / "docs" / "migrating.md").read_text().splitlines()
-    wanted = []
-    for option in BY_NAME.values():
+    expected = []
+    for option in OPTIONS.values():
         default = "–" if option.default is None or option.is_flag else f"`{option.default}`"
-        home = f"`{option.setting}`" if option.setting else "–"
-        wanted.append(f"| `--{option.name}` | {default} | {home} | {option.note} |".replace("|  |", "| |"))
-    assert [line for line in lines if line.startswith("| `--")] == wanted
+        setting = f"`{option.setting}`" if option.setting else "–"
+        expected.append(f"| `--{option.name}` | {default} | {setting} | {option.note} |".replace("|  |", "| |"))
+    assert [line for line in lines if line.startswith("| `--")] == expected
