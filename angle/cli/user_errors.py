@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import NoReturn
 
-from angle.distributed.environment import is_local_main_process
+from angle.distributed.environment import is_local_main_process, report_failure
 from angle.errors import ConfigError, DataError, HubError, TrainingError
 
 USER_ERRORS = (ConfigError, DataError, TrainingError)
@@ -42,9 +40,7 @@ def print_error(error: Exception) -> None:
     if not is_local_main_process():
         time.sleep(LAUNCHER_SHUTDOWN)  # if the main process meets it too, it prints it and the launcher ends this one
     print(f"Error: {error}", file=sys.stderr, flush=True)
-    # torchrun's report on a failed process ends with the message that it finds in this file.
-    if (report := os.environ.get("TORCHELASTIC_ERROR_FILE")) is not None:
-        Path(report).write_text(json.dumps({"message": str(error), "timestamp": int(time.time())}))
+    report_failure(str(error))
 
 
 def exit_on_broken_pipe() -> NoReturn:

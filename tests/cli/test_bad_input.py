@@ -200,7 +200,7 @@ CASES = {
     ),
     "stream without an end": Case(
         ("data.streaming=true",),
-        "data.streaming=true needs train.max_steps, for a stream has no known length: add for example "
+        "data.streaming=true needs train.max_steps, because a stream has no known length: add for example "
         "train.max_steps=1000.",
     ),
     "no data": Case(

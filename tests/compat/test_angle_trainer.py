@@ -514,7 +514,7 @@ def test_of_several_processes_one_prints_a_line_that_starts_as_many(monkeypatch,
     [
         (
             "--streaming",
-            "data.streaming=true needs train.max_steps, for a stream has no known length: add for example "
+            "data.streaming=true needs train.max_steps, because a stream has no known length: add for example "
             "train.max_steps=1000. Here train.max_steps is --max_steps, data.streaming is --streaming.",
         ),
         ("--load_kbit 4", "add lora=r16. Here model.load_kbit is --load_kbit, lora=r16 is --apply_lora 1."),

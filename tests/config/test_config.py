@@ -358,7 +358,7 @@ def test_label_map_takes_numbers_as_labels():
         ),
         (
             {"data.streaming": True},
-            "data.streaming=true needs train.max_steps, for a stream has no known length: add for example "
+            "data.streaming=true needs train.max_steps, because a stream has no known length: add for example "
             "train.max_steps=1000.",
         ),
         *(
