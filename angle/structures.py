@@ -1,6 +1,6 @@
 """The data passed between stages: rows -> texts -> tokens -> embeddings -> loss terms.
 
-Legend for shapes, here and everywhere: B rows, R roles (texts) in a row, N distinct texts, L tokens, T tokens of
+Legend for shapes, in this project: B rows, R roles (texts) in a row, N distinct texts, L tokens, T tokens of
 all texts, D dimensions, W processes.
 """
 
@@ -66,75 +66,78 @@ class Tokens:
         """(N,): number of tokens of each text."""
         return np.diff(self.offsets)
 
-    def take(self, texts: npt.NDArray[np.integer]) -> Tokens:
-        """Return the given texts, in that order."""
-        offsets = np.zeros(len(texts) + 1, dtype=np.int64)
-        np.cumsum(self.lengths[texts], out=offsets[1:])
-        where = np.arange(offsets[-1]) + np.repeat(self.offsets[texts] - offsets[:-1], self.lengths[texts])
-        return Tokens(np.asarray(self.ids[where]), offsets)
+    def take(self, indices: npt.NDArray[np.integer]) -> Tokens:
+        """Return the texts with these indices, in that order."""
+        lengths = self.lengths[indices]
+        offsets = np.zeros(len(indices) + 1, dtype=np.int64)
+        np.cumsum(lengths, out=offsets[1:])
+        positions = np.arange(offsets[-1]) + np.repeat(self.offsets[indices] - offsets[:-1], lengths)
+        return Tokens(np.asarray(self.ids[positions]), offsets)
 
-    def on(self, device: torch.device) -> tuple[Tensor, npt.NDArray[np.int64]]:
-        """Return the token ids (T,) on a device, and the lengths (N,).
+    def model_inputs(self, device: torch.device) -> tuple[Tensor, npt.NDArray[np.int64]]:
+        """Return what an encoder takes: the token ids (T,) on a device, and the lengths (N,).
 
         Lengths are not a tensor: the encoder plans its work with them, which must not wait for the device, and a
         wrapper such as DDP would move a tensor there.
         """
         return to_device(self.ids.astype(np.int64), device), self.lengths
 
-    def slices(self, size: int) -> Iterator[npt.NDArray[np.int64]]:
-        """Yield the indices of all texts in groups of `size`, longest first, so that a group needs little padding."""
+    def length_sorted_batches(self, size: int) -> Iterator[npt.NDArray[np.int64]]:
+        """Yield the indices of all texts in batches of `size`, longest first, so that a batch needs little padding."""
         order = np.argsort(-self.lengths, kind="stable")
         for start in range(0, len(order), size):
             yield order[start : start + size]
 
 
-def partition_by_length(lengths: npt.NDArray[np.int64], processes: int) -> npt.NDArray[np.int64]:
-    """Return (W, M), which of N texts each of W processes gets, dealt round-robin from the longest to the shortest.
+def partition_by_length(lengths: npt.NDArray[np.int64], world_size: int) -> npt.NDArray[np.int64]:
+    """Return (W, M), the indices of the texts that each of W processes gets, longest first.
 
-    This gives all about the same number of tokens. If N is not a multiple of W, some get the shortest text once more.
+    Texts are dealt round-robin from the longest to the shortest, which gives all processes about the same number of
+    tokens. If N is not a multiple of W, some get the shortest text once more.
     """
     order = np.argsort(-lengths, kind="stable")
-    each = -(-len(order) // processes)
-    return np.pad(order, (0, each * processes - len(order)), mode="edge").reshape(each, processes).T
+    per_process = -(-len(order) // world_size)
+    padding = per_process * world_size - len(order)
+    return np.pad(order, (0, padding), mode="edge").reshape(per_process, world_size).T
 
 
 @dataclass(frozen=True)
-class Structure:
-    """Which text plays which role in which row, and the rows' labels: all that an objective knows about a batch."""
+class BatchStructure:
+    """Which text has which role in which row, and the rows' labels: all that an objective knows about a batch."""
 
     format: DataFormat
     index: Tensor
-    """(B, R) int64: the embedding for each role of each row."""
+    """(B, R) int64: which embedding each role of each row has."""
     text_ids: Tensor
-    """(B, R) int64: equal numbers mean equal texts."""
+    """(B, R) int64: equal ids mean equal texts."""
     labels: Tensor | None
     """(B,) float32, for labelled formats."""
     known_positives: Tensor = field(default_factory=lambda: torch.empty(0, 3, dtype=torch.int64))
-    """(A, 3) int64: for rows with several texts to draw from, the row, and two texts that it could have had in its
-    first and second role; both are in the batch, possibly because of other rows."""
+    """(A, 3) int64: for rows with several texts to draw from, the row, and the ids of two texts that it could have had
+    in its first and second role; both are in the batch, possibly because of other rows."""
 
-    def to(self, device: torch.device) -> Structure:
+    def to(self, device: torch.device) -> BatchStructure:
         """Return a copy of this structure, which is on the CPU, on a device."""
-        index, ids, known_positives = (
+        index, text_ids, known_positives = (
             to_device(tensor.numpy(), device) for tensor in (self.index, self.text_ids, self.known_positives)
         )
         labels = None if self.labels is None else to_device(self.labels.numpy(), device)
-        return Structure(self.format, index, ids, labels, known_positives)
+        return BatchStructure(self.format, index, text_ids, labels, known_positives)
 
 
 @dataclass(frozen=True)
 class Batch:
-    """One evaluation of the objective: all of its rows, and one process's share of their distinct texts."""
+    """One evaluation of the objective: its rows of all processes, and one process's shard of their distinct texts."""
 
     tokens: Tokens
     """The M texts of this process, longest first."""
     text_ids: npt.NDArray[np.int64]
-    """(M,): their ids, which are indices of the data's texts."""
+    """(M,): their ids, which are indices into the corpus."""
     counts: npt.NDArray[np.int64]
-    """(M,): how many roles of the rows each fills; 0 for a duplicate that is counted on another process."""
+    """(M,): how many roles of the rows each text has; 0 for a copy that is counted on another process."""
     max_lengths: npt.NDArray[np.int64]
     """(M,): the maximum length, over all processes, of the texts in each position."""
-    structure: Structure
+    structure: BatchStructure
     """Of all rows; its `index` points into the embeddings (W M, D) of all processes, concatenated by process."""
     token_count: int
     """Number of tokens in all roles of all rows."""
@@ -142,11 +145,11 @@ class Batch:
     """(B,): indices of all rows in the training data, for messages."""
 
     def micro_batch(self, part: slice, device: torch.device) -> tuple[Tensor, npt.NDArray[np.int64]]:
-        """Return the token ids (T,), on `device`, and the lengths of a slice of the texts, as `Tokens.on` does."""
-        return self.tokens.take(np.arange(len(self.tokens))[part]).on(device)
+        """Return the `Tokens.model_inputs` of a slice of the texts."""
+        return self.tokens.take(np.arange(len(self.tokens))[part]).model_inputs(device)
 
     def weights(self, part: slice, *, of_tokens: bool) -> npt.NDArray[np.float32]:
-        """Return the share of each text in a slice, or of each of their tokens, in all roles of all rows."""
+        """Return the weight of each text of a slice, or of each of its tokens, in a mean over all roles of all rows."""
         counts = self.counts[part].astype(np.float32)
         if of_tokens:
             return np.repeat(counts / np.float32(self.token_count), self.tokens.lengths[part])

@@ -27,7 +27,7 @@ from angle.data import sample
 from angle.modeling.tiny import tiny_tokenizer
 from angle.objective.combined import CombinedLoss
 from angle.objective.espresso import EspressoLoss
-from angle.structures import FORMATS, Structure
+from angle.structures import FORMATS, BatchStructure
 
 BERT_BASE = "bert-base"
 
@@ -69,7 +69,7 @@ def measure(name: str, rows: int, repeats: int) -> str:
     ids = torch.from_numpy(random.integers(5, encoder.backbone.config.vocab_size, lengths.sum())).to(encoder.device)
     index = torch.arange(2 * rows, device=encoder.device).view(-1, 2)
     labels = torch.arange(rows, device=encoder.device) % 6 / 1.0
-    structure = Structure(FORMATS["A"], index, index, labels)
+    structure = BatchStructure(FORMATS["A"], index, index, labels)
     plain = CombinedLoss(LossConfig(positive_above=4.0), FORMATS["A"], encoder.dimensions)
     espresso = EspressoLoss(plain, EseConfig(enabled=True), encoder.depths.layers, encoder.dimensions)
     optimizer = torch.optim.AdamW([p for p in encoder.parameters() if p.requires_grad], lr=1e-6, fused=True)

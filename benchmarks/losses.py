@@ -13,15 +13,17 @@ import argparse
 import multiprocessing
 import time
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 
 import psutil
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from angle.config import LossConfig
+from angle.config import IN_BATCH, LossConfig
 from angle.objective.combined import CombinedLoss
-from angle.structures import FORMATS, Structure
+from angle.objective.terms import TermInputs
+from angle.structures import FORMATS, BatchStructure, DataFormat
 from benchmarks.throughput.clock import peak_resident
 
 GIB = 2**30
@@ -32,17 +34,25 @@ TABLES = 6
 class PlainLoss(CombinedLoss):
     """The same loss, with the contrastive term computed from matrices of all queries and candidates."""
 
-    def _in_batch(self, roles: Tensor, structure: Structure) -> Tensor:
-        ids, tau = structure.text_ids, self.config.ibn_tau
-        if structure.labels is None:
-            candidates = roles[:, 1:].transpose(0, 1).flatten(0, 1)
-            target = torch.arange(len(roles))
-            masked = torch.zeros(len(roles), len(candidates), dtype=torch.bool)
+    def __init__(self, config: LossConfig, data_format: DataFormat, dimensions: int, duplicates: str) -> None:
+        """Replace the function of the contrastive term."""
+        super().__init__(config, data_format, dimensions, duplicates)
+        self.weighted_terms = [
+            (weight, replace(term, function=self._in_batch) if term.spec == IN_BATCH else term)
+            for weight, term in self.weighted_terms
+        ]
+
+    def _in_batch(self, inputs: TermInputs, tau: float) -> Tensor:
+        embeddings, ids = inputs.embeddings, inputs.text_ids
+        if inputs.labels is None:
+            candidates = embeddings[:, 1:].transpose(0, 1).flatten(0, 1)
+            target = torch.arange(len(embeddings))
+            masked = torch.zeros(len(embeddings), len(candidates), dtype=torch.bool)
             if not self.keep_duplicates:
                 both_ways = torch.cat([ids[:, :2], ids[:, :2].flip(1)])
                 masked = plain_not_negatives(ids[:, 0], ids[:, 1:].T.flatten(), both_ways[:, 0], both_ways[:, 1])
-            return plain_cross_entropy(roles[:, 0], candidates, target, masked, tau).mean()
-        positive, texts = structure.labels > (self.config.positive_above or 0.0), roles.flatten(0, 1)
+            return plain_cross_entropy(embeddings[:, 0], candidates, target, masked, tau).mean()
+        positive, texts = inputs.labels > inputs.positive_above, embeddings.flatten(0, 1)
         masked = torch.eye(len(texts), dtype=torch.bool)
         if not self.keep_duplicates:
             both_ways = torch.cat([ids[positive], ids[positive].flip(1)])
@@ -66,7 +76,7 @@ def plain_not_negatives(queries: Tensor, candidates: Tensor, left: Tensor, right
 
 
 def measure(
-    kind: type[CombinedLoss], name: str, rows: int, width: int, duplicates: str, steps: int
+    loss_class: type[CombinedLoss], name: str, rows: int, width: int, duplicates: str, steps: int
 ) -> tuple[float, int]:
     """Return the shortest time of a step in seconds, and this process's peak memory in bytes."""
     data_format, generator = FORMATS[name], torch.Generator().manual_seed(0)
@@ -74,8 +84,8 @@ def measure(
     index = torch.arange(rows * roles).view(rows, roles)
     ids = torch.randint(0, 4 * rows * roles, index.shape, generator=generator)
     labels = torch.arange(rows).float() % 2 if data_format.labelled else None
-    structure = Structure(data_format, index, ids, labels)
-    loss = kind(LossConfig(), data_format, width, duplicates)
+    structure = BatchStructure(data_format, index, ids, labels)
+    loss = loss_class(LossConfig(), data_format, width, duplicates)
     embeddings = torch.randn(rows * roles, width, generator=generator).requires_grad_()
     best = float("inf")
     for _ in range(steps):
@@ -98,7 +108,7 @@ def main() -> None:
     parser.add_argument("--rows", nargs="+", type=int, default=[32, 128, 1024, 4096])
     parser.add_argument("--dimensions", type=int, default=768)
     parser.add_argument("--duplicates", choices=["mask", "keep"], default="mask")
-    parser.add_argument("--rounds", type=int, default=2, help="processes of each kind")
+    parser.add_argument("--rounds", type=int, default=2, help="processes per loss")
     options = parser.parse_args()
     print(f"{options.dimensions} dimensions, {torch.get_num_threads()} threads, duplicates: {options.duplicates}\n")
     heads = ("format", "rows", "ours", "it holds", "plain", "it holds", "plain / ours")
@@ -109,14 +119,14 @@ def main() -> None:
             queries, candidates = (2 * rows, 2 * rows) if name == "A" else (rows, rows * (len(FORMATS[name].roles) - 1))
             fits = TABLES * 4 * queries * candidates < 0.7 * psutil.virtual_memory().available
             steps = max(1, 2**24 // (queries * candidates)) if rows > 256 else 300
-            found: dict[type[CombinedLoss], list[tuple[float, int]]] = {}
+            results: dict[type[CombinedLoss], list[tuple[float, int]]] = {}
             for _ in range(options.rounds):
-                for kind in (CombinedLoss, PlainLoss) if fits else (CombinedLoss,):
+                for loss_class in (CombinedLoss, PlainLoss) if fits else (CombinedLoss,):
                     with ProcessPoolExecutor(1, spawn) as process:
-                        task = (kind, name, rows, options.dimensions, options.duplicates, steps)
-                        found.setdefault(kind, []).append(process.submit(measure, *task).result())
-            seconds = {kind: min(second for second, _ in values) for kind, values in found.items()}
-            memory = {kind: max(size for _, size in values) / GIB for kind, values in found.items()}
+                        task = (loss_class, name, rows, options.dimensions, options.duplicates, steps)
+                        results.setdefault(loss_class, []).append(process.submit(measure, *task).result())
+            seconds = {loss_class: min(second for second, _ in values) for loss_class, values in results.items()}
+            memory = {loss_class: max(size for _, size in values) / GIB for loss_class, values in results.items()}
             cells = [name, f"{rows:,}", in_words(seconds[CombinedLoss]), f"{memory[CombinedLoss]:.2f} GiB"]
             if fits:
                 ratio = seconds[PlainLoss] / seconds[CombinedLoss]

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from angle.cache import cache_folder
 from angle.config import FORMAT_NAMES, SourceConfig
-from angle.data.formats import choose
+from angle.data.formats import resolve_format
 from angle.errors import ConfigError, DataError, first_line
 from angle.modeling.tokenizer import template_fields
 from angle.prompts import NAMED_PROMPTS
@@ -90,7 +90,7 @@ class AngleDataTokenizer:
             DataError: the columns match no format, or a column of the template is missing.
 
         """
-        found = choose(tuple(row), self.wanted, "train", "the data set")
+        found = resolve_format(tuple(row), self.wanted, "train", "the data set")
         absent = [name for name in self.columns if name not in row]
         if absent:
             raise DataError(f"The template uses {{{absent[0]}}}, but the data set has the columns {', '.join(row)}.")

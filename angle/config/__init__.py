@@ -12,7 +12,7 @@ from angle.config.data import DataConfig, DataFormatConfig, SourceConfig, label_
 from angle.config.ese import EseConfig
 from angle.config.hub import HUB_NAME, HubConfig
 from angle.config.lora import LoraConfig
-from angle.config.loss import FORMAT_WEIGHTS, LossConfig
+from angle.config.loss import ANGLE, COSINE, IN_BATCH, LOSS_TERM_SPECS, LossConfig, LossTermSpec, enumerate_words
 from angle.config.model import ModelConfig
 from angle.config.pooling import PoolingConfig
 from angle.config.scripts import ConvertConfig, EvaluateConfig, TrainConfig
@@ -22,11 +22,14 @@ from angle.config.training import TrainingConfig
 from angle.config.values import CONFIG_FILE, DTYPES, FORMAT_NAMES, POOLING_NAMES, RUN_FILE, SELF
 
 __all__ = [
+    "ANGLE",
     "CONFIG_FILE",
+    "COSINE",
     "DTYPES",
     "FORMAT_NAMES",
-    "FORMAT_WEIGHTS",
     "HUB_NAME",
+    "IN_BATCH",
+    "LOSS_TERM_SPECS",
     "POOLING_NAMES",
     "RUN_FILE",
     "SELF",
@@ -40,6 +43,7 @@ __all__ = [
     "HubConfig",
     "LoraConfig",
     "LossConfig",
+    "LossTermSpec",
     "ModelConfig",
     "PoolingConfig",
     "SourceConfig",
@@ -47,5 +51,6 @@ __all__ = [
     "TrackingConfig",
     "TrainConfig",
     "TrainingConfig",
+    "enumerate_words",
     "label_name",
 ]

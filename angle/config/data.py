@@ -21,7 +21,7 @@ class DataFormatConfig:
 
 
 def label_name(label: object) -> str:
-    """Return a label's name in `label_map`: a whole number has no decimal point, whatever its stored type."""
+    """Return a label's name in `label_map`: a whole number has no decimal point, whatever type it is stored in."""
     return str(int(label)) if isinstance(label, float) and label.is_integer() else str(label)
 
 
@@ -35,11 +35,12 @@ class SourceConfig:
     subset: str | None = None
     """The data set's configuration on the hub."""
     split: str | None = None
-    """The split; null: train, validation or test, depending on the source's role. A plain file has none."""
+    """The split; null: train for data.train, validation for data.valid and data.valid_sts, test for data.test. A plain
+    file has none."""
     revision: str | None = None
     """Branch, tag or commit on the hub."""
     columns: dict[str, str] = field(default_factory=dict)
-    """Columns to rename, as {wanted: found}, for example {text1: sentence1, text2: sentence2, label: score}."""
+    """Columns to rename, as {new name: existing name}: {text1: sentence1, text2: sentence2, label: score}."""
     label_map: dict[Any, float | None] = field(default_factory=dict)
     """Numbers for labels, for example {entailment: 1, contradiction: 0, neutral: null}; null drops the row."""
 
@@ -67,7 +68,7 @@ class DataConfig:
     """Rows of format A, evaluated once before and once after training."""
     duplicates: str = "mask"
     """What to do with equal texts in a batch: mask (never negatives of each other), drop (the later row) or keep (as
-    negatives). With mask and drop, a text's positives in any row of the batch are not its negatives either."""
+    negatives). With mask and drop, a text's positives in any row of the batch are no negatives of it either."""
     shuffle: bool = True
     """Shuffle the training rows anew every epoch."""
     seed: int | None = None
@@ -81,11 +82,11 @@ class DataConfig:
         check_one_of("data.duplicates", self.duplicates, ("mask", "drop", "keep"))
         check_at_least("data.stream_window", self.stream_window, 1)
         check_at_least("data.seed", self.seed, 0)
-        for role in ("train", "valid", "valid_sts", "test"):
-            value = getattr(self, role).name_or_path
-            entries = value if isinstance(value, list) else [value]
-            if not entries or any(not (isinstance(e, str) or (e is None and value is None)) for e in entries):
+        for purpose in ("train", "valid", "valid_sts", "test"):
+            value = getattr(self, purpose).name_or_path
+            names = value if isinstance(value, list) else [value]
+            if value is not None and not (names and all(isinstance(name, str) for name in names)):
                 raise ConfigError(
-                    f"data.{role}.name_or_path={value} cannot work: give a name or path, or a list of "
-                    f"them such as data.{role}.name_or_path=[a.jsonl,b.jsonl]."
+                    f"data.{purpose}.name_or_path={value} cannot work: give a name or path, or a list of "
+                    f"them such as data.{purpose}.name_or_path=[a.jsonl,b.jsonl]."
                 )

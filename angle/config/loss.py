@@ -1,15 +1,43 @@
-"""The objective: weights and multipliers of its terms."""
+"""The objective: its terms, and their weights and multipliers."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
 
 from angle.config.values import check_at_least
 from angle.errors import ConfigError
 
-#: What `null` loss weights mean, by data format: (cosine_w, ibn_w, angle_w).
-FORMAT_WEIGHTS = {"A": (1.0, 20.0, 1.0), "B": (0.0, 20.0, 1.0), "C": (0.0, 20.0, 0.0)}
+
+@dataclass(frozen=True)
+class LossTermSpec:
+    """What the settings say about a term; `angle.objective.terms` has its function."""
+
+    name: str
+    """Its name in metrics.jsonl: loss/<name>."""
+    title: str
+    """Its name in messages."""
+    weight: str
+    """The field of `LossConfig` that has its weight."""
+    multiplier: str | None
+    """The field of `LossConfig` that its similarities are multiplied by; None if it has none."""
+    default_weights: Mapping[str, float]
+    """The weight that null means, for each data format that the term applies to."""
+
+    @property
+    def formats(self) -> tuple[str, ...]:
+        """Names of the data formats that the term applies to."""
+        return tuple(self.default_weights)
+
+
+COSINE = LossTermSpec("cosine", "cosine", "cosine_w", "cosine_tau", MappingProxyType({"A": 1.0, "B": 0.0}))
+IN_BATCH = LossTermSpec("ibn", "in-batch", "ibn_w", "ibn_tau", MappingProxyType({"A": 20.0, "B": 20.0, "C": 20.0}))
+ANGLE = LossTermSpec("angle", "angle", "angle_w", "angle_tau", MappingProxyType({"A": 1.0, "B": 1.0}))
+#: Every term, in the order in which they are summed and named.
+LOSS_TERM_SPECS = (COSINE, IN_BATCH, ANGLE)
 
 
 @dataclass
@@ -29,26 +57,67 @@ class LossConfig:
     angle_tau: float = 20.0
     """Multiplier of the angle similarities: an inverse temperature."""
     positive_above: float | None = None
-    """A row of format A is a positive of the in-batch loss iff its label is above this; null: 0 (sample data: 4)."""
+    """A row of format A is a positive of the in-batch loss if its label is above this; null: 0 (sample data: 4)."""
 
     def __post_init__(self) -> None:
-        for name in ("cosine_w", "ibn_w", "angle_w"):
-            check_at_least(f"loss.{name}", getattr(self, name), 0)
-        for name in ("cosine_tau", "ibn_tau", "angle_tau"):
-            check_at_least(f"loss.{name}", getattr(self, name), 0, above=True)
-        if self.cosine_w == self.ibn_w == self.angle_w == 0:
-            raise ConfigError(
-                "loss.cosine_w, loss.ibn_w and loss.angle_w are all 0, so there is nothing to learn: "
-                "set one of them above 0."
-            )
+        for term in LOSS_TERM_SPECS:
+            check_at_least(f"loss.{term.weight}", self.weight(term), 0)
+            if term.multiplier is not None:
+                check_at_least(f"loss.{term.multiplier}", self.multiplier(term), 0, above=True)
+        if not any(self._may_have_weight(term) for term in LOSS_TERM_SPECS):
+            settings = enumerate_words(f"loss.{term.weight}" for term in LOSS_TERM_SPECS if self.weight(term) == 0)
+            raise ConfigError(f"{settings} are all 0, so there is nothing to learn: set one of them above 0.")
+
+    def _may_have_weight(self, term: LossTermSpec) -> bool:
+        """Return whether a term has a weight above 0 in some data format."""
+        weight = self.weight(term)
+        return any(term.default_weights.values()) if weight is None else weight > 0
+
+    def weight(self, term: LossTermSpec) -> float | None:
+        """Return the weight of a term; None leaves it to the data format."""
+        weight: float | None = getattr(self, term.weight)
+        return weight
+
+    def multiplier(self, term: LossTermSpec) -> float:
+        """Return the multiplier of a term's similarities, 1 if it has no setting."""
+        return 1.0 if term.multiplier is None else float(getattr(self, term.multiplier))
 
     def for_format(self, name: str) -> LossConfig:
-        """Return a copy whose null weights are those of the data format `name`."""
-        own = dict(zip(("cosine_w", "ibn_w", "angle_w"), FORMAT_WEIGHTS[name], strict=True))
-        weights = {key: value if getattr(self, key) is None else getattr(self, key) for key, value in own.items()}
-        if name == "C" and not weights["ibn_w"]:
+        """Return a copy whose null weights are those of the data format `name`.
+
+        Raises:
+            ConfigError: no term that applies to the format has a weight above 0.
+
+        """
+        weights: dict[str, Any] = {}
+        for term in LOSS_TERM_SPECS:
+            weight = self.weight(term)
+            weights[term.weight] = term.default_weights.get(name, 0.0) if weight is None else weight
+        applicable = [term for term in LOSS_TERM_SPECS if name in term.formats]
+        if not any(weights[term.weight] for term in applicable):
+            settings = [f"loss.{term.weight}" for term in applicable]
+            single = len(applicable) == 1
             raise ConfigError(
-                "loss.ibn_w=0 leaves nothing to learn: format C (text, positive) has only the in-batch "
-                "loss; set loss.ibn_w above 0."
+                f"{enumerate_words(f'{setting}=0' for setting in settings)} leave{'s' if single else ''} nothing to "
+                f"learn: format {name} has only the {enumerate_words(term.title for term in applicable)} "
+                f"loss{'' if single else 'es'}; set {settings[0] if single else 'one of them'} above 0."
             )
         return dataclasses.replace(self, **weights)
+
+    def active_terms(self, name: str) -> list[tuple[LossTermSpec, float]]:
+        """Return the terms that are computed for the data format `name`, with their weights; a null weight is 0."""
+        weighted = ((term, self.weight(term) or 0.0) for term in LOSS_TERM_SPECS if name in term.formats)
+        return [(term, weight) for term, weight in weighted if weight]
+
+    def summary(self, name: str) -> str:
+        """Return the sum that is minimised for the data format `name`, such as "20 in-batch (tau 20) + ..."."""
+        return " + ".join(
+            f"{weight:g} {term.title}{'' if term.multiplier is None else f' (tau {self.multiplier(term):g})'}"
+            for term, weight in self.active_terms(name)
+        )
+
+
+def enumerate_words(words: Iterable[str]) -> str:
+    """Return "a", "a and b", or "a, b and c"."""
+    *others, last = words
+    return f"{', '.join(others)} and {last}" if others else last

@@ -1,6 +1,6 @@
 """Batches as a plan: which rows form a step is a function of (seed, step), not of an iterator's state.
 
-So resuming is just seeking, and every process computes the same global batch and takes its share of the texts.
+So resuming is just seeking. Every process computes the same global batch and takes its shard of the texts.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import torch
 
 from angle.config import SourceConfig
 from angle.data import sources
-from angle.data.corpus import Corpus, CorpusBuilder, Ints, Tokenizer, check_extra_columns, common_format
-from angle.structures import Batch, DataFormat, Structure, partition_by_length
+from angle.data.corpus import Corpus, CorpusBuilder, IntArray, Tokenizer, check_extra_columns, common_format
+from angle.structures import Batch, BatchStructure, DataFormat, partition_by_length
 
 
 @dataclass(frozen=True)
@@ -28,19 +28,22 @@ class BatchSpec:
     accumulation: int = 1
     """Batches per optimiser step."""
     duplicates: str = "mask"
+    """mask, drop or keep: see `angle.config.DataConfig`."""
     shuffle: bool = True
     seed: int = 42
-    processes: int = 1
+    world_size: int = 1
+    """Number of processes."""
     rank: int = 0
+    """Index of this process."""
 
     @property
-    def global_rows(self) -> int:
+    def global_batch_size(self) -> int:
         """Rows of all processes in one evaluation of the objective."""
-        return self.batch_size * self.processes
+        return self.batch_size * self.world_size
 
 
 @dataclass(frozen=True)
-class Plan:
+class BatchPlan:
     """The order of `rows` rows, epoch after epoch."""
 
     rows: int
@@ -49,19 +52,19 @@ class Plan:
     @property
     def batches_per_epoch(self) -> int:
         """Global batches per epoch; the last one may have fewer rows."""
-        return -(-self.rows // self.batch_spec.global_rows)
+        return -(-self.rows // self.batch_spec.global_batch_size)
 
     @property
     def steps_per_epoch(self) -> int:
         """Optimiser steps per epoch; the last one may have fewer batches."""
         return -(-self.batches_per_epoch // self.batch_spec.accumulation)
 
-    def step(self, step: int) -> list[tuple[int, Ints]]:
+    def batches(self, step: int) -> list[tuple[int, IntArray]]:
         """Return (epoch, global rows) for each batch of an optimiser step."""
-        epoch, within = divmod(step, self.steps_per_epoch)
-        order = _order(self.rows, self.batch_spec.shuffle, self.batch_spec.seed, epoch)
-        first = within * self.batch_spec.accumulation
-        size = self.batch_spec.global_rows
+        epoch, step_in_epoch = divmod(step, self.steps_per_epoch)
+        order = _epoch_order(self.rows, self.batch_spec.shuffle, self.batch_spec.seed, epoch)
+        first = step_in_epoch * self.batch_spec.accumulation
+        size = self.batch_spec.global_batch_size
         return [
             (epoch, order[batch * size : (batch + 1) * size])
             for batch in range(first, min(first + self.batch_spec.accumulation, self.batches_per_epoch))
@@ -69,7 +72,7 @@ class Plan:
 
 
 @lru_cache(maxsize=2)
-def _order(rows: int, shuffle: bool, seed: int, epoch: int) -> Ints:
+def _epoch_order(rows: int, shuffle: bool, seed: int, epoch: int) -> IntArray:
     if not shuffle:
         return np.arange(rows)
     return np.random.default_rng((seed, epoch)).permutation(rows)
@@ -101,14 +104,14 @@ class TrainingData(Protocol):
         """Return where the rows of a step come from, for a message."""
 
 
-class CorpusData:
-    """Training rows that are all available up front."""
+class InMemoryTrainingData:
+    """Training rows that are all in memory."""
 
     def __init__(self, corpus: Corpus, batch_spec: BatchSpec) -> None:
         """Plan the batches of `corpus`."""
         self.corpus = corpus
         self.batch_spec = batch_spec
-        self.plan = Plan(len(corpus), batch_spec)
+        self.plan = BatchPlan(len(corpus), batch_spec)
 
     @property
     def format(self) -> DataFormat:
@@ -123,7 +126,7 @@ class CorpusData:
     @property
     def summary(self) -> str:
         """Human-readable description of where the rows come from and how many there are."""
-        names = ", ".join(dict.fromkeys(origin.rsplit(" ", 1)[0] for origin in self.corpus.origins))
+        names = ", ".join(dict.fromkeys(origin.rsplit(" ", 1)[0] for origin in self.corpus.origins))  # without the unit
         dropped = f", {self.corpus.dropped:,} dropped by label_map" if self.corpus.dropped else ""
         return f"{names}: {len(self.corpus):,} rows{dropped}"
 
@@ -136,17 +139,17 @@ class CorpusData:
         """Yield this process's batches for each step from `start` onwards, without end."""
         step = start
         while True:
-            yield [collate(self.corpus, rows, epoch, self.batch_spec) for epoch, rows in self.plan.step(step)]
+            yield [collate(self.corpus, rows, epoch, self.batch_spec) for epoch, rows in self.plan.batches(step)]
             step += 1
 
     def describe(self, step: int) -> str:
         """Return where the rows of a step come from, for a message."""
-        rows = np.concatenate([rows for _, rows in self.plan.step(step)])
+        rows = np.concatenate([rows for _, rows in self.plan.batches(step)])
         shown = ", ".join(self.corpus.describe(int(row)) for row in rows[:5])
         return f"{shown}{f' and {len(rows) - 5} more' if len(rows) > 5 else ''}"
 
 
-class StreamData:
+class StreamingTrainingData:
     """Training rows that are streamed: each window of them is a corpus, shuffled within itself.
 
     The position of a step's rows in the stream follows from its number. So resuming reads the stream again up to that
@@ -156,13 +159,22 @@ class StreamData:
     def __init__(
         self, source: SourceConfig, data_format: str, tokenizer: Tokenizer, batch_spec: BatchSpec, window: int
     ) -> None:
-        """Check the columns; `steps` reads the rows."""
-        self._source, self._wanted, self._tokenizer, self._sharing = source, data_format, tokenizer, batch_spec
-        per_step = batch_spec.global_rows * batch_spec.accumulation
-        self._window = -(-window // per_step) * per_step
+        """Check the columns; `steps` reads the rows.
+
+        Args:
+            source: where the rows come from.
+            data_format: A, B, C or auto.
+            tokenizer: turns texts into tokens; it must be this stream's own if `steps` runs in another thread.
+            batch_spec: how batches are formed.
+            window: number of rows that are held, and shuffled among themselves, at a time; rounded up to whole steps.
+
+        """
+        self._source, self._data_format, self._tokenizer, self._batch_spec = source, data_format, tokenizer, batch_spec
+        rows_per_step = batch_spec.global_batch_size * batch_spec.accumulation
+        self._window = -(-window // rows_per_step) * rows_per_step
         tables = sources.open_tables(source, "train", data_format, streaming=True)
         self.format = common_format(tables, data_format, "train")
-        self._names = ", ".join(table.where for table in tables)
+        self._names = ", ".join(table.name for table in tables)
         self.steps_per_epoch: int | None = None
         self.fingerprint = sources.fingerprint_of_files(source)
 
@@ -174,19 +186,19 @@ class StreamData:
     def _windows(self) -> Iterator[CorpusBuilder]:
         """Yield full windows of rows, pass after pass; the last window of a pass may be smaller."""
         while True:
-            builder, some = self._builder(), False
-            for table in sources.open_tables(self._source, "train", self._wanted, streaming=True):
+            builder, pass_has_rows = self._builder(), False
+            for table in sources.open_tables(self._source, "train", self._data_format, streaming=True):
                 check_extra_columns(table, self._tokenizer.columns, "train")
                 for number, row in table.rows:
                     builder.add(table, number, row)
                     if len(builder) == self._window:
                         builder.check()
                         yield builder
-                        builder, some = self._builder(), True
+                        builder, pass_has_rows = self._builder(), True
             builder.check()
             if len(builder):
                 yield builder
-            elif not some:
+            elif not pass_has_rows:
                 builder.build(self._tokenizer, cache=False)  # raises, saying why there is no row
 
     def _builder(self) -> CorpusBuilder:
@@ -194,43 +206,45 @@ class StreamData:
 
     def steps(self, start: int) -> Iterator[list[Batch]]:
         """Yield this process's batches for each step from `start` onwards, without end."""
-        done = 0
+        window_start = 0  # the first step of a window
         for number, builder in enumerate(self._windows()):
-            plan = Plan(len(builder), self._sharing)
-            first, last = number * plan.steps_per_epoch, (number + 1) * plan.steps_per_epoch
-            if done + plan.steps_per_epoch > start:
+            plan = BatchPlan(len(builder), self._batch_spec)
+            if window_start + plan.steps_per_epoch > start:
                 corpus = builder.build(self._tokenizer, cache=False)
-                for step in range(first + max(start - done, 0), last):
-                    yield [collate(corpus, rows, epoch, self._sharing) for epoch, rows in plan.step(step)]
-            done += plan.steps_per_epoch
+                # Windows are shuffled as the epochs of their plan: each in another order.
+                for step in range(max(start - window_start, 0), plan.steps_per_epoch):
+                    batches = plan.batches(number * plan.steps_per_epoch + step)
+                    yield [collate(corpus, rows, epoch, self._batch_spec) for epoch, rows in batches]
+            window_start += plan.steps_per_epoch
 
     def describe(self, step: int) -> str:
         """Return where the rows of a step come from, for a message."""
         return f"a window of {self._names}"
 
 
-def collate(corpus: Corpus, rows: Ints, epoch: int, batch_spec: BatchSpec) -> Batch:
-    """Return a global batch with this process's share of its texts; each distinct text is in it once."""
-    texts = corpus.draw_text_ids(rows, batch_spec.seed, epoch)  # (B, R)
+def collate(corpus: Corpus, rows: IntArray, epoch: int, batch_spec: BatchSpec) -> Batch:
+    """Return a global batch with this process's shard of its texts, in which each distinct text occurs once."""
+    text_ids = corpus.draw_text_ids(rows, batch_spec.seed, epoch)  # (B, R)
     if batch_spec.duplicates == "drop":
-        kept = without_repeats(texts)
-        rows, texts = rows[kept], texts[kept]
-    distinct, index, counts = np.unique(texts, return_inverse=True, return_counts=True)
+        without_duplicates = rows_without_duplicates(text_ids)
+        rows, text_ids = rows[without_duplicates], text_ids[without_duplicates]
+    distinct, inverse, counts = np.unique(text_ids, return_inverse=True, return_counts=True)
     lengths = corpus.tokens.lengths[distinct]
-    shards = partition_by_length(lengths, batch_spec.processes)
-    own, slots = shards[batch_spec.rank], np.arange(shards.size).reshape(shards.shape)
-    places = np.empty(len(distinct), np.int64)  # positions among the embeddings of all processes
-    places[shards.flatten()] = slots.flatten()
+    shards = partition_by_length(lengths, batch_spec.world_size)
+    slots = np.arange(shards.size).reshape(shards.shape)  # positions among the embeddings of all processes
+    shard, shard_slots = shards[batch_spec.rank], slots[batch_spec.rank]
+    slot_of = np.empty(len(distinct), np.int64)  # where a text is in several shards, the last of its slots
+    slot_of[shards.flatten()] = slots.flatten()
     labels = None if corpus.labels is None else torch.from_numpy(corpus.labels[rows])
     return Batch(
-        tokens=corpus.tokens.take(distinct[own]),
-        text_ids=distinct[own],
-        counts=np.where(places[own] == slots[batch_spec.rank], counts[own], 0),
+        tokens=corpus.tokens.take(distinct[shard]),
+        text_ids=distinct[shard],
+        counts=np.where(slot_of[shard] == shard_slots, counts[shard], 0),
         max_lengths=lengths[shards[0]],
-        structure=Structure(
+        structure=BatchStructure(
             format=corpus.format,
-            index=torch.from_numpy(places[index.reshape(texts.shape)]),
-            text_ids=torch.from_numpy(texts),
+            index=torch.from_numpy(slot_of[inverse.reshape(text_ids.shape)]),
+            text_ids=torch.from_numpy(text_ids),
             labels=labels,
             known_positives=torch.from_numpy(corpus.known_positives(rows, distinct)),
         ),
@@ -239,15 +253,19 @@ def collate(corpus: Corpus, rows: Ints, epoch: int, batch_spec: BatchSpec) -> Ba
     )
 
 
-def without_repeats(texts: Ints) -> Ints:
-    """Return which rows have no text that an earlier kept row (or another of their own roles) already has.
+def rows_without_duplicates(text_ids: IntArray) -> IntArray:
+    """Return the indices of the rows whose texts differ from each other and from those of all earlier rows returned.
 
     A row that is left out does not block a later one. If all would be left out, the first one stays.
+
+    Args:
+        text_ids: (B, R).
+
     """
     seen: set[int] = set()
-    kept = []
-    for number, row in enumerate(texts.tolist()):
+    selected = []
+    for number, row in enumerate(text_ids.tolist()):
         if len(set(row)) == len(row) and seen.isdisjoint(row):
             seen.update(row)
-            kept.append(number)
-    return np.array(kept or [0], np.int64)
+            selected.append(number)
+    return np.array(selected or [0], np.int64)

@@ -15,15 +15,15 @@ import numpy.typing as npt
 from angle.cache import cache_folder, load_array, save_array
 from angle.config import SourceConfig, label_name
 from angle.data import formats, sources
-from angle.data.roles import setting, source_label
+from angle.data.purposes import setting_name, source_label
 from angle.data.sources import Row, Table
 from angle.errors import DataError
 from angle.structures import DataFormat, Tokens
 
-Ints = npt.NDArray[np.int64]
+IntArray = npt.NDArray[np.int64]
 
-#: Labels are stored in float32.
-LARGEST = float(np.finfo(np.float32).max)
+#: The largest label, as labels are stored in float32.
+MAX_LABEL = float(np.finfo(np.float32).max)
 
 
 class Tokenizer(Protocol):
@@ -51,19 +51,19 @@ class Corpus:
     format: DataFormat
     tokens: Tokens
     """The N distinct texts."""
-    cell_starts: Ints
+    cell_starts: IntArray
     """(B, R): where the texts of a cell begin in `cell_texts`."""
-    cell_sizes: Ints
+    cell_sizes: IntArray
     """(B, R): how many texts a cell holds; one is drawn each time."""
-    cell_texts: Ints
-    """(C,): indices of texts, cell after cell; C is the sum of `cell_sizes`."""
+    cell_texts: IntArray
+    """(C,): ids of texts (their indices in `tokens`), cell after cell; C is the sum of `cell_sizes`."""
     labels: npt.NDArray[np.float32] | None
     """(B,)"""
     origins: tuple[str, ...]
     """The files or data sets that the rows come from, each with the unit that `numbers` counts in."""
     origin: npt.NDArray[np.int32]
     """(B,): index into `origins`."""
-    numbers: Ints
+    numbers: IntArray
     """(B,): row or line number within the origin."""
     dropped: int
     """Number of rows that `label_map` dropped."""
@@ -77,59 +77,64 @@ class Corpus:
         """Return where a row comes from, for a message."""
         return f"{self.origins[self.origin[row]]} {self.numbers[row]}"
 
-    def draw_text_ids(self, rows: Ints, seed: int, epoch: int) -> Ints:
-        """Return (B, R), a text for each cell; if a cell holds several, draw one by (seed, epoch, row)."""
+    def draw_text_ids(self, rows: IntArray, seed: int, epoch: int) -> IntArray:
+        """Return (B, R), the id of a text for each cell; if a cell holds several, one drawn by (seed, epoch, row)."""
         cell_starts, cell_sizes = self.cell_starts[rows], self.cell_sizes[rows]
         if (cell_sizes == 1).all():
             return self.cell_texts[cell_starts]
         draws = np.stack([np.random.default_rng((seed, epoch, int(row))).random(cell_starts.shape[1]) for row in rows])
         return self.cell_texts[cell_starts + (draws * cell_sizes).astype(np.int64)]
 
-    def known_positives(self, rows: Ints, texts: Ints) -> Ints:
-        """Return (A, 3): for rows with several texts to draw from, their index and pairs of the first two cells' texts.
+    def known_positives(self, rows: IntArray, text_ids: IntArray) -> IntArray:
+        """Return (A, 3): the pairs of texts that rows could have had in their first two roles, each with its row.
+
+        Only rows with several texts to draw from have such pairs.
 
         Args:
-            rows: (B,) rows; the index is a position in this array.
-            texts: both texts of a pair are among these.
+            rows: (B,) rows; the result has positions in this array.
+            text_ids: both texts of a pair are among these.
 
         """
-        found, several = [np.empty((0, 3), np.int64)], np.flatnonzero((self.cell_sizes[rows, :2] > 1).any(axis=1))
-        if not len(several):
-            return found[0]
-        there = np.zeros(len(self.tokens), bool)
-        there[texts] = True
-        for place in several:
-            ends = zip(self.cell_starts[rows[place], :2], self.cell_sizes[rows[place], :2], strict=True)
-            left, right = (
-                cell[there[cell]] for cell in (self.cell_texts[start : start + size] for start, size in ends)
-            )
-            pairs = np.repeat(left, len(right)), np.tile(right, len(left))
-            found.append(np.stack([np.full(len(pairs[0]), place), *pairs], axis=1))
-        return np.concatenate(found)
+        has_choice = (self.cell_sizes[rows, :2] > 1).any(axis=1)
+        pairs = [np.empty((0, 3), np.int64)]
+        if not has_choice.any():
+            return pairs[0]
+        in_batch = np.zeros(len(self.tokens), bool)
+        in_batch[text_ids] = True
+        for position in np.flatnonzero(has_choice):
+            row = rows[position]
+            cells = [
+                self.cell_texts[start : start + size]
+                for start, size in zip(self.cell_starts[row, :2], self.cell_sizes[row, :2], strict=True)
+            ]
+            first, second = (cell[in_batch[cell]] for cell in cells)
+            product = np.repeat(first, len(second)), np.tile(second, len(first))
+            pairs.append(np.stack([np.full(len(product[0]), position), *product], axis=1))
+        return np.concatenate(pairs)
 
 
 class CorpusBuilder:
-    """Takes rows one at a time, checks them, and collects their problems until the corpus is built."""
+    """Checks rows one at a time, and collects them and their problems until the corpus is built."""
 
     def __init__(
-        self, data_format: DataFormat, source: SourceConfig, role: str, extra_columns: tuple[str, ...]
+        self, data_format: DataFormat, source: SourceConfig, purpose: str, extra_columns: tuple[str, ...]
     ) -> None:
-        """Start empty; `role` (one of `angle.data.roles`) and `source` are for checks and messages."""
+        """Start empty; `purpose` (one of `angle.data.purposes`) and `source` are for checks and messages."""
         self.format = data_format
         self.source = source
         self.label_map = source.label_map
-        self.role = role
+        self.purpose = purpose
         self.extra_columns = extra_columns
         self._texts: dict[tuple[str, ...], int] = {}
-        self._choices: list[int] = []
-        self._counts: list[int] = []
+        self._cell_texts: list[int] = []
+        self._cell_sizes: list[int] = []
         self._labels: list[float] = []
         self._origins: dict[str, int] = {}
         self._origin: list[int] = []
         self._numbers: list[int] = []
         self._dropped = 0
         self._problems: dict[tuple[str, str, str], list[Any]] = {}
-        self._words: list[str] = []  # labels that are not numbers
+        self._label_names: list[str] = []  # labels that are no numbers
 
     def __len__(self) -> int:
         return len(self._numbers)
@@ -139,34 +144,34 @@ class CorpusBuilder:
         label = self._label(table, number, row) if self.format.labelled else 0.0
         if label is None:
             return
-        cells = [self._cell(table, number, row, role) for role in self.format.roles]
+        cells = [self._cell(table, number, row, column) for column in self.format.roles]
         extras = [row.get(name) for name in self.extra_columns]
         for name, value in zip(self.extra_columns, extras, strict=True):
             if not isinstance(value, str):
-                what = f"is {_not_text(value)[1]}, but the template model.prompt uses it"
-                self._problem(table, number, name, "template", what)
+                description = f"is {_describe_non_text(value)[1]}, but the template model.prompt uses it"
+                self._report(table, number, name, "template", description)
         if any(cell is None for cell in cells) or not all(isinstance(value, str) for value in extras):
             return
         for cell in cells:
             assert cell is not None
             for text in cell:
-                self._choices.append(self._texts.setdefault((text, *map(str, extras)), len(self._texts)))
-            self._counts.append(len(cell))
+                self._cell_texts.append(self._texts.setdefault((text, *map(str, extras)), len(self._texts)))
+            self._cell_sizes.append(len(cell))
         self._labels.append(label)
-        origin = f"{table.where} {table.unit}"
+        origin = f"{table.name} {table.unit}"
         self._origin.append(self._origins.setdefault(origin, len(self._origins)))
         self._numbers.append(number)
 
-    def _cell(self, table: Table, number: int, row: Row, role: str) -> Sequence[str] | None:
-        value = row.get(role)
+    def _cell(self, table: Table, number: int, row: Row, column: str) -> Sequence[str] | None:
+        value = row.get(column)
         texts: list[Any] = value if isinstance(value, list) else [value]
         if not texts:
-            self._problem(table, number, role, "empty list", "is an empty list")
+            self._report(table, number, column, "empty list", "is an empty list")
             return None
         for text in texts:
             if not isinstance(text, str) or not text.strip():
-                kind, what = _not_text(text)
-                self._problem(table, number, role, kind, f"is {what}")
+                problem, description = _describe_non_text(text)
+                self._report(table, number, column, problem, f"is {description}")
                 return None
         return texts
 
@@ -175,51 +180,51 @@ class CorpusBuilder:
         if self.label_map:
             if label_name(value) not in self.label_map:
                 known = ", ".join(self.label_map)
-                what = f"is {value!r}, which label_map does not name (it names {known})"
-                self._problem(table, number, "label", "not in label_map", what)
+                description = f"is {value!r}, which label_map does not name (it names {known})"
+                self._report(table, number, "label", "not in label_map", description)
                 return None
             mapped = self.label_map[label_name(value)]
             if mapped is None:
                 self._dropped += 1
                 return None
-            return self._finite(table, number, mapped, f"is {value}, for which label_map has {mapped}")
+            return self._finite_label(table, number, mapped, f"is {value}, for which label_map has {mapped}")
         if value is None or (isinstance(value, str) and not value.strip()):
-            kind, what = _not_text(value)
-            self._problem(table, number, "label", kind, f"is {what}")
+            problem, description = _describe_non_text(value)
+            self._report(table, number, "label", problem, f"is {description}")
             return None
         try:
             if isinstance(value, bool):
                 raise TypeError
             label = float(value)
         except (TypeError, ValueError):
-            if str(value) not in self._words and len(self._words) < 8:
-                self._words.append(str(value))
-            self._problem(table, number, "label", "no number", f"is {value!r}, no number")
+            if str(value) not in self._label_names and len(self._label_names) < 8:
+                self._label_names.append(str(value))
+            self._report(table, number, "label", "no number", f"is {value!r}, no number")
             return None
-        return self._finite(table, number, label, f"is {value}")
+        return self._finite_label(table, number, label, f"is {value}")
 
-    def _finite(self, table: Table, number: int, label: float, what: str) -> float | None:
-        if math.isnan(label) or abs(label) > LARGEST:
-            self._problem(table, number, "label", "no finite number", f"{what}, no finite number")
+    def _finite_label(self, table: Table, number: int, label: float, description: str) -> float | None:
+        if math.isnan(label) or abs(label) > MAX_LABEL:
+            self._report(table, number, "label", "no finite number", f"{description}, no finite number")
             return None
         return label
 
-    def _problem(self, table: Table, number: int, column: str, kind: str, what: str) -> None:
+    def _report(self, table: Table, number: int, column: str, problem: str, description: str) -> None:
         # Problems of one kind share one key, whatever the value; the first one is shown.
-        entry = self._problems.setdefault(
-            (table.where, column, kind),
-            [0, f"{setting(self.role)}: {table.where} {table.unit} {number}: {column} {what}"],
+        problem_entry = self._problems.setdefault(
+            (table.name, column, problem),
+            [0, f"{setting_name(self.purpose)}: {table.name} {table.unit} {number}: {column} {description}"],
         )
-        entry[0] += 1
+        problem_entry[0] += 1
 
     def check(self) -> None:
         """Raise DataError if rows had problems, showing the first one and how many there are of its kind."""
         if self._problems:
-            (*_, kind), (count, message) = next(iter(self._problems.items()))
+            (*_, problem), (count, message) = next(iter(self._problems.items()))
             hint = ""
-            if kind == "no number":
-                numbers = ", ".join(f"{word}: NUMBER" for word in self._words)
-                hint = f"; give numbers, or map names: '{setting(self.role, 'label_map')}={{{numbers}}}'"
+            if problem == "no number":
+                numbers = ", ".join(f"{word}: NUMBER" for word in self._label_names)
+                hint = f"; give numbers, or map names: '{setting_name(self.purpose, 'label_map')}={{{numbers}}}'"
             others = len(self._problems) - 1
             more = f", and {others} other kind{'s' if others > 1 else ''} of problem" if others else ""
             raise DataError(f"{message} ({count} such row{'s' if count > 1 else ''}{more}){hint}.")
@@ -234,10 +239,10 @@ class CorpusBuilder:
         self.check()
         if not self._numbers:
             dropped = f": label_map dropped all {self._dropped}" if self._dropped else ""
-            raise DataError(f"{source_label(self.role, self.source)} has no row to use{dropped}.")
+            raise DataError(f"{source_label(self.purpose, self.source)} has no row to use{dropped}.")
         shape = (len(self._numbers), len(self.format.roles))
-        cell_sizes = np.array(self._counts, np.int64)
-        cell_texts = np.array(self._choices, np.int64)
+        cell_sizes = np.array(self._cell_sizes, np.int64)
+        cell_texts = np.array(self._cell_texts, np.int64)
         labels = np.array(self._labels, np.float32) if self.format.labelled else None
         digest = hashlib.sha256(self.format.name.encode())
         for key in self._texts:
@@ -269,11 +274,11 @@ class CorpusBuilder:
             tokens = cached_tokens(cache_folder("tokens") / key, tokenize) if cache else tokenize()
             tokenizer.check_known(tokens)  # the cache knows the tokenizer, but not the model
         except ValueError as error:
-            raise DataError(f"{setting(self.role)}: {str(error).rstrip('.')}.") from None
+            raise DataError(f"{setting_name(self.purpose)}: {str(error).rstrip('.')}.") from None
         return tokens
 
 
-def _not_text(value: object) -> tuple[str, str]:
+def _describe_non_text(value: object) -> tuple[str, str]:
     """Return the kind of a value found where a text should be, and how a message describes it."""
     if value is None:
         return "null", "null"
@@ -284,29 +289,29 @@ def _not_text(value: object) -> tuple[str, str]:
 
 def cached_tokens(folder: Path, tokenize: Callable[[], Tokens]) -> Tokens:
     """Return the tokens cached in `folder`, memory-mapped; if missing or damaged, compute and save them."""
-    kept = _kept_tokens(folder)
-    if kept is not None:
-        return kept
+    cached = _load_cached_tokens(folder)
+    if cached is not None:
+        return cached
     tokens = tokenize()
     save_array(folder / "ids.npy", tokens.ids)
     save_array(folder / "offsets.npy", tokens.offsets)
     return tokens
 
 
-def _kept_tokens(folder: Path) -> Tokens | None:
+def _load_cached_tokens(folder: Path) -> Tokens | None:
     ids, offsets = load_array(folder / "ids.npy"), load_array(folder / "offsets.npy")
     if ids is None or offsets is None or ids.ndim != 1 or offsets.ndim != 1 or not len(offsets):
         return None
-    fit = offsets[0] == 0 and offsets[-1] == len(ids) and (np.diff(offsets) >= 0).all()
-    return Tokens(ids, offsets) if fit else None
+    consistent = offsets[0] == 0 and offsets[-1] == len(ids) and (np.diff(offsets) >= 0).all()
+    return Tokens(ids, offsets) if consistent else None
 
 
-def load_corpus(source: SourceConfig, role: str, tokenizer: Tokenizer, data_format: str = "auto") -> Corpus:
+def load_corpus(source: SourceConfig, purpose: str, tokenizer: Tokenizer, data_format: str = "auto") -> Corpus:
     """Read, check and tokenise all rows of a source.
 
     Args:
         source: what to read.
-        role: one of `angle.data.roles`.
+        purpose: one of `angle.data.purposes`.
         tokenizer: turns texts into tokens.
         data_format: A, B, C or auto.
 
@@ -314,33 +319,33 @@ def load_corpus(source: SourceConfig, role: str, tokenizer: Tokenizer, data_form
         DataError: anything wrong with the data.
 
     """
-    tables = sources.open_tables(source, role, data_format)
-    builder = CorpusBuilder(common_format(tables, data_format, role), source, role, tokenizer.columns)
+    tables = sources.open_tables(source, purpose, data_format)
+    builder = CorpusBuilder(common_format(tables, data_format, purpose), source, purpose, tokenizer.columns)
     for table in tables:
-        check_extra_columns(table, tokenizer.columns, role)
+        check_extra_columns(table, tokenizer.columns, purpose)
         for number, row in table.rows:
             builder.add(table, number, row)
     return builder.build(tokenizer)
 
 
-def common_format(tables: Iterable[Table], wanted: str, role: str) -> DataFormat:
-    """Return the format that all tables share, which is `wanted` unless that is "auto"."""
+def common_format(tables: Iterable[Table], requested: str, purpose: str) -> DataFormat:
+    """Return the format that all tables share, which is `requested` unless that is "auto"."""
     first, *others = tables
-    found = formats.choose(first.columns, wanted, role, first.where)
+    data_format = formats.resolve_format(first.columns, requested, purpose, first.name)
     for table in others:
-        if not set(table.columns).issuperset(found.columns):
+        if not set(table.columns).issuperset(data_format.columns):
             raise DataError(
-                f"{setting(role)}: {first.where} is format {found.name}, but {table.where} has the columns "
-                f"{', '.join(table.columns)}: all sources of a list must have one format."
+                f"{setting_name(purpose)}: {first.name} is format {data_format.name}, but {table.name} has the columns "
+                f"{', '.join(table.columns)}: all sources of a list must have the same format."
             )
-    return found
+    return data_format
 
 
-def check_extra_columns(table: Table, columns: tuple[str, ...], role: str) -> None:
+def check_extra_columns(table: Table, columns: tuple[str, ...], purpose: str) -> None:
     """Raise DataError if the template uses a column that the table does not have."""
     missing = [name for name in columns if name not in table.columns]
     if missing:
         raise DataError(
-            f"{setting(role)}: the template model.prompt uses {{{missing[0]}}}, but {table.where} has the "
+            f"{setting_name(purpose)}: the template model.prompt uses {{{missing[0]}}}, but {table.name} has the "
             f"columns {', '.join(table.columns)}."
         )

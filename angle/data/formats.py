@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from angle.data.roles import setting
+from angle.data.purposes import setting_name
 from angle.errors import DataError
 from angle.structures import FORMATS, DataFormat
 
 #: Separators of cells, to recognise files whose names do not match their contents.
-SIGNS = {";": "semicolons", "\t": "tabs", ",": "commas"}
+SEPARATORS = {";": "semicolons", "\t": "tabs", ",": "commas"}
 
-#: Roles whose rows may have any format; all others are measured against labels.
-TRAINED_ON = ("train", "valid")
+#: Purposes whose rows may have any format; those of all others are scored against labels.
+ANY_FORMAT = ("train", "valid")
 
 #: Column names found in the wild for each of our columns, to suggest a renaming.
 ALIASES = {
@@ -25,10 +25,10 @@ ALIASES = {
 }
 
 
-def detect(columns: Sequence[str]) -> DataFormat | None:
-    """Return the format of a table with these columns; A wins over B, B over C; None if none fits.
+def detect_format(columns: Sequence[str]) -> DataFormat | None:
+    """Return the format of a table with these columns: A before B before C, None if none fits.
 
-    The columns text and positive with a label, but without negative, fit none: the meaning of the label is unknown.
+    The columns text and positive with a label, but without negative, fit none: what the label means is unknown.
     """
     have = set(columns)
     for data_format in FORMATS.values():
@@ -38,64 +38,71 @@ def detect(columns: Sequence[str]) -> DataFormat | None:
     return None
 
 
-def choose(columns: Sequence[str], wanted: str, role: str, where: str) -> DataFormat:
-    """Return the format of a table, which must be `wanted` unless that is "auto".
+def resolve_format(columns: Sequence[str], requested: str, purpose: str, source_name: str) -> DataFormat:
+    """Return the format of a table, which must be `requested` unless that is "auto".
+
+    Args:
+        columns: the table's columns.
+        requested: A, B, C or auto.
+        purpose: one of `angle.data.purposes`, for messages.
+        source_name: the table's name, for messages.
 
     Raises:
         DataError: columns of no format, or of another one; the message has the renaming to type.
 
     """
-    found = detect(columns)
-    if wanted == "auto":
-        if found is not None:
-            return found
+    detected = detect_format(columns)
+    if requested == "auto":
+        if detected is not None:
+            return detected
         formats = "; ".join(f"{f.name}: {', '.join(f.columns)}" for f in FORMATS.values())
-        between = next((name for sign, name in SIGNS.items() if len(columns) == 1 and sign in columns[0]), None)
-        if between is not None:
+        separator = next((name for sign, name in SEPARATORS.items() if len(columns) == 1 and sign in columns[0]), None)
+        if separator is not None:
             raise DataError(
-                f"{setting(role)}: {where} has one column, {columns[0]!r}, whose cells seem to stand between "
-                f"{between}: a .csv file has commas, a .tsv file tabs."
+                f"{setting_name(purpose)}: {source_name} has one column, {columns[0]!r}, whose cells seem to be "
+                f"separated by {separator}: a .csv file has commas, a .tsv file tabs."
             )
         raise DataError(
-            f"{setting(role)}: {where} has the columns {', '.join(columns)}, which are no format ({formats})."
-            f"{_rename(columns, _nearest_format(columns), role)}"
+            f"{setting_name(purpose)}: {source_name} has the columns {', '.join(columns)}, which match no format "
+            f"({formats}).{_rename_hint(columns, _nearest_format(columns), purpose)}"
         )
-    data_format = FORMATS[wanted]
+    data_format = FORMATS[requested]
     if set(columns).issuperset(data_format.columns):
         return data_format
     message = (
-        f"{setting(role)}: {where} has the columns {', '.join(columns)}{f' (format {found.name})' if found else ''}, "
-        f"but format {wanted} needs {', '.join(data_format.columns)}."
+        f"{setting_name(purpose)}: {source_name} has the columns {', '.join(columns)}"
+        f"{f' (format {detected.name})' if detected else ''}, but format {requested} needs "
+        f"{', '.join(data_format.columns)}."
     )
-    if found is not None and role not in TRAINED_ON:
-        raise DataError(f"{message} Only pairs with labels can be measured: give a file in format {wanted}.")
-    if found is not None:
-        raise DataError(f"{message} Type loss=format_{found.name.lower()} to train on it as it is.")
-    raise DataError(f"{message}{_rename(columns, data_format, role)}")
+    if detected is not None and purpose not in ANY_FORMAT:
+        raise DataError(f"{message} Only pairs with labels can be measured: give a file in format {requested}.")
+    if detected is not None:
+        raise DataError(f"{message} Type loss=format_{detected.name.lower()} to train on it as it is.")
+    raise DataError(f"{message}{_rename_hint(columns, data_format, purpose)}")
 
 
 def _nearest_format(columns: Sequence[str]) -> DataFormat:
     """Return the format that most of the columns could be renamed to."""
-    return max(FORMATS.values(), key=lambda f: (len(_guess(columns, f)) / len(f.columns), len(f.columns)))
+    return max(FORMATS.values(), key=lambda f: (len(_guess_columns(columns, f)) / len(f.columns), len(f.columns)))
 
 
-def _guess(columns: Sequence[str], data_format: DataFormat) -> Mapping[str, str]:
-    """Return wanted -> found for the columns whose names reveal their meaning."""
-    lower = {name.lower(): name for name in columns}
-    guess: dict[str, str] = {}
-    for wanted in data_format.columns:
-        for name in (wanted, *ALIASES[wanted]):
-            if name in lower and lower[name] not in guess.values():
-                guess[wanted] = lower[name]
+def _guess_columns(columns: Sequence[str], data_format: DataFormat) -> Mapping[str, str]:
+    """Return {our name: existing name} for the columns whose names reveal their meaning."""
+    by_lower_case = {name.lower(): name for name in columns}
+    guessed: dict[str, str] = {}
+    for column in data_format.columns:
+        for name in (column, *ALIASES[column]):
+            if name in by_lower_case and by_lower_case[name] not in guessed.values():
+                guessed[column] = by_lower_case[name]
                 break
-    return guess
+    return guessed
 
 
-def _rename(columns: Sequence[str], data_format: DataFormat, role: str) -> str:
+def _rename_hint(columns: Sequence[str], data_format: DataFormat, purpose: str) -> str:
     if len(columns) < len(data_format.columns):
         return ""  # renaming cannot make up for a missing column
-    guess = _guess(columns, data_format)
+    guessed = _guess_columns(columns, data_format)
     pairs = ", ".join(
-        f"{wanted}: {guess.get(wanted, 'COLUMN')}" for wanted in data_format.columns if guess.get(wanted) != wanted
+        f"{column}: {guessed.get(column, 'COLUMN')}" for column in data_format.columns if guessed.get(column) != column
     )
-    return f" Rename them: '{setting(role, 'columns')}={{{pairs}}}'"
+    return f" Rename them: '{setting_name(purpose, 'columns')}={{{pairs}}}'"

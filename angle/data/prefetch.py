@@ -1,4 +1,4 @@
-"""Prepare the next batches while the current one computes."""
+"""Prepare the next batches in a thread while the current one is trained on."""
 
 from __future__ import annotations
 
@@ -10,36 +10,36 @@ from typing import TypeVar
 Item = TypeVar("Item")
 
 
-def prefetch(items: Iterator[Item], number: int = 2) -> Generator[Item, None, None]:
-    """Yield items, of which a thread makes up to `number` before they are requested.
+def prefetch(items: Iterator[Item], depth: int = 2) -> Generator[Item, None, None]:
+    """Yield items, of which a thread prepares up to `depth` before they are requested.
 
     An exception raised while making an item is raised when that item is requested. Closing the generator ends the
     thread.
     """
-    made: Queue[tuple[Item] | BaseException | None] = Queue(number)
+    queue: Queue[tuple[Item] | BaseException | None] = Queue(depth)
     closed = threading.Event()
 
-    def put(entry: tuple[Item] | BaseException | None) -> None:
+    def enqueue(entry: tuple[Item] | BaseException | None) -> None:
         while not closed.is_set():
             try:
-                return made.put(entry, timeout=0.1)
+                return queue.put(entry, timeout=0.1)
             except Full:
                 continue
 
-    def work() -> None:
+    def produce() -> None:
         try:
             for item in items:
-                put((item,))
+                enqueue((item,))
                 if closed.is_set():
                     return
-            put(None)
+            enqueue(None)
         except BaseException as error:
-            put(error)
+            enqueue(error)
 
-    thread = threading.Thread(target=work, daemon=True, name="batches ahead")
+    thread = threading.Thread(target=produce, daemon=True, name="prefetch")
     thread.start()
     try:
-        while (entry := made.get()) is not None:
+        while (entry := queue.get()) is not None:
             if isinstance(entry, BaseException):
                 raise entry
             yield entry[0]

@@ -26,8 +26,8 @@ MAX_SIMILARITY = 5.0
 #: Pairs with a label above this mean nearly the same: the positives of an in-batch loss.
 POSITIVE_ABOVE = 4.0
 
-# Each kind lists its concepts and each concept its synonyms; the first synonym names the concept.
-# Concepts of one kind are related, all others are unrelated. Every noun and verb must inflect regularly.
+# Each category lists its concepts and each concept its synonyms; the first synonym names the concept.
+# Concepts of one category are related, all others are unrelated. Every noun and verb must inflect regularly.
 Lexicon = Mapping[str, tuple[tuple[str, ...], ...]]
 
 BEINGS: Lexicon = {
@@ -103,22 +103,22 @@ EXCHANGE_RATE = 0.1
 NEGATION_RATE = 0.2
 
 
-def _kinds(*lexicons: Lexicon) -> dict[str, str]:
+def _categories(*lexicons: Lexicon) -> dict[str, str]:
     entries = [entry for lexicon in lexicons for entry in lexicon.items()]
-    return {words[0]: kind for kind, concepts in entries for words in concepts}
+    return {words[0]: category for category, concepts in entries for words in concepts}
 
 
 def _synonyms(*lexicons: Lexicon) -> dict[str, tuple[str, ...]]:
     return {words[0]: words for lexicon in lexicons for concepts in lexicon.values() for words in concepts}
 
 
-KIND = _kinds(BEINGS, THINGS, ACTIONS, PLACES)
+CATEGORY = _categories(BEINGS, THINGS, ACTIONS, PLACES)
 SYNONYMS = _synonyms(BEINGS, THINGS, ACTIONS, PLACES)
 CONCEPTS = {
-    "agent": tuple(_kinds(BEINGS)),
-    "action": tuple(_kinds(ACTIONS)),
-    "object": tuple(_kinds(BEINGS, THINGS)),
-    "place": tuple(_kinds(PLACES)),
+    "agent": tuple(_categories(BEINGS)),
+    "action": tuple(_categories(ACTIONS)),
+    "object": tuple(_categories(BEINGS, THINGS)),
+    "place": tuple(_categories(PLACES)),
 }
 
 
@@ -159,10 +159,10 @@ def realise(meaning: Meaning, rng: Random) -> str:
     The number of draws from `rng` does not depend on the meaning. So two generators in the same state give
     two meanings the same voice, order and choice of words: only what differs in meaning differs in words.
     """
-    return _say(meaning, _Style.draw(rng))
+    return _verbalise(meaning, _Style.draw(rng))
 
 
-def _say(meaning: Meaning, style: _Style) -> str:
+def _verbalise(meaning: Meaning, style: _Style) -> str:
     plural = meaning.count > 1
     agent, verb = style.word(meaning.agent), style.word(meaning.action)
     agents = f"{style.pick('count', COUNTS[meaning.count])} {_with_s(agent) if plural else agent}"
@@ -194,8 +194,8 @@ def similarity(a: Meaning, b: Meaning) -> float:
     """Return how similar two meanings are, from 0 (nothing in common) to 5 (if and only if they are equal).
 
     Agent, action and object weigh 30 % each and the place 10 %. In each role the same concept counts
-    fully, a related one (of the same kind, such as dog and cat) half, an unrelated one not at all. So
-    exchanging agent and object, which keeps every word, loses up to 60 %. The agents' share shrinks by 15 %
+    fully, a related one (of the same category, such as dog and cat) half, an unrelated one not at all. So
+    exchanging agent and object, which keeps every word, loses up to 60 %. The agents' contribution shrinks by 15 %
     for each step between their counts. If one meaning denies what the other affirms, 40 % of the grade is
     left.
     """
@@ -207,10 +207,10 @@ def similarity(a: Meaning, b: Meaning) -> float:
     return round(grade, 3)
 
 
-def _relatedness(one: str, other: str) -> float:
-    if one == other:
+def _relatedness(concept: str, other: str) -> float:
+    if concept == other:
         return 1.0
-    return RELATED if KIND[one] == KIND[other] else 0.0
+    return RELATED if CATEGORY[concept] == CATEGORY[other] else 0.0
 
 
 def columns(format: str, split: str, rows: int | None = None) -> dict[str, list[str] | list[float]]:
@@ -246,26 +246,26 @@ def columns(format: str, split: str, rows: int | None = None) -> dict[str, list[
 
 def _graded_pairs(split: str, rng: Random) -> Iterator[tuple[str, str, float]]:
     while True:
-        one = _draw_meaning(split, rng)
+        meaning = _draw_meaning(split, rng)
         # The distance is drawn before the search for a partner within the split: otherwise the small
         # splits, which contain few partners, would hold little else than paraphrases.
         distance = rng.choice(DISTANCES)
-        other = _drift(one, distance, rng)
-        while _split_of(other) != split or (distance > 0 and other == one):
-            other = _drift(one, distance, rng)
-        text1, text2 = realise(one, rng), realise(other, rng)
+        other = _perturb(meaning, distance, rng)
+        while _split_of(other) != split or (distance > 0 and other == meaning):
+            other = _perturb(meaning, distance, rng)
+        text1, text2 = realise(meaning, rng), realise(other, rng)
         if text1 != text2:
-            yield text1, text2, similarity(one, other)
+            yield text1, text2, similarity(meaning, other)
 
 
 def _triples(split: str, rng: Random) -> Iterator[tuple[str, str, str]]:
     while True:
         meaning = _draw_meaning(split, rng)
-        changed = _spoil(meaning, rng)
+        changed = _alter(meaning, rng)
         style = _Style.draw(rng)
-        text, positive = _say(meaning, style), realise(meaning, rng)
+        text, positive = _verbalise(meaning, style), realise(meaning, rng)
         if _split_of(changed) == split and text != positive:
-            yield text, positive, _say(changed, style)
+            yield text, positive, _verbalise(changed, style)
 
 
 def _draw_meaning(split: str, rng: Random) -> Meaning:
@@ -292,7 +292,7 @@ def _split_of(meaning: Meaning) -> str:
     return {0: "validation", 1: "test"}.get(bucket, "train")
 
 
-def _drift(meaning: Meaning, distance: float, rng: Random) -> Meaning:
+def _perturb(meaning: Meaning, distance: float, rng: Random) -> Meaning:
     """Move away from `meaning`: not at all at distance 0, to a wholly different meaning at distance 1."""
     if distance == 0:
         return meaning
@@ -307,13 +307,13 @@ def _drift(meaning: Meaning, distance: float, rng: Random) -> Meaning:
     return other
 
 
-def _spoil(meaning: Meaning, rng: Random) -> Meaning:
+def _alter(meaning: Meaning, rng: Random) -> Meaning:
     """Make one change that alters the meaning but leaves most words in place."""
-    way = rng.choice(("negate", "exchange", "agent", "action", "object"))
-    if way == "exchange" and meaning.object in CONCEPTS["agent"]:
+    change = rng.choice(("negate", "exchange", "agent", "action", "object"))
+    if change == "exchange" and meaning.object in CONCEPTS["agent"]:
         return _exchange(meaning)
-    if way in ROLE_WEIGHTS:
-        return _replace_role(meaning, way, rng)
+    if change in ROLE_WEIGHTS:
+        return _replace_role(meaning, change, rng)
     return replace(meaning, negated=not meaning.negated)
 
 
@@ -327,9 +327,9 @@ def _replace_role(meaning: Meaning, role: str, rng: Random) -> Meaning:
     old = getattr(meaning, role)
     present = (meaning.agent, meaning.action, meaning.object, meaning.place)
     others = [concept for concept in CONCEPTS[role] if concept not in present]
-    related = [concept for concept in others if KIND[concept] == KIND[old]]
-    change: dict[str, Any] = {role: rng.choice(related if related and rng.random() < 0.5 else others)}
-    return replace(meaning, **change)
+    related = [concept for concept in others if CATEGORY[concept] == CATEGORY[old]]
+    replacement: dict[str, Any] = {role: rng.choice(related if related and rng.random() < 0.5 else others)}
+    return replace(meaning, **replacement)
 
 
 def vocabulary() -> list[str]:

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from angle.config import CONFIG_FILE, EvaluateConfig, SourceConfig, TrainConfig
 from angle.config.build import load_config
 from angle.data.corpus import Corpus
-from angle.data.roles import OWN_TEST_SET, TASKS, default_split
+from angle.data.purposes import OWN_TEST_SET, TASKS, default_split
 from angle.distributed.process_group import best_device
 from angle.errors import ConfigError
 from angle.evaluation.encoding import encode_distributed

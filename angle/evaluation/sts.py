@@ -14,7 +14,7 @@ from torch import Tensor
 
 from angle.config import SourceConfig
 from angle.data.corpus import Corpus, Tokenizer, load_corpus
-from angle.data.roles import source_label
+from angle.data.purposes import source_label
 from angle.errors import ConfigError, DataError, nearest
 from angle.evaluation.metrics import Floats, best_accuracy, pearson, similarities, spearman
 

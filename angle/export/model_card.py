@@ -184,18 +184,13 @@ def _scores(config: TrainConfig, record: dict[str, Any]) -> list[tuple[str, str]
 
 
 def _training(config: TrainConfig, record: dict[str, Any]) -> list[tuple[str, str]]:
-    train, loss, hardware = config.train, config.loss, record["hardware"]
+    train, hardware = config.train, record["hardware"]
     rows = train.batch_size * train.gradient_accumulation_steps * hardware["processes"]
     length = f"{train.epochs} epochs" if train.max_steps is None else f"{train.max_steps} steps"
-    terms = {
-        "cosine": (loss.cosine_w, loss.cosine_tau),
-        "in-batch": (loss.ibn_w, loss.ibn_tau),
-        "angle": (loss.angle_w, loss.angle_tau),
-    }
     table = {
         "data": f"{_name_of(config.data.train, 'train')}, format {config.data_format.name}",
         "length": f"{length} of {rows} rows; {record['texts']:,} texts in {record['seconds']:,.1f} s",
-        "loss": " + ".join(f"{weight:g} {name} (tau {tau:g})" for name, (weight, tau) in terms.items() if weight),
+        "loss": config.loss.summary(config.data_format.name),
         "learning rate": f"{train.learning_rate or 0:g}, {train.scheduler}, warm-up {train.warmup_steps:g}",
         "precision": "float32" if train.mixed_precision == "no" else train.mixed_precision,
         "seed": str(train.seed),

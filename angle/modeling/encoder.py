@@ -304,8 +304,8 @@ class Encoder(nn.Module):
         out = torch.empty(len(tokens), *(() if depths is None else (len(depths),)), self.dimensions)
         try:
             with weights_packed(self.backbone, len(tokens.ids)):
-                slices = tokens.slices(batch_size)
-                groups = ((texts, self(*tokens.take(texts).on(self.device), depths)) for texts in slices)
+                slices = tokens.length_sorted_batches(batch_size)
+                groups = ((texts, self(*tokens.take(texts).model_inputs(self.device), depths)) for texts in slices)
                 copy_to_host(groups, out, progress, 1 if self.device.type == "cpu" else TOGETHER)
         finally:
             self.train(was_training)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import hashlib
 import json
@@ -195,6 +196,12 @@ class TextTokenizer:
         rules = {key: value for key, value in state.items() if key not in ("truncation", "padding")}  # of the last call
         parts = [json.dumps(rules), str(self.max_length), repr(self.prompt), self.tokenizer.truncation_side]
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+    def copy(self) -> TextTokenizer:
+        """Return a copy for another thread: a call, and `save`, change the limits of the underlying tokenizer."""
+        duplicate = copy.copy(self)
+        duplicate.tokenizer = copy.deepcopy(self.tokenizer)
+        return duplicate
 
     def save(self, folder: Path) -> None:
         """Write the tokenizer into a model folder, without the limits of the last call."""

@@ -1,8 +1,8 @@
 """Contrastive losses: a text must be closer to its positive than to the other texts of the batch.
 
 Legend: Q queries, C candidates, M queries in a chunk, P pairs of texts, D dimensions. Queries are processed in chunks,
-so that a batch needs O((Q + C) D) memory plus one chunk's logits, never all Q x C of them. When there are several
-processes, all of them hold all texts and each takes a share of the queries.
+so that a batch needs O((Q + C) D) memory plus one chunk's logits, never all Q x C of them. If there are several
+processes, each holds all texts and computes the loss of its own shard of the queries.
 """
 
 from __future__ import annotations
@@ -16,22 +16,22 @@ from torch import Tensor
 
 from angle.kernels.autograd import forbid_double_backward
 
-#: Maximum number of logits in a chunk, though a chunk has at least one query.
-LOGITS = 2**24
+#: Maximum number of logits in a chunk; but a chunk has at least one query.
+MAX_LOGITS = 2**24
 
 
 @dataclass(frozen=True)
 class QueryShards:
-    """Processes that hold the same texts and split the queries among them."""
+    """Processes that all hold the same texts, and split the queries among them."""
 
     rank: int = 0
     """Index of this process."""
     world_size: int = 1
     all_reduce: Callable[[Sequence[Tensor]], None] = lambda _: None
-    """Replaces tensors, in place, by their sums over all processes."""
+    """Replaces each tensor, in place, by its sum over all processes."""
 
     def shard(self, queries: int) -> range:
-        """Return the range of queries that this process takes."""
+        """Return which of a number of queries are this process's own."""
         return range(queries * self.rank // self.world_size, queries * (self.rank + 1) // self.world_size)
 
 
@@ -40,42 +40,42 @@ SINGLE_PROCESS = QueryShards()
 
 @dataclass(frozen=True)
 class FalseNegativeMask:
-    """Candidates that are not negatives of a query: those with the same text, and those with a text paired with it.
+    """Candidates that are no negatives of a query: those with the same text, and its known positives.
 
     No operation's shape depends on how often texts repeat, so nothing waits for a GPU.
     """
 
     queries: Tensor
-    """(Q,) the text of each query, a number in [0, texts)."""
+    """(Q,) the text id of each query, in [0, num_texts)."""
     candidates: Tensor
-    """(C,) the text of each candidate."""
-    left: Tensor
-    """(P,) the first text of each pair."""
-    right: Tensor
-    """(P,) the second text of each pair, which is not a negative of the first."""
-    texts: int
+    """(C,) the text id of each candidate."""
+    anchors: Tensor
+    """(P,) the first text id of each positive pair."""
+    positives: Tensor
+    """(P,) the second text id of each pair: a text that is no negative of the first."""
+    num_texts: int
 
     @classmethod
-    def of_texts(
-        cls, ids: Tensor, queries: Tensor, candidates: Tensor, left: Tensor, right: Tensor
+    def from_text_ids(
+        cls, text_ids: Tensor, queries: Tensor, candidates: Tensor, anchors: Tensor, positives: Tensor
     ) -> FalseNegativeMask:
-        """Return the mask for texts with arbitrary ids, all of which occur in `ids`."""
-        ordered = ids.flatten().sort().values
+        """Return the mask for arbitrary text ids, all of which occur in `text_ids`."""
+        ordered = text_ids.flatten().sort().values
 
-        def world_size(some: Tensor) -> Tensor:
-            return torch.searchsorted(ordered, some.contiguous())
+        def compact(ids: Tensor) -> Tensor:
+            return torch.searchsorted(ordered, ids.contiguous())
 
-        return cls(world_size(queries), world_size(candidates), world_size(left), world_size(right), len(ordered))
+        return cls(compact(queries), compact(candidates), compact(anchors), compact(positives), len(ordered))
 
-    def of(self, chunk: slice) -> Tensor:
+    def for_queries(self, chunk: slice) -> Tensor:
         """Return the mask (M, C), bool, of a chunk of the queries."""
         queries = self.queries[chunk]
         # Equal queries share one row of the table, any one of theirs. The last row takes the pairs of all other texts.
-        row = torch.full((self.texts,), len(queries), device=queries.device)
+        row = torch.full((self.num_texts,), len(queries), device=queries.device)
         row[queries] = torch.arange(len(queries), device=queries.device)
-        table = torch.zeros(len(queries) + 1, self.texts, dtype=torch.bool, device=queries.device)
+        table = torch.zeros(len(queries) + 1, self.num_texts, dtype=torch.bool, device=queries.device)
         table[:-1].scatter_(1, queries[:, None], True)
-        table.view(-1).index_fill_(0, row[self.left] * self.texts + self.right, True)
+        table.view(-1).index_fill_(0, row[self.anchors] * self.num_texts + self.positives, True)
         return table[row[queries]].gather(1, self.candidates.expand(len(queries), -1))
 
 
@@ -100,32 +100,33 @@ class _ChunkedInfoNCE(torch.autograd.Function):
         log_probs = torch.zeros_like(weights)[:, None]
         differentiate = any(ctx.needs_input_grad)
         if differentiate:
-            by_query, by_candidate = (given.new_zeros(given.shape) for given in (queries, candidates))
+            grad_queries, grad_candidates = (states.new_zeros(states.shape) for states in (queries, candidates))
         for chunk in _chunks(query_shards.shard(len(queries)), len(candidates)):
             scaled, targets = tau * queries[chunk], target[chunk, None]
             logits = scaled @ candidates.T
-            logits.masked_fill_(mask.of(chunk).scatter_(1, targets, False), -torch.inf)
+            logits.masked_fill_(mask.for_queries(chunk).scatter_(1, targets, False), -torch.inf)
             log_softmax = torch.log_softmax(logits, dim=1)
             torch.gather(log_softmax, 1, targets, out=log_probs[chunk])
             if differentiate:
                 # softmax, minus 1 at the target
                 grad_logits = log_softmax.exp_().scatter_(1, targets, log_probs[chunk].expm1())
-                torch.mm(grad_logits, candidates, out=by_query[chunk])
-                by_candidate.addmm_(grad_logits.T, weights[chunk, None] * scaled)
-        query_shards.all_reduce([log_probs, by_query, by_candidate] if differentiate else [log_probs])
+                torch.mm(grad_logits, candidates, out=grad_queries[chunk])
+                grad_candidates.addmm_(grad_logits.T, weights[chunk, None] * scaled)
+        query_shards.all_reduce([log_probs, grad_queries, grad_candidates] if differentiate else [log_probs])
         if differentiate:
-            ctx.save_for_backward(by_query.mul_(tau * weights[:, None]), by_candidate)
+            ctx.save_for_backward(grad_queries.mul_(tau * weights[:, None]), grad_candidates)
         return -(weights[:, None] * log_probs).sum()
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         forbid_double_backward()
-        by_query, by_candidate = ctx.saved_tensors
-        return grad * by_query, grad * by_candidate, None, None, None, None, None
+        grad_queries, grad_candidates = ctx.saved_tensors
+        return grad * grad_queries, grad * grad_candidates, None, None, None, None, None
 
 
 def _chunks(queries: range, candidates: int) -> Iterator[slice]:
-    size = max(1, LOGITS // candidates)
+    """Yield slices of a range of queries that keep within `MAX_LOGITS`, given the number of candidates."""
+    size = max(1, MAX_LOGITS // candidates)
     return (slice(start, min(start + size, queries.stop)) for start in range(queries.start, queries.stop, size))
 
 
@@ -147,75 +148,86 @@ def chunked_info_nce(
         candidates: (C, D) of length 1.
         target: (Q,) int64, the correct candidate of each query.
         weights: (Q,) the weight of each query.
-        tau: multiplier of the cosines.
-        mask: candidates that are left out; a target never is.
+        tau: multiplier of the cosines, an inverse temperature.
+        mask: candidates to leave out; a target is never left out.
         query_shards: processes that split the queries; all pass the same arguments and get the same result.
 
     """
-    given = queries, candidates, target, weights, tau, mask, query_shards
-    loss: Tensor = _ChunkedInfoNCE.apply(*given)  # type: ignore[no-untyped-call]
+    arguments = queries, candidates, target, weights, tau, mask, query_shards
+    loss: Tensor = _ChunkedInfoNCE.apply(*arguments)  # type: ignore[no-untyped-call]
     return loss
 
 
 def nt_xent(
-    pairs: Tensor,
-    positive: Tensor,
-    pair_ids: Tensor,
+    embeddings: Tensor,
+    is_positive: Tensor,
+    text_ids: Tensor,
     known_positives: Tensor,
     tau: float,
     query_shards: QueryShards = SINGLE_PROCESS,
 ) -> Tensor:
-    """Return the contrastive loss of format A: every text of a positive pair must find its partner.
+    """Return the contrastive loss of format A (NT-Xent): every text of a positive pair must find its partner.
 
     Candidates are all 2B texts except the text itself, its duplicates and its other known positives, in both
-    directions. A pair that is not positive adds no loss: its texts still count in the mean over all 2B texts and are
-    negatives of the others.
+    directions. A pair that is not positive adds no loss, but its texts are negatives of the others, and count in the
+    mean over all 2B texts. (Chen, Kornblith, Norouzi and Hinton, "A Simple Framework for Contrastive Learning of Visual
+    Representations", 2020, where every pair is positive and no text repeats.)
 
     Args:
-        pairs: (B, 2, D) embeddings of length 1.
-        positive: (B,) bool.
-        pair_ids: (B, 2) text ids, equal for equal texts.
-        known_positives: (A, 3) further pairs of texts, each preceded by the row it belongs to.
-        tau: multiplier of the cosines.
+        embeddings: (B, 2, D) of length 1.
+        is_positive: (B,) bool.
+        text_ids: (B, 2), equal for equal texts.
+        known_positives: (A, 3) further pairs of text ids, each preceded by the row it belongs to.
+        tau: multiplier of the cosines, an inverse temperature.
         query_shards: processes that split the texts.
 
     """
-    embeddings, texts = pairs.flatten(0, 1), pair_ids.flatten()  # interleaved: the partner of text i is text i xor 1
-    known = _both_ways(pair_ids, known_positives, torch.cat([positive, positive[known_positives[:, 0]]]))
-    mask = FalseNegativeMask.of_texts(pair_ids, texts, texts, *known)
-    target = torch.arange(len(texts), device=texts.device) ^ 1
-    weights = positive[:, None].expand_as(pair_ids).flatten().to(pairs.dtype) / len(texts)
-    return chunked_info_nce(embeddings, embeddings, target, weights, tau, mask, query_shards)
+    texts, ids = embeddings.flatten(0, 1), text_ids.flatten()  # interleaved: the partner of text i is text i xor 1
+    pairs = _symmetric_pairs(text_ids, known_positives, torch.cat([is_positive, is_positive[known_positives[:, 0]]]))
+    mask = FalseNegativeMask.from_text_ids(text_ids, ids, ids, *pairs)
+    target = torch.arange(len(ids), device=ids.device) ^ 1
+    weights = is_positive[:, None].expand_as(text_ids).flatten().to(embeddings.dtype) / len(ids)
+    return chunked_info_nce(texts, texts, target, weights, tau, mask, query_shards)
 
 
 def info_nce(
-    roles: Tensor, role_ids: Tensor, known_positives: Tensor, tau: float, query_shards: QueryShards = SINGLE_PROCESS
+    embeddings: Tensor,
+    text_ids: Tensor,
+    known_positives: Tensor,
+    tau: float,
+    query_shards: QueryShards = SINGLE_PROCESS,
 ) -> Tensor:
-    """Return the contrastive loss of formats B and C: a text must find its positive among all candidates.
+    """Return the contrastive loss of formats B and C (InfoNCE): a text must find its positive among all candidates.
 
     Candidates are all positives of the batch, then (format B) all negatives, except the text's duplicates and its other
-    known positives; the loss is the mean over the B texts.
+    known positives; the loss is the mean over the B texts. (van den Oord, Li and Vinyals, "Representation Learning with
+    Contrastive Predictive Coding", 2018.)
 
     Args:
-        roles: (B, R, D) embeddings of length 1, of text, positive and, for R = 3, negative.
-        role_ids: (B, R) text ids, equal for equal texts.
-        known_positives: (A, 3) further pairs of texts, each preceded by the row it belongs to.
-        tau: multiplier of the cosines.
+        embeddings: (B, R, D) of length 1, of text, positive and, for R = 3, negative.
+        text_ids: (B, R), equal for equal texts.
+        known_positives: (A, 3) further pairs of text ids, each preceded by the row it belongs to.
+        tau: multiplier of the cosines, an inverse temperature.
         query_shards: processes that split the texts.
 
     """
-    queries, *others = roles.unbind(1)
-    known = _both_ways(role_ids, known_positives)
-    mask = FalseNegativeMask.of_texts(role_ids, role_ids[:, 0], role_ids[:, 1:].T.flatten(), *known)
-    target = torch.arange(len(queries), device=roles.device)
-    weights = roles.new_full((len(queries),), 1 / len(queries))
-    return chunked_info_nce(queries, torch.cat(others), target, weights, tau, mask, query_shards)
+    queries, *candidates = embeddings.unbind(1)
+    pairs = _symmetric_pairs(text_ids, known_positives)
+    mask = FalseNegativeMask.from_text_ids(text_ids, text_ids[:, 0], text_ids[:, 1:].T.flatten(), *pairs)
+    target = torch.arange(len(queries), device=embeddings.device)
+    weights = embeddings.new_full((len(queries),), 1 / len(queries))
+    return chunked_info_nce(queries, torch.cat(candidates), target, weights, tau, mask, query_shards)
 
 
-def _both_ways(ids: Tensor, known_positives: Tensor, positive: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Return the ids (P,) of texts and of a known positive of each, the text itself where its pair is not positive."""
-    pairs = torch.cat([ids[:, :2], known_positives[:, 1:]])
-    partners = pairs.flip(1)
-    if positive is not None:
-        partners = torch.where(positive[:, None], partners, pairs)
-    return pairs.flatten(), partners.flatten()
+def _symmetric_pairs(
+    text_ids: Tensor, known_positives: Tensor, is_positive: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Return the ids (P,) of texts and of a known positive of each: each pair of the first two roles, in both orders.
+
+    Where a pair is not positive, a text stands for its own positive, so that the shape does not depend on the labels.
+    """
+    anchors = torch.cat([text_ids[:, :2], known_positives[:, 1:]])
+    positives = anchors.flip(1)
+    if is_positive is not None:
+        positives = torch.where(is_positive[:, None], positives, anchors)
+    return anchors.flatten(), positives.flatten()

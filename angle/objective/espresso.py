@@ -1,4 +1,4 @@
-"""Espresso embeddings (ESE): every layer, and the first dimensions by themselves, learn to represent the whole.
+"""Espresso embeddings (ESE): every layer, and the first dimensions alone, learn to represent a text.
 
 Li, Li, Li, Xie and Li, "ESE: Espresso Sentence Embeddings", ICLR 2025 (arXiv:2402.14776), as its published code
 computes it, with three corrections: the second-to-last layer has a loss of its own, the compression is exact and the
@@ -14,17 +14,17 @@ from torch import Tensor
 
 from angle.config import EseConfig
 from angle.errors import ConfigError
-from angle.objective.alignment import divergences
-from angle.objective.combined import CombinedLoss, LossTerms
+from angle.objective.alignment import distances
+from angle.objective.combined import CombinedLoss, LossOutput
 from angle.objective.dtypes import at_least_float32
-from angle.structures import Structure
+from angle.structures import BatchStructure
 
 
 class EspressoLoss:
-    """The AnglE loss of the last layer at full width and of every layer's first k dimensions, and their compression.
+    """The AnglE loss of the last layer at full width and of every layer's first k dimensions, plus their compression.
 
-    With t and h_i the embeddings at depths L and i, l the AnglE loss and P the divergence of the first k dimensions
-    from a compression of all dimensions:
+    With t and h_i the embeddings at depths L and i, l the AnglE loss and P the distance of the first k dimensions from
+    a compression of all dimensions to k (see `compress`):
 
         l(t) + l(t[:k]) + P(t) + 1 / (L - 1) * sum over i = 1 ... L - 1 of (l(h_i[:k]) + P(h_i)) / (1 + ln(1 + i))
 
@@ -35,7 +35,7 @@ class EspressoLoss:
         """Set the depths and their weights.
 
         Raises:
-            ConfigError: more dimensions to keep than the embeddings have.
+            ConfigError: more dimensions to compress to than the embeddings have.
 
         """
         if config.compression_size > dimensions:
@@ -43,12 +43,12 @@ class EspressoLoss:
                 f"ese.compression_size={config.compression_size} cannot work: the model's embeddings have {dimensions} "
                 f"dimensions; choose an even number up to that."
             )
-        inner = range(layers - 1) if config.compat else range(1, layers)
+        inner_depths = range(layers - 1) if config.compat else range(1, layers)
         self.loss, self.config = loss, config
-        self.depths = (*inner, layers)
-        self.weights = [1 / (layers - 1) / (1 + math.log(1 + depth)) for depth in inner]
+        self.depths = (*inner_depths, layers)
+        self.weights = [1 / (layers - 1) / (1 + math.log(1 + depth)) for depth in inner_depths]
 
-    def __call__(self, embeddings: Tensor, structure: Structure) -> LossTerms:
+    def __call__(self, embeddings: Tensor, structure: BatchStructure) -> LossOutput:
         """Return the loss of a batch.
 
         Args:
@@ -67,33 +67,34 @@ class EspressoLoss:
             with torch.autocast(embeddings.device.type, enabled=False):
                 for weight, states in zip([*self.weights, 1.0], [*inner, last], strict=True):
                     compression = compression + weight * self._compression(states[structure.index].flatten(0, 1))
-        own = {"narrow": narrow, "layers": layers, "compression": compression}
-        kept = {name: value.detach() for name, value in own.items() if name != "compression" or self.config.pca}
-        return LossTerms(full.total + narrow + layers + compression, full.terms | kept)
+        terms = {"narrow": narrow.detach(), "layers": layers.detach()}
+        if self.config.pca:
+            terms["compression"] = compression.detach()
+        return LossOutput(full.total + narrow + layers + compression, full.terms | terms)
 
     def _compression(self, texts: Tensor) -> Tensor:
-        """Return the divergence of the first dimensions of texts (M, D) from a compression of all dimensions."""
+        """Return the distance of the first dimensions of texts (M, D) from a compression of all dimensions."""
         width = self.config.compression_size
         target = compress(texts, width)
-        return divergences(texts[:, :width], target, mse_w=1.0, temperature=self.config.kl_temperature).mean()
+        return distances(texts[:, :width], target, mse_w=1.0, temperature=self.config.kl_temperature).mean()
 
 
 @torch.no_grad()
 def compress(texts: Tensor, width: int) -> Tensor:
-    """Return embeddings (M, D) compressed to (M, width), as a target without gradient.
+    """Return embeddings (M, D) compressed to (M, width), a target without gradient.
 
     With A = softmax(texts^T texts / sqrt(D)), row by row, and A = U S V^T with the largest singular values first, the
     target is texts U S, truncated to its first columns. The largest entry of each column of U is positive, so that the
     same texts give the same target on every process and in every run.
     """
-    there = (texts if texts.device.type in ("cpu", "cuda") else texts.cpu()).double()
-    attention = torch.softmax(there.T @ there / math.sqrt(there.shape[1]), dim=-1)
+    exact = (texts if texts.device.type in ("cpu", "cuda") else texts.cpu()).double()
+    attention = torch.softmax(exact.T @ exact / math.sqrt(exact.shape[1]), dim=-1)
     # The training loop reports non-finite values; the decomposition would fail on them.
-    finite = attention.isfinite().all()
+    is_finite = attention.isfinite().all()
     # Squares of the singular values, and U: half the work of a full decomposition. In float64, as squaring costs
     # half of the digits. On a GPU the decomposition blocks until it is done.
-    squares, vectors = torch.linalg.eigh(torch.where(finite, attention @ attention.T, 0.0))
+    squares, vectors = torch.linalg.eigh(torch.where(is_finite, attention @ attention.T, 0.0))
     vectors, squares = vectors[:, -width:].flip(1), squares[-width:].flip(0)
     largest = vectors.gather(0, vectors.abs().argmax(dim=0, keepdim=True))
-    target: Tensor = there @ (vectors * largest.sign() * squares.clamp(min=0).sqrt())
-    return target.masked_fill_(~finite, torch.nan).to(texts.device, texts.dtype)
+    target: Tensor = exact @ (vectors * largest.sign() * squares.clamp(min=0).sqrt())
+    return target.masked_fill_(~is_finite, torch.nan).to(texts.device, texts.dtype)

@@ -1,14 +1,14 @@
-"""The whole objective: the AnglE loss, of one layer or of all (Espresso), plus the alignment with a teacher."""
+"""The complete objective: the AnglE loss, of one layer or of all (Espresso), plus the alignment with a teacher."""
 
 from __future__ import annotations
 
 from torch import Tensor
 
 from angle.config import TeacherConfig
-from angle.objective.alignment import Aligned, alignment_loss
-from angle.objective.combined import CombinedLoss, LossTerms
+from angle.objective.alignment import AlignedStates, alignment_loss
+from angle.objective.combined import CombinedLoss, LossOutput
 from angle.objective.espresso import EspressoLoss
-from angle.structures import Structure
+from angle.structures import BatchStructure
 
 
 class Objective:
@@ -24,7 +24,7 @@ class Objective:
         """Depths whose embeddings the loss needs, the last layer at the end; None for just the last layer."""
         return self.loss.depths if isinstance(self.loss, EspressoLoss) else None
 
-    def __call__(self, embeddings: Tensor, structure: Structure) -> LossTerms:
+    def __call__(self, embeddings: Tensor, structure: BatchStructure) -> LossOutput:
         """Return the loss of a batch, without the alignment.
 
         Args:
@@ -34,6 +34,6 @@ class Objective:
         """
         return self.loss(embeddings, structure)
 
-    def alignment(self, states: Aligned) -> Tensor:
-        """Return the contribution of states to the alignment, a sum over all texts, before `teacher.weight`."""
+    def alignment(self, states: AlignedStates) -> Tensor:
+        """Return these states' part of the alignment, which is a sum over the global batch, before `teacher.weight`."""
         return alignment_loss(states, self.teacher)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from angle.config import TrainConfig
-from angle.data.batching import CorpusData
+from angle.data.batching import InMemoryTrainingData
 from angle.modeling.encoder import Encoder
 from angle.modeling.quantization import count_weights
 from angle.modeling.token_embeddings import partly_trained
@@ -74,26 +74,19 @@ def banner(config: TrainConfig, encoder: Encoder, data: Data, total_steps: int, 
     """Return a few lines on what a run is about to do."""
     trainable = sum(p.numel() for p in encoder.parameters() if p.requires_grad)
     everything = sum(map(count_weights, encoder.parameters()))
-    model, train, loss = config.model, config.train, config.loss
+    model, train = config.model, config.train
     table, reason = partly_trained(encoder), ""
     if table is not None:
         everything -= table.trained.numel()  # a copy of rows that `table.weight` has too
         reason = f" (no text has {table.num_embeddings - len(table.trained):,} of the {table.num_embeddings:,} tokens)"
     share = "" if trainable == everything else f", {trainable:,} of them trained{reason}"
-    weights = {
-        "cosine": (loss.cosine_w, loss.cosine_tau),
-        "in-batch": (loss.ibn_w, loss.ibn_tau),
-        "angle": (loss.angle_w, loss.angle_tau),
-    }
-    if config.data_format.name == "C":
-        weights = {"in-batch": weights["in-batch"]}
-    terms = " + ".join(f"{weight:g} {name} (tau {tau:g})" for name, (weight, tau) in weights.items() if weight)
+    terms = config.loss.summary(config.data_format.name)
     if config.ese.enabled:
         terms += f" + Espresso: every layer, and its first {config.ese.compression_size} dimensions"
     if config.teacher.enabled:
         terms += f" + {config.teacher.weight:g} alignment with {config.teacher.name_or_path}"
     rows = train.batch_size * accelerator.num_processes * train.gradient_accumulation_steps
-    if isinstance(data.train, CorpusData):
+    if isinstance(data.train, InMemoryTrainingData):
         rows = min(rows, len(data.train.corpus))
     layout = "packed" if encoder.is_packed else "padded"
     if encoder.packing_failed:

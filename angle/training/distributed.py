@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def query_shards(accelerator: Accelerator) -> QueryShards:
-    """Return all processes as workers that split the work on the texts they all have."""
+    """Return how the processes, which all hold all texts of a batch, split the queries of the contrastive loss."""
     processes = accelerator.num_processes
 
     def all_reduce(values: Sequence[Tensor]) -> None:

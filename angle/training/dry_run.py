@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from angle.config import TrainConfig
-from angle.data.batching import CorpusData, TrainingData, collate
+from angle.data.batching import InMemoryTrainingData, TrainingData, collate
 from angle.kernels.allocator import keep_freed_memory
 from angle.structures import Batch
 from angle.training import setup
@@ -119,12 +119,12 @@ def dry_run(config: TrainConfig) -> DryRun:
 
 def _longest_batch(data: TrainingData) -> tuple[str, Batch]:
     """Return a batch of the rows with the most tokens, or the first batch of a stream."""
-    if not isinstance(data, CorpusData):
+    if not isinstance(data, InMemoryTrainingData):
         return "first batch", next(data.steps(0))[0]
     corpus, batch_spec = data.corpus, data.batch_spec
     texts = corpus.draw_text_ids(np.arange(len(corpus)), seed=batch_spec.seed, epoch=0)
     longest = np.argsort(-corpus.tokens.lengths[texts].sum(axis=1), kind="stable")
-    return "longest batch", collate(corpus, longest[: batch_spec.global_rows], 0, batch_spec)
+    return "longest batch", collate(corpus, longest[: batch_spec.global_batch_size], 0, batch_spec)
 
 
 def _time(accelerator: Accelerator, call: Any) -> float:

@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from angle.errors import ConfigError
-from angle.structures import Batch, DataFormat, Structure, Tokens
+from angle.structures import Batch, BatchStructure, DataFormat, Tokens
 from angle.training.step import Step
 
 if TYPE_CHECKING:
@@ -71,7 +71,9 @@ def _trial(step: Step, data_format: DataFormat, rows: int, length: int) -> Batch
     texts = np.arange(rows * roles)
     lengths = np.full(len(texts), length)
     index = torch.arange(len(texts) * processes).view(-1, roles)
-    structure = Structure(data_format, index, index, torch.arange(len(index)).float() if data_format.labelled else None)
+    structure = BatchStructure(
+        data_format, index, index, torch.arange(len(index)).float() if data_format.labelled else None
+    )
     tokens = Tokens(np.ones(lengths.sum(), np.int32), np.concatenate([[0], lengths.cumsum()]))
     return Batch(tokens, texts, np.ones_like(texts), lengths, structure, lengths.sum() * processes, texts[: len(index)])
 

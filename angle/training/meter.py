@@ -11,7 +11,7 @@ from torch import Tensor
 from angle.data.batching import TrainingData
 from angle.errors import TrainingError
 from angle.modeling.encoder import Encoder
-from angle.objective.combined import LossTerms
+from angle.objective.combined import LossOutput
 from angle.structures import Batch
 from angle.tracking.tracker import Tracker
 from angle.training.checkpoint import Progress
@@ -30,7 +30,7 @@ class Meter:
         self._is_first = progress.step == 0
         self._since = time.perf_counter()
 
-    def add(self, batch: Batch, loss: LossTerms) -> None:
+    def add(self, batch: Batch, loss: LossOutput) -> None:
         """Count a batch."""
         self._losses.append({"loss": loss.total} | loss.terms)
         self._steps.append(self._progress.step)

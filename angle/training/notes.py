@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from angle.config import LossConfig, ModelConfig, TrainConfig
-from angle.data.batching import CorpusData
+from angle.config import LOSS_TERM_SPECS, LossConfig, ModelConfig, TrainConfig, enumerate_words
+from angle.data.batching import InMemoryTrainingData
 from angle.data.sources import SAMPLE
 from angle.modeling.description import TINY
 
@@ -31,7 +31,7 @@ def leave_out(said: set[str]) -> None:
 
 def notes_on(config: TrainConfig, data: Data, total_steps: int) -> list[str]:
     """Return the notes on a run of `total_steps` steps before it starts, once all settings are decided."""
-    labels = data.train.corpus.labels if isinstance(data.train, CorpusData) else None
+    labels = data.train.corpus.labels if isinstance(data.train, InMemoryTrainingData) else None
     notes = [*_on_weights(config.loss, config.data_format.name, labels), *_on_labels(config.loss, labels)]
     if config.data.train.names() == [SAMPLE] and config.model.name_or_path != TINY:
         notes.insert(0, "sample is toy data, to try things out; for a real model add data=nli_b")
@@ -85,19 +85,20 @@ def _on_warmup(setting: float, total_steps: int) -> Iterator[str]:
 
 def _on_weights(loss: LossConfig, name: str, labels: npt.NDArray[np.float32] | None) -> Iterator[str]:
     """Yield the advice of the reference's documentation where the weights deviate from it."""
-    cosine_w, ibn_w, angle_w = loss.cosine_w or 0.0, loss.ibn_w or 0.0, loss.angle_w or 0.0
-    if name == "C":
-        idle = {"loss.cosine_w": cosine_w, "loss.angle_w": angle_w}
-        without_effect = [f"{setting}={weight:g}" for setting, weight in idle.items() if weight]
-        if without_effect:
-            yield (
-                f"{' and '.join(without_effect)} {'have' if len(without_effect) > 1 else 'has'} no effect on format C, "
-                f"which has only the in-batch loss"
-            )
+    inapplicable = [term for term in LOSS_TERM_SPECS if name not in term.formats and loss.weight(term)]
+    if inapplicable:
+        settings = [f"loss.{term.weight}={loss.weight(term):g}" for term in inapplicable]
+        titles = [term.title for term in LOSS_TERM_SPECS if name in term.formats]
+        yield (
+            f"{enumerate_words(settings)} {'have' if len(settings) > 1 else 'has'} no effect on format {name}, "
+            f"which has only the {enumerate_words(titles)} loss{'es' if len(titles) > 1 else ''}"
+        )
+    if name == "C":  # the weight of its only term just scales the loss
         return
-    if name == "B" and cosine_w:
-        yield f"loss.cosine_w={cosine_w:g} ranks cosines of triples; the usual weight for format B is 0"
+    if name == "B" and loss.cosine_w:
+        yield f"loss.cosine_w={loss.cosine_w:g} ranks cosines of triples; the usual weight for format B is 0"
     graded = labels is not None and len(np.unique(labels)) > 2
+    ibn_w = loss.ibn_w or 0.0
     if ibn_w < LOW_IBN_W and not graded:
         yield f"loss.ibn_w={ibn_w:g} is low: for format {name} without graded labels, 10 to 35 is usual"
 

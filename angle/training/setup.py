@@ -10,7 +10,7 @@ import torch
 
 from angle.config import SELF, BillmConfig, DataFormatConfig, PoolingConfig, SourceConfig, TrainConfig
 from angle.data import sample
-from angle.data.batching import BatchSpec, CorpusData, StreamData, TrainingData
+from angle.data.batching import BatchSpec, InMemoryTrainingData, StreamingTrainingData, TrainingData
 from angle.data.corpus import Corpus, load_corpus
 from angle.data.sources import SAMPLE
 from angle.distributed.environment import launch_command
@@ -141,7 +141,7 @@ def build(config: TrainConfig, accelerator: Accelerator) -> Built:
     with accelerator.main_process_first():  # the others find the tokens in the cache
         data = load_data(config, encoder, batch_spec)
     config = decide(config, encoder, data)
-    if isinstance(data.train, CorpusData) and not train.weight_decay:
+    if isinstance(data.train, InMemoryTrainingData) and not train.weight_decay:
         train_only_tokens(encoder.backbone, data.train.corpus.tokens.ids)
     duplicates, width = config.data.duplicates, encoder.dimensions
     loss = CombinedLoss(config.loss, data.train.format, width, duplicates, query_shards(accelerator))
@@ -152,7 +152,7 @@ def build(config: TrainConfig, accelerator: Accelerator) -> Built:
         valid_loss = CombinedLoss(config.loss, data.valid.format, width, duplicates)
     teacher = load_teacher(config, encoder, accelerator)
     if teacher is not None and config.teacher.cache:
-        assert isinstance(data.train, CorpusData)
+        assert isinstance(data.train, InMemoryTrainingData)
         with accelerator.main_process_first():  # the others find the embeddings in the cache
             teacher.keep(data.train.corpus.tokens)
     aligns = None if teacher is None else "tokens" if teacher.of_tokens else "texts"
@@ -163,7 +163,7 @@ def build(config: TrainConfig, accelerator: Accelerator) -> Built:
             compile_layers(encoder)
     if train.token_budget == "auto":
         longest = encoder.tokenizer.max_length
-        if isinstance(data.train, CorpusData):
+        if isinstance(data.train, InMemoryTrainingData):
             longest = int(data.train.corpus.tokens.lengths.max())
         step = Step(trainable, objective, teacher, accelerator)
         budget = find_token_budget(step, data.train.format, train.batch_size, longest)
@@ -209,10 +209,11 @@ def load_data(config: TrainConfig, encoder: Encoder, batch_spec: BatchSpec) -> D
     tokenizer, wanted = encoder.tokenizer, config.data_format.name
     train: TrainingData
     if data.streaming:
-        train = StreamData(data.train, wanted, tokenizer, batch_spec, data.stream_window)
+        # Its thread tokenises while the model is saved, which changes the encoder's own tokenizer.
+        train = StreamingTrainingData(data.train, wanted, tokenizer.copy(), batch_spec, data.stream_window)
     else:
-        train = CorpusData(load_corpus(data.train, "train", tokenizer, wanted), batch_spec)
-    if config.train.batch_size * batch_spec.processes == 1 and train.format.name != "B":
+        train = InMemoryTrainingData(load_corpus(data.train, "train", tokenizer, wanted), batch_spec)
+    if config.train.batch_size * batch_spec.world_size == 1 and train.format.name != "B":
         raise ConfigError(
             "train.batch_size=1 leaves a row no other row to be compared with: choose 2 or more, or use "
             "triples (format B)."
@@ -235,7 +236,7 @@ def _check_lengths(data: Data, pooling: str) -> None:
     """Raise DataError if texts are too short for a pooling that selects a token by its index."""
     if not pooling.isdigit():
         return
-    corpora = {"train": data.train.corpus if isinstance(data.train, CorpusData) else None}
+    corpora = {"train": data.train.corpus if isinstance(data.train, InMemoryTrainingData) else None}
     for role, corpus in (corpora | {"valid": data.valid, "valid_sts": data.valid_sts, "test": data.test}).items():
         short = 0 if corpus is None else int((corpus.tokens.lengths <= int(pooling)).sum())
         if short:

@@ -22,8 +22,8 @@ from torch import Tensor
 
 from angle.distributed.process_group import all_gather, all_reduce_sum
 from angle.kernels.linear import weights_packed
-from angle.objective.alignment import Aligned
-from angle.objective.combined import LossTerms
+from angle.objective.alignment import AlignedStates
+from angle.objective.combined import LossOutput
 from angle.objective.objective import Objective
 from angle.structures import Batch, Lengths, to_device
 from angle.training.teacher import Teacher
@@ -45,7 +45,7 @@ class Step:
     token_budget: int | None = None
     """Tokens of a micro-batch; None to run the whole batch as one."""
 
-    def forward_backward(self, batch: Batch, loss_weight: float = 1.0, *, sync_gradients: bool = True) -> LossTerms:
+    def forward_backward(self, batch: Batch, loss_weight: float = 1.0, *, sync_gradients: bool = True) -> LossOutput:
         """Add `loss_weight` times the gradient of the global batch's loss to the weights' gradients.
 
         Args:
@@ -80,9 +80,9 @@ class Step:
             return loss
         alignment = all_reduce_sum(alignment, accelerator.num_processes)
         total = loss.total + self.objective.teacher.weight * alignment
-        return LossTerms(total, loss.terms | {"alignment": alignment})
+        return LossOutput(total, loss.terms | {"alignment": alignment})
 
-    def _loss(self, found: list[Tensor], batch: Batch, loss_weight: float) -> tuple[LossTerms, Tensor]:
+    def _loss(self, found: list[Tensor], batch: Batch, loss_weight: float) -> tuple[LossOutput, Tensor]:
         """Return the loss of all processes' embeddings, without the alignment, and `loss_weight` of its gradient.
 
         Args:
@@ -99,7 +99,7 @@ class Step:
         # Every process computes the whole loss, but propagates only the gradient of its own texts to the weights. The
         # exchange averages over processes, whereas the sum is needed.
         own = gradient.chunk(processes)[accelerator.process_index]
-        return LossTerms(loss.total.detach(), loss.terms), own * (loss_weight * processes)
+        return LossOutput(loss.total.detach(), loss.terms), own * (loss_weight * processes)
 
     def _gradient_sync(self, now: bool) -> Any:
         """Suppress the gradient exchange unless `now`: of a step's backward passes, only the last one needs it."""
@@ -118,7 +118,7 @@ class Step:
             with self.accelerator.autocast():
                 targets = self.teacher(ids, lengths, batch.text_ids[part])
             weights = to_device(batch.weights(part, of_tokens=self.teacher.of_tokens), states.device)
-            alignment = self.objective.alignment(Aligned(states, targets, weights))
+            alignment = self.objective.alignment(AlignedStates(states, targets, weights))
             proxy = proxy + self.objective.teacher.weight * loss_weight * self.accelerator.num_processes * alignment
         self.accelerator.backward(proxy)
         return alignment.detach()

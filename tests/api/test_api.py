@@ -274,7 +274,7 @@ def test_preparing_in_a_way_that_cannot_work(
 
 
 def test_rows_of_no_format(angle: AnglE) -> None:
-    with pytest.raises(DataError, match="which are no format"):
+    with pytest.raises(DataError, match="which match no format"):
         AngleDataTokenizer(angle.tokenizer)({"sentence1": "a", "score": 1.0})
     with pytest.raises(
         DataError, match=r"^The template uses \{kind\}, but the data set has the columns text1, text2, "

@@ -89,7 +89,7 @@ def other_run(folder: Path) -> None:
 CASES = {
     "misspelt columns": rows(
         lines([{"sentence1": "a", "sentence2": "b", "score": 1}]),
-        f"has the columns sentence1, sentence2, score, which are no format {FORMATS}. "
+        f"has the columns sentence1, sentence2, score, which match no format {FORMATS}. "
         f"Rename them: 'data.train.columns={{text1: sentence1, text2: sentence2, label: score}}'",
     ),
     "a missing column": rows(

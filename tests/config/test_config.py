@@ -12,7 +12,7 @@ from composition import CONF, SCHEMAS, composed
 from conftest import REPO
 
 from angle.cli.arguments import check_arguments
-from angle.config import FORMAT_WEIGHTS, EvaluateConfig, LossConfig, TrainConfig
+from angle.config import FORMAT_NAMES, LOSS_TERM_SPECS, EvaluateConfig, LossConfig, TrainConfig
 from angle.config.build import build_config, load_config, save_config
 from angle.config.keys import flatten, setting_types
 from angle.config.overrides import hydra_overrides
@@ -125,12 +125,22 @@ def test_the_card_s_command():
     assert config.pooling.strategy == "auto"
 
 
-@pytest.mark.parametrize("name", FORMAT_WEIGHTS)
+@pytest.mark.parametrize("name", FORMAT_NAMES)
 def test_loss_options_hold_the_weights_of_their_format(name):
     option = yaml.safe_load((CONF / "loss" / f"format_{name.lower()}.yaml").read_text())
-    assert tuple(option.values()) == FORMAT_WEIGHTS[name]
-    assert list(option) == ["cosine_w", "ibn_w", "angle_w"]
-    assert composed(f"loss=format_{name.lower()}").loss == LossConfig().for_format(name)
+    defaults = {term.weight: term.default_weights.get(name, 0.0) for term in LOSS_TERM_SPECS}
+    assert option == {setting: defaults[setting] for setting in option}
+    assert option.keys() >= {setting for setting, weight in defaults.items() if weight}
+    assert composed(f"loss=format_{name.lower()}").loss == LossConfig().for_format(name) == LossConfig(**defaults)
+
+
+def test_every_loss_term_has_its_settings():
+    assert {format_name for term in LOSS_TERM_SPECS for format_name in term.formats} == set(FORMAT_NAMES)
+    fields = {field.name for field in dataclasses.fields(LossConfig)}
+    assert {setting for term in LOSS_TERM_SPECS for setting in (term.weight, term.multiplier) if setting} <= fields
+    for attribute in ("name", "title", "weight", "multiplier"):
+        values = [value for term in LOSS_TERM_SPECS if (value := getattr(term, attribute)) is not None]
+        assert len(values) == len(set(values))
 
 
 def test_null_weights_become_those_of_a_format_that_is_given():
@@ -231,8 +241,12 @@ def test_label_map_takes_numbers_as_labels():
         ),
         (
             {"data_format.name": "C", "loss.ibn_w": 0},
-            "loss.ibn_w=0 leaves nothing to learn: format C (text, positive) has only the in-batch loss; "
-            "set loss.ibn_w above 0.",
+            "loss.ibn_w=0 leaves nothing to learn: format C has only the in-batch loss; set loss.ibn_w above 0.",
+        ),
+        (
+            {"data_format.name": "B", "loss.ibn_w": 0, "loss.angle_w": 0},
+            "loss.cosine_w=0, loss.ibn_w=0 and loss.angle_w=0 leave nothing to learn: format B has only the cosine, "
+            "in-batch and angle losses; set one of them above 0.",
         ),
         (
             {"lora.r": 3},

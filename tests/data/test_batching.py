@@ -13,31 +13,43 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import SpyTokenizer, tokens_of, write_jsonl
+from transformers import PreTrainedTokenizerFast
 
-from angle.config import LossConfig, SourceConfig
+from angle.config import LossConfig, SourceConfig, TrainConfig
+from angle.config.build import build_config
+from angle.config.names import nested
 from angle.data import sources
-from angle.data.batching import BatchSpec, CorpusData, Plan, StreamData, collate, without_repeats
+from angle.data.batching import (
+    BatchPlan,
+    BatchSpec,
+    InMemoryTrainingData,
+    StreamingTrainingData,
+    collate,
+    rows_without_duplicates,
+)
 from angle.data.corpus import Corpus, load_corpus
 from angle.errors import DataError
+from angle.modeling.encoder import Encoder
 from angle.objective.combined import CombinedLoss
 from angle.structures import FORMATS, Batch
+from angle.training.setup import load_data
 
 
-def rows_of(plan: Plan, step: int) -> list[int]:
+def rows_of(plan: BatchPlan, step: int) -> list[int]:
     """Return the global rows of a step, its batches one after the other."""
-    return [int(row) for _, rows in plan.step(step) for row in rows]
+    return [int(row) for _, rows in plan.batches(step) for row in rows]
 
 
 @pytest.mark.parametrize("shuffle", [True, False])
 @pytest.mark.parametrize(("rows", "size", "accumulation"), [(17, 4, 1), (17, 4, 2), (16, 4, 3), (3, 8, 2), (1, 1, 1)])
 def test_every_row_comes_once_an_epoch(rows, size, accumulation, shuffle):
-    plan = Plan(rows, BatchSpec(size, accumulation, shuffle=shuffle))
+    plan = BatchPlan(rows, BatchSpec(size, accumulation, shuffle=shuffle))
     assert plan.batches_per_epoch == -(-rows // size)
     assert plan.steps_per_epoch == -(-plan.batches_per_epoch // accumulation)
     orders = []
     for epoch in range(3):
         steps = range(epoch * plan.steps_per_epoch, (epoch + 1) * plan.steps_per_epoch)
-        assert {number for step in steps for number, _ in plan.step(step)} == {epoch}
+        assert {number for step in steps for number, _ in plan.batches(step)} == {epoch}
         orders.append([row for step in steps for row in rows_of(plan, step)])
         assert sorted(orders[-1]) == list(range(rows))
     assert (orders[0] == list(range(rows))) is (not shuffle or rows == 1)
@@ -45,12 +57,12 @@ def test_every_row_comes_once_an_epoch(rows, size, accumulation, shuffle):
 
 
 def test_a_step_has_as_many_batches_as_are_accumulated():
-    plan = Plan(22, BatchSpec(4, accumulation=4))
-    assert [[len(rows) for _, rows in plan.step(step)] for step in range(3)] == [[4, 4, 4, 4], [4, 2], [4, 4, 4, 4]]
+    plan = BatchPlan(22, BatchSpec(4, accumulation=4))
+    assert [[len(rows) for _, rows in plan.batches(step)] for step in range(3)] == [[4, 4, 4, 4], [4, 2], [4, 4, 4, 4]]
 
 
 def test_the_order_is_the_seed_s():
-    first, same, other = (Plan(50, BatchSpec(50, seed=seed)) for seed in (1, 1, 2))
+    first, same, other = (BatchPlan(50, BatchSpec(50, seed=seed)) for seed in (1, 1, 2))
     assert rows_of(first, 3) == rows_of(same, 3) != rows_of(other, 3)
 
 
@@ -70,53 +82,58 @@ def corpus_of(path: Path) -> Corpus:
     return load_corpus(SourceConfig(str(path)), "train", SpyTokenizer())
 
 
-def content(*shares: Batch) -> list[list[tuple[int, ...]]]:
+def content(*shards: Batch) -> list[list[tuple[int, ...]]]:
     """Return the tokens of every row's every role, found where the processes put their embeddings."""
     tokens = [
-        tuple(share.tokens.take(np.array([n])).ids.tolist()) for share in shares for n in range(len(share.tokens))
+        tuple(shard.tokens.take(np.array([n])).ids.tolist()) for shard in shards for n in range(len(shard.tokens))
     ]
-    return [[tokens[n] for n in row] for row in shares[0].structure.index.tolist()]
+    return [[tokens[n] for n in row] for row in shards[0].structure.index.tolist()]
 
 
 @pytest.mark.parametrize("duplicates", ["mask", "drop"])
-@pytest.mark.parametrize(("processes", "size", "rows"), [(2, 3, 17), (3, 2, 17), (3, 2, 19), (2, 3, 24), (5, 1, 2)])
-def test_shares_put_together_are_the_batch_of_one_process(tmp_path, processes, size, rows, duplicates):
+@pytest.mark.parametrize(("world_size", "size", "rows"), [(2, 3, 17), (3, 2, 17), (3, 2, 19), (2, 3, 24), (5, 1, 2)])
+def test_shards_together_are_the_batch_of_one_process(tmp_path, world_size, size, rows, duplicates):
     corpus = corpus_of(write_rows(tmp_path / "a.jsonl", rows))
-    whole = CorpusData(corpus, BatchSpec(size * processes, 2, duplicates))
-    shares = [
-        CorpusData(corpus, BatchSpec(size, 2, duplicates, processes=processes, rank=rank)) for rank in range(processes)
+    single = InMemoryTrainingData(corpus, BatchSpec(size * world_size, 2, duplicates))
+    shards = [
+        InMemoryTrainingData(corpus, BatchSpec(size, 2, duplicates, world_size=world_size, rank=rank))
+        for rank in range(world_size)
     ]
-    assert {share.steps_per_epoch for share in shares} == {whole.steps_per_epoch}
-    for one, *parts in islice(zip(whole.steps(0), *(share.steps(0) for share in shares), strict=True), 7):
-        for batch, *pieces in zip(one, *parts, strict=True):
-            assert content(batch) == content(*pieces)
-            for piece in pieces:
-                np.testing.assert_array_equal(batch.rows, piece.rows)
-                assert torch.equal(batch.structure.text_ids, piece.structure.text_ids)
-                assert torch.equal(pieces[0].structure.index, piece.structure.index)
+    assert {shard.steps_per_epoch for shard in shards} == {single.steps_per_epoch}
+    for single_step, *shard_steps in islice(
+        zip(single.steps(0), *(shard.steps(0) for shard in shards), strict=True), 7
+    ):
+        for batch, *shard_batches in zip(single_step, *shard_steps, strict=True):
+            assert content(batch) == content(*shard_batches)
+            for shard_batch in shard_batches:
+                np.testing.assert_array_equal(batch.rows, shard_batch.rows)
+                assert torch.equal(batch.structure.text_ids, shard_batch.structure.text_ids)
+                assert torch.equal(shard_batches[0].structure.index, shard_batch.structure.index)
                 assert (
-                    batch.token_count == piece.token_count == sum(len(text) for row in content(batch) for text in row)
+                    batch.token_count
+                    == shard_batch.token_count
+                    == sum(len(text) for row in content(batch) for text in row)
                 )
 
 
-@pytest.mark.parametrize("processes", [1, 2, 3, 7])
-def test_texts_are_dealt_out_evenly_and_each_once(tmp_path, processes):
+@pytest.mark.parametrize("world_size", [1, 2, 3, 7])
+def test_texts_are_partitioned_evenly_and_each_once(tmp_path, world_size):
     rows = [{"text": "w " * (n % 11 + 1) + f"t{n}", "positive": f"p{n % 5}"} for n in range(24)]
     corpus = corpus_of(write_jsonl(tmp_path / "a.jsonl", rows))
-    shares = [
-        collate(corpus, np.arange(24), 0, BatchSpec(24, processes=processes, rank=rank)) for rank in range(processes)
+    shards = [
+        collate(corpus, np.arange(24), 0, BatchSpec(24, world_size=world_size, rank=rank)) for rank in range(world_size)
     ]
-    index, ids = shares[0].structure.index, shares[0].structure.text_ids
-    each = -(-len(ids.unique()) // processes)
-    counts = np.zeros(processes * each, int)
-    for rank, share in enumerate(shares):
-        assert len(share.tokens) == len(share.text_ids) == len(share.counts) == each
-        assert (np.diff(share.tokens.lengths) <= 0).all()
-        np.testing.assert_array_equal(share.max_lengths, np.max([other.tokens.lengths for other in shares], axis=0))
-        counts[rank * each : (rank + 1) * each] = share.counts
-    np.testing.assert_array_equal(counts, np.bincount(index.flatten(), minlength=processes * each))
+    index, ids = shards[0].structure.index, shards[0].structure.text_ids
+    per_process = -(-len(ids.unique()) // world_size)
+    counts = np.zeros(world_size * per_process, int)
+    for rank, shard in enumerate(shards):
+        assert len(shard.tokens) == len(shard.text_ids) == len(shard.counts) == per_process
+        assert (np.diff(shard.tokens.lengths) <= 0).all()
+        np.testing.assert_array_equal(shard.max_lengths, np.max([other.tokens.lengths for other in shards], axis=0))
+        counts[rank * per_process : (rank + 1) * per_process] = shard.counts
+    np.testing.assert_array_equal(counts, np.bincount(index.flatten(), minlength=world_size * per_process))
     assert sorted(counts[counts > 0]) == sorted(ids.unique(return_counts=True)[1])
-    tokens = [share.tokens.offsets[-1] for share in shares]
+    tokens = [shard.tokens.offsets[-1] for shard in shards]
     assert max(tokens) - min(tokens) <= corpus.tokens.lengths.max()
 
 
@@ -124,7 +141,7 @@ def test_texts_are_dealt_out_evenly_and_each_once(tmp_path, processes):
 def test_a_batch_holds_the_texts_of_its_rows_each_once(tmp_path, size):
     corpus = corpus_of(write_rows(tmp_path / "a.jsonl", 40))
     drawn = {}
-    for (batch,) in islice(CorpusData(corpus, BatchSpec(size)).steps(0), 40 // size):
+    for (batch,) in islice(InMemoryTrainingData(corpus, BatchSpec(size)).steps(0), 40 // size):
         ids = batch.structure.text_ids
         assert len(batch.tokens) == len(ids.unique())
         assert (content(batch)) == [
@@ -133,43 +150,43 @@ def test_a_batch_holds_the_texts_of_its_rows_each_once(tmp_path, size):
         drawn |= dict(zip(batch.rows.tolist(), content(batch), strict=True))
     assert drawn.keys() == set(range(40))
     assert drawn[1] == [tokens_of("t1 x"), tokens_of("p1")]
-    other = {}
-    for (batch,) in islice(CorpusData(corpus, BatchSpec(8)).steps(0), 5):
-        other |= dict(zip(batch.rows.tolist(), content(batch), strict=True))
-    assert drawn == other  # what a list gives does not depend on the batch's size
+    other_size = {}
+    for (batch,) in islice(InMemoryTrainingData(corpus, BatchSpec(8)).steps(0), 5):
+        other_size |= dict(zip(batch.rows.tolist(), content(batch), strict=True))
+    assert drawn == other_size  # what a list gives does not depend on the batch's size
 
 
 def test_labels_go_with_their_rows(tmp_path):
     rows = [{"text1": f"a{n}", "text2": f"b{n}", "label": n / 10} for n in range(10)]
     corpus = corpus_of(write_jsonl(tmp_path / "a.jsonl", rows))
-    for (batch,) in islice(CorpusData(corpus, BatchSpec(4)).steps(0), 6):
+    for (batch,) in islice(InMemoryTrainingData(corpus, BatchSpec(4)).steps(0), 6):
         assert batch.structure.labels.dtype == torch.float32
         assert batch.structure.labels.tolist() == pytest.approx([row / 10 for row in batch.rows.tolist()])
 
 
 def test_seeking_is_iterating(tmp_path):
-    data = CorpusData(corpus_of(write_rows(tmp_path / "a.jsonl", 17)), BatchSpec(3, 2))
+    data = InMemoryTrainingData(corpus_of(write_rows(tmp_path / "a.jsonl", 17)), BatchSpec(3, 2))
     for step, batches in enumerate(islice(data.steps(0), 9)):
         sought = next(data.steps(step))
         assert [batch.rows.tolist() for batch in sought] == [batch.rows.tolist() for batch in batches]
         assert [content(batch) for batch in sought] == [content(batch) for batch in batches]
 
 
-def naive_without_repeats(texts: list[list[int]]) -> list[int]:
+def naive_rows_without_duplicates(texts: list[list[int]]) -> list[int]:
     """Keep a row iff its texts differ and no earlier kept row has one of them; if there is none, the first."""
-    kept: list[int] = []
-    for row, own in enumerate(texts):
-        before = [text for earlier in kept for text in texts[earlier]]
-        if len(own) == len(set(own)) and not any(text in before for text in own):
-            kept.append(row)
-    return kept or [0]
+    selected: list[int] = []
+    for row, text_ids in enumerate(texts):
+        earlier_ids = [text for earlier in selected for text in texts[earlier]]
+        if len(text_ids) == len(set(text_ids)) and not any(text in earlier_ids for text in text_ids):
+            selected.append(row)
+    return selected or [0]
 
 
 @pytest.mark.parametrize("roles", [2, 3])
-def test_rows_without_repeats(roles):
+def test_rows_without_duplicates(roles):
     for seed in range(30):
         texts = np.random.default_rng(seed).integers(0, 6 if seed % 3 else 2, (8, roles))
-        assert without_repeats(texts).tolist() == naive_without_repeats(texts.tolist())
+        assert rows_without_duplicates(texts).tolist() == naive_rows_without_duplicates(texts.tolist())
 
 
 def test_drop_leaves_no_text_twice_and_the_others_leave_all_rows(tmp_path):
@@ -197,40 +214,44 @@ def test_positives_that_were_not_drawn_are_no_negatives_where_other_rows_bring_t
     names = list(dict.fromkeys(text for row in cells for cell in row for text in cell))
     embeddings = F.normalize(torch.randn(9, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64), dim=1)
     objective = CombinedLoss(LossConfig(ibn_w=1.0), FORMATS["C"], 8)
-    further = 0
+    epochs_with_extra_positives = 0
     for epoch in range(12):
         structure = collate(corpus, np.array([4, 2, 0, 1, 3]), epoch, BatchSpec(5)).structure
         rows = [[names[text] for text in row] for row in structure.text_ids.tolist()]
         masked = [
-            [n != m and (own == other or (own, other) in known) for m, (_, other) in enumerate(rows)]
-            for n, (own, _) in enumerate(rows)
+            [n != m and (text == other or (text, other) in known) for m, (_, other) in enumerate(rows)]
+            for n, (text, _) in enumerate(rows)
         ]
         queries, positives = embeddings[structure.index].unbind(1)
         logits = (20 * queries @ positives.T).masked_fill(torch.tensor(masked), -torch.inf)
         expected = F.cross_entropy(logits, torch.arange(5)).item()
         assert objective(embeddings, structure).total.item() == pytest.approx(expected, rel=1e-12)
         drawn = replace(structure, known_positives=structure.known_positives[:0])
-        further += objective(embeddings, drawn).total.item() > expected
-    assert further > 6
+        epochs_with_extra_positives += objective(embeddings, drawn).total.item() > expected
+    assert epochs_with_extra_positives > 6
 
 
-def stream(path: Path, window: int = 8, tokenizer: SpyTokenizer | None = None, **batch_spec: int) -> StreamData:
+def stream(
+    path: Path, window: int = 8, tokenizer: SpyTokenizer | None = None, **batch_spec: int
+) -> StreamingTrainingData:
     """Return a stream of a file in batches of two rows."""
-    return StreamData(SourceConfig(str(path)), "auto", tokenizer or SpyTokenizer(), BatchSpec(2, **batch_spec), window)
+    return StreamingTrainingData(
+        SourceConfig(str(path)), "auto", tokenizer or SpyTokenizer(), BatchSpec(2, **batch_spec), window
+    )
 
 
 @pytest.fixture
-def at_most_ten_seconds() -> Iterator[None]:
+def ten_second_limit() -> Iterator[None]:
     """Fail a test that would run for ever."""
 
     def stop(*_: object) -> None:
         raise TimeoutError
 
-    before = signal.signal(signal.SIGALRM, stop)
+    previous_handler = signal.signal(signal.SIGALRM, stop)
     signal.alarm(10)
     yield
     signal.alarm(0)
-    signal.signal(signal.SIGALRM, before)
+    signal.signal(signal.SIGALRM, previous_handler)
 
 
 def texts_in(step: list[Batch]) -> list[list[tuple[int, ...]]]:
@@ -242,14 +263,14 @@ def texts_in(step: list[Batch]) -> list[list[tuple[int, ...]]]:
 def test_a_stream_gives_every_row_once_a_pass(tmp_path, window, accumulation):
     rows = [{"text": f"t{n}", "positive": f"p{n}"} for n in range(21)]
     data = stream(write_jsonl(tmp_path / "a.jsonl", rows), window, accumulation=accumulation)
-    want = sorted([tokens_of(row["text"]), tokens_of(row["positive"])] for row in rows)
+    expected = sorted([tokens_of(row["text"]), tokens_of(row["positive"])] for row in rows)
     steps, passes = data.steps(0), []
     for _ in range(2):
-        one_pass: list[list[tuple[int, ...]]] = []
-        while len(one_pass) < 21:
-            one_pass += texts_in(next(steps))
-        assert sorted(one_pass) == want
-        passes.append(one_pass)
+        pass_rows: list[list[tuple[int, ...]]] = []
+        while len(pass_rows) < 21:
+            pass_rows += texts_in(next(steps))
+        assert sorted(pass_rows) == expected
+        passes.append(pass_rows)
     assert passes[0] != passes[1]
 
 
@@ -263,8 +284,8 @@ def test_seeking_in_a_stream_is_iterating(tmp_path, rows):
 def test_reading_lazily_changes_no_batch(tmp_path, monkeypatch):
     path = write_rows(tmp_path / "a.jsonl", 50)
     lazy = [texts_in(step) for step in islice(stream(path).steps(0), 60)]
-    whole = sources.open_tables
-    monkeypatch.setattr(sources, "open_tables", lambda *args, streaming: whole(*args, streaming=False))
+    open_tables = sources.open_tables
+    monkeypatch.setattr(sources, "open_tables", lambda *args, streaming: open_tables(*args, streaming=False))
     assert [texts_in(step) for step in islice(stream(path).steps(0), 60)] == lazy
 
 
@@ -285,35 +306,60 @@ def test_what_a_stream_skips_is_not_tokenised(tmp_path):
     assert sorted(tokenizer.seen) == sorted(text for row in rows[16:] for text in row.values())
 
 
-def test_shares_of_a_stream_put_together_are_those_of_one_process(tmp_path):
+def test_shards_of_a_stream_together_are_the_batches_of_one_process(tmp_path):
     path = write_rows(tmp_path / "a.jsonl", 23)
-    whole = StreamData(SourceConfig(str(path)), "auto", SpyTokenizer(), BatchSpec(4), 8).steps(0)
-    shares = [stream(path, processes=2, rank=rank).steps(0) for rank in range(2)]
-    for one, first, second in islice(zip(whole, *shares, strict=True), 14):
-        assert texts_in(one) == [row for pair in zip(first, second, strict=True) for row in content(*pair)]
+    single = StreamingTrainingData(SourceConfig(str(path)), "auto", SpyTokenizer(), BatchSpec(4), 8).steps(0)
+    shards = [stream(path, world_size=2, rank=rank).steps(0) for rank in range(2)]
+    for step, first, second in islice(zip(single, *shards, strict=True), 14):
+        assert texts_in(step) == [row for pair in zip(first, second, strict=True) for row in content(*pair)]
 
 
-@pytest.mark.usefixtures("at_most_ten_seconds")
-@pytest.mark.parametrize("good", [0, 5, 8], ids=["all bad", "some bad", "bad after full windows"])
-def test_bad_rows_of_a_stream_are_said(tmp_path, good):
-    rows = [{"text": f"t{n}", "positive": f"p{n}" if n < good else None} for n in range(good + 3)]
+@pytest.mark.usefixtures("ten_second_limit")
+@pytest.mark.parametrize("good_rows", [0, 5, 8], ids=["all bad", "some bad", "bad after full windows"])
+def test_bad_rows_of_a_stream_are_reported(tmp_path, good_rows):
+    rows = [{"text": f"t{n}", "positive": f"p{n}" if n < good_rows else None} for n in range(good_rows + 3)]
     path = write_jsonl(tmp_path / "a.jsonl", rows)
-    with pytest.raises(DataError, match=rf"line {good + 1}: positive is null \(3 such rows\)"):
+    with pytest.raises(DataError, match=rf"line {good_rows + 1}: positive is null \(3 such rows\)"):
         list(islice(stream(path).steps(0), 9))
 
 
-@pytest.mark.usefixtures("at_most_ten_seconds")
+@pytest.mark.usefixtures("ten_second_limit")
 def test_a_stream_of_rows_that_are_all_dropped_ends(tmp_path):
     path = write_jsonl(tmp_path / "a.jsonl", [{"text1": "a", "text2": "b", "label": "x"}] * 3)
     source = SourceConfig(str(path), label_map={"x": None})
-    data = StreamData(source, "auto", SpyTokenizer(), BatchSpec(2), 4)
+    data = StreamingTrainingData(source, "auto", SpyTokenizer(), BatchSpec(2), 4)
     with pytest.raises(DataError, match="no row to use: label_map dropped all 3"):
         next(data.steps(0))
 
 
-def test_a_message_can_say_where_rows_stand(tmp_path):
+def test_a_message_can_say_where_rows_come_from(tmp_path):
     path = write_jsonl(tmp_path / "a.jsonl", [{"text": f"t{n}", "positive": f"p{n}"} for n in range(9)])
-    data = CorpusData(corpus_of(path), BatchSpec(7, shuffle=False))
+    data = InMemoryTrainingData(corpus_of(path), BatchSpec(7, shuffle=False))
     assert data.describe(0) == ", ".join(f"{path} line {n}" for n in range(1, 6)) + " and 2 more"
     assert data.describe(1) == f"{path} line 8, {path} line 9"
     assert data.summary == f"{path}: 9 rows"
+
+
+def test_saving_the_model_while_a_stream_is_tokenised_lengthens_no_text(tmp_path, monkeypatch):
+    path = write_jsonl(tmp_path / "a.jsonl", [{"text": "the dog " * 40, "positive": "a cat"}] * 4)
+    settings = {
+        "model.max_length": 16,
+        "data.train.name_or_path": str(path),
+        "data.streaming": True,
+        "train.max_steps": 1,
+    }
+    config = build_config(nested(settings), TrainConfig)
+    encoder = Encoder.load(config.model, config.pooling)
+    data = load_data(config, encoder, BatchSpec(4)).train
+    set_limits, saves = PreTrainedTokenizerFast.set_truncation_and_padding, []
+
+    def save_once_limits_are_set(tokenizer: PreTrainedTokenizerFast, *args: object, **kwargs: object) -> None:
+        """Save at the worst moment: between the tokenizer's limits and the tokens, as another thread may."""
+        set_limits(tokenizer, *args, **kwargs)
+        encoder.tokenizer.save(tmp_path / "model")
+        saves.append(tokenizer)
+
+    monkeypatch.setattr(PreTrainedTokenizerFast, "set_truncation_and_padding", save_once_limits_are_set)
+    ((batch,),) = islice(data.steps(0), 1)
+    assert saves
+    assert batch.tokens.lengths.max() == 16

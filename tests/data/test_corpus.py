@@ -1,4 +1,4 @@
-"""Rows -> distinct texts, tokenised once and kept; what is wrong with a row is said with its place."""
+"""Rows -> distinct texts, tokenised once and cached; an error in a row names its file and line."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from conftest import SpyTokenizer, tokens_of, write_jsonl
 from angle import structures
 from angle.config import SourceConfig
 from angle.data.corpus import Corpus, cached_tokens, load_corpus
-from angle.data.roles import TASKS
+from angle.data.purposes import TASKS
 from angle.data.sources import open_tables
 from angle.errors import DataError
 from angle.modeling.tiny import tiny_tokenizer
@@ -31,7 +31,7 @@ def load(path: Path, tokenizer: SpyTokenizer, data_format: str = "auto", **setti
 
 
 def complaint(path: Path, **settings: object) -> str:
-    """Return what is said of rows that cannot be used, without the file's name."""
+    """Return the error message for rows that cannot be used, without the file's name."""
     with pytest.raises(DataError) as caught:
         load(path, SpyTokenizer(), **settings)
     return str(caught.value).replace(str(path), "FILE")
@@ -83,15 +83,15 @@ def test_labels_stay_floats(tmp_path, tokenizer):
     assert load(write_jsonl(tmp_path / "b.jsonl", TRIPLES), tokenizer).labels is None
 
 
-def test_distinct_texts_are_tokenised_once_and_kept(tmp_path, tokenizer, monkeypatch):
+def test_distinct_texts_are_tokenised_once_and_cached(tmp_path, tokenizer, monkeypatch):
     monkeypatch.setenv("ANGLE_CACHE", str(tmp_path / "cache"))
     path = write_jsonl(tmp_path / "a.jsonl", PAIRS)
     first = load(path, tokenizer)
     assert tokenizer.seen == ["a b", "c", "d"]
-    again = load(path, tokenizer)
+    reloaded = load(path, tokenizer)
     assert len(tokenizer.seen) == 3
-    assert texts_of(again) == texts_of(first)
-    assert again.fingerprint == first.fingerprint
+    assert texts_of(reloaded) == texts_of(first)
+    assert reloaded.fingerprint == first.fingerprint
     load(write_jsonl(path, [*PAIRS, {"text1": "new", "text2": "c", "label": 1}]), tokenizer)
     assert tokenizer.seen[3:] == ["a b", "c", "d", "new"]
     other = SpyTokenizer("Query: {text}")
@@ -134,16 +134,16 @@ def cut(path: Path) -> None:
 def test_damaged_tokens_are_made_again_and_replaced(tmp_path, tokenizer, monkeypatch, damage, name):
     monkeypatch.setenv("ANGLE_CACHE", str(tmp_path / "cache"))
     path = write_jsonl(tmp_path / "a.jsonl", PAIRS)
-    whole = load(path, tokenizer)
+    intact = load(path, tokenizer)
     (folder,) = (tmp_path / "cache" / "tokens").iterdir()
     damage(folder / name)
     for _ in range(2):
-        assert texts_of(load(path, tokenizer)) == texts_of(whole)
+        assert texts_of(load(path, tokenizer)) == texts_of(intact)
         assert len(tokenizer.seen) == 6  # made again by the first of the two, and found by the second
     assert sorted(file.name for file in folder.iterdir()) == ["ids.npy", "offsets.npy"]
 
 
-def test_kept_tokens_are_anyones_to_read_whom_the_umask_lets(tmp_path):
+def test_cached_tokens_have_the_permissions_that_the_umask_allows(tmp_path):
     tokens = Tokens(np.arange(3, dtype=np.int32), np.array([0, 3]))
     before = os.umask(0o027)
     try:
@@ -160,9 +160,9 @@ def test_kept_tokens_are_anyones_to_read_whom_the_umask_lets(tmp_path):
     ids=["fewer", "order", "labels"],
 )
 def test_the_fingerprint_sees_every_change(tmp_path, tokenizer, change):
-    one = load(write_jsonl(tmp_path / "a.jsonl", PAIRS), tokenizer)
-    assert load(write_jsonl(tmp_path / "b.jsonl", PAIRS), tokenizer).fingerprint == one.fingerprint
-    assert load(write_jsonl(tmp_path / "c.jsonl", change(PAIRS)), tokenizer).fingerprint != one.fingerprint
+    original = load(write_jsonl(tmp_path / "a.jsonl", PAIRS), tokenizer)
+    assert load(write_jsonl(tmp_path / "b.jsonl", PAIRS), tokenizer).fingerprint == original.fingerprint
+    assert load(write_jsonl(tmp_path / "c.jsonl", change(PAIRS)), tokenizer).fingerprint != original.fingerprint
 
 
 def test_cached_tokens_must_be_known_to_the_model_too(tmp_path):
@@ -272,7 +272,7 @@ def test_rows_that_cannot_be_used(tmp_path, changes, text):
         ("x", {"label_map": {"x": None}}, "tasks: FILE has no row to use: label_map dropped all 1."),
     ],
 )
-def test_rows_of_a_task_are_told_what_evaluate_has(tmp_path, tokenizer, label, settings, text):
+def test_messages_on_a_task_name_the_settings_of_evaluate(tmp_path, tokenizer, label, settings, text):
     path = write_jsonl(tmp_path / "a.jsonl", [{"text1": "a", "text2": "b", "label": label}])
     with pytest.raises(DataError) as caught:
         load_corpus(SourceConfig(str(path), **settings), TASKS, tokenizer, "A")
@@ -280,7 +280,7 @@ def test_rows_of_a_task_are_told_what_evaluate_has(tmp_path, tokenizer, label, s
 
 
 @pytest.mark.parametrize("label", [True, "", " "])
-def test_labels_that_cannot_be_used_are_not_told_nonsense(tmp_path, label):
+def test_messages_on_unusable_labels_suggest_nothing_that_cannot_work(tmp_path, label):
     text = complaint(write_jsonl(tmp_path / "a.jsonl", [{"text1": "a", "text2": "b", "label": label}]))
     assert text.startswith("data.train: FILE line 1: label is ")
     assert "label_map={:" not in text
@@ -298,9 +298,9 @@ def test_a_list_cell_gives_one_of_its_texts_by_seed_epoch_and_row(tmp_path, toke
     corpus = lists(tmp_path, tokenizer)
     rows = np.arange(12)
     drawn = corpus.draw_text_ids(rows, 1, 0)
-    own = [{tokens_of(f"p{n}.{k}") for k in range(n % 4 + 1)} for n in range(12)]
+    choices = [{tokens_of(f"p{n}.{k}") for k in range(n % 4 + 1)} for n in range(12)]
     texts = texts_of(corpus)
-    assert all(texts[positive] in own[n] for n, (_, positive) in enumerate(drawn.tolist()))
+    assert all(texts[positive] in choices[n] for n, (_, positive) in enumerate(drawn.tolist()))
     assert [texts[text] for text, _ in drawn.tolist()] == [tokens_of(f"t{n}") for n in range(12)]
     np.testing.assert_array_equal(corpus.draw_text_ids(rows, 1, 0), drawn)
     for order in (rows[::-1], rows[[5, 2]], rows[7:8]):
@@ -312,13 +312,13 @@ def test_a_list_cell_gives_one_of_its_texts_by_seed_epoch_and_row(tmp_path, toke
 def test_the_pairs_of_cells_with_several_texts_are_those_among_the_given_texts(tmp_path, tokenizer):
     corpus = lists(tmp_path, tokenizer)  # row n has texts "tn" and "pn.0" to "pn.(n % 4)"
     numbers = {text: number for number, text in enumerate(texts_of(corpus))}
-    there = [numbers[tokens_of(text)] for text in ("p5.0", "t5", "p5.1", "t4", "p4.0", "t6", "p2.1", "p3.3", "t3")]
-    found = corpus.known_positives(np.array([6, 5, 4, 3]), np.array(there))
-    wanted = [(1, "t5", "p5.0"), (1, "t5", "p5.1"), (3, "t3", "p3.3")]  # row 4 has nothing to draw from
-    assert sorted(map(tuple, found.tolist())) == sorted(
-        (place, numbers[tokens_of(text)], numbers[tokens_of(positive)]) for place, text, positive in wanted
+    in_batch = [numbers[tokens_of(text)] for text in ("p5.0", "t5", "p5.1", "t4", "p4.0", "t6", "p2.1", "p3.3", "t3")]
+    pairs = corpus.known_positives(np.array([6, 5, 4, 3]), np.array(in_batch))
+    expected = [(1, "t5", "p5.0"), (1, "t5", "p5.1"), (3, "t3", "p3.3")]  # row 4 has nothing to draw from
+    assert sorted(map(tuple, pairs.tolist())) == sorted(
+        (position, numbers[tokens_of(text)], numbers[tokens_of(positive)]) for position, text, positive in expected
     )
-    assert corpus.known_positives(np.array([4, 0]), np.array(there)).shape == (0, 3)
+    assert corpus.known_positives(np.array([4, 0]), np.array(in_batch)).shape == (0, 3)
 
 
 def test_every_choice_of_a_list_is_drawn_about_equally_often(tmp_path, tokenizer):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from angle.data.formats import choose, detect
-from angle.data.roles import TASKS
+from angle.data.formats import detect_format, resolve_format
+from angle.data.purposes import TASKS
 from angle.errors import DataError
 
 FORMATS = "(A: text1, text2, label; B: text, positive, negative; C: text, positive)"
@@ -30,18 +30,18 @@ FORMATS = "(A: text1, text2, label; B: text, positive, negative; C: text, positi
     ],
 )
 def test_detection(columns, name):
-    found = detect(columns.split())
-    assert (found and found.name) == name
+    detected = detect_format(columns.split())
+    assert (detected and detected.name) == name
 
 
 @pytest.mark.parametrize("name", "ABC")
-def test_a_wanted_format_is_taken_where_several_fit(name):
+def test_a_requested_format_is_taken_where_several_fit(name):
     columns = ["text1", "text2", "label", "text", "positive", "negative"]
-    assert choose(columns, name, "train", "x").name == name
+    assert resolve_format(columns, name, "train", "x").name == name
 
 
-def test_text_and_positive_with_a_label_can_be_asked_for_as_format_c():
-    assert choose(["text", "positive", "label"], "C", "train", "x").name == "C"
+def test_text_and_positive_with_a_label_can_be_requested_as_format_c():
+    assert resolve_format(["text", "positive", "label"], "C", "train", "x").name == "C"
 
 
 @pytest.mark.parametrize(
@@ -55,49 +55,49 @@ def test_text_and_positive_with_a_label_can_be_asked_for_as_format_c():
         ("question answer", "text: question, positive: answer"),
     ],
 )
-def test_columns_of_no_format_are_told_the_renaming(columns, renaming):
+def test_the_message_on_columns_of_no_format_has_the_renaming(columns, renaming):
     names = columns.split()
     with pytest.raises(DataError) as caught:
-        choose(names, "auto", "valid", "x.csv")
+        resolve_format(names, "auto", "valid", "x.csv")
     assert str(caught.value) == (
-        f"data.valid: x.csv has the columns {', '.join(names)}, which are no format {FORMATS}. "
+        f"data.valid: x.csv has the columns {', '.join(names)}, which match no format {FORMATS}. "
         f"Rename them: 'data.valid.columns={{{renaming}}}'"
     )
 
 
-def test_a_task_is_told_what_evaluate_has():
+def test_the_message_on_a_task_names_the_settings_of_evaluate():
     with pytest.raises(DataError) as caught:
-        choose(["s1", "s2", "score"], "A", TASKS, "x.csv")
+        resolve_format(["s1", "s2", "score"], "A", TASKS, "x.csv")
     assert str(caught.value) == (
         "tasks: x.csv has the columns s1, s2, score, but format A needs text1, text2, label. "
         "Rename them: 'columns={text1: s1, text2: s2, label: score}'"
     )
     with pytest.raises(DataError) as caught:
-        choose(["text", "positive"], "A", TASKS, "x.csv")
+        resolve_format(["text", "positive"], "A", TASKS, "x.csv")
     assert str(caught.value) == (
         "tasks: x.csv has the columns text, positive (format C), but format A needs text1, text2, label. "
         "Only pairs with labels can be measured: give a file in format A."
     )
 
 
-def test_too_few_columns_are_not_told_to_rename_one_that_is_not_there():
+def test_no_renaming_is_suggested_for_too_few_columns():
     with pytest.raises(DataError) as caught:
-        choose(["text"], "auto", "train", "x.csv")
+        resolve_format(["text"], "auto", "train", "x.csv")
     assert "Rename" not in str(caught.value)
 
 
 def test_rows_of_another_format_name_the_option_that_fits():
     with pytest.raises(DataError) as caught:
-        choose(["text", "positive", "negative"], "A", "train", "x.csv")
+        resolve_format(["text", "positive", "negative"], "A", "train", "x.csv")
     assert str(caught.value) == (
         "data.train: x.csv has the columns text, positive, negative (format B), but format A needs "
         "text1, text2, label. Type loss=format_b to train on it as it is."
     )
 
 
-def test_rows_of_no_format_are_renamed_to_the_wanted_one():
+def test_rows_of_no_format_are_renamed_to_the_requested_one():
     with pytest.raises(DataError) as caught:
-        choose(["query", "document"], "C", "train", "x.csv")
+        resolve_format(["query", "document"], "C", "train", "x.csv")
     assert str(caught.value) == (
         "data.train: x.csv has the columns query, document, but format C needs text, positive. "
         "Rename them: 'data.train.columns={text: query, positive: document}'"
@@ -105,12 +105,12 @@ def test_rows_of_no_format_are_renamed_to_the_wanted_one():
 
 
 @pytest.mark.parametrize(("column", "name"), [("text1;text2;label", "semicolons"), ("text\tpositive", "tabs")])
-def test_a_file_with_other_signs_between_its_cells(column: str, name: str) -> None:
-    with pytest.raises(DataError, match=f"has one column, .* whose cells seem to stand between {name}: a .csv file"):
-        choose([column], "auto", "train", "FILE")
+def test_a_file_with_other_separators_between_its_cells(column: str, name: str) -> None:
+    with pytest.raises(DataError, match=f"has one column, .* whose cells seem to be separated by {name}: a .csv file"):
+        resolve_format([column], "auto", "train", "FILE")
 
 
-@pytest.mark.parametrize("role", ["valid_sts", "test"])
-def test_what_measures_is_not_told_to_train(role: str) -> None:
+@pytest.mark.parametrize("purpose", ["valid_sts", "test"])
+def test_data_to_evaluate_on_is_not_suggested_for_training(purpose: str) -> None:
     with pytest.raises(DataError, match="Only pairs with labels can be measured: give a file in format A"):
-        choose(["text", "positive"], "A", role, "FILE")
+        resolve_format(["text", "positive"], "A", purpose, "FILE")

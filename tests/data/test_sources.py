@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from angle.config import SourceConfig
-from angle.data.roles import OWN_TEST_SET, TASKS
+from angle.data.purposes import OWN_TEST_SET, TASKS
 from angle.data.sources import open_tables
 from angle.errors import DataError
 
@@ -25,10 +25,10 @@ def rows_of(path: object, *, streaming: bool = False, **settings: object) -> lis
     return [(number, dict(row)) for number, row in table.rows]
 
 
-def complaint(path: object, role: str = "train", *, streaming: bool = False, **settings: object) -> str:
-    """Return what is said of a source that cannot be read."""
+def complaint(path: object, purpose: str = "train", *, streaming: bool = False, **settings: object) -> str:
+    """Return the error message for a source that cannot be read."""
     with pytest.raises(DataError) as caught:
-        [list(table.rows) for table in open_tables(SourceConfig(path, **settings), role, streaming=streaming)]
+        [list(table.rows) for table in open_tables(SourceConfig(path, **settings), purpose, streaming=streaming)]
     return str(caught.value)
 
 
@@ -83,7 +83,7 @@ BROKEN_ENDS = {
 
 
 @pytest.mark.parametrize("name", BROKEN_ENDS)
-def test_a_streamed_file_is_read_as_far_as_is_asked_for(tmp_path, name):
+def test_a_streamed_file_is_read_as_far_as_requested(tmp_path, name):
     content = many(name, BROKEN_ENDS[name])
     if name.endswith(".gz"):
         content = gzip.compress(content)[: -20 if name.startswith("torn") else None]
@@ -100,7 +100,7 @@ def test_a_streamed_file_is_read_as_far_as_is_asked_for(tmp_path, name):
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.csv", "a.tsv.gz"])
-def test_a_streamed_file_is_never_held_whole(tmp_path, name):
+def test_a_streamed_file_is_never_completely_in_memory(tmp_path, name):
     content = many(name, b"", rows=60_000)  # several times what Python buffers of a .gz file
     (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
     tracemalloc.start()
@@ -146,9 +146,9 @@ def test_parquet(tmp_path):
 
 def test_folders_of_save_to_disk(tmp_path):
     datasets = pytest.importorskip("datasets")
-    whole, other = datasets.Dataset.from_list(ROWS), datasets.Dataset.from_list(ROWS[:1])
-    whole.save_to_disk(tmp_path / "one")
-    datasets.DatasetDict({"train": whole, "validation": other}).save_to_disk(tmp_path / "two")
+    rows, first_row = datasets.Dataset.from_list(ROWS), datasets.Dataset.from_list(ROWS[:1])
+    rows.save_to_disk(tmp_path / "one")
+    datasets.DatasetDict({"train": rows, "validation": first_row}).save_to_disk(tmp_path / "two")
     assert rows_of(tmp_path / "one") == NUMBERED == rows_of(tmp_path / "two")
     assert rows_of(tmp_path / "two", split="validation") == NUMBERED[:1]
     (valid,) = open_tables(SourceConfig(str(tmp_path / "two")), "valid_sts")
@@ -163,8 +163,8 @@ def test_folders_of_save_to_disk(tmp_path):
 
 
 @pytest.fixture
-def all_kinds():
-    """A data set with every kind of cell that is stored in another way than it is given, over several batches."""
+def all_cell_types():
+    """A data set, over several batches, with every type of cell that is stored differently from how it is given."""
     datasets = pytest.importorskip("datasets")
     rows = [
         {
@@ -176,31 +176,31 @@ def all_kinds():
         }
         for n in range(2500)
     ]
-    whole = datasets.Dataset.from_list(rows)
-    return whole.cast_column("label", datasets.ClassLabel(names=["no", "yes"]))
+    data = datasets.Dataset.from_list(rows)
+    return data.cast_column("label", datasets.ClassLabel(names=["no", "yes"]))
 
 
 @pytest.mark.parametrize(
     "change",
     [
-        lambda whole: whole,
-        lambda whole: whole.with_format(None, columns=["text", "label"]),
-        lambda whole: whole.with_format("numpy", columns=["label", "score"]),
+        lambda data: data,
+        lambda data: data.with_format(None, columns=["text", "label"]),
+        lambda data: data.with_format("numpy", columns=["label", "score"]),
     ],
     ids=["all", "some columns", "numpy"],
 )
-def test_rows_of_a_data_set_are_those_that_it_yields(tmp_path, all_kinds, change):
-    wanted = change(all_kinds)
-    wanted.save_to_disk(tmp_path / "saved")
-    found = rows_of(tmp_path / "saved")
-    assert [n for n, _ in found] == list(range(1, len(wanted) + 1))
-    assert [repr(row) for _, row in found] == [repr(row) for row in wanted]  # the types too
+def test_rows_of_a_data_set_are_those_that_it_yields(tmp_path, all_cell_types, change):
+    expected = change(all_cell_types)
+    expected.save_to_disk(tmp_path / "saved")
+    rows = rows_of(tmp_path / "saved")
+    assert [n for n, _ in rows] == list(range(1, len(expected) + 1))
+    assert [repr(row) for _, row in rows] == [repr(row) for row in expected]  # the types too
 
 
-def test_rows_of_a_data_set_are_not_decoded_one_by_one(tmp_path, all_kinds, monkeypatch):
+def test_rows_of_a_data_set_are_not_decoded_one_by_one(tmp_path, all_cell_types, monkeypatch):
     import datasets
 
-    all_kinds.save_to_disk(tmp_path / "saved")
+    all_cell_types.save_to_disk(tmp_path / "saved")
     monkeypatch.delattr(datasets.Dataset, "__iter__")
     monkeypatch.delattr(datasets.Dataset, "__getitem__")
     assert len(rows_of(tmp_path / "saved")) == 2500
@@ -210,15 +210,15 @@ def test_a_list_of_sources_keeps_its_order(tmp_path):
     for name in ("a.jsonl", "a.csv"):
         (tmp_path / name).write_text(TEXTS[name])
     tables = open_tables(SourceConfig([str(tmp_path / "a.jsonl"), str(tmp_path / "a.csv"), "sample"]), "train", "C")
-    assert [Path(table.where).name for table in tables] == ["a.jsonl", "a.csv", "sample (train)"]
+    assert [Path(table.name).name for table in tables] == ["a.jsonl", "a.csv", "sample (train)"]
     assert [table.columns for table in tables] == [("text", "positive")] * 3
 
 
-@pytest.mark.parametrize(("wanted", "columns"), [("auto", 3), ("A", 3), ("B", 3), ("C", 2)])
-def test_the_sample_has_every_format_and_split(wanted, columns):
+@pytest.mark.parametrize(("data_format", "columns"), [("auto", 3), ("A", 3), ("B", 3), ("C", 2)])
+def test_the_sample_has_every_format_and_split(data_format, columns):
     counts = []
-    for role in ("train", "valid", "test"):
-        (table,) = open_tables(SourceConfig("sample"), role, wanted)
+    for purpose in ("train", "valid", "test"):
+        (table,) = open_tables(SourceConfig("sample"), purpose, data_format)
         assert len(table.columns) == columns
         counts.append(len(list(table.rows)))
     assert min(counts) > 0
@@ -242,7 +242,7 @@ def test_renaming(tmp_path, columns, row):
     source = SourceConfig(str(tmp_path / "a.jsonl"), columns=columns)
     (table,) = open_tables(source, "train")
     assert set(table.columns) == set(row)
-    assert [dict(found) for _, found in table.rows] == [row]
+    assert [dict(renamed) for _, renamed in table.rows] == [row]
 
 
 def test_renaming_a_column_that_is_not_there(tmp_path):
@@ -294,7 +294,7 @@ def test_files_that_cannot_be_read(tmp_path, name, content, text):
     ],
     ids=["latin-1 csv", "latin-1 jsonl", "no gzip", "half a gzip"],
 )
-def test_files_in_another_encoding_are_named(tmp_path, name, content):
+def test_messages_name_files_in_another_encoding(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
     text = complaint(str(tmp_path / name))
     assert text == complaint(str(tmp_path / name), streaming=True)
@@ -302,13 +302,13 @@ def test_files_in_another_encoding_are_named(tmp_path, name, content):
     assert "\n" not in text
 
 
-def test_a_column_that_is_named_twice_is_refused(tmp_path):
+def test_a_repeated_column_name_is_refused(tmp_path):
     (tmp_path / "a.csv").write_text("text,text,positive\na,b,c\n")
     assert "text" in complaint(str(tmp_path / "a.csv"))
 
 
 @pytest.mark.parametrize("name", ["missing.jsonl", "./missing", "/no/such/folder", "~/no/such.csv"])
-def test_places_that_do_not_exist(name):
+def test_paths_that_do_not_exist(name):
     path = Path(name).expanduser()
     assert complaint(name) == f"data.train: {path} does not exist; the folder you are in is {Path.cwd()}."
 
@@ -333,20 +333,39 @@ def test_a_hub_name_that_cannot_be_reached():
     )
 
 
-@pytest.mark.parametrize(("role", "start"), [("valid_sts", "data.valid_sts"), (TASKS, "tasks"), (OWN_TEST_SET,) * 2])
-def test_messages_name_settings_that_there_are(tmp_path, role, start):
+@pytest.mark.parametrize(("purpose", "start"), [("valid_sts", "data.valid_sts"), (TASKS, "tasks"), (OWN_TEST_SET,) * 2])
+def test_messages_name_settings_that_exist(tmp_path, purpose, start):
     path = tmp_path / "a.jsonl"
     path.write_text('{"a": "x", "b": "y"}\n{\n')
-    assert complaint(str(path), role).startswith(f"{start}: {path} line 2 is no valid JSON: ")
-    assert complaint(str(tmp_path / "b.csv"), role).startswith(f"{start}: {tmp_path / 'b.csv'} does not exist")
+    assert complaint(str(path), purpose).startswith(f"{start}: {path} line 2 is no valid JSON: ")
+    assert complaint(str(tmp_path / "b.csv"), purpose).startswith(f"{start}: {tmp_path / 'b.csv'} does not exist")
     path.write_text('{"a": "x", "b": "y"}\n')
-    columns = "data.valid_sts.columns" if role == "valid_sts" else "columns"
-    assert complaint(str(path), role, columns={"text1": "c"}) == f"{columns} names c, but {path} has: a, b."
+    columns = "data.valid_sts.columns" if purpose == "valid_sts" else "columns"
+    assert complaint(str(path), purpose, columns={"text1": "c"}) == f"{columns} names c, but {path} has: a, b."
 
 
-def test_a_hub_client_that_fails_without_a_word(monkeypatch):
+def test_a_hub_client_that_fails_without_a_message(monkeypatch):
     def fail(*_args, **_kwargs):
         raise ValueError
 
     monkeypatch.setattr("datasets.load_dataset", fail)
     assert "could not be loaded from the hub: ValueError. Check the name" in complaint("org/name")
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_progress_bars_are_as_before_once_hub_data_is_loaded(monkeypatch, enabled):
+    import datasets
+
+    bars = []
+
+    def load_dataset(*_args, **_kwargs):
+        bars.append(datasets.is_progress_bar_enabled())
+        return datasets.Dataset.from_list(ROWS)
+
+    monkeypatch.setattr("datasets.load_dataset", load_dataset)
+    (datasets.enable_progress_bars if enabled else datasets.disable_progress_bars)()
+    try:
+        assert rows_of("org/name") == NUMBERED
+        assert (bars, datasets.is_progress_bar_enabled()) == ([False], enabled)
+    finally:
+        datasets.enable_progress_bars()

@@ -365,4 +365,4 @@ def test_take_and_slices_of_tokens() -> None:
     assert taken.ids.tolist() == [3, 4, 5, 6, 7, 0, 1, 3, 4, 5, 6, 7]
     assert taken.offsets.tolist() == [0, 5, 7, 12]
     assert tokens.take(np.zeros(0, np.int64)).offsets.tolist() == [0]
-    assert [group.tolist() for group in tokens.slices(3)] == [[2, 0, 3], [1]]
+    assert [group.tolist() for group in tokens.length_sorted_batches(3)] == [[2, 0, 3], [1]]

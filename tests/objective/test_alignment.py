@@ -12,11 +12,11 @@ from torch import Tensor
 
 from angle.config import EseConfig, LossConfig, TeacherConfig
 from angle.modeling.pooling import pool
-from angle.objective.alignment import Aligned, alignment_loss, divergences
+from angle.objective.alignment import AlignedStates, alignment_loss, distances
 from angle.objective.combined import CombinedLoss
 from angle.objective.espresso import EspressoLoss
 from angle.objective.objective import Objective
-from angle.structures import FORMATS, Structure
+from angle.structures import FORMATS, BatchStructure
 
 GOLDENS = np.load(REPO / "tests" / "fixtures" / "espresso.npz")
 DISTANCES = sorted({name.rsplit("/", 1)[0] for name in GOLDENS if re.match(r"distill_.*/loss", name)})
@@ -28,42 +28,42 @@ def teacher(**settings: float) -> TeacherConfig:
 
 @pytest.mark.parametrize("case", DISTANCES)
 def test_the_reference_s_distances(case):
-    found = re.fullmatch(r"(\w+)/mse=(.*)_T=(.*)", case)
-    assert found is not None
-    states = torch.from_numpy(GOLDENS[f"{found[1]}/inputs"]).requires_grad_()
-    loss = divergences(
-        states, torch.from_numpy(GOLDENS[f"{found[1]}/targets"]), float(found[2]), float(found[3])
-    ).mean()
+    match = re.fullmatch(r"(\w+)/mse=(.*)_T=(.*)", case)
+    assert match is not None
+    states = torch.from_numpy(GOLDENS[f"{match[1]}/inputs"]).requires_grad_()
+    loss = distances(states, torch.from_numpy(GOLDENS[f"{match[1]}/targets"]), float(match[2]), float(match[3])).mean()
     assert loss.item() == pytest.approx(float(GOLDENS[f"{case}/loss"]), rel=1e-10)
     if loss.requires_grad:
         loss.backward()
         np.testing.assert_allclose(states.grad, GOLDENS[f"{case}/grad"], rtol=1e-8, atol=1e-12)
 
 
-def each(number: int) -> Tensor:
+def equal_weights(number: int) -> Tensor:
     """Return equal weights."""
     return torch.full((number,), 1 / number, dtype=torch.float64)
 
 
-def golden_objective(case: str, kind: str, *, asked: bool = True) -> tuple[Tensor, Tensor]:
+def golden_objective(case: str, trainer: str, *, with_alignment: bool = True) -> tuple[Tensor, Tensor]:
     """Return the objective's value for a golden case, and the hidden states (L + 1, N, T, D) it depends on."""
     hidden = torch.from_numpy(GOLDENS[f"{case}/hidden"]).requires_grad_()
     mask = torch.from_numpy(GOLDENS[f"{case}/mask"])
     target = torch.from_numpy(GOLDENS[f"{case}/teacher_last"])
-    lengths, (_, pooling, theirs) = mask.sum(1).numpy(), case.split("_")
+    lengths, (_, pooling, teacher_pooling) = mask.sum(1).numpy(), case.split("_")
     index = torch.arange(len(mask)).view(-1, 2)
-    structure = Structure(FORMATS["A"], index, index, torch.from_numpy(GOLDENS[f"{case}/labels"])[::2, 0])
+    structure = BatchStructure(FORMATS["A"], index, index, torch.from_numpy(GOLDENS[f"{case}/labels"])[::2, 0])
     loss = CombinedLoss(LossConfig(1.0, 20.0, 1.0), FORMATS["A"], 16, duplicates="keep")
     embeddings = pool(hidden[-1][mask.bool()], lengths, pooling)
-    if theirs == "all":
+    if teacher_pooling == "all":
         # The reference sums over a text's positions, pads among them, where we take the mean over its tokens.
-        aligned = Aligned(hidden[-1].flatten(0, 1), target.flatten(0, 1), each(mask.numel()))
+        aligned = AlignedStates(hidden[-1].flatten(0, 1), target.flatten(0, 1), equal_weights(mask.numel()))
         objective = Objective(loss, teacher(weight=mask.shape[1]))
     else:
-        aligned = Aligned(embeddings, pool(target[mask.bool()], lengths, theirs), each(len(mask)))
+        aligned = AlignedStates(
+            embeddings, pool(target[mask.bool()], lengths, teacher_pooling), equal_weights(len(mask))
+        )
         objective = Objective(loss, teacher())
-    alignment = objective.teacher.weight * objective.alignment(aligned) if asked else 0.0
-    if kind == "AngleESETrainer":
+    alignment = objective.teacher.weight * objective.alignment(aligned) if with_alignment else 0.0
+    if trainer == "AngleESETrainer":
         espresso = EspressoLoss(loss, EseConfig(True, 8, pca=False, compat=True), len(hidden) - 1, 16)
         objective = Objective(espresso, objective.teacher)
         states = hidden[list(espresso.depths)].permute(1, 2, 0, 3)[mask.bool()]
@@ -84,8 +84,8 @@ def test_with_espresso_the_value_is_the_reference_s_but_its_gradient_is_not_lost
     total, hidden = golden_objective(case, "AngleESETrainer")
     assert total.item() == pytest.approx(float(GOLDENS[f"{case}/AngleESETrainer/loss"]), rel=1e-10)
     gradients = []
-    for asked in (True, False):
-        total, hidden = golden_objective(case, "AngleESETrainer", asked=asked)
+    for with_alignment in (True, False):
+        total, hidden = golden_objective(case, "AngleESETrainer", with_alignment=with_alignment)
         gradients.append(torch.autograd.grad(total, hidden)[0])
     assert not torch.equal(gradients[0][-1], gradients[1][-1])
     assert torch.equal(gradients[0][:-1], gradients[1][:-1])
@@ -95,16 +95,18 @@ def test_the_alignment_of_a_batch_is_the_sum_over_its_parts():
     generator = torch.Generator().manual_seed(0)
     states, targets = torch.randn(2, 3, 8, generator=generator, dtype=torch.float64)
     weights, config = torch.tensor([0.25, 0.5, 0.25]), teacher(mse_w=0.5)
-    whole = alignment_loss(Aligned(states, targets, weights), config)
+    total = alignment_loss(AlignedStates(states, targets, weights), config)
     order = torch.tensor([0, 1, 1, 2])  # the second text is used twice
-    mean = divergences(states[order], targets[order], 0.5, 1.0).mean()
-    assert whole.item() == pytest.approx(mean.item(), rel=1e-12)
-    parts = [alignment_loss(Aligned(states[part], targets[part], weights[part]), config) for part in ([0], [1, 2])]
-    assert sum(parts).item() == pytest.approx(whole.item(), rel=1e-12)
+    mean = distances(states[order], targets[order], 0.5, 1.0).mean()
+    assert total.item() == pytest.approx(mean.item(), rel=1e-12)
+    parts = [
+        alignment_loss(AlignedStates(states[part], targets[part], weights[part]), config) for part in ([0], [1, 2])
+    ]
+    assert sum(parts).item() == pytest.approx(total.item(), rel=1e-12)
 
 
 def test_equal_states_are_aligned():
     states = torch.randn(3, 8, generator=torch.Generator().manual_seed(0))
-    assert alignment_loss(Aligned(states, states, torch.ones(3) / 3), teacher(mse_w=1.0)).item() == pytest.approx(
+    assert alignment_loss(AlignedStates(states, states, torch.ones(3) / 3), teacher(mse_w=1.0)).item() == pytest.approx(
         0, abs=1e-6
     )

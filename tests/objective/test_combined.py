@@ -17,7 +17,7 @@ from angle.objective.combined import CombinedLoss
 from angle.objective.contrastive import info_nce, nt_xent
 from angle.objective.normalize import l2_normalize
 from angle.objective.ranking import angle_scores, cosent_loss, cosine_scores
-from angle.structures import FORMATS, Structure
+from angle.structures import FORMATS, BatchStructure
 
 #: Random embeddings and labels with losses and gradients (float64) that release 0.5.4 of the reference gives; for the
 #: contrastive term on labels other than 0 and 1 the values wanted, which leave out the reference's accidental targets.
@@ -46,14 +46,14 @@ def evaluate(record: dict[str, Any], embeddings: Tensor) -> Tensor:
         if settings.pop("angle_pooling_strategy", "sum") == "mean":
             settings["angle_tau"] /= dimensions
         objective = CombinedLoss(LossConfig(**settings), data_format, dimensions, duplicates="keep")
-        return objective(embeddings, Structure(data_format, index, ids, labels)).total
-    roles, no_alternatives = l2_normalize(roles), torch.empty(0, 3, dtype=torch.int64)
+        return objective(embeddings, BatchStructure(data_format, index, ids, labels)).total
+    roles, no_known_positives = l2_normalize(roles), torch.empty(0, 3, dtype=torch.int64)
     if record["function"] == "contrastive":
         used = roles if settings["neg"] else roles[:, :2]
-        return info_nce(used, index[:, : used.shape[1]], no_alternatives, settings["tau"])
+        return info_nce(used, index[:, : used.shape[1]], no_known_positives, settings["tau"])
     assert labels is not None
     if record["function"] == "in_batch":
-        return nt_xent(roles, labels.trunc() > 0, index, no_alternatives, settings["tau"])
+        return nt_xent(roles, labels.trunc() > 0, index, no_known_positives, settings["tau"])
     if record["function"] == "cosine":
         return cosent_loss(settings["tau"] * cosine_scores(roles[:, 0], roles[:, 1]), labels)
     assert record["function"] == "angle"
@@ -65,20 +65,20 @@ def evaluate(record: dict[str, Any], embeddings: Tensor) -> Tensor:
 def test_reference_release(record: dict[str, Any], loss: float, gradient: np.ndarray) -> None:
     for dtype, tolerance in ((torch.float64, 1e-10), (torch.float32, 1e-5)):
         embeddings = torch.from_numpy(GOLDENS[f"embeddings/{record['case']}"]).to(dtype).requires_grad_()
-        mine = evaluate(record, embeddings)
-        mine.backward()
-        assert mine.item() == pytest.approx(loss, rel=tolerance, abs=tolerance)
+        loss_value = evaluate(record, embeddings)
+        loss_value.backward()
+        assert loss_value.item() == pytest.approx(loss, rel=tolerance, abs=tolerance)
         assert embeddings.grad is not None
         largest = max(np.abs(gradient).max(), 1e-3)
         np.testing.assert_allclose(embeddings.grad.numpy() / largest, gradient / largest, atol=10 * tolerance, rtol=0)
 
 
-def make(rows: int = 6, name: str = "A", dimensions: int = 8, seed: int = 0) -> tuple[Tensor, Structure]:
+def make(rows: int = 6, name: str = "A", dimensions: int = 8, seed: int = 0) -> tuple[Tensor, BatchStructure]:
     data_format, generator = FORMATS[name], torch.Generator().manual_seed(seed)
     roles = len(data_format.roles)
     index = torch.arange(rows * roles).view(rows, roles)
     labels = torch.arange(rows).float() % 2 if data_format.labelled else None
-    return torch.randn(rows * roles, dimensions, generator=generator), Structure(data_format, index, index, labels)
+    return torch.randn(rows * roles, dimensions, generator=generator), BatchStructure(data_format, index, index, labels)
 
 
 @pytest.mark.parametrize(
@@ -109,16 +109,18 @@ def test_total_is_the_weighted_sum_and_terms_carry_no_gradient(name: str) -> Non
 
 def test_format_c_multiplies_by_ibn_w_and_has_no_other_term() -> None:
     embeddings, structure = make(name="C")
-    one, many = (CombinedLoss(LossConfig(9.0, w, 9.0), FORMATS["C"], 8)(embeddings, structure) for w in (1.0, 30.0))
+    single, many = (CombinedLoss(LossConfig(9.0, w, 9.0), FORMATS["C"], 8)(embeddings, structure) for w in (1.0, 30.0))
     assert set(many.terms) == {"ibn"}
-    assert many.total.item() == pytest.approx(30 * one.total.item(), rel=1e-6)
-    assert many.terms["ibn"].item() == one.terms["ibn"].item()
+    assert many.total.item() == pytest.approx(30 * single.total.item(), rel=1e-6)
+    assert many.terms["ibn"].item() == single.terms["ibn"].item()
 
 
 def test_rows_point_into_the_embeddings() -> None:
     embeddings, structure = make()
     order = torch.randperm(len(embeddings), generator=torch.Generator().manual_seed(3))
-    moved = Structure(structure.format, torch.argsort(order)[structure.index], structure.text_ids, structure.labels)
+    moved = BatchStructure(
+        structure.format, torch.argsort(order)[structure.index], structure.text_ids, structure.labels
+    )
     objective = CombinedLoss(LossConfig(), FORMATS["A"], 8)
     assert objective(embeddings[order], moved).total.item() == objective(embeddings, structure).total.item()
 
@@ -151,7 +153,9 @@ def test_no_weight_above_zero_is_refused() -> None:
 )
 def test_positive_above_decides_which_graded_pairs_attract(above: float | None, positive: list[int]) -> None:
     embeddings, structure = make(rows=5)
-    graded = Structure(structure.format, structure.index, structure.text_ids, torch.tensor([0.0, 0.5, 3.0, 4.0, 5.0]))
+    graded = BatchStructure(
+        structure.format, structure.index, structure.text_ids, torch.tensor([0.0, 0.5, 3.0, 4.0, 5.0])
+    )
     objective = CombinedLoss(LossConfig(0.0, 1.0, 0.0, positive_above=above), FORMATS["A"], 8)
     pairs, which = l2_normalize(embeddings).view(5, 2, 8), torch.tensor(positive).bool()
     expected = nt_xent(pairs, which, structure.text_ids, structure.known_positives, 20.0)
@@ -159,7 +163,7 @@ def test_positive_above_decides_which_graded_pairs_attract(above: float | None, 
 
 
 @pytest.mark.parametrize("name", ["A", "B", "C"])
-def test_keep_counts_equal_texts_and_alternatives_as_any_others(name: str) -> None:
+def test_keep_counts_equal_texts_and_known_positives_as_any_others(name: str) -> None:
     embeddings, structure = make(name=name)
     ids = structure.text_ids.clone()
     ids[3, 0] = ids[1, 0]
@@ -167,8 +171,8 @@ def test_keep_counts_equal_texts_and_alternatives_as_any_others(name: str) -> No
     known_positives = torch.tensor([[1, ids[1, 0], ids[2, 1]]])  # in format A row 1 is positive
 
     def loss_of(duplicates: str, *texts: Tensor) -> float:
-        given = Structure(structure.format, structure.index, texts[0], structure.labels, *texts[1:])
-        return CombinedLoss(weights, FORMATS[name], 8, duplicates)(embeddings, given).total.item()
+        changed = BatchStructure(structure.format, structure.index, texts[0], structure.labels, *texts[1:])
+        return CombinedLoss(weights, FORMATS[name], 8, duplicates)(embeddings, changed).total.item()
 
     for duplicates in ("mask", "drop"):
         both = loss_of(duplicates, ids, known_positives)

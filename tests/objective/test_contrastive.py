@@ -25,14 +25,16 @@ from angle.training.dry_run import Allocations
 NONE = torch.empty(0, 3, dtype=torch.int64)
 
 
-def in_batch(pairs: Tensor, positive: Tensor, ids: Tensor, tau: float, others: Tensor = NONE, **further: Any) -> Tensor:
+def in_batch(
+    pairs: Tensor, positive: Tensor, ids: Tensor, tau: float, known_positives: Tensor = NONE, **options: Any
+) -> Tensor:
     """Return the loss of format A of embeddings of any length."""
-    return nt_xent(l2_normalize(pairs), positive, ids, others.to(ids.device), tau, **further)
+    return nt_xent(l2_normalize(pairs), positive, ids, known_positives.to(ids.device), tau, **options)
 
 
-def to_candidates(roles: Tensor, ids: Tensor, tau: float, others: Tensor = NONE, **further: Any) -> Tensor:
+def to_candidates(roles: Tensor, ids: Tensor, tau: float, known_positives: Tensor = NONE, **options: Any) -> Tensor:
     """Return the loss of formats B and C of embeddings of any length."""
-    return info_nce(l2_normalize(roles), ids, others.to(ids.device), tau, **further)
+    return info_nce(l2_normalize(roles), ids, known_positives.to(ids.device), tau, **options)
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
@@ -44,49 +46,53 @@ def distinct(rows: int, roles: int) -> Tensor:
 
 
 def naive_in_batch(
-    pairs: Tensor, positive: list[bool], ids: list[list[int]], tau: float, others: Sequence[Sequence[int]] = ()
+    pairs: Tensor, positive: list[bool], ids: list[list[int]], tau: float, known_positives: Sequence[Sequence[int]] = ()
 ) -> Tensor:
     texts = [(row, side) for row in range(len(pairs)) for side in (0, 1)]
     known = {(ids[row][side], ids[row][1 - side]) for row, side in texts if positive[row]}
-    known |= {pair for row, one, other in others if positive[row] for pair in ((one, other), (other, one))}
+    known |= {
+        pair for row, first, second in known_positives if positive[row] for pair in ((first, second), (second, first))
+    }
     total = 0 * pairs.sum()
     for row, side in texts:
         if not positive[row]:
             continue
-        own, partner = ids[row][side], (row, 1 - side)
+        own_id, partner = ids[row][side], (row, 1 - side)
         denominator = pairs.new_zeros(())
         for other in texts:
             other_id = ids[other[0]][other[1]]
-            unwanted = other == (row, side) or other_id == own or (own, other_id) in known
-            if other == partner or not unwanted:
+            is_masked = other == (row, side) or other_id == own_id or (own_id, other_id) in known
+            if other == partner or not is_masked:
                 denominator = denominator + (tau * F.cosine_similarity(pairs[row, side], pairs[other], dim=0)).exp()
         total = total + denominator.log() - tau * F.cosine_similarity(pairs[row, side], pairs[partner], dim=0)
     return total / len(texts)
 
 
-def naive_candidates(roles: Tensor, ids: list[list[int]], tau: float, others: Sequence[Sequence[int]] = ()) -> Tensor:
+def naive_candidates(
+    roles: Tensor, ids: list[list[int]], tau: float, known_positives: Sequence[Sequence[int]] = ()
+) -> Tensor:
     candidates = [(row, role) for role in range(1, roles.shape[1]) for row in range(len(roles))]
-    pairs = [row[:2] for row in ids] + [other[1:] for other in others]
-    known = {pair for one, other in pairs for pair in ((one, other), (other, one))}
+    pairs = [row[:2] for row in ids] + [other[1:] for other in known_positives]
+    known = {pair for first, second in pairs for pair in ((first, second), (second, first))}
     total = 0 * roles.sum()
     for row in range(len(roles)):
-        own, target = ids[row][0], (row, 1)
+        own_id, target = ids[row][0], (row, 1)
         denominator = roles.new_zeros(())
         for other in candidates:
             other_id = ids[other[0]][other[1]]
-            if other == target or not (other_id == own or (own, other_id) in known):
+            if other == target or not (other_id == own_id or (own_id, other_id) in known):
                 denominator = denominator + (tau * F.cosine_similarity(roles[row, 0], roles[other], dim=0)).exp()
         total = total + denominator.log() - tau * F.cosine_similarity(roles[row, 0], roles[target], dim=0)
     return total / len(roles)
 
 
 def random_ids(rows: int, roles: int, seed: int) -> Tensor:
-    """Few different numbers, so that texts repeat within and between rows and roles."""
+    """Return ids with few different values, so that texts repeat within and between rows and roles."""
     return torch.randint(0, 2 + rows, (rows, roles), generator=torch.Generator().manual_seed(seed))
 
 
-def random_alternatives(ids: Tensor, count: int, seed: int) -> Tensor:
-    """Pairs of texts that are there, as if some rows could have had them too."""
+def random_known_positives(ids: Tensor, count: int, seed: int) -> Tensor:
+    """Return random pairs of the batch's texts, as if rows could have had them too."""
     generator = torch.Generator().manual_seed(seed)
     rows = torch.randint(0, len(ids), (count, 1), generator=generator)
     texts = torch.randint(0, ids.numel(), (count, 2), generator=generator)
@@ -116,33 +122,33 @@ def gradient(loss: Tensor, embeddings: Tensor) -> Tensor:
 def chunk(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Sets how many queries are taken at once, of the 6 or 12 that meet 12 candidates."""
     if request.param is not None:
-        monkeypatch.setattr(contrastive, "LOGITS", 12 * request.param)
+        monkeypatch.setattr(contrastive, "MAX_LOGITS", 12 * request.param)
 
 
 @pytest.mark.usefixtures("chunk")
-@pytest.mark.parametrize("further", [0, 3])
+@pytest.mark.parametrize("num_pairs", [0, 3])
 @pytest.mark.parametrize("rows", [1, 2, 6])
 @pytest.mark.parametrize("seed", range(4))
-def test_in_batch_loss_is_the_loop(rows: int, further: int, seed: int) -> None:
+def test_nt_xent_is_the_loop(rows: int, num_pairs: int, seed: int) -> None:
     pairs, ids = normal(rows, 2, 8, seed=seed).requires_grad_(), random_ids(rows, 2, seed)
     positive = torch.rand(rows, generator=torch.Generator().manual_seed(seed)) > 0.4
-    others = random_alternatives(ids, further, seed)
-    loss = in_batch(pairs, positive, ids, 7.0, others)
-    expected = naive_in_batch(pairs, positive.tolist(), ids.tolist(), 7.0, others.tolist())
+    known_positives = random_known_positives(ids, num_pairs, seed)
+    loss = in_batch(pairs, positive, ids, 7.0, known_positives)
+    expected = naive_in_batch(pairs, positive.tolist(), ids.tolist(), 7.0, known_positives.tolist())
     assert loss.item() == pytest.approx(expected.item(), rel=1e-12)
     torch.testing.assert_close(gradient(loss, pairs), gradient(expected, pairs), rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.usefixtures("chunk")
-@pytest.mark.parametrize("further", [0, 3])
+@pytest.mark.parametrize("num_pairs", [0, 3])
 @pytest.mark.parametrize("roles", [2, 3])
 @pytest.mark.parametrize("rows", [1, 2, 6])
 @pytest.mark.parametrize("seed", range(4))
-def test_text_to_candidates_loss_is_the_loop(rows: int, roles: int, further: int, seed: int) -> None:
+def test_info_nce_is_the_loop(rows: int, roles: int, num_pairs: int, seed: int) -> None:
     embeddings, ids = normal(rows, roles, 8, seed=seed).requires_grad_(), random_ids(rows, roles, seed)
-    others = random_alternatives(ids, further, seed)
-    loss = to_candidates(embeddings, ids, 7.0, others)
-    expected = naive_candidates(embeddings, ids.tolist(), 7.0, others.tolist())
+    known_positives = random_known_positives(ids, num_pairs, seed)
+    loss = to_candidates(embeddings, ids, 7.0, known_positives)
+    expected = naive_candidates(embeddings, ids.tolist(), 7.0, known_positives.tolist())
     assert loss.item() == pytest.approx(expected.item(), rel=1e-12)
     torch.testing.assert_close(gradient(loss, embeddings), gradient(expected, embeddings), rtol=1e-10, atol=1e-12)
 
@@ -158,8 +164,8 @@ def test_gradients_agree_with_finite_differences() -> None:
 @pytest.mark.usefixtures("chunk")
 @pytest.mark.parametrize("number", [2, 3, 16])
 @pytest.mark.parametrize("name", ["A", "B"])
-def test_processes_share_out_the_queries(name: str, number: int) -> None:
-    """What each finds alone adds up to the whole, and each computes the logits of its own queries only."""
+def test_processes_split_the_queries(name: str, number: int) -> None:
+    """The losses of all shards add up to that of one process, and each computes the logits of its own queries only."""
     ids, positive = random_ids(6, 3, 0), torch.tensor([True, False, True, True, False, True])
 
     def loss_of(roles: Tensor, query_shards: QueryShards) -> Tensor:
@@ -168,38 +174,38 @@ def test_processes_share_out_the_queries(name: str, number: int) -> None:
         return to_candidates(roles, ids, 7.0, query_shards=query_shards)
 
     roles = normal(6, 3, 8).requires_grad_()
-    with Products() as together:
-        whole = loss_of(roles, SINGLE_PROCESS)
+    with Products() as unsharded_products:
+        unsharded = loss_of(roles, SINGLE_PROCESS)
     parts, counts = [], []
     for rank in range(number):
-        with Products() as own:
+        with Products() as shard_products:
             parts.append(loss_of(roles, QueryShards(rank, number)))
-        counts.append(own.queries)
-    torch.testing.assert_close(torch.stack(parts).sum(), whole)
-    torch.testing.assert_close(sum(gradient(part, roles) for part in parts), gradient(whole, roles))
-    assert sum(counts) == together.queries
+        counts.append(shard_products.queries)
+    torch.testing.assert_close(torch.stack(parts).sum(), unsharded)
+    torch.testing.assert_close(sum(gradient(part, roles) for part in parts), gradient(unsharded, roles))
+    assert sum(counts) == unsharded_products.queries
     assert max(counts) - min(counts) <= 1
 
 
 def test_a_backward_scales_and_can_be_repeated() -> None:
     roles = normal(4, 3, 8).requires_grad_()
     loss = to_candidates(roles, distinct(4, 3), 20.0)
-    once, again = (torch.autograd.grad(loss, roles, retain_graph=True)[0] for _ in range(2))
-    assert once.equal(again)
-    torch.testing.assert_close(gradient(-3 * loss, roles), -3 * once)
+    first_grad, second_grad = (torch.autograd.grad(loss, roles, retain_graph=True)[0] for _ in range(2))
+    assert first_grad.equal(second_grad)
+    torch.testing.assert_close(gradient(-3 * loss, roles), -3 * first_grad)
 
 
 def test_a_second_derivative_is_refused() -> None:
     queries, candidates = (F.normalize(normal(4, 8, seed=seed), dim=-1).requires_grad_() for seed in (0, 1))
     texts = torch.arange(4)
-    mask = FalseNegativeMask(texts, texts, texts, texts, texts=4)
+    mask = FalseNegativeMask(texts, texts, texts, texts, num_texts=4)
     loss = chunked_info_nce(queries, candidates, texts, torch.ones(4, dtype=torch.float64), 20.0, mask)
     with pytest.raises(RuntimeError, match="differentiated once only"):
         torch.autograd.grad(loss, queries, create_graph=True)
 
 
 def test_logits_are_computed_once_and_without_a_gradient_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(contrastive, "LOGITS", 2 * 12)  # 3 chunks of 2 queries
+    monkeypatch.setattr(contrastive, "MAX_LOGITS", 2 * 12)  # 3 chunks of 2 queries
     roles = normal(6, 3, 8).requires_grad_()
     with Products() as trained:
         to_candidates(roles, distinct(6, 3), 20.0).backward()
@@ -212,16 +218,16 @@ def test_logits_are_computed_once_and_without_a_gradient_nothing_else(monkeypatc
 def test_a_large_batch_needs_no_table_of_all_texts(name: str, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
     # The smallest table of all queries and candidates, one of booleans, takes 64 or 128 MiB. Half of the rows share
     # a text, which has thousands of positives.
-    monkeypatch.setattr(contrastive, "LOGITS", 2**19)
+    monkeypatch.setattr(contrastive, "MAX_LOGITS", 2**19)
     ids = distinct(rows, 2 + (name == "B"))
     ids[::2, 0] = 0
     embeddings = torch.randn(*ids.shape, 64, generator=torch.Generator().manual_seed(0)).requires_grad_()
-    with Allocations() as made:
+    with Allocations() as allocations:
         if name == "A":
             in_batch(embeddings, torch.arange(rows) % 4 == 0, ids, 20.0).backward()
         else:
             to_candidates(embeddings, ids, 20.0).backward()
-    assert made.peak < 32 * 2**20
+    assert allocations.peak < 32 * 2**20
 
 
 def test_no_shape_depends_on_values() -> None:
@@ -239,12 +245,12 @@ def test_a_repeated_text_is_no_negative_when_masked_and_one_when_kept() -> None:
     ids = torch.tensor([[0, 1], [0, 2], [3, 4]])
     embeddings = normal(3, 2, 8)
     embeddings[1, 0] = embeddings[0, 0]
-    masked, kept = (to_candidates(embeddings, texts, 5.0) for texts in (ids, distinct(3, 2)))
+    masked, unmasked = (to_candidates(embeddings, texts, 5.0) for texts in (ids, distinct(3, 2)))
     scores = 5 * F.normalize(embeddings[:, 0], dim=-1) @ F.normalize(embeddings[:, 1], dim=-1).T
-    assert kept.item() == pytest.approx(F.cross_entropy(scores, torch.arange(3)).item())
+    assert unmasked.item() == pytest.approx(F.cross_entropy(scores, torch.arange(3)).item())
     scores[0, 1] = scores[1, 0] = -torch.inf
     assert masked.item() == pytest.approx(F.cross_entropy(scores, torch.arange(3)).item())
-    assert masked < kept
+    assert masked < unmasked
 
 
 @pytest.mark.parametrize("ids", [[[0, 0], [0, 0]], [[5, 5], [1, 5]]])
@@ -266,10 +272,10 @@ def test_a_batch_of_one_text_repeated_has_nothing_to_learn() -> None:
 
 def test_not_negatives_are_the_query_itself_and_all_its_positives() -> None:
     queries, candidates = torch.tensor([7, 8, 9, 7]), torch.tensor([1, 2, 7, 3, 9])
-    mask = FalseNegativeMask(queries, candidates, torch.tensor([7, 7, 8]), torch.tensor([1, 3, 2]), texts=10)
+    mask = FalseNegativeMask(queries, candidates, torch.tensor([7, 7, 8]), torch.tensor([1, 3, 2]), num_texts=10)
     expected = [[1, 0, 1, 1, 0], [0, 1, 0, 0, 0], [0, 0, 0, 0, 1], [1, 0, 1, 1, 0]]
-    assert mask.of(slice(0, 4)).int().tolist() == expected
-    assert mask.of(slice(1, 3)).int().tolist() == expected[1:3]
+    assert mask.for_queries(slice(0, 4)).int().tolist() == expected
+    assert mask.for_queries(slice(1, 3)).int().tolist() == expected[1:3]
 
 
 @pytest.mark.parametrize("positive", [[False, False, False], [True, False, False]])
@@ -307,10 +313,10 @@ def test_what_is_not_finite_shows() -> None:
     assert to_candidates(roles, distinct(3, 3), 20.0).isnan()
 
 
-def test_cross_entropy_over_leaves_out_what_is_masked_except_the_target() -> None:
+def test_chunked_info_nce_leaves_out_what_is_masked_except_the_target() -> None:
     queries, candidates = F.normalize(normal(2, 4), dim=-1), F.normalize(normal(3, 4, seed=1), dim=-1)
     texts = torch.tensor([0, 3]), torch.tensor([0, 1, 2])
-    mask = FalseNegativeMask(*texts, left=torch.tensor([0]), right=torch.tensor([1]), texts=4)
+    mask = FalseNegativeMask(*texts, anchors=torch.tensor([0]), positives=torch.tensor([1]), num_texts=4)
     scores = 3 * queries @ candidates.T
     first = torch.logsumexp(scores[0, [0, 2]], 0) - scores[0, 0]
     second = torch.logsumexp(scores[1], 0) - scores[1, 2]

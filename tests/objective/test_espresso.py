@@ -15,7 +15,7 @@ from angle.config import EseConfig, LossConfig
 from angle.modeling.pooling import pool
 from angle.objective.combined import CombinedLoss
 from angle.objective.espresso import EspressoLoss, compress
-from angle.structures import FORMATS, Structure
+from angle.structures import FORMATS, BatchStructure
 
 GOLDENS = np.load(REPO / "tests" / "fixtures" / "espresso.npz")
 CASES = [(name, seed, pooling) for name in "ABC" for seed in ("s0", "s1") for pooling in ("cls", "avg", "last")]
@@ -27,11 +27,11 @@ def angle_loss(name: str, dimensions: int = 16) -> CombinedLoss:
     return CombinedLoss(weights, FORMATS[name], dimensions, duplicates="keep")
 
 
-def structure_of(name: str, texts: int, labels: Tensor | None = None) -> Structure:
+def structure_of(name: str, texts: int, labels: Tensor | None = None) -> BatchStructure:
     index = torch.arange(texts).view(-1, len(FORMATS[name].roles))
     if labels is None and name == "A":
         labels = torch.arange(len(index)) % 2
-    return Structure(FORMATS[name], index, index, None if labels is None else labels.float())
+    return BatchStructure(FORMATS[name], index, index, None if labels is None else labels.float())
 
 
 def make_embeddings(texts: int = 12, depths: int = 4, dimensions: int = 16) -> Tensor:
@@ -53,8 +53,8 @@ def test_the_reference_s_values_in_compat_mode(name, seed, pooling):
     result.total.backward()
 
     assert result.total.item() == pytest.approx(float(GOLDENS[f"{case}/{pooling}/loss"]), rel=1e-10)
-    wanted = GOLDENS[f"{case}/{pooling}/grad"]
-    np.testing.assert_allclose(hidden.grad, wanted, rtol=1e-8, atol=1e-10 * np.abs(wanted).max())
+    expected = GOLDENS[f"{case}/{pooling}/grad"]
+    np.testing.assert_allclose(hidden.grad, expected, rtol=1e-8, atol=1e-10 * np.abs(expected).max())
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -69,12 +69,12 @@ def test_the_corrected_sum_by_hand(name, temperature):
         return loss(embeddings[:, depth - 1, :6], structure).total.item()
 
     def compression(depth: int) -> float:
-        found, target = embeddings[:, depth - 1, :6].numpy(), compress(embeddings[:, depth - 1], 6).numpy()
-        distance = np.mean((found - target) ** 2)
+        states, target = embeddings[:, depth - 1, :6].numpy(), compress(embeddings[:, depth - 1], 6).numpy()
+        distance = np.mean((states - target) ** 2)
         if temperature:
-            wanted = np.exp(target / temperature) / np.exp(target / temperature).sum(1, keepdims=True)
-            given = np.exp(found / temperature) / np.exp(found / temperature).sum(1, keepdims=True)
-            distance += temperature * (wanted * np.log(wanted / given)).sum(1).mean()
+            target_probs = np.exp(target / temperature) / np.exp(target / temperature).sum(1, keepdims=True)
+            probs = np.exp(states / temperature) / np.exp(states / temperature).sum(1, keepdims=True)
+            distance += temperature * (target_probs * np.log(target_probs / probs)).sum(1).mean()
         return float(distance)
 
     expected = loss(embeddings[:, 3], structure).total.item() + narrow(4) + compression(4)
@@ -122,8 +122,8 @@ def test_more_dimensions_than_there_are():
 @pytest.mark.parametrize("case", ["pca_s0_k4", "pca_s1_k4"])
 def test_compression_is_the_exact_one_that_the_reference_approximates(case):
     texts, magnitudes = GOLDENS[f"{case}/texts"], GOLDENS[f"{case}/magnitudes"]
-    found = compress(torch.from_numpy(texts), magnitudes.shape[1]).numpy()
-    np.testing.assert_allclose(np.abs(found), magnitudes, rtol=1e-6, atol=1e-6 * magnitudes.max())
+    compressed = compress(torch.from_numpy(texts), magnitudes.shape[1]).numpy()
+    np.testing.assert_allclose(np.abs(compressed), magnitudes, rtol=1e-6, atol=1e-6 * magnitudes.max())
 
 
 def test_compression_by_a_full_decomposition_with_signs():

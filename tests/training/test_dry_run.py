@@ -15,7 +15,7 @@ from transformers import LlamaConfig, LlamaModel
 
 from angle import TrainConfig, build_config, fit
 from angle.config import SourceConfig
-from angle.data.batching import BatchSpec, CorpusData
+from angle.data.batching import BatchSpec, InMemoryTrainingData
 from angle.data.corpus import load_corpus
 from angle.errors import ConfigError
 from angle.modeling.tiny import tiny_tokenizer
@@ -84,7 +84,9 @@ def test_a_process_measures_its_share_of_the_global_batch(tmp_path: Path) -> Non
     rows = write_jsonl(tmp_path / "rows.jsonl", ROWS * 2)
     corpus = load_corpus(SourceConfig(str(rows)), "train", TextTokenizer(tiny_tokenizer(), 64))
     shares = [
-        _longest_batch(CorpusData(corpus, BatchSpec(batch_size=2, duplicates="keep", processes=2, rank=rank)))[1]
+        _longest_batch(
+            InMemoryTrainingData(corpus, BatchSpec(batch_size=2, duplicates="keep", world_size=2, rank=rank))
+        )[1]
         for rank in (0, 1)
     ]
     sizes = [sum(len(tiny_tokenizer()(text).input_ids) for text in row.values()) for row in ROWS]

@@ -18,7 +18,7 @@ from angle.config import LoraConfig, SourceConfig
 from angle.data import sample
 from angle.modeling.tiny import tiny_tokenizer
 from angle.objective.combined import CombinedLoss
-from angle.structures import FORMATS, Structure
+from angle.structures import FORMATS, BatchStructure
 from angle.tracking.tracker import Tracker
 from angle.training.schedule import lr_factor, warmup_steps
 
@@ -251,7 +251,7 @@ def test_validation_loss_is_the_mean_of_equal_batches(model: Path, rows: Path, p
         texts = [line[role] for line in part for role in ("text1", "text2")]
         ids = torch.tensor([texts.index(text) for text in texts]).view(-1, 2)
         labels = torch.tensor([float(line["label"]) for line in part])
-        losses.append(loss_of(encoder.encode(texts), Structure(FORMATS["A"], ids, ids, labels)).total)
+        losses.append(loss_of(encoder.encode(texts), BatchStructure(FORMATS["A"], ids, ids, labels)).total)
     line = next(line for line in metrics(tmp_path / "run") if "valid/loss" in line)
     assert line["valid/loss"] == pytest.approx(float(sum(losses)) / 2, rel=1e-5)
 

@@ -23,7 +23,7 @@ from angle.config import TrainConfig
 from angle.config.build import build_config, load_config
 from angle.distributed.process_group import shutdown_distributed
 from angle.errors import ConfigError, TrainingError
-from angle.objective.combined import LossTerms
+from angle.objective.combined import LossOutput
 from angle.structures import Batch
 from angle.training import memory, setup, sharding
 from angle.training.distributed import check_equal_weights
@@ -69,7 +69,7 @@ def step_of(made: setup.Built, accelerator: Accelerator, budget: int | None = No
 
 def with_all_graphs(
     made: setup.Built, accelerator: Accelerator, batch: Batch, parts: list[slice]
-) -> tuple[LossTerms, dict[str, Tensor]]:
+) -> tuple[LossOutput, dict[str, Tensor]]:
     """Return the loss and the gradients of micro-batches whose graphs are all kept."""
     embeddings = torch.cat([made.trainable(*batch.micro_batch(part, accelerator.device))[0] for part in parts])
     loss = made.objective(embeddings, batch.structure)
