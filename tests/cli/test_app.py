@@ -1,4 +1,4 @@
-"""The command line before anything heavy starts: what is refused, how folders are called, how fast help comes."""
+"""The command line before anything heavy is imported: what is refused, how folders are named, how fast help is."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ POOLINGS = "auto, avg, cls, cls_avg, cls_max, last, max, mean"
         ("~train.epoch", "There is no setting train.epoch; did you mean train.epochs?"),
     ],
 )
-def test_words_that_cannot_work(word, text):
+def test_invalid_overrides(word, text):
     with pytest.raises(ConfigError) as caught:
         check_arguments([word], TrainConfig, CONF)
     assert str(caught.value) == text
@@ -99,7 +99,7 @@ def test_a_group_that_is_given_a_value_is_answered_with_its_settings(word, setti
     ],
     ids=" ".join,
 )
-def test_words_that_are_fine(words):
+def test_valid_overrides(words):
     check_arguments(words, TrainConfig, CONF)
 
 
@@ -161,7 +161,7 @@ def test_slug_of_a_long_list_is_cut_and_stays_distinct():
         (["data.train.name_or_path=[a,b]", "train.seed=1"], {"data.train.name_or_path", "train.seed"}),
     ],
 )
-def test_jobs_are_called_by_what_varies(words, keys):
+def test_jobs_are_named_by_the_settings_that_vary(words, keys):
     assert swept_keys(words) == keys
     assert {word.lstrip("+").split("=")[0] for word in select_overrides(words, keys)} == keys
 
@@ -195,11 +195,11 @@ def test_the_task_sees_the_command_line_as_typed(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize(("script", "parent"), [("train.py", "runs"), ("evaluate.py", "evaluations")])
-def test_a_run_is_called_by_date_and_time(command, script, parent):
+def test_a_run_is_named_by_date_and_time(command, script, parent):
     done = command(script, "--cfg", "hydra", "--resolve", "--package", "hydra.run")
-    found = re.search(rf"dir: {parent}/(\d{{4}}-\d\d-\d\d/\d\d-\d\d-\d\d)-\d{{3}}$", done.stdout, re.MULTILINE)
-    assert found, done.stdout + done.stderr
-    assert abs(time.mktime(time.strptime(found[1], "%Y-%m-%d/%H-%M-%S")) - time.time()) < 60
+    match = re.search(rf"dir: {parent}/(\d{{4}}-\d\d-\d\d/\d\d-\d\d-\d\d)-\d{{3}}$", done.stdout, re.MULTILINE)
+    assert match, done.stdout + done.stderr
+    assert abs(time.mktime(time.strptime(match[1], "%Y-%m-%d/%H-%M-%S")) - time.time()) < 60
 
 
 def test_processes_of_one_launcher_have_one_folder(tmp_path):
@@ -210,7 +210,7 @@ def test_processes_of_one_launcher_have_one_folder(tmp_path):
 
 
 @pytest.mark.parametrize("script", ["train.py", "evaluate.py", "convert.py"])
-def test_help_comes_fast_and_leaves_nothing(command, tmp_path, script):
+def test_help_is_fast_and_writes_nothing(command, tmp_path, script):
     used = os.times().children_user
     done = command(script, "--help")
     assert os.times().children_user - used < 1.5
@@ -238,7 +238,7 @@ def test_configuration_and_launch_import_nothing_heavy():
 
 
 @pytest.mark.parametrize(("script", "word"), [("evaluate.py", "tasks=[sts]"), ("convert.py", "output_dir=new")])
-def test_what_is_measured_or_converted_must_be_named(command, tmp_path, script, word):
+def test_the_model_to_evaluate_or_convert_must_be_named(command, tmp_path, script, word):
     done = command(script, word)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith(f"Error: model.name_or_path is missing: python {script} model.name_or_path=RUN takes")
