@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 from conftest import REPO
+from reference_command import changes
 
 from angle import AnglE, TrainConfig
 from angle.compat.arguments import GENERATION
-from angle.config.keys import flatten
 from angle.modeling.encoder import Encoder
 
 #: Arguments of `fit`, and what they change.
@@ -54,12 +54,6 @@ CLASS: list[tuple[dict[str, Any], dict[str, Any]]] = [
 
 class Recorded(Exception):  # noqa: N818
     """Raised in place of training or loading, with the settings."""
-
-
-def changes(config: TrainConfig, since: TrainConfig) -> dict[str, Any]:
-    """Return the settings that differ."""
-    before = flatten(since)
-    return {key: value for key, value in flatten(config).items() if value != before[key]}
 
 
 @pytest.fixture
