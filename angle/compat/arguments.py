@@ -126,7 +126,9 @@ def refuse_unknown(function: Callable[..., Any], unknown: Iterable[str], known: 
     """Raise TypeError for arguments that a function does not have, naming the nearest one that it has."""
     for name in unknown:
         if name in GENERATION.renamed:
-            hint = f"; it is called {GENERATION.renamed[name]!r} now, and stands in loss_kwargs."
+            current = GENERATION.renamed[name]
+            place = ", and belongs in loss_kwargs" if current in GENERATION.python_settings("loss_kwargs") else ""
+            hint = f"; it is called {current!r} now{place}."
         elif name in GENERATION.python_settings("argument_kwargs") and "argument_kwargs" in known:
             hint = f"; write argument_kwargs={{{name!r}: ...}}."
         else:

@@ -316,7 +316,11 @@ def test_rows_of_no_format(angle: AnglE) -> None:
         ),
         (
             lambda angle: angle.fit([], w1=3),
-            "AnglE.fit has no argument 'w1'; it is called 'cosine_w' now, and stands in loss_kwargs.",
+            "AnglE.fit has no argument 'w1'; it is called 'cosine_w' now, and belongs in loss_kwargs.",
+        ),
+        (
+            lambda angle: angle.fit([], evaluation_strategy="no"),
+            "AnglE.fit has no argument 'evaluation_strategy'; it is called 'eval_strategy' now.",
         ),
         (
             lambda angle: angle.fit([], loss_kwargs={"w2": 35}),
