@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from angle.cli.app import check_model_is_named, launch
+from angle.cli.app import launch, require_model
 from angle.config import ConvertConfig
 
 
@@ -12,7 +12,7 @@ def main(config: ConvertConfig) -> None:
     """Convert the encoder, and print how to load the result."""
     from angle.export.sentence_transformers import convert
 
-    check_model_is_named("convert.py")
+    require_model("convert.py")
     done = convert(config)
     if done.merge_distance is not None:
         print(f"Merged  the adapter; the largest cosine distance on held-out texts is {done.merge_distance:.1e}")

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from angle.cli.app import check_model_is_named, launch
+from angle.cli.app import launch, require_model
 from angle.config import EvaluateConfig
 
 
 def main(config: EvaluateConfig) -> float | None:
     """Evaluate, print the table and where the numbers are saved, and return the mean Spearman correlation."""
-    check_model_is_named("evaluate.py")
+    require_model("evaluate.py")
     from angle.distributed.process_group import init_distributed
     from angle.evaluation.grid import evaluate_grid
     from angle.evaluation.report import evaluate, table

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from angle.cli.app import launch, named_settings
+from angle.cli.app import launch, overridden_settings
 from angle.config import TrainConfig
 from angle.distributed.environment import print_once
 from angle.errors import HubError
@@ -24,7 +24,7 @@ def main(config: TrainConfig) -> float | None:
     if config.train.dry_run:
         print_once(dry_run(config))
         return None
-    result = fit(config, named_settings())
+    result = fit(config, overridden_settings())
     print_once(result.summary(sys.argv[1:]))
     if result.push_problem is not None:
         raise HubError(result.push_problem, result.best_score)

@@ -1,6 +1,6 @@
 """Train, evaluate and convert AnglE sentence encoders.
 
-The names below are the public ones. They are imported when they are used, so that `import angle` stays cheap.
+The names below are the public API. Each is imported when it is first used, so that `import angle` stays cheap.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from angle.training.loop import fit
     from angle.training.result import Result
 
-_HOME = {
+_MODULE_OF = {
     "AnglE": "angle.api.angle",
     "AngleDataTokenizer": "angle.api.datasets",
     "ConfigError": "angle.errors",
@@ -70,9 +70,9 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME:
+    if name not in _MODULE_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_HOME[name]), name)
+    return getattr(import_module(_MODULE_OF[name]), name)
 
 
 def __dir__() -> list[str]:

@@ -1,4 +1,4 @@
-"""Errors with causes outside this code: one sentence each, naming the setting, the value and the way out."""
+"""Errors whose cause is outside this code: one sentence each, with the setting, its value and what to do instead."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 
 class ConfigError(ValueError):
-    """A setting, or two settings together, that cannot work."""
+    """A setting, or a combination of settings, that cannot work."""
 
 
 class DataError(ValueError):
@@ -22,15 +22,15 @@ class HubError(RuntimeError):
     """A model that could not be pushed to the Hugging Face hub. Files on disk are unchanged."""
 
     def __init__(self, message: str, score: float | None = None) -> None:
-        """Keep the message, and the score of the run that produced the model, which is valid all the same."""
+        """Keep the message, and the score of the run that produced the model, which is still valid."""
         super().__init__(message)
         self.score = score
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """Return "; did you mean X?" for the known name closest to `name`, or "" if none is close."""
-    found = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
-    return f"; did you mean {found[0]}?" if found else ""
+    matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    return f"; did you mean {matches[0]}?" if matches else ""
 
 
 def first_line(error: BaseException) -> str:

@@ -1,4 +1,4 @@
-"""Named templates."""
+"""Named prompt templates."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ LAYERS = (
     ("api", "angle_trainer"),
 )
 LAYER = {part: number for number, parts in enumerate(LAYERS) for part in parts}
-KNOW_HYDRA = ("config/build", "config/overrides", "cli/app", "cli/arguments", "cli/sweep")
+KNOW_HYDRA = ("config/build", "config/overrides", "cli/app", "cli/arguments", "cli/jobs", "cli/sweep")
 #: The tracker writes into the run's folder by the folder's own method.
 ALLOWED = {("tracking/tracker.py", "angle.training.run_folder")}
 

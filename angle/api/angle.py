@@ -20,7 +20,7 @@ from angle.api.datasets import as_source, notes_of
 from angle.compat import arguments
 from angle.config import CONFIG_FILE, BillmConfig, ModelConfig, PoolingConfig, TrainConfig
 from angle.config.build import build_config, load_config
-from angle.config.names import nested
+from angle.config.keys import unflatten
 from angle.distributed.process_group import best_device
 from angle.errors import ConfigError
 from angle.evaluation.sts import PairScores, load_sts, score_pairs
@@ -92,7 +92,7 @@ class AnglE:
 
         """
         arguments.refuse_unknown(AnglE, unknown, inspect.signature(AnglE.__init__).parameters)
-        settings = arguments.translated("model_kwargs", model_kwargs, arguments.MODEL)
+        settings = arguments.translate_mapping("model_kwargs", model_kwargs)
         settings |= {
             "model.name_or_path": pretrained_model_path or model_name_or_path,
             "model.tokenizer_name_or_path": tokenizer_name_or_path
@@ -124,7 +124,7 @@ class AnglE:
         return cls(model_name_or_path, **kwargs)
 
     def _load(self) -> Encoder:
-        groups = nested(self._settings)
+        groups = unflatten(self._settings)
         encoder = Encoder.load(
             ModelConfig(**groups["model"]),
             PoolingConfig(**groups["pooling"]),
@@ -277,22 +277,22 @@ class AnglE:
         arguments.check_given_once(given, argument_kwargs)
         settings = self._settings | arguments.fit_settings(given, eval_strategy, save_strategy)
         settings |= arguments.loss_settings(loss_kwargs) | arguments.trainer_settings(trainer_kwargs, apply_ese)
-        settings |= arguments.translated("argument_kwargs", argument_kwargs, arguments.ARGUMENTS)
+        settings |= arguments.translate_mapping("argument_kwargs", argument_kwargs)
         settings["data.duplicates"] = "mask" if filter_duplicate else "keep"
         settings |= {"hub.push": push_to_hub, "hub.model_id": hub_model_id, "hub.private": hub_private_repo}
         if fp16 or bf16:
-            settings["train.mixed_precision"] = "bf16" if bf16 else arguments.said_precision()
+            settings["train.mixed_precision"] = "bf16" if bf16 else arguments.precision_for_fp16()
         if self._apply_lora or (self._apply_lora is None and self.is_llm and self._settings["model.adapter"] is None):
             settings |= self._lora
         settings |= self._notes(train_ds, "train_ds")
-        asked = nested(settings)
+        asked = unflatten(settings)
         sources = {"train": train_ds, "valid": valid_ds, "valid_sts": valid_ds_for_callback}
         names = {"train": "train_ds", "valid": "valid_ds", "valid_sts": "valid_ds_for_callback"}
         for role, data in sources.items():
             if data is not None:
                 self._check_alike(data, names[role], settings)
                 asked["data"][role] = dataclasses.asdict(as_source(data, names[role]))
-        built = build_config(arguments.merged(asked, config or {}), TrainConfig)
+        built = build_config(arguments.merge_settings(asked, config or {}), TrainConfig)
         self._encoder = None  # the loop loads its own, and two copies might not fit into memory
         result = fit(built)
         self.result = result

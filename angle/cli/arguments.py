@@ -1,4 +1,4 @@
-"""Check the words of a command line before Hydra composes them, with clearer error messages than its own."""
+"""Check a command line before Hydra composes it, with clearer error messages than Hydra's."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from pathlib import Path
 from typing import Any
 
 from angle.config import TrainConfig
-from angle.config.build import check_value, group_given_a_value, unknown_key
-from angle.config.names import group_names, setting_types
+from angle.config.build import check_value, unknown_setting, value_for_group
+from angle.config.keys import group_names, setting_types
 from angle.config.overrides import format_value
 from angle.errors import ConfigError, nearest
 
-#: The folder in conf/ that is not a group: its files are for `accelerate launch`.
-NO_GROUP = "accelerate"
+#: The folder in conf/ that is not a group of presets: its files are for `accelerate launch`.
+LAUNCH_FILES = "accelerate"
 
 
 def check_arguments(arguments: list[str], schema: type, conf: Path) -> list[str]:
-    """Check the words of a command line before Hydra composes them, and return them in the form that Hydra accepts.
+    """Check the words of a command line, and return them in the form that Hydra accepts.
 
     Raises:
         ConfigError: a word sets nothing, a group has no such option, or a value has the wrong type.
@@ -26,19 +26,21 @@ def check_arguments(arguments: list[str], schema: type, conf: Path) -> list[str]
     """
     from hydra._internal.utils import get_args_parser
 
-    known, unknown = get_args_parser().parse_known_intermixed_args(arguments)
+    parsed, unknown = get_args_parser().parse_known_intermixed_args(arguments)
     if unknown:
-        last_parts = {name.rsplit(".", 1)[-1]: name for name in setting_types(schema)}
-        near = difflib.get_close_matches(unknown[0].strip("-").split("=")[0], last_parts, n=1)
-        hint = f"; did you mean {last_parts[near[0]]}?" if near else "."
-        raise ConfigError(f"{unknown[0]} is no flag: a setting is written without dashes, as group.name=value{hint}")
-    words = [f"++{word}" if _check_word(word, schema, conf, many=known.multirun) else word for word in known.overrides]
-    flags = [word for word in arguments if word not in known.overrides]
-    return [*flags, *words]  # Hydra accepts no flag between two settings
+        key_of = {key.rsplit(".", 1)[-1]: key for key in setting_types(schema)}
+        near = difflib.get_close_matches(unknown[0].strip("-").split("=")[0], key_of, n=1)
+        hint = f"; did you mean {key_of[near[0]]}?" if near else "."
+        raise ConfigError(f"{unknown[0]} is not a flag: a setting is written without dashes, as group.name=value{hint}")
+    if parsed.experimental_rerun is not None:
+        raise ConfigError("--experimental-rerun is not supported: python train.py train.resume=RUN resumes a run.")
+    overrides = [_checked(word, schema, conf, multirun=parsed.multirun) for word in parsed.overrides]
+    flags = [word for word in arguments if word not in parsed.overrides]
+    return [*flags, *overrides]  # Hydra accepts no flag between two settings
 
 
-def _check_word(word: str, schema: type, conf: Path, *, many: bool) -> bool:
-    """Check a word, and return whether Hydra must be told that it adds entries to a mapping."""
+def _checked(word: str, schema: type, conf: Path, *, multirun: bool) -> str:
+    """Check a word, and return it as Hydra needs it: with ++ if it adds entries to a mapping."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.core.override_parser.types import OverrideType
     from hydra.errors import HydraException
@@ -51,12 +53,12 @@ def _check_word(word: str, schema: type, conf: Path, *, many: bool) -> bool:
         override = parser.parse_override(word)
     except HydraException:
         raise ConfigError(
-            f"{word} is no setting: write name=value, and quote values with spaces, braces or "
+            f"{word} is not a setting: write name=value, and quote values with spaces, braces or "
             f"commas, for example 'model.prompt=\"Query: {{text}}\"'."
         ) from None
     key = override.key_or_group
     if key == "hydra" or key.startswith(("hydra.", "hydra/")):
-        return False
+        return word
     if override.package is not None:
         raise ConfigError(f"{word} cannot work: a group has one place only; write {key}={override.value()}.")
     values = [override.value()]
@@ -64,32 +66,44 @@ def _check_word(word: str, schema: type, conf: Path, *, many: bool) -> bool:
         values = []
     elif override.is_sweep_override():
         values = [parser.parse_override(f"{key}={value}").value() for value in override.sweep_string_iterator()]
-    groups = set(_groups(schema, conf))
-    known = setting_types(schema)
-    in_mapping = dict in (known.get(key), known.get(key.rpartition(".")[0]))
-    if key not in groups | group_names(schema) | known.keys() and not in_mapping:
-        group = nearest(key, groups) if "." not in key else ""
-        raise ConfigError(f"There is no group {key}{group}" if group else unknown_key(key, schema))
+    types = setting_types(schema)
+    sets_entries = dict in (types.get(key), types.get(key.rpartition(".")[0]))
+    _check_key(key, schema, conf, is_entry=sets_entries)
     for value in values:
-        if key in groups:
-            _check_option(key, value, conf)
-        elif key not in group_names(schema):
-            if not (isinstance(value, str) and "${" in value):
-                check_value(key, value, schema)
-        elif not isinstance(value, Mapping):  # a mapping sets some of the group's settings
-            raise ConfigError(group_given_a_value(key, value, schema))
-    if override.is_sweep_override() and not many:
+        _check_value(key, value, schema, conf)
+    if override.is_sweep_override() and not multirun:
         raise ConfigError(f"{word} names several values: add -m to run a job for each, or write one.")
-    return in_mapping and override.type is OverrideType.CHANGE
+    return f"++{word}" if sets_entries and override.type is OverrideType.CHANGE else word
+
+
+def _check_key(key: str, schema: type, conf: Path, *, is_entry: bool) -> None:
+    """Raise ConfigError if `key` is neither a group, nor a setting, nor an entry of one."""
+    presets = set(_groups(schema, conf))
+    if is_entry or key in presets | group_names(schema) | setting_types(schema).keys():
+        return
+    group = nearest(key, presets) if "." not in key else ""
+    raise ConfigError(f"There is no group {key}{group}" if group else unknown_setting(key, schema))
+
+
+def _check_value(key: str, value: Any, schema: type, conf: Path) -> None:
+    """Raise ConfigError if the group or setting `key` does not accept `value`."""
+    if key in _groups(schema, conf):
+        _check_option(key, value, conf)
+    elif key not in group_names(schema):
+        if not (isinstance(value, str) and "${" in value):  # an interpolation is resolved later
+            check_value(key, value, schema)
+    elif not isinstance(value, Mapping):  # a mapping sets some of the group's settings
+        raise ConfigError(value_for_group(key, value, schema))
 
 
 def _groups(schema: type, conf: Path) -> list[str]:
     """Return the groups of presets that a script has."""
-    groups = {folder.name for folder in conf.iterdir() if folder.is_dir() and folder.name != NO_GROUP}
+    groups = {folder.name for folder in conf.iterdir() if folder.is_dir() and folder.name != LAUNCH_FILES}
     return sorted(groups if schema is TrainConfig else groups & group_names(schema))
 
 
 def table_of_groups(schema: type, conf: Path) -> str:
+    """Return a line per group with its options, for --help."""
     return "\n".join(f"{group}: {', '.join(_options(conf, group))}" for group in _groups(schema, conf))
 
 
@@ -100,11 +114,11 @@ def _options(conf: Path, group: str) -> list[str]:
 def _check_option(group: str, value: Any, conf: Path) -> None:
     options = _options(conf, group)
     if value not in options:
-        other = {
+        alternative = {
             "model": f" For any other: model.name_or_path={value}",
             "data": f" For your own: data=files data.train.name_or_path={value}",
         }
         raise ConfigError(
-            f"{group}={format_value(value)} is no option{nearest(str(value), options) or '.'} "
-            f"{group} can be: {', '.join(options)}.{other.get(group, '')}"
+            f"{group}={format_value(value)} is not an option{nearest(str(value), options) or '.'} "
+            f"{group} can be: {', '.join(options)}.{alternative.get(group, '')}"
         )

@@ -17,31 +17,31 @@ from angle.errors import ConfigError
 SLUG_LENGTH = 100
 
 
-@dataclass(frozen=True)
-class Job:
-    """The outcome of a job."""
+@dataclass
+class JobResult:
+    """The outcome of a job: failed, until its task has returned."""
 
-    words: str
+    overrides: str
     """The part of the command line in which the jobs differ."""
     folder: str
-    score: float | None
+    score: float | None = None
     """The score by which jobs are compared; None if nothing was measured."""
-    failed: bool
-    trained: bool
+    failed: bool = True
+    trained: bool = False
     """Whether a model was trained, which validation data would have given a score."""
 
 
-def varying(words: Sequence[str]) -> set[str]:
+def swept_keys(words: Sequence[str]) -> set[str]:
     """Return the settings and groups that a command line gives several values; if there are none, all that it sets."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
     overrides = OverridesParser.create().parse_overrides(list(words))
-    several = {override.key_or_group for override in overrides if override.is_sweep_override()}
-    return several or {override.key_or_group for override in overrides}
+    swept = {override.key_or_group for override in overrides if override.is_sweep_override()}
+    return swept or {override.key_or_group for override in overrides}
 
 
-def only(words: Sequence[str], keys: set[str]) -> list[str]:
-    """Return the job's words that set one of `keys`."""
+def select_overrides(words: Sequence[str], keys: set[str]) -> list[str]:
+    """Return the overrides that set one of `keys`."""
     return [word for word in words if word.lstrip("+~").partition("=")[0] in keys]
 
 
@@ -59,16 +59,16 @@ def check_jobs(words: Sequence[str], schema: type[Config], name: str, conf: Path
 
     overrides = OverridesParser.create().parse_overrides(list(words))
     if any(override.key_or_group == "hydra/sweeper" for override in overrides):
-        return  # that sweeper chooses the values as it goes
+        return  # which values another sweeper tries is not known beforehand
     (jobs,) = BasicSweeper.split_arguments(overrides, None)
     folders = list[str]()
     with initialize_config_dir(str(conf), version_base="1.3"):
         for job in jobs:
             try:
                 config = build_config(compose(name, overrides=list(job)), schema)
-            except InterpolationResolutionError:  # of ${hydra:job.num} and the like, which only the job itself knows
+            except InterpolationResolutionError:  # of ${hydra:job.num} and the like, which are known in the job only
                 continue
-            setting, folder = output_setting(config)
+            setting, folder = output_dir_setting(config)
             if folder is None:
                 continue
             if os.path.abspath(folder) in folders:
@@ -79,23 +79,23 @@ def check_jobs(words: Sequence[str], schema: type[Config], name: str, conf: Path
             folders.append(os.path.abspath(folder))
 
 
-def output_setting(config: TrainConfig | EvaluateConfig | ConvertConfig) -> tuple[str, str | None]:
-    """Return the name of the setting for a job's folder, and its value."""
+def output_dir_setting(config: TrainConfig | EvaluateConfig | ConvertConfig) -> tuple[str, str | None]:
+    """Return the setting that names a job's folder, and its value."""
     if isinstance(config, TrainConfig):
         return "train.output_dir", config.train.output_dir
     return "output_dir", config.output_dir
 
 
-def comparison(jobs: Sequence[Job]) -> str:
+def comparison_table(jobs: Sequence[JobResult]) -> str:
     """Return a table of the jobs' scores, followed by the folder of the best one."""
-    width = max(len(job.words) for job in jobs)
+    width = max(len(job.overrides) for job in jobs)
     scored = [job for job in jobs if job.score is not None]
     best = max(scored, key=lambda job: job.score or 0.0, default=None)
-    lines = [f"{'Job':>3}  {'':{width}}  Spearman"]
+    lines = [f"{'Job':>3}  {'':{width}}  {'Score':>8}"]
     for number, job in enumerate(jobs):
-        missing = "failed" if job.failed else "–"
-        cell = f"{missing:>8}" if job.score is None else f"{job.score:8.4f}{'  best' if job is best else ''}"
-        lines.append(f"{number:>3}  {job.words:{width}}  {cell}")
+        without_score = "failed" if job.failed else "–"
+        cell = f"{without_score:>8}" if job.score is None else f"{job.score:8.4f}{'  best' if job is best else ''}"
+        lines.append(f"{number:>3}  {job.overrides:{width}}  {cell}")
     if best is not None:
         lines += ["", f"Best    {best.folder}"]
     elif all(job.trained for job in jobs):
@@ -104,7 +104,7 @@ def comparison(jobs: Sequence[Job]) -> str:
 
 
 def slug(words: Sequence[str]) -> str:
-    """Return a job's words as a folder name that is easy to type; if too long, it is cut and ends in a checksum."""
+    """Return a job's overrides as a folder name that is easy to type; if too long, cut, with a checksum at the end."""
     text = "_".join(words)
     name = re.sub(r"[^\w.-]+", "-", text.replace(",", "_"))
     if len(name) <= SLUG_LENGTH:

@@ -43,14 +43,15 @@ class BillmConfig:
 
         """
         start = self.start_index
-        told = os.environ.get(START_INDEX_VARIABLE)
-        if told is not None:
-            if not told.lstrip("-").isdigit() or self.last_layers is not None or start not in (None, int(told)):
+        env_value = os.environ.get(START_INDEX_VARIABLE)
+        if env_value is not None:
+            is_number = env_value.lstrip("-").isdigit()
+            if not is_number or self.last_layers is not None or start not in (None, int(env_value)):
                 raise ConfigError(
-                    f"{START_INDEX_VARIABLE}={told} contradicts billm.start_index={start} and billm.last_layers="
+                    f"{START_INDEX_VARIABLE}={env_value} contradicts billm.start_index={start} and billm.last_layers="
                     f"{self.last_layers}: unset it, or give a whole number there alone."
                 )
-            start = int(told)
+            start = int(env_value)
         if self.last_layers is not None:
             if self.last_layers > layers:
                 raise ConfigError(f"billm.last_layers={self.last_layers} cannot work: the model has {layers} layers.")

@@ -1,4 +1,4 @@
-"""Turn nested values of any origin into a validated schema; save and load it."""
+"""Validate settings from any source against a schema; save and load them."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from angle.config.names import group_names, plain_type, setting_types, type_hints
+from angle.config.keys import group_names, runtime_type, setting_hints, setting_types
 from angle.config.overrides import format_value
 from angle.config.scripts import ConvertConfig, EvaluateConfig, TrainConfig
 from angle.errors import ConfigError, first_line, nearest
 
 Config = TypeVar("Config", TrainConfig, EvaluateConfig, ConvertConfig)
-#: What a setting of each type accepts, in words.
+#: What a setting of each type accepts, for messages.
 TYPE_NAMES = {
     int: "a whole number",
     float: "a number",
@@ -37,85 +37,91 @@ def build_config(source: Mapping[str, Any] | Config | Any, schema: type[Config])
 
     if dataclasses.is_dataclass(source) and not isinstance(source, type):
         source = dataclasses.asdict(source)
-    plain = OmegaConf.to_container(source, resolve=True) if OmegaConf.is_config(source) else source
-    if not isinstance(plain, Mapping):
+    values = OmegaConf.to_container(source, resolve=True) if OmegaConf.is_config(source) else source
+    if not isinstance(values, Mapping):
         raise ConfigError(f"A configuration is a mapping of groups, not {type(source).__name__}.")
-    for key in flatten_groups(plain, schema):
-        if key in plain and "." in key:
+    for key in flatten_groups(values, schema):
+        if key in values and "." in key:
             raise ConfigError(f"{key} must be written as a group and a name in it: {{{key.replace('.', ': {')}: ...")
         if key not in setting_types(schema):
-            raise ConfigError(unknown_key(key, schema))
+            raise ConfigError(unknown_setting(key, schema))
     try:
-        built = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), dict(plain)))
-    except OmegaConfBaseException:
-        for key, value in flatten_groups(plain, schema).items():
+        config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), dict(values)))
+    except OmegaConfBaseException:  # its messages name neither the setting as typed nor what is allowed
+        for key, value in flatten_groups(values, schema).items():
             check_value(key, value, schema)
         raise
-    assert isinstance(built, schema)
-    return built
+    assert isinstance(config, schema)
+    return config
 
 
 def check_value(key: str, value: Any, schema: type) -> None:
-    """Raise ConfigError if `key`, which is an existing setting or an entry of one, does not accept `value`."""
+    """Raise ConfigError if `key`, an existing setting or an entry of one that is a mapping, does not accept `value`."""
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    known = setting_types(schema)
-    name = key if key in known else key.rsplit(".", 1)[0]  # an entry of a mapping
-    kind = known[name]
-    if kind is dict and key == name and isinstance(value, Mapping):
-        for entry, content in value.items():
-            check_value(f"{key}.{entry}", content, schema)
+    types = setting_types(schema)
+    setting = key if key in types else key.rsplit(".", 1)[0]
+    is_entry = key != setting
+    expected = types[setting]
+    if expected is dict and not is_entry and isinstance(value, Mapping):
+        for entry, entry_value in value.items():
+            check_value(f"{key}.{entry}", entry_value, schema)
         return
     try:
-        OmegaConf.update(OmegaConf.structured(schema), key, value, force_add=key != name)
+        OmegaConf.update(OmegaConf.structured(schema), key, value, force_add=is_entry)
     except OmegaConfBaseException:
-        if key != name:
-            kind = plain_type(typing.get_args(type_hints(schema)[name])[1])
-        raise ConfigError(f"{key}={format_value(value)} cannot work: it must be {TYPE_NAMES[kind]}.") from None
+        if is_entry:
+            _, entry_hint = typing.get_args(setting_hints(schema)[setting])
+            expected = runtime_type(entry_hint)
+        raise ConfigError(f"{key}={format_value(value)} cannot work: it must be {TYPE_NAMES[expected]}.") from None
 
 
 def flatten_groups(values: Mapping[Any, Any], schema: type, prefix: str = "") -> dict[str, Any]:
-    """Return nested values by dotted name, flattened as deep as `schema` has groups.
+    """Return nested values by dotted key, flattened only where `schema` has a group, so that mappings stay whole.
 
     Raises:
-        ConfigError: a group was given a value.
+        ConfigError: a group was given a single value.
 
     """
     groups = group_names(schema)
     flat: dict[str, Any] = {}
-    for key, value in values.items():
-        name = f"{prefix}{key}"
-        if name not in groups:
-            flat[name] = value
+    for name, value in values.items():
+        key = f"{prefix}{name}"
+        if key not in groups:
+            flat[key] = value
         elif isinstance(value, Mapping):
-            flat |= flatten_groups(value, schema, f"{name}.")
+            flat |= flatten_groups(value, schema, f"{key}.")
         else:
-            raise ConfigError(group_given_a_value(name, value, schema))
+            raise ConfigError(value_for_group(key, value, schema))
     return flat
 
 
-def group_given_a_value(group: str, value: Any, schema: type) -> str:
+def value_for_group(group: str, value: Any, schema: type) -> str:
     """Return the error message for a group of settings that was given a single value."""
-    fields = [name for name in setting_types(schema) if name.startswith(f"{group}.")]
-    return f"{group}={format_value(value)} cannot work: {group} is a group of settings; it has: {', '.join(fields)}."
+    settings = ", ".join(_settings_in(group, schema))
+    return f"{group}={format_value(value)} cannot work: {group} is a group of settings; it has: {settings}."
 
 
-def unknown_key(key: str, schema: type) -> str:
+def unknown_setting(key: str, schema: type) -> str:
     """Return the error message for a setting that does not exist, naming the nearest one that does."""
-    known = list(setting_types(schema))
-    *_, end = key.rsplit(".", 1)
-    ends = {name: name.rsplit(".", 1)[-1] for name in known}
-    same_end = [name for name in known if ends[name] == end]
-    if not same_end and len(end) > 1:  # an acronym, such as lr for learning_rate
-        same_end = [name for name in known if "".join(word[0] for word in ends[name].split("_")) == end]
-    begun = [name for name in known if name.startswith(key)]
-    hint = f"; did you mean {[*same_end, *begun][0]}?" if same_end or begun else nearest(key, known)
+    keys = list(setting_types(schema))
+    name = key.rsplit(".", 1)[-1]
+    names = {known: known.rsplit(".", 1)[-1] for known in keys}
+    candidates = [known for known in keys if names[known] == name]
+    if not candidates and len(name) > 1:  # an acronym, such as lr for learning_rate
+        candidates = [known for known in keys if "".join(word[0] for word in names[known].split("_")) == name]
+    candidates += [known for known in keys if known.startswith(key)]
+    hint = f"; did you mean {candidates[0]}?" if candidates else nearest(key, keys)
     if not hint:
         group = key.split(".", 1)[0]
-        fields = [name for name in known if name.startswith(f"{group}.")]
-        hint = f"; {group} has: {', '.join(fields)}." if fields else "; python train.py --help lists them all."
+        settings = _settings_in(group, schema)
+        hint = f"; {group} has: {', '.join(settings)}." if settings else "; python train.py --help lists them all."
     return f"There is no setting {key}{hint}"
+
+
+def _settings_in(group: str, schema: type) -> list[str]:
+    return [key for key in setting_types(schema) if key.startswith(f"{group}.")]
 
 
 def save_config(config: TrainConfig, path: Path) -> None:
@@ -138,5 +144,5 @@ def load_config(path: Path) -> TrainConfig:
     try:
         content = OmegaConf.load(path)
     except (YAMLError, OSError) as error:
-        raise ConfigError(f"{path} is no configuration: {first_line(error)}.") from None
+        raise ConfigError(f"{path} is not a configuration: {first_line(error)}.") from None
     return build_config(content, TrainConfig)

@@ -1,17 +1,17 @@
-"""Which settings a resumed run takes."""
+"""The settings of a resumed run: its own, but for those that cannot change what it learns."""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Collection
+from typing import Any
 
 from angle.config.build import Config, build_config
-from angle.config.names import flatten
+from angle.config.keys import flatten, unflatten
 from angle.config.overrides import format_value
 from angle.config.scripts import TrainConfig
 from angle.errors import ConfigError
 
-#: Settings that may change when a run is resumed, because they cannot change what is learned.
+#: Settings, and groups of them, that may change when a run is resumed: they cannot change what is learned.
 RESUME_MAY_CHANGE = (
     "tracking.",
     "hub.",
@@ -23,45 +23,47 @@ RESUME_MAY_CHANGE = (
 
 
 def config_diff(saved: Config, requested: Config) -> list[str]:
-    """Return "setting: saved -> asked" for each setting that differs and affects what is learned."""
+    """Return "setting: saved -> requested" for each setting that differs and affects what is learned."""
     old, new = flatten(saved), flatten(requested)
     return [
-        f"{key}: {format_value(old[key])} -> {format_value(new[key])}"
+        _change(key, old[key], new[key])
         for key in sorted(old)
         if old[key] != new[key] and not key.startswith(RESUME_MAY_CHANGE)
     ]
 
 
+def _change(key: str, old: Any, new: Any) -> str:
+    return f"{key}: {format_value(old)} -> {format_value(new)}"
+
+
 def resume_config(
-    saved: TrainConfig, requested: TrainConfig, started_with: TrainConfig, named: Collection[str] = ()
+    saved: TrainConfig, requested: TrainConfig, first_requested: TrainConfig, overridden: Collection[str] = ()
 ) -> TrainConfig:
     """Return the settings to resume with: the saved ones, updated from `requested` where they may change.
 
     Args:
         saved: the run's settings, fully resolved.
-        requested: the settings requested now; a default value counts only if the setting was named.
-        started_with: the settings requested when the run was started.
-        named: dotted names of the settings that were requested, whatever their values.
+        requested: the settings requested for resuming; a default value counts only if the setting is overridden.
+        first_requested: the settings requested when the run was started.
+        overridden: dotted keys of the settings that the command line sets, whatever their values.
 
     Raises:
         ConfigError: a setting that may not change was given another value.
 
     """
-    default, now = flatten(TrainConfig()), flatten(requested)
-    allowed = (flatten(saved), flatten(started_with))
-    result = dataclasses.asdict(saved)
+    default, saved_values, first_values = flatten(TrainConfig()), flatten(saved), flatten(first_requested)
+    resumed = dict(saved_values)
     refused = []
-    for key, value in now.items():
-        if value == default[key] and key not in named:
+    for key, value in flatten(requested).items():
+        if value == default[key] and key not in overridden:
             continue
         if key.startswith(RESUME_MAY_CHANGE):
-            group, name = key.rsplit(".", 1)
-            result[group][name] = value
-        elif all(value != known[key] for known in allowed):
-            refused.append(f"{key}: {format_value(allowed[0][key])} -> {format_value(value)}")
+            resumed[key] = value
+        elif value not in (saved_values[key], first_values[key]):
+            refused.append(_change(key, saved_values[key], value))
     if refused:
         raise ConfigError(
-            f"train.resume={requested.train.resume} goes on with the run's own settings, and these would change it: "
-            f"{'; '.join(refused)}. Leave them out, or start a new run."
+            f"train.resume={requested.train.resume} resumes the run with its own settings, and these would change "
+            f"it: {'; '.join(refused)}. Leave them out, or start a new run."
         )
-    return build_config(result, TrainConfig)
+    return build_config(unflatten(resumed), TrainConfig)

@@ -1,4 +1,4 @@
-"""What each script takes: the groups together, and the checks that span several of them."""
+"""The schema of each script: its groups, and the checks that span several of them."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class TrainConfig:
             )
         if self.data.streaming and self.train.max_steps is None:
             raise ConfigError(
-                "data.streaming=true needs train.max_steps, for a stream has no known length: add for "
+                "data.streaming=true needs train.max_steps, because a stream has no known length: add for "
                 "example train.max_steps=1000."
             )
         if self.model.load_kbit is not None and not self.lora.enabled and self.model.adapter is None:
@@ -59,7 +59,7 @@ class TrainConfig:
             self.teacher = dataclasses.replace(self.teacher, name_or_path=SELF, revision=None)
         if self.teacher.cache and self.data.streaming:
             raise ConfigError(
-                "teacher.cache=true cannot work with data.streaming=true, for a stream's texts are not known before "
+                "teacher.cache=true cannot work with data.streaming=true: a stream's texts are not known before "
                 "training: leave one out."
             )
         if self.data_format.name != "auto":
@@ -75,16 +75,18 @@ class TrainConfig:
             is_file = Path(name).is_file()  # a file has no splits
             if name in held_out.names() and (is_file or same_split):
                 hint = "" if is_file else f", for example data.{role}.split={default_split}"
-                said = f"data.{role} is the training data itself, so it would measure nothing"
-                raise ConfigError(f"{said}: give other rows than those of {name}{hint}.")
+                raise ConfigError(
+                    f"data.{role} is the training data itself, so it would measure nothing: give other rows than those "
+                    f"of {name}{hint}."
+                )
 
     def _is_own_teacher(self) -> bool:
         """Return whether the named teacher is the model that training starts from."""
         model, teacher = self.model, self.teacher
         if model.adapter is not None or model.layers is not None or model.dimensions is not None:
             return False
-        places = {Path(name).resolve() for name in (model.name_or_path, str(teacher.name_or_path))}
-        return len(places) == 1 and teacher.revision in (None, model.revision)
+        paths = {Path(name).resolve() for name in (model.name_or_path, str(teacher.name_or_path))}
+        return len(paths) == 1 and teacher.revision in (None, model.revision)
 
 
 @dataclass
@@ -97,7 +99,7 @@ class EvaluateConfig:
     tasks: list[str] | None = None
     """stsb, sickr, sts12 ... sts16, sts (all seven), or files in format A; null: the run's own test set."""
     columns: dict[str, str] = field(default_factory=dict)
-    """A file's columns to rename, as {wanted: found}."""
+    """A file's columns to rename, as {new: old}."""
     label_map: dict[Any, float | None] = field(default_factory=dict)
     """Numbers for a file's labels; null drops the row."""
     positive_above: float | None = None

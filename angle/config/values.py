@@ -1,4 +1,4 @@
-"""Names that several groups share, and the checks behind their error messages."""
+"""Values that several groups share, and the checks behind their error messages."""
 
 from __future__ import annotations
 

@@ -21,7 +21,6 @@ from angle.data.purposes import DEFAULT_SPLITS, default_split, setting_name
 from angle.errors import DataError, first_line
 
 SAMPLE = "sample"
-FILE_ENDINGS = (".json", ".jsonl", ".csv", ".tsv", ".parquet")
 #: Rows read from a data set at a time: enough to make the overhead of a batch negligible.
 ARROW_BATCH_ROWS = 1000
 
@@ -32,6 +31,9 @@ COLUMN_DETECTION_ROWS = 1000
 FINGERPRINT_BYTES = 2**20
 
 Row = Mapping[str, Any]
+
+#: Yields the numbered rows of a file, given its path and purpose.
+RowReader = Callable[[Path, str], Iterator[tuple[int, Row]]]
 
 
 @dataclass(frozen=True)
@@ -98,7 +100,7 @@ def fingerprint_of_files(source: SourceConfig) -> str | None:
 
 def _file_ending(name: str) -> str | None:
     plain = name.lower().removesuffix(".gz")
-    return next((ending for ending in FILE_ENDINGS if plain.endswith(ending)), None)
+    return next((ending for ending in FILE_READERS if plain.endswith(ending)), None)
 
 
 def _sample_table(split: str, data_format: str) -> Table:
@@ -118,18 +120,28 @@ def _local_table(path: Path, split: str, purpose: str, streaming: bool) -> Table
     ending = _file_ending(path.name)
     if ending is None:
         raise DataError(
-            f"{setting_name(purpose)}: {path} cannot be read: a file must end in {', '.join(FILE_ENDINGS)}, all but "
-            f".parquet also with .gz behind."
+            f"{setting_name(purpose)}: {path} cannot be read: a file must end in {', '.join(FILE_READERS)}; a text "
+            f"file may be compressed (.gz)."
         )
     if path.stat().st_size == 0:
         raise DataError(f"{setting_name(purpose)}: {path} is empty.")
-    if ending == ".parquet":
-        return _parquet_table(path, purpose)
-    read, unit = _csv_rows, "row"
-    if ending in (".json", ".jsonl"):
-        read, unit = (_json_list, "row") if _holds_a_list(path, purpose) else (_json_lines, "line")
+    return FILE_READERS[ending](path, purpose, streaming)
+
+
+def _json_table(path: Path, purpose: str, streaming: bool) -> Table:
+    if _holds_a_list(path, purpose):  # which can only be parsed in one go
+        return _text_table(path, purpose, _json_list, streaming=False)
+    return _text_table(path, purpose, _json_lines, streaming, unit="line")
+
+
+def _csv_table(path: Path, purpose: str, streaming: bool) -> Table:
+    return _text_table(path, purpose, _csv_rows, streaming)
+
+
+def _text_table(path: Path, purpose: str, read: RowReader, streaming: bool, unit: str = "row") -> Table:
+    """Return the table of a text file; unless streaming, all of its rows are read at once."""
     rows: Iterable[tuple[int, Row]] = _FileRows(path, purpose, read)
-    if not streaming or read is _json_list:  # a JSON list can only be parsed in one go, so keep it
+    if not streaming:
         rows = list(rows)
     leading_rows = islice(rows, COLUMN_DETECTION_ROWS) if streaming else rows
     columns = dict.fromkeys(name for _, row in leading_rows for name in row)
@@ -144,7 +156,7 @@ class _FileRows:
 
     path: Path
     purpose: str
-    read: Callable[[Path, str], Iterator[tuple[int, Row]]]
+    read: RowReader
 
     def __iter__(self) -> Iterator[tuple[int, Row]]:
         with _explain_unreadable(self.path, self.purpose):
@@ -233,7 +245,8 @@ def _csv_rows(path: Path, purpose: str) -> Iterator[tuple[int, Row]]:
             yield number, dict(zip(header, cells, strict=True))
 
 
-def _parquet_table(path: Path, purpose: str) -> Table:
+def _parquet_table(path: Path, purpose: str, streaming: bool) -> Table:
+    """Return the table of a parquet file, which is read batch by batch, streaming or not."""
     import pyarrow as arrow
     import pyarrow.parquet as parquet
 
@@ -247,6 +260,16 @@ def _parquet_table(path: Path, purpose: str) -> Table:
         raise DataError(f"{setting_name(purpose)}: {path} is empty: it has no row.")
     rows = (row for batch in file.iter_batches() for row in batch.to_pylist())
     return Table(str(path), tuple(file.schema_arrow.names), enumerate(rows, 1))
+
+
+#: What reads a file, by its ending, given its path, its purpose and whether it is streamed.
+FILE_READERS: dict[str, Callable[[Path, str, bool], Table]] = {
+    ".json": _json_table,
+    ".jsonl": _json_table,
+    ".csv": _csv_table,
+    ".tsv": _csv_table,
+    ".parquet": _parquet_table,
+}
 
 
 def _disk_table(path: Path, split: str, purpose: str) -> Table:

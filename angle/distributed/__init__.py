@@ -1,1 +1,1 @@
-"""Several processes: what the launcher says of them, and how they communicate."""
+"""Several processes: the environment that their launcher sets, and the process group in which they communicate."""

@@ -1,14 +1,15 @@
-"""The launcher that started this process, and possibly others."""
+"""The environment of the launcher (torchrun, accelerate launch): nothing else in the package reads its variables."""
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import sys
 import time
 from pathlib import Path
 
-#: The scripts of this project, which lie side by side.
+#: The scripts of this project, which are in one folder.
 SCRIPTS = ("train.py", "evaluate.py", "convert.py")
 
 
@@ -18,12 +19,12 @@ def world_size() -> int:
 
 
 def is_main_process() -> bool:
-    """Return whether this is the one process of the launch that prints and writes."""
+    """Return whether this is rank 0, the one process that prints and writes."""
     return int(os.environ.get("RANK", "0")) == 0
 
 
 def is_local_main_process() -> bool:
-    """Return whether this is the first process of the launch on this machine."""
+    """Return whether this is local rank 0, the first process on its machine."""
     return int(os.environ.get("LOCAL_RANK", "0")) == 0
 
 
@@ -33,18 +34,18 @@ def is_multi_node() -> bool:
 
 
 def launch_command(processes: int) -> str:
-    """Return the command that launches a script in this many processes."""
+    """Return how a command line begins that starts a script in this many processes."""
     return "python" if processes == 1 else f"accelerate launch --multi_gpu --num_processes {processes}"
 
 
 def script_command(script: str) -> str:
-    """Return how to type a script's name here: where the running one lies, or alone if that is another program."""
+    """Return how to type the path of a script: beside the running one, or just its name if another program runs."""
     running = Path(sys.argv[0])
     return shlex.quote(str(running.with_name(script))) if running.name in SCRIPTS else script
 
 
 def launch_start_time() -> float:
-    """Return the time of the launch in seconds; with several processes, the time at which their launcher started."""
+    """Return when this launch began, in seconds since the epoch: for several processes, when their launcher started."""
     if world_size() > 1:
         import psutil
 
@@ -53,9 +54,15 @@ def launch_start_time() -> float:
 
 
 def launch_time() -> str:
-    """Return the <date>/<time> of the launch, to the millisecond: the same for all processes of one launcher."""
-    started = launch_start_time()
-    return time.strftime("%Y-%m-%d/%H-%M-%S", time.localtime(started)) + f"-{int(started % 1 * 1000):03d}"
+    """Return the <date>/<time> of the launch, to the millisecond: the same in all processes of one launcher."""
+    start = launch_start_time()
+    return time.strftime("%Y-%m-%d/%H-%M-%S", time.localtime(start)) + f"-{int(start % 1 * 1000):03d}"
+
+
+def report_failure(message: str) -> None:
+    """Tell torchrun why this process fails: it ends its own report with the message that it finds in a file."""
+    if (report := os.environ.get("TORCHELASTIC_ERROR_FILE")) is not None:
+        Path(report).write_text(json.dumps({"message": message, "timestamp": int(time.time())}))
 
 
 def print_once(text: object) -> None:

@@ -1,4 +1,4 @@
-"""The processes of a run, and how they communicate."""
+"""The process group of a run: how its processes find each other and communicate."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 import torch.distributed as dist
 
-# DDP imports this. Its functions hold on to the process group that exists then, so it must be before there is one.
+# DDP imports this. Its functions keep the process group that exists then, so it must be imported before there is one.
 import torch.distributed.nn.functional
 from torch import Tensor
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from accelerate import PartialState
 
 
-#: How long processes wait for each other: one may first have to download a model, save or upload.
+#: How long processes wait for each other: one may have to download a model, save or upload first.
 TIMEOUT = timedelta(hours=6)
 
 
@@ -37,7 +37,7 @@ def has_gpu() -> bool:
 
 
 def init_distributed(script: str) -> PartialState:
-    """Return this process's rank and device once all processes of the launcher have joined.
+    """Join the process group of the launcher, and return this process's rank and device.
 
     Raises:
         ConfigError: as `check_world_size`.
@@ -53,34 +53,34 @@ def init_distributed(script: str) -> PartialState:
 
 
 def shutdown_distributed() -> None:
-    """Close the connections to the other processes, whose threads could otherwise outlive the interpreter and abort."""
+    """Leave the process group, whose threads could otherwise outlive the interpreter and abort."""
     if dist.is_initialized():
-        gc.collect()  # what is wrapped for several processes holds them open
+        gc.collect()  # models wrapped for several processes keep it open
         dist.destroy_process_group()
 
 
 def check_world_size(processes: int, script: str) -> None:
-    """Check that all processes of the launcher found each other; otherwise each would work on its own.
+    """Check that all processes of the launcher are in the process group; otherwise each would work on its own.
 
     Raises:
-        ConfigError: some did not.
+        ConfigError: some are not.
 
     """
-    wanted = world_size()
-    if processes != wanted:
+    announced = world_size()
+    if processes != announced:
         raise ConfigError(
-            f"The launcher announced {wanted} processes, but {processes} found each other; start with "
-            f"{launch_command(wanted)} {script} ..."
+            f"The launcher announced {announced} processes, but {processes} found each other; start with "
+            f"{launch_command(announced)} {script} ..."
         )
 
 
 def all_gather(value: Tensor, processes: int) -> Tensor:
-    """Gather the rows (W M, ...) of all processes in rank order, without gradient; all have equally many."""
+    """Return the rows of all processes (W M, ...) in rank order, without gradient; each has M rows."""
     if processes == 1:
         return value
-    together = value.new_empty(processes * len(value), *value.shape[1:])
-    dist.all_gather(list(together.chunk(processes)), value.contiguous())
-    return together
+    gathered = value.new_empty(processes * len(value), *value.shape[1:])
+    dist.all_gather(list(gathered.chunk(processes)), value.contiguous())
+    return gathered
 
 
 def all_reduce_sum(value: Tensor, processes: int) -> Tensor:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from angle.config.overrides import override_word, override_words
+from angle.config.overrides import hydra_override, hydra_overrides
 from angle.distributed.environment import script_command
 from angle.files import relative_to_here
 from angle.training.run_folder import RunFolder
@@ -66,7 +66,7 @@ class Result:
             lines += [f"Pushed  {self.pushed}{' (by this run before)' if self.pushed_before else ''}"]
         if not SWEEP_FLAGS.isdisjoint(words):
             return "\n".join(lines)
-        model = shlex.quote(override_word("model.name_or_path", run))
+        model = shlex.quote(hydra_override("model.name_or_path", run))
         following = [
             f"python {script_command('evaluate.py')} {model}{'' if self.test_after else ' tasks=[stsb]'}",
             f"python {script_command('convert.py')} {model}",
@@ -79,7 +79,7 @@ class Result:
         """Return the command line of a hyperparameter sweep around this run."""
         folder = RunFolder(self.folder)
         if any(word.startswith("train.resume=") for word in words):
-            words = override_words(folder.requested())
+            words = hydra_overrides(folder.requested())
         swept = SWEPT_OF_FORMAT_C if folder.resolved().data_format.name == "C" else SWEPT
         last = {word.lstrip("+~").partition("=")[0]: word for word in words if not word.startswith(UNSWEPT)}
         again = [shlex.quote(word) for name, word in last.items() if name not in swept]

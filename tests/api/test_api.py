@@ -316,7 +316,11 @@ def test_rows_of_no_format(angle: AnglE) -> None:
         ),
         (
             lambda angle: angle.fit([], w1=3),
-            "AnglE.fit has no argument 'w1'; it is called 'cosine_w' now, and stands in loss_kwargs.",
+            "AnglE.fit has no argument 'w1'; it is called 'cosine_w' now, and belongs in loss_kwargs.",
+        ),
+        (
+            lambda angle: angle.fit([], evaluation_strategy="no"),
+            "AnglE.fit has no argument 'evaluation_strategy'; it is called 'eval_strategy' now.",
         ),
         (
             lambda angle: angle.fit([], loss_kwargs={"w2": 35}),
@@ -324,11 +328,11 @@ def test_rows_of_no_format(angle: AnglE) -> None:
         ),
         (
             lambda angle: angle.fit([], loss_kwargs={"angle_t": 1}),
-            "loss_kwargs has 'angle_t', which has no home here; did you mean angle_tau?",
+            "loss_kwargs has 'angle_t', which has no counterpart here; did you mean angle_tau?",
         ),
         (
             lambda angle: angle.fit([], argument_kwargs={"optim": "adafactor"}),
-            "argument_kwargs has 'optim', which has no home here. Known are: ",
+            "argument_kwargs has 'optim', which has no counterpart here. Known are: ",
         ),
         (
             lambda angle: angle.fit([], save_strategy="best"),
@@ -336,7 +340,7 @@ def test_rows_of_no_format(angle: AnglE) -> None:
         ),
         (
             lambda angle: AnglE("tiny", model_kwargs={"device_map": "auto"}),
-            "model_kwargs has 'device_map', which has no home here",
+            "model_kwargs has 'device_map', which has no counterpart here",
         ),
     ],
 )
@@ -420,7 +424,7 @@ def test_without_a_gpu(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
         angle = AnglE("tiny").cuda()
     assert angle.device == torch.device("cpu")
     angle.fit(rows("train", 20), output_dir=str(tmp_path / "run"), fp16=True, config={"train": {"max_steps": 1}})
-    assert "fp16 needs a GPU, and none is here: training goes on in " in capsys.readouterr().out
+    assert "fp16 needs a GPU, and there is none: training goes on in " in capsys.readouterr().out
     assert load_config(tmp_path / "run" / "config.yaml").train.mixed_precision in ("bf16", "no")
 
 
@@ -435,10 +439,11 @@ def test_formats_and_prompts_are_printed(capsys: pytest.CaptureFixture[str]) -> 
 
 
 def test_what_fit_takes_is_what_the_schema_has() -> None:
-    from angle.compat import arguments
-    from angle.config.names import nested, setting_types
+    from angle.compat.arguments import GENERATION
+    from angle.config.keys import setting_types, unflatten
 
-    tables = (arguments.ARGUMENTS, arguments.TRAINER, arguments.MODEL, arguments.LORA)
-    homes = [*arguments.FIT_DEFAULTS, *(home for table in tables for home in table.values())]
-    assert set(homes) <= setting_types(TrainConfig).keys()
-    assert json.dumps(nested({"a.b": 1, "a.c": 2, "d": 3})) == '{"a": {"b": 1, "c": 2}, "d": 3}'
+    owners = ("AnglE", "fit", "argument_kwargs", "trainer_kwargs", "model_kwargs", "loss_kwargs", "lora_config_kwargs")
+    keys = [key for owner in owners for key in GENERATION.python_settings(owner).values()]
+    assert len(keys) > 50
+    assert set(keys) <= setting_types(TrainConfig).keys()
+    assert json.dumps(unflatten({"a.b": 1, "a.c": 2, "d": 3})) == '{"a": {"b": 1, "c": 2}, "d": 3}'

@@ -1,6 +1,6 @@
-"""What a person gets wrong ends in exactly one line that says what to do, and leaves nothing behind.
+"""A user's mistake ends in exactly one line that says what to do, and writes nothing.
 
-Each case is the real command as a process of its own, in a folder of its own; two of them run at a time.
+Each case is the real command in a process and a folder of its own; as many run at a time as there are cores, at most 4.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ class Case:
 
     words: tuple[str, ...]
     text: str
-    """What is said, behind "Error: "."""
+    """The message after "Error: "."""
     files: dict[str, str | Callable[[Path], object]] = field(default_factory=dict)
-    """What lies in the folder: texts, or what writes it."""
+    """Files of the folder: their text, or a function that writes them."""
     env: dict[str, str] = field(default_factory=dict)
     heavy: bool = False
-    """Found only with torch loaded."""
+    """Whether it is found only once torch is imported."""
 
 
 def lines(rows: list[dict[str, object]]) -> str:
@@ -39,8 +39,8 @@ def lines(rows: list[dict[str, object]]) -> str:
     return "".join(json.dumps(row) + "\n" for row in rows)
 
 
-def changed(changes: dict[int, dict[str, object]]) -> str:
-    """Return good pairs, some cells changed, as JSON lines."""
+def pairs_with(changes: dict[int, dict[str, object]]) -> str:
+    """Return valid pairs, some cells changed, as JSON lines."""
     return lines([row | changes.get(number, {}) for number, row in enumerate(PAIRS)])
 
 
@@ -104,17 +104,17 @@ CASES = {
         {"rows.jsonl": lines(PAIRS)},
         heavy=True,
     ),
-    "null": rows(changed({2: {"text2": None}, 4: {"text2": None}}), "line 3: text2 is null (2 such rows)."),
-    "empty": rows(changed({3: {"text1": ""}}), "line 4: text1 is empty (1 such row)."),
-    "whitespace": rows(changed({3: {"text1": " \t"}}), "line 4: text1 is empty (1 such row)."),
-    "no text": rows(changed({3: {"text1": 7}}), "line 4: text1 is not a text but 7 (1 such row)."),
+    "null": rows(pairs_with({2: {"text2": None}, 4: {"text2": None}}), "line 3: text2 is null (2 such rows)."),
+    "empty": rows(pairs_with({3: {"text1": ""}}), "line 4: text1 is empty (1 such row)."),
+    "whitespace": rows(pairs_with({3: {"text1": " \t"}}), "line 4: text1 is empty (1 such row)."),
+    "no text": rows(pairs_with({3: {"text1": 7}}), "line 4: text1 is not a text but 7 (1 such row)."),
     "label in words": rows(
-        changed({1: {"label": "high"}, 2: {"label": "low"}, 5: {"label": "high"}}),
+        pairs_with({1: {"label": "high"}, 2: {"label": "low"}, 5: {"label": "high"}}),
         "line 2: label is 'high', which is not a number (3 such rows); give numbers, or map names: "
         "'data.train.label_map={high: NUMBER, low: NUMBER}'.",
     ),
     "label NaN": rows(
-        changed({4: {"label": float("nan")}}), "line 5: label is nan, which is not a finite number (1 such row)."
+        pairs_with({4: {"label": float("nan")}}), "line 5: label is nan, which is not a finite number (1 such row)."
     ),
     "empty file": rows("", "is empty."),
     "only a header": rows("text1,text2,label\n", "is empty: it has no row.", name="rows.csv"),
@@ -133,12 +133,14 @@ CASES = {
         "data.train: The tokenizer writes 'fox' as number 10, counted from 0, but the model has embeddings for 9 "
         "tokens: give a tokenizer without added tokens by model.tokenizer_name_or_path, or a model whose table was "
         "made larger for them.",
-        {"larger": larger_tokenizer, "rows.jsonl": changed({3: {"text1": "a fox"}})},
+        {"larger": larger_tokenizer, "rows.jsonl": pairs_with({3: {"text1": "a fox"}})},
         heavy=True,
     ),
     "typo": Case(("train.epoch=2",), "There is no setting train.epoch; did you mean train.epochs?"),
     "typo with a plus": Case(("+train.epoch=2",), "There is no setting train.epoch; did you mean train.epochs?"),
-    "no option": Case(("lora=r6",), "lora=r6 is no option; did you mean r64? lora can be: none, r16, r32, r64, r8."),
+    "no option": Case(
+        ("lora=r6",), "lora=r6 is not an option; did you mean r64? lora can be: none, r16, r32, r64, r8."
+    ),
     "no weights": Case(
         ("loss.cosine_w=0", "loss.ibn_w=0", "loss.angle_w=0"),
         "loss.cosine_w, loss.ibn_w and loss.angle_w are all 0, so there is nothing to learn: set one of them above 0.",
@@ -200,7 +202,7 @@ CASES = {
     ),
     "stream without an end": Case(
         ("data.streaming=true",),
-        "data.streaming=true needs train.max_steps, for a stream has no known length: add for example "
+        "data.streaming=true needs train.max_steps, because a stream has no known length: add for example "
         "train.max_steps=1000.",
     ),
     "no data": Case(
@@ -242,7 +244,7 @@ CASES = {
     ),
     "other settings on resume": Case(
         ("train.resume=run", "train.epochs=3"),
-        "train.resume=run goes on with the run's own settings, and these would change it: train.epochs: 1 -> 3. "
+        "train.resume=run resumes the run with its own settings, and these would change it: train.epochs: 1 -> 3. "
         "Leave them out, or start a new run.",
         {"run": other_run},
         heavy=True,

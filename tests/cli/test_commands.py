@@ -1,4 +1,4 @@
-"""The three commands as a person types them: train, evaluate, convert, sweep, and go on after a kill."""
+"""The three scripts as a user types them: train, evaluate, convert, sweep, and resume after a kill."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def default_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     return folder, done.stdout
 
 
-def test_the_default_learns_what_words_alone_do_not_tell(default_run):
+def test_the_default_learns_more_than_word_overlap(default_run):
     folder, printed = default_run
     (record,) = folder.glob("runs/*/*/run.json")
     result = json.loads(record.read_text())["result"]
@@ -73,7 +73,7 @@ def test_evaluate_finds_the_score_that_training_printed(default_run):
     assert json.loads(results.read_text())["tasks"]["sample (test)"]["spearman_cosine"] == pytest.approx(after)
 
 
-def test_a_reader_who_has_seen_enough(default_run):
+def test_a_closed_pipe_ends_the_program_quietly(default_run):
     folder, _ = default_run
     (run,) = folder.glob("runs/*/*")
     words = [str(REPO / "evaluate.py"), f"model.name_or_path={run}", "output_dir=unread"]
@@ -107,8 +107,8 @@ def test_the_other_formats_of_the_sample_learn(command: Command, tmp_path, name)
     assert result["test_after"] > result["test_before"] + 0.2
 
 
-def test_a_sweep_leaves_a_folder_a_job_each_of_which_can_be_gone_on_with(tmp_path):
-    """The sweep is killed in its third job; that one goes on, and ends as if it had never been killed."""
+def test_a_sweep_has_a_folder_per_job_each_of_which_can_be_resumed(tmp_path):
+    """The sweep is killed in its third job; that one resumes, and ends as if it had never been killed."""
     words = ["-m", "loss.ibn_w=10,20,30", "loss.angle_tau=1,20", "train.max_steps=30", "train.save_steps=10"]
     sweep = subprocess.Popen(
         [sys.executable, str(REPO / "train.py"), *words, "hydra.sweep.dir=sweep"],
@@ -140,14 +140,16 @@ def test_a_sweep_leaves_a_folder_a_job_each_of_which_can_be_gone_on_with(tmp_pat
     for job in jobs:
         assert fit(build_config({"train": {"resume": str(job)}}, TrainConfig)).finished_before
 
-    whole = ["loss.ibn_w=20", "loss.angle_tau=1", "train.max_steps=30", "train.save_steps=10"]
-    done = start("train.py", *whole, "train.output_dir=whole", folder=tmp_path)
+    uninterrupted = ["loss.ibn_w=20", "loss.angle_tau=1", "train.max_steps=30", "train.save_steps=10"]
+    done = start("train.py", *uninterrupted, "train.output_dir=uninterrupted", folder=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
-    one, other = (load_file(folder / "final" / "model.safetensors") for folder in (third, tmp_path / "whole"))
-    assert all(torch.equal(one[name], other[name]) for name in one)
+    resumed, expected = (
+        load_file(folder / "final" / "model.safetensors") for folder in (third, tmp_path / "uninterrupted")
+    )
+    assert all(torch.equal(resumed[name], expected[name]) for name in expected)
 
 
-def test_a_run_that_is_interrupted_says_how_to_go_on(tmp_path):
+def test_an_interrupted_run_says_how_to_resume(tmp_path):
     run = subprocess.Popen(
         [sys.executable, str(REPO / "train.py"), "train.output_dir=run"],
         cwd=tmp_path,
@@ -169,13 +171,13 @@ def test_a_run_that_is_interrupted_says_how_to_go_on(tmp_path):
     assert int(steps[0]) >= int(steps[1]) == max(checkpoints, default=0)
 
 
-def test_a_job_that_cannot_run_stops_no_other_one(command: Command, tmp_path):
+def test_a_job_that_cannot_run_stops_no_other(command: Command, tmp_path):
     words = ["train.batch_size=1,8", "train.max_steps=2", "train.logging_steps=2"]
     done = command("train.py", "-m", *words, "train.output_dir=out/${hydra:job.num}")
     assert done.returncode == 1
     assert done.stderr.startswith("Error: train.batch_size=1 leaves a row no other row to be compared with")
     *_, head, first, second, _, best = done.stdout.splitlines()
-    assert head.split() == ["Job", "Spearman"]
+    assert head.split() == ["Job", "Score"]
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["1"]
     assert first.split() == ["0", "train.batch_size=1", "failed"]
     assert re.fullmatch(r"  1  train\.batch_size=8  +-?0\.\d{4}  best", second)
@@ -185,17 +187,17 @@ def test_a_job_that_cannot_run_stops_no_other_one(command: Command, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("word", "said"),
+    ("word", "change"),
     [("train.batch_size=32", "train.batch_size: 4 -> 32"), ("lora=none", "lora.enabled: true -> false")],
 )
-def test_a_default_that_is_typed_is_no_default(command: Command, tmp_path: Path, word: str, said: str) -> None:
+def test_a_default_that_is_typed_counts_as_a_change(command: Command, tmp_path: Path, word: str, change: str) -> None:
     words = ["lora=r8", "train.batch_size=4", "train.max_steps=1", "train.logging_steps=2"]
     assert command("train.py", *words, "train.output_dir=run").returncode == 0
     record = tmp_path / "run" / "run.json"
     record.write_text(record.read_text().replace('"finished": true', '"finished": false'))
     done = command("train.py", "train.resume=run", word)
     assert done.returncode == 1
-    assert f"these would change it: {said}. Leave them out" in done.stderr
+    assert f"these would change it: {change}. Leave them out" in done.stderr
     assert command("train.py", "train.resume=run", "lora=r8", "train.logging_steps=10").returncode == 0
     assert json.loads((tmp_path / "run" / "run.json").read_text())["finished"]
 
@@ -203,8 +205,8 @@ def test_a_default_that_is_typed_is_no_default(command: Command, tmp_path: Path,
 def test_the_sweep_that_is_suggested_is_one_of_the_run(command: Command, tmp_path: Path) -> None:
     words = ["loss=format_c", "train.max_steps=2", "train.batch_size=4", "train.batch_size=8"]
     assert command("train.py", *words, "train.output_dir=run").returncode == 0
-    for again in ([*words, "train.output_dir=run"], ["train.resume=run"]):
-        done = command("train.py", *again)
+    for repeated in ([*words, "train.output_dir=run"], ["train.resume=run"]):
+        done = command("train.py", *repeated)
         assert done.stdout.count("train.batch_size=") == 1
         line = done.stdout.splitlines()[-1].strip()
         assert line.startswith(f"{SWEEP} ")
@@ -220,8 +222,8 @@ def test_the_sweep_that_is_suggested_is_one_of_the_run(command: Command, tmp_pat
 def test_what_comes_next_can_be_typed_whatever_the_folder_is_called(command: Command) -> None:
     done = command("train.py", "train.max_steps=1", "train.output_dir='out dïr [a]'")
     line = next(line for line in done.stdout.splitlines() if "convert.py" in line)
-    again = command("convert.py", *shlex.split(line)[2:])
-    assert (again.returncode, again.stderr) == (0, "")
+    converted = command("convert.py", *shlex.split(line)[2:])
+    assert (converted.returncode, converted.stderr) == (0, "")
 
 
 def test_the_sweep_that_is_suggested_keeps_what_it_does_not_vary(command: Command) -> None:
@@ -247,7 +249,7 @@ def test_a_sweep_without_scores_says_so(command: Command, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("label", [None, 0.0])
-def test_a_loss_of_nothing_is_said(command: Command, tmp_path: Path, label: float | None) -> None:
+def test_a_loss_that_is_exactly_zero_is_reported(command: Command, tmp_path: Path, label: float | None) -> None:
     row = {"text": "same", "positive": "same"} if label is None else {"text1": "a", "text2": "b", "label": label}
     write_jsonl(tmp_path / "same.jsonl", [row] * 8)
     done = command("train.py", "data=files", "data.train.name_or_path=same.jsonl", "train.max_steps=2")

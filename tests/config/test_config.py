@@ -1,4 +1,4 @@
-"""The schema: what composes, what is refused and with which words, and what survives the disk."""
+"""The schema: what composes, what is refused with which message, and what survives the disk."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from conftest import REPO
 from angle.cli.arguments import check_arguments
 from angle.config import FORMAT_NAMES, LOSS_TERM_SPECS, EvaluateConfig, LossConfig, TrainConfig
 from angle.config.build import build_config, load_config, save_config
-from angle.config.names import flatten, setting_types
-from angle.config.overrides import override_words
+from angle.config.keys import flatten, setting_types, unflatten
+from angle.config.overrides import hydra_overrides
 from angle.config.resume import config_diff, resume_config
 from angle.errors import ConfigError
 
@@ -25,25 +25,13 @@ OPTIONS = sorted(
 )
 
 
-def nested(settings: dict[str, Any]) -> dict[str, Any]:
-    """Return {"a.b": 1} as {"a": {"b": 1}}."""
-    tree: dict[str, Any] = {}
-    for key, value in settings.items():
-        *groups, last = key.split(".")
-        branch = tree
-        for group in groups:
-            branch = branch.setdefault(group, {})
-        branch[last] = value
-    return tree
-
-
 def build(settings: dict[str, Any], schema: Any = TrainConfig) -> Any:
-    """Return the configuration of dotted settings."""
-    return build_config(nested(settings), schema)
+    """Return the configuration of settings by dotted key."""
+    return build_config(unflatten(settings), schema)
 
 
-def complaint(settings: dict[str, Any], schema: Any = TrainConfig) -> str:
-    """Return what is said of dotted settings that cannot work."""
+def error_of(settings: dict[str, Any], schema: Any = TrainConfig) -> str:
+    """Return the error message for settings, by dotted key, that cannot work."""
     with pytest.raises(ConfigError) as caught:
         build(settings, schema)
     return str(caught.value)
@@ -68,10 +56,10 @@ def test_words_of_settings_compose_to_them():
             "tracking.tags": ["x", "true"],
         }
     )
-    words = override_words(config)
+    words = hydra_overrides(config)
     assert len(words) == 9
     assert composed(*check_arguments(words, TrainConfig, CONF)) == config
-    assert override_words(TrainConfig()) == []
+    assert hydra_overrides(TrainConfig()) == []
 
 
 def test_all_options_are_seen():
@@ -94,9 +82,10 @@ def test_every_option_composes_to_what_its_file_says(group, option):
         config = getattr(config, group)
     if option == "files":  # its path is the command line's
         return
-    found = flatten(config)
+    composed_values = flatten(config)
     for key, value in flat(settings).items():
-        assert found[key] == (pytest.approx(float(value)) if isinstance(found[key], float) else value), key
+        actual = composed_values[key]
+        assert actual == (pytest.approx(float(value)) if isinstance(actual, float) else value), key
 
 
 def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -108,7 +97,7 @@ def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return leaves
 
 
-def test_the_card_s_command():
+def test_llama_with_lora_on_triples():
     config = composed("model=llama7b", "lora=r64", "loss=format_b")
     assert config.model.name_or_path == "NousResearch/Llama-2-7b-chat-hf"
     assert dataclasses.asdict(config.lora) == {
@@ -163,24 +152,24 @@ def test_null_weights_become_those_of_a_format_that_is_given():
     ],
 )
 def test_unknown_settings_name_the_nearest(key, hint):
-    assert complaint({key: 1}) == f"There is no setting {key}{hint}"
+    assert error_of({key: 1}) == f"There is no setting {key}{hint}"
 
 
-WHOLE, NUMBER = "it must be a whole number.", "it must be a number."
+INTEGER, NUMBER = "it must be a whole number.", "it must be a number."
 
 
 @pytest.mark.parametrize(
     ("key", "value", "text"),
     [
-        ("train.epochs", "two", f"train.epochs=two cannot work: {WHOLE}"),
-        ("train.batch_size", 2.5, f"train.batch_size=2.5 cannot work: {WHOLE}"),
+        ("train.epochs", "two", f"train.epochs=two cannot work: {INTEGER}"),
+        ("train.batch_size", 2.5, f"train.batch_size=2.5 cannot work: {INTEGER}"),
         ("loss.ibn_w", "much", f"loss.ibn_w=much cannot work: {NUMBER}"),
         ("data.shuffle", "maybe", "data.shuffle=maybe cannot work: it must be true or false."),
         ("lora.enabled", "2.5", "lora.enabled=2.5 cannot work: it must be true or false."),
     ],
 )
 def test_values_of_another_type(key, value, text):
-    assert complaint({key: value}) == text
+    assert error_of({key: value}) == text
 
 
 @pytest.mark.parametrize(
@@ -196,7 +185,7 @@ def test_values_of_another_type(key, value, text):
     ],
 )
 def test_values_of_another_shape_are_named_without_omegaconf_s_words(key, value, words):
-    text = complaint({key: value})
+    text = error_of({key: value})
     assert all(word in text for word in words)
     assert not re.search(r"ListConfig|DictConfig|AnyNode|Optional|subclass|\.\.$|\n", text)
 
@@ -372,7 +361,7 @@ def test_label_map_takes_numbers_as_labels():
         ),
         (
             {"data.streaming": True},
-            "data.streaming=true needs train.max_steps, for a stream has no known length: add for example "
+            "data.streaming=true needs train.max_steps, because a stream has no known length: add for example "
             "train.max_steps=1000.",
         ),
         *(
@@ -387,16 +376,16 @@ def test_label_map_takes_numbers_as_labels():
     ids=str,
 )
 def test_checks(settings, text):
-    assert complaint(settings) == text
+    assert error_of(settings) == text
 
 
 def test_off_without_quotes_is_no_text_in_yaml():
-    said = (
+    message = (
         'train.packing=false is not known: YAML reads off as false unless it is quoted; write packing: "off" there, '
         "or train.packing=off on the command line."
     )
-    assert complaint({"train": yaml.safe_load("packing: off")}) == said
-    assert complaint({"train.packing": "false"}) == said
+    assert error_of({"train": yaml.safe_load("packing: off")}) == message
+    assert error_of({"train.packing": "false"}) == message
     assert build({"train": yaml.safe_load('packing: "off"')}).train.packing == "off"
     assert composed("train.packing=off").train.packing == "off"
 
@@ -412,13 +401,13 @@ def test_off_without_quotes_is_no_text_in_yaml():
     ],
 )
 def test_checks_of_evaluate(settings, text):
-    assert complaint(settings, EvaluateConfig) == text
+    assert error_of(settings, EvaluateConfig) == text
 
 
 def test_a_file_that_validates_itself_is_not_told_to_take_a_split_it_does_not_have(tmp_path):
     file = tmp_path / "a.jsonl"
     file.write_text("{}\n")
-    text = complaint({"data.train.name_or_path": str(file), "data.valid.name_or_path": str(file)})
+    text = error_of({"data.train.name_or_path": str(file), "data.valid.name_or_path": str(file)})
     assert text.startswith("data.valid is the training data itself, so it would measure nothing")
     assert "split" not in text
 
@@ -463,10 +452,10 @@ def test_settings_survive_the_disk(tmp_path, prompt):
 
 
 def test_difference_names_what_matters():
-    saved, asked = build({"train.seed": 1, "loss.ibn_w": 5, "model.prompt": "a {text}"}), TrainConfig()
-    asked.train.epochs = 3
-    asked.model.prompt = "b {text}"
-    assert config_diff(saved, asked) == [
+    saved, requested = build({"train.seed": 1, "loss.ibn_w": 5, "model.prompt": "a {text}"}), TrainConfig()
+    requested.train.epochs = 3
+    requested.model.prompt = "b {text}"
+    assert config_diff(saved, requested) == [
         "loss.ibn_w: 5.0 -> null",
         "model.prompt: a {text} -> b {text}",
         "train.epochs: 1 -> 3",
@@ -478,19 +467,21 @@ def test_difference_names_what_matters():
 def test_a_run_goes_on_with_its_own_settings_and_what_may_change():
     started = build({"train.max_steps": 9, "tracking.mode": "offline"})
     saved = build({"train.max_steps": 9, "tracking.mode": "offline", "train.learning_rate": 1e-3})
-    now = build({"train.resume": "run", "train.logging_steps": 3, "tracking.tags": ["again"], "train.max_steps": 9})
-    result = resume_config(saved, now, started)
+    requested = build(
+        {"train.resume": "run", "train.logging_steps": 3, "tracking.tags": ["again"], "train.max_steps": 9}
+    )
+    result = resume_config(saved, requested, started)
     assert (result.train.max_steps, result.train.learning_rate, result.train.logging_steps) == (9, 1e-3, 3)
     assert (result.tracking.mode, result.tracking.tags) == ("offline", ["again"])
 
 
 def test_a_run_does_not_go_on_with_other_settings():
     saved = build({"train.learning_rate": 1e-3})
-    now = build({"train.resume": "run", "train.epochs": 50, "train.learning_rate": 1})
+    requested = build({"train.resume": "run", "train.epochs": 50, "train.learning_rate": 1})
     with pytest.raises(ConfigError) as caught:
-        resume_config(saved, now, TrainConfig())
+        resume_config(saved, requested, TrainConfig())
     assert str(caught.value) == (
-        "train.resume=run goes on with the run's own settings, and these would change it: train.epochs: 1 -> 50; "
+        "train.resume=run resumes the run with its own settings, and these would change it: train.epochs: 1 -> 50; "
         "train.learning_rate: 0.001 -> 1.0. Leave them out, or start a new run."
     )
 
@@ -530,13 +521,13 @@ def test_presets_hold_no_value_that_the_schema_has_already():
         text = (CONF / group / f"{option}.yaml").read_text()
         values = yaml.safe_load(text)
         prefix = "" if "@package _global_" in text else f"{group}."
-        stands_for_the_default = group != "experiment" and all(
+        is_default = group != "experiment" and all(
             default.get(f"{prefix}{key}") == value for key, value in flat(values).items()
         )
-        if stands_for_the_default or group in ("experiment", "lora") or option == "files":
+        if is_default or group in ("experiment", "lora") or option == "files":
             continue
         for key, value in flat(values).items():
-            if not key.endswith(".split"):  # said, though the role implies it
+            if not key.endswith(".split"):  # stated, though the role implies it
                 assert default[f"{prefix}{key}"] != value, f"{group}={option}: {key}"
 
 
@@ -553,6 +544,6 @@ def test_one_of_several_training_files_measures_nothing(tmp_path, role):
     files = [tmp_path / f"{name}.jsonl" for name in "ab"]
     for file in files:
         file.write_text("{}\n")
-    text = complaint({"data.train.name_or_path": [*map(str, files)], f"data.{role}.name_or_path": str(files[1])})
+    text = error_of({"data.train.name_or_path": [*map(str, files)], f"data.{role}.name_or_path": str(files[1])})
     assert text.startswith(f"data.{role} is the training data itself")
     assert str(files[1]) in text

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from angle.config.names import nested
 from conftest import SpyTokenizer, tokens_of, write_jsonl
 from transformers import PreTrainedTokenizerFast
 
 from angle.config import LossConfig, SourceConfig, TrainConfig
 from angle.config.build import build_config
-from angle.config.names import nested
 from angle.data import sources
 from angle.data.batching import (
     BatchPlan,

@@ -271,8 +271,8 @@ NO_JSON = "is not valid JSON: Expecting property name enclosed in double quotes"
         (
             "a.txt",
             "text",
-            "cannot be read: a file must end in .json, .jsonl, .csv, .tsv, .parquet, all but .parquet also with .gz "
-            "behind.",
+            "cannot be read: a file must end in .json, .jsonl, .csv, .tsv, .parquet; a text file may be compressed "
+            "(.gz).",
         ),
     ],
     ids=lambda value: value if "." not in value[1:] or value.startswith("a.") else "",

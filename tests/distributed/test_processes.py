@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from torch import distributed as dist
 from torch.multiprocessing.spawn import spawn
 
-from angle.cli.app import agreed_on
+from angle.cli.jobs import check_common_folder
 from angle.config import EvaluateConfig, ModelConfig
 from angle.data import sample
 from angle.distributed.environment import launch_time
@@ -126,11 +126,11 @@ def test_two_processes_evaluate_as_one(tmp_path: Path, words: list[str], name: s
     write_rows(tmp_path / "one.jsonl", "A", 43)
     write_rows(tmp_path / "other.jsonl", "A", 8)
     words = ["model.name_or_path=tiny", "tasks=[one.jsonl,other.jsonl]", "batch_size=4", *words]
-    alone = run("evaluate.py", tmp_path, [], *words, "output_dir=alone")
+    by_one = run("evaluate.py", tmp_path, [], *words, "output_dir=alone")
     printed = run("evaluate.py", tmp_path, TWO_PROCESSES, *words)
-    (together,) = (tmp_path / "evaluations").glob("*/*")
-    assert printed == alone.replace("alone", str(together.relative_to(tmp_path)))
-    folders = (tmp_path / "alone", together)
+    (by_two,) = (tmp_path / "evaluations").glob("*/*")
+    assert printed == by_one.replace("alone", str(by_two.relative_to(tmp_path)))
+    folders = (tmp_path / "alone", by_two)
     assert len({tuple(sorted(path.name for path in folder.iterdir())) for folder in folders}) == 1
     one, two = (numbers_in(json.loads((folder / name).read_text())) for folder in folders)
     assert len(one) > 10
@@ -145,26 +145,26 @@ def numbers_in(tree: Any) -> list[float]:
     return [float(tree)] if isinstance(tree, int | float) else []
 
 
-def test_each_process_encodes_its_share_and_one_writes(tmp_path: Path) -> None:
+def test_each_process_encodes_its_shard_and_one_writes(tmp_path: Path) -> None:
     write_rows(tmp_path / "pairs.jsonl", "A", 43)
-    spawn(evaluate_share, (tmp_path, free_port()), nprocs=2)
-    found = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1)]
-    assert [wrote for _, wrote in found] == [True, False]
-    first, second = (lengths for lengths, _ in found)
+    spawn(evaluate_shard, (tmp_path, free_port()), nprocs=2)
+    recorded = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1)]
+    assert [wrote for _, wrote in recorded] == [True, False]
+    first, second = (lengths for lengths, _ in recorded)
     assert 40 < len(first) == len(second)
     in_turn = [length for both in zip(first, second, strict=True) for length in both]
     assert in_turn == sorted(in_turn, reverse=True)  # dealt out by length
 
 
-def evaluate_share(rank: int, folder: Path, port: int) -> None:
+def evaluate_shard(rank: int, folder: Path, port: int) -> None:
     """Evaluate as one of two processes; write down the lengths of the texts that it encodes, and whether it writes."""
-    told = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    os.environ |= {name: str(value) for name, value in told.items()} | {"CUDA_VISIBLE_DEVICES": ""}
+    environment = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    os.environ |= {name: str(value) for name, value in environment.items()} | {"CUDA_VISIBLE_DEVICES": ""}
     lengths, wrote, encode = list[int](), list[Path](), Encoder.encode_tokens
 
-    def encode_and_count(encoder: Encoder, tokens: Tokens, *further: Any, **options: Any) -> torch.Tensor:
+    def encode_and_count(encoder: Encoder, tokens: Tokens, *args: Any, **options: Any) -> torch.Tensor:
         lengths.extend(tokens.lengths.tolist())
-        return encode(encoder, tokens, *further, **options)
+        return encode(encoder, tokens, *args, **options)
 
     report.save_results = lambda path, *_: wrote.append(path)  # type: ignore[assignment]
     Encoder.encode_tokens = encode_and_count  # type: ignore[method-assign]
@@ -192,12 +192,12 @@ def test_what_is_gathered_part_by_part_is_whole(monkeypatch: pytest.MonkeyPatch)
 def test_a_sweep_on_several_processes_ends_with_the_job_that_fails(tmp_path: Path) -> None:
     words = ["-m", "model.name_or_path=tiny,nowhere,tiny", "tasks=[pairs.jsonl]"]
     write_rows(tmp_path / "pairs.jsonl", "A", 20)
-    done, together = (launch("evaluate.py", tmp_path, launcher, *words) for launcher in ([], TWO_PROCESSES))
-    assert "\nJob 2 " in done.stdout
-    assert together.returncode == done.returncode == 1
-    assert "Error: " in together.stderr
-    assert "\nJob 1 " in together.stdout
-    assert "\nJob 2 " not in together.stdout
+    alone, on_two = (launch("evaluate.py", tmp_path, launcher, *words) for launcher in ([], TWO_PROCESSES))
+    assert "\nJob 2 " in alone.stdout
+    assert on_two.returncode == alone.returncode == 1
+    assert "Error: " in on_two.stderr
+    assert "\nJob 1 " in on_two.stdout
+    assert "\nJob 2 " not in on_two.stdout
 
 
 def test_the_launch_file_for_a_cpu_starts_two_processes_that_train_as_one(tmp_path: Path) -> None:
@@ -210,8 +210,10 @@ def test_the_launch_file_for_a_cpu_starts_two_processes_that_train_as_one(tmp_pa
 
 
 def test_every_launch_file_says_what_its_name_says() -> None:
-    found = {path.stem: load_config_from_file(str(path)) for path in LAUNCH_FILES.iterdir()}
-    types = {name: (file.distributed_type, file.num_machines, file.num_processes) for name, file in found.items()}
+    launch_files = {path.stem: load_config_from_file(str(path)) for path in LAUNCH_FILES.iterdir()}
+    types = {
+        name: (file.distributed_type, file.num_machines, file.num_processes) for name, file in launch_files.items()
+    }
     assert types == {
         "one_gpu": (DistributedType.NO, 1, 1),
         "several_gpus": (DistributedType.MULTI_GPU, 1, 8),
@@ -224,27 +226,27 @@ def test_every_launch_file_says_what_its_name_says() -> None:
 
 
 def test_machines_without_a_common_folder_are_told_to_name_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    here = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "1"}
+    variables = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "1"}
     for script, setting in (("train.py", "train.output_dir"), ("evaluate.py", "output_dir")):
-        done = start(script, folder=tmp_path, **here)
+        done = start(script, folder=tmp_path, **variables)
         assert done.returncode == 1
-        assert f"Error: {setting} is missing: several machines" in done.stderr
+        assert f"Error: {setting} is missing: each machine" in done.stderr
         assert not list(tmp_path.iterdir())
-    for name, value in here.items():
+    for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    assert agreed_on("/shared/sweep/0_loss.ibn_w-10") == "/shared/sweep/0_loss.ibn_w-10"
+    assert check_common_folder("/shared/sweep/0_loss.ibn_w-10") == "/shared/sweep/0_loss.ibn_w-10"
     with pytest.raises(ConfigError):
-        agreed_on(f"multirun/{launch_time()}/0")
+        check_common_folder(f"multirun/{launch_time()}/0")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
-    assert agreed_on(f"runs/{launch_time()}") == f"runs/{launch_time()}"
+    assert check_common_folder(f"runs/{launch_time()}") == f"runs/{launch_time()}"
 
 
-def test_what_is_wrong_is_said_once_and_last(tmp_path: Path) -> None:
+def test_an_error_is_printed_once_and_last(tmp_path: Path) -> None:
     sentence = "There is no setting train.epoch; did you mean train.epochs?"
     done = launch("train.py", tmp_path, TWO_PROCESSES, "train.epoch=3")
     assert done.returncode == 1
     assert done.stderr.count(f"Error: {sentence}") == 1
-    assert done.stderr.rstrip("=\n").endswith(f" {sentence}")  # the launcher's own last words, below its traceback
+    assert done.stderr.rstrip("=\n").endswith(f" {sentence}")  # the launcher's report ends with it
     alone = start("train.py", "train.epoch=3", folder=tmp_path, RANK="1", LOCAL_RANK="1", WORLD_SIZE="2")
     assert (alone.returncode, alone.stderr) == (1, f"Error: {sentence}\n")
 

@@ -1,0 +1,112 @@
+"""The jobs of a script: one, or in a sweep one for each combination of values."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Generic
+
+from angle.cli.sweep import JobResult, output_dir_setting, select_overrides
+from angle.cli.user_errors import USER_ERRORS, exit_on_broken_pipe, print_error
+from angle.config import ConvertConfig, TrainConfig
+from angle.config.build import Config, build_config
+from angle.distributed.environment import is_main_process, is_multi_node, launch_time, print_once, world_size
+from angle.errors import ConfigError, HubError
+
+
+@dataclass
+class JobRunner(Generic[Config]):
+    """Runs a script's task on every configuration that Hydra composes, and collects the results."""
+
+    task: Callable[[Config], float | None]
+    schema: type[Config]
+    swept: set[str]
+    """The settings in which the jobs of a sweep differ."""
+    results: list[JobResult] = field(default_factory=list)
+    printed_notes: set[str] = field(default_factory=set)
+    """Notes on settings that an earlier job has printed."""
+
+    def run(self, composed: Any) -> float | None:
+        """Run the task on a configuration composed by Hydra, and return its score; an error ends only this job."""
+        from hydra.core.hydra_config import HydraConfig
+        from hydra.types import RunMode
+
+        hydra_config = HydraConfig.get()
+        is_sweep = hydra_config.mode is RunMode.MULTIRUN
+        created = hydra_config.runtime.output_dir
+        result = JobResult(" ".join(select_overrides(hydra_config.overrides.task, self.swept)), created)
+        if is_sweep:
+            print_once(f"\nJob {hydra_config.job.num}  {result.overrides}")
+        try:
+            config = build_config(composed, self.schema)
+            result.folder = _set_output_dir(config, created)
+            if is_sweep and isinstance(config, TrainConfig):
+                from angle.training.notes import leave_out
+
+                leave_out(self.printed_notes)
+            result.score = self.task(config)
+            result.failed = False
+            result.trained = isinstance(config, TrainConfig) and not config.train.dry_run
+        except USER_ERRORS as error:
+            print_error(error)
+            if world_size() > 1:  # the next job would receive what other processes still send for this one
+                sys.exit(1)
+        except HubError as error:
+            print_error(error)
+            result.score = error.score  # the job is finished, only its push failed
+        except BrokenPipeError:
+            exit_on_broken_pipe()
+        except Exception:
+            if not is_sweep or world_size() > 1:
+                raise
+            traceback.print_exc()  # the other jobs of the sweep may still succeed
+        finally:
+            if is_main_process():
+                _remove_if_empty(Path(created))
+        self.results.append(result)
+        return result.score
+
+
+def _set_output_dir(config: Any, default: str) -> str:
+    """Write the job's folder into its configuration if that names none, and return the folder of its results."""
+    setting, output_dir = output_dir_setting(config)
+    if output_dir is None and not isinstance(config, ConvertConfig):
+        output_dir = _relative_if_below(check_common_folder(default, setting))
+        target = config.train if isinstance(config, TrainConfig) else config
+        target.output_dir = output_dir
+    resumed = config.train.resume if isinstance(config, TrainConfig) else None
+    return resumed or output_dir or default
+
+
+def check_common_folder(folder: str, setting: str = "train.output_dir") -> str:
+    """Return `folder`, the default of `setting`, if all processes have the same.
+
+    Raises:
+        ConfigError: its name contains the launch time, which differs between machines.
+
+    """
+    if is_multi_node() and launch_time() in folder:
+        raise ConfigError(
+            f"{setting} is missing: each machine would make up a folder of its own. Give one on a disk that they "
+            f"share, the same to all."
+        )
+    return folder
+
+
+def _relative_if_below(folder: str) -> str:
+    """Return a folder relative to the current one if it is inside it."""
+    relative = os.path.relpath(folder)
+    return folder if relative.startswith("..") else relative
+
+
+def _remove_if_empty(folder: Path) -> None:
+    """Remove the folder that Hydra created, and its empty parents, if nothing was written to it."""
+    for candidate in [folder, *folder.parents][:3]:
+        try:
+            candidate.rmdir()
+        except OSError:
+            return

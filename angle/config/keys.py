@@ -1,0 +1,67 @@
+"""Settings by their dotted keys, such as train.batch_size: of a schema (a dataclass) and of a configuration."""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from collections.abc import Iterator, Mapping
+from functools import cache
+from types import UnionType
+from typing import Any
+
+
+def setting_types(schema: type) -> dict[str, type]:
+    """Return the type of every setting of `schema` by its dotted key."""
+    return {key: runtime_type(hint) for key, hint in setting_hints(schema).items()}
+
+
+def group_names(schema: type) -> set[str]:
+    """Return the dotted keys of all groups of settings of `schema`."""
+    parents = [key.split(".")[:-1] for key in setting_types(schema)]
+    return {".".join(parts[:depth]) for parts in parents for depth in range(1, len(parts) + 1)}
+
+
+@cache
+def setting_hints(schema: type) -> dict[str, Any]:
+    """Return the type hint of every setting of `schema` by its dotted key."""
+    return dict(_walk_hints(schema, ""))
+
+
+def _walk_hints(schema: type, prefix: str) -> Iterator[tuple[str, Any]]:
+    for name, hint in typing.get_type_hints(schema).items():
+        if dataclasses.is_dataclass(hint):
+            yield from _walk_hints(typing.cast(type, hint), f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", hint
+
+
+def runtime_type(hint: Any) -> type:
+    """Return the class that a type hint stands for: int for int | None, list for list[str], and so on."""
+    if isinstance(hint, UnionType):
+        hint = next(member for member in typing.get_args(hint) if member is not type(None))
+    result: type = typing.get_origin(hint) or hint
+    return result
+
+
+def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
+    """Return a nested dataclass as {dotted key: value}."""
+    flat: dict[str, Any] = {}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            flat |= flatten(value, f"{prefix}{field.name}.")
+        else:
+            flat[f"{prefix}{field.name}"] = value
+    return flat
+
+
+def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """Return {dotted key: value} as nested groups."""
+    tree: dict[str, Any] = {}
+    for key, value in flat.items():
+        *groups, name = key.split(".")
+        branch = tree
+        for group in groups:
+            branch = branch.setdefault(group, {})
+        branch[name] = value
+    return tree

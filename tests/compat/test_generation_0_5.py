@@ -1,0 +1,29 @@
+"""The table of the reference's options: what the reference has, and what the documentation lists."""
+
+from __future__ import annotations
+
+from conftest import REPO
+from reference_command import (
+    OPTIONS,
+    REFERENCE,
+)
+
+
+def test_the_options_are_those_of_the_reference():
+    assert len(REFERENCE) == len(OPTIONS) == 66
+    for name, expected in REFERENCE.items():
+        option = OPTIONS[name]
+        assert option.type.__name__ == expected["type"], name
+        assert option.default == expected["default"], name
+        assert list(option.choices) == expected.get("choices", []), name
+        assert option.required == expected.get("required", False), name
+
+
+def test_the_options_are_documented():
+    lines = (REPO / "docs" / "migrating.md").read_text().splitlines()
+    expected = []
+    for option in OPTIONS.values():
+        default = "–" if option.default is None or option.is_flag else f"`{option.default}`"
+        setting = f"`{option.setting}`" if option.setting else "–"
+        expected.append(f"| `--{option.name}` | {default} | {setting} | {option.note} |".replace("|  |", "| |"))
+    assert [line for line in lines if line.startswith("| `--")] == expected
