@@ -23,6 +23,7 @@ from angle.modeling.encoder import Encoder
 from angle.modeling.pooling import POOLINGS
 from angle.modeling.tiny import tiny_tokenizer
 
+EXPRESSIBLE = [name for name, pooling in POOLINGS.items() if pooling.sentence_transformers]
 TEXTS = [
     "Rain.",
     "A lighthouse keeper reads by candlelight.",
@@ -68,7 +69,7 @@ def files_in(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()}
 
 
-@pytest.mark.parametrize("strategy", [name for name, entry in POOLINGS.items() if entry.sentence_transformers])
+@pytest.mark.parametrize("strategy", EXPRESSIBLE)
 def test_embeddings_are_the_encoders(strategy: str, minilm: str, tmp_path: Path) -> None:
     config = ConvertConfig(
         ModelConfig(minilm, max_length=64), PoolingConfig(strategy), output_dir=str(tmp_path / "new")
@@ -144,8 +145,8 @@ def test_a_converted_folder_is_read_back_as_the_same_encoder(minilm: str, tmp_pa
 @pytest.mark.parametrize(
     ("prompt", "strategy", "message"),
     [
-        (None, "3", "pooling.strategy=3 has no equivalent in sentence-transformers, which can express cls, avg, mean, "
-         "max, last, cls_avg, cls_max."),
+        (None, "3", "pooling.strategy=3 has no equivalent in sentence-transformers, which can express "
+         f"{', '.join(EXPRESSIBLE)}."),
         ('Say "{text}" again', "avg", "model.prompt='Say \"{text}\" again' has no equivalent in sentence-transformers, "
          "whose prompts are words before the text: train with a template that ends in {text}."),
         ("{topic}: {text}", "avg", "model.prompt='{topic}: {text}' has no equivalent in sentence-transformers, "
