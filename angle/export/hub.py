@@ -242,7 +242,7 @@ def _fetch_repository(
         )
     if _file_names(repository) and not exist_ok and not (folder and _has_weights_of(repository, folder)):
         raise ConfigError(
-            f"hub.model_id={model_id} holds files already, and nothing of them is replaced: give a new name, such as "
+            f"hub.model_id={model_id} already holds files, which are not replaced: give a new name, such as "
             f"hub.model_id={model_id}-2."
         )
     return repository
@@ -266,7 +266,7 @@ def _hub_requests(model_id: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # three more libraries raise errors of their own types
-        raise HubError(f"The hub could not be asked for {model_id}: {_reason(error)}.") from error
+        raise HubError(f"The request to the hub about {model_id} failed: {_reason(error)}.") from error
 
 
 def _reason(error: BaseException) -> str:

@@ -57,7 +57,7 @@ def find_adapters(name: str, setting: str, revision: str | None = None) -> Saved
         except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
             raise ConfigError(f"{setting}={name} could not be fetched: {first_line(error)}.") from None
     if not (folder / ADAPTER_FILE).is_file():
-        raise ConfigError(f"{setting}={name} is no adapter: it has no {ADAPTER_FILE}.")
+        raise ConfigError(f"{setting}={name} is not an adapter: it has no {ADAPTER_FILE}.")
     frozen = sorted(folder.glob(FROZEN.format("*")), key=lambda path: int(path.name.rsplit("-", 1)[-1]))
     return SavedAdapters(f"{setting}={name}", tuple(str(path) for path in (*frozen, folder)))
 
@@ -211,7 +211,7 @@ def _read_saved(folder: str, setting: str, model_prefix: str) -> tuple[peft.Lora
     config = peft.PeftConfig.from_pretrained(folder)
     if not isinstance(config, peft.LoraConfig):
         peft_type = str(config.peft_type).rsplit(".", 1)[-1]
-        raise ConfigError(f"{setting} is a {peft_type} adapter, but only LoRA adapters can be read.")
+        raise ConfigError(f"{setting} is an adapter of type {peft_type}, but only LoRA adapters can be read.")
     try:
         state_dict = load_peft_weights(folder, device="cpu")  # a .bin file with weights_only=True
     except (OSError, ValueError, pickle.UnpicklingError, SafetensorError) as error:

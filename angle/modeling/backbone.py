@@ -117,8 +117,8 @@ def _gguf_kwargs(name: str, load_kbit: int | None) -> dict[str, Any]:
         raise ConfigError(f"model.name_or_path={name} needs the package gguf: type pip install -e '.[gguf]'.")
     if load_kbit is not None:
         raise ConfigError(
-            f"model.load_kbit={load_kbit} cannot work with {gguf_file}, whose weights are quantised in another way: "
-            f"make plain ones of them by python convert.py model.name_or_path={name} output_dir=plain, and train with "
+            f"model.load_kbit={load_kbit} cannot work with {gguf_file}, whose weights are quantised already: "
+            f"make them plain weights by python convert.py model.name_or_path={name} output_dir=plain, and train with "
             f"model.name_or_path=plain."
         )
     from transformers import GgufConfig

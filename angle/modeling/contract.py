@@ -204,8 +204,8 @@ def _read_sentence_transformers(
                 )
         elif module_class not in ("Transformer", "Normalize"):
             raise ConfigError(
-                f"{name} has a {module_class} module after its pooling, which this project does not run: its "
-                f"embeddings would be other ones."
+                f"{name} has a {module_class} module after its pooling, which this project does not run, so "
+                f"its embeddings would differ."
             )
     contract = EncoderContract(
         pooling=pooling,

@@ -81,7 +81,7 @@ class TextTokenizer:
         """
         if not tokenizer.is_fast:
             raise ConfigError(
-                f"{type(tokenizer).__name__} is no fast tokenizer, so texts cannot be cut at a token: "
+                f"{type(tokenizer).__name__} is not a fast tokenizer, so texts cannot be truncated at a token: "
                 f"give one with a tokenizer.json by model.tokenizer_name_or_path=..."
             )
         self.tokenizer = tokenizer

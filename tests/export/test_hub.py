@@ -286,7 +286,7 @@ def test_what_cannot_be_pushed_is_not_trained(tmp_path: Path) -> None:
         assert (done.returncode, done.stdout, done.stderr) == (
             1,
             "",
-            f"Error: hub.model_id={NAME} holds files already, and nothing of them is replaced: give a new name, such "
+            f"Error: hub.model_id={NAME} already holds files, which are not replaced: give a new name, such "
             f"as hub.model_id={NAME}-2.\n",
         )
         assert hub.repositories[NAME].files == {"model.safetensors": b"of somebody"}
@@ -340,7 +340,7 @@ def test_a_token_that_the_hub_does_not_know_is_refused(hub: Hub, monkeypatch: py
     with pytest.raises(ConfigError) as error:
         check_push(NAME, private=True)
     assert str(error.value).startswith(
-        f"hub.push=true cannot work now: The hub could not be asked for {NAME}: the hub answered 401 Unauthorized "
+        f"hub.push=true cannot work now: The request to the hub about {NAME} failed: the hub answered 401 Unauthorized "
         f"(Invalid credentials in Authorization header). Go online and try hf auth whoami, or "
     )
     assert "hf_wrong" not in str(error.value)
@@ -372,8 +372,8 @@ def test_a_hub_that_does_not_answer_is_said_before_training(hub: Hub, monkeypatc
     with pytest.raises(ConfigError) as error:
         check_push(NAME, private=True)
     assert str(error.value) == (
-        f"hub.push=true cannot work now: The hub could not be asked for {NAME}: [Errno 111] Connection refused. Go "
-        f"online and try hf auth whoami, or leave hub.push out and push later with python train.py train.resume=RUN "
+        f"hub.push=true cannot work now: The request to the hub about {NAME} failed: [Errno 111] Connection refused. "
+        f"Go online and try hf auth whoami, or leave hub.push out and push later with python train.py train.resume=RUN "
         f"hub.push=true hub.model_id={NAME}"
     )
 
@@ -381,7 +381,7 @@ def test_a_hub_that_does_not_answer_is_said_before_training(hub: Hub, monkeypatc
 def test_other_files_are_replaced_only_where_that_is_allowed(hub: Hub, model: Path) -> None:
     existing = {".gitattributes": b"", "modules.json": b"[]", "config.json": b"old", "1_Pooling/config.json": b"{}"}
     hub.repositories[NAME] = Repository(True, dict(existing))
-    with pytest.raises(ConfigError, match="holds files already"):
+    with pytest.raises(ConfigError, match="already holds files"):
         push_folder(model, NAME)
     assert hub.repositories[NAME].files == existing
     assert push_folder(model, NAME, exist_ok=True) == f"{hub.url}/{NAME}"
@@ -402,7 +402,7 @@ def test_a_push_whose_answer_was_lost_is_done(hub: Hub, model: Path) -> None:
     push_folder(model, NAME)
     assert {"README.md", "model.safetensors"} < hub.repositories[NAME].files.keys()
     (model / "model.safetensors").write_bytes(b"other weights")
-    with pytest.raises(ConfigError, match="holds files already"):
+    with pytest.raises(ConfigError, match="already holds files"):
         push_folder(model, NAME)
 
 
@@ -457,7 +457,7 @@ def test_from_python(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     card = hub.repositories[NAME].files["README.md"].decode()
     assert "## Use" in card
     assert "## Training" not in card
-    with pytest.raises(ConfigError, match="holds files already"):
+    with pytest.raises(ConfigError, match="already holds files"):
         angle.truncate_layer(1).push_to_hub(NAME)
     angle.push_to_hub(NAME, exist_ok=True)
     encoder = Encoder.load(NAME).eval()

@@ -187,7 +187,7 @@ def test_an_adapter_of_another_model(first: Path, tmp_path: Path) -> None:
 def test_what_is_no_lora_adapter(base: Path, first: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as error:
         load(base, adapter=str(base))
-    assert str(error.value) == f"model.adapter={base} is no adapter: it has no adapter_config.json."
+    assert str(error.value) == f"model.adapter={base} is not an adapter: it has no adapter_config.json."
     model = peft.get_peft_model(
         AutoModelForCausalLM.from_pretrained(base),
         peft.IA3Config(target_modules=["q_proj", "down_proj"], feedforward_modules=["down_proj"]),
@@ -196,7 +196,7 @@ def test_what_is_no_lora_adapter(base: Path, first: Path, tmp_path: Path) -> Non
     with pytest.raises(ConfigError) as error:
         load(base, adapter=str(tmp_path / "ia3"))
     assert str(error.value) == (
-        f"model.adapter={tmp_path / 'ia3'} is a IA3 adapter, but only LoRA adapters can be read."
+        f"model.adapter={tmp_path / 'ia3'} is an adapter of type IA3, but only LoRA adapters can be read."
     )
     with pytest.raises(ConfigError, match=r"which is an adapter itself: give its base"):
         load(first, adapter=str(first))

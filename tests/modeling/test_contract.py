@@ -162,6 +162,20 @@ def test_a_pooling_of_sentence_transformers_without_a_name_here(config: Any, mod
     assert read_contract(folder, needs_pooling=False) == EncoderContract()
 
 
+def test_a_module_that_is_not_run_here_is_refused(tmp_path: Path) -> None:
+    folder = pooling_module(tmp_path, pooling_mode="mean")
+    modules = json.loads((tmp_path / "modules.json").read_text())
+    dense = {"path": "2_Dense", "type": "sentence_transformers.models.Dense"}
+    (tmp_path / "modules.json").write_text(json.dumps([*modules, dense]))
+    for needs_pooling in (True, False):
+        with pytest.raises(ConfigError) as error:
+            read_contract(folder, needs_pooling=needs_pooling)
+        assert str(error.value) == (
+            f"{folder} has a Dense module after its pooling, which this project does not run, so its embeddings would "
+            f"differ."
+        )
+
+
 def test_pooling_is_not_guessed_when_the_hub_cannot_be_reached() -> None:
     with pytest.raises(ConfigError, match=r"^The pooling of nobody/nothing is unknown: the hub cannot be reached"):
         read_contract("nobody/nothing")

@@ -126,8 +126,8 @@ def test_other_few_bits_are_refused(file: Path) -> None:
     with pytest.raises(ConfigError) as error:
         Encoder.load(ModelConfig(str(file), load_kbit=4), lora=LoraConfig(enabled=True))
     assert str(error.value) == (
-        f"model.load_kbit=4 cannot work with small.gguf, whose weights are quantised in another way: make plain ones "
-        f"of them by python convert.py model.name_or_path={file} output_dir=plain, and train with "
+        f"model.load_kbit=4 cannot work with small.gguf, whose weights are quantised already: make them plain "
+        f"weights by python convert.py model.name_or_path={file} output_dir=plain, and train with "
         f"model.name_or_path=plain."
     )
 

@@ -248,7 +248,7 @@ def test_a_slow_tokenizer_is_refused() -> None:
     with pytest.raises(ConfigError) as error:
         TextTokenizer(Slow(), 16)
     assert str(error.value) == (
-        "Slow is no fast tokenizer, so texts cannot be cut at a token: give one with a tokenizer.json by "
+        "Slow is not a fast tokenizer, so texts cannot be truncated at a token: give one with a tokenizer.json by "
         "model.tokenizer_name_or_path=..."
     )
 
