@@ -84,7 +84,7 @@ def predict(shape: Shape, bits: int | None, rank: int, texts: int, length: int) 
         checkpoint_activations(model)
         linear = sum(module.weight.numel() for module in model.modules() if isinstance(module, torch.nn.Linear))
         total = sum(parameter.numel() for parameter in model.parameters())
-        adapted = add_adapters(model, "", fresh=LoraConfig(enabled=True, r=rank, alpha=2 * rank, dropout=0.1)).train()
+        adapted = add_adapters(model, "", new=LoraConfig(enabled=True, r=rank, alpha=2 * rank, dropout=0.1)).train()
         trained = [parameter for parameter in adapted.parameters() if parameter.requires_grad]
         size = sum(parameter.nbytes for parameter in trained)
         adapted.to(torch.bfloat16)  # which autocast, unknown on this device, would compute in

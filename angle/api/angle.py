@@ -25,10 +25,11 @@ from angle.distributed.process_group import best_device
 from angle.errors import ConfigError
 from angle.evaluation.sts import PairScores, load_sts, score_pairs
 from angle.modeling.backbone import position_limit
-from angle.modeling.depths import bare
-from angle.modeling.description import locate
+from angle.modeling.contract import read_contract
+from angle.modeling.depths import base_model
 from angle.modeling.encoder import Encoder
-from angle.modeling.tokenizer import TextTokenizer, TokenContract
+from angle.modeling.locations import locate_model
+from angle.modeling.tokenizer import TextTokenizer
 from angle.prompts import NAMED_PROMPTS
 from angle.training.result import Result
 from angle.training.run_folder import RunFolder, RunState
@@ -442,7 +443,7 @@ class AnglE:
         own = self.encoder.tokenizer
         if max_length is None and end_with_eos is None and prompt is None:
             return own
-        limit = position_limit(bare(self.backbone))
+        limit = position_limit(base_model(self.backbone))
         if max_length is not None and max_length < 2:
             raise ConfigError(f"max_length={max_length} cannot work: it must be at least 2.")
         if max_length is not None and limit is not None and max_length > limit:
@@ -452,7 +453,7 @@ class AnglE:
             )
         template = own.prompt if prompt is None else NAMED_PROMPTS.get(prompt, prompt) or None
         tokenizer = copy.deepcopy(own.tokenizer) if end_with_eos is not None else own.tokenizer
-        return TextTokenizer(tokenizer, max_length or own.max_length, template, end_with_eos, own.table_size)
+        return TextTokenizer(tokenizer, max_length or own.max_length, template, end_with_eos, own.num_embeddings)
 
     def save_pretrained(self, output_dir: str, exist_ok: bool = True) -> None:
         """Write weights (or only the adapters), tokenizer and contract into a folder.
@@ -489,7 +490,7 @@ class AnglE:
 
         name = str(self._settings["model.name_or_path"])
         run = RunFolder(Path(name))
-        is_run = run.state() is RunState.FINISHED and TokenContract.load(Path(locate(name))) == self.encoder.contract
+        is_run = run.state() is RunState.FINISHED and read_contract(locate_model(name)) == self.encoder.contract
         config = load_config(run.path / CONFIG_FILE) if is_run else None
         base = config.model.name_or_path if config else str(Path(name).resolve() if Path(name).exists() else name)
         record = run.record() if config else None

@@ -14,12 +14,12 @@ from angle.config.hub import HUB_NAME, HubConfig
 from angle.config.lora import LoraConfig
 from angle.config.loss import ANGLE, COSINE, IN_BATCH, LOSS_TERM_SPECS, LossConfig, LossTermSpec, enumerate_words
 from angle.config.model import ModelConfig
-from angle.config.pooling import PoolingConfig
+from angle.config.pooling import POOLING_NAMES, PoolingConfig
 from angle.config.scripts import ConvertConfig, EvaluateConfig, TrainConfig
 from angle.config.teacher import TeacherConfig
 from angle.config.tracking import TrackingConfig
 from angle.config.training import TrainingConfig
-from angle.config.values import CONFIG_FILE, DTYPES, FORMAT_NAMES, POOLING_NAMES, RUN_FILE, SELF
+from angle.config.values import CONFIG_FILE, DTYPES, FORMAT_NAMES, RUN_FILE, SELF
 
 __all__ = [
     "ANGLE",

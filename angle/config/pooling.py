@@ -1,11 +1,14 @@
-"""How an embedding is made of hidden states."""
+"""How hidden states become an embedding."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from angle.config.values import POOLING_NAMES, check_one_of
+from angle.config.values import check_one_of
 from angle.errors import ConfigError
+
+#: The names of `angle.modeling.pooling.POOLINGS`.
+POOLING_NAMES = ("cls", "avg", "mean", "max", "last", "cls_avg", "cls_max")
 
 
 @dataclass

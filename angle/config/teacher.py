@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from angle.config.values import DTYPES, POOLING_NAMES, SELF, check_at_least, check_one_of, refuse_fields_while_off
+from angle.config.pooling import POOLING_NAMES
+from angle.config.values import DTYPES, SELF, check_at_least, check_one_of, refuse_fields_while_off
 from angle.errors import ConfigError
 
 

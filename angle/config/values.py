@@ -14,7 +14,6 @@ CONFIG_FILE, RUN_FILE = "config.yaml", "run.json"
 SELF = "self"
 FORMAT_NAMES = ("A", "B", "C")
 DTYPES = ("float32", "bfloat16", "float16", "auto")
-POOLING_NAMES = ("cls", "avg", "mean", "max", "last", "cls_avg", "cls_max")
 
 
 def check_one_of(setting: str, value: object, allowed: tuple[str, ...]) -> None:

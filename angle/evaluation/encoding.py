@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from angle.distributed.process_group import all_gather
-from angle.modeling.host_copy import TOGETHER
+from angle.modeling.host_copy import COPY_ELEMENTS
 from angle.structures import Tokens, partition_by_length
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def encode_distributed(
     shards = partition_by_length(tokens.lengths, processes.num_processes)
     own = encode(tokens.take(shards[processes.process_index]))
     embeddings = torch.empty(len(tokens), *own.shape[1:])
-    at_once = max(1, TOGETHER // own[0].numel())  # texts per process that are gathered on the devices at a time
+    at_once = max(1, COPY_ELEMENTS // own[0].numel())  # texts per process that are gathered on the devices at a time
     for first in range(0, len(own), at_once):
         some = slice(first, first + at_once)
         everyone = all_gather(own[some].to(processes.device), processes.num_processes)

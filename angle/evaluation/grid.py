@@ -16,7 +16,7 @@ from angle.data.corpus import Corpus
 from angle.errors import ConfigError
 from angle.evaluation.metrics import Floats, cosines, spearman
 from angle.evaluation.report import GRID, open_tasks
-from angle.modeling.tokenizer import TokenContract
+from angle.modeling.contract import EncoderContract
 
 if TYPE_CHECKING:
     from accelerate import PartialState
@@ -39,7 +39,7 @@ class Grid:
     """Scores by task, (depths, widths), between -1 and 1."""
     folder: Path
     """Where grid.json and grid.png are."""
-    contract: TokenContract
+    contract: EncoderContract
 
     @property
     def mean(self) -> Floats:

@@ -23,9 +23,9 @@ from angle.distributed.process_group import best_device
 from angle.errors import ConfigError
 from angle.evaluation.encoding import encode_distributed
 from angle.evaluation.sts import ALIASES, HUB_TASKS, PairScores, load_sts, pair_scores, task_source
-from angle.modeling.description import TINY
+from angle.modeling.contract import EncoderContract
 from angle.modeling.encoder import Encoder
-from angle.modeling.tokenizer import TokenContract
+from angle.modeling.locations import TINY
 
 if TYPE_CHECKING:
     from accelerate import PartialState
@@ -42,7 +42,7 @@ class Evaluation:
     """Metrics by task, correlations between -1 and 1."""
     path: Path
     """results.json"""
-    contract: TokenContract
+    contract: EncoderContract
     """How texts reached the model, and how its states became embeddings."""
 
     @property
@@ -180,7 +180,7 @@ def average(results: dict[str, dict[str, float]]) -> float | None:
 def save_results(
     path: Path,
     model: str,
-    contract: TokenContract,
+    contract: EncoderContract,
     results: dict[str, dict[str, float]],
     pairs: dict[str, PairScores],
 ) -> None:

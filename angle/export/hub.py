@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Iterator
@@ -13,17 +12,20 @@ from typing import TYPE_CHECKING, Any
 
 from angle.config import HubConfig, TrainConfig
 from angle.errors import ConfigError, HubError, first_line
-from angle.export.model_card import Pushed, Reach, model_card, shown
+from angle.export.model_card import PushedModel, SentenceTransformersSupport, model_card, public_name
 from angle.export.sentence_transformers import check_expressible, write_modules
-from angle.modeling.description import ADAPTER_FILE
-from angle.modeling.tokenizer import TokenContract
+from angle.files import checksum
+from angle.modeling.contract import EncoderContract, read_contract
+from angle.modeling.locations import ADAPTER_FILE
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi, ModelInfo
 
 #: The hub itself writes this file into every new repository.
-ATTRIBUTES = ".gitattributes"
+GIT_ATTRIBUTES = ".gitattributes"
 TOKENIZER_FILE = "tokenizer_config.json"
+#: Entries of that file that tell from where on this machine the tokenizer was loaded.
+LOCAL_TOKENIZER_ENTRIES = ("is_local", "local_files_only", "name_or_path")
 
 
 def check_push(model_id: str, *, private: bool) -> None:
@@ -35,10 +37,10 @@ def check_push(model_id: str, *, private: bool) -> None:
     """
     try:
         api = _api(model_id)
-        with _asking(model_id):
+        with _hub_requests(model_id):
             account = api.whoami()
         _check_account(account, model_id, api.endpoint)
-        _find(api, model_id, private=private)
+        _fetch_repository(api, model_id, private=private)
     except HubError as error:
         raise ConfigError(
             f"hub.push=true cannot work now: {error} Go online and try hf auth whoami, or leave hub.push out and push "
@@ -54,12 +56,12 @@ def _check_account(account: dict[str, Any], model_id: str, endpoint: str) -> Non
             f"hub.push=true needs a token that may write, and this one may only read: make another on "
             f"{endpoint}/settings/tokens and type hf auth login."
         )
-    owner, name = model_id.split("/")
-    owners = [account["name"], *(group["name"] for group in account.get("orgs") or [])]
-    if owner.lower() not in map(str.lower, owners):
+    namespace, name = model_id.split("/")
+    owners = [account["name"], *(organization["name"] for organization in account.get("orgs") or [])]
+    if namespace.lower() not in map(str.lower, owners):
         raise ConfigError(
             f"hub.model_id={model_id} cannot work: the token is one of {owners[0]}, who may push to "
-            f"{' and '.join(f'{one}/' for one in owners)}; type for example hub.model_id={owners[0]}/{name}."
+            f"{' and '.join(f'{owner}/' for owner in owners)}; type for example hub.model_id={owners[0]}/{name}."
         )
 
 
@@ -89,10 +91,10 @@ def push_model(
 
     """
     with TemporaryDirectory() as scratch:
-        staged = Path(scratch)
-        pushed = stage(model, staged, model_id, base)
-        (staged / "README.md").write_text(model_card(pushed, config, record), encoding="utf-8")
-        return push_folder(staged, model_id, private=private, exist_ok=exist_ok)
+        folder = Path(scratch)
+        pushed = stage_files(model, folder, model_id, base)
+        (folder / "README.md").write_text(model_card(pushed, config, record), encoding="utf-8")
+        return push_folder(folder, model_id, private=private, exist_ok=exist_ok)
 
 
 def push_folder(
@@ -121,27 +123,26 @@ def push_folder(
     from huggingface_hub import CommitOperationAdd, CommitOperationCopy, CommitOperationDelete
 
     api = _api(model_id)
-    found = _find(api, model_id, private=private, exist_ok=exist_ok, folder=folder)
+    repository = _fetch_repository(api, model_id, private=private, exist_ok=exist_ok, folder=folder)
     files = {str(path.relative_to(folder)): path.resolve() for path in sorted(folder.rglob("*")) if path.is_file()}
-    stale = _names(found) - files.keys() if exist_ok else set()
+    stale = _file_names(repository) - files.keys() if exist_ok else set()
     operations: list[CommitOperationAdd | CommitOperationCopy | CommitOperationDelete] = [
         *(CommitOperationDelete(name) for name in sorted(stale)),
         *(CommitOperationAdd(name, str(path)) for name, path in files.items()),
     ]
     try:
-        if found is None:
+        if repository is None:
             api.create_repo(model_id, private=private)
-        # Not upload_folder, which splits a large folder into several commits. parent_commit: replace only what was
-        # checked.
-        api.create_commit(
-            model_id, operations, commit_message=message, parent_commit=None if found is None else found.sha
-        )
+        # Not upload_folder, which splits a large folder into several commits. With the parent commit given, only what
+        # was checked is replaced.
+        parent_commit = None if repository is None else repository.sha
+        api.create_commit(model_id, operations, commit_message=message, parent_commit=parent_commit)
     except Exception as error:  # three more libraries raise errors of their own types
         raise HubError(f"Pushing to {api.endpoint}/{model_id} failed: {_reason(error)}.") from error
     return f"{api.endpoint}/{model_id}"
 
 
-def stage(model: Path, folder: Path, model_id: str, base: str) -> Pushed:
+def stage_files(model: Path, folder: Path, model_id: str, base: str) -> PushedModel:
     """Stage the files of a saved model for a push, except its card, in an empty folder, and return its description.
 
     The model is neither changed nor copied: the new folder has links, and its own files only where something is added
@@ -154,48 +155,47 @@ def stage(model: Path, folder: Path, model_id: str, base: str) -> Pushed:
         base: the model it was trained from; if it has adapters, their own record of it is used instead.
 
     """
-    contract, settings = TokenContract.load(model), _json(model / "config.json")
-    adapter = _json(model / ADAPTER_FILE)
+    contract, adapter = read_contract(str(model)), _read_json(model / ADAPTER_FILE)
     base = str(adapter.get("base_model_name_or_path", base))
-    dimensions = settings.get("hidden_size")
-    reach = _reach(contract, has_adapters=bool(adapter), dimensions=dimensions)
+    hidden_size = _read_json(model / "config.json").get("hidden_size")
+    support = _support(contract, has_adapters=bool(adapter), hidden_size=hidden_size)
     for source in sorted(model.rglob("*")):
-        place = folder / source.relative_to(model)
+        target = folder / source.relative_to(model)
         if source.is_dir() or source.name == "README.md":  # peft writes one that contains a local path
             continue
-        place.parent.mkdir(parents=True, exist_ok=True)
+        target.parent.mkdir(parents=True, exist_ok=True)
         if source.name == ADAPTER_FILE:
-            _write(place, _json(source) | {"base_model_name_or_path": shown(base)})
+            _write_json(target, _read_json(source) | {"base_model_name_or_path": public_name(base)})
         elif source.name == TOKENIZER_FILE:
-            of_here = ("is_local", "local_files_only", "name_or_path")
-            content = {key: value for key, value in _json(source).items() if key not in of_here}
-            if reach is Reach.SENTENCE_TRANSFORMERS:
+            content = _read_json(source)
+            content = {key: value for key, value in content.items() if key not in LOCAL_TOKENIZER_ENTRIES}
+            if support is SentenceTransformersSupport.AS_IS:
                 content["padding_side"] = "right"  # as in write_folder; our encoder reads its side from the contract
-            _write(place, content)
+            _write_json(target, content)
         else:
-            place.symlink_to(source.resolve())
-    if reach is Reach.SENTENCE_TRANSFORMERS:
-        assert dimensions is not None
-        write_modules(contract, dimensions, folder)
-    return Pushed(model_id, contract, base, bool(adapter), dimensions, reach)
+            target.symlink_to(source.resolve())
+    if support is SentenceTransformersSupport.AS_IS:
+        assert hidden_size is not None
+        write_modules(contract, hidden_size, folder)
+    return PushedModel(model_id, contract, base, bool(adapter), hidden_size, support)
 
 
-def _reach(contract: TokenContract, *, has_adapters: bool, dimensions: int | None) -> Reach:
+def _support(contract: EncoderContract, *, has_adapters: bool, hidden_size: int | None) -> SentenceTransformersSupport:
     try:
         check_expressible(contract)
     except ConfigError:
-        return Reach.NOWHERE
+        return SentenceTransformersSupport.NEVER
     # A bidirectional decoder must be loaded to find out whether transformers computes the same; convert does that.
-    if has_adapters or contract.bidirectional_from is not None or dimensions is None:
-        return Reach.CONVERTED
-    return Reach.SENTENCE_TRANSFORMERS
+    if has_adapters or contract.bidirectional_from is not None or hidden_size is None:
+        return SentenceTransformersSupport.CONVERTED
+    return SentenceTransformersSupport.AS_IS
 
 
-def _json(path: Path) -> dict[str, Any]:
+def _read_json(path: Path) -> dict[str, Any]:
     return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
 
 
-def _write(path: Path, content: dict[str, Any]) -> None:
+def _write_json(path: Path, content: dict[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
@@ -214,7 +214,7 @@ def _api(model_id: str) -> HfApi:
             f"hub.push=true cannot reach {model_id} while HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE is set: unset it, or "
             f"leave hub.push out, which can be added later to python train.py train.resume=RUN."
         )
-    with _asking(model_id):
+    with _hub_requests(model_id):
         token = get_token()
     if token is None:
         raise ConfigError(
@@ -224,54 +224,49 @@ def _api(model_id: str) -> HfApi:
     return HfApi(library_name="angle-hydra")
 
 
-def _find(
+def _fetch_repository(
     api: HfApi, model_id: str, *, private: bool, exist_ok: bool = False, folder: Path | None = None
 ) -> ModelInfo | None:
     """Return the hub's information on a repository that may be pushed to, or None if it does not exist yet."""
     from huggingface_hub.errors import RepositoryNotFoundError
 
-    with _asking(model_id):
+    with _hub_requests(model_id):
         try:
-            found = api.model_info(model_id, files_metadata=True)
+            repository = api.model_info(model_id, files_metadata=True)
         except RepositoryNotFoundError:
             return None
-    if private and found.private is False:
+    if private and repository.private is False:
         raise ConfigError(
             f"hub.private=true cannot work with hub.model_id={model_id}, which exists already and is public: give a "
             f"new name, or type hub.private=false."
         )
-    if _names(found) and not exist_ok and not (folder and _holds_weights_of(found, folder)):
+    if _file_names(repository) and not exist_ok and not (folder and _has_weights_of(repository, folder)):
         raise ConfigError(
-            f"hub.model_id={model_id} holds files already, and nothing of them is replaced: give a new name, such as "
+            f"hub.model_id={model_id} already holds files, which are not replaced: give a new name, such as "
             f"hub.model_id={model_id}-2."
         )
-    return found
+    return repository
 
 
-def _names(found: ModelInfo | None) -> set[str]:
+def _file_names(repository: ModelInfo | None) -> set[str]:
     """Return the names of the files that someone has pushed to a repository."""
-    return {file.rfilename for file in (found and found.siblings) or ()} - {ATTRIBUTES}
+    return {file.rfilename for file in (repository and repository.siblings) or ()} - {GIT_ATTRIBUTES}
 
 
-def _holds_weights_of(found: ModelInfo, folder: Path) -> bool:
+def _has_weights_of(repository: ModelInfo, folder: Path) -> bool:
     """Return whether a repository has all weights of a folder, which means that the reply to a push was lost."""
-    sums = {file.rfilename: file.lfs.sha256 for file in found.siblings or () if file.lfs}
+    checksums = {file.rfilename: file.lfs.sha256 for file in repository.siblings or () if file.lfs}
     weights = list(folder.rglob("*.safetensors"))
-    return bool(weights) and all(_sha256(path) == sums.get(str(path.relative_to(folder))) for path in weights)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return bool(weights) and all(checksum(path) == checksums.get(str(path.relative_to(folder))) for path in weights)
 
 
 @contextmanager
-def _asking(model_id: str) -> Iterator[None]:
-    """Turn any failure of a request to the hub into a HubError."""
+def _hub_requests(model_id: str) -> Iterator[None]:
+    """Turn any failure of a request to the hub about a model into a HubError."""
     try:
         yield
     except Exception as error:  # three more libraries raise errors of their own types
-        raise HubError(f"The hub could not be asked for {model_id}: {_reason(error)}.") from error
+        raise HubError(f"The request to the hub about {model_id} failed: {_reason(error)}.") from error
 
 
 def _reason(error: BaseException) -> str:
@@ -283,11 +278,11 @@ def _reason(error: BaseException) -> str:
         chain.append(chain[-1].__cause__)
     for link in reversed(chain):
         if isinstance(link, HfHubHTTPError):
-            answer = f"the hub answered {link.response.status_code} {link.response.reason_phrase}"
-            said = (link.server_message or "<").split("\n")[0]
-            return answer if said.startswith("<") else f"{answer} ({_without_token(said)})"
+            status = f"the hub answered {link.response.status_code} {link.response.reason_phrase}"
+            message = (link.server_message or "<").split("\n")[0]
+            return status if message.startswith("<") else f"{status} ({_without_token(message)})"
     return _without_token(first_line(error))
 
 
-def _without_token(words: str) -> str:
-    return re.sub(r"hf_\w+|Bearer \S+", "[token]", words[:200]).rstrip(".")
+def _without_token(message: str) -> str:
+    return re.sub(r"hf_\w+|Bearer \S+", "[token]", message[:200]).rstrip(".")

@@ -16,39 +16,40 @@ from typing import Any
 
 from angle.config import HUB_NAME, SourceConfig, TrainConfig
 from angle.data.sources import SAMPLE
-from angle.modeling.description import TINY, split_gguf
-from angle.modeling.tokenizer import TokenContract, template_fields
+from angle.modeling.contract import EncoderContract
+from angle.modeling.locations import TINY, split_gguf
+from angle.modeling.tokenizer import template_fields
 
-#: Words of a command line that say where output goes, not what is learned.
-ELSEWHERE = ("hub.", "hydra.", "tracking.", "tracking=", "train.output_dir=", "train.resume=")
+#: Beginnings of the arguments that say where output goes, not what is learned.
+OUTPUT_ARGUMENTS = ("hub.", "hydra.", "tracking.", "tracking=", "train.output_dir=", "train.resume=")
 #: Anything in a command that may be a path or a name on the hub.
-WITH_SLASH = re.compile(r"[^\s,\[\]{}()'\":=]*/[^\s,\[\]{}()'\":=]*")
-FILE_ENDING = re.compile(r"\.(csv|gguf|gz|json|jsonl|parquet|tsv)$")
+PATH_LIKE = re.compile(r"[^\s,\[\]{}()'\":=]*/[^\s,\[\]{}()'\":=]*")
+FILE_SUFFIX = re.compile(r"\.(csv|gguf|gz|json|jsonl|parquet|tsv)$")
 
 
-class Reach(Enum):
-    """Where a pushed model can be used outside this project."""
+class SentenceTransformersSupport(Enum):
+    """Whether sentence-transformers can load a pushed model."""
 
-    SENTENCE_TRANSFORMERS = "as it is"
+    AS_IS = "as it is"
     CONVERTED = "once it is converted"
-    NOWHERE = "nowhere"
+    NEVER = "never"
 
 
 @dataclass(frozen=True)
-class Pushed:
-    """Description of a pushed model."""
+class PushedModel:
+    """What a model card says of the model itself."""
 
     model_id: str
-    contract: TokenContract
+    contract: EncoderContract
     base: str
     """The model it was trained from: a name on the hub, `tiny`, or an absolute path."""
     has_adapters: bool
-    dimensions: int | None
+    hidden_size: int | None
     """Width of the model's hidden states, None if only the base model's configuration has it."""
-    reach: Reach
+    sentence_transformers: SentenceTransformersSupport
 
 
-def model_card(model: Pushed, config: TrainConfig | None = None, record: dict[str, Any] | None = None) -> str:
+def model_card(model: PushedModel, config: TrainConfig | None = None, record: dict[str, Any] | None = None) -> str:
     """Return the README.md of a model, metadata first.
 
     Args:
@@ -62,12 +63,12 @@ def model_card(model: Pushed, config: TrainConfig | None = None, record: dict[st
         f"# {model.model_id.split('/')[1]}",
         _introduction(model),
         f"## Use\n\n{_use(model)}",
-        *(_of_the_run(config, record) if config is not None and record is not None else ()),
+        *(_run_sections(config, record) if config is not None and record is not None else ()),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _of_the_run(config: TrainConfig, record: dict[str, Any]) -> list[str]:
+def _run_sections(config: TrainConfig, record: dict[str, Any]) -> list[str]:
     scores = _scores(config, record)
     return [
         f"## Scores\n\n{_table(('measured on', 'Spearman'), scores)}" if scores else "",
@@ -77,17 +78,17 @@ def _of_the_run(config: TrainConfig, record: dict[str, Any]) -> list[str]:
     ]
 
 
-def shown(name: str) -> str:
+def public_name(name: str) -> str:
     """Return the public name of a model or data set: without its folders if it was found on this machine."""
     return Path(name).name if Path(name).is_absolute() else name
 
 
-def _metadata(model: Pushed, config: TrainConfig | None, record: dict[str, Any] | None) -> str:
+def _metadata(model: PushedModel, config: TrainConfig | None, record: dict[str, Any] | None) -> str:
     from huggingface_hub import EvalResult, ModelCardData
 
     library = "peft" if model.has_adapters else "transformers"
     tags = ["sentence-similarity", "feature-extraction", "angle"]
-    if model.reach is Reach.SENTENCE_TRANSFORMERS:
+    if model.sentence_transformers is SentenceTransformersSupport.AS_IS:
         library = "sentence-transformers"
         tags.insert(0, library)
     scores: list[tuple[SourceConfig, str, float | None]] = []
@@ -97,20 +98,20 @@ def _metadata(model: Pushed, config: TrainConfig | None, record: dict[str, Any] 
             (config.data.test, "test", record["result"]["test_after"]),
             (_validated_on(config), "validation", record["result"]["best_score"]),
         ]
-        trained_on = [name for name in config.data.train.names() if _is_on_the_hub(name)]
+        trained_on = [name for name in config.data.train.names() if _may_be_on_the_hub(name)]
     base = split_gguf(model.base)[0]
     data = ModelCardData(
         library_name=library,
         tags=tags,
         pipeline_tag="sentence-similarity",
-        base_model=base if _is_on_the_hub(base) else None,
+        base_model=base if _may_be_on_the_hub(base) else None,
         datasets=trained_on or None,
         model_name=model.model_id.split("/")[1],
         eval_results=[
             EvalResult(
                 task_type="semantic-similarity",
                 task_name="Semantic Similarity",
-                dataset_type=next(filter(_is_on_the_hub, source.names()), "unknown"),
+                dataset_type=next(filter(_may_be_on_the_hub, source.names()), "unknown"),
                 dataset_name=_name_of(source, split),
                 dataset_config=source.subset,
                 dataset_split=source.split or split,
@@ -126,26 +127,27 @@ def _metadata(model: Pushed, config: TrainConfig | None, record: dict[str, Any] 
     return str(data.to_yaml()).strip()
 
 
-def _introduction(model: Pushed) -> str:
+def _introduction(model: PushedModel) -> str:
     if model.base == TINY:
         base = "angle-hydra's built-in small BERT, which starts at random"
     elif Path(model.base).is_absolute():
-        base = f"a model in a folder called `{shown(model.base)}`"
+        base = f"a model in a folder called `{public_name(model.base)}`"
     else:
         base = f"[{model.base}](https://huggingface.co/{split_gguf(model.base)[0]})"
-    what = (
+    subject = (
         "Adapters (LoRA) that make a sentence encoder of" if model.has_adapters else "A sentence encoder, trained from"
     )
-    dimensions = model.contract.dimensions or model.dimensions
+    dimensions = model.contract.dimensions or model.hidden_size
     width = "" if dimensions is None else f" An embedding has {dimensions} dimensions."
     return (
-        f"{what} {base}, with the [AnglE](https://arxiv.org/abs/2309.12871) objective. It uses {model.contract}.{width}"
+        f"{subject} {base}, with the [AnglE](https://arxiv.org/abs/2309.12871) objective. It uses "
+        f"{model.contract}.{width}"
     )
 
 
-def _use(model: Pushed) -> str:
+def _use(model: PushedModel) -> str:
     if model.has_adapters and Path(model.base).is_absolute():
-        imports, name = "Encoder, ModelConfig", f'ModelConfig("{shown(model.base)}", adapter="{model.model_id}")'
+        imports, name = "Encoder, ModelConfig", f'ModelConfig("{public_name(model.base)}", adapter="{model.model_id}")'
     else:
         imports, name = "Encoder", f'"{model.model_id}"'
     columns = [field for field in template_fields(model.contract.prompt or "{text}") if field != "text"]
@@ -154,19 +156,19 @@ def _use(model: Pushed) -> str:
         row = ", ".join(f'"{column}": "..."' for column in columns)
         texts += f", [{{{row}}}, {{{row}}}]"
     code = f"```python\nfrom angle import {imports}\n\nembeddings = Encoder.load({name}).encode({texts})\n```"
-    if model.reach is Reach.SENTENCE_TRANSFORMERS:
+    if model.sentence_transformers is SentenceTransformersSupport.AS_IS:
         return (
             f"{code}\n\nThe same embeddings with [sentence-transformers](https://sbert.net):\n\n```python\n"
             f"from sentence_transformers import SentenceTransformer\n\n"
             f'embeddings = SentenceTransformer("{model.model_id}").encode({texts})\n```'
         )
-    if model.reach is Reach.CONVERTED:
+    if model.sentence_transformers is SentenceTransformersSupport.CONVERTED:
         merges = "merges the adapters and " if model.has_adapters else ""
-        given = f"model.name_or_path={model.model_id}"
+        arguments = f"model.name_or_path={model.model_id}"
         if "ModelConfig" in imports:
-            given = f"model.name_or_path={shown(model.base)} model.adapter={model.model_id}"
+            arguments = f"model.name_or_path={public_name(model.base)} model.adapter={model.model_id}"
         return (
-            f"{code}\n\nsentence-transformers does not load it as it is; `python convert.py {given} "
+            f"{code}\n\nsentence-transformers does not load it as it is; `python convert.py {arguments} "
             f"output_dir=my-encoder` {merges}writes a folder that it does."
         )
     return f"{code}\n\nIt loads in angle-hydra only: sentence-transformers has no way to say how its texts are read."
@@ -207,23 +209,25 @@ def _training(config: TrainConfig, record: dict[str, Any]) -> list[tuple[str, st
 
 
 def _command(argv: Sequence[str]) -> str:
-    """Return the command line if it is train.py's; another program's may contain anything."""
+    """Return a paragraph with the command if it is train.py's; another program's may contain anything."""
     if not argv or Path(argv[0]).name != "train.py":
         return ""
-    words = [_without_folders(word.lstrip("+")) for word in argv[1:] if not word.lstrip("+").startswith(ELSEWHERE)]
-    which = "One of the runs of this sweep" if "-m" in words or "--multirun" in words else "The command"
-    return f"{which}:\n\n```bash\n{shlex.join(['python', 'train.py', *words])}\n```"
+    words = [
+        _without_folders(word.lstrip("+")) for word in argv[1:] if not word.lstrip("+").startswith(OUTPUT_ARGUMENTS)
+    ]
+    title = "One of the runs of this sweep" if "-m" in words or "--multirun" in words else "The command"
+    return f"{title}:\n\n```bash\n{shlex.join(['python', 'train.py', *words])}\n```"
 
 
-def _without_folders(words: str) -> str:
-    """Return `words` with every path cut to its last component; names on the hub stay."""
+def _without_folders(argument: str) -> str:
+    """Return a text with every path in it cut to its last component; names on the hub stay."""
 
-    def cut(found: re.Match[str]) -> str:
-        text = found[0]
-        is_path = text.startswith(("/", ".", "~")) or text.count("/") > 1 or FILE_ENDING.search(text)
+    def strip(match: re.Match[str]) -> str:
+        text = match[0]
+        is_path = text.startswith(("/", ".", "~")) or text.count("/") > 1 or FILE_SUFFIX.search(text)
         return (text.rstrip("/").rpartition("/")[2] or text) if is_path else text
 
-    return WITH_SLASH.sub(cut, words)
+    return PATH_LIKE.sub(strip, argument)
 
 
 def _validated_on(config: TrainConfig) -> SourceConfig:
@@ -233,18 +237,17 @@ def _validated_on(config: TrainConfig) -> SourceConfig:
 def _name_of(source: SourceConfig, split: str) -> str:
     """Return the display name of a source: its names without folders, then its subset and split."""
     are_files = any(Path(name).is_absolute() for name in source.names())
-    known = {SAMPLE: "angle-hydra's sample"}
-    names = ", ".join(known.get(name, shown(name)) for name in source.names())
-    part = " ".join(filter(None, [source.subset, source.split or ("" if are_files else split)]))
-    return f"{names} ({part})" if part else names
+    names = ", ".join("angle-hydra's sample" if name == SAMPLE else public_name(name) for name in source.names())
+    subset = " ".join(filter(None, [source.subset, source.split or ("" if are_files else split)]))
+    return f"{names} ({subset})" if subset else names
 
 
-def _is_on_the_hub(name: str) -> bool:
+def _may_be_on_the_hub(name: str) -> bool:
     """Return whether a name can be one on the hub; files and folders are absolute paths by now."""
     parts = name.split("/")
     return name not in (SAMPLE, TINY) and len(parts) <= 2 and all(map(HUB_NAME.fullmatch, parts))
 
 
-def _table(head: tuple[str, str], rows: Sequence[tuple[str, str]]) -> str:
-    first, *others = (f"| {' | '.join(row)} |" for row in (head, *rows))
-    return "\n".join([first, "|---|---|", *others])
+def _table(header: tuple[str, str], rows: Sequence[tuple[str, str]]) -> str:
+    first, *rest = (f"| {' | '.join(row)} |" for row in (header, *rows))
+    return "\n".join([first, "|---|---|", *rest])

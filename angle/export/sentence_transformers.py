@@ -13,13 +13,11 @@ from safetensors.torch import save_file
 
 from angle.config import RUN_FILE, ConvertConfig
 from angle.errors import ConfigError
-from angle.export.merging import embed_apart
-from angle.modeling.description import SENTENCE_TRANSFORMERS_POOLING, TINY, adapter_base, locate
+from angle.export.merging import embed_unmerged
+from angle.modeling.contract import EncoderContract
 from angle.modeling.encoder import Encoder
-from angle.modeling.tokenizer import TokenContract
-
-#: Poolings that are the mean of two: sentence-transformers concatenates both, and a fixed layer averages them.
-MEANS_OF_TWO = {"cls_avg": ("cls", "avg"), "cls_max": ("cls", "max")}
+from angle.modeling.locations import TINY, adapter_base, locate_model
+from angle.modeling.pooling import POOLINGS, SENTENCE_TRANSFORMERS_KEYS
 
 
 @dataclass(frozen=True)
@@ -42,8 +40,8 @@ def convert(config: ConvertConfig) -> Conversion:
     source = Path(config.model.name_or_path)
     if config.output_dir is None and not (source / RUN_FILE).is_file():
         name = config.model.name_or_path
-        looked_for = "" if source.exists() or name == TINY else f"There is no folder {name} here. "
-        raise ConfigError(f"{looked_for}output_dir is missing: give the new folder, for example output_dir=my-encoder.")
+        hint = "" if source.exists() or name == TINY else f"There is no folder {name} here. "
+        raise ConfigError(f"{hint}output_dir is missing: give the new folder, for example output_dir=my-encoder.")
     folder = Path(config.output_dir) if config.output_dir else source / "sentence_transformers"
     if folder.is_file() or (folder.exists() and any(folder.iterdir())):
         raise ConfigError(
@@ -51,16 +49,18 @@ def convert(config: ConvertConfig) -> Conversion:
             f"there; give a new folder by output_dir=..."
         )
     model = config.model
-    has_adapter = model.adapter is not None or adapter_base(locate(model.name_or_path), model.revision) is not None
-    apart = embed_apart(model, config.pooling) if has_adapter and config.merge else None
+    has_adapter = (
+        model.adapter is not None or adapter_base(locate_model(model.name_or_path), model.revision) is not None
+    )
+    unmerged = embed_unmerged(model, config.pooling) if has_adapter and config.merge else None
     encoder = Encoder.load(model, config.pooling, merge=config.merge).eval()
-    distance = None if apart is None else apart.distance(encoder)
+    distance = None if unmerged is None else unmerged.distance(encoder)
     write_folder(encoder, folder, normalize=config.normalize)
     return Conversion(folder, distance)
 
 
 def write_folder(encoder: Encoder, folder: Path, *, normalize: bool = False) -> None:
-    """Write `encoder` as a sentence-transformers folder, atomically.
+    """Write an encoder as a sentence-transformers folder, atomically.
 
     Raises:
         ConfigError: sentence-transformers cannot express the pooling or the template.
@@ -72,9 +72,9 @@ def write_folder(encoder: Encoder, folder: Path, *, normalize: bool = False) -> 
     # Padding never changes our embeddings. In sentence-transformers, left padding changes those of a model with a table
     # of positions; right padding is harmless for any model.
     tokenizer = encoder.tokenizer.tokenizer
-    side, tokenizer.padding_side = tokenizer.padding_side, "right"
+    padding_side, tokenizer.padding_side = tokenizer.padding_side, "right"
     encoder.save(scratch)
-    tokenizer.padding_side = side
+    tokenizer.padding_side = padding_side
     if encoder.has_adapters or encoder.bidirectional_from == 0:
         _check_stock_model(encoder, scratch)
     write_modules(encoder.contract, encoder.backbone.config.hidden_size, scratch, normalize=normalize)
@@ -83,8 +83,8 @@ def write_folder(encoder: Encoder, folder: Path, *, normalize: bool = False) -> 
     scratch.rename(folder)
 
 
-def check_expressible(contract: TokenContract) -> None:
-    """Check that sentence-transformers can pool and format texts as `contract` says.
+def check_expressible(contract: EncoderContract) -> None:
+    """Check that sentence-transformers can pool and format texts as a contract says.
 
     Raises:
         ConfigError: it cannot.
@@ -100,14 +100,14 @@ def check_expressible(contract: TokenContract) -> None:
     _pooling_modes(contract.pooling)
 
 
-def write_modules(contract: TokenContract, width: int, folder: Path, *, normalize: bool = False) -> None:
+def write_modules(contract: EncoderContract, hidden_size: int, folder: Path, *, normalize: bool = False) -> None:
     """Write, into a folder with a model, the small files that tell sentence-transformers how to use it.
 
     Weights and tokenizer stay as they are; the tokenizer must pad on the right.
 
     Args:
         contract: how texts are formatted and pooled.
-        width: width of the model's hidden states.
+        hidden_size: width of the model's hidden states.
         folder: the folder with the model.
         normalize: whether to scale every embedding to unit length.
 
@@ -118,33 +118,24 @@ def write_modules(contract: TokenContract, width: int, folder: Path, *, normaliz
     check_expressible(contract)
     prefix, modes = _prompt_prefix(contract.prompt), _pooling_modes(contract.pooling)
     modules = [_module(0, "", "Transformer"), _module(1, "1_Pooling", "Pooling")]
-    _write(folder / "sentence_bert_config.json", {"max_seq_length": contract.max_length, "do_lower_case": False})
-    _write(
+    _write_json(folder / "sentence_bert_config.json", {"max_seq_length": contract.max_length, "do_lower_case": False})
+    _write_json(
         folder / "1_Pooling" / "config.json",
         {
-            "word_embedding_dimension": width,
-            **{
-                f"pooling_mode_{key}": mode in modes
-                for mode, key in {
-                    "cls": "cls_token",
-                    "mean": "mean_tokens",
-                    "max": "max_tokens",
-                    "lasttoken": "lasttoken",
-                }.items()
-            },
+            "word_embedding_dimension": hidden_size,
+            **{key: mode in modes for mode, key in SENTENCE_TRANSFORMERS_KEYS.items()},
             "include_prompt": True,
         },
     )
-    if len(modes) == 2 or contract.dimensions is not None:
+    if len(modes) > 1 or contract.dimensions is not None:
         modules.append(_module(2, "2_Dense", "Dense"))
-        kept = contract.dimensions or width
-        _write_fixed_layer(folder / "2_Dense", width, kept, len(modes))
+        _write_averaging_layer(folder / "2_Dense", hidden_size, contract.dimensions or hidden_size, len(modes))
     if normalize:
-        number = len(modules)
-        modules.append(_module(number, f"{number}_Normalize", "Normalize"))
-        (folder / f"{number}_Normalize").mkdir()
-    _write(folder / "modules.json", modules)
-    _write(
+        path = f"{len(modules)}_Normalize"
+        modules.append(_module(len(modules), path, "Normalize"))
+        (folder / path).mkdir()
+    _write_json(folder / "modules.json", modules)
+    _write_json(
         folder / "config_sentence_transformers.json",
         {
             "prompts": {"text": prefix} if prefix else {},
@@ -161,7 +152,6 @@ def _check_stock_model(encoder: Encoder, folder: Path) -> None:
         ConfigError: transformers interprets bidirectional layers, or an adapter, differently.
 
     """
-    kind = type(encoder.backbone).__name__
     if encoder.has_adapters:
         problem = (
             "merge=false cannot work with this model: sentence-transformers would put the adapter on its base as that "
@@ -169,10 +159,10 @@ def _check_stock_model(encoder: Encoder, folder: Path) -> None:
         )
     else:
         path = folder / "config.json"
-        _write(path, json.loads(path.read_text(encoding="utf-8")) | {"is_causal": False})
+        _write_json(path, json.loads(path.read_text(encoding="utf-8")) | {"is_causal": False})
         problem = (
-            f"{kind} cannot attend in both directions by its configuration alone, which is all that "
-            f"sentence-transformers reads: load this model with angle's Encoder."
+            f"{type(encoder.backbone).__name__} cannot attend in both directions by its configuration alone, which is "
+            f"all that sentence-transformers reads: load this model with angle's Encoder."
         )
     if not _transformers_agrees(encoder, folder):
         shutil.rmtree(folder)
@@ -189,20 +179,20 @@ def _transformers_agrees(encoder: Encoder, folder: Path) -> bool:
         return False
     length = encoder.tokenizer.max_length  # a sliding window narrower than this differs in transformers
     ids = torch.arange(1, length + 1, device=encoder.device).remainder(stock.config.vocab_size)[None]
-    options = {"use_cache": False} if encoder.is_llm else {}
-    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), **options}
+    kwargs = {"use_cache": False} if encoder.is_llm else {}
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), **kwargs}
     ours, theirs = (model(**inputs).last_hidden_state.float() for model in (encoder.backbone, stock))
     return bool((ours - theirs).abs().max() <= 1e-3 * ours.abs().max())
 
 
-def _pooling_modes(strategy: str) -> tuple[str, ...]:
-    names = MEANS_OF_TWO.get(strategy, ("avg" if strategy == "mean" else strategy,))
-    if not all(name in SENTENCE_TRANSFORMERS_POOLING for name in names):
-        known = ", ".join((*SENTENCE_TRANSFORMERS_POOLING, *MEANS_OF_TWO))
+def _pooling_modes(strategy: str | None) -> tuple[str, ...]:
+    """Return the modes of sentence-transformers whose mean is a pooling."""
+    if strategy not in POOLINGS or not POOLINGS[strategy].sentence_transformers:
+        known = ", ".join(name for name, pooling in POOLINGS.items() if pooling.sentence_transformers)
         raise ConfigError(
             f"pooling.strategy={strategy} has no equivalent in sentence-transformers, which can express {known}."
         )
-    return tuple(SENTENCE_TRANSFORMERS_POOLING[name] for name in names)
+    return POOLINGS[strategy].sentence_transformers
 
 
 def _prompt_prefix(prompt: str | None) -> str | None:
@@ -218,25 +208,25 @@ def _prompt_prefix(prompt: str | None) -> str | None:
     return before.replace("{{", "{").replace("}}", "}") or None
 
 
-def _module(number: int, path: str, name: str) -> dict[str, Any]:
-    return {"idx": number, "name": str(number), "path": path, "type": f"sentence_transformers.models.{name}"}
+def _module(index: int, path: str, name: str) -> dict[str, Any]:
+    return {"idx": index, "name": str(index), "path": path, "type": f"sentence_transformers.models.{name}"}
 
 
-def _write_fixed_layer(folder: Path, width: int, kept: int, modes: int) -> None:
+def _write_averaging_layer(folder: Path, hidden_size: int, dimensions: int, num_modes: int) -> None:
     """Write a fixed layer that turns concatenated embeddings into the first dimensions of their mean."""
-    _write(
+    _write_json(
         folder / "config.json",
         {
-            "in_features": modes * width,
-            "out_features": kept,
+            "in_features": num_modes * hidden_size,
+            "out_features": dimensions,
             "bias": False,
             "activation_function": "torch.nn.modules.linear.Identity",
         },
     )
-    part = torch.eye(width)[:kept] / modes
-    save_file({"linear.weight": torch.cat([part] * modes, dim=1).contiguous()}, folder / "model.safetensors")
+    block = torch.eye(hidden_size)[:dimensions] / num_modes
+    save_file({"linear.weight": torch.cat([block] * num_modes, dim=1).contiguous()}, folder / "model.safetensors")
 
 
-def _write(path: Path, content: Any) -> None:
+def _write_json(path: Path, content: Any) -> None:
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

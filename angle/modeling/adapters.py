@@ -1,4 +1,4 @@
-"""LoRA: train fresh or saved adapters on top of frozen ones, and merge all of them into the weights."""
+"""LoRA: train new or saved adapters on top of frozen ones, and merge all of them into the weights."""
 
 from __future__ import annotations
 
@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING, Any
 from angle.config import LoraConfig
 from angle.errors import ConfigError, first_line
 from angle.kernels.lora import install_lora
-from angle.modeling.description import ADAPTER_FILE
+from angle.modeling.locations import ADAPTER_FILE
 from angle.modeling.quantization import quiet_bitsandbytes
 
 if TYPE_CHECKING:
+    import peft
     from peft import PeftModel
+    from torch import Tensor
     from transformers import PreTrainedModel
 
 #: peft's name for the adapter that is trained, which is saved at the top of a folder. Frozen ones go in subfolders.
@@ -29,12 +31,12 @@ PREFIX = "base_model.model."
 
 @dataclass(frozen=True)
 class SavedAdapters:
-    """Adapters that were found."""
+    """A saved adapter, and those that were frozen beneath it."""
 
     setting: str
     """What the user typed, for messages."""
     folders: tuple[str, ...]
-    """Topmost last."""
+    """The topmost last."""
 
 
 def find_adapters(name: str, setting: str, revision: str | None = None) -> SavedAdapters:
@@ -49,15 +51,15 @@ def find_adapters(name: str, setting: str, revision: str | None = None) -> Saved
         from huggingface_hub import snapshot_download
         from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
-        wanted = ["adapter_*", f"{FROZEN.format('*')}/adapter_*"]
+        patterns = ["adapter_*", f"{FROZEN.format('*')}/adapter_*"]
         try:
-            folder = Path(snapshot_download(name, revision=revision, allow_patterns=wanted))
+            folder = Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
         except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
             raise ConfigError(f"{setting}={name} could not be fetched: {first_line(error)}.") from None
     if not (folder / ADAPTER_FILE).is_file():
-        raise ConfigError(f"{setting}={name} is no adapter: it has no {ADAPTER_FILE}.")
+        raise ConfigError(f"{setting}={name} is not an adapter: it has no {ADAPTER_FILE}.")
     frozen = sorted(folder.glob(FROZEN.format("*")), key=lambda path: int(path.name.rsplit("-", 1)[-1]))
-    return SavedAdapters(f"{setting}={name}", tuple(str(place) for place in (*frozen, folder)))
+    return SavedAdapters(f"{setting}={name}", tuple(str(path) for path in (*frozen, folder)))
 
 
 def add_adapters(
@@ -66,16 +68,16 @@ def add_adapters(
     *,
     revision: str | None = None,
     saved: SavedAdapters | None = None,
-    fresh: LoraConfig | None = None,
+    new: LoraConfig | None = None,
 ) -> PeftModel:
-    """Return the model with adapters on it; nothing but one of them is trainable.
+    """Return the model with adapters on it, of which the topmost alone is trainable.
 
     Args:
-        backbone: the bare model.
+        backbone: the model, without adapters.
         base_name: where the model comes from; written into the adapter's folder.
         revision: the revision of `base_name` on the hub.
-        saved: adapters to start from: trained further, or frozen below `fresh` if that is given.
-        fresh: a new adapter, initialised so that it changes nothing.
+        saved: adapters to start from: trained further, or frozen below `new` if that is given.
+        new: settings of a new adapter, initialised so that it changes nothing.
 
     Raises:
         ConfigError: target modules match no linear layer, or a saved adapter does not fit the model.
@@ -85,15 +87,15 @@ def add_adapters(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # peft uses a name in transformers that will change
         backbone.name_or_path = base_name
-        settings = None if fresh is None else _settings(backbone, fresh)
+        new_config = None if new is None else _peft_config(backbone, new)
         model: Any = backbone
         folders = () if saved is None else saved.folders
         for number, folder in enumerate(folders):
-            last = fresh is None and number == len(folders) - 1
+            is_trained = new is None and number == len(folders) - 1
             assert saved is not None
-            model = _add_saved(model, folder, TRAINED if last else FROZEN.format(number), saved.setting)
-        if settings is not None:
-            model = _add(model, settings, TRAINED)
+            model = _add_saved(model, folder, TRAINED if is_trained else FROZEN.format(number), saved.setting)
+        if new_config is not None:
+            model = _add(model, new_config, TRAINED)
         model.base_model.set_adapter(list(model.peft_config))
         for config in model.peft_config.values():
             config.revision = revision
@@ -111,25 +113,25 @@ def merge_adapters(backbone: PreTrainedModel, saved: SavedAdapters) -> PreTraine
 
 
 @contextmanager
-def without_trained(model: Any) -> Iterator[None]:
-    """Disable the adapter being trained: if it started fresh, the model is then what it was before training."""
+def disable_trained_adapter(model: Any) -> Iterator[None]:
+    """Disable the adapter being trained: if it was new, the model is then what it was before training."""
     from peft.tuners.lora import LoraLayer
 
     scalings = [
         module.scaling for module in model.modules() if isinstance(module, LoraLayer) and TRAINED in module.scaling
     ]
-    before = [scaling[TRAINED] for scaling in scalings]
+    original = [scaling[TRAINED] for scaling in scalings]
     for scaling in scalings:
         scaling[TRAINED] = 0.0
     try:
         yield
     finally:
-        for scaling, value in zip(scalings, before, strict=True):
+        for scaling, value in zip(scalings, original, strict=True):
             scaling[TRAINED] = value
 
 
-def _settings(backbone: PreTrainedModel, config: LoraConfig) -> Any:
-    """Return peft's settings for a fresh adapter."""
+def _peft_config(backbone: PreTrainedModel, config: LoraConfig) -> peft.LoraConfig:
+    """Return peft's settings of a new adapter."""
     import peft
     import torch
 
@@ -154,57 +156,77 @@ def _settings(backbone: PreTrainedModel, config: LoraConfig) -> Any:
     )
 
 
-def _add(model: Any, settings: Any, name: str) -> Any:
+def _add(model: Any, config: peft.LoraConfig, name: str) -> Any:
+    """Return the model with one more adapter, called `name`, whose weights are initialised."""
     import peft
 
     if isinstance(model, peft.PeftModel):
-        model.add_adapter(name, settings)
+        model.add_adapter(name, config)
         return model
-    return peft.get_peft_model(model, settings, adapter_name=name)
+    return peft.get_peft_model(model, config, adapter_name=name)
 
 
-def _add_saved(model: Any, place: str, name: str, typed: str) -> Any:
-    """Return the model with one saved adapter, all of whose weights match a layer."""
+def _add_saved(model: Any, folder: str, name: str, setting: str) -> Any:
+    """Return the model with one saved adapter, called `name`, all of whose weights match a layer.
+
+    Args:
+        model: the model, with or without other adapters.
+        folder: the saved adapter.
+        name: peft's name for it.
+        setting: what the user typed, for messages.
+
+    """
+    import peft
+
+    backbone = model.get_base_model() if isinstance(model, peft.PeftModel) else model
+    config, weights = _read_saved(folder, setting, backbone.base_model_prefix)
+    config.base_model_name_or_path = backbone.name_or_path
+    try:
+        model = _add(model, config, name)
+    except ValueError as error:  # none of the target modules exists
+        raise ConfigError(f"{setting} does not fit {type(backbone).__name__}: {error}") from None
+    expected = peft.get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
+    expected = {key.removeprefix(PREFIX): weight for key, weight in expected.items()}
+    mismatched = sorted(weights.keys() ^ expected.keys())
+    mismatched += [key for key in weights if key in expected and weights[key].shape != expected[key].shape]
+    if mismatched:
+        raise ConfigError(
+            f"{setting} does not fit {type(backbone).__name__}: {len(mismatched)} of its weights and layers "
+            f"have no counterpart of their shape, {mismatched[0]} for one. Choose the model that it was made for."
+        )
+    peft.set_peft_model_state_dict(model, {PREFIX + key: weight for key, weight in weights.items()}, adapter_name=name)
+    return model
+
+
+def _read_saved(folder: str, setting: str, model_prefix: str) -> tuple[peft.LoraConfig, dict[str, Tensor]]:
+    """Return a saved adapter's settings and weights, both named as in a model without a head.
+
+    An adapter made on a class with a head has the name of the model inside that class, such as "model", in its keys.
+    Embeddings need no head.
+    """
     import peft
     from peft.utils import load_peft_weights
     from safetensors import SafetensorError
 
-    settings = peft.PeftConfig.from_pretrained(place)
-    if not isinstance(settings, peft.LoraConfig):
-        kind = str(settings.peft_type).rsplit(".", 1)[-1]
-        raise ConfigError(f"{typed} is a {kind} adapter, but only LoRA adapters can be read.")
+    config = peft.PeftConfig.from_pretrained(folder)
+    if not isinstance(config, peft.LoraConfig):
+        peft_type = str(config.peft_type).rsplit(".", 1)[-1]
+        raise ConfigError(f"{setting} is an adapter of type {peft_type}, but only LoRA adapters can be read.")
     try:
-        found = load_peft_weights(place, device="cpu")  # a .bin file with weights_only=True
+        state_dict = load_peft_weights(folder, device="cpu")  # a .bin file with weights_only=True
     except (OSError, ValueError, pickle.UnpicklingError, SafetensorError) as error:
-        raise ConfigError(f"{typed} could not be read: {first_line(error)}.") from None
-    backbone = model.get_base_model() if isinstance(model, peft.PeftModel) else model
-    # An adapter made on a class with a head prefixes its keys with the bare model's name. Embeddings need no head.
-    inside, head = f"{backbone.base_model_prefix}.", "lm_head"
+        raise ConfigError(f"{setting} could not be read: {first_line(error)}.") from None
+    inner, head = f"{model_prefix}.", "lm_head"
     weights = {
-        key.removeprefix(PREFIX).removeprefix(inside): weight
-        for key, weight in found.items()
+        key.removeprefix(PREFIX).removeprefix(inner): weight
+        for key, weight in state_dict.items()
         if not key.startswith(f"{PREFIX}{head}.")
     }
-    if isinstance(settings.target_modules, set):
-        settings.target_modules = {target.removeprefix(inside) for target in settings.target_modules - {head}}
+    if isinstance(config.target_modules, set):
+        config.target_modules = {target.removeprefix(inner) for target in config.target_modules - {head}}
     for pattern in ("alpha_pattern", "rank_pattern"):
-        inner = {key.removeprefix(inside): value for key, value in getattr(settings, pattern).items()}
-        setattr(settings, pattern, inner)
-    settings.task_type = peft.TaskType.FEATURE_EXTRACTION
-    settings.base_model_name_or_path = backbone.name_or_path
-    settings.inference_mode = False
-    try:
-        model = _add(model, settings, name)
-    except ValueError as error:  # none of the target modules exists
-        raise ConfigError(f"{typed} does not fit {type(backbone).__name__}: {error}") from None
-    wanted = peft.get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
-    wanted = {key.removeprefix(PREFIX): weight for key, weight in wanted.items()}
-    strange = sorted(weights.keys() ^ wanted.keys())
-    strange += [key for key in weights if key in wanted and weights[key].shape != wanted[key].shape]
-    if strange:
-        raise ConfigError(
-            f"{typed} does not fit {type(backbone).__name__}: {len(strange)} of its weights and layers "
-            f"have no counterpart of their shape, {strange[0]} for one. Choose the model that it was made for."
-        )
-    peft.set_peft_model_state_dict(model, {PREFIX + key: weight for key, weight in weights.items()}, adapter_name=name)
-    return model
+        by_layer = {key.removeprefix(inner): value for key, value in getattr(config, pattern).items()}
+        setattr(config, pattern, by_layer)
+    config.task_type = peft.TaskType.FEATURE_EXTRACTION
+    config.inference_mode = False
+    return config, weights

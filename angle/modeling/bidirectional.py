@@ -1,9 +1,10 @@
 """BiLLM: decoder layers that attend in both directions, by means of hooks on the stock model.
 
 Each call of the decoder builds the bidirectional masks and passes them along in its keyword arguments, so that a layer
-that is rerun in the backward pass (gradient checkpointing) sees the masks of its own batch. From the start index on,
-layers use them in place of the causal mask. No transformers code is copied or replaced. Hooks are not saved with a
-model, so the start index is part of its contract, and they are registered again when it is loaded.
+that is rerun in the backward pass (gradient checkpointing) sees the masks of its own batch. From the first
+bidirectional layer on, layers use them in place of the causal mask. No transformers code is copied or replaced. Hooks
+are not saved with a model, so that layer's index is part of its contract, and they are registered again when it is
+loaded.
 """
 
 from __future__ import annotations
@@ -16,51 +17,53 @@ from torch import Tensor, nn
 
 from angle.config import BillmConfig
 from angle.errors import ConfigError
+from angle.modeling.contract import EncoderContract
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+#: The keyword argument in which the masks, by window, reach the layers.
 _MASKS = "_angle_bidirectional_masks"
 
 
-def make_bidirectional(decoder: PreTrainedModel, start: int) -> None:
-    """Let the decoder's layers with index >= `start` attend in both directions.
+def make_bidirectional(decoder: PreTrainedModel, first_layer: int) -> None:
+    """Let the decoder's layers with index >= `first_layer` attend in both directions.
 
     Raises:
         ConfigError: the model's layers are not found.
 
     """
     layers = decoder_layers(decoder)
-    windows = [attention_window(decoder.config, number) for number in range(len(layers))]
+    windows = [attention_window(decoder.config, index) for index in range(len(layers))]
 
     def build_masks(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        return args, kwargs | {_MASKS: _masks(decoder, kwargs, set(windows[start:]))}
+        return args, kwargs | {_MASKS: _masks(decoder, kwargs, set(windows[first_layer:]))}
 
     decoder.register_forward_pre_hook(build_masks, with_kwargs=True)
-    for layer in layers[:start]:
-        layer.register_forward_pre_hook(_leave_causal, with_kwargs=True)
-    for layer, window in zip(layers[start:], windows[start:], strict=True):
-        layer.register_forward_pre_hook(_take_mask(window), with_kwargs=True)
+    for layer in layers[:first_layer]:
+        layer.register_forward_pre_hook(_drop_masks, with_kwargs=True)
+    for layer, window in zip(layers[first_layer:], windows[first_layer:], strict=True):
+        layer.register_forward_pre_hook(_use_mask(window), with_kwargs=True)
 
 
 def first_bidirectional_layer(
-    backbone: Any, billm: BillmConfig | None, own: int | None, *, is_llm: bool, kept: int | None
+    backbone: Any, billm: BillmConfig | None, contract: EncoderContract, *, is_llm: bool, num_layers: int | None
 ) -> int | None:
     """Return the first bidirectional layer: from the settings, else from the model, else None.
 
     Args:
         backbone: the model.
         billm: the settings.
-        own: what the model says about itself.
+        contract: what the model says about itself.
         is_llm: whether it is a decoder.
-        kept: number of layers that are kept; None for all.
+        num_layers: how many of its first layers are kept; None for all.
 
     Raises:
         ConfigError: an encoder, a decoder of another class than the settings name, or a layer that it does not have.
 
     """
     if billm is None or not billm.enabled:
-        return 0 if is_llm and is_made_encoder(backbone.config) else own
+        return 0 if is_llm and is_bidirectional_by_config(backbone.config) else contract.bidirectional_from
     if not is_llm:
         raise ConfigError(
             f"billm.enabled=true cannot work with {type(backbone).__name__}: an encoder attends in both directions "
@@ -68,21 +71,22 @@ def first_bidirectional_layer(
         )
     if billm.model_class is not None:
         check_class(backbone, billm.model_class)
-    layers = len(decoder_layers(backbone))
-    return billm.first_layer(layers if kept is None else min(kept, layers))
+    available = len(decoder_layers(backbone))
+    return billm.first_layer(available if num_layers is None else min(num_layers, available))
 
 
-def check_class(decoder: PreTrainedModel, wanted: str) -> None:
-    """Check that the decoder is of the class `wanted`, ignoring case and any head in the name.
+def check_class(decoder: PreTrainedModel, model_class: str) -> None:
+    """Check that the decoder is of a class, ignoring case and any head in the name.
 
     Raises:
         ConfigError: it is of another class.
 
     """
-    own = type(decoder).__name__
-    if _family(own) != _family(wanted):
+    actual = type(decoder).__name__
+    if _family(actual) != _family(model_class):
         raise ConfigError(
-            f"billm.model_class={wanted} contradicts the model, which is a {own}: give the right one, or leave it out."
+            f"billm.model_class={model_class} contradicts the model, which is a {actual}: give the right one, or "
+            f"leave it out."
         )
 
 
@@ -91,7 +95,7 @@ def _family(class_name: str) -> str:
     return re.sub(r"(for[a-z]+|model)$", "", class_name.lower())
 
 
-def is_made_encoder(config: Any) -> bool:
+def is_bidirectional_by_config(config: Any) -> bool:
     """Return whether a decoder's configuration lets all of its layers attend in both directions."""
     # The switch common to all decoders, and Gemma 3's own.
     return getattr(config, "is_causal", True) is False or getattr(config, "use_bidirectional_attention", None) is True
@@ -116,8 +120,8 @@ def decoder_layers(decoder: PreTrainedModel) -> nn.ModuleList:
 def attention_window(config: Any, layer: int) -> int | None:
     """Return the distance from which a layer's tokens do not attend to each other, None if they all do."""
     window: int | None = getattr(config, "sliding_window", None)
-    kinds = getattr(config, "layer_types", None)
-    return window if kinds is None or kinds[layer] == "sliding_attention" else None
+    layer_types = getattr(config, "layer_types", None)
+    return window if layer_types is None or layer_types[layer] == "sliding_attention" else None
 
 
 def _masks(decoder: PreTrainedModel, kwargs: dict[str, Any], windows: set[int | None]) -> dict[int | None, Any]:
@@ -129,9 +133,9 @@ def _masks(decoder: PreTrainedModel, kwargs: dict[str, Any], windows: set[int | 
     states = torch.empty(*ids.shape, 0, dtype=decoder.get_input_embeddings().weight.dtype, device=ids.device)
     masks = {}
     for window in windows:
-        near = None if window is None else _within(window)
+        in_window = None if window is None else _within(window)
         masks[window] = create_bidirectional_mask(
-            decoder.config, states, kwargs.get("attention_mask"), and_mask_function=near
+            decoder.config, states, kwargs.get("attention_mask"), and_mask_function=in_window
         )
     return masks
 
@@ -140,29 +144,29 @@ def _within(window: int) -> Any:
     return lambda batch, head, query, key: (query - key).abs() < window
 
 
-def _leave_causal(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+def _drop_masks(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     """Remove the masks, for a layer that does not use them."""
     del kwargs[_MASKS]
     return args, kwargs
 
 
-def _take_mask(window: int | None) -> Any:
+def _use_mask(window: int | None) -> Any:
     """Return a hook that removes the masks, and uses the one for that window width."""
 
-    def take(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    def use(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         masks = kwargs.pop(_MASKS)
         return args, kwargs | {"attention_mask": masks[window], "is_causal": False}
 
-    return take
+    return use
 
 
 @torch.no_grad()
-def check_directions(backbone: Any, start: int | None) -> None:
+def check_directions(backbone: Any, first_layer: int | None) -> None:
     """Check on the model itself that a later token changes earlier states in exactly the layers it should.
 
     Args:
         backbone: a decoder, with or without adapters.
-        start: the first layer that should attend in both directions, None for none.
+        first_layer: the first layer that should attend in both directions, None for none.
 
     Raises:
         ConfigError: it does not, so training would attend in other directions than the settings say.
@@ -180,10 +184,14 @@ def check_directions(backbone: Any, start: int | None) -> None:
     finally:
         backbone.train(was_training)
     changed = [not torch.equal(layer[0, :-1], layer[1, :-1]) for layer in states[1:]]
-    first = changed.index(True) if True in changed else None
-    if first != start:
-        found, wanted = ("in no layer" if layer is None else f"from layer {layer} on" for layer in (first, start))
+    actual = changed.index(True) if True in changed else None
+    if actual != first_layer:
         raise ConfigError(
             f"{type(backbone).__name__} with model.attn_implementation={backbone.config._attn_implementation} attends "
-            f"in both directions {found}, but it should {wanted}: try model.attn_implementation=eager, or billm=none."
+            f"in both directions {_from_layer(actual)}, but it should {_from_layer(first_layer)}: try "
+            f"model.attn_implementation=eager, or billm=none."
         )
+
+
+def _from_layer(layer: int | None) -> str:
+    return "in no layer" if layer is None else f"from layer {layer} on"

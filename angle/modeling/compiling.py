@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from angle.errors import ConfigError, first_line
-from angle.modeling.depths import bare, layers_of
+from angle.modeling.depths import base_model, find_layers
 from angle.modeling.encoder import Encoder
 from angle.modeling.packing import probe_inputs
 
@@ -30,10 +30,10 @@ def compile_layers(encoder: Encoder) -> None:
 
     """
     try:
-        layers = layers_of(encoder.backbone)[2]
+        layers = find_layers(encoder.backbone)[2]
     except ConfigError:
         raise ConfigError(
-            f"train.compile=true cannot work with {type(bare(encoder.backbone)).__name__}, which has no list of "
+            f"train.compile=true cannot work with {type(base_model(encoder.backbone)).__name__}, which has no list of "
             f"layers: leave it out."
         ) from None
     for layer in layers:

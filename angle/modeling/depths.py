@@ -10,58 +10,58 @@ from torch import Tensor, nn
 
 from angle.errors import ConfigError
 
-#: Takes the states (1, T, D) or (N, L, D), at one or several depths, out of a model's output.
-Take = Callable[[Any], list[Tensor]]
+#: Selects the states (1, T, D) or (N, L, D), at one or several depths, from a model's output.
+StateSelector = Callable[[Any], list[Tensor]]
 
 
-def last_states(output: Any) -> list[Tensor]:
-    """Take the states of the last layer."""
+def last_hidden_states(output: Any) -> list[Tensor]:
+    """Select the states after the last layer."""
     return [output.last_hidden_state]
 
 
-def bare(backbone: Any) -> Any:
+def base_model(backbone: Any) -> Any:
     """Return the model underneath its adapters."""
     return backbone.get_base_model() if hasattr(backbone, "peft_config") else backbone
 
 
-def layers_of(backbone: Any) -> tuple[nn.Module, str, nn.ModuleList]:
+def find_layers(backbone: Any) -> tuple[nn.Module, str, nn.ModuleList]:
     """Return the module that holds the layers, the name it holds them under, and the layers.
 
     Raises:
         ConfigError: there is no list of as many layers as the configuration says.
 
     """
-    model = bare(backbone)
+    model = base_model(backbone)
     for name, module in model.named_modules():
         if isinstance(module, nn.ModuleList) and len(module) == model.config.num_hidden_layers:
-            path, _, attribute = name.rpartition(".")
-            return model.get_submodule(path), attribute, module
+            parent, _, attribute = name.rpartition(".")
+            return model.get_submodule(parent), attribute, module
     raise ConfigError(
-        f"{type(model).__name__} has no list of layers, so that it can be used as a whole alone: type ese=none, "
-        f"and leave out ese_grid and model.layers."
+        f"{type(model).__name__} has no list of layers, so it can only be used as a whole: type ese=none, and leave "
+        f"out ese_grid and model.layers."
     )
 
 
-def cut(backbone: Any, depth: int) -> None:
+def truncate_layers(backbone: Any, depth: int) -> None:
     """Keep only the model's first layers.
 
     Raises:
         ConfigError: `depth` is more layers than the model has, or none.
 
     """
-    holder, attribute, layers = layers_of(backbone)
+    parent, attribute, layers = find_layers(backbone)
     if not 1 <= depth <= len(layers):
         raise ConfigError(f"model.layers={depth} cannot work: the model has {len(layers)}; choose 1 to {len(layers)}.")
-    setattr(holder, attribute, layers[:depth])
-    config = bare(backbone).config
-    kinds = getattr(config, "layer_types", None)
+    setattr(parent, attribute, layers[:depth])
+    config = base_model(backbone).config
+    layer_types = getattr(config, "layer_types", None)
     config.num_hidden_layers = depth
-    if kinds is not None:
-        config.layer_types = kinds[:depth]
+    if layer_types is not None:
+        config.layer_types = layer_types[:depth]
 
 
 class Depths:
-    """Takes the states at several depths out of a model's output."""
+    """Selects the states at several depths from a model's output."""
 
     def __init__(self, backbone: Any) -> None:
         """Find out how the states between layers become those of a model that ends there.
@@ -73,50 +73,53 @@ class Depths:
             ConfigError: it is neither.
 
         """
-        holder, attribute, layers = layers_of(backbone)
+        parent, attribute, layers = find_layers(backbone)
         self.layers = len(layers)
-        norms = [module for module in holder.children() if "norm" in type(module).__name__.lower()]
+        norms = [module for module in parent.children() if "norm" in type(module).__name__.lower()]
         self._norm: nn.Module | None = None
         if self.layers == 1:
             return
         was_training = backbone.training
         backbone.eval()
         try:
-            between = _run(backbone).hidden_states[self.layers - 1]
-            setattr(holder, attribute, layers[:-1])
-            at_the_end = _run(backbone).last_hidden_state
+            intermediate = _probe(backbone).hidden_states[self.layers - 1]
+            setattr(parent, attribute, layers[:-1])
+            final = _probe(backbone).last_hidden_state
         finally:
-            setattr(holder, attribute, layers)
+            setattr(parent, attribute, layers)
             backbone.train(was_training)
         with torch.no_grad():
-            fitting = [
-                norm for norm in (None, *norms) if _close(between if norm is None else norm(between), at_the_end)
+            matching = [
+                norm
+                for norm in (None, *norms)
+                if _is_close(intermediate if norm is None else norm(intermediate), final)
             ]
-        if not fitting:
+        if not matching:
             raise ConfigError(
-                f"The states between the layers of {type(bare(backbone)).__name__} are not those of a model that ends "
-                f"there, so a smaller model could not give them: type ese=none, and leave out ese_grid and "
+                f"The states between the layers of {type(base_model(backbone)).__name__} are not those of a model that "
+                f"ends there, so a smaller model could not give them: type ese=none, and leave out ese_grid and "
                 f"model.layers."
             )
-        self._norm = fitting[0]
+        self._norm = matching[0]
 
-    def take(self, depths: Sequence[int]) -> Take:
-        """Return a function that takes the states at these depths."""
+    def selector(self, depths: Sequence[int]) -> StateSelector:
+        """Return a function that selects the states at these depths."""
 
-        def states(output: Any, depth: int) -> Tensor:
+        def states_at(depth: int, output: Any) -> Tensor:
             if depth == self.layers:
-                return last_states(output)[0]
-            between: Tensor = output.hidden_states[depth]
-            return between if self._norm is None else self._norm(between)
+                return last_hidden_states(output)[0]
+            intermediate: Tensor = output.hidden_states[depth]
+            return intermediate if self._norm is None else self._norm(intermediate)
 
-        return lambda output: [states(output, depth) for depth in depths]
+        return lambda output: [states_at(depth, output) for depth in depths]
 
 
 @torch.no_grad()
-def _run(backbone: Any) -> Any:
+def _probe(backbone: Any) -> Any:
+    """Return the model's output for a short text."""
     ids = torch.arange(1, 9, device=backbone.device).remainder(backbone.config.vocab_size)[None]
     return backbone(input_ids=ids, attention_mask=torch.ones_like(ids), output_hidden_states=True)
 
 
-def _close(found: Tensor, wanted: Tensor) -> bool:
-    return bool((found - wanted).float().norm() <= 1e-2 * wanted.float().norm())
+def _is_close(states: Tensor, expected: Tensor) -> bool:
+    return bool((states - expected).float().norm() <= 1e-2 * expected.float().norm())

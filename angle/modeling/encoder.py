@@ -19,22 +19,17 @@ from angle.kernels.dropout import install_dropout
 from angle.kernels.linear import install_linear, weights_packed
 from angle.kernels.rms_norm import install_rms_norm
 from angle.modeling import adapters
-from angle.modeling.backbone import (
-    checkpoint_activations,
-    is_decoder,
-    load_backbone,
-    load_tokenizer,
-    quiet_transformers,
-)
+from angle.modeling.backbone import checkpoint_activations, is_decoder, load_backbone, quiet_transformers
 from angle.modeling.bidirectional import first_bidirectional_layer, make_bidirectional
-from angle.modeling.depths import Depths, Take, cut, last_states
-from angle.modeling.description import SelfDescription
-from angle.modeling.host_copy import TOGETHER, copy_to_host
+from angle.modeling.contract import EncoderContract
+from angle.modeling.depths import Depths, StateSelector, last_hidden_states, truncate_layers
+from angle.modeling.host_copy import COPY_ELEMENTS, copy_to_host
+from angle.modeling.model_sources import ModelSources, resolve_sources
 from angle.modeling.packing import enable_packing, packing_is_exact, run_packed, run_padded
 from angle.modeling.pooling import pool
 from angle.modeling.quantization import dequantize
-from angle.modeling.sources import Parts, find_parts
-from angle.modeling.tokenizer import TextTokenizer, TokenContract
+from angle.modeling.tokenizer import TextTokenizer
+from angle.modeling.tokenizer_loading import load_tokenizer
 from angle.structures import Lengths, Tokens, to_device
 
 #: Groups of similar length that a padded batch is split into. CPUs pay for padding, GPUs for launches.
@@ -89,7 +84,7 @@ class Encoder(nn.Module):
             model: a name, or the settings. An adapter as `name_or_path` is merged into the weights of its base;
                 `model.adapter` is put on top of the weights, to be trained further.
             pooling: None for what the model says about itself.
-            lora: if enabled, a fresh adapter is put on top of any existing ones, which stay frozen.
+            lora: if enabled, a new adapter is put on top of any existing ones, which stay frozen.
             billm: if enabled, says which layers attend in both directions.
             merge: True to merge any adapter, False to keep any separate.
 
@@ -100,20 +95,25 @@ class Encoder(nn.Module):
         quiet_transformers()
         if isinstance(model, str):
             model = ModelConfig(model)
-        source = find_parts(model)
-        fresh = lora if lora is not None and lora.enabled else None
-        merged = source.adapter is not None and fresh is None and (source.is_adapter if merge is None else merge)
-        said = source.describe()
+        sources = resolve_sources(model)
+        new_adapter = lora if lora is not None and lora.enabled else None
+        merge = sources.adapter_is_the_model if merge is None else merge
+        merged = sources.adapter is not None and new_adapter is None and merge
+        contract = sources.read_contract(needs_pooling=pooling is None or pooling.strategy == "auto")
         # An adapter belongs to the weights it was trained on: the values that the quantised weights stand for.
-        bits = said.load_kbit if source.adapter and (merged or model.load_kbit is None) else model.load_kbit
-        backbone = _load_weights(model, source, said, bits, merged=merged)
+        follows_adapter = sources.adapter is not None and (merged or model.load_kbit is None)
+        load_kbit = contract.load_kbit if follows_adapter else model.load_kbit
+        backbone = _load_weights(model, sources, contract, load_kbit, merged=merged)
         is_llm = is_decoder(backbone)
-        strategy = _resolve_pooling(pooling, said, is_llm=is_llm)
-        tokenizer = load_tokenizer(*source.tokenizer(model), said, strategy, backbone)
-        start = first_bidirectional_layer(backbone, billm, said.bidirectional_from, is_llm=is_llm, kept=model.layers)
-        if start is not None:
-            make_bidirectional(backbone, start)
-        if is_llm and start != 0 and strategy in ("cls", "0"):
+        strategy = _resolve_pooling(pooling, contract, is_llm=is_llm)
+        name, revision = sources.find_tokenizer()
+        tokenizer = load_tokenizer(replace(model, revision=revision), name, contract, strategy, backbone)
+        bidirectional_from = first_bidirectional_layer(
+            backbone, billm, contract, is_llm=is_llm, num_layers=model.layers
+        )
+        if bidirectional_from is not None:
+            make_bidirectional(backbone, bidirectional_from)
+        if is_llm and bidirectional_from != 0 and strategy in ("cls", "0"):
             raise ConfigError(
                 f"pooling.strategy={strategy} cannot work with {type(backbone).__name__}: in a decoder "
                 f"the first token has seen no other; choose avg or last, or billm=all."
@@ -122,15 +122,18 @@ class Encoder(nn.Module):
         _freeze_head(backbone)
         if model.gradient_checkpointing:
             checkpoint_activations(backbone)
-        if fresh or (source.saved and not merged):
-            base = str(Path(source.base).resolve()) if Path(source.base).exists() else source.base
-            backbone = adapters.add_adapters(backbone, base, revision=source.revision, saved=source.saved, fresh=fresh)
+        if new_adapter or (sources.saved_adapters and not merged):
+            base, revision = sources.absolute_base(), sources.base_revision
+            saved = sources.saved_adapters
+            backbone = adapters.add_adapters(backbone, base, revision=revision, saved=saved, new=new_adapter)
         install_dropout(backbone)
         install_linear(backbone)
         install_rms_norm(backbone)
-        encoder = cls(backbone, tokenizer, strategy, is_llm, start, None if merged else bits, packable)
-        width = said.dimensions if said.dimensions is None else min(said.dimensions, encoder.dimensions)
-        encoder.keep(said.layers, width)
+        encoder = cls(
+            backbone, tokenizer, strategy, is_llm, bidirectional_from, None if merged else load_kbit, packable
+        )
+        width = None if contract.dimensions is None else min(contract.dimensions, encoder.dimensions)
+        encoder.keep(contract.layers, width)
         encoder.keep(model.layers, model.dimensions)
         return encoder
 
@@ -162,7 +165,7 @@ class Encoder(nn.Module):
 
         """
         if layers is not None:
-            cut(self.backbone, layers)
+            truncate_layers(self.backbone, layers)
             self.__dict__.pop("depths", None)
             self.layers = layers
             if self.bidirectional_from is not None and self.bidirectional_from >= layers:
@@ -182,10 +185,10 @@ class Encoder(nn.Module):
         return device
 
     @property
-    def contract(self) -> TokenContract:
+    def contract(self) -> EncoderContract:
         """What must hold wherever this model is used."""
         tokenizer = self.tokenizer
-        return TokenContract(
+        return EncoderContract(
             pooling=self.pooling,
             max_length=tokenizer.max_length,
             prompt=tokenizer.prompt,
@@ -235,18 +238,18 @@ class Encoder(nn.Module):
     def _states(self, ids: Tensor, lengths: Lengths, depths: Sequence[int] | None) -> list[Tensor]:
         """Return the states (T, D), by depth, of the tokens of texts sorted longest first."""
         options = {"use_cache": False} if self.is_llm else {}
-        take: Take = last_states
+        select: StateSelector = last_hidden_states
         if depths is not None:
-            take = self.depths.take(depths)
+            select = self.depths.selector(depths)
             options["output_hidden_states"] = True
         if self.device.type != self._tried_on:
             self.try_packing()
         if self.is_packed:
-            return run_packed(self.backbone, ids, lengths, take, **options)
+            return run_packed(self.backbone, ids, lengths, select, **options)
         groups = self._groups(lengths)
         parts = torch.split(ids, [int(group.sum()) for group in groups])
         of_groups = [
-            run_padded(self.backbone, part, group, self.tokenizer.pad_id, take, **options)
+            run_padded(self.backbone, part, group, self.tokenizer.pad_id, select, **options)
             for part, group in zip(parts, groups, strict=True)
         ]
         return [torch.cat(of_depth) for of_depth in zip(*of_groups, strict=True)]
@@ -306,7 +309,7 @@ class Encoder(nn.Module):
             with weights_packed(self.backbone, len(tokens.ids)):
                 slices = tokens.length_sorted_batches(batch_size)
                 groups = ((texts, self(*tokens.take(texts).model_inputs(self.device), depths)) for texts in slices)
-                copy_to_host(groups, out, progress, 1 if self.device.type == "cpu" else TOGETHER)
+                copy_to_host(groups, out, progress, 1 if self.device.type == "cpu" else COPY_ELEMENTS)
         finally:
             self.train(was_training)
         return out
@@ -363,23 +366,24 @@ class Encoder(nn.Module):
         self.contract.save(folder)
 
 
-def _load_weights(model: ModelConfig, source: Parts, said: SelfDescription, bits: int | None, *, merged: bool) -> Any:
+def _load_weights(
+    model: ModelConfig, sources: ModelSources, contract: EncoderContract, load_kbit: int | None, *, merged: bool
+) -> Any:
     """Return the transformers model, with the layers that its adapter has weights for, and with the adapter merged."""
-    backbone = load_backbone(replace(model, revision=source.revision), source.base, bits)
-    if said.layers is not None:
-        cut(backbone, said.layers)
-    if merged and source.saved:
-        backbone = adapters.merge_adapters(dequantize(backbone) if bits else backbone, source.saved)
+    backbone = load_backbone(replace(model, revision=sources.base_revision), sources.base, load_kbit)
+    if contract.layers is not None:
+        truncate_layers(backbone, contract.layers)
+    if merged and sources.saved_adapters:
+        plain = backbone if load_kbit is None else dequantize(backbone)
+        backbone = adapters.merge_adapters(plain, sources.saved_adapters)
     return backbone
 
 
-def _resolve_pooling(pooling: PoolingConfig | None, said: SelfDescription, *, is_llm: bool) -> str:
+def _resolve_pooling(pooling: PoolingConfig | None, contract: EncoderContract, *, is_llm: bool) -> str:
     """Return the pooling strategy: from the settings, else from the model, else the usual one."""
     if pooling is not None and pooling.strategy != "auto":
         return pooling.strategy
-    if said.problem is not None:
-        raise ConfigError(said.problem)
-    return said.pooling or ("avg" if is_llm else "cls")
+    return contract.pooling or ("avg" if is_llm else "cls")
 
 
 def _freeze_head(backbone: Any) -> None:

@@ -11,36 +11,36 @@ from torch import Tensor
 
 #: Number of elements copied from a GPU at once. A copy makes the host wait for all work queued on the GPU, and more
 #: should be queued before that is done.
-TOGETHER = 2**22
+COPY_ELEMENTS = 2**22
 
 
 def copy_to_host(
-    groups: Iterable[tuple[npt.NDArray[np.int64], Tensor]],
+    batches: Iterable[tuple[npt.NDArray[np.int64], Tensor]],
     out: Tensor,
     progress: Callable[[int], object] | None,
-    together: int,
+    min_elements: int,
 ) -> None:
-    """Write groups of rows to their places.
+    """Write batches of rows to where they belong.
 
     Args:
-        groups: places (M,) in `out`, and the rows (M, ...) that belong there.
+        batches: the indices (M,) of rows of `out`, and these rows (M, ...).
         out: (N, ...) float32 on the CPU.
         progress: called with the number of new rows each time some are written.
-        together: number of elements from which the waiting rows are copied.
+        min_elements: rows are copied together, once they have at least as many elements.
 
     """
-    waiting: list[tuple[npt.NDArray[np.int64], Tensor]] = []
+    pending: list[tuple[npt.NDArray[np.int64], Tensor]] = []
 
-    def copy() -> None:
-        if waiting:
-            places = np.concatenate([some for some, _ in waiting])
-            out[torch.from_numpy(places)] = torch.cat([rows for _, rows in waiting]).float().cpu()
-            waiting.clear()
+    def flush() -> None:
+        if pending:
+            indices = np.concatenate([indices for indices, _ in pending])
+            out[torch.from_numpy(indices)] = torch.cat([rows for _, rows in pending]).float().cpu()
+            pending.clear()
             if progress:
-                progress(len(places))
+                progress(len(indices))
 
-    for group in groups:
-        waiting.append(group)
-        if sum(rows.numel() for _, rows in waiting) >= together:
-            copy()
-    copy()
+    for batch in batches:
+        pending.append(batch)
+        if sum(rows.numel() for _, rows in pending) >= min_elements:
+            flush()
+    flush()

@@ -20,21 +20,23 @@ from torch.nn.functional import pad
 from angle.kernels.attention.packed import IMPLEMENTATION, RUN_BY_RUN, attend, packed_mask
 from angle.kernels.attention.varlen import PackedTexts
 from angle.kernels.linear import even_rows
-from angle.modeling.depths import Take, last_states
+from angle.modeling.depths import StateSelector, last_hidden_states
 from angle.structures import Lengths, to_device
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-def run_packed(backbone: Any, ids: Tensor, lengths: Lengths, take: Take = last_states, **options: bool) -> list[Tensor]:
+def run_packed(
+    backbone: Any, ids: Tensor, lengths: Lengths, select: StateSelector = last_hidden_states, **options: bool
+) -> list[Tensor]:
     """Return the states (T, D), by depth, of the tokens of texts, which are sorted longest first.
 
     Args:
         backbone: a model for which `enable_packing` returned True, with or without adapters.
         ids: (T,) tokens of all texts.
         lengths: (N,) tokens of each text.
-        take: which states to return.
+        select: which states to return.
         options: further arguments of the model.
 
     """
@@ -52,11 +54,16 @@ def run_packed(backbone: Any, ids: Tensor, lengths: Lengths, take: Take = last_s
         packed_texts=PackedTexts(lengths, ids.device),
         **options,
     )
-    return [states[0, :tokens] for states in take(output)]
+    return [states[0, :tokens] for states in select(output)]
 
 
 def run_padded(
-    backbone: Any, ids: Tensor, lengths: Lengths, pad_id: int, take: Take = last_states, **options: bool
+    backbone: Any,
+    ids: Tensor,
+    lengths: Lengths,
+    pad_id: int,
+    select: StateSelector = last_hidden_states,
+    **options: bool,
 ) -> list[Tensor]:
     """Return the same as `run_packed`, for any model and any order of texts, run as one padded rectangle."""
     column = np.arange(lengths.max())
@@ -69,7 +76,7 @@ def run_padded(
         **options,
     )
     real = to_device(np.flatnonzero(filled), ids.device)
-    return [states.flatten(0, 1)[real] for states in take(output)]
+    return [states.flatten(0, 1)[real] for states in select(output)]
 
 
 def position_table(backbone: Any) -> Any:

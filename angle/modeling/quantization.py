@@ -17,13 +17,13 @@ def quiet_bitsandbytes() -> None:
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
-def loading_options(bits: int | None, device: torch.device) -> dict[str, Any]:
-    """Return the options with which `from_pretrained` loads linear layers quantised to `bits` on one device.
+def quantization_kwargs(load_kbit: int | None, device: torch.device) -> dict[str, Any]:
+    """Return the arguments with which `from_pretrained` loads linear layers quantised to 4 or 8 bits on one device.
 
     4 bits means NF4 with double quantisation (Dettmers et al., QLoRA, arXiv:2305.14314), 8 means LLM.int8 (Dettmers et
     al., arXiv:2208.07339). A process loads its model on its own device, and never spreads it over several.
     """
-    if bits is None:
+    if load_kbit is None:
         return {}
     quiet_bitsandbytes()
     import bitsandbytes.nn.modules as layers
@@ -32,17 +32,17 @@ def loading_options(bits: int | None, device: torch.device) -> dict[str, Any]:
     # On CPUs with bfloat16 instructions, the first call in evaluation mode repacks the weights in place; the backward
     # pass still reads them in their old order, and every later gradient is wrong.
     layers.has_avx512bf16 = lambda: False
-    settings = BitsAndBytesConfig(
-        load_in_4bit=bits == 4,
-        load_in_8bit=bits == 8,
+    config = BitsAndBytesConfig(
+        load_in_4bit=load_kbit == 4,
+        load_in_8bit=load_kbit == 8,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=compute_type(device),
+        bnb_4bit_compute_dtype=compute_dtype(device),
     )
-    return {"quantization_config": settings, "device_map": {"": device}}
+    return {"quantization_config": config, "device_map": {"": device}}
 
 
-def compute_type(device: torch.device) -> torch.dtype:
+def compute_dtype(device: torch.device) -> torch.dtype:
     """Return the dtype in which products with 4-bit weights are computed: bfloat16 where the hardware has it."""
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
@@ -51,11 +51,11 @@ def compute_type(device: torch.device) -> torch.dtype:
 
 def count_weights(parameter: torch.nn.Parameter) -> int:
     """Return how many weights a parameter stands for; an element holds two 4-bit weights."""
-    state = getattr(parameter, "quant_state", None)
-    return parameter.numel() if state is None else math.prod(state.shape)
+    quant_state = getattr(parameter, "quant_state", None)
+    return parameter.numel() if quant_state is None else math.prod(quant_state.shape)
 
 
-def own_device() -> torch.device:
+def process_device() -> torch.device:
     """Return the device of this process."""
     from accelerate import PartialState
 
@@ -68,5 +68,5 @@ def dequantize(model: PreTrainedModel) -> PreTrainedModel:
     Adapters are merged into these: merging into quantised weights would round them away, and merging into the original
     weights would ignore the quantisation error that training made up for.
     """
-    plain: PreTrainedModel = model.dequantize()
-    return plain.float()
+    dequantized: PreTrainedModel = model.dequantize()
+    return dequantized.float()

@@ -1,4 +1,4 @@
-"""What is trained: an encoder, wrapped the way its objective needs it."""
+"""The module that is trained: an encoder, with what the loss needs of it."""
 
 from __future__ import annotations
 
@@ -11,30 +11,30 @@ from angle.structures import Lengths, Tokens
 
 
 class TrainableEncoder(nn.Module):
-    """An encoder that returns embeddings at a loss's depths, and states to compare with those of a teacher."""
+    """An encoder that returns embeddings at the loss's depths and, with a teacher, the states to align with its own."""
 
     def __init__(
         self,
         encoder: Encoder,
         depths: Sequence[int] | None = None,
-        aligns: str | None = None,
-        projected_to: int | None = None,
+        alignment: str | None = None,
+        projection_dim: int | None = None,
     ) -> None:
         """Put the parts together.
 
         Args:
             encoder: the encoder.
             depths: as in `Encoder.forward`.
-            aligns: "texts" or "tokens", whichever is aligned with a teacher; None without a teacher.
-            projected_to: the teacher's width if it differs; a linear map to the teacher's states is then trained.
+            alignment: "texts" or "tokens", whichever is aligned with a teacher; None without a teacher.
+            projection_dim: the teacher's width, to train a linear map to its states; None for no such map.
 
         """
         super().__init__()
         self.encoder = encoder
         self.depths = depths
-        self.aligns = aligns
-        width = encoder.backbone.config.hidden_size if aligns == "tokens" else encoder.dimensions
-        self.projection = None if projected_to is None else nn.Linear(width, projected_to).to(encoder.device)
+        self.alignment = alignment
+        width = encoder.backbone.config.hidden_size if alignment == "tokens" else encoder.dimensions
+        self.projection = None if projection_dim is None else nn.Linear(width, projection_dim).to(encoder.device)
 
     def encode_tokens(self, tokens: Tokens) -> Tensor:
         """Return what the encoder's method does. Calling it through this module gathers sharded weights."""
@@ -42,9 +42,9 @@ class TrainableEncoder(nn.Module):
 
     def forward(self, ids: Tensor, lengths: Lengths) -> tuple[Tensor, Tensor | None]:
         """Return the embeddings, as `Encoder.forward`, and the states to align: (N, D), (T, D) for tokens, or None."""
-        if self.aligns is None:
+        if self.alignment is None:
             return self.encoder(ids, lengths, self.depths), None
-        if self.aligns == "tokens":
+        if self.alignment == "tokens":
             embeddings, states = self.encoder.with_token_states(ids, lengths, self.depths)
             states = states.float()
         else:

@@ -18,7 +18,7 @@ from angle.config import TrainConfig
 from angle.data.batching import InMemoryTrainingData
 from angle.modeling.encoder import Encoder
 from angle.modeling.quantization import count_weights
-from angle.modeling.token_embeddings import partly_trained
+from angle.modeling.token_embeddings import partly_trained_embedding
 from angle.training.notes import notes_on
 from angle.training.setup import Data
 
@@ -75,7 +75,7 @@ def banner(config: TrainConfig, encoder: Encoder, data: Data, total_steps: int, 
     trainable = sum(p.numel() for p in encoder.parameters() if p.requires_grad)
     everything = sum(map(count_weights, encoder.parameters()))
     model, train = config.model, config.train
-    table, reason = partly_trained(encoder), ""
+    table, reason = partly_trained_embedding(encoder), ""
     if table is not None:
         everything -= table.trained.numel()  # a copy of rows that `table.weight` has too
         reason = f" (no text has {table.num_embeddings - len(table.trained):,} of the {table.num_embeddings:,} tokens)"

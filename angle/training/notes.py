@@ -13,7 +13,7 @@ import torch
 from angle.config import LOSS_TERM_SPECS, LossConfig, ModelConfig, TrainConfig, enumerate_words
 from angle.data.batching import InMemoryTrainingData
 from angle.data.sources import SAMPLE
-from angle.modeling.description import TINY
+from angle.modeling.locations import TINY
 
 if TYPE_CHECKING:
     from angle.training.setup import Data

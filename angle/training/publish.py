@@ -13,7 +13,7 @@ from angle.distributed.environment import is_main_process, script_command
 from angle.errors import ConfigError, HubError
 from angle.export.hub import check_push, push_model
 from angle.files import relative_to_here
-from angle.modeling.description import locate
+from angle.modeling.locations import locate_model
 from angle.training.result import Result
 from angle.training.run_folder import RunFolder
 
@@ -49,7 +49,7 @@ def publish(folder: RunFolder, hub: HubConfig, result: Result) -> Result:
         return replace(result, pushed=done["url"], pushed_before=True)
     if not hub.push:
         return result
-    model_id, model = str(hub.model_id), Path(locate(str(folder.path)))
+    model_id, model = str(hub.model_id), Path(locate_model(str(folder.path)))
     config, record = load_config(folder.path / CONFIG_FILE), folder.record()
     try:
         url = push_model(model, model_id, config.model.name_or_path, config, record, private=hub.private)

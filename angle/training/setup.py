@@ -19,9 +19,9 @@ from angle.errors import ConfigError, DataError
 from angle.evaluation.sts import load_sts
 from angle.modeling.bidirectional import check_directions
 from angle.modeling.compiling import compile_layers
-from angle.modeling.description import TINY
 from angle.modeling.encoder import Encoder
-from angle.modeling.token_embeddings import train_only_tokens
+from angle.modeling.locations import TINY
+from angle.modeling.token_embeddings import freeze_unused_tokens
 from angle.modeling.trainable import TrainableEncoder
 from angle.objective.combined import CombinedLoss
 from angle.objective.espresso import EspressoLoss
@@ -142,7 +142,7 @@ def build(config: TrainConfig, accelerator: Accelerator) -> Built:
         data = load_data(config, encoder, batch_spec)
     config = decide(config, encoder, data)
     if isinstance(data.train, InMemoryTrainingData) and not train.weight_decay:
-        train_only_tokens(encoder.backbone, data.train.corpus.tokens.ids)
+        freeze_unused_tokens(encoder.backbone, data.train.corpus.tokens.ids)
     duplicates, width = config.data.duplicates, encoder.dimensions
     loss = CombinedLoss(config.loss, data.train.format, width, duplicates, query_shards(accelerator))
     espresso = EspressoLoss(loss, config.ese, encoder.depths.layers, width) if config.ese.enabled else None
@@ -288,9 +288,9 @@ def decide(config: TrainConfig, encoder: Encoder, data: Data) -> TrainConfig:
             prompt=contract.prompt,
             is_llm=contract.is_llm,
             padding_side=contract.padding_side,
-            end_token=encoder.tokenizer.tokenizer.eos_token in contract.special_tokens[1],
+            end_token=encoder.tokenizer.tokenizer.eos_token in encoder.tokenizer.special_tokens[1],
         ),
-        pooling=PoolingConfig(contract.pooling),
+        pooling=PoolingConfig(encoder.pooling),
         teacher=replace(
             config.teacher, name_or_path=config.teacher.name_or_path and _absolute(config.teacher.name_or_path)
         ),

@@ -15,7 +15,7 @@ from torch import Tensor
 from angle.cache import cache_folder, load_array, save_array
 from angle.config import SELF, ModelConfig, PoolingConfig, TrainConfig
 from angle.errors import ConfigError
-from angle.modeling.adapters import without_trained
+from angle.modeling.adapters import disable_trained_adapter
 from angle.modeling.backbone import position_limit
 from angle.modeling.encoder import Encoder
 from angle.structures import Lengths, Tokens, to_device
@@ -64,7 +64,7 @@ class Teacher:
         was_training = encoder.training
         encoder.eval()
         try:
-            with without_trained(encoder.backbone) if self._is_student else nullcontext():
+            with disable_trained_adapter(encoder.backbone) if self._is_student else nullcontext():
                 states: Tensor = encoder.with_token_states(ids, lengths)[1] if self.of_tokens else encoder(ids, lengths)
         finally:
             encoder.train(was_training)
@@ -77,7 +77,7 @@ class Teacher:
         key = hashlib.sha256(f"{encoder.contract}/{encoder.backbone.config.to_json_string()}".encode())
         key.update(np.ascontiguousarray(tokens.ids).tobytes())
         key.update(np.ascontiguousarray(tokens.offsets).tobytes())
-        with without_trained(encoder.backbone) if self._is_student else nullcontext():
+        with disable_trained_adapter(encoder.backbone) if self._is_student else nullcontext():
             for parameter in encoder.parameters():
                 if not (self._is_student and parameter.requires_grad):
                     key.update(parameter.detach().contiguous().view(torch.uint8).cpu().numpy().tobytes())

@@ -72,7 +72,7 @@ def _step_in_a_loop() -> None:
 
 
 def _train_absent_tokens() -> None:
-    setup.train_only_tokens = lambda model, ids: None
+    setup.freeze_unused_tokens = lambda model, ids: None
 
 
 def _adapt_as_peft_does() -> None:

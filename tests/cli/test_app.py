@@ -15,14 +15,14 @@ import angle
 from angle.cli.app import launch
 from angle.cli.arguments import check_arguments
 from angle.cli.sweep import SLUG_LENGTH, select_overrides, slug, swept_keys
-from angle.config import EvaluateConfig, TrainConfig
+from angle.config import POOLING_NAMES, EvaluateConfig, TrainConfig
 from angle.errors import ConfigError
 
 CONF = REPO / "conf"
 QUOTING = (
     "write name=value, and quote values with spaces, braces or commas, for example 'model.prompt=\"Query: {text}\"'."
 )
-POOLINGS = "auto, avg, cls, cls_avg, cls_max, last, max, mean"
+POOLINGS = ", ".join(sorted(("auto", *POOLING_NAMES)))
 
 
 @pytest.mark.parametrize(

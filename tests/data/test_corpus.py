@@ -170,11 +170,11 @@ def test_cached_tokens_must_be_known_to_the_model_too(tmp_path):
     path = write_jsonl(tmp_path / "a.jsonl", PAIRS)
     tokens = load(path, TextTokenizer(tiny_tokenizer(), 64)).tokens
     last = int(tokens.ids.max())
-    load(path, TextTokenizer(tiny_tokenizer(), 64, table_size=lambda: last + 1))
+    load(path, TextTokenizer(tiny_tokenizer(), 64, num_embeddings=lambda: last + 1))
     with pytest.raises(
         DataError, match=rf"as number {last}, counted from 0, but the model has embeddings for {last} tokens"
     ):
-        load(path, TextTokenizer(tiny_tokenizer(), 64, table_size=lambda: last))
+        load(path, TextTokenizer(tiny_tokenizer(), 64, num_embeddings=lambda: last))
 
 
 def test_template_columns_make_texts_distinct(tmp_path):

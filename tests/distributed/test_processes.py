@@ -178,7 +178,7 @@ def test_what_is_gathered_part_by_part_is_whole(monkeypatch: pytest.MonkeyPatch)
     """Of two processes that are this one twice, each embedding is the first token of a text of its share."""
     tokens = Tokens(np.arange(15, dtype=np.int32), np.array([0, 1, 3, 8, 12, 15]))
     for at_once in (1, 2, 100):
-        monkeypatch.setattr(encoding, "TOGETHER", at_once)
+        monkeypatch.setattr(encoding, "COPY_ELEMENTS", at_once)
         monkeypatch.setattr(encoding, "all_gather", lambda own, processes: own.repeat(processes, 1))
         found = encoding.encode_distributed(
             lambda some: torch.from_numpy(some.ids[some.offsets[:-1]]).float()[:, None],

@@ -15,7 +15,7 @@ from angle import ConfigError, Encoder, EvaluateConfig, ModelConfig, PoolingConf
 from angle.data import sample
 from angle.evaluation.grid import Grid, evaluate_grid
 from angle.evaluation.metrics import spearman
-from angle.modeling.tokenizer import TokenContract
+from angle.modeling.contract import EncoderContract
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def make_grid(scores: list[list[float]]) -> Grid:
     rows, columns = np.shape(scores)
     depths, widths = tuple(range(1, rows + 1)), tuple(8 * 2**n for n in range(columns))
     found = {"task": np.array(scores)}
-    return Grid(depths, widths, rows, widths[-1], found, Path("x"), TokenContract("avg", 64))
+    return Grid(depths, widths, rows, widths[-1], found, Path("x"), EncoderContract("avg", 64))
 
 
 @pytest.mark.parametrize("name", ["bert", "gemma3_text"])

@@ -24,8 +24,8 @@ from angle.config import LoraConfig, ModelConfig, PoolingConfig, TrainConfig
 from angle.config.build import build_config
 from angle.data import sample
 from angle.errors import ConfigError, HubError
-from angle.export.hub import check_push, push_folder, stage
-from angle.export.model_card import Pushed, Reach, model_card
+from angle.export.hub import check_push, push_folder, stage_files
+from angle.export.model_card import PushedModel, SentenceTransformersSupport, model_card
 from angle.modeling.encoder import Encoder
 from angle.training.loop import fit
 from angle.training.run_folder import RunFolder
@@ -112,9 +112,9 @@ class PushedRun:
     hub: Hub
     failed: subprocess.CompletedProcess[str]
     """The command whose push was answered with an error."""
-    kept: dict[str, bytes | None]
+    run_files: dict[str, bytes | None]
     """The run folder after that."""
-    again: str
+    retry: str
     """What it said to type."""
     done: subprocess.CompletedProcess[str]
     """That command."""
@@ -136,22 +136,22 @@ def pushed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PushedRun]:
     with serve() as hub:
         hub.fail_commits = 1
         failed = train(folder, hub, *PUSH, *SETTINGS)
-        kept = snapshot(folder / "run")
-        (again,) = re.findall(r"; to push it, type (python \S+/train.py .*)\n", failed.stderr)
-        done = start(*shlex.split(again)[1:], folder=folder, **hub.environment())
-        yield PushedRun(folder, hub, failed, kept, again, done)
+        run_files = snapshot(folder / "run")
+        (retry,) = re.findall(r"; to push it, type (python \S+/train.py .*)\n", failed.stderr)
+        done = start(*shlex.split(retry)[1:], folder=folder, **hub.environment())
+        yield PushedRun(folder, hub, failed, run_files, retry, done)
 
 
 @pytest.mark.slow
 def test_a_push_that_fails_costs_nothing_and_says_how_to_try_again(pushed: PushedRun) -> None:
-    record = json.loads(pushed.kept["run.json"] or b"")
+    record = json.loads(pushed.run_files["run.json"] or b"")
     assert record["finished"] is True
     assert "pushed" not in record
     assert f"Error: {record['push_problem']}\n" == pushed.failed.stderr
     assert f"hub     {NAME}, once training is over, for you alone\n" in pushed.failed.stdout
     assert "Saved   run/best\n" in pushed.failed.stdout
     assert "Pushed" not in pushed.failed.stdout
-    assert pushed.again == f"python {REPO / 'train.py'} train.resume=run hub.push=true hub.model_id={NAME}"
+    assert pushed.retry == f"python {REPO / 'train.py'} train.resume=run hub.push=true hub.model_id={NAME}"
     assert (pushed.failed.returncode, pushed.failed.stderr) == (
         1,
         f"Error: Pushing to {pushed.hub.url}/{NAME} failed: the hub answered 503 Service Unavailable (Too much to do, "
@@ -165,7 +165,7 @@ def test_a_run_is_pushed_once_as_it_was_saved(pushed: PushedRun) -> None:
     assert f"Saved   run/best\nPushed  {pushed.hub.url}/{NAME}\n" in pushed.done.stdout
     assert pushed.record["pushed"] == {"model_id": NAME, "url": f"{pushed.hub.url}/{NAME}"}
     assert pushed.record["push_problem"] is None
-    assert [(one["organization"], one["name"], one["visibility"]) for one in pushed.hub.created] == [
+    assert [(new["organization"], new["name"], new["visibility"]) for new in pushed.hub.created] == [
         ("user", "my-encoder", "private")
     ]
     assert len(pushed.hub.repositories[NAME].commits) == 1
@@ -175,9 +175,9 @@ def test_a_run_is_pushed_once_as_it_was_saved(pushed: PushedRun) -> None:
         "1_Pooling/config.json", "2_Dense/config.json", "2_Dense/model.safetensors",
     }  # fmt: skip
     for name in ("model.safetensors", "config.json", "angle_config.json", "tokenizer.json"):
-        assert pushed.files[name] == pushed.kept[f"best/{name}"]
-    assert snapshot(pushed.folder / "run").keys() == pushed.kept.keys()
-    changed = {name for name, content in snapshot(pushed.folder / "run").items() if content != pushed.kept[name]}
+        assert pushed.files[name] == pushed.run_files[f"best/{name}"]
+    assert snapshot(pushed.folder / "run").keys() == pushed.run_files.keys()
+    changed = {name for name, content in snapshot(pushed.folder / "run").items() if content != pushed.run_files[name]}
     assert changed == {"run.json"}
 
 
@@ -210,9 +210,9 @@ def test_the_card_says_what_the_run_knows(pushed: PushedRun) -> None:
 
 @pytest.mark.slow
 def test_neither_token_nor_folder_gets_out(pushed: PushedRun) -> None:
-    mine = {name: content for name, content in snapshot(pushed.folder).items() if content is not None}
-    assert len(mine) > 15
-    for name, content in (mine | pushed.files).items():
+    local_files = {name: content for name, content in snapshot(pushed.folder).items() if content is not None}
+    assert len(local_files) > 15
+    for name, content in (local_files | pushed.files).items():
         assert TOKEN.encode() not in content, name
     for done in (pushed.failed, pushed.done):
         assert TOKEN not in done.stdout + done.stderr
@@ -223,10 +223,12 @@ def test_neither_token_nor_folder_gets_out(pushed: PushedRun) -> None:
 
 @pytest.mark.slow
 def test_the_card_s_own_code_loads_the_model_from_the_hub(pushed: PushedRun, tmp_path: Path) -> None:
-    ours, theirs = re.findall(r"```python\n(.*?)```", pushed.files["README.md"].decode(), re.DOTALL)
+    with_angle, with_sentence_transformers = re.findall(
+        r"```python\n(.*?)```", pushed.files["README.md"].decode(), re.DOTALL
+    )
     local = f'from angle import Encoder\nembeddings = Encoder.load("{pushed.folder / "run"}").encode(TEXTS)\n'
     script = "import numpy, sys\nTEXTS = ['a sentence', 'another one']\nfound = []\n" + "".join(
-        f"{code}\nfound.append(numpy.asarray(embeddings))\n" for code in (local, ours, theirs)
+        f"{code}\nfound.append(numpy.asarray(embeddings))\n" for code in (local, with_angle, with_sentence_transformers)
     )
     done = subprocess.run(
         [sys.executable, "-c", f"{script}\nnumpy.save(sys.argv[1], found)", str(tmp_path / "found.npy")],
@@ -247,12 +249,12 @@ def test_the_card_s_own_code_loads_the_model_from_the_hub(pushed: PushedRun, tmp
 
 @pytest.mark.slow
 def test_the_same_command_again_pushes_nothing(pushed: PushedRun) -> None:
-    asked = len(pushed.hub.requests)
+    num_requests = len(pushed.hub.requests)
     done = train(pushed.folder, pushed.hub, *PUSH, *SETTINGS)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("run holds this run already, finished.\n")
     assert f"Pushed  {pushed.hub.url}/{NAME} (by this run before)\n" in done.stdout
-    assert len(pushed.hub.requests) == asked
+    assert len(pushed.hub.requests) == num_requests
 
 
 @pytest.mark.slow
@@ -284,7 +286,7 @@ def test_what_cannot_be_pushed_is_not_trained(tmp_path: Path) -> None:
         assert (done.returncode, done.stdout, done.stderr) == (
             1,
             "",
-            f"Error: hub.model_id={NAME} holds files already, and nothing of them is replaced: give a new name, such "
+            f"Error: hub.model_id={NAME} already holds files, which are not replaced: give a new name, such "
             f"as hub.model_id={NAME}-2.\n",
         )
         assert hub.repositories[NAME].files == {"model.safetensors": b"of somebody"}
@@ -338,7 +340,7 @@ def test_a_token_that_the_hub_does_not_know_is_refused(hub: Hub, monkeypatch: py
     with pytest.raises(ConfigError) as error:
         check_push(NAME, private=True)
     assert str(error.value).startswith(
-        f"hub.push=true cannot work now: The hub could not be asked for {NAME}: the hub answered 401 Unauthorized "
+        f"hub.push=true cannot work now: The request to the hub about {NAME} failed: the hub answered 401 Unauthorized "
         f"(Invalid credentials in Authorization header). Go online and try hf auth whoami, or "
     )
     assert "hf_wrong" not in str(error.value)
@@ -370,18 +372,18 @@ def test_a_hub_that_does_not_answer_is_said_before_training(hub: Hub, monkeypatc
     with pytest.raises(ConfigError) as error:
         check_push(NAME, private=True)
     assert str(error.value) == (
-        f"hub.push=true cannot work now: The hub could not be asked for {NAME}: [Errno 111] Connection refused. Go "
-        f"online and try hf auth whoami, or leave hub.push out and push later with python train.py train.resume=RUN "
+        f"hub.push=true cannot work now: The request to the hub about {NAME} failed: [Errno 111] Connection refused. "
+        f"Go online and try hf auth whoami, or leave hub.push out and push later with python train.py train.resume=RUN "
         f"hub.push=true hub.model_id={NAME}"
     )
 
 
 def test_other_files_are_replaced_only_where_that_is_allowed(hub: Hub, model: Path) -> None:
-    theirs = {".gitattributes": b"", "modules.json": b"[]", "config.json": b"old", "1_Pooling/config.json": b"{}"}
-    hub.repositories[NAME] = Repository(True, dict(theirs))
-    with pytest.raises(ConfigError, match="holds files already"):
+    existing = {".gitattributes": b"", "modules.json": b"[]", "config.json": b"old", "1_Pooling/config.json": b"{}"}
+    hub.repositories[NAME] = Repository(True, dict(existing))
+    with pytest.raises(ConfigError, match="already holds files"):
         push_folder(model, NAME)
-    assert hub.repositories[NAME].files == theirs
+    assert hub.repositories[NAME].files == existing
     assert push_folder(model, NAME, exist_ok=True) == f"{hub.url}/{NAME}"
     assert hub.repositories[NAME].files == {
         ".gitattributes": b"", "config.json": b"{}", "model.safetensors": b"weights",
@@ -400,7 +402,7 @@ def test_a_push_whose_answer_was_lost_is_done(hub: Hub, model: Path) -> None:
     push_folder(model, NAME)
     assert {"README.md", "model.safetensors"} < hub.repositories[NAME].files.keys()
     (model / "model.safetensors").write_bytes(b"other weights")
-    with pytest.raises(ConfigError, match="holds files already"):
+    with pytest.raises(ConfigError, match="already holds files"):
         push_folder(model, NAME)
 
 
@@ -429,16 +431,16 @@ def test_a_finished_run_is_pushed_as_it_is_asked_for_now(
     config = build_config({"hub": {"push": True, "model_id": "user/first", "private": False}}, TrainConfig)
     run.create(config, config, RECORD | {"finished": True})
     run.replace("final", Encoder.load("tiny").save)
-    again = {"train": {"resume": str(run.path)}, "hub": {"push": True, "model_id": NAME}}
+    resumed = {"train": {"resume": str(run.path)}, "hub": {"push": True, "model_id": NAME}}
 
     monkeypatch.setenv("RANK", "1")
-    assert fit(build_config(again, TrainConfig)).pushed is None
+    assert fit(build_config(resumed, TrainConfig)).pushed is None
     assert hub.requests == []
     monkeypatch.delenv("RANK")
     with run.locked(), pytest.raises(ConfigError, match="is in use"):
-        fit(build_config(again, TrainConfig))
+        fit(build_config(resumed, TrainConfig))
 
-    result = fit(build_config(again, TrainConfig))
+    result = fit(build_config(resumed, TrainConfig))
     assert (result.pushed, result.pushed_before, result.finished_before) == (f"{hub.url}/{NAME}", False, True)
     assert {name: repository.private for name, repository in hub.repositories.items()} == {NAME: True}
     result = fit(build_config({"train": {"resume": str(run.path)}}, TrainConfig))  # with what it was started with
@@ -455,7 +457,7 @@ def test_from_python(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     card = hub.repositories[NAME].files["README.md"].decode()
     assert "## Use" in card
     assert "## Training" not in card
-    with pytest.raises(ConfigError, match="holds files already"):
+    with pytest.raises(ConfigError, match="already holds files"):
         angle.truncate_layer(1).push_to_hub(NAME)
     angle.push_to_hub(NAME, exist_ok=True)
     encoder = Encoder.load(NAME).eval()
@@ -465,9 +467,9 @@ def test_from_python(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     rows = [{"text": f"a dog {number}", "positive": f"the dog {number}"} for number in range(8)]
     short, run = {"train": {"max_steps": 1}}, str(tmp_path / "run")
     angle.fit(rows, output_dir=run, config=short, push_to_hub=True, hub_model_id="user/other", hub_private_repo=False)
-    other = hub.repositories["user/other"]
-    assert other.private is False
-    assert "| data | train_ds-" in other.files["README.md"].decode()
+    repository = hub.repositories["user/other"]
+    assert repository.private is False
+    assert "| data | train_ds-" in repository.files["README.md"].decode()
     angle.push_to_hub("user/third")
     assert "## Training" in hub.repositories["user/third"].files["README.md"].decode()
 
@@ -477,7 +479,7 @@ def staged_card(encoder: Encoder, tmp_path: Path, base: str = "tiny", **settings
     encoder.save(tmp_path / "saved")
     config = build_config({"model": {"name_or_path": base}, **settings}, TrainConfig)
     (tmp_path / "staged").mkdir()
-    pushed = stage(tmp_path / "saved", tmp_path / "staged", NAME, base)
+    pushed = stage_files(tmp_path / "saved", tmp_path / "staged", NAME, base)
     return tmp_path / "staged", model_card(pushed, config, RECORD)
 
 
@@ -506,9 +508,9 @@ def test_an_adapter_of_a_model_in_a_folder_tells_its_name_alone(
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(base.parent)
     push_folder(folder, NAME)
-    again = Encoder.load(ModelConfig("bert", adapter=NAME)).eval()  # as the card has it
+    loaded = Encoder.load(ModelConfig("bert", adapter=NAME)).eval()  # as the card has it
     assert (tmp_path / "cache" / "models--user--my-encoder").is_dir()
-    np.testing.assert_array_equal(again.encode(["a fox"]), encoder.encode(["a fox"]))
+    np.testing.assert_array_equal(loaded.encode(["a fox"]), encoder.encode(["a fox"]))
 
 
 def test_sentence_transformers_is_told_to_pad_on_the_right(tmp_path: Path) -> None:
@@ -517,14 +519,21 @@ def test_sentence_transformers_is_told_to_pad_on_the_right(tmp_path: Path) -> No
     file = tmp_path / "saved" / "tokenizer_config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"padding_side": "left"}))
     (tmp_path / "staged").mkdir()
-    stage(tmp_path / "saved", tmp_path / "staged", NAME, "tiny")
+    stage_files(tmp_path / "saved", tmp_path / "staged", NAME, "tiny")
     assert json.loads((tmp_path / "staged" / "tokenizer_config.json").read_text())["padding_side"] == "right"
     assert json.loads(file.read_text())["padding_side"] == "left"
     assert Encoder.load(str(tmp_path / "staged")).contract == encoder.contract
 
 
 def test_an_adapter_of_a_model_on_the_hub_can_be_converted() -> None:
-    model = Pushed(NAME, Encoder.load("tiny").contract, "BAAI/bge-small-en-v1.5", True, None, Reach.CONVERTED)
+    model = PushedModel(
+        NAME,
+        Encoder.load("tiny").contract,
+        "BAAI/bge-small-en-v1.5",
+        has_adapters=True,
+        hidden_size=None,
+        sentence_transformers=SentenceTransformersSupport.CONVERTED,
+    )
     card = model_card(model, TrainConfig(), RECORD)
     assert reads(card.encode())["library_name"] == "peft"
     assert reads(card.encode())["base_model"] == "BAAI/bge-small-en-v1.5"
@@ -567,9 +576,9 @@ def test_the_command_of_another_program_is_not_told(tmp_path: Path) -> None:
     encoder = Encoder.load("tiny")
     encoder.save(tmp_path / "saved")
     (tmp_path / "staged").mkdir()
-    pushed = stage(tmp_path / "saved", tmp_path / "staged", NAME, "tiny")
+    pushed = stage_files(tmp_path / "saved", tmp_path / "staged", NAME, "tiny")
     config = TrainConfig()
-    for command, told in {
+    for command, expected in {
         ("/home/me/mine.py", "--password=x"): None,
         (): None,
         ("train.py", "model=bert_base", "++model.prompt='a / b: {text}'", "tracking.entity=me", "hydra.run.dir=/x"): (
@@ -581,4 +590,4 @@ def test_the_command_of_another_program_is_not_told(tmp_path: Path) -> None:
         ),
     }.items():
         card = model_card(pushed, config, RECORD | {"command": list(command)})
-        assert (told in card) if told else ("```bash" not in card and "password" not in card)
+        assert (expected in card) if expected else ("```bash" not in card and "password" not in card)

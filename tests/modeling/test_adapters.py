@@ -39,8 +39,8 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_base(tmp_path_factory.mktemp("adapters") / "base")
 
 
-def load(place: Path, lora: LoraConfig | None = None, **settings: Any) -> Encoder:
-    return Encoder.load(ModelConfig(str(place), **settings), lora=lora).eval()
+def load(name_or_path: Path, lora: LoraConfig | None = None, **settings: Any) -> Encoder:
+    return Encoder.load(ModelConfig(str(name_or_path), **settings), lora=lora).eval()
 
 
 def learn(encoder: Encoder, seed: int) -> None:
@@ -52,8 +52,8 @@ def learn(encoder: Encoder, seed: int) -> None:
             nn.init.normal_(parameter, std=0.3)
 
 
-def close(one: Tensor, other: Tensor) -> None:
-    torch.testing.assert_close(one, other, rtol=0, atol=2e-5)
+def close(actual: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(actual, expected, rtol=0, atol=2e-5)
 
 
 def trained(encoder: Encoder) -> int:
@@ -84,9 +84,9 @@ def test_an_adapter_is_trained_further(base: Path, first: Path, tmp_path: Path) 
     assert (changed - load(first).encode(TEXTS)).abs().max() > 0.01
 
 
-@pytest.mark.parametrize("how", ["model.adapter", "model.name_or_path"])
-def test_an_adapter_stays_as_it_is_below_a_new_one(how: str, base: Path, first: Path, tmp_path: Path) -> None:
-    settings = {"adapter": str(first)} if how == "model.adapter" else {}
+@pytest.mark.parametrize("setting", ["model.adapter", "model.name_or_path"])
+def test_an_adapter_stays_as_it_is_below_a_new_one(setting: str, base: Path, first: Path, tmp_path: Path) -> None:
+    settings = {"adapter": str(first)} if setting == "model.adapter" else {}
     second = load(base if settings else first, LoraConfig(enabled=True, r=2, alpha=4), **settings)
     close(second.encode(TEXTS), load(first).encode(TEXTS))
     assert trained(second) == trained(load(base, LORA)) // 2
@@ -100,12 +100,14 @@ def test_an_adapter_stays_as_it_is_below_a_new_one(how: str, base: Path, first: 
     learn(third, 3)
     third.save(tmp_path / "third")
     close(load(tmp_path / "third").encode(TEXTS), third.encode(TEXTS))
-    for earlier, place in ((first, "frozen-0"), (tmp_path / "second", "frozen-1")):
-        kept, original = (peft.load_peft_weights(str(p), "cpu") for p in (tmp_path / "third" / place, earlier))
-        assert all(torch.equal(kept[name], weight) for name, weight in original.items())
-    further = load(base, adapter=str(tmp_path / "third"))  # the topmost is the one that is trained
-    close(further.encode(TEXTS), third.encode(TEXTS))
-    assert trained(further) == trained(third)
+    for original_folder, subfolder in ((first, "frozen-0"), (tmp_path / "second", "frozen-1")):
+        frozen, original = (
+            peft.load_peft_weights(str(p), "cpu") for p in (tmp_path / "third" / subfolder, original_folder)
+        )
+        assert all(torch.equal(frozen[name], weight) for name, weight in original.items())
+    continued = load(base, adapter=str(tmp_path / "third"))  # the topmost is the one that is trained
+    close(continued.encode(TEXTS), third.encode(TEXTS))
+    assert trained(continued) == trained(third)
 
 
 def test_an_adapter_below_a_new_one_on_4_bit_weights(base: Path, tmp_path: Path) -> None:
@@ -121,8 +123,8 @@ def test_an_adapter_below_a_new_one_on_4_bit_weights(base: Path, tmp_path: Path)
 
 
 @pytest.mark.parametrize("targets", [["q_proj", "v_proj"], "all-linear"])
-@pytest.mark.parametrize("how", ["model.adapter", "model.name_or_path"])
-def test_an_adapter_made_on_a_language_model(how: str, targets: Any, base: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("setting", ["model.adapter", "model.name_or_path"])
+def test_an_adapter_made_on_a_language_model(setting: str, targets: Any, base: Path, tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = peft.get_peft_model(
         AutoModelForCausalLM.from_pretrained(base),
@@ -136,7 +138,7 @@ def test_an_adapter_made_on_a_language_model(how: str, targets: Any, base: Path,
         key.startswith("base_model.model.model.layers.0") for key in peft.load_peft_weights(tmp_path / "adapter")
     )
     saved = tmp_path / "adapter"
-    encoder = load(base, adapter=str(saved)) if how == "model.adapter" else load(saved)
+    encoder = load(base, adapter=str(saved)) if setting == "model.adapter" else load(saved)
     for text in TEXTS:
         ids = torch.tensor([encoder.tokenizer.tokenizer(text).input_ids])
         with torch.no_grad():
@@ -160,8 +162,8 @@ def test_another_pooling_on_an_adapter_gets_its_end_token(base: Path, tmp_path: 
     encoder = Encoder.load(ModelConfig(str(base)), PoolingConfig("avg"), LORA)
     assert encoder.contract.special_tokens == (("<s>",), ())
     encoder.save(tmp_path / "avg")
-    again = Encoder.load(ModelConfig(str(base), adapter=str(tmp_path / "avg")), PoolingConfig("last"))
-    assert again.contract.special_tokens == (("<s>",), ("</s>",))
+    reloaded = Encoder.load(ModelConfig(str(base), adapter=str(tmp_path / "avg")), PoolingConfig("last"))
+    assert reloaded.contract.special_tokens == (("<s>",), ("</s>",))
 
 
 def test_an_adapter_of_another_model(first: Path, tmp_path: Path) -> None:
@@ -185,7 +187,7 @@ def test_an_adapter_of_another_model(first: Path, tmp_path: Path) -> None:
 def test_what_is_no_lora_adapter(base: Path, first: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as error:
         load(base, adapter=str(base))
-    assert str(error.value) == f"model.adapter={base} is no adapter: it has no adapter_config.json."
+    assert str(error.value) == f"model.adapter={base} is not an adapter: it has no adapter_config.json."
     model = peft.get_peft_model(
         AutoModelForCausalLM.from_pretrained(base),
         peft.IA3Config(target_modules=["q_proj", "down_proj"], feedforward_modules=["down_proj"]),
@@ -194,7 +196,7 @@ def test_what_is_no_lora_adapter(base: Path, first: Path, tmp_path: Path) -> Non
     with pytest.raises(ConfigError) as error:
         load(base, adapter=str(tmp_path / "ia3"))
     assert str(error.value) == (
-        f"model.adapter={tmp_path / 'ia3'} is a IA3 adapter, but only LoRA adapters can be read."
+        f"model.adapter={tmp_path / 'ia3'} is an adapter of type IA3, but only LoRA adapters can be read."
     )
     with pytest.raises(ConfigError, match=r"which is an adapter itself: give its base"):
         load(first, adapter=str(first))
@@ -231,7 +233,7 @@ def test_an_adapter_of_the_first_layers_alone(base: Path, tmp_path: Path) -> Non
 
 
 def test_an_adapter_of_all_layers_is_cut_with_them(base: Path, first: Path) -> None:
-    whole = load(first)
-    expected = whole.encode_tokens(whole.tokenizer(TEXTS), depths=[1])[:, 0]
+    encoder = load(first)
+    expected = encoder.encode_tokens(encoder.tokenizer(TEXTS), depths=[1])[:, 0]
     close(load(first, layers=1).encode(TEXTS), expected)
     close(Encoder.load(ModelConfig(str(first), layers=1), merge=False).eval().encode(TEXTS), expected)

@@ -37,7 +37,9 @@ DECODERS: dict[str, dict[str, Any]] = {
     "gemma3_text": {"sliding_window": 4, "query_pre_attn_scalar": 8},
     "phi3": {"sliding_window": 4},
 }
-ATTENTION = [(name, kind) for name in DECODERS for kind in ("sdpa", "eager") if (name, kind) != ("gemma2", "sdpa")]
+ATTENTION = [
+    (name, attention) for name in DECODERS for attention in ("sdpa", "eager") if (name, attention) != ("gemma2", "sdpa")
+]
 TEXTS = ["a dog chases the cat", "x", "the woman eats an apple in the garden and two boys carry the box", "two birds"]
 
 
@@ -65,10 +67,10 @@ def folder_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
 def states_of(model: Any, ids: Tensor, mask: Tensor | None = None) -> tuple[Tensor, ...]:
     """Return the states before the first layer and after each one."""
     mask = torch.ones_like(ids) if mask is None else mask
-    found: tuple[Tensor, ...] = model(
+    states: tuple[Tensor, ...] = model(
         input_ids=ids, attention_mask=mask, use_cache=False, output_hidden_states=True
     ).hidden_states
-    return found
+    return states
 
 
 IDS = torch.arange(4, 16)[None]
@@ -81,12 +83,14 @@ def test_later_tokens_change_earlier_states_from_the_first_such_layer_on(name, a
     model = model_of(name, attention)
     make_bidirectional(model, start)
     changed = [
-        not torch.equal(one[:, :-1], other[:, :-1])
-        for one, other in zip(states_of(model, IDS), states_of(model, OTHER), strict=True)
+        not torch.equal(actual[:, :-1], expected[:, :-1])
+        for actual, expected in zip(states_of(model, IDS), states_of(model, OTHER), strict=True)
     ]
     assert changed == [False] * (start + 1) + [True] * (LAYERS - start)
     causal = states_of(model_of(name, attention), IDS)
-    assert all(torch.equal(one, other) for one, other in zip(states_of(model, IDS)[:start], causal, strict=False))
+    assert all(
+        torch.equal(actual, expected) for actual, expected in zip(states_of(model, IDS)[:start], causal, strict=False)
+    )
 
 
 @pytest.mark.parametrize(("name", "attention"), ATTENTION)
@@ -96,11 +100,11 @@ def test_the_widths_of_windows_count_to_both_sides(name, attention):
     make_bidirectional(model, 0)
     kinds = getattr(model.config, "layer_types", None) or ["sliding_attention"] * LAYERS
     windowed = DECODERS[name].get("sliding_window") == 4 and kinds[0] == "sliding_attention"
-    for place in (3, 4):
+    for position in (3, 4):
         changed = IDS.clone()
-        changed[0, place] = 40
-        one, other = (states_of(model, ids)[1][0, 0] for ids in (IDS, changed))
-        assert torch.equal(one, other) is (windowed and place == 4)
+        changed[0, position] = 40
+        actual, expected = (states_of(model, ids)[1][0, 0] for ids in (IDS, changed))
+        assert torch.equal(actual, expected) is (windowed and position == 4)
 
 
 def wide(name: str) -> dict[str, int]:
@@ -115,8 +119,8 @@ def test_all_layers_are_those_of_transformers_own_switch(name):
     make_bidirectional(model, 0)
     mask = torch.tensor([[1] * 9 + [0] * 3])
     stock = states_of(model_of(name, is_causal=False, **wide(name)), IDS, mask)
-    for one, other in zip(states_of(model, IDS, mask), stock, strict=True):
-        torch.testing.assert_close(one[:, :9], other[:, :9], atol=2e-5, rtol=2e-5)
+    for actual, expected in zip(states_of(model, IDS, mask), stock, strict=True):
+        torch.testing.assert_close(actual[:, :9], expected[:, :9], atol=2e-5, rtol=2e-5)
 
 
 @pytest.mark.parametrize(
@@ -133,8 +137,8 @@ def test_a_decoder_that_was_made_an_encoder_stays_one(name, switch, tmp_path):
     for text in TEXTS:
         ids = torch.tensor(encoder.tokenizer([text]).ids.astype(np.int64))[None]
         with torch.no_grad():
-            wanted = stock(input_ids=ids, use_cache=False).last_hidden_state.mean(1)
-        torch.testing.assert_close(encoder.encode([text]), wanted, atol=2e-5, rtol=2e-5)
+            expected = stock(input_ids=ids, use_cache=False).last_hidden_state.mean(1)
+        torch.testing.assert_close(encoder.encode([text]), expected, atol=2e-5, rtol=2e-5)
 
 
 @pytest.mark.parametrize("name", ["llama", "mistral", "qwen3", "phi3"])
@@ -144,10 +148,12 @@ def test_the_upper_layers_are_those_of_a_bidirectional_model_on_the_lower_ones(n
     upper = model_of(name, is_causal=False, **wide(name))
     upper.layers = nn.ModuleList(list(upper.layers)[2:])
     upper.config.num_hidden_layers = 2
-    between = states_of(lower, IDS)[2]
+    lower_states = states_of(lower, IDS)[2]
     with torch.no_grad():
-        wanted = upper(inputs_embeds=between, attention_mask=torch.ones_like(IDS), use_cache=False).last_hidden_state
-    torch.testing.assert_close(states_of(model, IDS)[-1], wanted, atol=2e-5, rtol=2e-5)
+        expected = upper(
+            inputs_embeds=lower_states, attention_mask=torch.ones_like(IDS), use_cache=False
+        ).last_hidden_state
+    torch.testing.assert_close(states_of(model, IDS)[-1], expected, atol=2e-5, rtol=2e-5)
 
 
 @pytest.mark.parametrize("start", [-1, LAYERS])
@@ -170,12 +176,12 @@ def test_padding_and_batch_mates_change_nothing(name, side, folder_of):
     padded = torch.zeros(1, 40, dtype=torch.long)
     mask = torch.zeros_like(padded)
     tokens = encoder.tokenizer([TEXTS[0]])
-    place = slice(40 - len(tokens.ids), 40) if side == "left" else slice(0, len(tokens.ids))
-    padded[0, place] = torch.from_numpy(tokens.ids.astype(np.int64))
-    mask[0, place] = 1
+    position = slice(40 - len(tokens.ids), 40) if side == "left" else slice(0, len(tokens.ids))
+    padded[0, position] = torch.from_numpy(tokens.ids.astype(np.int64))
+    mask[0, position] = 1
     with torch.no_grad():
         states = encoder.backbone(input_ids=padded, attention_mask=mask, use_cache=False).last_hidden_state
-    torch.testing.assert_close(states[0, place].mean(0), alone[0], atol=2e-5, rtol=2e-5)
+    torch.testing.assert_close(states[0, position].mean(0), alone[0], atol=2e-5, rtol=2e-5)
 
 
 @pytest.mark.parametrize("lora", [False, True])
@@ -206,9 +212,9 @@ def test_a_saved_model_has_them_again(name, start, folder_of, tmp_path):
     billm = BillmConfig(enabled=True, start_index=start)
     encoder = Encoder.load(ModelConfig(folder_of(name)), PoolingConfig("last"), billm=billm).eval()
     encoder.save(tmp_path / "saved")
-    again = Encoder.load(ModelConfig(str(tmp_path / "saved"))).eval()
-    assert again.contract == encoder.contract
-    assert torch.equal(again.encode(TEXTS), encoder.encode(TEXTS))
+    reloaded = Encoder.load(ModelConfig(str(tmp_path / "saved"))).eval()
+    assert reloaded.contract == encoder.contract
+    assert torch.equal(reloaded.encode(TEXTS), encoder.encode(TEXTS))
     causal = Encoder.load(ModelConfig(folder_of(name)), PoolingConfig("avg")).eval()
     assert (causal.encode(TEXTS) - encoder.encode(TEXTS)).abs().max() > 0.01
 
@@ -220,9 +226,9 @@ def test_an_adapter_has_them_again(folder_of, tmp_path):
         if "lora_B" in name:
             nn.init.normal_(parameter, std=0.1)
     encoder.save(tmp_path / "saved")
-    again = Encoder.load(ModelConfig(str(tmp_path / "saved"))).eval()
-    assert again.bidirectional_from == LAYERS - 1
-    torch.testing.assert_close(again.encode(TEXTS), encoder.encode(TEXTS), atol=2e-5, rtol=2e-5)
+    reloaded = Encoder.load(ModelConfig(str(tmp_path / "saved"))).eval()
+    assert reloaded.bidirectional_from == LAYERS - 1
+    torch.testing.assert_close(reloaded.encode(TEXTS), encoder.encode(TEXTS), atol=2e-5, rtol=2e-5)
 
 
 @pytest.mark.parametrize("name", [name for name in DECODERS if name != "gemma3_text"])
@@ -234,9 +240,9 @@ def test_all_layers_convert(name, tmp_path):
     encoder = Encoder.load(ModelConfig(str(tmp_path / "model"), max_length=32), billm=BillmConfig(enabled=True)).eval()
     encoder.save(tmp_path / "saved")
     convert(ConvertConfig(ModelConfig(str(tmp_path / "saved")), output_dir=str(tmp_path / "new")))
-    found = SentenceTransformer(str(tmp_path / "new"), device="cpu").encode(TEXTS, convert_to_tensor=True)
-    torch.testing.assert_close(found, encoder.encode(TEXTS), atol=2e-5, rtol=2e-5)
-    torch.testing.assert_close(Encoder.load(ModelConfig(str(tmp_path / "new"))).eval().encode(TEXTS), found,
+    converted = SentenceTransformer(str(tmp_path / "new"), device="cpu").encode(TEXTS, convert_to_tensor=True)
+    torch.testing.assert_close(converted, encoder.encode(TEXTS), atol=2e-5, rtol=2e-5)
+    torch.testing.assert_close(Encoder.load(ModelConfig(str(tmp_path / "new"))).eval().encode(TEXTS), converted,
                                atol=2e-5, rtol=2e-5)  # fmt: skip
 
 
@@ -262,13 +268,13 @@ def test_the_check_sees_a_direction_that_is_not_as_told(name, attention):
     make_bidirectional(both, 2)
     check_directions(causal, None)
     check_directions(both, 2)
-    for model, told, words in (
+    for model, first_layer, words in (
         (causal, 2, "in no layer, but it should from layer 2 on"),
         (both, None, "from layer 2 on, but it should in no layer"),
         (both, 3, "from layer 2 on, but it should from layer 3 on"),
     ):
         with pytest.raises(ConfigError, match=words):
-            check_directions(model, told)
+            check_directions(model, first_layer)
 
 
 def test_the_first_token_may_be_pooled_where_it_sees_the_others(folder_of):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from angle import ConfigError, Encoder, ModelConfig, PoolingConfig
 from angle.config import BillmConfig, LoraConfig
-from angle.modeling.depths import Depths, cut
+from angle.modeling.depths import Depths, truncate_layers
 
 TEXTS = ["a dog chases the cat", "x", "the woman eats an apple in the garden", "two birds", "the cat sleeps"]
 DEPTHS = (1, 2, 3)
@@ -40,13 +40,13 @@ def embed(encoder: Encoder, depths: tuple[int, ...] | None = None) -> Tensor:
 def test_a_depth_is_the_model_that_ends_there(folder_of: Callable[[str], str], name: str, eager: bool) -> None:
     settings = {"attn_implementation": "eager"} if eager else {}
     start = 2 if "num_key_value_heads" in MODELS.get(name, {}) else None
-    whole = load(folder_of(name), start, **settings)
+    full = load(folder_of(name), start, **settings)
     with torch.no_grad():
-        all_depths = embed(whole, DEPTHS)
-        assert torch.equal(all_depths[:, -1], embed(whole))
+        all_depths = embed(full, DEPTHS)
+        assert torch.equal(all_depths[:, -1], embed(full))
         for depth in DEPTHS:
             smaller = load(folder_of(name), start, **settings)
-            cut(smaller.backbone, depth)
+            truncate_layers(smaller.backbone, depth)
             torch.testing.assert_close(embed(smaller), all_depths[:, depth - 1], rtol=0, atol=1e-6)
 
 
@@ -84,8 +84,8 @@ def test_layers_that_are_no_list(folder_of: Callable[[str], str]) -> None:
     with pytest.raises(ConfigError) as caught:
         Depths(encoder.backbone)
     assert str(caught.value) == (
-        "BertModel has no list of layers, so that it can be used as a whole alone: type ese=none, and leave out "
-        "ese_grid and model.layers."
+        "BertModel has no list of layers, so it can only be used as a whole: type ese=none, and leave out ese_grid and "
+        "model.layers."
     )
 
 
@@ -101,5 +101,5 @@ def test_layers_that_do_something_else_at_the_end(folder_of: Callable[[str], str
 def test_more_layers_than_there_are(folder_of: Callable[[str], str]) -> None:
     encoder = load(folder_of("bert"))
     with pytest.raises(ConfigError) as caught:
-        cut(encoder.backbone, 4)
+        truncate_layers(encoder.backbone, 4)
     assert str(caught.value) == "model.layers=4 cannot work: the model has 3; choose 1 to 3."

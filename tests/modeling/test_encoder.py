@@ -18,7 +18,6 @@ from torch import Tensor
 
 from angle.config import LoraConfig, ModelConfig, PoolingConfig
 from angle.errors import ConfigError
-from angle.modeling.description import describe
 from angle.modeling.encoder import Encoder
 from angle.modeling.host_copy import copy_to_host
 from angle.modeling.tiny import tiny_tokenizer
@@ -68,9 +67,9 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pa
     """Return a function that gives the folder of a small random model, written once."""
 
     def model_of(name: str) -> Any:
-        kind, further = {**ENCODERS, **DECODERS}[name]
+        config_class, options = {**ENCODERS, **DECODERS}[name]
         torch.manual_seed(1)
-        config = kind(vocab_size=len(tiny_tokenizer()), initializer_range=0.5, **SMALL, **further)
+        config = config_class(vocab_size=len(tiny_tokenizer()), initializer_range=0.5, **SMALL, **options)
         return transformers.AutoModel.from_config(config)
 
     written = folders_of(tmp_path_factory, model_of)
@@ -104,8 +103,8 @@ def one_at_a_time(folder: Path, texts: list[str], strategy: str, max_length: int
     return torch.stack(rows)
 
 
-def close(one: Tensor, other: Tensor) -> bool:
-    torch.testing.assert_close(one, other, atol=2e-5, rtol=2e-5)
+def close(actual: Tensor, expected: Tensor) -> bool:
+    torch.testing.assert_close(actual, expected, atol=2e-5, rtol=2e-5)
     return True
 
 
@@ -201,15 +200,17 @@ def test_cls_on_a_decoder_is_refused(strategy: str, model_folder: Callable[[str]
     )
 
 
-@pytest.mark.parametrize(("name", "is_llm", "kind"), [("llama", False, "a decoder"), ("bert", True, "an encoder")])
+@pytest.mark.parametrize(
+    ("name", "is_llm", "architecture"), [("llama", False, "a decoder"), ("bert", True, "an encoder")]
+)
 def test_is_llm_against_the_architecture_is_refused(
-    name: str, is_llm: bool, kind: str, model_folder: Callable[[str], Path]
+    name: str, is_llm: bool, architecture: str, model_folder: Callable[[str], Path]
 ) -> None:
     with pytest.raises(ConfigError) as error:
         load(model_folder(name), is_llm=is_llm)
     model = {"llama": "LlamaModel", "bert": "BertModel"}[name]
     assert str(error.value) == (
-        f"model.is_llm={str(is_llm).lower()} contradicts the model: {model} is {kind}; leave it out."
+        f"model.is_llm={str(is_llm).lower()} contradicts the model: {model} is {architecture}; leave it out."
     )
     assert load(model_folder(name), is_llm=not is_llm).is_llm is not is_llm
 
@@ -220,10 +221,10 @@ def test_a_saved_folder_gives_identical_embeddings_and_the_same_contract(
 ) -> None:
     encoder = load(model_folder(name), "max", prompt='say "{text}"', max_length=20)
     encoder.save(tmp_path / "saved")
-    again = load(tmp_path / "saved")
-    assert again.contract == encoder.contract
-    assert (again.contract.prompt, again.contract.max_length) == ('say "{text}"', 20)
-    assert torch.equal(again.encode(TEXTS), encoder.encode(TEXTS))
+    reloaded = load(tmp_path / "saved")
+    assert reloaded.contract == encoder.contract
+    assert (reloaded.contract.prompt, reloaded.contract.max_length) == ('say "{text}"', 20)
+    assert torch.equal(reloaded.encode(TEXTS), encoder.encode(TEXTS))
     assert load(tmp_path / "saved", "avg", max_length=9, prompt="{text}").contract.max_length == 9
 
 
@@ -276,9 +277,9 @@ def test_a_missing_weight_is_refused(model_folder: Callable[[str], Path], tmp_pa
 def test_a_missing_pooler_is_no_problem(model_folder: Callable[[str], Path], tmp_path: Path) -> None:
     folder = without_weights(model_folder("bert"), tmp_path / "headless")
     weights = load_file(model_folder("bert") / "model.safetensors")
-    kept = {name: value for name, value in weights.items() if "pooler" not in name}
-    assert len(kept) < len(weights)
-    save_file(kept, folder / "model.safetensors", {"format": "pt"})
+    headless = {name: value for name, value in weights.items() if "pooler" not in name}
+    assert len(headless) < len(weights)
+    save_file(headless, folder / "model.safetensors", {"format": "pt"})
     assert torch.equal(load(folder).encode(TEXTS), load(model_folder("bert")).encode(TEXTS))
 
 
@@ -310,13 +311,6 @@ def test_an_encoder_with_a_decoder_is_refused(tmp_path: Path) -> None:
     T5Model(T5Config(vocab_size=32, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2)).save_pretrained(tmp_path)
     with pytest.raises(ConfigError, match="T5Model is an encoder with a decoder behind it"):
         load(tmp_path)
-
-
-def test_pooling_is_not_guessed_when_nobody_can_be_asked() -> None:
-    said = describe("nobody/nothing")
-    assert said.pooling is None
-    assert said.problem is not None
-    assert said.problem.startswith("How nobody/nothing pools could not be asked: the hub cannot be reached")
 
 
 def test_one_text_instead_of_a_list_is_refused(model_folder: Callable[[str], Path]) -> None:
@@ -367,11 +361,13 @@ def test_padding_need_not_be_a_token_of_the_model(model_folder: Callable[[str], 
     assert close(encoder.encode(TEXTS), expected)
 
 
-@pytest.mark.parametrize(("together", "copies"), [(1, [2, 3, 1]), (9, [5, 1]), (24, [6]), (1000, [6])])
-def test_groups_are_copied_together_to_their_places(together: int, copies: list[int]) -> None:
+@pytest.mark.parametrize(("min_elements", "copies"), [(1, [2, 3, 1]), (9, [5, 1]), (24, [6]), (1000, [6])])
+def test_batches_are_copied_together_to_where_they_belong(min_elements: int, copies: list[int]) -> None:
     rows, out, seen = torch.arange(24.0).view(6, 4), torch.zeros(6, 4), list[int]()
-    places = [np.array([4, 0]), np.array([5, 1, 3]), np.array([2])]
-    copy_to_host(((some, rows[torch.from_numpy(some)].bfloat16()) for some in places), out, seen.append, together)
+    batches = [np.array([4, 0]), np.array([5, 1, 3]), np.array([2])]
+    copy_to_host(
+        ((indices, rows[torch.from_numpy(indices)].bfloat16()) for indices in batches), out, seen.append, min_elements
+    )
     assert torch.equal(out, rows)
     assert seen == copies
 
@@ -397,10 +393,10 @@ def test_only_adapters_are_trained_and_saved(model_folder: Callable[[str], Path]
     assert not (tmp_path / "adapters" / "model.safetensors").exists()
     assert sum(value.numel() for value in saved.values()) < sum(p.numel() for p in encoder.parameters()) / 3
 
-    again = load(tmp_path / "adapters")
-    assert again.contract == encoder.contract
-    assert not any("lora_" in name for name, _ in again.named_parameters())
-    assert close(again.encode(TEXTS), changed)
+    reloaded = load(tmp_path / "adapters")
+    assert reloaded.contract == encoder.contract
+    assert not any("lora_" in name for name, _ in reloaded.named_parameters())
+    assert close(reloaded.encode(TEXTS), changed)
 
 
 def test_adapters_on_chosen_layers_of_a_decoder(model_folder: Callable[[str], Path]) -> None:
@@ -471,19 +467,19 @@ def test_what_a_sentence_transformers_folder_says_is_followed_or_refused(tmp_pat
     assert package.origin is not None
     folder = tmp_path / "model"
     shutil.copytree(Path(package.origin).parent / "model", folder)
-    said = folder / "config_sentence_transformers.json"
-    content = json.loads(said.read_text())
-    said.write_text(json.dumps(content | {"truncate_dim": 64}))
-    theirs = SentenceTransformer(str(folder), device="cpu")
-    assert load(folder).encode(["a kitten"]).shape == theirs.encode(["a kitten"]).shape == (1, 64)
-    said.write_text(json.dumps(content | {"truncate_dim": 1024}))
+    metadata = folder / "config_sentence_transformers.json"
+    content = json.loads(metadata.read_text())
+    metadata.write_text(json.dumps(content | {"truncate_dim": 64}))
+    reference = SentenceTransformer(str(folder), device="cpu")
+    assert load(folder).encode(["a kitten"]).shape == reference.encode(["a kitten"]).shape == (1, 64)
+    metadata.write_text(json.dumps(content | {"truncate_dim": 1024}))
     assert load(folder).dimensions == 384  # sentence-transformers takes a slice
     with pytest.raises(ConfigError, match="there is no folder of that name here, and the hub cannot be reached"):
         load("nowhere")
     pooling = folder / "1_Pooling" / "config.json"
     pooling.write_text(json.dumps(json.loads(pooling.read_text()) | {"include_prompt": False}))
     load(folder)  # without a prompt there is nothing to leave out
-    said.write_text(json.dumps(content | {"prompts": {"q": "query: "}, "default_prompt_name": "q"}))
+    metadata.write_text(json.dumps(content | {"prompts": {"q": "query: "}, "default_prompt_name": "q"}))
     with pytest.raises(ConfigError, match="leaves its prompt's tokens out of its pooling"):
         load(folder)
     assert load(folder, "avg").contract.prompt == "query: {text}"

@@ -70,12 +70,12 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
         parts = name.removesuffix(".weight").split(".", 2)
         if parts[0] == "layers":
             heads = {"attn_q": config.num_attention_heads, "attn_k": config.num_key_value_heads}
-            kind = NAMES[parts[2]]
-            weight = in_ggml_order(weight, heads[kind]) if kind in heads else weight
-            new = f"blk.{parts[1]}.{kind}.weight"
+            module = NAMES[parts[2]]
+            weight = in_ggml_order(weight, heads[module]) if module in heads else weight
+            gguf_name = f"blk.{parts[1]}.{module}.weight"
         else:
-            new = {"embed_tokens": "token_embd.weight", "norm": "output_norm.weight"}[parts[0]]
-        writer.add_tensor(new, weight.contiguous().numpy().astype(np.float32))
+            gguf_name = {"embed_tokens": "token_embd.weight", "norm": "output_norm.weight"}[parts[0]]
+        writer.add_tensor(gguf_name, weight.contiguous().numpy().astype(np.float32))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -97,7 +97,7 @@ def test_embeddings_are_those_of_the_model_it_was_written_from(file: Path) -> No
 
 def test_converting_makes_a_folder_of_plain_weights(file: Path, tmp_path: Path) -> None:
     folder = convert(ConvertConfig(ModelConfig(str(file)), output_dir=str(tmp_path / "plain"))).folder
-    original, plain = (Encoder.load(str(place)).eval().encode(TEXTS) for place in (file, folder))
+    original, plain = (Encoder.load(str(source)).eval().encode(TEXTS) for source in (file, folder))
     torch.testing.assert_close(plain, original, rtol=0, atol=1e-6)
     assert AutoModel.from_pretrained(folder).dtype == torch.float32
 
@@ -126,8 +126,8 @@ def test_other_few_bits_are_refused(file: Path) -> None:
     with pytest.raises(ConfigError) as error:
         Encoder.load(ModelConfig(str(file), load_kbit=4), lora=LoraConfig(enabled=True))
     assert str(error.value) == (
-        f"model.load_kbit=4 cannot work with small.gguf, whose weights are quantised in another way: make plain ones "
-        f"of them by python convert.py model.name_or_path={file} output_dir=plain, and train with "
+        f"model.load_kbit=4 cannot work with small.gguf, whose weights are quantised already: make them plain "
+        f"weights by python convert.py model.name_or_path={file} output_dir=plain, and train with "
         f"model.name_or_path=plain."
     )
 

@@ -1,15 +1,20 @@
 """Pooling: golden values, every text by hand, and what other texts must not change."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
+import yaml
 from conftest import REPO
+from sentence_transformers.sentence_transformer.modules.pooling import Pooling as TheirPooling
 from torch import Tensor
 
-from angle.modeling.pooling import pool
+from angle.config.pooling import POOLING_NAMES
+from angle.modeling.pooling import POOLINGS, SENTENCE_TRANSFORMERS_KEYS, pool, strategy_of_mode
 
 GOLDENS = np.load(REPO / "tests" / "fixtures" / "pooling.npz")
-STRATEGIES = ("cls", "last", "avg", "mean", "max", "cls_avg", "cls_max", "0", "1")
+STRATEGIES = (*POOLING_NAMES, "0", "1")
 LENGTHS = (2, 7, 3, 5)
 
 
@@ -32,7 +37,7 @@ def lengths_of(texts: list[Tensor]) -> np.ndarray:
 
 @pytest.mark.parametrize("case", ["right_s0", "right_s1", "left_s0", "left_s1"])
 @pytest.mark.parametrize("strategy", ["cls", "last", "avg", "max", "cls_avg", "cls_max"])
-def test_wanted_values(case: str, strategy: str) -> None:
+def test_golden_values(case: str, strategy: str) -> None:
     hidden, mask = (torch.from_numpy(GOLDENS[f"{case}/{name}"]) for name in ("hidden", "mask"))
     states, lengths = hidden[mask.bool()], mask.sum(1).numpy()
     np.testing.assert_allclose(pool(states, lengths, strategy).numpy(), GOLDENS[f"{case}/{strategy}"], rtol=1e-12)
@@ -91,3 +96,30 @@ def test_states_are_pooled_in_float32_or_better(strategy: str, dtype: torch.dtyp
 def test_the_mean_of_many_bfloat16_states_is_exact() -> None:
     states = torch.ones(1000, 2, dtype=torch.bfloat16)  # in bfloat16 a running sum stops at 256
     assert pool(states, np.array([1000]), "avg").tolist() == [[1.0, 1.0]]
+
+
+def test_table_schema_and_presets_name_the_same_poolings() -> None:
+    assert tuple(POOLINGS) == POOLING_NAMES
+    presets = {path.stem: yaml.safe_load(path.read_text()) for path in (REPO / "conf" / "pooling").glob("*.yaml")}
+    assert presets == {name: {"strategy": name} for name in ("auto", *POOLING_NAMES)}
+    source = (REPO / "angle" / "config" / "pooling.py").read_text()
+    sentence = source.split('strategy: str = "auto"')[1].split('"""')[1]
+    assert set(re.findall(r"\w+", sentence)) >= {"auto", *POOLING_NAMES}
+
+
+@pytest.mark.parametrize("name", [name for name in POOLING_NAMES if POOLINGS[name].sentence_transformers])
+def test_the_mean_of_the_modes_is_the_pooling(name: str) -> None:
+    texts = make_texts()
+    modes = POOLINGS[name].sentence_transformers
+    features = {"token_embeddings": torch.nn.utils.rnn.pad_sequence(texts, batch_first=True)}
+    features["attention_mask"] = torch.nn.utils.rnn.pad_sequence(
+        [torch.ones(len(states)) for states in texts], batch_first=True
+    )
+    theirs = TheirPooling(6, list(modes))(features)["sentence_embedding"].view(len(texts), len(modes), 6).mean(1)
+    torch.testing.assert_close(pool(torch.cat(texts), lengths_of(texts), name), theirs)
+
+
+def test_the_modes_and_keys_are_those_of_sentence_transformers() -> None:
+    assert SENTENCE_TRANSFORMERS_KEYS.keys() == set(TheirPooling.POOLING_MODES)
+    known = {mode: strategy_of_mode(mode) for mode in ("cls", "mean", "max", "lasttoken", "weightedmean")}
+    assert known == {"cls": "cls", "mean": "avg", "max": "max", "lasttoken": "last", "weightedmean": None}

@@ -39,10 +39,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(path)
 
 
-def adapted(folder: str, bits: int | None) -> Encoder:
+def adapted(folder: str, load_kbit: int | None) -> Encoder:
     """Return an encoder with adapters that do something."""
     torch.manual_seed(0)
-    encoder = Encoder.load(ModelConfig(folder, load_kbit=bits), lora=LORA).train()
+    encoder = Encoder.load(ModelConfig(folder, load_kbit=load_kbit), lora=LORA).train()
     for name, parameter in encoder.named_parameters():
         if "lora_B" in name:
             nn.init.normal_(parameter, std=0.05)
@@ -59,25 +59,25 @@ def gradients(encoder: Encoder) -> dict[str, Tensor]:
     return found
 
 
-@pytest.mark.parametrize("bits", [4, 8])
-def test_few_bits_are_near_the_weights_and_take_less_room(folder, bits):
-    few, plain = adapted(folder, bits), adapted(folder, None)
-    similarity = nn.functional.cosine_similarity(few.eval().encode(TEXTS), plain.eval().encode(TEXTS))
+@pytest.mark.parametrize("load_kbit", [4, 8])
+def test_few_bits_are_near_the_weights_and_take_less_room(folder, load_kbit):
+    quantized, plain = adapted(folder, load_kbit), adapted(folder, None)
+    similarity = nn.functional.cosine_similarity(quantized.eval().encode(TEXTS), plain.eval().encode(TEXTS))
     assert 0.9 < similarity.min() < 0.999999
 
-    def room(encoder: Encoder) -> int:
+    def memory(encoder: Encoder) -> int:
         return sum(p.numel() * p.element_size() for n, p in encoder.named_parameters() if "proj.base_layer" in n)
 
-    assert room(few) * (7 if bits == 4 else 3.9) < room(plain)
-    assert [name for name, p in few.named_parameters() if p.requires_grad] == [
+    assert memory(quantized) * (7 if load_kbit == 4 else 3.9) < memory(plain)
+    assert [name for name, p in quantized.named_parameters() if p.requires_grad] == [
         name for name, p in plain.named_parameters() if p.requires_grad
     ]
 
 
-@pytest.mark.parametrize("bits", [4, 8])
-def test_evaluating_changes_no_gradient(folder, bits):
+@pytest.mark.parametrize("load_kbit", [4, 8])
+def test_evaluating_changes_no_gradient(folder, load_kbit):
     """On some CPUs bitsandbytes packs weights anew when it evaluates, and the backward pass reads them wrongly."""
-    straight, evaluated = adapted(folder, bits), adapted(folder, bits)
+    straight, evaluated = adapted(folder, load_kbit), adapted(folder, load_kbit)
     first = gradients(straight)
     gradients(evaluated)
     evaluated.encode(TEXTS)
@@ -85,10 +85,10 @@ def test_evaluating_changes_no_gradient(folder, bits):
 
 
 def test_gradients_are_those_of_the_weights_that_the_bits_stand_for(folder):
-    few = adapted(folder, 4)
+    quantized = adapted(folder, 4)
     plain = adapted(folder, None)
     weights = {}
-    for name, module in few.named_modules():
+    for name, module in quantized.named_modules():
         if name.endswith("base_layer"):
             import bitsandbytes.functional as functional
 
@@ -97,32 +97,35 @@ def test_gradients_are_those_of_the_weights_that_the_bits_stand_for(folder):
         if name in weights:
             module.weight.data.copy_(weights[name])
     assert len(weights) == 14
-    torch.testing.assert_close(gradients(few), gradients(plain), rtol=2e-3, atol=2e-3)
+    torch.testing.assert_close(gradients(quantized), gradients(plain), rtol=2e-3, atol=2e-3)
 
 
-@pytest.mark.parametrize("bits", [4, 8])
-def test_weights_are_counted_as_what_they_stand_for(folder, bits):
-    plain, few = Encoder.load(ModelConfig(folder)), Encoder.load(ModelConfig(folder, load_kbit=bits), lora=LORA)
-    frozen = [parameter for name, parameter in few.named_parameters() if "lora_" not in name]
+@pytest.mark.parametrize("load_kbit", [4, 8])
+def test_weights_are_counted_as_what_they_stand_for(folder, load_kbit):
+    plain, quantized = (
+        Encoder.load(ModelConfig(folder)),
+        Encoder.load(ModelConfig(folder, load_kbit=load_kbit), lora=LORA),
+    )
+    frozen = [parameter for name, parameter in quantized.named_parameters() if "lora_" not in name]
     assert sum(map(count_weights, frozen)) == sum(parameter.numel() for parameter in plain.parameters())
 
 
-@pytest.mark.parametrize("bits", [4, 8])
-def test_the_merged_model_is_the_one_with_adapters(folder, bits, tmp_path):
+@pytest.mark.parametrize("load_kbit", [4, 8])
+def test_the_merged_model_is_the_one_with_adapters(folder, load_kbit, tmp_path):
     from sentence_transformers import SentenceTransformer
 
-    encoder = adapted(folder, bits).eval()
+    encoder = adapted(folder, load_kbit).eval()
     encoder.save(tmp_path / "saved")
     merged = Encoder.load(ModelConfig(str(tmp_path / "saved"))).eval()
     assert merged.contract.load_kbit is None
     difference = 1 - nn.functional.cosine_similarity(merged.encode(TEXTS), encoder.encode(TEXTS))
-    assert difference.max() < (1e-5 if bits == 4 else 1e-3)  # int8 rounds its inputs too
+    assert difference.max() < (1e-5 if load_kbit == 4 else 1e-3)  # int8 rounds its inputs too
     with pytest.raises(ConfigError) as error:
         convert(ConvertConfig(ModelConfig(str(tmp_path / "saved")), merge=False, output_dir=str(tmp_path / "new")))
     assert str(error.value).startswith("merge=false cannot work with this model")
     done = convert(ConvertConfig(ModelConfig(str(tmp_path / "saved")), output_dir=str(tmp_path / "new")))
     assert done.merge_distance is not None
-    assert done.merge_distance < (1e-5 if bits == 4 else 1e-3)
+    assert done.merge_distance < (1e-5 if load_kbit == 4 else 1e-3)
     found = SentenceTransformer(str(tmp_path / "new"), device="cpu").encode(TEXTS, convert_to_tensor=True)
     torch.testing.assert_close(found, merged.encode(TEXTS), atol=2e-5, rtol=2e-5)
 
@@ -156,9 +159,11 @@ def test_a_run_resumes_bitwise(folder, tmp_path, monkeypatch):
     with pytest.raises(RuntimeError, match="killed"):
         fit(config_of(folder, tmp_path / "broken"))
     fit(config_of(folder, tmp_path / "broken"))
-    one, other = (load_file(tmp_path / name / "final" / "adapter_model.safetensors") for name in ("straight", "broken"))
-    assert all(torch.equal(one[name], other[name]) for name in one)
-    assert any(value.abs().max() > 0 for name, value in one.items() if "lora_B" in name)
+    straight, resumed = (
+        load_file(tmp_path / name / "final" / "adapter_model.safetensors") for name in ("straight", "broken")
+    )
+    assert all(torch.equal(straight[name], resumed[name]) for name in straight)
+    assert any(value.abs().max() > 0 for name, value in straight.items() if "lora_B" in name)
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from transformers import CanineConfig, CanineModel
 
 from angle import Encoder, ModelConfig, TrainConfig, build_config, fit
 from angle.modeling.tiny import tiny_tokenizer
-from angle.modeling.token_embeddings import PartlyTrainedEmbedding, partly_trained, train_only_tokens
+from angle.modeling.token_embeddings import PartlyTrainedEmbedding, freeze_unused_tokens, partly_trained_embedding
 
 TOKENS = np.array([2, 5, 5, 9, 3, 2, 7, 3, 0], np.int32)
 TRAINED = [2, 3, 5, 7, 9]
@@ -51,7 +51,7 @@ def test_weights_are_those_of_plain_training(options: dict[str, Any]) -> None:
     plain = Model(**options)
     model = copy.deepcopy(plain)
     before = plain.table.weight.detach().clone()
-    train_only_tokens(model, TOKENS)
+    freeze_unused_tokens(model, TOKENS)
     assert isinstance(model.table, PartlyTrainedEmbedding)
 
     steps(plain, 7)
@@ -65,11 +65,11 @@ def test_weights_are_those_of_plain_training(options: dict[str, Any]) -> None:
 
 def test_rest_of_the_table_takes_no_memory_in_training() -> None:
     model = Model(padding_idx=0)
-    train_only_tokens(model, TOKENS)
+    freeze_unused_tokens(model, TOKENS)
 
     assert [name for name, p in model.named_parameters() if p.requires_grad] == ["table.trained"]
     assert model.table.trained.shape == (len(TRAINED), 4)
-    assert partly_trained(model) is model.table
+    assert partly_trained_embedding(model) is model.table
     assert model.state_dict().keys() == {"table.weight"}
 
 
@@ -82,7 +82,7 @@ def test_other_tables_stay_as_they_are(case: str) -> None:
     if case == "shared":
         model.head = nn.Linear(4, 16, bias=False)
         model.head.weight = model.table.weight
-    train_only_tokens(model, np.arange(12, dtype=np.int32) if case == "most tokens occur" else TOKENS)
+    freeze_unused_tokens(model, np.arange(12, dtype=np.int32) if case == "most tokens occur" else TOKENS)
 
     assert type(model.table) is nn.Embedding
 
@@ -90,10 +90,10 @@ def test_other_tables_stay_as_they_are(case: str) -> None:
 def test_a_model_without_a_table_is_left_alone() -> None:
     config = CanineConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=4, intermediate_size=48)
     model = CanineModel(config)
-    train_only_tokens(model, TOKENS)
+    freeze_unused_tokens(model, TOKENS)
 
     assert all(parameter.requires_grad for parameter in model.parameters())
-    assert partly_trained(model) is None
+    assert partly_trained_embedding(model) is None
 
 
 @pytest.mark.parametrize("packing", ["auto", "off"])
@@ -103,7 +103,7 @@ def test_run_ends_with_the_weights_of_plain_training(
     words = [word for word in tiny_tokenizer().get_vocab() if word.isalpha()]
     rows = [{"text1": " ".join(words[n : n + 3]), "text2": words[n], "label": n % 2} for n in range(5)]
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    found = {}
+    weights = {}
     # A decay too small to change a float32 weight takes the plain way.
     for decay in (0.0, 1e-12):
         config = build_config(
@@ -117,12 +117,12 @@ def test_run_ends_with_the_weights_of_plain_training(
             },
             TrainConfig,
         )  # fmt: skip
-        found[decay] = load_file(fit(config).folder / "final" / "model.safetensors")
+        weights[decay] = load_file(fit(config).folder / "final" / "model.safetensors")
 
     name = "embeddings.word_embeddings.weight"
     before = Encoder.load(ModelConfig(folder_of("bert"))).backbone.state_dict()[name]
-    assert found[0.0].keys() == found[1e-12].keys()
-    for key, weight in found[0.0].items():
-        torch.testing.assert_close(weight, found[1e-12][key], rtol=1e-5, atol=1e-6)
-    moved = (found[0.0][name] != before).any(dim=1)
+    assert weights[0.0].keys() == weights[1e-12].keys()
+    for key, weight in weights[0.0].items():
+        torch.testing.assert_close(weight, weights[1e-12][key], rtol=1e-5, atol=1e-6)
+    moved = (weights[0.0][name] != before).any(dim=1)
     assert moved.sum() == 7 + 2  # words, and those that begin and end every text

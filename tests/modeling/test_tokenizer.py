@@ -1,7 +1,6 @@
 """Texts to tokens: the template, where it is cut, and what identifies the result."""
 
 import importlib.util
-import json
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +13,7 @@ from transformers import AutoTokenizer, BertTokenizer, PreTrainedTokenizerFast
 from angle.config import ModelConfig
 from angle.errors import ConfigError
 from angle.modeling import tokenizer as tokenizer_module
-from angle.modeling.backbone import load_tokenizer
-from angle.modeling.description import SelfDescription
-from angle.modeling.tiny import tiny_model
-from angle.modeling.tokenizer import TextTokenizer, TokenContract, template_fields
+from angle.modeling.tokenizer import TextTokenizer, template_fields
 from angle.prompts import Prompts
 from angle.structures import Tokens
 
@@ -175,10 +171,10 @@ def test_an_empty_text_is_the_bare_template(small: Any) -> None:
 
 
 def test_a_text_without_any_token_is_refused() -> None:
-    bare = BertTokenizer(vocab={word: number for number, word in enumerate(WORDS)}, do_lower_case=True)
-    bare.backend_tokenizer.post_processor = None
+    tokenizer = BertTokenizer(vocab={word: number for number, word in enumerate(WORDS)}, do_lower_case=True)
+    tokenizer.backend_tokenizer.post_processor = None
     with pytest.raises(ValueError, match="gives no token") as error:
-        TextTokenizer(bare, 16)(["fox", " "])
+        TextTokenizer(tokenizer, 16)(["fox", " "])
     assert str(error.value) == "the text ' ' gives no token with this tokenizer"
 
 
@@ -187,11 +183,11 @@ def test_a_text_without_any_token_is_refused() -> None:
 def test_many_texts_keep_their_order(small: Any, monkeypatch: Any, prompt: str | None, at_once: int) -> None:
     texts = [" ".join(["fox"] * (number % 4) + ["owl"]) for number in range(10)]
     extras = [{"colour": "red" if number % 3 else "green"} for number in range(10)]
-    whole = TextTokenizer(small, 16, prompt)(texts, extras)
-    monkeypatch.setattr(tokenizer_module, "TOKENIZE_AT_ONCE", at_once)
+    expected = TextTokenizer(small, 16, prompt)(texts, extras)
+    monkeypatch.setattr(tokenizer_module, "TOKENIZE_BATCH", at_once)
     parts = TextTokenizer(small, 16, prompt)(texts, extras)
-    assert parts.ids.tolist() == whole.ids.tolist()
-    assert parts.offsets.tolist() == whole.offsets.tolist()
+    assert parts.ids.tolist() == expected.ids.tolist()
+    assert parts.offsets.tolist() == expected.offsets.tolist()
     filled = [
         text if prompt is None else prompt.format(text=text, **extra) for text, extra in zip(texts, extras, strict=True)
     ]
@@ -214,9 +210,9 @@ def test_the_fingerprint_tells_whatever_decides_the_tokens(small: Any, real: Any
 def test_texts_are_cut_where_the_tokenizer_cuts(prompt: str | None) -> None:
     right, left = (BertTokenizer(vocab={word: n for n, word in enumerate(WORDS)}, truncation_side=side)
                    for side in ("right", "left"))  # fmt: skip
-    cut = [TextTokenizer(one, 6, prompt) for one in (right, left)]
-    assert cut[0].fingerprint != cut[1].fingerprint
-    first, last = (pieces(one(["a fox sleeps under the owl"]), right)[0] for one in cut)
+    wrapped = [TextTokenizer(tokenizer, 6, prompt) for tokenizer in (right, left)]
+    assert wrapped[0].fingerprint != wrapped[1].fingerprint
+    first, last = (pieces(tokenizer(["a fox sleeps under the owl"]), right)[0] for tokenizer in wrapped)
     before, after = ("[CLS]", "[SEP]") if prompt is None else prompt.split("{text}")
     words = ["a", "fox", "sleep", "##s", "under", "the", "owl"]
     room = 4 - len(f"{before} {after}".split()) * (prompt is not None)
@@ -234,8 +230,8 @@ def test_a_prefix_and_its_text_are_cut_as_one(max_length: int) -> None:
     backend.train_from_iterator(["Query: the old fox sleeps under the red moon", *SENTENCES], trainer)
     plain = PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="e")
     tokens = TextTokenizer(plain, max_length, "Query: {text}")(SENTENCES)
-    whole = plain([f"Query: {sentence}" for sentence in SENTENCES], truncation=True, max_length=max_length)
-    assert [tokens.take(np.array([n])).ids.tolist() for n in range(len(SENTENCES))] == whole["input_ids"]
+    expected = plain([f"Query: {sentence}" for sentence in SENTENCES], truncation=True, max_length=max_length)
+    assert [tokens.take(np.array([n])).ids.tolist() for n in range(len(SENTENCES))] == expected["input_ids"]
 
 
 def test_using_a_tokenizer_does_not_change_its_fingerprint(small: Any) -> None:
@@ -252,7 +248,7 @@ def test_a_slow_tokenizer_is_refused() -> None:
     with pytest.raises(ConfigError) as error:
         TextTokenizer(Slow(), 16)
     assert str(error.value) == (
-        "Slow is no fast tokenizer, so texts cannot be cut at a token: give one with a tokenizer.json by "
+        "Slow is not a fast tokenizer, so texts cannot be truncated at a token: give one with a tokenizer.json by "
         "model.tokenizer_name_or_path=..."
     )
 
@@ -269,9 +265,9 @@ def test_an_end_token_after_every_text(start: bool, tmp_path: Path) -> None:
     assert pieces(wrapped(texts), wrapped.tokenizer) == expected
     assert wrapped.special_tokens == (("<s>",) if start else (), ("</s>",))
     wrapped.save(tmp_path)
-    again = AutoTokenizer.from_pretrained(tmp_path)
-    assert pieces(TextTokenizer(again, 5)(texts), again) == expected  # the saved files alone say so
-    assert pieces(TextTokenizer(again, 5, end_token=True)(texts), again) == expected  # and not twice
+    reloaded = AutoTokenizer.from_pretrained(tmp_path)
+    assert pieces(TextTokenizer(reloaded, 5)(texts), reloaded) == expected  # the saved files alone say so
+    assert pieces(TextTokenizer(reloaded, 5, end_token=True)(texts), reloaded) == expected  # and not twice
 
 
 def test_the_end_token_stands_behind_the_template() -> None:
@@ -294,50 +290,6 @@ def test_an_end_token_that_is_not_there_or_cannot_be_left_out(small: Any) -> Non
     assert TextTokenizer(decoder_tokenizer(start=False), 16, end_token=False).special_tokens == ((), ())
 
 
-@pytest.mark.parametrize(
-    ("pooling", "prompt", "said", "end"),
-    [
-        ("last", None, SelfDescription(), True),
-        ("last", "query: {text}", SelfDescription(), True),
-        ("last", 'the "{text}" in one word:"', SelfDescription(), False),
-        ("avg", None, SelfDescription(), False),
-        ("last", None, SelfDescription(pooling="last"), False),
-        ("last", None, SelfDescription(pooling="last", special_tokens=(("<s>",), ())), False),
-    ],
-)
-def test_last_token_pooling_needs_an_end(
-    pooling: str, prompt: str | None, said: SelfDescription, end: bool, tmp_path: Path
-) -> None:
-    decoder_tokenizer(start=True).save_pretrained(tmp_path)
-    config = ModelConfig(str(tmp_path), prompt=prompt)
-    wrapped = load_tokenizer(config, str(tmp_path), said, pooling, tiny_model())
-    assert wrapped.special_tokens == (("<s>",), ("</s>",) if end else ())
-    assert wrapped.tokenizer.padding_side == ("left" if pooling == "last" else "right")
-
-
-def test_padding_that_looks_like_an_end(tmp_path: Path) -> None:
-    decoder_tokenizer(start=True).save_pretrained(tmp_path)
-    with pytest.raises(ConfigError) as error:
-        load_tokenizer(
-            ModelConfig(str(tmp_path), padding_side="right"), str(tmp_path), SelfDescription(), "last", tiny_model()
-        )
-    assert str(error.value) == (
-        "model.padding_side=right cannot work with pooling.strategy=last: </s> both pads and ends texts, so other "
-        "software would take the end of a text for padding; type model.padding_side=left."
-    )
-
-
-def test_a_tokenizer_that_writes_texts_otherwise_than_the_model_was_trained(tmp_path: Path) -> None:
-    decoder_tokenizer(start=True).save_pretrained(tmp_path)
-    said = SelfDescription(pooling="last", special_tokens=(("<s>",), ("</s>",)))
-    with pytest.raises(ConfigError) as error:
-        load_tokenizer(ModelConfig(str(tmp_path)), str(tmp_path), said, "last", tiny_model())
-    assert str(error.value) == (
-        f"{tmp_path} was trained on texts <s> ... </s>, but its tokenizer now writes <s> ...: give the right one by "
-        f"model.tokenizer_name_or_path=..."
-    )
-
-
 def test_named_templates() -> None:
     assert ModelConfig(prompt="A").prompt == 'Summarize sentence "{text}" in one word:"'
     assert ModelConfig(prompt="B").prompt == 'You can only output one word. Summarize "{text}":"'
@@ -346,16 +298,6 @@ def test_named_templates() -> None:
         == Prompts.C
         == ("Represent this sentence for searching relevant passages: {text}")
     )
-
-
-def test_the_contract_file(tmp_path: Path) -> None:
-    TokenContract("avg", 77, "Ähnlich: {text}", "left", True).save(tmp_path)
-    text = (tmp_path / "angle_config.json").read_text(encoding="utf-8")
-    assert "Ähnlich" in text
-    assert json.loads(text) == {
-        "pooling": "avg", "max_length": 77, "prompt": "Ähnlich: {text}", "padding_side": "left", "is_llm": True,
-        "bidirectional_from": None, "load_kbit": None, "special_tokens": [[], []], "layers": None, "dimensions": None,
-    }  # fmt: skip
 
 
 def test_take_and_slices_of_tokens() -> None:

@@ -20,8 +20,10 @@ from angle.errors import ConfigError
 from angle.export.sentence_transformers import convert, write_folder
 from angle.modeling import adapters
 from angle.modeling.encoder import Encoder
+from angle.modeling.pooling import POOLINGS
 from angle.modeling.tiny import tiny_tokenizer
 
+EXPRESSIBLE = [name for name, pooling in POOLINGS.items() if pooling.sentence_transformers]
 TEXTS = [
     "Rain.",
     "A lighthouse keeper reads by candlelight.",
@@ -58,16 +60,16 @@ def embed(folder: Path, texts: list[str] = TEXTS) -> Tensor:
     return torch.from_numpy(SentenceTransformer(str(folder), device="cpu").encode(texts, batch_size=5))
 
 
-def assert_same(one: Tensor, other: Tensor) -> None:
-    assert torch.cosine_similarity(one, other).min() > 0.99999
-    torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
+def assert_same(actual: Tensor, expected: Tensor) -> None:
+    assert torch.cosine_similarity(actual, expected).min() > 0.99999
+    torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-4)
 
 
 def files_in(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()}
 
 
-@pytest.mark.parametrize("strategy", ["cls", "avg", "mean", "max", "last", "cls_avg", "cls_max"])
+@pytest.mark.parametrize("strategy", EXPRESSIBLE)
 def test_embeddings_are_the_encoders(strategy: str, minilm: str, tmp_path: Path) -> None:
     config = ConvertConfig(
         ModelConfig(minilm, max_length=64), PoolingConfig(strategy), output_dir=str(tmp_path / "new")
@@ -88,12 +90,12 @@ def test_a_cell_is_the_slice_of_its_depth(strategy: str, minilm: str, tmp_path: 
     encoder = Encoder.load(model, pooling).eval()
     expected = encoder.encode_tokens(encoder.tokenizer(TEXTS), depths=[3])[:, 0, :100]
     assert_same(embed(done.folder), expected)
-    again = Encoder.load(ModelConfig(str(done.folder))).eval()
-    assert (again.dimensions, again.contract.dimensions) == (100, 100)
-    assert str(again.contract) == f"{strategy} pooling, first 3 layers, first 100 dimensions, at most 64 tokens"
-    assert_same(again.encode(TEXTS), expected)
+    reloaded = Encoder.load(ModelConfig(str(done.folder))).eval()
+    assert (reloaded.dimensions, reloaded.contract.dimensions) == (100, 100)
+    assert str(reloaded.contract) == f"{strategy} pooling, first 3 layers, first 100 dimensions, at most 64 tokens"
+    assert_same(reloaded.encode(TEXTS), expected)
     with pytest.raises(ConfigError) as caught:
-        again.keep(dimensions=101)
+        reloaded.keep(dimensions=101)
     assert str(caught.value) == (
         "model.dimensions=101 cannot work: the model's embeddings have 100; choose a number up to that."
     )
@@ -126,25 +128,25 @@ def test_normalize_gives_unit_length(minilm: str, tmp_path: Path) -> None:
         convert(ConvertConfig(model, PoolingConfig(strategy), normalize=True, output_dir=str(folder)))
         embeddings = embed(folder)
         torch.testing.assert_close(embeddings.norm(dim=-1), torch.ones(len(TEXTS)), atol=1e-5, rtol=0)
-        own = Encoder.load(model, PoolingConfig(strategy)).eval().encode(TEXTS)
-        assert own.norm(dim=-1).min() > 1.5
-        assert_same(embeddings, torch.nn.functional.normalize(own, dim=-1))
+        unnormalized = Encoder.load(model, PoolingConfig(strategy)).eval().encode(TEXTS)
+        assert unnormalized.norm(dim=-1).min() > 1.5
+        assert_same(embeddings, torch.nn.functional.normalize(unnormalized, dim=-1))
 
 
 def test_a_converted_folder_is_read_back_as_the_same_encoder(minilm: str, tmp_path: Path) -> None:
     model = ModelConfig(minilm, max_length=48, prompt="Like this: {text}")
     convert(ConvertConfig(model, PoolingConfig("last"), output_dir=str(tmp_path / "new")))
-    one, other = Encoder.load(model, PoolingConfig("last")), Encoder.load(ModelConfig(str(tmp_path / "new")))
-    assert other.contract == one.contract
+    encoder, reloaded = Encoder.load(model, PoolingConfig("last")), Encoder.load(ModelConfig(str(tmp_path / "new")))
+    assert reloaded.contract == encoder.contract
     (tmp_path / "new" / "angle_config.json").unlink()
-    assert Encoder.load(ModelConfig(str(tmp_path / "new"))).contract == one.contract
+    assert Encoder.load(ModelConfig(str(tmp_path / "new"))).contract == encoder.contract
 
 
 @pytest.mark.parametrize(
     ("prompt", "strategy", "message"),
     [
-        (None, "3", "pooling.strategy=3 has no equivalent in sentence-transformers, which can express cls, avg, max, "
-         "last, cls_avg, cls_max."),
+        (None, "3", "pooling.strategy=3 has no equivalent in sentence-transformers, which can express "
+         f"{', '.join(EXPRESSIBLE)}."),
         ('Say "{text}" again', "avg", "model.prompt='Say \"{text}\" again' has no equivalent in sentence-transformers, "
          "whose prompts are words before the text: train with a template that ends in {text}."),
         ("{topic}: {text}", "avg", "model.prompt='{topic}: {text}' has no equivalent in sentence-transformers, "
@@ -197,7 +199,7 @@ def test_without_a_run_the_folder_must_be_given() -> None:
 
 def test_an_interrupted_conversion_leaves_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     encoder = Encoder.load(ModelConfig())
-    monkeypatch.setattr("angle.export.sentence_transformers._write_fixed_layer", lambda *_: 1 / 0)
+    monkeypatch.setattr("angle.export.sentence_transformers._write_averaging_layer", lambda *_: 1 / 0)
     encoder.pooling = "cls_avg"
     with pytest.raises(ZeroDivisionError):
         write_folder(encoder, tmp_path / "new")
@@ -244,11 +246,11 @@ def test_the_end_token_is_converted_too(prompt: str | None, tmp_path: Path) -> N
     assert encoder.contract.special_tokens == (("<s>",), ("</s>",))
     texts = ["a fox", "the owl sleep under the red moon in a green word colour", "moon"]
     assert_same(embed(tmp_path / "new", texts), encoder.encode(texts))
-    again = Encoder.load(str(tmp_path / "new")).eval()
-    assert again.contract == encoder.contract
-    assert_same(again.encode(texts), encoder.encode(texts))
-    bare = Encoder.load(ModelConfig(str(tmp_path / "model"), end_token=False), PoolingConfig("last")).eval()
-    assert (bare.encode(texts) - encoder.encode(texts)).abs().max() > 0.05
+    reloaded = Encoder.load(str(tmp_path / "new")).eval()
+    assert reloaded.contract == encoder.contract
+    assert_same(reloaded.encode(texts), encoder.encode(texts))
+    without_end = Encoder.load(ModelConfig(str(tmp_path / "model"), end_token=False), PoolingConfig("last")).eval()
+    assert (without_end.encode(texts) - encoder.encode(texts)).abs().max() > 0.05
 
 
 def test_adapters_are_merged(minilm: str, tmp_path: Path) -> None:
@@ -269,14 +271,16 @@ def test_adapters_are_merged(minilm: str, tmp_path: Path) -> None:
     assert (expected - Encoder.load(ModelConfig(minilm, max_length=64)).eval().encode(TEXTS)).abs().max() > 0.05
     assert_same(embed(tmp_path / "new"), expected)
 
-    apart = ConvertConfig(ModelConfig(str(tmp_path / "adapters")), merge=False, output_dir=str(tmp_path / "apart"))
-    assert convert(apart).merge_distance is None
+    unmerged = ConvertConfig(ModelConfig(str(tmp_path / "adapters")), merge=False, output_dir=str(tmp_path / "apart"))
+    assert convert(unmerged).merge_distance is None
     assert {"adapter_config.json", "adapter_model.safetensors"} < files_in(tmp_path / "apart")
     assert "model.safetensors" not in files_in(tmp_path / "apart")
     assert_same(embed(tmp_path / "apart"), expected)
 
-    beside = ConvertConfig(ModelConfig(minilm, adapter=str(tmp_path / "adapters")), output_dir=str(tmp_path / "beside"))
-    done = convert(beside)  # an adapter that is named beside its base is merged and measured as well
+    with_base = ConvertConfig(
+        ModelConfig(minilm, adapter=str(tmp_path / "adapters")), output_dir=str(tmp_path / "beside")
+    )
+    done = convert(with_base)  # an adapter that is named beside its base is merged and measured as well
     assert done.merge_distance is not None
     assert "adapter_config.json" not in files_in(tmp_path / "beside")
     assert_same(embed(tmp_path / "beside"), expected)

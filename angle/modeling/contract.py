@@ -1,0 +1,225 @@
+"""The contract of an encoder: how texts must be presented to it, and how its states become an embedding."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from angle.config import START_INDEX_VARIABLE
+from angle.errors import ConfigError
+from angle.modeling.locations import TINY, read_json
+from angle.modeling.pooling import SENTENCE_TRANSFORMERS_KEYS, is_pooling, strategy_of_mode
+
+CONTRACT_FILE = "angle_config.json"
+#: The tokens that a tokenizer puts before and after every text.
+SpecialTokens = tuple[tuple[str, ...], tuple[str, ...]]
+
+
+@dataclass(frozen=True)
+class EncoderContract:
+    """What must hold wherever a model is used; saved with it.
+
+    `Encoder.contract` is complete: None means that there is no prompt, and so on. What a folder or repository says of
+    itself may be partial: there, None means that it says nothing.
+    """
+
+    pooling: str | None = None
+    max_length: int | None = None
+    prompt: str | None = None
+    padding_side: str | None = None
+    is_llm: bool | None = None
+    bidirectional_from: int | None = None
+    """BiLLM: the first layer that attends in both directions; None for no such layer."""
+    load_kbit: int | None = None
+    """The bits of the frozen weights that an adapter was trained on; None if they were not quantised."""
+    special_tokens: SpecialTokens | None = None
+    """The tokens that the tokenizer puts before and after every text."""
+    layers: int | None = None
+    """How many of the original model's first layers were kept; None for all."""
+    dimensions: int | None = None
+    """How many of the first dimensions make up an embedding; None for all."""
+
+    def __str__(self) -> str:
+        """Return the contract in human-readable form."""
+        end = self.special_tokens[1] if self.special_tokens and self.pooling == "last" else ()
+        parts = [
+            f"{self.pooling} pooling",
+            self.layers is not None and f"first {self.layers} layers",
+            self.dimensions is not None and f"first {self.dimensions} dimensions",
+            f"at most {self.max_length} tokens",
+            self.prompt is not None and f"template {self.prompt!r}",
+            end and f"{' '.join(end)} after a text",
+            self.bidirectional_from is not None and f"both directions from layer {self.bidirectional_from}",
+            self.load_kbit is not None and f"trained on {self.load_kbit}-bit weights",
+        ]
+        return ", ".join(part for part in parts if part)
+
+    @classmethod
+    def parse(cls, content: Any, source: str) -> EncoderContract:
+        """Return the contract in the content of an `angle_config.json`, ours or the reference's.
+
+        Args:
+            content: the parsed JSON. Entries that are not part of a contract are ignored.
+            source: the file's name, for messages.
+
+        Raises:
+            ConfigError: an entry has a value that cannot be.
+
+        """
+        if not isinstance(content, dict):
+            raise ConfigError(f"{source} holds a {type(content).__name__}, but a contract is a JSON object of entries.")
+        entries = dict(content)
+        entries.setdefault("pooling", entries.get("pooling_strategy"))  # the reference's name
+        if entries.get("apply_billm"):  # the reference keeps the start index only in the environment
+            start = os.environ.get(START_INDEX_VARIABLE, "0")
+            if not start.removeprefix("-").isdecimal():
+                raise ConfigError(f"{START_INDEX_VARIABLE}={start} cannot work: it must be the index of a layer.")
+            entries["bidirectional_from"] = int(start)
+        values = {field.name: entries.get(field.name) for field in dataclasses.fields(cls)}
+        for name, (expected, is_valid) in _ENTRIES.items():
+            if values[name] is not None and not is_valid(values[name]):
+                raise ConfigError(
+                    f"{source} says {name}={json.dumps(values[name])}, but it must be {expected}: correct the entry, "
+                    f"or remove it."
+                )
+        if values["pooling"] is not None:
+            values["pooling"] = str(values["pooling"])
+        if values["is_llm"] is not None:
+            values["is_llm"] = bool(values["is_llm"])
+        if values["bidirectional_from"] is not None and values["bidirectional_from"] < 0:
+            values["bidirectional_from"] = None
+        if values["special_tokens"] is not None:
+            before, after = values["special_tokens"]
+            values["special_tokens"] = tuple(before), tuple(after)
+        return cls(**values)
+
+    def save(self, folder: Path) -> None:
+        """Write the contract into a model folder."""
+        text = json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False)
+        (folder / CONTRACT_FILE).write_text(text + "\n", encoding="utf-8")
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_positive(value: Any) -> bool:
+    return _is_whole(value) and value > 0
+
+
+def _are_special_tokens(value: Any) -> bool:
+    return (
+        isinstance(value, list)
+        and len(value) == 2
+        and all(isinstance(side, list) and all(isinstance(token, str) for token in side) for side in value)
+    )
+
+
+#: What each entry of the file must be, in words and as a check.
+_ENTRIES: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "pooling": ("the name of a pooling or the index of a token", lambda value: isinstance(value, str | int)),
+    "max_length": ("a whole number above 0", _is_positive),
+    "prompt": ("a template with {text}", lambda value: isinstance(value, str) and "{text}" in value),
+    "padding_side": ("left or right", lambda value: value in ("left", "right")),
+    "is_llm": ("true or false", lambda value: value in (True, False)),
+    "bidirectional_from": ("the index of a layer", _is_whole),
+    "load_kbit": ("4, 8 or null", lambda value: value in (4, 8)),
+    "special_tokens": ("two lists of tokens, those before and those after a text", _are_special_tokens),
+    "layers": ("a whole number above 0", _is_positive),
+    "dimensions": ("a whole number above 0", _is_positive),
+}
+
+
+def read_contract(name_or_path: str, revision: str | None = None, *, needs_pooling: bool = True) -> EncoderContract:
+    """Return what a model says about itself: in its contract, or as a sentence-transformers folder.
+
+    Args:
+        name_or_path: a model folder or a hub name.
+        revision: its revision on the hub.
+        needs_pooling: whether a pooling that cannot be told, or has no name here, is an error; else it is None.
+
+    Raises:
+        ConfigError: this version cannot follow what the model says.
+
+    """
+    contract, problem = _read(name_or_path, revision)
+    if problem is not None and needs_pooling:
+        raise ConfigError(problem)
+    return contract
+
+
+def _read(name: str, revision: str | None) -> tuple[EncoderContract, str | None]:
+    """Return the contract, and why its pooling is unknown although the model has one."""
+    if name == TINY:
+        return EncoderContract(pooling="avg"), None
+    try:
+        content = read_json(name, CONTRACT_FILE, revision)
+        modules = read_json(name, "modules.json", revision) if content is None else None
+        if modules is not None:
+            return _read_sentence_transformers(name, modules, revision)
+    except OSError:
+        return EncoderContract(), (
+            f"The pooling of {name} is unknown: the hub cannot be reached, and the model's description is not in the "
+            f"cache. Go online once, or type pooling=avg, pooling=cls or pooling=last."
+        )
+    contract = EncoderContract() if content is None else EncoderContract.parse(content, f"{CONTRACT_FILE} of {name}")
+    if contract.pooling is None or is_pooling(contract.pooling):
+        return contract, None
+    return replace(contract, pooling=None), _no_such_pooling(name, contract.pooling)
+
+
+def _no_such_pooling(name: str, pooling: str) -> str:
+    return f"{name} pools by {pooling}, which has no name here: type pooling.strategy=... to choose another."
+
+
+def _read_sentence_transformers(
+    name: str, modules: list[dict[str, Any]], revision: str | None
+) -> tuple[EncoderContract, str | None]:
+    """Do what `_read` does for a sentence-transformers folder, given the content of its modules.json."""
+    settings = read_json(name, "sentence_bert_config.json", revision) or {}
+    metadata = read_json(name, "config_sentence_transformers.json", revision) or {}
+    prefix = (metadata.get("prompts") or {}).get(metadata.get("default_prompt_name"))
+    prompt = prefix.replace("{", "{{").replace("}", "}}") + "{text}" if prefix else None
+    pooling = problem = None
+    for module in modules:
+        module_class = str(module["type"]).rsplit(".", 1)[-1]
+        if module_class == "Pooling":
+            config = read_json(name, f"{module['path']}/config.json", revision) or {}
+            modes = _pooling_modes(config)
+            pooling = strategy_of_mode(modes[0]) if len(modes) == 1 else None
+            if pooling is None:
+                problem = _no_such_pooling(name, " + ".join(modes))
+            elif prompt is not None and config.get("include_prompt") is False:
+                pooling, problem = (
+                    None,
+                    (
+                        f"{name} leaves its prompt's tokens out of its pooling, which cannot be done here: type "
+                        f"pooling.strategy=... to pool them too."
+                    ),
+                )
+        elif module_class not in ("Transformer", "Normalize"):
+            raise ConfigError(
+                f"{name} has a {module_class} module after its pooling, which this project does not run, so "
+                f"its embeddings would differ."
+            )
+    contract = EncoderContract(
+        pooling=pooling,
+        max_length=settings.get("max_seq_length"),
+        prompt=prompt,
+        dimensions=metadata.get("truncate_dim"),
+    )
+    return contract, problem
+
+
+def _pooling_modes(config: dict[str, Any]) -> list[str]:
+    """Return the modes of a Pooling module; version 6 of sentence-transformers writes them without a key for each."""
+    modes = [mode for mode, key in SENTENCE_TRANSFORMERS_KEYS.items() if config.get(key) is True]
+    if modes:
+        return modes
+    mode = config.get("pooling_mode")
+    return list(mode) if isinstance(mode, list) else [str(mode)]

@@ -1,0 +1,106 @@
+"""Where models are: in a run folder, a model folder, a GGUF file or a repository on the hub, and their JSON files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from angle.config import RUN_FILE
+from angle.errors import ConfigError, first_line
+
+#: The name of the built-in model.
+TINY = "tiny"
+ADAPTER_FILE = "adapter_config.json"
+
+
+def split_gguf(name_or_path: str) -> tuple[str, str | None]:
+    """Return a model's folder or repository and, if the name ends in one, the GGUF file inside."""
+    if not name_or_path.endswith(".gguf"):
+        return name_or_path, None
+    parent, _, file = name_or_path.rpartition("/")
+    return parent or ".", file
+
+
+def locate_model(name_or_path: str, setting: str = "model.name_or_path") -> str:
+    """Return the model folder inside a run folder (its best model, else the final one), or the name unchanged.
+
+    Raises:
+        ConfigError: a run folder has no model, or a path does not exist.
+
+    """
+    path = Path(name_or_path)
+    if (path / RUN_FILE).is_file():
+        for model in ("best", "final"):
+            if (path / model).is_dir():
+                return str(path / model)
+        raise ConfigError(
+            f"{setting}={name_or_path} is a run folder without a model yet: finish it with "
+            f"python train.py train.resume={name_or_path}"
+        )
+    parent, gguf = split_gguf(name_or_path)
+    in_local_folder = gguf is not None and Path(parent).is_dir()
+    is_path = name_or_path.startswith((".", "/", "~")) or parent.count("/") > 1 or in_local_folder
+    if is_path and not path.exists():
+        raise ConfigError(
+            f"{setting}={name_or_path} does not exist: give a folder with weights, a run folder, a "
+            f".gguf file or a hub name."
+        )
+    return name_or_path
+
+
+def adapter_base(name_or_path: str, revision: str | None = None) -> tuple[str, str | None] | None:
+    """Return the model, and its revision, that an adapter was made for; None if the name is not that of an adapter.
+
+    Raises:
+        ConfigError: it is a hub name, but the hub cannot be reached and nothing of it is in the cache.
+
+    """
+    from huggingface_hub import try_to_load_from_cache
+
+    try:
+        adapter = read_json(name_or_path, ADAPTER_FILE, revision)
+    except OSError:  # without its configuration in the cache, an adapter could not be loaded anyway
+        if not isinstance(try_to_load_from_cache(name_or_path, "config.json", revision=revision), str):
+            raise ConfigError(
+                f"model.name_or_path={name_or_path} could not be loaded: there is no folder of that name here, and "
+                f"the hub cannot be reached. Give a folder with config.json and model.safetensors, or go online."
+            ) from None
+        return None
+    return None if adapter is None else (str(adapter["base_model_name_or_path"]), adapter.get("revision"))
+
+
+def read_json(name_or_path: str, filename: str, revision: str | None = None) -> Any:
+    """Return the parsed JSON file of a model folder or hub repository, None if it has no such file.
+
+    Raises:
+        OSError: the hub cannot be reached, so whether the file exists is unknown.
+        ConfigError: the file is not valid JSON.
+
+    """
+    if name_or_path == TINY or name_or_path.endswith(".gguf"):
+        return None
+    folder = Path(name_or_path)
+    path = folder / filename if folder.is_dir() else _hub_file(name_or_path, filename, revision)
+    if path is None or not path.is_file():
+        return None
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ConfigError(f"{filename} of {name_or_path} is not valid JSON: {first_line(error)}.") from None
+
+
+def _hub_file(repository: str, filename: str, revision: str | None) -> Path | None:
+    """Return where a repository's file is in the cache, downloaded if need be; None if it has no such file."""
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(hf_hub_download(repository, filename, revision=revision))
+    except LocalEntryNotFoundError as error:
+        cached = try_to_load_from_cache(repository, filename, revision=revision)
+        if cached is not None and not isinstance(cached, str):
+            return None  # the hub said earlier that there is none
+        raise OSError(f"{repository} has no {filename} in the cache, and the hub cannot be reached") from error
+    except (EntryNotFoundError, HfHubHTTPError, HFValidationError):
+        return None  # a missing or private repository is reported when its weights are loaded

@@ -1,0 +1,83 @@
+"""Where the weights, the adapter and the tokenizer of a model come from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from angle.config import ModelConfig
+from angle.errors import ConfigError
+from angle.modeling.adapters import SavedAdapters, find_adapters
+from angle.modeling.contract import EncoderContract, read_contract
+from angle.modeling.locations import adapter_base, locate_model, read_json
+
+
+@dataclass(frozen=True)
+class ModelSources:
+    """Names and revisions, on the hub or on this machine, of the parts of a model."""
+
+    base: str
+    """Where the weights are, without any adapter."""
+    base_revision: str | None
+    adapter: str | None = None
+    adapter_revision: str | None = None
+    adapter_is_the_model: bool = False
+    """Whether the adapter was given as model.name_or_path, not as model.adapter."""
+    saved_adapters: SavedAdapters | None = None
+
+    def read_contract(self, *, needs_pooling: bool = True) -> EncoderContract:
+        """Return what the adapter says about itself or, if it says nothing, what the base says.
+
+        Args:
+            needs_pooling: as in `angle.modeling.contract.read_contract`.
+
+        """
+        if self.adapter is not None:
+            contract = read_contract(self.adapter, self.adapter_revision, needs_pooling=needs_pooling)
+            if contract != EncoderContract():
+                return contract
+        return read_contract(self.base, self.base_revision, needs_pooling=needs_pooling)
+
+    def absolute_base(self) -> str:
+        """Return where the weights are, for a file that is read from any working directory."""
+        return str(Path(self.base).resolve()) if Path(self.base).exists() else self.base
+
+    def find_tokenizer(self) -> tuple[str, str | None]:
+        """Return the name and the revision of the tokenizer: beside the adapter, if one was saved there."""
+        if self.adapter is not None:
+            try:
+                if read_json(self.adapter, "tokenizer_config.json", self.adapter_revision):
+                    return self.adapter, self.adapter_revision
+            except OSError:
+                pass
+        return self.base, self.base_revision
+
+
+def resolve_sources(model: ModelConfig) -> ModelSources:
+    """Return where the parts of a model are, with adapters downloaded if need be.
+
+    Raises:
+        ConfigError: a name leads nowhere, or an adapter is put on an adapter.
+
+    """
+    name = locate_model(model.name_or_path)
+    base = adapter_base(name, model.revision)
+    if base is None and model.adapter is None:
+        return ModelSources(name, model.revision)
+    if base is None:
+        adapter = locate_model(str(model.adapter), "model.adapter")
+        return ModelSources(
+            name, model.revision, adapter, saved_adapters=find_adapters(adapter, setting="model.adapter")
+        )
+    if model.adapter is not None:
+        raise ConfigError(
+            f"model.adapter={model.adapter} cannot work with model.name_or_path={name}, which is an adapter itself: "
+            f"give its base, {base[0]}, as model.name_or_path."
+        )
+    return ModelSources(
+        *base,
+        adapter=name,
+        adapter_revision=model.revision,
+        adapter_is_the_model=True,
+        saved_adapters=find_adapters(name, setting="model.name_or_path", revision=model.revision),
+    )

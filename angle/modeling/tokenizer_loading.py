@@ -1,0 +1,106 @@
+"""A model's tokenizer, loaded and set up as the settings and the model's contract say."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from angle.config import ModelConfig
+from angle.errors import ConfigError, first_line
+from angle.modeling.backbone import position_limit
+from angle.modeling.contract import EncoderContract, SpecialTokens
+from angle.modeling.locations import TINY, split_gguf
+from angle.modeling.tiny import tiny_tokenizer
+from angle.modeling.token_embeddings import num_token_embeddings
+from angle.modeling.tokenizer import DEFAULT_MAX_LENGTH, TextTokenizer, ends_with_literal, special_tokens_around
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def load_tokenizer(
+    config: ModelConfig, name: str, contract: EncoderContract, pooling: str, backbone: PreTrainedModel
+) -> TextTokenizer:
+    """Return a model's tokenizer, following the settings and the model's own contract.
+
+    Args:
+        config: settings that are given override the contract.
+        name: the model's located folder or hub name.
+        contract: what the model says about itself.
+        pooling: the pooling strategy.
+        backbone: the model that reads the tokens.
+
+    Raises:
+        ConfigError: there is no tokenizer, it writes texts differently than in the model's training, or it cannot
+            follow the settings.
+
+    """
+    tokenizer = _load_pretrained(config, name)
+    _set_padding(tokenizer, config, contract, pooling)
+    special_tokens = special_tokens_around(tokenizer)
+    if config.end_token is None and contract.special_tokens not in (None, special_tokens):
+        raise ConfigError(
+            f"{name} was trained on texts {_pattern(contract.special_tokens)}, but its tokenizer now writes "
+            f"{_pattern(special_tokens)}: give the right one by model.tokenizer_name_or_path=..."
+        )
+    prompt = config.prompt if config.prompt is not None else contract.prompt
+    end_token = config.end_token
+    if end_token is None and contract.pooling != "last" and pooling == "last" and not ends_with_literal(prompt):
+        # Otherwise, an embedding would be the state of whatever word a text happens to end with.
+        end_token = True if tokenizer.eos_token and not special_tokens[1] else None
+    max_length = _max_length(config, contract, position_limit(backbone))
+    return TextTokenizer(tokenizer, max_length, prompt, end_token, partial(num_token_embeddings, backbone))
+
+
+def _load_pretrained(config: ModelConfig, name: str) -> Any:
+    """Return the transformers tokenizer."""
+    from transformers import AutoTokenizer
+
+    if config.tokenizer_name_or_path is None and name == TINY:
+        return tiny_tokenizer()
+    source = config.tokenizer_name_or_path or name
+    folder, gguf_file = split_gguf(source)
+    try:
+        return AutoTokenizer.from_pretrained(
+            folder,
+            **({"gguf_file": gguf_file} if gguf_file else {}),
+            revision=config.revision,
+            trust_remote_code=config.trust_remote_code,
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise ConfigError(
+            f"No tokenizer could be loaded from {source}: {first_line(error)}. Give one by "
+            f"model.tokenizer_name_or_path=..."
+        ) from None
+
+
+def _set_padding(tokenizer: Any, config: ModelConfig, contract: EncoderContract, pooling: str) -> None:
+    """Set the side on which a tokenizer pads, and its padding token if it has none."""
+    tokenizer.padding_side = config.padding_side or contract.padding_side or tokenizer.padding_side
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    if pooling == "last" and tokenizer.pad_token is not None and tokenizer.pad_token == tokenizer.eos_token:
+        if config.padding_side == "right":
+            raise ConfigError(
+                f"model.padding_side=right cannot work with pooling.strategy=last: {tokenizer.pad_token} both pads and "
+                f"ends texts, so other software would take the end of a text for padding; type model.padding_side=left."
+            )
+        tokenizer.padding_side = "left"
+
+
+def _max_length(config: ModelConfig, contract: EncoderContract, limit: int | None) -> int:
+    """Return the maximum number of tokens of a text, for a model with positions for `limit` tokens."""
+    default = min(DEFAULT_MAX_LENGTH, limit or DEFAULT_MAX_LENGTH)
+    max_length = config.max_length or contract.max_length or default
+    if limit is not None and max_length > limit:
+        raise ConfigError(
+            f"model.max_length={max_length} cannot work: the model has positions for {limit} "
+            f"tokens; type model.max_length={limit}."
+        )
+    return max_length
+
+
+def _pattern(special_tokens: SpecialTokens | None) -> str:
+    """Return how a text is written between its special tokens, such as "<s> ... </s>"."""
+    before, after = special_tokens or ((), ())
+    return " ".join((*before, "...", *after))
