@@ -11,7 +11,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from angle.config import HubConfig, TrainConfig
+from angle.config import TrainConfig
+from angle.config.hub import check_model_id
 from angle.errors import ConfigError, HubError, first_line
 from angle.export.model_card import Pushed, Reach, model_card, shown
 from angle.export.sentence_transformers import check_expressible, write_modules
@@ -208,7 +209,7 @@ def _api(model_id: str) -> HfApi:
     """
     from huggingface_hub import HfApi, get_token, is_offline_mode
 
-    HubConfig(push=True, model_id=model_id)
+    check_model_id(model_id)
     if is_offline_mode():
         raise ConfigError(
             f"hub.push=true cannot reach {model_id} while HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE is set: unset it, or "
