@@ -19,6 +19,7 @@ from angle.config import SourceConfig
 from angle.data import sample
 from angle.data.roles import DEFAULT_SPLITS, default_split, setting
 from angle.errors import DataError, first_line
+from angle.quiet import quiet_datasets
 
 SAMPLE = "sample"
 FILE_ENDINGS = (".json", ".jsonl", ".csv", ".tsv", ".parquet")
@@ -261,9 +262,11 @@ def _disk_table(path: Path, split: str, role: str) -> Table:
 def _hub_table(name: str, source: SourceConfig, split: str, role: str, streaming: bool) -> Table:
     import datasets
 
-    datasets.disable_progress_bars()
     try:
-        loaded = datasets.load_dataset(name, source.subset, split=split, revision=source.revision, streaming=streaming)
+        with quiet_datasets():
+            loaded = datasets.load_dataset(
+                name, source.subset, split=split, revision=source.revision, streaming=streaming
+            )
     except (OSError, ValueError, RuntimeError) as error:
         # The hub client has its own error classes; all of them derive from these three and say what is missing.
         check = "the name, the subset and the split" if role in DEFAULT_SPLITS else "the name"

@@ -18,6 +18,7 @@ from angle.export.model_card import Pushed, Reach, model_card, shown
 from angle.export.sentence_transformers import check_expressible, write_modules
 from angle.modeling.description import ADAPTER_FILE
 from angle.modeling.tokenizer import TokenContract
+from angle.quiet import quiet_hub
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi, ModelInfo
@@ -96,6 +97,7 @@ def push_model(
         return push_folder(staged, model_id, private=private, exist_ok=exist_ok)
 
 
+@quiet_hub()
 def push_folder(
     folder: Path,
     model_id: str,
@@ -270,7 +272,8 @@ def _sha256(path: Path) -> str:
 def _asking(model_id: str) -> Iterator[None]:
     """Turn any failure of a request to the hub into a HubError."""
     try:
-        yield
+        with quiet_hub():
+            yield
     except Exception as error:  # three more libraries raise errors of their own types
         raise HubError(f"The hub could not be asked for {model_id}: {_reason(error)}.") from error
 

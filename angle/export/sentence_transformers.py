@@ -17,6 +17,7 @@ from angle.export.merging import embed_apart
 from angle.modeling.description import SENTENCE_TRANSFORMERS_POOLING, TINY, adapter_base, locate
 from angle.modeling.encoder import Encoder
 from angle.modeling.tokenizer import TokenContract
+from angle.quiet import quiet_transformers
 
 #: Poolings that are the mean of two: sentence-transformers concatenates both, and a fixed layer averages them.
 MEANS_OF_TWO = {"cls_avg": ("cls", "avg"), "cls_max": ("cls", "max")}
@@ -179,6 +180,7 @@ def _check_stock_model(encoder: Encoder, folder: Path) -> None:
         raise ConfigError(problem)
 
 
+@quiet_transformers()
 @torch.no_grad()
 def _transformers_agrees(encoder: Encoder, folder: Path) -> bool:
     from transformers import AutoModel

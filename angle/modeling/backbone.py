@@ -13,7 +13,7 @@ from angle.config import ModelConfig
 from angle.errors import ConfigError, first_line
 from angle.modeling.description import TINY, SelfDescription, split_gguf
 from angle.modeling.packing import position_offset, position_table
-from angle.modeling.quantization import loading_options, own_device
+from angle.modeling.quantization import keep_weight_layout, loading_options, own_device
 from angle.modeling.tiny import tiny_model, tiny_tokenizer
 from angle.modeling.token_embeddings import known_tokens
 from angle.modeling.tokenizer import DEFAULT_MAX_LENGTH, TextTokenizer, ends_in_words, special_tokens
@@ -136,6 +136,8 @@ def load_backbone(config: ModelConfig, name: str, bits: int | None = None) -> Pr
             f"model.name_or_path={name} could not be loaded: {first_line(error)}. Give a hub name or a "
             f"folder with config.json and model.safetensors."
         ) from None
+    if bits == 4:
+        keep_weight_layout(model)
     missing = sorted(key for key in report["missing_keys"] if "pooler" not in key and "position_ids" not in key)
     mismatched = sorted(name for name, *_ in report["mismatched_keys"])
     if missing or mismatched:
@@ -205,14 +207,3 @@ def position_limit(model: PreTrainedModel) -> int | None:
     if limit is None or position_table(model) is None:
         return None
     return limit - position_offset(model)
-
-
-def quiet_transformers() -> None:
-    """Keep transformers' progress bars and load reports off the console; what matters is checked and reported."""
-    from huggingface_hub.utils import logging as hub_logging
-    from transformers.utils import logging
-
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    # That the hub cannot be reached is reported in one sentence, not in a line for each retry.
-    hub_logging.set_verbosity_error()  # type: ignore[no-untyped-call]

@@ -11,6 +11,7 @@ from typing import Any
 from angle.config import RUN_FILE, START_INDEX_VARIABLE
 from angle.errors import ConfigError
 from angle.modeling.tokenizer import CONTRACT_FILE
+from angle.quiet import quiet_hub
 
 TINY = "tiny"
 ADAPTER_FILE = "adapter_config.json"
@@ -108,6 +109,7 @@ def read_json(name_or_path: str, filename: str, revision: str | None = None) -> 
     return json.loads(path.read_text(encoding="utf-8")) if path is not None and path.is_file() else None
 
 
+@quiet_hub()
 def _hub_file(name: str, filename: str, revision: str | None) -> Path | None:
     """Return where a repository's file is in the cache, downloaded if need be; None if it has no such file."""
     from huggingface_hub import hf_hub_download, try_to_load_from_cache

@@ -24,7 +24,6 @@ from angle.modeling.backbone import (
     is_decoder,
     load_backbone,
     load_tokenizer,
-    quiet_transformers,
 )
 from angle.modeling.bidirectional import first_bidirectional_layer, make_bidirectional
 from angle.modeling.depths import Depths, Take, cut, last_states
@@ -35,6 +34,7 @@ from angle.modeling.pooling import pool
 from angle.modeling.quantization import dequantize
 from angle.modeling.sources import Parts, find_parts
 from angle.modeling.tokenizer import TextTokenizer, TokenContract
+from angle.quiet import quiet_transformers
 from angle.structures import Lengths, Tokens, to_device
 
 #: Groups of similar length that a padded batch is split into. CPUs pay for padding, GPUs for launches.
@@ -74,6 +74,7 @@ class Encoder(nn.Module):
         self.width: int | None = None
 
     @classmethod
+    @quiet_transformers()
     def load(
         cls,
         model: ModelConfig | str,
@@ -97,7 +98,6 @@ class Encoder(nn.Module):
             ConfigError: the model cannot be loaded, or its settings make no sense.
 
         """
-        quiet_transformers()
         if isinstance(model, str):
             model = ModelConfig(model)
         source = find_parts(model)
@@ -352,6 +352,7 @@ class Encoder(nn.Module):
             out[here] = (found if depths is None else found[:, 0])[:, dimensions]
         return out
 
+    @quiet_transformers()
     def save(self, folder: Path, weights: dict[str, Tensor] | None = None) -> None:
         """Write the weights (the given ones, or only the adapters), tokenizer and contract into a new folder."""
         folder.mkdir(parents=True)
