@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from angle.cli.arguments import check_arguments, table_of_groups
-from angle.cli.sweep import Job, check_jobs, comparison, only, output_setting, slug, varying
+from angle.cli.sweep import Job, check_jobs, comparison, notes_once, only, output_setting, slug, varying
 from angle.config import ConvertConfig, TrainConfig
 from angle.config.build import Config, build_config
 from angle.distributed.environment import (
@@ -54,7 +54,6 @@ def launch(task: Callable[[Config], float | None], schema: type[Config], name: s
 
     jobs: list[Job] = []
     keys: set[str] = set()
-    said: set[str] = set()
 
     def job(composed: Any) -> float | None:
         hydra_config = HydraConfig.get()
@@ -70,10 +69,6 @@ def launch(task: Callable[[Config], float | None], schema: type[Config], name: s
                 target = config.train if isinstance(config, TrainConfig) else config
                 target.output_dir = given = _shortest(agreed_on(folder, setting))
             where = (config.train.resume if isinstance(config, TrainConfig) else None) or given or folder
-            if hydra_config.mode is RunMode.MULTIRUN and isinstance(config, TrainConfig):
-                from angle.training.notes import leave_out
-
-                leave_out(said)
             score = task(config)
             failed, trained = False, isinstance(config, TrainConfig) and not config.train.dry_run
         except USER_ERRORS as error:
@@ -103,7 +98,8 @@ def launch(task: Callable[[Config], float | None], schema: type[Config], name: s
             if known.multirun:
                 check_jobs(known.overrides, schema, name, conf)
                 keys |= varying(known.overrides)
-            hydra.main(version_base="1.3", config_path=str(conf), config_name=name)(job)()
+            with notes_once():
+                hydra.main(version_base="1.3", config_path=str(conf), config_name=name)(job)()
         except (HydraException, OmegaConfBaseException) as error:
             raise ConfigError(". ".join(str(error).split("\n")[:2])) from None
         if len(jobs) > 1:

@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 
 from angle import ConfigError, TrainConfig, build_config, fit
-from angle.tracking.tracker import tracking_mode
+from angle.config import TrackingConfig
+from angle.tracking.tracker import apply_environment
+from angle.tracking.wandb import tracking_mode
 
 
 def test_offline_run_holds_settings_and_metrics(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -49,3 +51,15 @@ def test_environment_wins_over_the_setting(monkeypatch: pytest.MonkeyPatch) -> N
         ConfigError, match=r"^WANDB_MODE=sometimes is not known. Choose one of: disabled, online, offline.$"
     ):
         tracking_mode("online")
+
+
+@pytest.mark.parametrize(
+    ("variable", "setting", "sinks"),
+    [("", "disabled", []), ("", "offline", ["wandb"]), ("offline", "disabled", ["wandb"]), ("disabled", "online", [])],
+)
+def test_the_mode_decides_whether_there_is_a_sink(
+    monkeypatch: pytest.MonkeyPatch, variable: str, setting: str, sinks: list[str]
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", variable)
+    assert apply_environment(TrackingConfig(mode=setting)).sinks == sinks
+    assert apply_environment(TrackingConfig(mode=setting, tensorboard=True)).sinks == [*sinks, "tensorboard"]
