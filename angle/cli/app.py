@@ -37,8 +37,8 @@ def launch(task: Callable[[Config], float | None], schema: type[Config], name: s
 
     A sweep (-m) runs it once per job. A user error ends the program with one sentence and exit code 1.
     """
-    import hydra
-    from hydra._internal.utils import get_args_parser
+    from hydra import version
+    from hydra._internal.utils import _run_hydra, get_args_parser
     from hydra.core.config_store import ConfigStore
     from hydra.core.hydra_config import HydraConfig
     from hydra.errors import HydraException
@@ -93,13 +93,15 @@ def launch(task: Callable[[Config], float | None], schema: type[Config], name: s
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let errors reach us, to turn them into one sentence
     with errors_as_sentences():
         try:
-            sys.argv[1:] = check_arguments(sys.argv[1:], schema, conf)
-            known, _ = get_args_parser().parse_known_intermixed_args()
-            if known.multirun:
-                check_jobs(known.overrides, schema, name, conf)
-                keys |= varying(known.overrides)
+            # As hydra.main does, which would read sys.argv: that stays as typed, for all who report it.
+            version.setbase("1.3")
+            parser = get_args_parser()
+            arguments = parser.parse_args(check_arguments(sys.argv[1:], schema, conf))
+            if arguments.multirun:
+                check_jobs(arguments.overrides, schema, name, conf)
+                keys |= varying(arguments.overrides)
             with notes_once():
-                hydra.main(version_base="1.3", config_path=str(conf), config_name=name)(job)()
+                _run_hydra(arguments, parser, job, str(conf), name)
         except (HydraException, OmegaConfBaseException) as error:
             raise ConfigError(". ".join(str(error).split("\n")[:2])) from None
         if len(jobs) > 1:

@@ -12,6 +12,7 @@ from composition import composed
 from conftest import REPO, start
 
 import angle
+from angle.cli.app import launch
 from angle.cli.arguments import check_arguments
 from angle.cli.sweep import SLUG_LENGTH, only, slug, varying
 from angle.config import EvaluateConfig, TrainConfig
@@ -117,6 +118,23 @@ def test_options_that_cannot_be_chosen_together(word, text):
 def test_several_trackers_compose(words, mode, tensorboard):
     tracking = composed(*check_arguments(words, TrainConfig, CONF)).tracking
     assert (tracking.mode, tracking.tensorboard) == (mode, tensorboard)
+
+
+def test_the_command_line_stays_as_it_was_typed(tmp_path, monkeypatch):
+    """What Hydra is given differs from it; run.json and the suggested sweep report what was typed."""
+    typed = ["train.py", "data.train.columns={text1: a}", "train.epochs=2", "hydra/job_logging=none"]
+    typed += ["hydra/hydra_logging=none", "tracking=[offline,tensorboard]"]
+    seen = []
+
+    def task(config):
+        seen.append((list(sys.argv), config.data.train.columns, config.train.epochs, config.tracking.tensorboard))
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    monkeypatch.setattr(sys, "argv", list(typed))
+    launch(task, TrainConfig, "train", CONF)
+    assert seen == [(typed, {"text1": "a"}, 2, True)]
+    assert sys.argv == typed
 
 
 @pytest.mark.parametrize(
