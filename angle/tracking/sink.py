@@ -23,7 +23,7 @@ class RunInfo:
 
 
 class Sink:
-    """Records a run in one place; a sink overrides what it has a use for, and all else does nothing."""
+    """Records a run in one place. Subclasses override the calls that concern them; the others do nothing."""
 
     def __init__(self, run: RunInfo) -> None:
         """Open the sink. `rewind` is called before any metrics are recorded."""

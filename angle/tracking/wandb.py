@@ -16,7 +16,7 @@ ID_KEY = "wandb_id"
 
 
 class Sink(sink.Sink):
-    """A run of Weights & Biases; a resumed one continues the run it was."""
+    """Records into a run of Weights & Biases; a resumed run continues its own."""
 
     def __init__(self, run: RunInfo) -> None:
         """Start the run, or continue the one whose id run.json holds."""

@@ -154,6 +154,7 @@ def _prepare(
         setup.check_processes(folder.record(), accelerator)
     if accelerator.is_main_process:
         check_hub(requested, folder.requested())
+        check_sinks(config.tracking)
     built = setup.build(config, accelerator)
     config, data = built.config, built.data
     if state is RunState.UNFINISHED and folder.record()["data"] != data.fingerprints:
@@ -162,7 +163,6 @@ def _prepare(
             f"data sets: start a new run with another train.output_dir."
         )
     if accelerator.is_main_process:
-        check_sinks(config.tracking)
         stack.enter_context(folder.locked())
         if state is RunState.NEW and folder.examine(requested) is RunState.NEW:
             folder.create(config, requested, describe_environment(config, data, accelerator))

@@ -87,6 +87,6 @@ class Meter:
         if self._is_first_report and not np.any(values):
             self._tracker.warning(
                 "the loss is exactly 0 from the first step on, so nothing is learned: no row has another text to be "
-                "told from, or no label is higher than another."
+                "compared with, or no label is higher than another."
             )
         self._is_first_report = False
