@@ -13,7 +13,7 @@ MODULES = sorted((REPO / "angle").rglob("*.py"))
 SCRIPTS = [REPO / name for name in ("train.py", "evaluate.py", "convert.py")]
 #: Packages and modules from the bottom up; one imports from those below, and from its own package.
 LAYERS = (
-    ("structures", "errors", "prompts", "cache", "files"),
+    ("structures", "errors", "prompts", "cache", "files", "quiet"),
     ("config", "distributed", "kernels"),
     ("data", "objective", "tracking"),
     ("modeling",),
@@ -25,8 +25,6 @@ LAYERS = (
 )
 LAYER = {part: number for number, parts in enumerate(LAYERS) for part in parts}
 KNOW_HYDRA = ("config/build", "config/overrides", "cli/app", "cli/arguments", "cli/jobs", "cli/sweep")
-#: The tracker writes into the run's folder by the folder's own method.
-ALLOWED = {("tracking/tracker.py", "angle.training.run_folder")}
 
 
 def part(module: str) -> str:
@@ -53,7 +51,7 @@ def backwards(path: Path) -> list[str]:
     own = inside.parts[0].removesuffix(".py")
     found = []
     for name in imports(path):
-        if name.split(".")[0] != "angle" or (str(inside), name) in ALLOWED:
+        if name.split(".")[0] != "angle":
             continue
         other = part(name)
         if other != own and not LAYER[other] < LAYER[own]:

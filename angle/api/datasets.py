@@ -6,8 +6,7 @@ import hashlib
 import json
 import shutil
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +16,7 @@ from angle.data.formats import resolve_format
 from angle.errors import ConfigError, DataError, first_line
 from angle.modeling.tokenizer import template_fields
 from angle.prompts import NAMED_PROMPTS
+from angle.quiet import quiet_datasets
 from angle.structures import FORMATS
 
 if TYPE_CHECKING:
@@ -145,7 +145,7 @@ def as_source(data: Any, argument: str) -> SourceConfig:
     folder = cache_folder("datasets") / f"{argument}-{_digest(data)[:16]}"
     if not folder.is_dir():
         scratch = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
-        with _without_bars():
+        with quiet_datasets():
             data.save_to_disk(str(scratch))
         try:
             scratch.rename(folder)
@@ -169,16 +169,3 @@ def _digest(data: Dataset) -> str:
     for table in data.with_format("arrow").iter(1000):
         digest.update(json.dumps(table.to_pydict(), default=str).encode())
     return digest.hexdigest()
-
-
-@contextmanager
-def _without_bars() -> Iterator[None]:
-    import datasets
-
-    shown = datasets.is_progress_bar_enabled()
-    datasets.disable_progress_bars()
-    try:
-        yield
-    finally:
-        if shown:
-            datasets.enable_progress_bars()

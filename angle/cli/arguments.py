@@ -15,6 +15,8 @@ from angle.errors import ConfigError, nearest
 
 #: The folder in conf/ that is not a group of presets: its files are for `accelerate launch`.
 LAUNCH_FILES = "accelerate"
+#: Groups of which several options can be chosen at once: tracking=[online,tensorboard].
+MULTIPLE_CHOICE = ("tracking",)
 
 
 def check_arguments(arguments: list[str], schema: type, conf: Path) -> list[str]:
@@ -88,7 +90,7 @@ def _check_key(key: str, schema: type, conf: Path, *, is_entry: bool) -> None:
 def _check_value(key: str, value: Any, schema: type, conf: Path) -> None:
     """Raise ConfigError if the group or setting `key` does not accept `value`."""
     if key in _groups(schema, conf):
-        _check_option(key, value, conf)
+        _check_options(key, value, conf)
     elif key not in group_names(schema):
         if not (isinstance(value, str) and "${" in value):  # an interpolation is resolved later
             check_value(key, value, schema)
@@ -109,6 +111,29 @@ def table_of_groups(schema: type, conf: Path) -> str:
 
 def _options(conf: Path, group: str) -> list[str]:
     return sorted(file.stem for file in (conf / group).glob("*.yaml"))
+
+
+def _check_options(group: str, value: Any, conf: Path) -> None:
+    """Raise ConfigError if a group has no such option, or, of several, if two set the same setting."""
+    if group not in MULTIPLE_CHOICE or not isinstance(value, list):
+        _check_option(group, value, conf)
+        return
+    import yaml
+
+    set_by: dict[str, str] = {}
+    for option in value:
+        _check_option(group, option, conf)
+        if option == "none" and len(value) > 1:
+            raise ConfigError(
+                f"{group}={format_value(value)} contradicts itself: leave none out, or type {group}=none."
+            )
+        for setting in yaml.safe_load((conf / group / f"{option}.yaml").read_text(encoding="utf-8")):
+            if setting in set_by:
+                raise ConfigError(
+                    f"{group}={format_value(value)} contradicts itself: {set_by[setting]} and {option} both set "
+                    f"{group}.{setting}; leave one of them out."
+                )
+            set_by[setting] = option
 
 
 def _check_option(group: str, value: Any, conf: Path) -> None:

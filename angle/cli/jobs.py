@@ -27,8 +27,6 @@ class JobRunner(Generic[Config]):
     swept: set[str]
     """The settings in which the jobs of a sweep differ."""
     results: list[JobResult] = field(default_factory=list)
-    printed_notes: set[str] = field(default_factory=set)
-    """Notes on settings that an earlier job has printed."""
 
     def run(self, composed: Any) -> float | None:
         """Run the task on a configuration composed by Hydra, and return its score; an error ends only this job."""
@@ -44,10 +42,6 @@ class JobRunner(Generic[Config]):
         try:
             config = build_config(composed, self.schema)
             result.folder = _set_output_dir(config, created)
-            if is_sweep and isinstance(config, TrainConfig):
-                from angle.training.notes import leave_out
-
-                leave_out(self.printed_notes)
             result.score = self.task(config)
             result.failed = False
             result.trained = isinstance(config, TrainConfig) and not config.train.dry_run

@@ -17,7 +17,7 @@ from angle.config.model import ModelConfig
 from angle.config.pooling import POOLING_NAMES, PoolingConfig
 from angle.config.scripts import ConvertConfig, EvaluateConfig, TrainConfig
 from angle.config.teacher import TeacherConfig
-from angle.config.tracking import TrackingConfig
+from angle.config.tracking import TRACKING_MODES, TrackingConfig
 from angle.config.training import TrainingConfig
 from angle.config.values import CONFIG_FILE, DTYPES, FORMAT_NAMES, RUN_FILE, SELF
 
@@ -34,6 +34,7 @@ __all__ = [
     "RUN_FILE",
     "SELF",
     "START_INDEX_VARIABLE",
+    "TRACKING_MODES",
     "BillmConfig",
     "ConvertConfig",
     "DataConfig",

@@ -29,9 +29,14 @@ class HubConfig:
             return
         if not self.push:
             raise ConfigError(f"hub.model_id={self.model_id} has no effect alone: add hub.push=true, or leave it out.")
-        names = self.model_id.split("/")
-        if len(names) != 2 or not all(map(HUB_NAME.fullmatch, names)) or len(self.model_id) > 96:
-            raise ConfigError(
-                f"hub.model_id={self.model_id} cannot work: write user/name, at most 96 letters, digits, -, _ and ., "
-                f"without - or . at an end, -- or .. inside, or .git at the end."
-            )
+        check_model_id(self.model_id)
+
+
+def check_model_id(model_id: str) -> None:
+    """Raise ConfigError if the hub would accept no repository of this name."""
+    names = model_id.split("/")
+    if len(names) != 2 or not all(map(HUB_NAME.fullmatch, names)) or len(model_id) > 96:
+        raise ConfigError(
+            f"hub.model_id={model_id} cannot work: write user/name, at most 96 letters, digits, -, _ and ., "
+            f"without - or . at an end, -- or .. inside, or .git at the end."
+        )

@@ -1,4 +1,4 @@
-"""Where metrics are logged."""
+"""Where metrics are recorded, beside the console and metrics.jsonl."""
 
 from __future__ import annotations
 
@@ -6,21 +6,31 @@ from dataclasses import dataclass, field
 
 from angle.config.values import check_one_of
 
+TRACKING_MODES = ("disabled", "online", "offline")
+
 
 @dataclass
 class TrackingConfig:
-    """Weights & Biases. The environment variable WANDB_MODE overrides `mode`."""
+    """Weights & Biases and TensorBoard. The environment variable WANDB_MODE overrides `mode`."""
 
     mode: str = "disabled"
-    """disabled, online or offline."""
+    """Weights & Biases: disabled, online or offline."""
     project: str = "angle"
-    """Project that the run is listed under."""
+    """Project of Weights & Biases that the run is listed under."""
     entity: str | None = None
-    """User or team; null: your own."""
+    """User or team of Weights & Biases; null: your own."""
     name: str | None = None
     """Name of the run; null: the run folder's."""
     tags: list[str] = field(default_factory=list)
     """Labels to find the run by."""
+    tensorboard: bool = False
+    """Write TensorBoard's event files into the run folder."""
 
     def __post_init__(self) -> None:
-        check_one_of("tracking.mode", self.mode, ("disabled", "online", "offline"))
+        check_one_of("tracking.mode", self.mode, TRACKING_MODES)
+
+    @property
+    def sinks(self) -> list[str]:
+        """The modules of angle.tracking that record the run beside the console and metrics.jsonl."""
+        enabled = {"wandb": self.mode != "disabled", "tensorboard": self.tensorboard}
+        return [name for name, is_on in enabled.items() if is_on]

@@ -19,6 +19,7 @@ from angle.config import SourceConfig
 from angle.data import sample
 from angle.data.purposes import DEFAULT_SPLITS, default_split, setting_name
 from angle.errors import DataError, first_line
+from angle.quiet import quiet_datasets
 
 SAMPLE = "sample"
 #: Rows read from a data set at a time: enough to make the overhead of a batch negligible.
@@ -298,7 +299,7 @@ def _hub_table(name: str, source: SourceConfig, split: str, purpose: str, stream
     import datasets
 
     try:
-        with _no_progress_bars():
+        with quiet_datasets():
             loaded = datasets.load_dataset(
                 name, source.subset, split=split, revision=source.revision, streaming=streaming
             )
@@ -310,20 +311,6 @@ def _hub_table(name: str, source: SourceConfig, split: str, purpose: str, stream
             f"from the hub: {first_line(error)}. Check {check}, or give a file."
         ) from None
     return _dataset_table(loaded, name, purpose)
-
-
-@contextmanager
-def _no_progress_bars() -> Iterator[None]:
-    """Switch the progress bars of `datasets` off, and afterwards on again if they were on."""
-    import datasets
-
-    enabled = datasets.is_progress_bar_enabled()
-    datasets.disable_progress_bars()
-    try:
-        yield
-    finally:
-        if enabled:
-            datasets.enable_progress_bars()
 
 
 def _dataset_table(loaded: Any, name: str, purpose: str) -> Table:

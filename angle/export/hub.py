@@ -10,13 +10,15 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from angle.config import HubConfig, TrainConfig
+from angle.config import TrainConfig
+from angle.config.hub import check_model_id
 from angle.errors import ConfigError, HubError, first_line
 from angle.export.model_card import PushedModel, SentenceTransformersSupport, model_card, public_name
 from angle.export.sentence_transformers import check_expressible, write_modules
 from angle.files import checksum
 from angle.modeling.contract import EncoderContract, read_contract
 from angle.modeling.locations import ADAPTER_FILE
+from angle.quiet import quiet_hub
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi, ModelInfo
@@ -97,6 +99,7 @@ def push_model(
         return push_folder(folder, model_id, private=private, exist_ok=exist_ok)
 
 
+@quiet_hub()
 def push_folder(
     folder: Path,
     model_id: str,
@@ -208,7 +211,7 @@ def _api(model_id: str) -> HfApi:
     """
     from huggingface_hub import HfApi, get_token, is_offline_mode
 
-    HubConfig(push=True, model_id=model_id)
+    check_model_id(model_id)
     if is_offline_mode():
         raise ConfigError(
             f"hub.push=true cannot reach {model_id} while HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE is set: unset it, or "
@@ -264,7 +267,8 @@ def _has_weights_of(repository: ModelInfo, folder: Path) -> bool:
 def _hub_requests(model_id: str) -> Iterator[None]:
     """Turn any failure of a request to the hub about a model into a HubError."""
     try:
-        yield
+        with quiet_hub():
+            yield
     except Exception as error:  # three more libraries raise errors of their own types
         raise HubError(f"The request to the hub about {model_id} failed: {_reason(error)}.") from error
 

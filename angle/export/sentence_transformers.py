@@ -18,6 +18,7 @@ from angle.modeling.contract import EncoderContract
 from angle.modeling.encoder import Encoder
 from angle.modeling.locations import TINY, adapter_base, locate_model
 from angle.modeling.pooling import POOLINGS, SENTENCE_TRANSFORMERS_KEYS
+from angle.quiet import quiet_transformers
 
 
 @dataclass(frozen=True)
@@ -169,6 +170,7 @@ def _check_stock_model(encoder: Encoder, folder: Path) -> None:
         raise ConfigError(problem)
 
 
+@quiet_transformers()
 @torch.no_grad()
 def _transformers_agrees(encoder: Encoder, folder: Path) -> bool:
     from transformers import AutoModel

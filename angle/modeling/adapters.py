@@ -14,7 +14,7 @@ from angle.config import LoraConfig
 from angle.errors import ConfigError, first_line
 from angle.kernels.lora import install_lora
 from angle.modeling.locations import ADAPTER_FILE
-from angle.modeling.quantization import quiet_bitsandbytes
+from angle.modeling.quantization import import_bitsandbytes
 
 if TYPE_CHECKING:
     import peft
@@ -83,7 +83,7 @@ def add_adapters(
         ConfigError: target modules match no linear layer, or a saved adapter does not fit the model.
 
     """
-    quiet_bitsandbytes()
+    import_bitsandbytes()  # before peft does
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # peft uses a name in transformers that will change
         backbone.name_or_path = base_name

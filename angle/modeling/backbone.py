@@ -12,7 +12,7 @@ from angle.config import ModelConfig
 from angle.errors import ConfigError, first_line
 from angle.modeling.locations import TINY, split_gguf
 from angle.modeling.packing import position_offset, position_table
-from angle.modeling.quantization import process_device, quantization_kwargs
+from angle.modeling.quantization import keep_weight_layout, process_device, quantization_kwargs
 from angle.modeling.tiny import tiny_model
 
 if TYPE_CHECKING:
@@ -74,6 +74,8 @@ def _from_pretrained(
             f"model.name_or_path={name} could not be loaded: {first_line(error)}. Give a hub name or a "
             f"folder with config.json and model.safetensors."
         ) from None
+    if load_kbit == 4:
+        keep_weight_layout(model)
     return model, loading_info
 
 
@@ -150,14 +152,3 @@ def position_limit(model: PreTrainedModel) -> int | None:
     if limit is None or position_table(model) is None:
         return None
     return limit - position_offset(model)
-
-
-def quiet_transformers() -> None:
-    """Keep transformers' progress bars and load reports off the console; what matters is checked and reported."""
-    from huggingface_hub.utils import logging as hub_logging
-    from transformers.utils import logging
-
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    # That the hub cannot be reached is reported in one sentence, not in a line for each retry.
-    hub_logging.set_verbosity_error()  # type: ignore[no-untyped-call]

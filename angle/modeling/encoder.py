@@ -19,7 +19,7 @@ from angle.kernels.dropout import install_dropout
 from angle.kernels.linear import install_linear, weights_packed
 from angle.kernels.rms_norm import install_rms_norm
 from angle.modeling import adapters
-from angle.modeling.backbone import checkpoint_activations, is_decoder, load_backbone, quiet_transformers
+from angle.modeling.backbone import checkpoint_activations, is_decoder, load_backbone
 from angle.modeling.bidirectional import first_bidirectional_layer, make_bidirectional
 from angle.modeling.contract import EncoderContract
 from angle.modeling.depths import Depths, StateSelector, last_hidden_states, truncate_layers
@@ -30,6 +30,7 @@ from angle.modeling.pooling import pool
 from angle.modeling.quantization import dequantize
 from angle.modeling.tokenizer import TextTokenizer
 from angle.modeling.tokenizer_loading import load_tokenizer
+from angle.quiet import quiet_transformers
 from angle.structures import Lengths, Tokens, to_device
 
 #: Groups of similar length that a padded batch is split into. CPUs pay for padding, GPUs for launches.
@@ -69,6 +70,7 @@ class Encoder(nn.Module):
         self.width: int | None = None
 
     @classmethod
+    @quiet_transformers()
     def load(
         cls,
         model: ModelConfig | str,
@@ -92,7 +94,6 @@ class Encoder(nn.Module):
             ConfigError: the model cannot be loaded, or its settings make no sense.
 
         """
-        quiet_transformers()
         if isinstance(model, str):
             model = ModelConfig(model)
         sources = resolve_sources(model)
@@ -355,6 +356,7 @@ class Encoder(nn.Module):
             out[here] = (found if depths is None else found[:, 0])[:, dimensions]
         return out
 
+    @quiet_transformers()
     def save(self, folder: Path, weights: dict[str, Tensor] | None = None) -> None:
         """Write the weights (the given ones, or only the adapters), tokenizer and contract into a new folder."""
         folder.mkdir(parents=True)

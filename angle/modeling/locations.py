@@ -8,6 +8,7 @@ from typing import Any
 
 from angle.config import RUN_FILE
 from angle.errors import ConfigError, first_line
+from angle.quiet import quiet_hub
 
 #: The name of the built-in model.
 TINY = "tiny"
@@ -90,6 +91,7 @@ def read_json(name_or_path: str, filename: str, revision: str | None = None) -> 
         raise ConfigError(f"{filename} of {name_or_path} is not valid JSON: {first_line(error)}.") from None
 
 
+@quiet_hub()
 def _hub_file(repository: str, filename: str, revision: str | None) -> Path | None:
     """Return where a repository's file is in the cache, downloaded if need be; None if it has no such file."""
     from huggingface_hub import hf_hub_download, try_to_load_from_cache

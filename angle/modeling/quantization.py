@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import logging
 import math
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from angle.quiet import quiet_loggers
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-
-def quiet_bitsandbytes() -> None:
-    """Keep bitsandbytes, which peft imports, from reporting on kernels that nothing here needs."""
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
 def quantization_kwargs(load_kbit: int | None, device: torch.device) -> dict[str, Any]:
@@ -25,13 +22,9 @@ def quantization_kwargs(load_kbit: int | None, device: torch.device) -> dict[str
     """
     if load_kbit is None:
         return {}
-    quiet_bitsandbytes()
-    import bitsandbytes.nn.modules as layers
     from transformers import BitsAndBytesConfig
 
-    # On CPUs with bfloat16 instructions, the first call in evaluation mode repacks the weights in place; the backward
-    # pass still reads them in their old order, and every later gradient is wrong.
-    layers.has_avx512bf16 = lambda: False
+    import_bitsandbytes()
     config = BitsAndBytesConfig(
         load_in_4bit=load_kbit == 4,
         load_in_8bit=load_kbit == 8,
@@ -40,6 +33,27 @@ def quantization_kwargs(load_kbit: int | None, device: torch.device) -> dict[str
         bnb_4bit_compute_dtype=compute_dtype(device),
     )
     return {"quantization_config": config, "device_map": {"": device}}
+
+
+def import_bitsandbytes() -> ModuleType:
+    """Return bitsandbytes, imported without its reports on kernels that nothing here needs; peft imports it too."""
+    with quiet_loggers("bitsandbytes"):
+        import bitsandbytes
+
+        module: ModuleType = bitsandbytes
+        return module
+
+
+def keep_weight_layout(model: PreTrainedModel) -> None:
+    """Keep 4-bit layers from repacking their weights in evaluation mode, for the rest of their lives.
+
+    On CPUs with bfloat16 instructions, the first call in evaluation mode would do so in place; the backward pass still
+    reads the weights in their old order, and every later gradient is wrong.
+    """
+    layer_type = import_bitsandbytes().nn.Linear4bit
+    for module in model.modules():
+        if isinstance(module, layer_type):
+            module.support_avx512bf16_for_cpu = False
 
 
 def compute_dtype(device: torch.device) -> torch.dtype:

@@ -1,1 +1,1 @@
-"""Where metrics and messages of a run go."""
+"""Where the messages and metrics of a run go: a container of sinks, and one module for each sink."""

@@ -1,157 +1,118 @@
-"""Where a run's messages and metrics go: console, log file, metrics.jsonl, Weights & Biases."""
+"""The sinks of a run as one: opened together, called together, closed together."""
 
 from __future__ import annotations
 
 import dataclasses
-import logging
-import os
-import sys
-from typing import Any, Literal, cast
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from importlib import import_module
+from types import TracebackType
+from typing import Any
 
-from tqdm import tqdm
-
-from angle.config import TrainConfig
-from angle.errors import ConfigError
-from angle.training.run_folder import RunFolder
-
-LOGGER = logging.getLogger("angle")
-MODES = ("disabled", "online", "offline")
-
-
-class _ConsoleHandler(logging.Handler):
-    """Prints above a progress bar instead of through it."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Print one message."""
-        tqdm.write(self.format(record), file=sys.stdout)
-        sys.stdout.flush()
+from angle.config import TrackingConfig
+from angle.errors import first_line
+from angle.tracking import console, metrics_file
+from angle.tracking.sink import RunInfo, Sink
+from angle.tracking.wandb import tracking_mode
 
 
 class Tracker:
-    """Records of one run. On processes other than the main one, every call does nothing."""
+    """A container of sinks: a call goes to each. Without any, as on all processes but the main one, it does nothing."""
 
-    def __init__(self, config: TrainConfig, folder: RunFolder, *, is_main: bool, resumed_id: str | None) -> None:
-        """Open the log, and the Weights & Biases run if enabled."""
-        self._folder = folder if is_main else None
-        self._wandb: Any = None
-        self._handlers: list[logging.Handler] = []
-        self._bar: tqdm[Any] | None = None
-        self._total = 0
-        if not is_main:
-            return
-        self._add_handler(_ConsoleHandler(), "%(message)s")
-        self._add_handler(
-            logging.FileHandler(folder.path / "train.log", encoding="utf-8"), "%(asctime)s %(levelname)s %(message)s"
-        )
-        settings = config.tracking
-        if settings.mode != "disabled":
-            import wandb
+    def __init__(self) -> None:
+        """Start without a sink."""
+        self.sinks: list[Sink] = []
 
-            self._wandb = wandb.init(
-                project=settings.project,
-                entity=settings.entity,
-                name=settings.name or folder.path.name,
-                tags=settings.tags or None,
-                mode=cast(Literal["online", "offline"], settings.mode),
-                dir=folder.path,
-                config=dataclasses.asdict(config),
-                id=resumed_id,
-                resume="allow",
-                settings=wandb.Settings(silent=True),
-            )
-            self._wandb.define_metric("*", step_metric="step")
+    def run_metadata(self) -> dict[str, Any]:
+        """Return what run.json should hold so that a resumed run continues the same records."""
+        return {name: value for sink in self.sinks for name, value in sink.run_metadata().items()}
 
-    @property
-    def wandb_id(self) -> str | None:
-        """The id under which Weights & Biases knows the run."""
-        return None if self._wandb is None else str(self._wandb.id)
-
-    def _add_handler(self, handler: logging.Handler, layout: str) -> None:
-        handler.setFormatter(logging.Formatter(layout))
-        LOGGER.addHandler(handler)
-        LOGGER.setLevel(logging.INFO)
-        LOGGER.propagate = False
-        self._handlers.append(handler)
+    def rewind(self, step: int) -> None:
+        """Forget what was recorded after `step`, which the run starts or resumes from."""
+        for sink in self.sinks:
+            sink.rewind(step)
 
     def info(self, text: str) -> None:
         """Print and log a message."""
-        if self._folder is not None:
-            LOGGER.info(text)
+        for sink in self.sinks:
+            sink.info(text)
+
+    def note(self, text: str) -> None:
+        """Print and log a note: advice on the settings, given once a sweep."""
+        for sink in self.sinks:
+            sink.note(text)
 
     def warning(self, text: str) -> None:
         """Print and log a warning."""
-        if self._folder is not None:
-            LOGGER.warning("Warning: %s", text)
+        for sink in self.sinks:
+            sink.warning(text)
 
-    def start_progress(self, done: int, total: int) -> None:
-        """Show a progress bar over optimiser steps if the output is a terminal."""
-        self._total = total
-        if self._folder is not None:
-            self._bar = tqdm(
-                total=total,
-                initial=done,
-                unit="step",
-                dynamic_ncols=True,
-                disable=None,
-                file=sys.stdout,
-                mininterval=0.25,
-            )
+    def start_progress(self, step: int, total_steps: int) -> None:
+        """Show the progress of training, from `step` on."""
+        for sink in self.sinks:
+            sink.start_progress(step, total_steps)
 
     def advance(self) -> None:
-        """Advance the progress bar by one step."""
-        if self._bar is not None:
-            self._bar.update()
-
-    def log_metrics(self, step: int, values: dict[str, float], *, in_words: str | None = None) -> None:
-        """Record a step's metrics everywhere; `in_words` is shown in the bar, or logged where there is none."""
-        if self._folder is None:
-            return
-        line = {"step": step} | values
-        self._folder.log(line)
-        if self._wandb is not None:
-            self._wandb.log(line)
-        if in_words and self._bar is not None and not self._bar.disable:
-            self._bar.set_postfix_str(in_words, refresh=False)
-        elif in_words:
-            LOGGER.info("step %*d/%d  %s", len(str(self._total)), step, self._total, in_words)
+        """Count an optimiser step."""
+        for sink in self.sinks:
+            sink.advance()
 
     def stop_progress(self) -> None:
-        """Close the progress bar, leaving its last state visible."""
-        if self._bar is not None:
-            self._bar.close()
-            self._bar = None
+        """Leave the last state of the progress visible."""
+        for sink in self.sinks:
+            sink.stop_progress()
 
-    def close(self, *, failed: bool = False) -> None:
-        """Finish all records."""
-        self.stop_progress()
-        if self._wandb is not None:
-            self._wandb.finish(exit_code=int(failed))
-        for handler in self._handlers:
-            LOGGER.removeHandler(handler)
-            handler.close()
+    def log_metrics(self, step: int, values: Mapping[str, float], *, in_words: str | None = None) -> None:
+        """Record a step's metrics; `in_words`, if given, is what the console shows."""
+        for sink in self.sinks:
+            sink.log_metrics(step, values, in_words=in_words)
+
+    def _close_last(
+        self, error_type: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Close the last sink as a context's exit; a failure is only reported, since the run's result matters more."""
+        sink = self.sinks.pop()
+        try:
+            sink.close(failed=error_type is not None)
+        except Exception as problem:
+            name = type(sink).__module__.rpartition(".")[2]
+            self.warning(f"{name} could not be closed, so its last values may be missing: {first_line(problem)}.")
 
 
-def tracking_mode(setting: str) -> str:
-    """Return the Weights & Biases mode: the environment's WANDB_MODE if set, otherwise the setting.
+def apply_environment(config: TrackingConfig) -> TrackingConfig:
+    """Return the settings that hold once environment variables have overridden them.
 
     Raises:
-        ConfigError: WANDB_MODE has an unknown value.
+        ConfigError: a variable has an unknown value.
 
     """
-    mode = os.environ.get("WANDB_MODE") or setting
-    if mode not in MODES:
-        raise ConfigError(f"WANDB_MODE={mode} is not known. Choose one of: {', '.join(MODES)}.")
-    return mode
+    return dataclasses.replace(config, mode=tracking_mode(config.mode))
 
 
-def check_credentials(mode: str) -> None:
-    """Raise ConfigError if Weights & Biases would ask for a key in the middle of a run."""
-    if mode != "online":
-        return
-    import wandb
+def check_sinks(config: TrackingConfig) -> None:
+    """Raise ConfigError if a sink could not be opened: a package or a key is missing."""
+    for name in config.sinks:
+        _sink_class(name).check(config)
 
-    if not wandb.login(prompt=False, verify=False):
-        raise ConfigError(
-            "tracking.mode=online needs a key of Weights & Biases: type wandb login once, or set WANDB_API_KEY, or "
-            "record offline with WANDB_MODE=offline."
-        )
+
+@contextmanager
+def open_tracker(run: RunInfo, *, is_main: bool) -> Iterator[Tracker]:
+    """Open the sinks of a run, on the main process only, and close them, the last one first.
+
+    If one cannot be opened, those before it are closed. Each is told whether the run failed.
+    """
+    tracker = Tracker()
+    with ExitStack() as stack:
+        if is_main:
+            # The console is opened first and so closed last: it can report that another sink could not be closed.
+            always: list[type[Sink]] = [console.Sink, metrics_file.Sink]
+            for sink_class in always + [_sink_class(name) for name in run.tracking.sinks]:
+                tracker.sinks.append(sink_class(run))
+                stack.push(tracker._close_last)
+        yield tracker
+
+
+def _sink_class(name: str) -> type[Sink]:
+    """Return the class `Sink` of a module in this package, which the settings name."""
+    sink_class: type[Sink] = import_module(f"angle.tracking.{name}").Sink
+    return sink_class

@@ -1,4 +1,4 @@
-"""How a run describes itself: the banner on the console, and the circumstances in run.json."""
+"""What a run reports about itself: the banner on the console, and its environment in run.json."""
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ from angle.data.batching import InMemoryTrainingData
 from angle.modeling.encoder import Encoder
 from angle.modeling.quantization import count_weights
 from angle.modeling.token_embeddings import partly_trained_embedding
-from angle.training.notes import notes_on
 from angle.training.setup import Data
 
 if TYPE_CHECKING:
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
 
 
 def describe_environment(config: TrainConfig, data: Data, accelerator: Accelerator) -> dict[str, Any]:
-    """Return what run.json records, to show later under which circumstances a result was produced."""
+    """Return the first entries of run.json, which show later how a result was produced."""
     packages = ("angle-hydra", "torch", "transformers", "accelerate", "datasets", "peft", "tokenizers", "numpy")
     return {
         "finished": False,
@@ -49,17 +48,16 @@ def describe_environment(config: TrainConfig, data: Data, accelerator: Accelerat
 
 def _command(argv: list[str]) -> list[str]:
     """Return the command line; only the name for programs outside this project, as arguments may contain secrets."""
-    own = argv and Path(argv[0]).name in ("train.py", "angle-trainer", "angle_trainer.py")
-    return [re.sub(r"hf_\w+", "hf_...", word) for word in (argv if own else argv[:1])]
+    is_project_script = bool(argv) and Path(argv[0]).name in ("train.py", "angle-trainer", "angle_trainer.py")
+    return [re.sub(r"hf_\w+", "hf_...", word) for word in (argv if is_project_script else argv[:1])]
 
 
 def _git_commit() -> str | None:
     """Return the commit of the code, marked if the code has changed since."""
-    here = Path(__file__).parent
     try:
-        found = subprocess.run(
+        result = subprocess.run(
             ["git", "describe", "--always", "--dirty", "--abbrev=40"],
-            cwd=here,
+            cwd=Path(__file__).parent,
             check=True,
             capture_output=True,
             text=True,
@@ -67,19 +65,20 @@ def _git_commit() -> str | None:
         )
     except (OSError, subprocess.SubprocessError):
         return None
-    return found.stdout.strip() or None
+    return result.stdout.strip() or None
 
 
 def banner(config: TrainConfig, encoder: Encoder, data: Data, total_steps: int, accelerator: Accelerator) -> str:
     """Return a few lines on what a run is about to do."""
-    trainable = sum(p.numel() for p in encoder.parameters() if p.requires_grad)
-    everything = sum(map(count_weights, encoder.parameters()))
+    trainable_weights = sum(p.numel() for p in encoder.parameters() if p.requires_grad)
+    all_weights = sum(map(count_weights, encoder.parameters()))
     model, train = config.model, config.train
-    table, reason = partly_trained_embedding(encoder), ""
-    if table is not None:
-        everything -= table.trained.numel()  # a copy of rows that `table.weight` has too
-        reason = f" (no text has {table.num_embeddings - len(table.trained):,} of the {table.num_embeddings:,} tokens)"
-    share = "" if trainable == everything else f", {trainable:,} of them trained{reason}"
+    embeddings, reason = partly_trained_embedding(encoder), ""
+    if embeddings is not None:
+        all_weights -= embeddings.trained.numel()  # a copy of rows that `embeddings.weight` has too
+        unused, vocabulary = embeddings.num_embeddings - len(embeddings.trained), embeddings.num_embeddings
+        reason = f" (no text has {unused:,} of the {vocabulary:,} tokens)"
+    trained = "" if trainable_weights == all_weights else f", {trainable_weights:,} of them trained{reason}"
     terms = config.loss.summary(config.data_format.name)
     if config.ese.enabled:
         terms += f" + Espresso: every layer, and its first {config.ese.compression_size} dimensions"
@@ -92,10 +91,7 @@ def banner(config: TrainConfig, encoder: Encoder, data: Data, total_steps: int, 
     if encoder.packing_failed:
         layout = "padded, for packed ones failed the comparison on this device"
     lines = [
-        (
-            "model",
-            f"{model.name_or_path}: {everything:,} weights{share}, {encoder.contract}",
-        ),
+        ("model", f"{model.name_or_path}: {all_weights:,} weights{trained}, {encoder.contract}"),
         ("data", f"{data.train.summary}, format {config.data_format.name}"),
         ("loss", terms),
         (
@@ -108,13 +104,12 @@ def banner(config: TrainConfig, encoder: Encoder, data: Data, total_steps: int, 
             "device",
             f"{accelerator.device}, {accelerator.num_processes} "
             f"process{'es' if accelerator.num_processes > 1 else ''}"
-            f"{', weights shared out' if accelerator.is_fsdp2 else ''}, "
+            f"{', weights sharded' if accelerator.is_fsdp2 else ''}, "
             f"{'float32' if train.mixed_precision == 'no' else train.mixed_precision}, "
             f"texts {layout}{', compiled' if train.compile else ''}",
         ),
     ]
     if config.hub.push:
-        seen_by = "you alone" if config.hub.private else "everybody"
-        lines.append(("hub", f"{config.hub.model_id}, once training is over, for {seen_by}"))
-    lines += [("note", note) for note in notes_on(config, data, total_steps)]
+        visible_to = "you alone" if config.hub.private else "everybody"
+        lines.append(("hub", f"{config.hub.model_id}, once training is over, for {visible_to}"))
     return "\n".join(f"{name:8}{text}" for name, text in lines)

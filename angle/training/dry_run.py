@@ -18,6 +18,7 @@ from angle.structures import Batch
 from angle.training import setup
 from angle.training.describe import banner
 from angle.training.memory import Allocations
+from angle.training.notes import notes_on
 from angle.training.step import Step
 
 if TYPE_CHECKING:
@@ -40,12 +41,15 @@ class DryRun:
     """Duration of an optimiser step."""
     rows_per_step: int
     banner: str
+    notes: list[str]
+    """Advice on the settings."""
 
     def __str__(self) -> str:
         """Return the report."""
         total = sum(self.memory.values())
         lines = [
             self.banner,
+            *(f"{'note':8}{note}" for note in self.notes),
             "",
             f"{self.which}: {self.rows} rows, {self.texts} different texts, {self.tokens:,} tokens",
         ]
@@ -114,6 +118,7 @@ def dry_run(config: TrainConfig) -> DryRun:
         seconds,
         rows * batches,
         banner(config, encoder, built.data, built.total_steps, accelerator),
+        notes_on(config, built.data, built.total_steps),
     )
 
 

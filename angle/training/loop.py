@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Collection, Iterator
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,13 +29,15 @@ from angle.modeling.encoder import Encoder
 from angle.modeling.trainable import TrainableEncoder
 from angle.objective.combined import CombinedLoss
 from angle.structures import Batch, Tokens
-from angle.tracking.tracker import Tracker, check_credentials, tracking_mode
+from angle.tracking.sink import RunInfo
+from angle.tracking.tracker import Tracker, apply_environment, check_sinks, open_tracker
 from angle.training import setup
 from angle.training.checkpoint import Progress, collect_state, load_state, save_state, seed_everything
 from angle.training.clipping import clip_gradients
 from angle.training.describe import banner, describe_environment
 from angle.training.distributed import check_equal_weights
 from angle.training.meter import Meter
+from angle.training.notes import notes_on
 from angle.training.publish import check_hub, publish, publish_finished
 from angle.training.result import Result
 from angle.training.run_folder import RunFolder, RunState
@@ -103,7 +105,7 @@ def fit(config: TrainConfig, named: Collection[str] = ()) -> Result:
     config = replace(
         config,
         train=replace(config.train, output_dir=str(folder.path)),
-        tracking=replace(config.tracking, mode=tracking_mode(config.tracking.mode)),
+        tracking=apply_environment(config.tracking),
     )
     accelerator = setup.start_accelerator(config)
     with ExitStack() as stack:
@@ -111,23 +113,22 @@ def fit(config: TrainConfig, named: Collection[str] = ()) -> Result:
         run = _prepare(config, requested, accelerator, folder, state, stack)
         try:
             run.tracker.info(banner(run.config, run.encoder, run.data, run.total_steps, accelerator))
+            for note in notes_on(run.config, run.data, run.total_steps):
+                run.tracker.note(note)
             _resume(run)
             with closing(prefetch(run.data.train.steps(run.progress.step))) as steps:
                 _train(run, steps)
             result = _finish(run)
             if accelerator.is_main_process:
                 result = publish(folder, config.hub, result)
-        except BaseException as error:
-            if isinstance(error, KeyboardInterrupt):
-                run.tracker.stop_progress()
-                run.tracker.info(
-                    f"Stopped at step {run.progress.step}; go on, from step {folder.last_step}, with "
-                    f"{launch_command(world_size())} {script_command('train.py')} "
-                    f"train.resume={relative_to_here(folder.path)}"
-                )
-            run.tracker.close(failed=True)
+        except KeyboardInterrupt:
+            run.tracker.stop_progress()
+            run.tracker.info(
+                f"Stopped at step {run.progress.step}; go on, from step {folder.last_step}, with "
+                f"{launch_command(world_size())} {script_command('train.py')} "
+                f"train.resume={relative_to_here(folder.path)}"
+            )
             raise
-        run.tracker.close()
     accelerator.free_memory()
     return result
 
@@ -153,6 +154,7 @@ def _prepare(
         setup.check_processes(folder.record(), accelerator)
     if accelerator.is_main_process:
         check_hub(requested, folder.requested())
+        check_sinks(config.tracking)
     built = setup.build(config, accelerator)
     config, data = built.config, built.data
     if state is RunState.UNFINISHED and folder.record()["data"] != data.fingerprints:
@@ -161,14 +163,14 @@ def _prepare(
             f"data sets: start a new run with another train.output_dir."
         )
     if accelerator.is_main_process:
-        check_credentials(config.tracking.mode)
         stack.enter_context(folder.locked())
         if state is RunState.NEW and folder.examine(requested) is RunState.NEW:
             folder.create(config, requested, describe_environment(config, data, accelerator))
     accelerator.wait_for_everyone()
-    tracker = Tracker(config, folder, is_main=accelerator.is_main_process, resumed_id=folder.record().get("wandb_id"))
-    if tracker.wandb_id is not None:
-        folder.update(wandb_id=tracker.wandb_id)
+    run_info = RunInfo(folder.path, config.tracking, asdict(config), folder.record())
+    tracker = stack.enter_context(open_tracker(run_info, is_main=accelerator.is_main_process))
+    if metadata := tracker.run_metadata():
+        folder.update(**metadata)
     model, optimizer = prepare(built.trainable, setup.make_optimizer(built.trainable, config), accelerator)
     return Run(
         config=config,
@@ -192,6 +194,7 @@ def _resume(run: Run) -> None:
     if checkpoint is not None:
         run.progress = load_state(checkpoint, run.trainable, run.optimizer, accelerator)
         run.tracker.info(f"{'resume':8}at step {run.progress.step} from {relative_to_here(checkpoint)}")
+    run.tracker.rewind(run.progress.step)
     if accelerator.is_main_process:
         run.folder.forget_after(run.progress.step)
     if run.data.test is None or run.progress.step:
@@ -229,7 +232,7 @@ def _train(run: Run, steps: Iterator[list[Batch]]) -> None:
         save = bool(save_every) and (at_end or progress.step % save_every == 0)
         say = evaluate or progress.step % config.logging_steps == 0
         if say or save:  # record all that precedes a checkpoint, so that a resumed run records the same
-            meter.report(lr, grad_norm, say=say)
+            meter.report(lr, grad_norm, show=say)
         if evaluate:
             _evaluate(run)
         if save:

@@ -1,4 +1,4 @@
-"""What is recorded about training between two reports: losses, texts, padding and time."""
+"""The means of training metrics between two reports: losses, throughput and padding."""
 
 from __future__ import annotations
 
@@ -26,19 +26,20 @@ class Meter:
         self._encoder, self._data, self._tracker, self._progress = encoder, data, tracker, progress
         self._losses: list[dict[str, Tensor]] = []
         self._steps: list[int] = []
-        self._texts, self._padding = 0, list[float]()
-        self._is_first = progress.step == 0
-        self._since = time.perf_counter()
+        self._texts = 0
+        self._padding_fractions: list[float] = []
+        self._is_first_report = progress.step == 0
+        self._start_time = time.perf_counter()
 
     def add(self, batch: Batch, loss: LossOutput) -> None:
         """Count a batch."""
         self._losses.append({"loss": loss.total} | loss.terms)
         self._steps.append(self._progress.step)
         self._texts += batch.structure.index.numel()
-        self._padding.append(self._encoder.padding_share(batch.tokens.lengths))
+        self._padding_fractions.append(self._encoder.padding_share(batch.tokens.lengths))
 
-    def report(self, lr: float, grad_norm: Tensor | None, *, say: bool) -> None:
-        """Record the means since the last report; with `say`, also print them on the console.
+    def report(self, lr: float, grad_norm: Tensor | None, *, show: bool) -> None:
+        """Record the means since the last report; with `show`, also print them on the console.
 
         Raises:
             TrainingError: a loss among them is not finite.
@@ -47,35 +48,35 @@ class Meter:
         progress = self._progress
         names = list(self._losses[0])
         values = torch.stack([torch.stack([loss[name] for name in names]) for loss in self._losses]).tolist()
-        self._check(values)
+        self._check_losses(values)
         means = dict(zip(names, np.mean(values, axis=0).tolist(), strict=True))
-        seconds = max(time.perf_counter() - self._since, 1e-9)
+        seconds = max(time.perf_counter() - self._start_time, 1e-9)
         progress.texts += self._texts
         progress.seconds += seconds
         per_epoch = self._data.steps_per_epoch
-        numbers = {
+        metrics = {
             "loss": means.pop("loss"),
             **{f"loss/{name}": value for name, value in means.items()},
             "learning_rate": lr,
             "gradient_norm": float(full_tensor(grad_norm)) if grad_norm is not None else 0.0,
             "texts_per_second": self._texts / seconds,
-            "padding_share": float(np.mean(self._padding)),
+            "padding_share": float(np.mean(self._padding_fractions)),
             "texts": progress.texts,
             **({"epoch": progress.step / per_epoch} if per_epoch else {}),
         }
         terms = ", ".join(f"{name} {value:.3f}" for name, value in means.items())
-        words = f"loss {numbers['loss']:.3f} ({terms})  {numbers['texts_per_second']:,.0f} texts/s"
-        self._tracker.log_metrics(progress.step, numbers, in_words=words if say else None)
-        self._losses, self._steps, self._texts, self._padding = [], [], 0, []
+        summary = f"loss {metrics['loss']:.3f} ({terms})  {metrics['texts_per_second']:,.0f} texts/s"
+        self._tracker.log_metrics(progress.step, metrics, in_words=summary if show else None)
+        self._losses, self._steps, self._texts, self._padding_fractions = [], [], 0, []
         self.restart_clock()
 
     def restart_clock(self) -> None:
         """Exclude the time since the last report."""
-        self._since = time.perf_counter()
+        self._start_time = time.perf_counter()
 
-    def _check(self, values: list[list[float]]) -> None:
-        """Raise at the first non-finite loss, since whatever is learned after it is worthless; warn if all are 0."""
-        bad = next((number for number, row in enumerate(values) if not np.isfinite(row).all()), None)
+    def _check_losses(self, values: list[list[float]]) -> None:
+        """Raise at the first non-finite loss, since the weights are worthless after it; warn if all losses are 0."""
+        bad = next((index for index, row in enumerate(values) if not np.isfinite(row).all()), None)
         if bad is not None:
             step = self._steps[bad]
             raise TrainingError(
@@ -83,9 +84,9 @@ class Meter:
                 f"end the same way: look at those rows, and start a new run with a lower train.learning_rate or "
                 f"train.max_grad_norm."
             )
-        if self._is_first and not np.any(values):
+        if self._is_first_report and not np.any(values):
             self._tracker.warning(
                 "the loss is exactly 0 from the first step on, so nothing is learned: no row has another text to be "
-                "told from, or no label is higher than another."
+                "compared with, or no label is higher than another."
             )
-        self._is_first = False
+        self._is_first_report = False

@@ -1,9 +1,8 @@
-"""Settings and data that can work but are seldom intended: one line each, never an error."""
+"""Notes on settings and data that can work but are rarely intended: one line each, never an error."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextvars import ContextVar
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,15 +17,8 @@ from angle.modeling.locations import TINY
 if TYPE_CHECKING:
     from angle.training.setup import Data
 
-#: An in-batch weight below this is seldom enough: the reference's own recipes use 10 to 35.
+#: An in-batch weight below this is rarely enough: the reference's own recipes use 10 to 35.
 LOW_IBN_W = 10
-
-_said: ContextVar[set[str] | None] = ContextVar("said", default=None)
-
-
-def leave_out(said: set[str]) -> None:
-    """From now on, omit notes given in earlier jobs of a sweep, and remember in `said` those that are given."""
-    _said.set(said)
 
 
 def notes_on(config: TrainConfig, data: Data, total_steps: int) -> list[str]:
@@ -35,17 +27,16 @@ def notes_on(config: TrainConfig, data: Data, total_steps: int) -> list[str]:
     notes = [*_on_weights(config.loss, config.data_format.name, labels), *_on_labels(config.loss, labels)]
     if config.data.train.names() == [SAMPLE] and config.model.name_or_path != TINY:
         notes.insert(0, "sample is toy data, to try things out; for a real model add data=nli_b")
-    notes += [*_on_bits(config.model), *_on_precision(config), *_on_warmup(config.train.warmup_steps, total_steps)]
-    said = _said.get()
-    if said is None:
-        return notes
-    new = [note for note in notes if note not in said]
-    said.update(new)
-    return new
+    return [
+        *notes,
+        *_on_bits(config.model),
+        *_on_precision(config),
+        *_on_warmup(config.train.warmup_steps, total_steps),
+    ]
 
 
 def _on_bits(model: ModelConfig) -> Iterator[str]:
-    """Yield how 8-bit weights behave differently."""
+    """Yield in what 8-bit weights differ from 4-bit ones."""
     if model.load_kbit != 8:
         return
     yield (
@@ -61,58 +52,58 @@ def _on_bits(model: ModelConfig) -> Iterator[str]:
 
 def _on_precision(config: TrainConfig) -> Iterator[str]:
     """Yield the setting that would be faster on a GPU."""
-    model, mixed = config.model, config.train.mixed_precision
+    model, mixed_precision = config.model, config.train.mixed_precision
     if not torch.cuda.is_available() or model.dtype != "float32":
         return
-    if mixed == "no":
+    if mixed_precision == "no":
         yield "everything is computed in float32; train.mixed_precision=bf16 is what recent GPUs are fast in"
     elif config.lora.enabled:
         yield (
-            f"the frozen weights are float32, and converted at every use for train.mixed_precision={mixed}; "
+            f"the frozen weights are float32, and converted at every use for train.mixed_precision={mixed_precision}; "
             f"model.dtype=bfloat16 saves that, and half of their memory"
         )
 
 
-def _on_warmup(setting: float, total_steps: int) -> Iterator[str]:
+def _on_warmup(warmup_steps: float, total_steps: int) -> Iterator[str]:
     """Yield that the learning rate will not reach its peak."""
-    if setting >= max(1, total_steps):
+    if warmup_steps >= max(1, total_steps):
         yield (
-            f"train.warmup_steps={setting:g} does not end within the run's {total_steps:,} "
+            f"train.warmup_steps={warmup_steps:g} does not end within the run's {total_steps:,} "
             f"step{'s' if total_steps > 1 else ''}, so the learning rate never gets to what is set; "
             f"0.1 is a tenth of any run"
         )
 
 
-def _on_weights(loss: LossConfig, name: str, labels: npt.NDArray[np.float32] | None) -> Iterator[str]:
+def _on_weights(loss: LossConfig, data_format: str, labels: npt.NDArray[np.float32] | None) -> Iterator[str]:
     """Yield the advice of the reference's documentation where the weights deviate from it."""
-    inapplicable = [term for term in LOSS_TERM_SPECS if name not in term.formats and loss.weight(term)]
+    inapplicable = [term for term in LOSS_TERM_SPECS if data_format not in term.formats and loss.weight(term)]
     if inapplicable:
         settings = [f"loss.{term.weight}={loss.weight(term):g}" for term in inapplicable]
-        titles = [term.title for term in LOSS_TERM_SPECS if name in term.formats]
+        titles = [term.title for term in LOSS_TERM_SPECS if data_format in term.formats]
         yield (
-            f"{enumerate_words(settings)} {'have' if len(settings) > 1 else 'has'} no effect on format {name}, "
+            f"{enumerate_words(settings)} {'have' if len(settings) > 1 else 'has'} no effect on format {data_format}, "
             f"which has only the {enumerate_words(titles)} loss{'es' if len(titles) > 1 else ''}"
         )
-    if name == "C":  # the weight of its only term just scales the loss
+    if data_format == "C":  # the weight of its only term just scales the loss
         return
-    if name == "B" and loss.cosine_w:
+    if data_format == "B" and loss.cosine_w:
         yield f"loss.cosine_w={loss.cosine_w:g} ranks cosines of triples; the usual weight for format B is 0"
     graded = labels is not None and len(np.unique(labels)) > 2
     ibn_w = loss.ibn_w or 0.0
     if ibn_w < LOW_IBN_W and not graded:
-        yield f"loss.ibn_w={ibn_w:g} is low: for format {name} without graded labels, 10 to 35 is usual"
+        yield f"loss.ibn_w={ibn_w:g} is low: for format {data_format} without graded labels, 10 to 35 is usual"
 
 
 def _on_labels(loss: LossConfig, labels: npt.NDArray[np.float32] | None) -> Iterator[str]:
     """Yield what is unusual about the labels of the training rows."""
     if labels is None:
         return
-    bound = loss.positive_above or 0.0
-    positive = labels > bound
+    threshold = loss.positive_above or 0.0
+    positive = labels > threshold
     if np.ptp(labels) == 0:
         yield f"every label is {labels[0]:g}, so there is nothing to rank"
-    if loss.ibn_w and len(np.unique(labels[positive])) > 1 and bound <= labels.min():
+    if loss.ibn_w and len(np.unique(labels[positive])) > 1 and threshold <= labels.min():
         yield (
-            f"labels above {bound:g} make a pair a positive of the in-batch loss, here {positive.mean():.0%} of the "
-            f"rows; for graded labels set loss.positive_above, or loss.ibn_w=0"
+            f"labels above {threshold:g} make a pair a positive of the in-batch loss, here {positive.mean():.0%} of "
+            f"the rows; for graded labels set loss.positive_above, or loss.ibn_w=0"
         )

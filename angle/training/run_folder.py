@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import fcntl
 import json
-import math
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,7 +20,7 @@ from angle.config.resume import config_diff
 from angle.errors import ConfigError, TrainingError, first_line
 from angle.files import checksum, sync, write_durably
 
-METRICS_FILE, MANIFEST, LOCK_FILE = "metrics.jsonl", "manifest.json", ".lock"
+MANIFEST, LOCK_FILE = "manifest.json", ".lock"
 
 
 class RunState(Enum):
@@ -125,26 +124,11 @@ class RunFolder:
         """Update entries of run.json atomically."""
         write_durably(self.path / RUN_FILE, json.dumps(self.record() | changes, indent=2, default=str) + "\n")
 
-    def log(self, line: dict[str, Any]) -> None:
-        """Append a line to metrics.jsonl; non-finite numbers, which JSON cannot represent, become null."""
-        written = {
-            name: None if isinstance(value, float) and not math.isfinite(value) else value
-            for name, value in line.items()
-        }
-        with (self.path / METRICS_FILE).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(written, allow_nan=False) + "\n")
-
     def forget_after(self, step: int) -> None:
-        """Drop metrics and damaged checkpoints of steps that a resumed run will repeat."""
+        """Drop the checkpoints of steps that a resumed run will repeat; they are damaged."""
         for checkpoint in self.checkpoints():
             if checkpoint.name > _checkpoint_name(step):
                 shutil.rmtree(checkpoint)
-        path = self.path / METRICS_FILE
-        if path.is_file():
-            lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-            write_durably(
-                path, "".join(line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step)
-            )
 
     def replace(self, name: str, write: Callable[[Path], None]) -> Path:
         """Replace the folder of that name (best, final), completely or not at all."""

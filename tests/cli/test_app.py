@@ -9,6 +9,7 @@ import sys
 import time
 
 import pytest
+from composition import composed
 from conftest import REPO, start
 
 import angle
@@ -81,6 +82,64 @@ def test_a_group_that_is_given_a_value_is_answered_with_its_settings(word, setti
         check_arguments([word], TrainConfig, CONF)
     assert setting in str(caught.value)
     assert "tracking" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("word", "text"),
+    [
+        (
+            "tracking=[online,offline]",
+            "tracking=[online,offline] contradicts itself: online and offline both set tracking.mode; leave one of "
+            "them out.",
+        ),
+        (
+            "tracking=[none,tensorboard]",
+            "tracking=[none,tensorboard] contradicts itself: leave none out, or type tracking=none.",
+        ),
+        (
+            "tracking=[online,tensorbord]",
+            "tracking=tensorbord is no option; did you mean tensorboard? tracking can be: none, offline, online, "
+            "tensorboard.",
+        ),
+        ("teacher=[none,self]", "teacher=[none,self] is no option. teacher can be: model, none, self."),
+    ],
+)
+def test_options_that_cannot_be_chosen_together(word, text):
+    with pytest.raises(ConfigError) as caught:
+        check_arguments([word], TrainConfig, CONF)
+    assert str(caught.value) == text
+
+
+@pytest.mark.parametrize(
+    ("words", "mode", "tensorboard"),
+    [
+        (["tracking=online"], "online", False),
+        (["tracking=tensorboard"], "disabled", True),
+        (["tracking=[online,tensorboard]"], "online", True),
+        (["tracking=offline", "tracking.tensorboard=true"], "offline", True),
+    ],
+    ids=str,
+)
+def test_several_trackers_compose(words, mode, tensorboard):
+    tracking = composed(*check_arguments(words, TrainConfig, CONF)).tracking
+    assert (tracking.mode, tracking.tensorboard) == (mode, tensorboard)
+
+
+def test_the_command_line_stays_as_it_was_typed(tmp_path, monkeypatch):
+    """What Hydra is given differs from it; run.json and the suggested sweep report what was typed."""
+    typed = ["train.py", "data.train.columns={text1: a}", "train.epochs=2", "hydra/job_logging=none"]
+    typed += ["hydra/hydra_logging=none", "tracking=[offline,tensorboard]"]
+    seen = []
+
+    def task(config):
+        seen.append((list(sys.argv), config.data.train.columns, config.train.epochs, config.tracking.tensorboard))
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    monkeypatch.setattr(sys, "argv", list(typed))
+    launch(task, TrainConfig, "train", CONF)
+    assert seen == [(typed, {"text1": "a"}, 2, True)]
+    assert sys.argv == typed
 
 
 @pytest.mark.parametrize(

@@ -63,7 +63,7 @@ def test_words_of_settings_compose_to_them():
 
 
 def test_all_options_are_seen():
-    assert len(OPTIONS) == 48 + len(POOLING_NAMES)
+    assert len(OPTIONS) == 49 + len(POOLING_NAMES)
     assert {group for group, _ in OPTIONS} == {
         *("billm", "data", "data_format", "ese", "experiment", "lora"),
         *("loss", "model", "pooling", "teacher", "tracking"),
@@ -492,6 +492,7 @@ MAY_CHANGE = {
     "tracking.entity": "e",
     "tracking.name": "n",
     "tracking.tags": ["t"],
+    "tracking.tensorboard": True,
     "hub.push": True,
     "hub.model_id": "user/name",
     "hub.private": False,

@@ -1,8 +1,8 @@
-"""What a run says of settings that can work but are seldom meant."""
+"""The notes of a run on settings that can work but are rarely intended."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +14,6 @@ from angle.data import sample
 from angle.training import notes, setup
 
 
-@pytest.fixture(autouse=True)
-def _forget() -> Iterator[None]:
-    token = notes._said.set(None)
-    yield
-    notes._said.reset(token)
-
-
 def rows(tmp_path: Path, name: str, labels: list[float] | None = None) -> Path:
     columns = sample.columns(name, "train", 20)
     if labels:
@@ -29,7 +22,7 @@ def rows(tmp_path: Path, name: str, labels: list[float] | None = None) -> Path:
     return write_jsonl(tmp_path / f"{name}.jsonl", [dict(zip(columns, row, strict=True)) for row in cells])
 
 
-def said(path: Path, loss: dict[str, Any], lora: dict[str, Any] | None = None, **model: Any) -> list[str]:
+def notes_of(path: Path, loss: dict[str, Any], lora: dict[str, Any] | None = None, **model: Any) -> list[str]:
     groups = {"loss": loss, "lora": lora or {}, "model": model, "pooling": {"strategy": "avg"}}
     config = build_config({"data": {"train": {"name_or_path": str(path)}}, **groups}, TrainConfig)
     built = setup.build(config, setup.start_accelerator(config))
@@ -87,35 +80,35 @@ def said(path: Path, loss: dict[str, Any], lora: dict[str, Any] | None = None, *
         ("A", [1.0], {}, ["every label is 1, so there is nothing to rank"]),
     ],
 )
-def test_what_is_said(
+def test_notes(
     tmp_path: Path, name: str, labels: list[float] | None, loss: dict[str, Any], expected: list[str]
 ) -> None:
-    assert said(rows(tmp_path, name, labels), loss) == expected
+    assert notes_of(rows(tmp_path, name, labels), loss) == expected
 
 
 @pytest.mark.parametrize(
     ("setting", "total_steps", "count"), [(1000, 1000, 1), (1000, 1001, 0), (1, 1, 1), (0.9, 1, 0)]
 )
 def test_a_warm_up_that_never_ends(setting: float, total_steps: int, count: int) -> None:
-    found = list(notes._on_warmup(setting, total_steps))
-    assert len(found) == count
-    assert all(
-        f"train.warmup_steps={setting:g} does not end within the run's {total_steps:,} step" in note for note in found
-    )
+    warmup_notes = list(notes._on_warmup(setting, total_steps))
+    assert len(warmup_notes) == count
+    text = f"train.warmup_steps={setting:g} does not end within the run's {total_steps:,} step"
+    assert all(text in note for note in warmup_notes)
 
 
-def test_8_bits_are_told_to_depend_on_batch_mates(tmp_path: Path, folder_of: Callable[[str], str]) -> None:
+def test_a_note_says_that_8_bits_depend_on_batch_mates(tmp_path: Path, folder_of: Callable[[str], str]) -> None:
     path, lora = rows(tmp_path, "B"), {"enabled": True, "r": 2}
-    (note,) = said(path, {}, lora, name_or_path=folder_of("llama"), load_kbit=8)
+    (note,) = notes_of(path, {}, lora, name_or_path=folder_of("llama"), load_kbit=8)
     assert note.startswith("model.load_kbit=8 rounds the inputs of a layer by all tokens of a batch")
     model = {"name_or_path": folder_of("llama"), "gradient_checkpointing": True}
-    assert said(path, {}, lora, **model, load_kbit=8)[1].startswith("model.gradient_checkpointing=true saves little")
-    assert said(path, {}, lora, **model, load_kbit=4) == []
-    assert said(path, {}, lora, name_or_path=folder_of("llama"), load_kbit=4) == []
+    _, note = notes_of(path, {}, lora, **model, load_kbit=8)
+    assert note.startswith("model.gradient_checkpointing=true saves little")
+    assert notes_of(path, {}, lora, **model, load_kbit=4) == []
+    assert notes_of(path, {}, lora, name_or_path=folder_of("llama"), load_kbit=4) == []
 
 
 @pytest.mark.parametrize(
-    ("train", "lora", "dtype", "begins"),
+    ("train", "lora", "dtype", "starts"),
     [
         ({}, False, "float32", ["everything is computed in float32; train.mixed_precision=bf16"]),
         ({"mixed_precision": "bf16"}, False, "float32", []),
@@ -123,30 +116,27 @@ def test_8_bits_are_told_to_depend_on_batch_mates(tmp_path: Path, folder_of: Cal
         ({"mixed_precision": "bf16"}, True, "bfloat16", []),
     ],
 )
-def test_what_a_gpu_is_faster_with(
-    monkeypatch: pytest.MonkeyPatch, train: dict[str, Any], lora: bool, dtype: str, begins: list[str]
+def test_a_note_names_what_a_gpu_is_faster_with(
+    monkeypatch: pytest.MonkeyPatch, train: dict[str, Any], lora: bool, dtype: str, starts: list[str]
 ) -> None:
     groups = {"train": train, "lora": {"enabled": lora}, "model": {"dtype": dtype}}
     config = build_config(groups, TrainConfig)
     assert list(notes._on_precision(config)) == []
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
-    found = list(notes._on_precision(config))
-    assert [text[: len(start)] for text, start in zip(found, begins, strict=True)] == begins
+    precision_notes = list(notes._on_precision(config))
+    assert [note[: len(text)] for note, text in zip(precision_notes, starts, strict=True)] == starts
 
 
-def test_a_sweep_says_it_once(tmp_path: Path) -> None:
-    path, remembered = rows(tmp_path, "B"), set[str]()
-    notes.leave_out(remembered)
-    assert len(said(path, {"ibn_w": 1.0})) == 1
-    assert said(path, {"ibn_w": 1.0}) == []
-    assert len(said(path, {"ibn_w": 2.0})) == 1
-    assert len(remembered) == 2
+def test_notes_depend_on_the_run_alone(tmp_path: Path) -> None:
+    path = rows(tmp_path, "B")
+    assert len(notes_of(path, {"ibn_w": 1.0})) == 1
+    assert notes_of(path, {"ibn_w": 1.0}) == notes_of(path, {"ibn_w": 1.0})
 
 
 @pytest.mark.slow
-def test_a_real_sweep_says_it_once(tmp_path: Path) -> None:
+def test_a_sweep_gives_a_note_once(tmp_path: Path) -> None:
     words = [f"data.train.name_or_path={rows(tmp_path, 'C')}", "loss.angle_w=1", "train.seed=1,2", "train.max_steps=1"]
-    done = start("train.py", "-m", "data=files", *words, folder=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("note    loss.angle_w=1 has no effect on format C") == 1
-    assert done.stdout.count("20 in-batch (tau 20)\n") == 2
+    result = start("train.py", "-m", "data=files", *words, folder=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("note    loss.angle_w=1 has no effect on format C") == 1
+    assert result.stdout.count("20 in-batch (tau 20)\n") == 2

@@ -15,7 +15,7 @@ from angle.config import TrainConfig, TrainingConfig
 from angle.config.build import build_config, load_config
 from angle.errors import ConfigError, TrainingError
 from angle.files import write_durably
-from angle.training.run_folder import METRICS_FILE, RunFolder, RunState
+from angle.training.run_folder import RunFolder, RunState
 
 
 def config(**train: object) -> TrainConfig:
@@ -194,33 +194,6 @@ def test_checkpoints_after_the_one_that_is_gone_on_from_are_forgotten(run):
     assert run.newest_checkpoint(never).name == "step-00000050"
 
 
-def steps_of(run: RunFolder) -> list[int]:
-    """Return the steps that the metrics are of."""
-    return [json.loads(line)["step"] for line in (run.path / METRICS_FILE).read_text().splitlines()]
-
-
-def test_metrics_after_the_checkpoint_and_a_torn_line_are_forgotten(run):
-    run.forget_after(0)  # no file yet
-    for step in (10, 20, 20, 30):
-        run.log({"step": step, "loss": 0.5})
-    with (run.path / METRICS_FILE).open("a") as file:
-        file.write('{"step": 4')
-    run.forget_after(20)
-    assert steps_of(run) == [10, 20, 20]
-    run.log({"step": 30})
-    assert steps_of(run) == [10, 20, 20, 30]
-    run.forget_after(0)
-    assert steps_of(run) == []
-
-
-def test_a_whole_last_line_without_its_line_end_is_no_torn_one_in_the_middle(run):
-    run.log({"step": 1})
-    with (run.path / METRICS_FILE).open("a") as file:
-        file.write('{"step": 2}')
-    run.forget_after(5)
-    assert steps_of(run) == [1]
-
-
 def test_replace_puts_the_new_folder_in_place(run):
     for text in ("old", "new"):
         path = run.replace("best", lambda folder, text=text: (folder.mkdir(), (folder / text).write_text(text)))
@@ -254,12 +227,6 @@ def test_a_file_is_written_whole(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="crash"):
         write_durably(path, "new")
     assert path.read_text() == "old"
-
-
-def test_metrics_are_json_whatever_they_are(run):
-    run.log({"step": 1, "loss": 0.5, "gradient_norm": float("inf"), "share": float("nan")})
-    (line,) = (run.path / METRICS_FILE).read_text().splitlines()
-    assert line == '{"step": 1, "loss": 0.5, "gradient_norm": null, "share": null}'
 
 
 def test_the_folder_of_the_model_that_is_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

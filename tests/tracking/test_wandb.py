@@ -1,4 +1,4 @@
-"""Where numbers go: Weights & Biases in its offline mode, read back with its own tool."""
+"""Weights & Biases in its offline mode, read back with its own tool, and the variable that overrides the mode."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 
 from angle import ConfigError, TrainConfig, build_config, fit
-from angle.tracking.tracker import tracking_mode
+from angle.config import TrackingConfig
+from angle.tracking.tracker import apply_environment
+from angle.tracking.wandb import tracking_mode
 
 
 def test_offline_run_holds_settings_and_metrics(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -27,17 +29,17 @@ def test_offline_run_holds_settings_and_metrics(tmp_path: Path, monkeypatch: pyt
     )
 
     (log,) = folder.glob("wandb/offline-run-*/run-*.wandb")
-    tool = [str(Path(sys.executable).with_name("wandb")), "leet", "inspect", "--json", str(log)]
-    printed = subprocess.run(tool, capture_output=True, text=True, check=True, timeout=60).stdout
-    records = [json.loads(line) for line in printed.splitlines() if line.startswith("{")]
+    command = [str(Path(sys.executable).with_name("wandb")), "leet", "inspect", "--json", str(log)]
+    output = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
+    records = [json.loads(line) for line in output.splitlines() if line.startswith("{")]
     run = next(record["run"] for record in records if record["type"] == "run")
     assert (run["project"], run["display_name"], run["tags"]) == ("meadow", "first", ["tiny", "test"])
     history = [record["history"]["item"] for record in records if record["type"] == "history"]
-    ours = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    assert [{key: item[key] for key in line} for item, line in zip(history, ours, strict=True)] == ours
+    metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [{key: item[key] for key in line} for item, line in zip(history, metrics, strict=True)] == metrics
     assert {"loss", "loss/cosine", "loss/ibn", "loss/angle", "learning_rate", "gradient_norm", "texts_per_second",
-            "padding_share", "epoch"} <= ours[0].keys()  # fmt: skip
-    assert [line["step"] for line in ours if "valid/spearman" in line] == [4]
+            "padding_share", "epoch"} <= metrics[0].keys()  # fmt: skip
+    assert [line["step"] for line in metrics if "valid/spearman" in line] == [4]
     assert json.loads((folder / "run.json").read_text())["wandb_id"] == run["run_id"]
 
 
@@ -49,3 +51,15 @@ def test_environment_wins_over_the_setting(monkeypatch: pytest.MonkeyPatch) -> N
         ConfigError, match=r"^WANDB_MODE=sometimes is not known. Choose one of: disabled, online, offline.$"
     ):
         tracking_mode("online")
+
+
+@pytest.mark.parametrize(
+    ("variable", "setting", "sinks"),
+    [("", "disabled", []), ("", "offline", ["wandb"]), ("offline", "disabled", ["wandb"]), ("disabled", "online", [])],
+)
+def test_the_mode_decides_whether_there_is_a_sink(
+    monkeypatch: pytest.MonkeyPatch, variable: str, setting: str, sinks: list[str]
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", variable)
+    assert apply_environment(TrackingConfig(mode=setting)).sinks == sinks
+    assert apply_environment(TrackingConfig(mode=setting, tensorboard=True)).sinks == [*sinks, "tensorboard"]

@@ -1,0 +1,98 @@
+"""The console and its copy, train.log: messages, warnings, a progress bar."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from tqdm import tqdm
+
+from angle.tracking import sink
+from angle.tracking.sink import RunInfo
+
+LOG_FILE = "train.log"
+LOGGER = logging.getLogger("angle")
+#: Advice on the settings; a logger of its own, so that a sweep can filter out what an earlier job said.
+NOTES = LOGGER.getChild("notes")
+
+
+class Sink(sink.Sink):
+    """Prints on the console, and writes the same into train.log with times."""
+
+    def __init__(self, run: RunInfo) -> None:
+        """Open the log, and direct the package's loggers to it and to the console until `close`."""
+        log_file = logging.FileHandler(run.folder / LOG_FILE, encoding="utf-8")
+        log_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        self._handlers = [_ConsoleHandler(), log_file]
+        self._bar: tqdm[Any] | None = None
+        self._total_steps = 0
+        self._logger_state = (LOGGER.level, LOGGER.propagate)
+        for handler in self._handlers:
+            LOGGER.addHandler(handler)
+        LOGGER.setLevel(logging.INFO)
+        LOGGER.propagate = False
+
+    def info(self, text: str) -> None:
+        """Print a message."""
+        LOGGER.info(text)
+
+    def note(self, text: str) -> None:
+        """Print a note, labelled as in the banner."""
+        NOTES.info("%-8s%s", "note", text)
+
+    def warning(self, text: str) -> None:
+        """Print a warning."""
+        LOGGER.warning("Warning: %s", text)
+
+    def start_progress(self, step: int, total_steps: int) -> None:
+        """Show a progress bar over optimiser steps if the output is a terminal."""
+        self._total_steps = total_steps
+        self._bar = tqdm(
+            total=total_steps,
+            initial=step,
+            unit="step",
+            dynamic_ncols=True,
+            disable=None,
+            file=sys.stdout,
+            mininterval=0.25,
+        )
+
+    def advance(self) -> None:
+        """Advance the progress bar by one step."""
+        if self._bar is not None:
+            self._bar.update()
+
+    def stop_progress(self) -> None:
+        """Close the progress bar, leaving its last state visible."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+    def log_metrics(self, step: int, values: Mapping[str, float], *, in_words: str | None = None) -> None:
+        """Show the metrics in words: in the progress bar, or on a line of their own where there is none."""
+        if in_words is None:
+            return
+        if self._bar is not None and not self._bar.disable:
+            self._bar.set_postfix_str(in_words, refresh=False)
+        else:
+            LOGGER.info("step %*d/%d  %s", len(str(self._total_steps)), step, self._total_steps, in_words)
+
+    def close(self, *, failed: bool) -> None:
+        """Close the progress bar and the log, and give the loggers back as they were."""
+        self.stop_progress()
+        level, LOGGER.propagate = self._logger_state
+        LOGGER.setLevel(level)
+        for handler in self._handlers:
+            LOGGER.removeHandler(handler)
+            handler.close()
+
+
+class _ConsoleHandler(logging.Handler):
+    """Prints above a progress bar instead of through it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print one message."""
+        tqdm.write(self.format(record), file=sys.stdout)
+        sys.stdout.flush()

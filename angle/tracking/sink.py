@@ -1,0 +1,64 @@
+"""The interface of a sink, which records a run in one place."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from angle.config import TrackingConfig
+
+
+@dataclass(frozen=True)
+class RunInfo:
+    """What a sink may want to know about the run that it records."""
+
+    folder: Path
+    tracking: TrackingConfig
+    settings: dict[str, Any]
+    """All settings of the run, nested as in config.yaml."""
+    metadata: Mapping[str, Any]
+    """The content of run.json; in a resumed run this includes what its sinks returned as `run_metadata`."""
+
+
+class Sink:
+    """Records a run in one place. Subclasses override the calls that concern them; the others do nothing."""
+
+    def __init__(self, run: RunInfo) -> None:
+        """Open the sink. `rewind` is called before any metrics are recorded."""
+
+    @classmethod
+    def check(cls, config: TrackingConfig) -> None:
+        """Raise ConfigError, before training, if the sink could not be opened with these settings."""
+
+    def run_metadata(self) -> dict[str, Any]:
+        """Return what run.json should hold so that a resumed run continues the same record."""
+        return {}
+
+    def rewind(self, step: int) -> None:
+        """Forget what was recorded after `step`, which the run starts or resumes from; later steps are repeated."""
+
+    def info(self, text: str) -> None:
+        """Record a message."""
+
+    def note(self, text: str) -> None:
+        """Record a note: advice on the settings, given once a sweep."""
+
+    def warning(self, text: str) -> None:
+        """Record a warning."""
+
+    def start_progress(self, step: int, total_steps: int) -> None:
+        """Note that training starts, `step` of `total_steps` optimiser steps being done."""
+
+    def advance(self) -> None:
+        """Count an optimiser step."""
+
+    def stop_progress(self) -> None:
+        """Note that training has stopped."""
+
+    def log_metrics(self, step: int, values: Mapping[str, float], *, in_words: str | None = None) -> None:
+        """Record a step's metrics; `in_words` sums them up for a reader, None where they are not worth showing."""
+
+    def close(self, *, failed: bool) -> None:
+        """Complete the record of a run that has ended."""

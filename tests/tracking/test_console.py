@@ -1,0 +1,86 @@
+"""Messages on the console and in train.log, and loggers left as they were."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from angle import TrainConfig, build_config, fit
+from angle.cli.sweep import notes_once
+from angle.config import TrackingConfig
+from angle.tracking import console
+from angle.tracking.console import LOGGER
+from angle.tracking.sink import RunInfo
+
+
+def opened(folder: Path) -> console.Sink:
+    return console.Sink(RunInfo(folder, TrackingConfig(), {}, {}))
+
+
+def state() -> tuple[Any, ...]:
+    return LOGGER.level, LOGGER.propagate, list(LOGGER.handlers)
+
+
+def test_messages_are_printed_and_logged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sink = opened(tmp_path)
+    sink.info("model   tiny")
+    sink.note("toy data")
+    sink.warning("the loss is 0")
+    sink.start_progress(0, 100)
+    sink.log_metrics(5, {"loss": 1.0}, in_words="loss 1.000")
+    sink.log_metrics(6, {"loss": 1.0})
+    sink.close(failed=False)
+    printed = ["model   tiny", "note    toy data", "Warning: the loss is 0", "step   5/100  loss 1.000"]
+    assert capsys.readouterr().out.splitlines() == printed
+    lines = [line.split(" ", 3)[2:] for line in (tmp_path / "train.log").read_text().splitlines()]
+    assert lines == [[level, text] for level, text in zip(["INFO", "INFO", "WARNING", "INFO"], printed, strict=True)]
+
+
+def test_the_loggers_are_given_back_as_they_were(tmp_path: Path) -> None:
+    before = state()
+    opened(tmp_path).close(failed=False)
+    assert state() == before
+
+
+def test_a_run_leaves_the_loggers_as_they_were(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A program that calls `fit` and then logs under the package's name is heard as before."""
+    before = state()
+    fit(build_config({"train": {"max_steps": 1, "batch_size": 4, "output_dir": str(tmp_path / "run")}}, TrainConfig))
+    assert state() == before
+    caplog.clear()
+    LOGGER.warning("after the run")
+    assert caplog.messages == ["after the run"]
+
+
+def test_a_log_that_cannot_be_opened_leaves_the_loggers_alone(tmp_path: Path) -> None:
+    before = state()
+    with pytest.raises(FileNotFoundError):
+        opened(tmp_path / "missing")
+    assert state() == before
+
+
+def test_a_sweep_gives_each_note_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sink = opened(tmp_path)
+    with notes_once():
+        for text in ("a", "a", "b", "a"):
+            sink.note(text)
+            sink.info(text)
+    sink.note("a")  # a later sweep in the same process
+    sink.close(failed=False)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if line.startswith("note")] == ["note    a", "note    b", "note    a"]
+    assert [line for line in lines if not line.startswith("note")] == ["a", "a", "b", "a"]
+
+
+def test_levels_above_the_package_do_not_matter(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    logging.getLogger().setLevel(logging.CRITICAL)
+    try:
+        sink = opened(tmp_path)
+        sink.info("text")
+        sink.close(failed=False)
+    finally:
+        logging.getLogger().setLevel(logging.WARNING)
+    assert capsys.readouterr().out == "text\n"
