@@ -23,7 +23,7 @@ from angle.config.build import build_config, load_config
 from angle.config.names import nested
 from angle.distributed.process_group import best_device
 from angle.errors import ConfigError
-from angle.evaluation.sts import PairScores, load_sts, score_pairs
+from angle.evaluation.evaluators.sts import PairScores, load_sts, score_pairs
 from angle.modeling.backbone import position_limit
 from angle.modeling.depths import bare
 from angle.modeling.description import locate

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from angle.cli.arguments import check_arguments, table_of_groups
-from angle.cli.sweep import Job, check_jobs, comparison, only, output_setting, slug, varying
+from angle.cli.sweep import Job, best_metric, check_jobs, comparison, only, output_setting, slug, varying
 from angle.config import ConvertConfig, TrainConfig
 from angle.config.build import Config, build_config
 from angle.distributed.environment import (
@@ -62,7 +62,7 @@ def launch(task: Callable[[Config], float | None], schema: type[Config], name: s
         words = " ".join(only(hydra_config.overrides.task, keys))
         if hydra_config.mode is RunMode.MULTIRUN:
             print_once(f"\nJob {hydra_config.job.num}  {words}")
-        score, failed, trained = None, True, False
+        score, metric, failed, trained = None, None, True, False
         try:
             config = build_config(composed, schema)
             setting, given = output_setting(config)
@@ -75,6 +75,7 @@ def launch(task: Callable[[Config], float | None], schema: type[Config], name: s
 
                 leave_out(said)
             score = task(config)
+            metric = best_metric(config)
             failed, trained = False, isinstance(config, TrainConfig) and not config.train.dry_run
         except USER_ERRORS as error:
             _complain(error)
@@ -82,7 +83,7 @@ def launch(task: Callable[[Config], float | None], schema: type[Config], name: s
                 sys.exit(1)
         except HubError as error:
             _complain(error)
-            score = error.score  # the job is finished, only its push failed
+            score, metric = error.score, best_metric(config)  # the job is finished, only its push failed
         except BrokenPipeError:
             _stop_writing()
         except Exception:
@@ -92,7 +93,7 @@ def launch(task: Callable[[Config], float | None], schema: type[Config], name: s
         finally:
             if is_main_process():
                 _remove_if_empty(Path(folder))
-        jobs.append(Job(words, where, score, failed, trained))
+        jobs.append(Job(words, where, score, metric, failed, trained))
         return score
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let errors reach us, to turn them into one sentence

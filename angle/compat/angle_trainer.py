@@ -62,7 +62,7 @@ def main() -> None:
             print_once(result.summary(words))
             shutdown_distributed()
             if result.push_problem is not None:
-                raise HubError(result.push_problem, result.best_score)
+                raise HubError(result.push_problem, result.score)
 
 
 def translate(call: Call) -> tuple[dict[str, Any], list[str]]:
