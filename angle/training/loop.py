@@ -231,7 +231,7 @@ def _train(run: Run, steps: Iterator[list[Batch]]) -> None:
 
         at_end = progress.step == run.total_steps
         evaluate = at_end or _is_due(progress.step, per_epoch if config.eval_steps is None else config.eval_steps)
-        save = bool(save_every) and (at_end or _is_due(progress.step, save_every))
+        save = save_every > 0 and (at_end or _is_due(progress.step, save_every))
         log = evaluate or _is_due(progress.step, config.logging_steps)
         if log or save:  # record all that precedes a checkpoint, so that a resumed run records the same
             meter.report(lr, grad_norm, say=log)
@@ -246,7 +246,7 @@ def _train(run: Run, steps: Iterator[list[Batch]]) -> None:
 
 def _is_due(step: int, interval: int | None) -> bool:
     """Return whether something is due after a step; with an interval of None or 0 it never is."""
-    return bool(interval) and step % (interval or 1) == 0
+    return interval is not None and interval > 0 and step % interval == 0
 
 
 def _evaluate(run: Run) -> None:

@@ -306,7 +306,7 @@ def test_a_best_metric_that_is_not_measured_is_refused_before_training(
 ) -> None:
     config = settings(model, rows, tmp_path / "run", best_metric="triplet_accuracy")
     config.data.valid.name_or_path = str(pairs)
-    with pytest.raises(ConfigError, match=r"^train.best_metric=triplet_accuracy needs .* one of: loss, spearman\.$"):
+    with pytest.raises(ConfigError, match=r"^train.best_metric=triplet_accuracy needs .* one of: .*loss, .*spearman"):
         fit(config)
     assert not (tmp_path / "run").exists()
 
