@@ -6,7 +6,7 @@ import dataclasses
 import json
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -102,7 +102,7 @@ def load_state(folder: Path, model: nn.Module, optimizer: AcceleratedOptimizer, 
 def load_saved_model(folder: Path, encoder: Encoder, config: ModelConfig) -> None:
     """Replace the trained weights of an encoder by those of a model that the same run saved. All processes call this.
 
-    On the encoder's device nothing is allocated but one weight at a time.
+    The saved weights are read on the CPU; on a GPU nothing is allocated but one weight at a time.
 
     Args:
         folder: the saved model.
@@ -119,7 +119,7 @@ def load_saved_model(folder: Path, encoder: Encoder, config: ModelConfig) -> Non
         saved = {name: saved[name.replace(f".{TRAINED}", "")] for name in names}  # a file has just one adapter
     else:
         # By transformers, because the names in its files are not always those of the model's weights.
-        saved = load_backbone(config, str(folder)).state_dict()
+        saved = load_backbone(replace(config, revision=None), str(folder)).state_dict()
     for name, module in backbone.named_modules():
         if isinstance(module, PartlyTrainedEmbedding):
             saved[f"{name}.trained"] = saved[f"{name}.weight"][(module.index >= 0).cpu()]

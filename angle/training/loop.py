@@ -19,7 +19,6 @@ from angle.data.prefetch import prefetch
 from angle.distributed.environment import launch_command, script_command, world_size
 from angle.errors import ConfigError, DataError
 from angle.evaluation.encoding import encode_distributed
-from angle.evaluation.evaluator import Encode
 from angle.evaluation.evaluators.sts import word_overlap
 from angle.evaluation.run_evaluators import TEST_METRIC, RunEvaluators
 from angle.files import relative_to_here
@@ -72,6 +71,11 @@ class Run:
     def encoder(self) -> Encoder:
         """The encoder that is trained."""
         return self.trainable.encoder
+
+    def encode(self, tokens: Tokens, depths: Sequence[int] | None = None) -> Tensor:
+        """Return embeddings for an evaluator, computed across all processes in the precision of training."""
+        with self.accelerator.autocast():
+            return encode_distributed(partial(self.trainable.encode_tokens, depths=depths), tokens, self.accelerator)
 
 
 def fit(config: TrainConfig, named: Collection[str] = ()) -> Result:
@@ -200,7 +204,7 @@ def _resume(run: Run) -> None:
         run.folder.forget_after(run.progress.step)
     if run.data.test is None or run.progress.step:
         return
-    score = run.evaluators.score_test(_encode(run))
+    score = run.evaluators.score_test(run.encode)
     if accelerator.is_main_process:
         overlap = word_overlap(run.data.test, set(run.encoder.tokenizer.tokenizer.all_special_ids))
         run.folder.update(test_before=score, test_word_overlap=overlap)
@@ -252,7 +256,7 @@ def _is_due(step: int, interval: int | None) -> bool:
 def _evaluate(run: Run) -> None:
     """Evaluate on the validation sets, across all processes; save the model if it is the best so far."""
     progress, best_metric = run.progress, run.evaluators.best_metric
-    values = run.evaluators.validate(_encode(run))
+    values = run.evaluators.validate(run.encode)
     if best_metric is not None and best_metric.is_better(values[best_metric.name], progress.best_score):
         progress.best_score, progress.best_step = values[best_metric.name], progress.step
         _save(run, "best")
@@ -262,16 +266,6 @@ def _evaluate(run: Run) -> None:
         best = " (best so far)" if progress.best_step == progress.step else ""
         run.tracker.info(f"step {progress.step}  validation: {summary}{best}")
     run.accelerator.wait_for_everyone()
-
-
-def _encode(run: Run) -> Encode:
-    """Return a way to encode with the current model, across all processes in the precision of training."""
-
-    def encode(tokens: Tokens, depths: Sequence[int] | None = None) -> Tensor:
-        with run.accelerator.autocast():
-            return encode_distributed(partial(run.trainable.encode_tokens, depths=depths), tokens, run.accelerator)
-
-    return encode
 
 
 def _save(run: Run, name: str) -> None:
@@ -301,9 +295,10 @@ def _finish(run: Run) -> Result:
     progress, folder = run.progress, run.folder
     check_equal_weights(run.trainable)
     _save(run, "final")
+    run.optimizer.state.clear()  # AdamW's moments would take the room that reading the best model may need
     if run.data.test is not None and progress.best_step not in (None, progress.step):
         load_saved_model(folder.path / "best", run.encoder, run.config.model)
-    test_score = run.evaluators.score_test(_encode(run))
+    test_score = run.evaluators.score_test(run.encode)
     result = Result(folder.path)
     if run.accelerator.is_main_process:
         record, best_metric = folder.record(), run.evaluators.best_metric
