@@ -237,7 +237,7 @@ def test_the_end_of_a_run_needs_no_second_model(
     def chosen_early(folder: Path) -> TrainConfig:
         """A run whose first evaluation is the best: its loss grows from there."""
         config = settings(model, rows, folder, eval_steps=2, learning_rate=0.1, warmup_steps=0, best_metric="loss")
-        config.lora = LoraConfig(enabled=lora, r=4, alpha=8)
+        config.lora = LoraConfig(enabled=True, r=4, alpha=8) if lora else LoraConfig()
         config.data.valid.name_or_path = config.data.test.name_or_path = str(pairs)
         return config
 
@@ -291,7 +291,7 @@ def test_a_metric_of_the_format_chooses_the_best_model(
 
     values = {line["step"]: line[f"valid/{metric}"] for line in metrics(tmp_path / "run") if "valid/loss" in line}
     assert list(values) == [2, 4, 6, 8, 10]
-    assert len(set(values.values())) > 2
+    assert len(set(values.values())) > 1
     assert result.best_score == best_of(values.values())
     assert result.best_step == next(step for step, value in values.items() if value == result.best_score)
     assert result.score == (-result.best_score if metric == "loss" else result.best_score)
