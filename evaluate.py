@@ -9,24 +9,20 @@ from angle.config import EvaluateConfig
 
 
 def main(config: EvaluateConfig) -> float | None:
-    """Evaluate, print the table and where the numbers are saved, and return the mean Spearman correlation."""
+    """Evaluate, print the table and where the numbers are saved, and return the mean score over all tasks."""
     require_model("evaluate.py")
     from angle.distributed.process_group import init_distributed
     from angle.evaluation.grid import evaluate_grid
-    from angle.evaluation.report import evaluate, table
+    from angle.evaluation.report import evaluate
 
     processes = init_distributed("evaluate.py")
-    if config.ese_grid:
-        grid = evaluate_grid(config, processes)
-        contract, found, saved = grid.contract, str(grid), f"{grid.folder}/grid.png, and the numbers in grid.json"
-        score = grid.mean_spearman
-    else:
-        evaluation = evaluate(config, processes)
-        contract, found, score = evaluation.contract, table(evaluation.results), evaluation.mean_spearman
-        saved = f"{evaluation.path}, with every pair's scores beside it"
+    evaluation = evaluate_grid(config, processes) if config.ese_grid else evaluate(config, processes)
     if processes.is_main_process:
-        print(f"{config.model.name_or_path}: {contract}\n\n{found}\n\nSaved   {saved}", flush=True)
-    return score
+        print(
+            f"{config.model.name_or_path}: {evaluation.contract}\n\n{evaluation}\n\nSaved   {evaluation.saved}",
+            flush=True,
+        )
+    return evaluation.score
 
 
 if __name__ == "__main__":

@@ -27,8 +27,8 @@ def main(config: TrainConfig) -> float | None:
     result = fit(config, overridden_settings())
     print_once(result.summary(sys.argv[1:]))
     if result.push_problem is not None:
-        raise HubError(result.push_problem, result.best_score)
-    return result.best_score
+        raise HubError(result.push_problem, result.score)
+    return result.score
 
 
 if __name__ == "__main__":

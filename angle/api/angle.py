@@ -23,7 +23,7 @@ from angle.config.build import build_config, load_config
 from angle.config.keys import unflatten
 from angle.distributed.process_group import best_device
 from angle.errors import ConfigError
-from angle.evaluation.sts import PairScores, load_sts, score_pairs
+from angle.evaluation.evaluators.sts import PairScores, load_sts, score_pairs
 from angle.modeling.backbone import position_limit
 from angle.modeling.contract import read_contract
 from angle.modeling.depths import base_model

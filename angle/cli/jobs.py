@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic
 
-from angle.cli.sweep import JobResult, output_dir_setting, select_overrides
+from angle.cli.sweep import JobResult, best_metric, output_dir_setting, select_overrides
 from angle.cli.user_errors import USER_ERRORS, exit_on_broken_pipe, print_error
 from angle.config import ConvertConfig, TrainConfig
 from angle.config.build import Config, build_config
@@ -43,6 +43,7 @@ class JobRunner(Generic[Config]):
             config = build_config(composed, self.schema)
             result.folder = _set_output_dir(config, created)
             result.score = self.task(config)
+            result.best_metric = best_metric(config)
             result.failed = False
             result.trained = isinstance(config, TrainConfig) and not config.train.dry_run
         except USER_ERRORS as error:
@@ -52,6 +53,7 @@ class JobRunner(Generic[Config]):
         except HubError as error:
             print_error(error)
             result.score = error.score  # the job is finished, only its push failed
+            result.best_metric = best_metric(config)
         except BrokenPipeError:
             exit_on_broken_pipe()
         except Exception:

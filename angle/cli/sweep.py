@@ -11,8 +11,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from angle.config import ConvertConfig, EvaluateConfig, TrainConfig
-from angle.config.build import Config, build_config
+from angle.config import CONFIG_FILE, ConvertConfig, EvaluateConfig, TrainConfig
+from angle.config.build import Config, build_config, load_config
 from angle.errors import ConfigError
 
 #: Maximum length of a job's folder name: file systems allow 255 bytes.
@@ -27,7 +27,9 @@ class JobResult:
     """The part of the command line in which the jobs differ."""
     folder: str
     score: float | None = None
-    """The score by which jobs are compared; None if nothing was measured."""
+    """The score by which jobs are compared, higher is better; None if nothing was measured."""
+    best_metric: str | None = None
+    """`train.best_metric`: what the score measures; None for the default."""
     failed: bool = True
     trained: bool = False
     """Whether a model was trained, which validation data would have given a score."""
@@ -108,16 +110,32 @@ def output_dir_setting(config: TrainConfig | EvaluateConfig | ConvertConfig) -> 
     return "output_dir", config.output_dir
 
 
+def best_metric(config: TrainConfig | EvaluateConfig | ConvertConfig) -> str | None:
+    """Return the name of what a job's score measures, None for the default; a resumed run has settings of its own."""
+    if not isinstance(config, TrainConfig):
+        return None
+    train = config.train
+    return (
+        train.best_metric if train.resume is None else load_config(Path(train.resume) / CONFIG_FILE).train.best_metric
+    )
+
+
 def comparison_table(jobs: Sequence[JobResult]) -> str:
-    """Return a table of the jobs' scores, followed by the folder of the best one."""
+    """Return a table of what was measured of each job, followed by the folder of the best one."""
+    from angle.evaluation.run_evaluators import metric_named
+
     width = max(len(job.overrides) for job in jobs)
     scored = [job for job in jobs if job.score is not None]
     best = max(scored, key=lambda job: job.score or 0.0, default=None)
-    lines = [f"{'Job':>3}  {'':{width}}  {'Score':>8}"]
+    labels = {metric_named(job.best_metric).label for job in scored or jobs}
+    header = labels.pop() if len(labels) == 1 else "score"
+    lines = [f"{'Job':>3}  {'':{width}}  {header:>8}"]
     for number, job in enumerate(jobs):
-        without_score = "failed" if job.failed else "–"
-        cell = f"{without_score:>8}" if job.score is None else f"{job.score:8.4f}{'  best' if job is best else ''}"
-        lines.append(f"{number:>3}  {job.overrides:{width}}  {cell}")
+        cell = "failed" if job.failed else "–"
+        if job.score is not None:
+            cell = f"{metric_named(job.best_metric).score(job.score):.4f}"
+        mark = "  best" if job is best else ""
+        lines.append(f"{number:>3}  {job.overrides:{width}}  {cell:>{max(8, len(header))}}{mark}")
     if best is not None:
         lines += ["", f"Best    {best.folder}"]
     elif all(job.trained for job in jobs):

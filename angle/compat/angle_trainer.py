@@ -49,7 +49,7 @@ def main() -> None:
             print_once(result.summary(overrides))
             shutdown_distributed()
             if result.push_problem is not None:
-                raise HubError(result.push_problem, result.best_score)
+                raise HubError(result.push_problem, result.score)
 
 
 @contextmanager

@@ -46,6 +46,9 @@ class TrainingConfig:
     """Steps between two lines of metrics."""
     eval_steps: int | None = None
     """Steps between two evaluations; null: after every epoch; 0: only at the end."""
+    best_metric: str | None = None
+    """Metric that chooses the best model, one of those measured on data.valid and data.valid_sts, such as loss,
+    triplet_accuracy (format B) or in_batch_accuracy (B, C); null: spearman if there are rows for it, else none."""
     save_steps: int | None = None
     """Steps between two checkpoints; null: a tenth of the run's steps; 0: no checkpoints."""
     save_total_limit: int = 2

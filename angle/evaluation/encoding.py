@@ -30,11 +30,12 @@ def encode_distributed(
     if processes is None or processes.num_processes == 1:
         return encode(tokens)
     shards = partition_by_length(tokens.lengths, processes.num_processes)
-    own = encode(tokens.take(shards[processes.process_index]))
-    embeddings = torch.empty(len(tokens), *own.shape[1:])
-    at_once = max(1, COPY_ELEMENTS // own[0].numel())  # texts per process that are gathered on the devices at a time
-    for first in range(0, len(own), at_once):
-        some = slice(first, first + at_once)
-        everyone = all_gather(own[some].to(processes.device), processes.num_processes)
-        embeddings[torch.from_numpy(shards[:, some].flatten())] = everyone.cpu()
+    local = encode(tokens.take(shards[processes.process_index]))
+    embeddings = torch.empty(len(tokens), *local.shape[1:])
+    # Texts of each process that are gathered on the devices at a time.
+    chunk_size = max(1, COPY_ELEMENTS // local[0].numel())
+    for first in range(0, len(local), chunk_size):
+        chunk = slice(first, first + chunk_size)
+        gathered = all_gather(local[chunk].to(processes.device), processes.num_processes)
+        embeddings[torch.from_numpy(shards[:, chunk].flatten())] = gathered.cpu()
     return embeddings

@@ -3,28 +3,26 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from torch import Tensor
 
 from angle.config import EvaluateConfig
-from angle.data.corpus import Corpus
 from angle.errors import ConfigError
-from angle.evaluation.metrics import Floats, cosines, spearman
-from angle.evaluation.report import GRID, open_tasks
+from angle.evaluation.evaluators.espresso_grid import EspressoGridEvaluator
+from angle.evaluation.metrics import Floats
+from angle.evaluation.tasks import GRID, open_tasks
 from angle.modeling.contract import EncoderContract
 
 if TYPE_CHECKING:
     from accelerate import PartialState
 
 #: Maximum number of depths, and smallest width, that are scored by default.
-MOST_DEPTHS, SMALLEST_WIDTH = 12, 8
-#: Lines of the frontier shown in a terminal.
-SHOWN = 10
+MAX_DEPTHS, MIN_WIDTH = 12, 8
+#: Maximum number of lines of the frontier in a terminal.
+MAX_LINES = 10
 
 
 @dataclass(frozen=True)
@@ -48,9 +46,14 @@ class Grid:
         return mean
 
     @property
-    def mean_spearman(self) -> float:
+    def score(self) -> float:
         """The mean at the largest depth and width."""
         return float(self.mean[-1, -1])
+
+    @property
+    def saved(self) -> str:
+        """What was written, in words."""
+        return f"{self.folder}/grid.png, and the numbers in grid.json"
 
     def pareto(self) -> list[tuple[int, int, float]]:
         """Return (depth, width, score) of each cell whose score no smaller cell matches or beats, best first."""
@@ -59,12 +62,12 @@ class Grid:
             for row, depth in enumerate(self.depths)
             for column, width in enumerate(self.widths)
         ]
-        kept = [
+        frontier = [
             cell
             for cell in cells
-            if not any(other is not cell and _at_most(other, cell) and other[2] >= cell[2] for other in cells)
+            if not any(other is not cell and _is_as_small(other, cell) and other[2] >= cell[2] for other in cells)
         ]
-        return sorted(kept, key=lambda cell: -cell[2])
+        return sorted(frontier, key=lambda cell: -cell[2])
 
     def __str__(self) -> str:
         """Return the table of scores, times 100, with the frontier below it."""
@@ -76,16 +79,16 @@ class Grid:
             lines.append(f"{depth:>10}  " + "  ".join(f"{100 * score:6.2f}" for score in row))
         lines += ["", "Nothing smaller is as good as", "", "  layers  dimensions  Spearman  encoding  storage"]
         frontier = self.pareto()
-        for depth, width, score in frontier[:SHOWN]:
-            shares = f"{depth / self.layers:>8.0%}  {width / self.dimensions:>7.0%}"
-            lines.append(f"{depth:>8}  {width:>10}  {100 * score:8.2f}  {shares}")
-        if len(frontier) > SHOWN:
-            lines.append(f"     and {len(frontier) - SHOWN} more")
+        for depth, width, score in frontier[:MAX_LINES]:
+            relative_cost = f"{depth / self.layers:>8.0%}  {width / self.dimensions:>7.0%}"
+            lines.append(f"{depth:>8}  {width:>10}  {100 * score:8.2f}  {relative_cost}")
+        if len(frontier) > MAX_LINES:
+            lines.append(f"     and {len(frontier) - MAX_LINES} more")
         return "\n".join(lines)
 
 
-def _at_most(one: tuple[int, int, float], other: tuple[int, int, float]) -> bool:
-    return one[0] <= other[0] and one[1] <= other[1]
+def _is_as_small(cell: tuple[int, int, float], other: tuple[int, int, float]) -> bool:
+    return cell[0] <= other[0] and cell[1] <= other[1]
 
 
 def evaluate_grid(config: EvaluateConfig, processes: PartialState | None = None) -> Grid:
@@ -99,56 +102,42 @@ def evaluate_grid(config: EvaluateConfig, processes: PartialState | None = None)
         ConfigError, DataError: a model or a task that cannot be loaded, or a place that cannot be written to.
 
     """
-    opened = open_tasks(config, processes)
-    encoder, folder = opened.encoder, opened.folder
+    tasks = open_tasks(config, processes)
+    encoder, folder = tasks.encoder, tasks.folder
     layers, dimensions = encoder.depths.layers, encoder.dimensions
-    depths = _chosen("ese_depths", config.ese_depths, layers, _some_depths(layers))
-    widths = _chosen("ese_widths", config.ese_widths, dimensions, _some_widths(dimensions))
-    scores = {
-        name: score_grid(embeddings, corpus, widths)
-        for name, corpus, embeddings in opened.encoded(config.batch_size, depths)
-    }
+    depths = _resolve_sizes("ese_depths", config.ese_depths, layers, _default_depths(layers))
+    widths = _resolve_sizes("ese_widths", config.ese_widths, dimensions, _default_widths(dimensions))
+    scores = {name: EspressoGridEvaluator(corpus, depths, widths).scores(encode) for name, corpus, encode in tasks}
     grid = Grid(depths, widths, layers, dimensions, scores, folder, encoder.contract)
-    if opened.is_main:
+    if tasks.is_main:
         folder.mkdir(parents=True, exist_ok=True)
         _write(grid, config.model.name_or_path)
         heat_map(grid, folder / "grid.png", config.model.name_or_path)
     return grid
 
 
-def score_grid(embeddings: Tensor, corpus: Corpus, widths: Sequence[int]) -> Floats:
-    """Return Spearman correlations (K, widths) for a format-A corpus, given the embeddings (N, K, D) of its texts."""
-    assert corpus.labels is not None
-    left, right = corpus.draw_text_ids(np.arange(len(corpus)), seed=0, epoch=0).T
-    scores = [
-        [spearman(cosines(of_depth[left, :width], of_depth[right, :width]), corpus.labels) for width in widths]
-        for of_depth in embeddings.unbind(1)
-    ]
-    return np.array(scores)
-
-
-def _chosen(setting: str, asked: list[int] | None, most: int, default: list[int]) -> tuple[int, ...]:
+def _resolve_sizes(setting: str, requested: list[int] | None, limit: int, default: list[int]) -> tuple[int, ...]:
     """Return the requested numbers, or the default, in ascending order.
 
     Raises:
         ConfigError: a number larger than the model has.
 
     """
-    numbers = sorted(set(default if asked is None else asked))
-    if numbers[-1] > most:
-        what = "layers" if setting == "ese_depths" else "dimensions"
-        raise ConfigError(f"{setting}={numbers} cannot work: the model has {most} {what}; choose from 1 to {most}.")
+    numbers = sorted(set(default if requested is None else requested))
+    if numbers[-1] > limit:
+        unit = "layers" if setting == "ese_depths" else "dimensions"
+        raise ConfigError(f"{setting}={numbers} cannot work: the model has {limit} {unit}; choose from 1 to {limit}.")
     return tuple(numbers)
 
 
-def _some_depths(layers: int) -> list[int]:
-    step = -(-layers // MOST_DEPTHS)
+def _default_depths(layers: int) -> list[int]:
+    step = -(-layers // MAX_DEPTHS)
     return list(range(layers, 0, -step))
 
 
-def _some_widths(dimensions: int) -> list[int]:
+def _default_widths(dimensions: int) -> list[int]:
     widths = [dimensions]
-    width = SMALLEST_WIDTH
+    width = MIN_WIDTH
     while width < dimensions:
         widths.append(width)
         width *= 2

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -17,14 +20,13 @@ def similarities(left: Tensor, right: Tensor) -> dict[str, Floats]:
 
     (P, D) and (P, D) -> four arrays (P,), computed in float64; a zero vector has cosine 0.
     """
-    found = {"cosine": cosines(left, right)}
     left, right = left.double(), right.double()
-    others = {
-        "dot": (left * right).sum(-1),
-        "manhattan": -(left - right).abs().sum(-1),
-        "euclidean": -torch.linalg.vector_norm(left - right, dim=-1),
+    return {
+        "cosine": cosines(left, right),
+        "dot": (left * right).sum(-1).numpy(),
+        "manhattan": -(left - right).abs().sum(-1).numpy(),
+        "euclidean": -torch.linalg.vector_norm(left - right, dim=-1).numpy(),
     }
-    return found | {name: value.numpy() for name, value in others.items()}
 
 
 def cosines(left: Tensor, right: Tensor) -> Floats:
@@ -43,11 +45,11 @@ def pearson(scores: npt.ArrayLike, labels: npt.ArrayLike) -> float:
     return _correlation(stats.pearsonr, scores, labels)
 
 
-def _correlation(function: object, scores: npt.ArrayLike, labels: npt.ArrayLike) -> float:
+def _correlation(function: Callable[..., Any], scores: npt.ArrayLike, labels: npt.ArrayLike) -> float:
     x, y = np.asarray(scores, np.float64), np.asarray(labels, np.float64)
     if len(x) < 2 or any(not np.isfinite(side).all() or np.ptp(side) == 0 for side in (x, y)):
         return 0.0
-    return float(function(x, y).statistic)  # type: ignore[operator]
+    return float(function(x, y).statistic)
 
 
 def best_accuracy(scores: npt.ArrayLike, positive: npt.ArrayLike) -> tuple[float, float]:
@@ -58,10 +60,10 @@ def best_accuracy(scores: npt.ArrayLike, positive: npt.ArrayLike) -> tuple[float
     x, y = np.asarray(scores, np.float64), np.asarray(positive, bool)
     order = np.argsort(x, kind="stable")
     x, y = x[order], y[order]
-    # Cutting before sorted position k calls x[:k] negative and x[k:] positive.
-    right = np.concatenate([[0], np.cumsum(~y)]) + (y.sum() - np.concatenate([[0], np.cumsum(y)]))
+    # A cut before sorted position k calls x[:k] negative and x[k:] positive.
+    correct = np.concatenate([[0], np.cumsum(~y)]) + (y.sum() - np.concatenate([[0], np.cumsum(y)]))
     allowed = np.concatenate([[True], x[1:] > x[:-1], [True]])
-    cut = int(np.argmax(np.where(allowed, right, -1)))
+    cut = int(np.argmax(np.where(allowed, correct, -1)))
     bounds = np.concatenate([[-np.inf], x, [np.inf]])
     threshold = bounds[cut : cut + 2].mean()
-    return float(right[cut] / len(x)), float(threshold)
+    return float(correct[cut] / len(x)), float(threshold)

@@ -16,6 +16,8 @@ from typing import Any
 
 from angle.config import HUB_NAME, SourceConfig, TrainConfig
 from angle.data.sources import SAMPLE
+from angle.evaluation.evaluator import Metric
+from angle.evaluation.run_evaluators import TEST_METRIC, metric_named, validation_role
 from angle.modeling.contract import EncoderContract
 from angle.modeling.locations import TINY, split_gguf
 from angle.modeling.tokenizer import template_fields
@@ -69,9 +71,9 @@ def model_card(model: PushedModel, config: TrainConfig | None = None, record: di
 
 
 def _run_sections(config: TrainConfig, record: dict[str, Any]) -> list[str]:
-    scores = _scores(config, record)
+    tables = [_table(("measured on", label), rows) for label, rows in _scores(config, record).items()]
     return [
-        f"## Scores\n\n{_table(('measured on', 'Spearman'), scores)}" if scores else "",
+        "\n\n".join(["## Scores", *tables]) if tables else "",
         f"## Training\n\n{_table(('', ''), _training(config, record))}",
         _command(record["command"]),
         f"Versions: {', '.join(f'{name} {number}' for name, number in record['versions'].items())}.",
@@ -91,12 +93,12 @@ def _metadata(model: PushedModel, config: TrainConfig | None, record: dict[str, 
     if model.sentence_transformers is SentenceTransformersSupport.AS_IS:
         library = "sentence-transformers"
         tags.insert(0, library)
-    scores: list[tuple[SourceConfig, str, float | None]] = []
+    scores: list[tuple[SourceConfig, str, Metric, float | None]] = []
     trained_on: list[str] = []
     if config is not None and record is not None:
         scores = [
-            (config.data.test, "test", record["result"]["test_after"]),
-            (_validated_on(config), "validation", record["result"]["best_score"]),
+            (config.data.test, "test", TEST_METRIC, record["result"]["test_after"]),
+            (_validated_on(config), "validation", _best_metric(config), record["result"]["best_score"]),
         ]
         trained_on = [name for name in config.data.train.names() if _may_be_on_the_hub(name)]
     base = split_gguf(model.base)[0]
@@ -115,12 +117,12 @@ def _metadata(model: PushedModel, config: TrainConfig | None, record: dict[str, 
                 dataset_name=_name_of(source, split),
                 dataset_config=source.subset,
                 dataset_split=source.split or split,
-                metric_type="spearman_cosine",
-                metric_name="Spearman correlation of cosine similarities",
+                metric_type=metric.hub_type,
+                metric_name=metric.description,
                 metric_value=round(score, 6),
             )
-            for source, split, score in scores
-            if score is not None
+            for source, split, metric, score in scores
+            if score is not None and metric.hub_type is not None
         ]
         or None,
     )
@@ -174,15 +176,24 @@ def _use(model: PushedModel) -> str:
     return f"{code}\n\nIt loads in angle-hydra only: sentence-transformers has no way to say how its texts are read."
 
 
-def _scores(config: TrainConfig, record: dict[str, Any]) -> list[tuple[str, str]]:
-    result, tested = record["result"], _name_of(config.data.test, "test")
-    rows = {
-        f"{_name_of(_validated_on(config), 'validation')}, step {result['best_step']}": result["best_score"],
-        tested: result["test_after"],
-        f"{tested}, before training": result["test_before"],
-        f"{tested}, of shared words alone": result["test_word_overlap"],
-    }
-    return [(name, f"{score:.4f}") for name, score in rows.items() if score is not None]
+def _scores(config: TrainConfig, record: dict[str, Any]) -> dict[str, list[tuple[str, str]]]:
+    """Return rows (what was measured on, value) by the label of what was measured."""
+    result, test = record["result"], _name_of(config.data.test, "test")
+    validation, best = (
+        f"{_name_of(_validated_on(config), 'validation')}, step {result['best_step']}",
+        _best_metric(config),
+    )
+    rows = [
+        (best, validation, result["best_score"]),
+        (TEST_METRIC, test, result["test_after"]),
+        (TEST_METRIC, f"{test}, before training", result["test_before"]),
+        (TEST_METRIC, f"{test}, of shared words alone", result["test_word_overlap"]),
+    ]
+    tables: dict[str, list[tuple[str, str]]] = {}
+    for metric, name, score in rows:
+        if score is not None:
+            tables.setdefault(metric.label, []).append((name, f"{score:.4f}"))
+    return tables
 
 
 def _training(config: TrainConfig, record: dict[str, Any]) -> list[tuple[str, str]]:
@@ -230,8 +241,14 @@ def _without_folders(argument: str) -> str:
     return PATH_LIKE.sub(strip, argument)
 
 
+def _best_metric(config: TrainConfig) -> Metric:
+    return metric_named(config.train.best_metric)
+
+
 def _validated_on(config: TrainConfig) -> SourceConfig:
-    return config.data.valid_sts if config.data.valid_sts.names() else config.data.valid
+    """Return the rows on which the best model was chosen."""
+    on_sts = validation_role(config.train.best_metric) == "valid_sts" and config.data.valid_sts.names()
+    return config.data.valid_sts if on_sts else config.data.valid
 
 
 def _name_of(source: SourceConfig, split: str) -> str:

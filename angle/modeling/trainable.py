@@ -36,9 +36,9 @@ class TrainableEncoder(nn.Module):
         width = encoder.backbone.config.hidden_size if alignment == "tokens" else encoder.dimensions
         self.projection = None if projection_dim is None else nn.Linear(width, projection_dim).to(encoder.device)
 
-    def encode_tokens(self, tokens: Tokens) -> Tensor:
+    def encode_tokens(self, tokens: Tokens, depths: Sequence[int] | None = None) -> Tensor:
         """Return what the encoder's method does. Calling it through this module gathers sharded weights."""
-        return self.encoder.encode_tokens(tokens)
+        return self.encoder.encode_tokens(tokens, depths=depths)
 
     def forward(self, ids: Tensor, lengths: Lengths) -> tuple[Tensor, Tensor | None]:
         """Return the embeddings, as `Encoder.forward`, and the states to align: (N, D), (T, D) for tokens, or None."""

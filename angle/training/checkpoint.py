@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import random
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from angle.config import ModelConfig
+from angle.modeling.adapters import TRAINED
+from angle.modeling.backbone import load_backbone
+from angle.modeling.encoder import Encoder
+from angle.modeling.token_embeddings import PartlyTrainedEmbedding
 from angle.training.sharding import gather_full, shard_like
 
 if TYPE_CHECKING:
@@ -30,10 +35,10 @@ class Progress:
     """Optimiser steps done."""
     texts: int = 0
     """Texts trained on, over all processes."""
-    best_score: float = -float("inf")
-    """Highest Spearman correlation of an evaluation so far."""
+    best_score: float | None = None
+    """Best value so far of the metric that chooses the best model; None before the first."""
     best_step: int | None = None
-    """The step of that evaluation."""
+    """The step at which it was reached."""
     seconds: float = 0.0
     """Time spent training, including before each resume."""
 
@@ -79,11 +84,8 @@ def save_state(folder: Path, state: State, accelerator: Accelerator, progress: P
 def load_state(folder: Path, model: nn.Module, optimizer: AcceleratedOptimizer, accelerator: Accelerator) -> Progress:
     """Restore what `save_state` wrote, and return the progress."""
     weights = load_file(folder / "model.safetensors")
-    trainable = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-    assert weights.keys() == trainable.keys()
-    with torch.no_grad():
-        for name, parameter in trainable.items():
-            parameter.copy_(shard_like(weights[name], parameter))
+    assert weights.keys() == {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    _load_trainable(model, weights)
     saved = torch.load(folder / "optimizer.pt", weights_only=True, map_location="cpu")
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     for number, moments in saved["optimizer"]["state"].items():
@@ -95,6 +97,41 @@ def load_state(folder: Path, model: nn.Module, optimizer: AcceleratedOptimizer, 
         accelerator.scaler.load_state_dict(saved["scaler"])
     restore_random_state(load_file(folder / f"random-{accelerator.process_index}.safetensors"))
     return Progress(**json.loads((folder / "progress.json").read_text(encoding="utf-8")))
+
+
+def load_saved_model(folder: Path, encoder: Encoder, config: ModelConfig) -> None:
+    """Replace the trained weights of an encoder by those of a model that the same run saved. All processes call this.
+
+    The saved weights are read on the CPU; on a GPU nothing is allocated but one weight at a time.
+
+    Args:
+        folder: the saved model.
+        encoder: trained in full, in part, or by its adapters; perhaps sharded.
+        config: how the run loads its model.
+
+    """
+    backbone = encoder.backbone
+    if encoder.has_adapters:
+        from peft.utils import load_peft_weights
+
+        saved = load_peft_weights(str(folder), device="cpu")
+        names = [name for name, parameter in backbone.named_parameters() if parameter.requires_grad]
+        saved = {name: saved[name.replace(f".{TRAINED}", "")] for name in names}  # a file has just one adapter
+    else:
+        # By transformers, because the names in its files are not always those of the model's weights.
+        saved = load_backbone(replace(config, revision=None), str(folder)).state_dict()
+    for name, module in backbone.named_modules():
+        if isinstance(module, PartlyTrainedEmbedding):
+            saved[f"{name}.trained"] = saved[f"{name}.weight"][(module.trained_row >= 0).cpu()]
+    _load_trainable(backbone, saved)
+
+
+def _load_trainable(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Copy full weights, which every process has, into the trainable parameters of those names."""
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad:
+                parameter.copy_(shard_like(weights[name], parameter))
 
 
 def random_state() -> dict[str, Tensor]:

@@ -1,38 +1,42 @@
-"""The training loop: set up, resume, step, finish. Read it from top to bottom."""
+"""The training loop, to be read from top to bottom: set up, build, resume, loop, finish."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import torch
 from torch import Tensor
 
 from angle.config import CONFIG_FILE, TrainConfig
 from angle.config.resume import resume_config
-from angle.data.batching import BatchSpec, collate
-from angle.data.corpus import Corpus
 from angle.data.prefetch import prefetch
 from angle.distributed.environment import launch_command, script_command, world_size
 from angle.errors import ConfigError, DataError
 from angle.evaluation.encoding import encode_distributed
-from angle.evaluation.sts import pair_scores, word_overlap
+from angle.evaluation.evaluators.sts import word_overlap
+from angle.evaluation.run_evaluators import TEST_METRIC, RunEvaluators
 from angle.files import relative_to_here
 from angle.kernels.allocator import keep_freed_memory
 from angle.modeling.encoder import Encoder
 from angle.modeling.trainable import TrainableEncoder
-from angle.objective.combined import CombinedLoss
 from angle.structures import Batch, Tokens
 from angle.tracking.sink import RunInfo
 from angle.tracking.tracker import Tracker, apply_environment, check_sinks, open_tracker
 from angle.training import setup
-from angle.training.checkpoint import Progress, collect_state, load_state, save_state, seed_everything
+from angle.training.checkpoint import (
+    Progress,
+    collect_state,
+    load_saved_model,
+    load_state,
+    save_state,
+    seed_everything,
+)
 from angle.training.clipping import clip_gradients
 from angle.training.describe import banner, describe_environment
 from angle.training.distributed import check_equal_weights
@@ -61,8 +65,7 @@ class Run:
     trainable: TrainableEncoder
     step: Step
     optimizer: Any
-    valid_loss: CombinedLoss | None
-    """The loss of the last layer, for the format of data.valid."""
+    evaluators: RunEvaluators
     total_steps: int
     progress: Progress = field(default_factory=Progress)
 
@@ -70,6 +73,11 @@ class Run:
     def encoder(self) -> Encoder:
         """The encoder that is trained."""
         return self.trainable.encoder
+
+    def encode(self, tokens: Tokens, depths: Sequence[int] | None = None) -> Tensor:
+        """Return embeddings for an evaluator, computed across all processes in the precision of training."""
+        with self.accelerator.autocast():
+            return encode_distributed(partial(self.trainable.encode_tokens, depths=depths), tokens, self.accelerator)
 
 
 def fit(config: TrainConfig, named: Collection[str] = ()) -> Result:
@@ -100,8 +108,8 @@ def fit(config: TrainConfig, named: Collection[str] = ()) -> Result:
     if requested.hub.push or requested.train.resume is None:
         config = replace(config, hub=requested.hub)  # as a whole: saved settings must not make a private model public
     if state is RunState.FINISHED:
-        found = Result(folder.path, finished_before=True, **folder.record()["result"])
-        return publish_finished(folder, config.hub, found)
+        result = Result(folder.path, finished_before=True, **folder.record()["result"])
+        return publish_finished(folder, config.hub, result)
     config = replace(
         config,
         train=replace(config.train, output_dir=str(folder.path)),
@@ -134,11 +142,11 @@ def fit(config: TrainConfig, named: Collection[str] = ()) -> Result:
 
 
 def _folder(config: TrainConfig) -> RunFolder:
-    """Return the run's folder: the one to resume in, the given one, or a new one."""
-    given = config.train.resume or config.train.output_dir
-    if given is None and world_size() > 1:
+    """Return the run's folder: the one to resume in, the requested one, or a new one."""
+    path = config.train.resume or config.train.output_dir
+    if path is None and world_size() > 1:
         raise ConfigError("train.output_dir is missing: several processes cannot each make up a folder of their own.")
-    return RunFolder(Path(given or time.strftime("runs/%Y-%m-%d/%H-%M-%S")))
+    return RunFolder(Path(path or time.strftime("runs/%Y-%m-%d/%H-%M-%S")))
 
 
 def _prepare(
@@ -181,7 +189,7 @@ def _prepare(
         trainable=built.trainable,
         step=Step(model, built.objective, built.teacher, accelerator, config.train.tokens_at_once),
         optimizer=optimizer,
-        valid_loss=built.valid_loss,
+        evaluators=built.evaluators,
         total_steps=built.total_steps,
     )
 
@@ -199,13 +207,14 @@ def _resume(run: Run) -> None:
         run.folder.forget_after(run.progress.step)
     if run.data.test is None or run.progress.step:
         return
-    score = _spearman(run, run.trainable, run.data.test)
+    score = run.evaluators.score_test(run.encode)
     if accelerator.is_main_process:
         overlap = word_overlap(run.data.test, set(run.encoder.tokenizer.tokenizer.all_special_ids))
         run.folder.update(test_before=score, test_word_overlap=overlap)
 
 
 def _train(run: Run, steps: Iterator[list[Batch]]) -> None:
+    """Take the optimiser steps that are left; report, evaluate and save at their intervals."""
     config, progress, tracker = run.config.train, run.progress, run.tracker
     assert config.learning_rate is not None  # `setup.build` sets it
     peak_lr, warmup = config.learning_rate, warmup_steps(config.warmup_steps, run.total_steps)
@@ -228,11 +237,11 @@ def _train(run: Run, steps: Iterator[list[Batch]]) -> None:
         tracker.advance()
 
         at_end = progress.step == run.total_steps
-        evaluate = at_end or _due(progress.step, config.eval_steps, per_epoch)
-        save = bool(save_every) and (at_end or progress.step % save_every == 0)
-        say = evaluate or progress.step % config.logging_steps == 0
-        if say or save:  # record all that precedes a checkpoint, so that a resumed run records the same
-            meter.report(lr, grad_norm, show=say)
+        evaluate = at_end or _is_due(progress.step, per_epoch if config.eval_steps is None else config.eval_steps)
+        save = save_every > 0 and (at_end or _is_due(progress.step, save_every))
+        log = evaluate or _is_due(progress.step, config.logging_steps)
+        if log or save:  # record all that precedes a checkpoint, so that a resumed run records the same
+            meter.report(lr, grad_norm, show=log)
         if evaluate:
             _evaluate(run)
         if save:
@@ -242,60 +251,24 @@ def _train(run: Run, steps: Iterator[list[Batch]]) -> None:
     tracker.stop_progress()
 
 
-def _due(step: int, every: int | None, per_epoch: int | None) -> bool:
-    """Return whether something is due after a step, given its interval: None for once per epoch, 0 for never."""
-    interval = per_epoch if every is None else every
+def _is_due(step: int, interval: int | None) -> bool:
+    """Return whether something is due after a step; with an interval of None or 0 it never is."""
     return interval is not None and interval > 0 and step % interval == 0
 
 
 def _evaluate(run: Run) -> None:
     """Evaluate on the validation sets, across all processes; save the model if it is the best so far."""
-    numbers: dict[str, float] = {}
-    if run.data.valid is not None and run.valid_loss is not None:
-        losses = _valid_loss(run, run.data.valid, run.valid_loss)
-        numbers |= {f"valid/{name}": value for name, value in losses.items()}
-    if run.data.valid_sts is not None:
-        score = _spearman(run, run.trainable, run.data.valid_sts)
-        numbers["valid/spearman"] = score
-        if score > run.progress.best_score:
-            run.progress.best_score, run.progress.best_step = score, run.progress.step
-            _save(run, "best")
-    if numbers and run.accelerator.is_main_process:
-        run.tracker.log_metrics(run.progress.step, numbers)
-        shown = ", ".join(f"{name.removeprefix('valid/')} {value:.4f}" for name, value in numbers.items())
-        best = " (best so far)" if run.progress.best_step == run.progress.step else ""
-        run.tracker.info(f"step {run.progress.step}  validation: {shown}{best}")
+    progress, best_metric = run.progress, run.evaluators.best_metric
+    values = run.evaluators.validate(run.encode)
+    if best_metric is not None and best_metric.is_better(values[best_metric.name], progress.best_score):
+        progress.best_score, progress.best_step = values[best_metric.name], progress.step
+        _save(run, "best")
+    if values and run.accelerator.is_main_process:
+        run.tracker.log_metrics(progress.step, {f"valid/{name}": value for name, value in values.items()})
+        summary = ", ".join(f"{name} {value:.4f}" for name, value in values.items())
+        best = " (best so far)" if progress.best_step == progress.step else ""
+        run.tracker.info(f"step {progress.step}  validation: {summary}{best}")
     run.accelerator.wait_for_everyone()
-
-
-def _spearman(run: Run, encoder: Encoder | TrainableEncoder, corpus: Corpus) -> float:
-    """Return the Spearman correlation on a corpus."""
-    return pair_scores(_encode(run, encoder, corpus.tokens), corpus).spearman
-
-
-def _encode(run: Run, encoder: Encoder | TrainableEncoder, tokens: Tokens) -> Tensor:
-    """Return the embeddings of texts, computed across all processes in the precision of training."""
-    with run.accelerator.autocast():
-        return encode_distributed(encoder.encode_tokens, tokens, run.accelerator)
-
-
-@torch.no_grad()
-def _valid_loss(run: Run, corpus: Corpus, loss_of: CombinedLoss) -> dict[str, float]:
-    """Return the mean loss and terms over a corpus, in equal batches no larger than those of training.
-
-    The loss grows with the number of rows compared, so a small last batch would count for less than its rows.
-    """
-    rows = run.config.train.batch_size * run.accelerator.num_processes
-    batch_spec = BatchSpec(rows, duplicates=run.config.data.duplicates, shuffle=False)
-    parts = np.array_split(np.arange(len(corpus)), -(-len(corpus) // rows))
-    sums: dict[str, float] = {}
-    device = run.accelerator.device
-    for part in parts:
-        batch = collate(corpus, part, 0, batch_spec)
-        loss = loss_of(_encode(run, run.trainable, batch.tokens).to(device), batch.structure.to(device))
-        for name, value in ({"loss": loss.total} | {f"loss/{n}": v for n, v in loss.terms.items()}).items():
-            sums[name] = sums.get(name, 0.0) + float(value) / len(parts)
-    return sums
 
 
 def _save(run: Run, name: str) -> None:
@@ -318,29 +291,31 @@ def _checkpoint(run: Run) -> None:
 
 
 def _finish(run: Run) -> Result:
-    """Save the final model, evaluate the best one, or else the final one, on the test set, and close the record."""
+    """Save the final model, then measure the best one, or else the final one, on the test set, and close the record.
+
+    The best model is loaded into the one that was trained: a card that just fits the run has no room for another.
+    """
     progress, folder = run.progress, run.folder
     check_equal_weights(run.trainable)
-    result, test_after = Result(folder.path), None
-    if run.data.test is not None:
-        encoder: Encoder | TrainableEncoder = run.trainable
-        if progress.best_step not in (None, progress.step):
-            best = replace(run.config.model, name_or_path=str(folder.path / "best"), adapter=None)
-            encoder = Encoder.load(best, run.config.pooling, merge=False).to(run.accelerator.device)
-        test_after = _spearman(run, encoder, run.data.test)
     _save(run, "final")
+    run.optimizer.state.clear()  # AdamW's moments would take the room that reading the best model may need
+    if run.data.test is not None and progress.best_step not in (None, progress.step):
+        load_saved_model(folder.path / "best", run.encoder, run.config.model)
+    test_score = run.evaluators.score_test(run.encode)
+    result = Result(folder.path)
     if run.accelerator.is_main_process:
-        record = folder.record()
-        outcome: dict[str, Any] = {
-            "best_score": None if progress.best_step is None else progress.best_score,
+        record, best_metric = folder.record(), run.evaluators.best_metric
+        scores: dict[str, Any] = {
+            "best_metric": None if best_metric is None else best_metric.name,
+            "best_score": progress.best_score,
             "best_step": progress.best_step,
             "test_before": record.get("test_before"),
-            "test_after": test_after,
+            "test_after": test_score,
             "test_word_overlap": record.get("test_word_overlap"),
         }
-        if test_after is not None:
-            run.tracker.log_metrics(progress.step, {"test/spearman": test_after})
-        folder.update(finished=True, result=outcome, seconds=round(progress.seconds, 1), texts=progress.texts)
-        result = Result(folder.path, **outcome)
+        if test_score is not None:
+            run.tracker.log_metrics(progress.step, {f"test/{TEST_METRIC.name}": test_score})
+        folder.update(finished=True, result=scores, seconds=round(progress.seconds, 1), texts=progress.texts)
+        result = Result(folder.path, **scores)
     run.accelerator.wait_for_everyone()
     return result

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from angle.config.overrides import hydra_override, hydra_overrides
 from angle.distributed.environment import script_command
+from angle.evaluation.run_evaluators import DEFAULT_METRIC, TEST_METRIC, metric_named
 from angle.files import relative_to_here
 from angle.training.run_folder import RunFolder
 
@@ -27,16 +28,18 @@ class Result:
     folder: Path
     finished_before: bool = False
     """The run was already finished; nothing was done."""
+    best_metric: str | None = DEFAULT_METRIC.name
+    """Name of the metric that chose the best model; None without validation rows for one."""
     best_score: float | None = None
-    """Highest Spearman correlation on data.valid_sts; None without such data."""
+    """Its best value; None without one."""
     best_step: int | None = None
     """The step at which it was reached."""
     test_before: float | None = None
-    """Spearman correlation on data.test before training."""
+    """`TEST_METRIC` on data.test before training."""
     test_after: float | None = None
     """The same after training, for the best model if there is one, otherwise for the final one."""
     test_word_overlap: float | None = None
-    """The same for a score that only counts shared words."""
+    """The same of a baseline that only counts shared words."""
     pushed: str | None = None
     """Where the model is on the hub."""
     pushed_before: bool = False
@@ -44,36 +47,42 @@ class Result:
     push_problem: str | None = None
     """Why the push failed, and how to retry."""
 
+    @property
+    def score(self) -> float | None:
+        """The best score as a sweep compares it: higher is better, so a loss is negated; None without one."""
+        return None if self.best_score is None else metric_named(self.best_metric).score(self.best_score)
+
     def summary(self, words: Sequence[str] = ()) -> str:
         """Return what a user wants to know after a run: the score, where the model is, what to type next.
 
         Args:
-            words: the command line, for suggesting a sweep of the same run; after a sweep, the next steps concern only
-                its best job.
+            words: the command line, for suggesting a sweep of the same run; that of a sweep gets no next steps, which
+                concern only its best job.
 
         """
         run = relative_to_here(self.folder)
         lines = [f"{run} holds this run already, finished."] if self.finished_before else []
         if self.test_before is not None and self.test_after is not None:
             lines += [
-                f"Test    Spearman {self.test_before:.4f} before training, {self.test_after:.4f} after "
+                f"Test    {TEST_METRIC.label} {self.test_before:.4f} before training, {self.test_after:.4f} after "
                 f"(shared words alone: {self.test_word_overlap:.4f})"
             ]
         if self.best_score is not None:
-            lines += [f"Best    Spearman {self.best_score:.4f} on validation, at step {self.best_step}"]
+            label = metric_named(self.best_metric).label
+            lines += [f"Best    {label} {self.best_score:.4f} on validation, at step {self.best_step}"]
         lines += [f"Saved   {run}/{'best' if self.best_step is not None else 'final'}"]
         if self.pushed is not None:
             lines += [f"Pushed  {self.pushed}{' (by this run before)' if self.pushed_before else ''}"]
         if not SWEEP_FLAGS.isdisjoint(words):
             return "\n".join(lines)
         model = shlex.quote(hydra_override("model.name_or_path", run))
-        following = [
+        next_steps = [
             f"python {script_command('evaluate.py')} {model}{'' if self.test_after else ' tasks=[stsb]'}",
             f"python {script_command('convert.py')} {model}",
         ]
         if self.best_score is not None:  # the sweep would compare its jobs by it
-            following += [self._sweep(words)]
-        return "\n".join([*lines, "", "Next    " + "\n        ".join(following)])
+            next_steps += [self._sweep(words)]
+        return "\n".join([*lines, "", "Next    " + "\n        ".join(next_steps)])
 
     def _sweep(self, words: Sequence[str]) -> str:
         """Return the command line of a hyperparameter sweep around this run."""
@@ -82,6 +91,6 @@ class Result:
             words = hydra_overrides(folder.requested())
         swept = SWEPT_OF_FORMAT_C if folder.resolved().data_format.name == "C" else SWEPT
         last = {word.lstrip("+~").partition("=")[0]: word for word in words if not word.startswith(UNSWEPT)}
-        again = [shlex.quote(word) for name, word in last.items() if name not in swept]
-        words = [f"{name}={values}" for name, values in swept.items()]
-        return " ".join([f"python {script_command('train.py')} -m", *again, *words])
+        unswept = [shlex.quote(word) for name, word in last.items() if name not in swept]
+        sweep = [f"{name}={values}" for name, values in swept.items()]
+        return " ".join([f"python {script_command('train.py')} -m", *unswept, *sweep])

@@ -16,7 +16,9 @@ from angle.data.sources import SAMPLE
 from angle.distributed.environment import launch_command
 from angle.distributed.process_group import TIMEOUT, all_reduce_min, check_world_size, has_gpu
 from angle.errors import ConfigError, DataError
-from angle.evaluation.sts import load_sts
+from angle.evaluation.evaluator import RunContext
+from angle.evaluation.evaluators.sts import check_labels_vary, load_sts
+from angle.evaluation.run_evaluators import RunEvaluators
 from angle.modeling.bidirectional import check_directions
 from angle.modeling.compiling import compile_layers
 from angle.modeling.encoder import Encoder
@@ -49,8 +51,13 @@ class Data:
     @property
     def fingerprints(self) -> dict[str, str | None]:
         """Hashes of the data trained and evaluated on."""
-        sets = {"train": self.train, "valid": self.valid, "valid_sts": self.valid_sts, "test": self.test}
+        sets = {"train": self.train, **self.evaluated}
         return {name: rows.fingerprint for name, rows in sets.items() if rows is not None}
+
+    @property
+    def evaluated(self) -> dict[str, Corpus | None]:
+        """The corpora that are evaluated on, by role."""
+        return {"valid": self.valid, "valid_sts": self.valid_sts, "test": self.test}
 
 
 def start_accelerator(config: TrainConfig) -> Accelerator:
@@ -98,8 +105,7 @@ class Built:
     teacher: Teacher | None
     data: Data
     objective: Objective
-    valid_loss: CombinedLoss | None
-    """The loss of the last layer, for the format of data.valid."""
+    evaluators: RunEvaluators
 
     @property
     def encoder(self) -> Encoder:
@@ -147,9 +153,8 @@ def build(config: TrainConfig, accelerator: Accelerator) -> Built:
     loss = CombinedLoss(config.loss, data.train.format, width, duplicates, query_shards(accelerator))
     espresso = EspressoLoss(loss, config.ese, encoder.depths.layers, width) if config.ese.enabled else None
     objective = Objective(espresso or loss, config.teacher)
-    valid_loss = None
-    if data.valid is not None:
-        valid_loss = CombinedLoss(config.loss, data.valid.format, width, duplicates)
+    context = RunContext(batch_spec.global_batch_size, duplicates, config.loss, width, accelerator.device)
+    evaluators = RunEvaluators.build(data.evaluated, train.best_metric, context)
     teacher = load_teacher(config, encoder, accelerator)
     if teacher is not None and config.teacher.cache:
         assert isinstance(data.train, InMemoryTrainingData)
@@ -169,7 +174,7 @@ def build(config: TrainConfig, accelerator: Accelerator) -> Built:
         budget = find_token_budget(step, data.train.format, train.batch_size, longest)
         budget = all_reduce_min(budget, accelerator.num_processes)
         config = replace(config, train=replace(config.train, token_budget=str(budget)))
-    return Built(config, trainable, teacher, data, objective, valid_loss)
+    return Built(config, trainable, teacher, data, objective, evaluators)
 
 
 def make_optimizer(model: torch.nn.Module, config: TrainConfig) -> torch.optim.AdamW:
@@ -223,6 +228,8 @@ def load_data(config: TrainConfig, encoder: Encoder, batch_spec: BatchSpec) -> D
         valid_sts: Corpus | None = load_sts(data.valid_sts, "valid_sts", encoder.tokenizer)
     else:
         valid_sts = valid if valid is not None and valid.format.name == "A" else None
+        if valid_sts is not None:
+            check_labels_vary(valid_sts, data.valid, "valid")
     test = load_sts(data.test, "test", encoder.tokenizer) if data.test.names() else None
     loaded = Data(train, valid, valid_sts, test)
     for role, corpus in (("valid", valid), ("valid_sts", valid_sts), ("test", test)):

@@ -42,8 +42,8 @@ def settings(folder: str, pairs: Path, **further: object) -> EvaluateConfig:
 def make_grid(scores: list[list[float]]) -> Grid:
     rows, columns = np.shape(scores)
     depths, widths = tuple(range(1, rows + 1)), tuple(8 * 2**n for n in range(columns))
-    found = {"task": np.array(scores)}
-    return Grid(depths, widths, rows, widths[-1], found, Path("x"), EncoderContract("avg", 64))
+    by_task = {"task": np.array(scores)}
+    return Grid(depths, widths, rows, widths[-1], by_task, Path("x"), EncoderContract("avg", 64))
 
 
 @pytest.mark.parametrize("name", ["bert", "gemma3_text"])
@@ -61,7 +61,7 @@ def test_a_cell_is_the_score_of_the_model_that_is_cut_to_it(
             assert left.shape[1] == width
             score = spearman(torch.cosine_similarity(left.double(), right.double()), [pair["label"] for pair in rows])
             assert grid.mean[row, column] == pytest.approx(score, abs=1e-3)
-    assert grid.mean_spearman == grid.mean[2, 2]
+    assert grid.score == grid.mean[2, 2]
 
 
 def test_what_is_written(folder_of: Callable[[str], str], pairs: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import write_jsonl
 from safetensors.torch import load_file
 
 from angle import ConfigError, DataError, Encoder, ModelConfig, TrainConfig, TrainingError, build_config, fit
@@ -223,7 +224,102 @@ def test_best_model_is_kept_even_when_every_score_is_negative(
     assert result.best_score == max(scores.values())
     assert scores[result.best_step or 0] == result.best_score
     # The test set is the validation set here, so the model in best/ must score what chose it.
-    assert result.test_after == pytest.approx(result.best_score, abs=1e-6)
+    assert result.best_step != 10
+    assert result.test_after == result.best_score
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_the_end_of_a_run_needs_no_second_model(
+    model: Path, rows: Path, pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lora: bool
+) -> None:
+    """And what is trained is saved before the best model is measured: killed then, the run resumes to the same end."""
+
+    def chosen_early(folder: Path) -> TrainConfig:
+        """A run whose first evaluation is the best: its loss grows from there."""
+        config = settings(model, rows, folder, eval_steps=2, learning_rate=0.1, warmup_steps=0, best_metric="loss")
+        config.lora = LoraConfig(enabled=True, r=4, alpha=8) if lora else LoraConfig()
+        config.data.valid.name_or_path = config.data.test.name_or_path = str(pairs)
+        return config
+
+    load, loaded = Encoder.load, []
+
+    def load_and_count(*args: Any, **kwargs: Any) -> Encoder:
+        loaded.append(args)
+        return load(*args, **kwargs)
+
+    monkeypatch.setattr(Encoder, "load", load_and_count)
+    result = fit(chosen_early(tmp_path / "straight"))
+    assert len(loaded) == 1
+    assert result.best_step not in (None, 10)
+    spearman = {line["step"]: line["valid/spearman"] for line in metrics(tmp_path / "straight") if "valid/loss" in line}
+    assert result.test_after == spearman[result.best_step or 0] != spearman[10]
+
+    def die(*_: object) -> None:
+        assert (tmp_path / "broken" / "final").exists()
+        raise KilledError
+
+    with monkeypatch.context() as patch:
+        patch.setattr("angle.training.loop.load_saved_model", die)
+        with pytest.raises(KilledError):
+            fit(chosen_early(tmp_path / "broken"))
+    again = fit(chosen_early(tmp_path / "broken"))
+    assert (again.test_after, again.best_step, again.best_score) == (
+        result.test_after,
+        result.best_step,
+        result.best_score,
+    )
+    assert metrics(tmp_path / "straight") == metrics(tmp_path / "broken")
+    file = "adapter_model.safetensors" if lora else "model.safetensors"
+    straight, broken = (load_file(tmp_path / name / "final" / file) for name in ("straight", "broken"))
+    assert all(torch.equal(straight[name], broken[name]) for name in straight)
+
+
+@pytest.mark.parametrize(
+    ("data_format", "metric", "best_of"),
+    [("B", "triplet_accuracy", max), ("B", "loss", min), ("C", "in_batch_accuracy", max), ("C", "loss", min)],
+)
+def test_a_metric_of_the_format_chooses_the_best_model(
+    model: Path, rows: Path, tmp_path: Path, data_format: str, metric: str, best_of: Callable[..., float]
+) -> None:
+    columns = sample.columns(data_format, "validation", 40)
+    cells = zip(*columns.values(), strict=True)
+    write_jsonl(tmp_path / "valid.jsonl", [dict(zip(columns, row, strict=True)) for row in cells])
+    config = settings(model, rows, tmp_path / "run", eval_steps=2, best_metric=metric, learning_rate=0.01)
+    config.data.valid.name_or_path = str(tmp_path / "valid.jsonl")
+
+    result = fit(config)
+
+    values = {line["step"]: line[f"valid/{metric}"] for line in metrics(tmp_path / "run") if "valid/loss" in line}
+    assert list(values) == [2, 4, 6, 8, 10]
+    assert len(set(values.values())) > 1
+    assert result.best_score == best_of(values.values())
+    assert result.best_step == next(step for step, value in values.items() if value == result.best_score)
+    assert result.score == (-result.best_score if metric == "loss" else result.best_score)
+    record = json.loads((tmp_path / "run" / "run.json").read_text())["result"]
+    assert (record["best_metric"], record["best_score"]) == (metric, result.best_score)
+    label = metric.replace("_", " ").replace("in batch", "in-batch")
+    assert f"Best    {label} {result.best_score:.4f} on validation, at step {result.best_step}" in result.summary()
+
+
+def test_a_best_metric_that_is_not_measured_is_refused_before_training(
+    model: Path, rows: Path, pairs: Path, tmp_path: Path
+) -> None:
+    config = settings(model, rows, tmp_path / "run", best_metric="triplet_accuracy")
+    config.data.valid.name_or_path = str(pairs)
+    with pytest.raises(ConfigError, match=r"^train.best_metric=triplet_accuracy needs .* one of: .*loss, .*spearman"):
+        fit(config)
+    assert not (tmp_path / "run").exists()
+
+
+def test_validation_pairs_whose_labels_are_all_the_same_are_refused(model: Path, rows: Path, tmp_path: Path) -> None:
+    """Every correlation would be 0, and the first model the best."""
+    write_jsonl(tmp_path / "same.jsonl", [{"text1": f"a {n}", "text2": f"b {n}", "label": 1} for n in range(4)])
+    config = settings(model, rows, tmp_path / "run")
+    config.data.valid.name_or_path = str(tmp_path / "same.jsonl")
+    with pytest.raises(DataError) as caught:
+        fit(config)
+    assert str(caught.value) == "data.valid: every label is 1, so no correlation exists; give graded or mixed labels."
+    assert not (tmp_path / "run").exists()
 
 
 def test_validation_loss_is_reported_by_term(model: Path, rows: Path, pairs: Path, tmp_path: Path) -> None:
@@ -286,8 +382,8 @@ def test_lora_trains_adapters_alone_and_resumes_bitwise(
     one, other = (load_file(folder / "final" / "adapter_model.safetensors") for folder in (straight, broken))
     assert all(torch.equal(one[name], other[name]) for name in one)
     assert any(value.abs().max() > 0 for name, value in one.items() if "lora_B" in name)
-    # The best model is loaded from its folder for the test: base weights and adapters together.
-    assert result.test_after == pytest.approx(result.best_score, abs=1e-5)
+    # The best model's adapters are loaded from its folder for the test.
+    assert result.test_after == result.best_score
 
 
 @pytest.mark.parametrize("streaming", [False, True])

@@ -37,6 +37,7 @@ JOBS: dict[str, tuple[list[tuple[bool, int | None]], dict[str, Any]]] = {
     "stopped": ([(True, 2), (True, None)], {}),
     "then whole": ([(True, 2), (False, None)], {}),
     "then shared": ([(False, 2), (True, None)], {"train": {"packing": "off"}}),
+    "best earlier": ([(True, None)], {"train": {"learning_rate": 0.3, "eval_steps": 1, "best_metric": "loss"}}),
     "bf16": ([(True, None)], BF16),
     "bf16 whole": ([(False, None)], BF16),
 }
@@ -147,6 +148,16 @@ def test_resumed_run_is_bitwise_the_uninterrupted_one(place: Path) -> None:
     straight, resumed = adapters(place / "plain"), adapters(place / "stopped")
     assert all(torch.equal(straight[name], resumed[name]) for name in straight)
     assert metrics(place / "stopped") == metrics(place / "plain")
+
+
+def test_the_best_model_is_loaded_into_the_shards(place: Path) -> None:
+    """The test set is the validation set here, so what was measured at the end is what was measured at that step."""
+    result = json.loads((place / "best earlier" / "run.json").read_text())["result"]
+    correlations = {
+        line["step"]: line["valid/spearman"] for line in metrics(place / "best earlier") if "valid/loss" in line
+    }
+    assert result["best_step"] != 4
+    assert result["test_after"] == correlations[result["best_step"]] != correlations[4]
 
 
 def test_a_checkpoint_is_as_one_process_writes_it(place: Path) -> None:

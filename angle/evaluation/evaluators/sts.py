@@ -1,11 +1,10 @@
-"""Semantic textual similarity: labelled pairs, from single data sets or the usual seven."""
+"""Semantic textual similarity: do the similarities of labelled pairs rank like their labels?"""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,24 +14,33 @@ from torch import Tensor
 from angle.config import SourceConfig
 from angle.data.corpus import Corpus, Tokenizer, load_corpus
 from angle.data.purposes import source_label
-from angle.errors import ConfigError, DataError, nearest
+from angle.errors import DataError
+from angle.evaluation.evaluator import Encode, Metric, RunContext
 from angle.evaluation.metrics import Floats, best_accuracy, pearson, similarities, spearman
 
 if TYPE_CHECKING:
     from angle.modeling.encoder import Encoder
 
-#: Name of a task -> data set on the hub, in the order of the published tables.
-HUB_TASKS = {
-    "sts12": "mteb/sts12-sts",
-    "sts13": "mteb/sts13-sts",
-    "sts14": "mteb/sts14-sts",
-    "sts15": "mteb/sts15-sts",
-    "sts16": "mteb/sts16-sts",
-    "stsb": "mteb/stsbenchmark-sts",
-    "sickr": "mteb/sickr-sts",
-}
-ALIASES = {"sick": "sickr"}
-HUB_COLUMNS = {"text1": "sentence1", "text2": "sentence2", "label": "score"}
+
+class StsEvaluator:
+    """Spearman's correlation of the pairs' cosines with their labels, the metric that the field reports."""
+
+    name = "sts"
+    role = "valid_sts"
+    formats = frozenset("A")
+    metric = Metric("spearman", "Spearman", "Spearman correlation of cosine similarities", hub_type="spearman_cosine")
+
+    def __init__(self, corpus: Corpus, context: RunContext | None = None) -> None:
+        """Take the pairs."""
+        self.corpus = corpus
+
+    def run(self, encode: Encode) -> Iterator[tuple[str, float]]:
+        """Yield `spearman`."""
+        yield self.metric.name, self.score_pairs(encode).spearman
+
+    def score_pairs(self, encode: Encode) -> PairScores:
+        """Return the similarities of the pairs, from which all other metrics follow."""
+        return pair_scores(encode(self.corpus.tokens), self.corpus)
 
 
 @dataclass(frozen=True)
@@ -45,15 +53,15 @@ class PairScores:
 
     @property
     def spearman(self) -> float:
-        """Spearman's correlation of the cosines, the metric that the field reports."""
+        """Spearman's correlation of the cosines."""
         return spearman(self.scores["cosine"], self.labels)
 
     def metrics(self, positive_above: float = 0.5) -> dict[str, float]:
         """Return all correlations, and the best accuracy of the cosine together with its threshold."""
-        table = {f"spearman_{name}": spearman(score, self.labels) for name, score in self.scores.items()}
-        table |= {f"pearson_{name}": pearson(score, self.labels) for name, score in self.scores.items()}
+        metrics = {f"spearman_{name}": spearman(score, self.labels) for name, score in self.scores.items()}
+        metrics |= {f"pearson_{name}": pearson(score, self.labels) for name, score in self.scores.items()}
         accuracy, threshold = best_accuracy(self.scores["cosine"], self.labels > positive_above)
-        return table | {"accuracy": accuracy, "accuracy_threshold": threshold, "pairs": float(len(self.labels))}
+        return metrics | {"accuracy": accuracy, "accuracy_threshold": threshold, "pairs": float(len(self.labels))}
 
 
 def score_pairs(
@@ -66,17 +74,21 @@ def score_pairs(
 def pair_scores(embeddings: Tensor, corpus: Corpus) -> PairScores:
     """Return the similarities of a format-A corpus, given the embeddings (N, D) of its texts."""
     assert corpus.labels is not None
-    texts = corpus.draw_text_ids(np.arange(len(corpus)), seed=0, epoch=0)
-    return PairScores(corpus.labels, similarities(embeddings[texts[:, 0]], embeddings[texts[:, 1]]))
+    left, right = text_pairs(corpus).T
+    return PairScores(corpus.labels, similarities(embeddings[left], embeddings[right]))
+
+
+def text_pairs(corpus: Corpus) -> npt.NDArray[np.int64]:
+    """Return the text ids (P, 2) of a format-A corpus; of a cell with several texts, the same one each time."""
+    return corpus.draw_text_ids(np.arange(len(corpus)), seed=0, epoch=0)
 
 
 def word_overlap(corpus: Corpus, special_ids: set[int]) -> float:
-    """Return the Spearman correlation of the Jaccard overlap of two texts' tokens, a baseline that ignores meaning."""
+    """Return the primary metric of a baseline that ignores meaning: the Jaccard overlap of two texts' tokens."""
     assert corpus.labels is not None
     bounds = corpus.tokens.offsets
     bags = [set(corpus.tokens.ids[a:b].tolist()) - special_ids for a, b in itertools.pairwise(bounds)]
-    texts = corpus.draw_text_ids(np.arange(len(corpus)), seed=0, epoch=0)
-    overlap = [len(bags[a] & bags[b]) / max(1, len(bags[a] | bags[b])) for a, b in texts.tolist()]
+    overlap = [len(bags[a] & bags[b]) / max(1, len(bags[a] | bags[b])) for a, b in text_pairs(corpus).tolist()]
     return spearman(overlap, corpus.labels)
 
 
@@ -88,29 +100,18 @@ def load_sts(source: SourceConfig, role: str, tokenizer: Tokenizer) -> Corpus:
 
     """
     corpus = load_corpus(source, role, tokenizer, "A")
+    check_labels_vary(corpus, source, role)
+    return corpus
+
+
+def check_labels_vary(corpus: Corpus, source: SourceConfig, role: str) -> None:
+    """Raise DataError if all labels of a format-A corpus are the same, so that nothing correlates with them."""
     assert corpus.labels is not None
     if np.ptp(corpus.labels) == 0:
         raise DataError(
             f"{source_label(role, source)}: every label is {corpus.labels[0]:g}, so no correlation exists; give graded "
             f"or mixed labels."
         )
-    return corpus
 
 
-def task_source(task: str, columns: dict[str, str], label_map: dict[str, float | None]) -> SourceConfig:
-    """Return the source of a task's pairs; the task is a known name or a file in format A.
-
-    Raises:
-        ConfigError: it is neither.
-
-    """
-    name = ALIASES.get(task, task)
-    if name in HUB_TASKS:
-        return SourceConfig(HUB_TASKS[name], split="test", columns=dict(HUB_COLUMNS))
-    if not Path(task).exists() and "/" not in task and "." not in task:
-        known = (*HUB_TASKS, "sts")
-        raise ConfigError(
-            f"tasks={task} is not known{nearest(task, known) or '.'} Choose from {', '.join(known)}, or "
-            f"give a file in format A."
-        )
-    return SourceConfig(task, split="test", columns=columns, label_map=label_map)
+EVALUATOR = StsEvaluator

@@ -1,0 +1,115 @@
+"""The protocol of evaluators: each measures a model on some rows and yields named metrics.
+
+An evaluator knows texts by their tokens and models by a way to encode, so that the training loop and evaluate.py run
+the same ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from angle.config import LossConfig
+from angle.data.batching import BatchSpec, collate
+from angle.data.corpus import Corpus
+from angle.structures import Batch, Tokens
+
+
+class Encode(Protocol):
+    """A model in evaluation mode, perhaps spread over several processes."""
+
+    def __call__(self, tokens: Tokens, depths: Sequence[int] | None = None) -> Tensor:
+        """Return the embeddings of N texts, (N, D) or, for K depths, (N, K, D), as float32 on the CPU."""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """What a number measures."""
+
+    name: str
+    """As `train.best_metric` and metrics.jsonl call it."""
+    label: str
+    """As tables and messages call it."""
+    description: str
+    """In words, for a reader who does not know it."""
+    higher_is_better: bool = True
+    hub_type: str | None = None
+    """The Hugging Face hub's name for it in a model card's metadata; None to leave it out there."""
+
+    def is_better(self, value: float, best: float | None) -> bool:
+        """Return whether a value is better than the best one so far, if there is one; NaN never is."""
+        return self.score(value) > (-float("inf") if best is None else self.score(best))
+
+    def score(self, value: float) -> float:
+        """Return the value as a score, of which higher is always better: the value itself or its negative.
+
+        Applied to a score, it returns the value.
+        """
+        return value if self.higher_is_better else -value
+
+
+@dataclass(frozen=True)
+class RunContext:
+    """How a run trains, for evaluators that measure what training minimises."""
+
+    batch_size: int
+    """Rows in one evaluation of the objective, over all processes."""
+    duplicates: str
+    loss: LossConfig
+    dimensions: int
+    """Width D of an embedding."""
+    device: torch.device
+
+
+class Evaluator(Protocol):
+    """Measures a model."""
+
+    name: str
+
+    def run(self, encode: Encode) -> Iterator[tuple[str, float]]:
+        """Yield (name, value) for each metric."""
+
+
+class ValidationEvaluator(Evaluator, Protocol):
+    """Measures a model on one of a run's evaluation sets, again and again during training.
+
+    A module of `angle.evaluation.evaluators` offers one by calling it EVALUATOR.
+    """
+
+    role: str
+    """The rows it is for: `valid`, or `valid_sts`, which also stands for `test`."""
+    formats: frozenset[str]
+    """Names of the formats that its rows may have."""
+    metric: Metric
+    """Its primary metric, which can choose the best model."""
+
+    def __init__(self, corpus: Corpus, context: RunContext) -> None:
+        """Prepare to measure models on these rows."""
+
+
+def encode_once(encode: Encode) -> Encode:
+    """Return a way to encode that remembers the embeddings, so that several evaluators of the same rows share them."""
+    cache: dict[tuple[int, tuple[int, ...] | None], tuple[Tokens, Tensor]] = {}
+
+    def cached(tokens: Tokens, depths: Sequence[int] | None = None) -> Tensor:
+        key = id(tokens), None if depths is None else tuple(depths)
+        if key not in cache:
+            cache[key] = tokens, encode(tokens, depths)  # with the tokens, so that no others get their id
+        return cache[key][1]
+
+    return cached
+
+
+def equal_batches(corpus: Corpus, batch_size: int, duplicates: str = "mask") -> Iterator[Batch]:
+    """Yield all rows, in order, in batches that are as equal as possible and no larger than `batch_size`.
+
+    What is compared within a batch depends on its number of rows, so a small last batch would distort a mean.
+    """
+    spec = BatchSpec(batch_size, duplicates=duplicates, shuffle=False)
+    for rows in np.array_split(np.arange(len(corpus)), -(-len(corpus) // batch_size)):
+        yield collate(corpus, rows, 0, spec)

@@ -1,0 +1,82 @@
+"""What a run measures: its validation sets during training, one metric of which chooses the best model, and its test
+set before and after.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from angle.data.corpus import Corpus
+from angle.errors import ConfigError, nearest
+from angle.evaluation.evaluator import Encode, Metric, RunContext, ValidationEvaluator, encode_once
+from angle.evaluation.evaluators import validation_evaluators
+from angle.evaluation.evaluators.sts import StsEvaluator
+
+#: What is measured on data.test, and what chooses the best model on data.valid_sts unless train.best_metric is given.
+TEST_METRIC = DEFAULT_METRIC = StsEvaluator.metric
+
+
+def metric_named(name: str | None) -> Metric:
+    """Return the metric that train.best_metric names; null stands for the default one."""
+    if name is None:
+        return DEFAULT_METRIC
+    return next(evaluator.metric for evaluator in validation_evaluators() if evaluator.metric.name == name)
+
+
+def validation_role(metric: str | None) -> str:
+    """Return the rows that a metric is measured on: "valid" or "valid_sts"."""
+    chosen = metric_named(metric)
+    return next(evaluator.role for evaluator in validation_evaluators() if evaluator.metric == chosen)
+
+
+@dataclass(frozen=True)
+class RunEvaluators:
+    """The evaluators of a run."""
+
+    validation: tuple[ValidationEvaluator, ...]
+    best_metric: Metric | None
+    """What chooses the best model; None to choose none."""
+    test: ValidationEvaluator | None
+
+    @classmethod
+    def build(cls, corpora: Mapping[str, Corpus | None], best_metric: str | None, context: RunContext) -> RunEvaluators:
+        """Return the evaluators for the corpora of the roles valid, valid_sts and test.
+
+        Raises:
+            ConfigError: `best_metric` (train.best_metric) is not measured on these corpora.
+
+        """
+        validation = tuple(
+            evaluator(corpus, context)
+            for evaluator in validation_evaluators()
+            if (corpus := corpora[evaluator.role]) is not None and corpus.format.name in evaluator.formats
+        )
+        available = [evaluator.metric for evaluator in validation]
+        test = None if corpora["test"] is None else StsEvaluator(corpora["test"], context)
+        return cls(validation, _chosen(best_metric, available), test)
+
+    def validate(self, encode: Encode) -> dict[str, float]:
+        """Return the values of all metrics by name; the texts of each set are encoded once."""
+        encode = encode_once(encode)
+        return {name: value for evaluator in self.validation for name, value in evaluator.run(encode)}
+
+    def score_test(self, encode: Encode) -> float | None:
+        """Return `TEST_METRIC` on the test set, None without one."""
+        return None if self.test is None else dict(self.test.run(encode))[TEST_METRIC.name]
+
+
+def _chosen(name: str | None, available: Iterable[Metric]) -> Metric | None:
+    """Return the available metric that `train.best_metric` names; by default `DEFAULT_METRIC` if it is available."""
+    metrics = {metric.name: metric for metric in available}
+    if name is None or name in metrics:
+        return metrics.get(DEFAULT_METRIC.name if name is None else name)
+    known = {evaluator.metric.name: evaluator for evaluator in validation_evaluators()}
+    choice = f"hoose one of: {', '.join(metrics or known)}."
+    if name not in known:
+        raise ConfigError(f"train.best_metric={name} is not known{nearest(name, known) or '.'} C{choice}")
+    formats, setting = " or ".join(sorted(known[name].formats)), f"data.{known[name].role}.name_or_path"
+    raise ConfigError(
+        f"train.best_metric={name} needs validation rows of format {formats}: give {setting}=FILE"
+        f"{f', or c{choice}' if metrics else '.'}"
+    )

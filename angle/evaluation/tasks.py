@@ -1,0 +1,156 @@
+"""What evaluate.py measures on: known STS tasks, files in format A, or a run's own test set."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+from tqdm import tqdm
+
+from angle.config import CONFIG_FILE, EvaluateConfig, SourceConfig, TrainConfig
+from angle.config.build import load_config
+from angle.data.corpus import Corpus
+from angle.data.purposes import OWN_TEST_SET, TASKS, default_split
+from angle.distributed.process_group import best_device
+from angle.errors import ConfigError, nearest
+from angle.evaluation.encoding import encode_distributed
+from angle.evaluation.evaluator import Encode
+from angle.evaluation.evaluators.sts import load_sts
+from angle.modeling.encoder import Encoder
+from angle.modeling.locations import TINY
+from angle.structures import Tokens
+
+if TYPE_CHECKING:
+    from accelerate import PartialState
+
+#: The results files of an evaluation and of a grid, which also write others.
+RESULTS, GRID = "results.json", "grid.json"
+
+#: Name of a task -> data set on the hub, in the order of the published tables.
+HUB_TASKS = {
+    "sts12": "mteb/sts12-sts",
+    "sts13": "mteb/sts13-sts",
+    "sts14": "mteb/sts14-sts",
+    "sts15": "mteb/sts15-sts",
+    "sts16": "mteb/sts16-sts",
+    "stsb": "mteb/stsbenchmark-sts",
+    "sickr": "mteb/sickr-sts",
+}
+ALIASES = {"sick": "sickr"}
+HUB_COLUMNS = {"text1": "sentence1", "text2": "sentence2", "label": "score"}
+
+
+@dataclass(frozen=True)
+class OpenTasks:
+    """A model, and the tasks to measure it on."""
+
+    folder: Path
+    """Where the results are written."""
+    run: TrainConfig | None
+    """The settings of the run if the task is its own test set, else None."""
+    encoder: Encoder
+    sources: dict[str, SourceConfig]
+    processes: PartialState | None
+    """Those that split the work, None for just this one."""
+    batch_size: int
+    """Texts per batch."""
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process is the one that writes."""
+        return self.processes is None or self.processes.is_main_process
+
+    def __iter__(self) -> Iterator[tuple[str, Corpus, Encode]]:
+        """Yield each task's name, its pairs, and a way to encode their texts that shows the progress."""
+        role = TASKS if self.run is None else OWN_TEST_SET
+        for name, source in self.sources.items():
+            yield name, load_sts(source, role, self.encoder.tokenizer), partial(self._encode, name)
+
+    def _encode(self, name: str, tokens: Tokens, depths: Sequence[int] | None = None) -> Tensor:
+        """Return the embeddings of a task's texts, as `Encode` does."""
+        texts = -(-len(tokens) // (1 if self.processes is None else self.processes.num_processes))
+        disable = None if self.is_main else True  # None hides the bar if the output is not a terminal
+        with tqdm(total=texts, desc=name, unit="text", disable=disable, leave=False) as bar:
+            encode = partial(self.encoder.encode_tokens, batch_size=self.batch_size, progress=bar.update, depths=depths)
+            return encode_distributed(encode, tokens, self.processes)
+
+
+def open_tasks(config: EvaluateConfig, processes: PartialState | None = None) -> OpenTasks:
+    """Load the model, and find its tasks and a folder for the results.
+
+    Args:
+        config: the model, and what to measure it on.
+        processes: as in `evaluate`.
+
+    Raises:
+        ConfigError: a model that cannot be loaded, an unknown task, or a place that cannot be written to.
+
+    """
+    folder = _new_folder(config)
+    run = None if config.tasks is not None else _run_config(config)
+    sources = _sources(config, run)
+    encoder = Encoder.load(config.model, config.pooling)
+    encoder.to(best_device() if processes is None else processes.device).eval()
+    return OpenTasks(folder, run, encoder, sources, processes, config.batch_size)
+
+
+def _new_folder(config: EvaluateConfig) -> Path:
+    """Return the folder for results, which is checked first, so that nothing is computed in vain."""
+    folder = Path(config.output_dir or "evaluations")
+    existing = next((path for path in (folder, *folder.parents) if path.exists()), folder)
+    if existing.is_file():
+        raise ConfigError(f"output_dir={folder} cannot be a folder: {existing} is a file; give a new folder.")
+    if (folder / (GRID if config.ese_grid else RESULTS)).exists():
+        raise ConfigError(f"output_dir={folder} holds results already; give a new folder.")
+    return folder
+
+
+def _run_config(config: EvaluateConfig) -> TrainConfig | None:
+    """Return the settings saved with the model if it is a training run, else None."""
+    saved = Path(config.model.name_or_path) / CONFIG_FILE
+    return load_config(saved) if saved.is_file() else None
+
+
+def _sources(config: EvaluateConfig, run: TrainConfig | None) -> dict[str, SourceConfig]:
+    """Return what to measure on, by name: the tasks given, or else the run's own test set."""
+    if config.tasks is not None:
+        return {task: task_source(task, config.columns, config.label_map) for task in expand_tasks(config.tasks)}
+    source = run.data.test if run is not None else SourceConfig()
+    if not source.names():
+        name = config.model.name_or_path
+        looked_for = "" if Path(name).exists() or name == TINY else f"There is no folder {name} here. "
+        raise ConfigError(
+            f"{looked_for}tasks is missing, and the model is no run with a test set of its own: give for example "
+            "tasks=[stsb], tasks=[sts] (all seven), or tasks=[pairs.jsonl]."
+        )
+    # Settings given now win, so that the advice of a message about columns or labels works for a run's test set too.
+    source = replace(source, columns=config.columns or source.columns, label_map=config.label_map or source.label_map)
+    return {f"{', '.join(source.names())} ({source.split or default_split(OWN_TEST_SET)})": source}
+
+
+def expand_tasks(tasks: list[str]) -> list[str]:
+    """Return the tasks with `sts` replaced by its seven tasks."""
+    return [name for task in tasks for name in (HUB_TASKS if task == "sts" else (task,))]
+
+
+def task_source(task: str, columns: dict[str, str], label_map: dict[str, float | None]) -> SourceConfig:
+    """Return the source of a task's pairs; the task is a known name or a file in format A.
+
+    Raises:
+        ConfigError: it is neither.
+
+    """
+    name = ALIASES.get(task, task)
+    if name in HUB_TASKS:
+        return SourceConfig(HUB_TASKS[name], split="test", columns=dict(HUB_COLUMNS))
+    if not Path(task).exists() and "/" not in task and "." not in task:
+        known = (*HUB_TASKS, "sts")
+        raise ConfigError(
+            f"tasks={task} is not known{nearest(task, known) or '.'} Choose from {', '.join(known)}, or "
+            f"give a file in format A."
+        )
+    return SourceConfig(task, split="test", columns=columns, label_map=label_map)

@@ -1,0 +1,115 @@
+"""What evaluate.py prints and saves."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from pathlib import Path
+
+import pytest
+from sts_pairs import write_pairs
+
+from angle.config import EvaluateConfig, ModelConfig, PoolingConfig, SourceConfig
+from angle.data.corpus import Corpus
+from angle.errors import ConfigError
+from angle.evaluation.evaluators.sts import load_sts, score_pairs
+from angle.evaluation.report import average, evaluate, table
+from angle.evaluation.tasks import HUB_TASKS
+from angle.modeling.encoder import Encoder
+
+
+@pytest.fixture(scope="module")
+def encoder() -> Encoder:
+    return Encoder.load(ModelConfig(), PoolingConfig("avg")).eval()
+
+
+@pytest.fixture
+def pairs_file(tmp_path: Path) -> Path:
+    return write_pairs(tmp_path)
+
+
+@pytest.fixture
+def corpus(pairs_file: Path, encoder: Encoder) -> Corpus:
+    return load_sts(SourceConfig(str(pairs_file)), "test", encoder.tokenizer)
+
+
+def metrics_of_task(spearman: float) -> dict[str, float]:
+    names = ("cosine", "dot", "manhattan", "euclidean")
+    metrics = {f"{correlation}_{name}": 0.5 for correlation in ("spearman", "pearson") for name in names}
+    return metrics | {"spearman_cosine": spearman, "accuracy": 0.875, "accuracy_threshold": 0.25, "pairs": 12.0}
+
+
+@pytest.mark.parametrize("last", ["sickr", "sick"])
+def test_the_average_is_over_all_seven_tasks_and_only_them(last: str) -> None:
+    results = {name: metrics_of_task(0.1 * number) for number, name in enumerate(HUB_TASKS, 1)}
+    results = {(last if name == "sickr" else name): metrics for name, metrics in results.items()}
+    assert average(results) == pytest.approx(0.4)
+    assert average({**results, "mine.csv": metrics_of_task(0.9)}) == pytest.approx(0.4)
+    assert re.search(r"^average +40\.00$", table({**results, "mine.csv": metrics_of_task(0.9)}), re.MULTILINE)
+    for name in results:
+        fewer = {key: metrics for key, metrics in results.items() if key != name}
+        assert average(fewer) is None
+        assert "average" not in table(fewer)
+
+
+def test_table_shows_correlations_times_100_under_their_heads() -> None:
+    metrics = metrics_of_task(0.81239) | {"pearson_euclidean": -0.031}
+    _, headers, line = table({"stsb": metrics}).splitlines()
+    similarities = ["cosine", "dot", "Manhattan", "Euclidean"]
+    assert headers.split() == ["task", "pairs", *similarities, *similarities, "accuracy"]
+    assert line.split() == ["stsb", "12", "81.24", *["50.00"] * 6, "-3.10", "87.50"]
+    ends = [[match.end() for match in re.finditer(r"\S+", text)] for text in (headers, line)]
+    assert ends[0][1:] == ends[1][1:]
+
+
+def test_evaluate_writes_what_it_measured(pairs_file: Path, tmp_path: Path, encoder: Encoder, corpus: Corpus) -> None:
+    config = EvaluateConfig(
+        pooling=PoolingConfig("avg"), tasks=[str(pairs_file)], positive_above=2.5, output_dir=str(tmp_path / "out")
+    )
+    evaluation = evaluate(config)
+    expected = score_pairs(encoder, corpus).metrics(2.5)
+    assert evaluation.results[str(pairs_file)] == pytest.approx(expected)
+    assert evaluation.score == pytest.approx(expected["spearman_cosine"])
+    saved = json.loads(evaluation.path.read_text())
+    assert saved["tasks"] == evaluation.results
+    assert saved["average_spearman"] is None
+    lines = (tmp_path / "out" / saved["pairs"][str(pairs_file)]).read_text().splitlines()
+    assert lines[0] == "label,cosine,dot,manhattan,euclidean"
+    assert [float(line.split(",")[0]) for line in lines[1:]] == [5.0, 3.0, 0.0, 1.0, 4.0]
+    with pytest.raises(ConfigError, match="holds results already"):
+        evaluate(config)
+
+
+def strict_json(text: str) -> dict[str, object]:
+    """Parse JSON, without the words that only Python accepts."""
+
+    def refuse_constant(word: str) -> None:
+        raise AssertionError(f"{word} is not JSON")
+
+    return json.loads(text, parse_constant=refuse_constant)
+
+
+@pytest.mark.parametrize(("positive_above", "threshold"), [(9.0, math.inf), (-1.0, -math.inf)])
+def test_a_threshold_without_an_end_is_null_in_the_file(
+    pairs_file: Path, tmp_path: Path, positive_above: float, threshold: float
+) -> None:
+    evaluation = evaluate(
+        EvaluateConfig(tasks=[str(pairs_file)], positive_above=positive_above, output_dir=str(tmp_path))
+    )
+    (metrics,) = evaluation.results.values()
+    assert (metrics["accuracy"], metrics["accuracy_threshold"]) == (1.0, threshold)
+    saved = strict_json(evaluation.path.read_text())["tasks"][str(pairs_file)]
+    assert saved == {**metrics, "accuracy_threshold": None}
+
+
+def test_results_say_how_texts_reached_the_model(pairs_file: Path, tmp_path: Path) -> None:
+    model = ModelConfig(max_length=9, prompt="Query: {text}")
+    evaluation = evaluate(EvaluateConfig(model, PoolingConfig("max"), [str(pairs_file)], output_dir=str(tmp_path)))
+    assert (evaluation.contract.pooling, evaluation.contract.max_length, evaluation.contract.prompt) == (
+        "max",
+        9,
+        "Query: {text}",
+    )
+    saved = strict_json(evaluation.path.read_text())
+    assert (saved["pooling"], saved["max_length"], saved["prompt"]) == ("max", 9, "Query: {text}")

@@ -1,0 +1,93 @@
+"""What evaluate.py measures on, and what it refuses."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from sts_pairs import write_pairs
+
+from angle.config import DataConfig, EvaluateConfig, ModelConfig, SourceConfig, TrainConfig
+from angle.config.build import save_config
+from angle.errors import ConfigError, DataError
+from angle.evaluation.report import evaluate
+from angle.evaluation.tasks import expand_tasks, task_source
+from angle.modeling.encoder import Encoder
+
+
+@pytest.fixture
+def pairs_file(tmp_path: Path) -> Path:
+    return write_pairs(tmp_path)
+
+
+def test_where_tasks_come_from(pairs_file: Path) -> None:
+    source = task_source("sick", {}, {})
+    assert (source.names(), source.split) == (["mteb/sickr-sts"], "test")
+    assert source.columns == {"text1": "sentence1", "text2": "sentence2", "label": "score"}
+    file = task_source(str(pairs_file), {"label": "score"}, {"yes": 1.0})
+    assert (file.names(), file.columns, file.label_map) == ([str(pairs_file)], {"label": "score"}, {"yes": 1.0})
+    with pytest.raises(ConfigError) as error:
+        task_source("stsbb", {}, {})
+    assert str(error.value) == (
+        "tasks=stsbb is not known; did you mean stsb? Choose from sts12, sts13, sts14, sts15, sts16, stsb, sickr, sts, "
+        "or give a file in format A."
+    )
+
+
+def test_sts_is_seven_tasks() -> None:
+    seven = ["sts12", "sts13", "sts14", "sts15", "sts16", "stsb", "sickr"]
+    assert expand_tasks(["a.jsonl", "sts"]) == ["a.jsonl", *seven]
+
+
+@pytest.mark.parametrize("below", ["", "/deep/down"])
+def test_a_file_is_no_folder_for_results(pairs_file: Path, monkeypatch: pytest.MonkeyPatch, below: str) -> None:
+    monkeypatch.setattr(Encoder, "load", lambda *_: pytest.fail("something is computed before"))
+    with pytest.raises(ConfigError) as error:
+        evaluate(EvaluateConfig(tasks=["stsb"], output_dir=f"{pairs_file}{below}"))
+    assert str(error.value) == (
+        f"output_dir={pairs_file}{below} cannot be a folder: {pairs_file} is a file; give a new folder."
+    )
+
+
+def evaluation_error(config: EvaluateConfig) -> str:
+    """Return the message about a task that cannot be measured."""
+    with pytest.raises(DataError) as error:
+        evaluate(config)
+    return str(error.value)
+
+
+def test_what_a_message_says_to_type_works(tmp_path: Path) -> None:
+    path = tmp_path / "pairs.csv"
+    path.write_text("s1,s2,score\ndog,cat,low\ndog,dog,high\n")
+    config = EvaluateConfig(tasks=[str(path)], output_dir=str(tmp_path / "out"))
+    assert evaluation_error(config) == (
+        f"tasks: {path} has the columns s1, s2, score, but format A needs text1, text2, label. "
+        "Rename them: 'columns={text1: s1, text2: s2, label: score}'"
+    )
+    config.columns = {"text1": "s1", "text2": "s2", "label": "score"}
+    assert evaluation_error(config) == (
+        f"tasks: {path} row 1: label is 'low', which is not a number (2 such rows); give numbers, or map names: "
+        "'label_map={low: NUMBER, high: NUMBER}'."
+    )
+    config.label_map = {"low": 1.0, "high": 1.0}
+    assert evaluation_error(config) == (
+        f"tasks: {path}: every label is 1, so no correlation exists; give graded or mixed labels."
+    )
+    config.label_map = {"low": 1.0, "high": 2.0}
+    assert evaluate(config).results[str(path)]["pairs"] == 2
+
+
+def test_the_run_s_own_test_set_can_be_renamed_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "pairs.csv"
+    path.write_text("s1,s2,score\ndog,cat,low\ndog,dog,high\n")
+    save_config(TrainConfig(data=DataConfig(test=SourceConfig(str(path)))), tmp_path / "config.yaml")
+    encoder = Encoder.load(ModelConfig())
+    monkeypatch.setattr(Encoder, "load", lambda *_: encoder)
+    config = EvaluateConfig(ModelConfig(str(tmp_path)), output_dir=str(tmp_path / "out"))
+    assert evaluation_error(config) == (
+        f"the run's data.test: {path} has the columns s1, s2, score, but format A needs text1, text2, label. "
+        "Rename them: 'columns={text1: s1, text2: s2, label: score}'"
+    )
+    config.columns = {"text1": "s1", "text2": "s2", "label": "score"}
+    config.label_map = {"low": 1.0, "high": 2.0}
+    assert list(evaluate(config).results) == [f"{path} (test)"]
