@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from angle.config.names import nested
 from conftest import SpyTokenizer, tokens_of, write_jsonl
 from transformers import PreTrainedTokenizerFast
 
 from angle.config import LossConfig, SourceConfig, TrainConfig
 from angle.config.build import build_config
+from angle.config.keys import unflatten
 from angle.data import sources
 from angle.data.batching import (
     BatchPlan,
@@ -348,7 +348,7 @@ def test_saving_the_model_while_a_stream_is_tokenised_lengthens_no_text(tmp_path
         "data.streaming": True,
         "train.max_steps": 1,
     }
-    config = build_config(nested(settings), TrainConfig)
+    config = build_config(unflatten(settings), TrainConfig)
     encoder = Encoder.load(config.model, config.pooling)
     data = load_data(config, encoder, BatchSpec(4)).train
     set_limits, saves = PreTrainedTokenizerFast.set_truncation_and_padding, []

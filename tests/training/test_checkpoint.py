@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from angle.config import LoraConfig, ModelConfig
 from angle.modeling.encoder import Encoder
-from angle.modeling.token_embeddings import partly_trained, train_only_tokens
+from angle.modeling.token_embeddings import freeze_unused_tokens, partly_trained_embedding
 from angle.training.checkpoint import load_saved_model
 
 TEXTS = ["a fox", "the owl sleeps under the moon"]
@@ -45,8 +45,8 @@ def test_all_weights(folder_of: Callable[[str], str], tmp_path: Path, name: str)
 def test_partly_trained_embeddings(folder_of: Callable[[str], str], tmp_path: Path) -> None:
     config = ModelConfig(folder_of("bert"))
     encoder = Encoder.load(config).eval()
-    train_only_tokens(encoder.backbone, encoder.tokenizer(TEXTS).ids)
-    assert partly_trained(encoder) is not None
+    freeze_unused_tokens(encoder.backbone, encoder.tokenizer(TEXTS).ids)
+    assert partly_trained_embedding(encoder) is not None
     check_restored(encoder, config, tmp_path / "saved")
 
 
