@@ -10,6 +10,7 @@ from typing import Any
 
 from angle.config import RUN_FILE, START_INDEX_VARIABLE
 from angle.errors import ConfigError
+from angle.files import readable_folder
 from angle.modeling.tokenizer import CONTRACT_FILE
 
 TINY = "tiny"
@@ -52,9 +53,9 @@ def locate(name_or_path: str, setting: str = "model.name_or_path") -> str:
     """
     path = Path(name_or_path)
     if (path / RUN_FILE).is_file():
-        for inside in ("best", "final"):
-            if (path / inside).is_dir():
-                return str(path / inside)
+        for folder in (readable_folder(path / "best"), readable_folder(path / "final")):
+            if folder.is_dir():
+                return str(folder)
         raise ConfigError(
             f"{setting}={name_or_path} is a run folder without a model yet: finish it with "
             f"python train.py train.resume={name_or_path}"

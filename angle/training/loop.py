@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Collection, Iterator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -34,7 +32,7 @@ from angle.training import setup
 from angle.training.checkpoint import Progress, collect_state, load_state, save_state, seed_everything
 from angle.training.clipping import clip_gradients
 from angle.training.describe import banner, describe_environment
-from angle.training.distributed import check_equal_weights
+from angle.training.distributed import check_equal_weights, from_main_process
 from angle.training.meter import Meter
 from angle.training.publish import check_hub, publish, publish_finished
 from angle.training.result import Result
@@ -88,9 +86,9 @@ def fit(config: TrainConfig, named: Collection[str] = ()) -> Result:
     """
     if config.train.dry_run:
         raise ConfigError("train.dry_run=true trains nothing, so fit has nothing to do: call angle.dry_run instead.")
-    requested, folder, state = config, _folder(config), RunState.NEW
+    requested, folder, state = config, RunFolder.choose(config.train.resume, config.train.output_dir), RunState.NEW
     if requested.train.resume is None:
-        state = folder.examine(requested)
+        state = folder.check_config(requested)
     elif (state := folder.state()) is RunState.NEW:
         raise ConfigError(f"train.resume={folder.path} is no run folder: it has no {CONFIG_FILE}.")
     if state is not RunState.NEW:
@@ -132,14 +130,6 @@ def fit(config: TrainConfig, named: Collection[str] = ()) -> Result:
     return result
 
 
-def _folder(config: TrainConfig) -> RunFolder:
-    """Return the run's folder: the one to resume in, the given one, or a new one."""
-    given = config.train.resume or config.train.output_dir
-    if given is None and world_size() > 1:
-        raise ConfigError("train.output_dir is missing: several processes cannot each make up a folder of their own.")
-    return RunFolder(Path(given or time.strftime("runs/%Y-%m-%d/%H-%M-%S")))
-
-
 def _prepare(
     config: TrainConfig,
     requested: TrainConfig,
@@ -163,7 +153,7 @@ def _prepare(
     if accelerator.is_main_process:
         check_credentials(config.tracking.mode)
         stack.enter_context(folder.locked())
-        if state is RunState.NEW and folder.examine(requested) is RunState.NEW:
+        if state is RunState.NEW and folder.check_config(requested) is RunState.NEW:
             folder.create(config, requested, describe_environment(config, data, accelerator))
     accelerator.wait_for_everyone()
     tracker = Tracker(config, folder, is_main=accelerator.is_main_process, resumed_id=folder.record().get("wandb_id"))
@@ -188,12 +178,12 @@ def _resume(run: Run) -> None:
     """Resume from the newest intact checkpoint; without one, evaluate the untrained model and start."""
     accelerator, config = run.accelerator, run.config
     seed_everything(config.train.seed, rank=accelerator.process_index)
-    checkpoint = run.folder.newest_checkpoint(run.tracker.warning)
+    checkpoint = from_main_process(lambda: run.folder.newest_checkpoint(run.tracker.warning), accelerator)
     if checkpoint is not None:
         run.progress = load_state(checkpoint, run.trainable, run.optimizer, accelerator)
         run.tracker.info(f"{'resume':8}at step {run.progress.step} from {relative_to_here(checkpoint)}")
     if accelerator.is_main_process:
-        run.folder.forget_after(run.progress.step)
+        run.folder.truncate_after(run.progress.step)
     if run.data.test is None or run.progress.step:
         return
     score = _spearman(run, run.trainable, run.data.test)
