@@ -19,8 +19,8 @@ from angle.data.batching import CorpusData
 from angle.modeling.encoder import Encoder
 from angle.modeling.quantization import count_weights
 from angle.modeling.token_embeddings import partly_trained
+from angle.training.data import Data
 from angle.training.notes import notes_on
-from angle.training.setup import Data
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

@@ -29,17 +29,19 @@ from angle.objective.combined import CombinedLoss
 from angle.structures import Batch, Tokens
 from angle.tracking.tracker import Tracker, check_credentials, tracking_mode
 from angle.training import setup
+from angle.training.accelerator import check_resumed_processes, start_accelerator
 from angle.training.checkpoint import Progress, collect_state, load_state, save_state, seed_everything
 from angle.training.clipping import clip_gradients
+from angle.training.data import Data
 from angle.training.describe import banner, describe_environment
 from angle.training.distributed import check_equal_weights, from_main_process
+from angle.training.gradient_cache import GradientCache
 from angle.training.meter import Meter
 from angle.training.publish import check_hub, publish, publish_finished
 from angle.training.result import Result
 from angle.training.run_folder import RunFolder, RunState
 from angle.training.schedule import lr_factor, warmup_steps
-from angle.training.sharding import full_adapter_weights, prepare
-from angle.training.step import Step
+from angle.training.sharding import check_shardable, full_adapter_weights, prepare
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -53,9 +55,9 @@ class Run:
     accelerator: Accelerator
     folder: RunFolder
     tracker: Tracker
-    data: setup.Data
+    data: Data
     trainable: TrainableEncoder
-    step: Step
+    step: GradientCache
     optimizer: Any
     valid_loss: CombinedLoss | None
     """The loss of the last layer, for the format of data.valid."""
@@ -103,7 +105,8 @@ def fit(config: TrainConfig, named: Collection[str] = ()) -> Result:
         train=replace(config.train, output_dir=str(folder.path)),
         tracking=replace(config.tracking, mode=tracking_mode(config.tracking.mode)),
     )
-    accelerator = setup.start_accelerator(config)
+    check_shardable(config)
+    accelerator = start_accelerator(config.train.mixed_precision)
     with ExitStack() as stack:
         stack.enter_context(keep_freed_memory(accelerator.device))
         run = _prepare(config, requested, accelerator, folder, state, stack)
@@ -140,9 +143,9 @@ def _prepare(
 ) -> Run:
     """Build everything; write to the run folder only once all of it has been built."""
     if state is RunState.UNFINISHED:
-        setup.check_processes(folder.record(), accelerator)
+        check_resumed_processes(folder.record()["hardware"]["processes"], accelerator.num_processes)
     if accelerator.is_main_process:
-        check_hub(requested, folder.requested())
+        check_hub(requested.hub, folder.requested().hub)
     built = setup.build(config, accelerator)
     config, data = built.config, built.data
     if state is RunState.UNFINISHED and folder.record()["data"] != data.fingerprints:
@@ -159,7 +162,9 @@ def _prepare(
     tracker = Tracker(config, folder, is_main=accelerator.is_main_process, resumed_id=folder.record().get("wandb_id"))
     if tracker.wandb_id is not None:
         folder.update(wandb_id=tracker.wandb_id)
-    model, optimizer = prepare(built.trainable, setup.make_optimizer(built.trainable, config), accelerator)
+    model, optimizer = prepare(
+        built.trainable, setup.make_optimizer(built.trainable, config.train.weight_decay), accelerator
+    )
     return Run(
         config=config,
         accelerator=accelerator,
@@ -167,7 +172,7 @@ def _prepare(
         tracker=tracker,
         data=data,
         trainable=built.trainable,
-        step=Step(model, built.objective, built.teacher, accelerator, config.train.tokens_at_once),
+        step=GradientCache(model, built.objective, built.teacher, accelerator, config.train.tokens_at_once),
         optimizer=optimizer,
         valid_loss=built.valid_loss,
         total_steps=built.total_steps,
