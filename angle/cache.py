@@ -14,18 +14,18 @@ import numpy.typing as npt
 Array = npt.NDArray[Any]
 
 
-def cache_folder(kind: str) -> Path:
-    """Return the cache folder for one kind of file, in $ANGLE_CACHE or else in ~/.cache/angle."""
-    return Path(os.environ.get("ANGLE_CACHE") or Path.home() / ".cache" / "angle") / kind
+def cache_folder(name: str) -> Path:
+    """Return the folder of that name in the cache, which is $ANGLE_CACHE or else ~/.cache/angle."""
+    return Path(os.environ.get("ANGLE_CACHE") or Path.home() / ".cache" / "angle") / name
 
 
 def load_array(path: Path) -> Array | None:
     """Return a cached array, memory-mapped; None if it is missing or damaged."""
     try:
-        kept: Array = np.load(path, mmap_mode="r")
+        array: Array = np.load(path, mmap_mode="r")
     except Exception:  # numpy raises a different error for each way in which a file can be damaged or missing
         return None
-    return kept
+    return array
 
 
 def save_array(path: Path, array: Array) -> None:

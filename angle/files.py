@@ -1,10 +1,14 @@
-"""Files that survive a crash, and how to write their paths."""
+"""Files and folders that survive a crash, locks, and how to write paths."""
 
 from __future__ import annotations
 
 import hashlib
 import os
+import shutil
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import IO
 
 
 def write_durably(path: Path, text: str) -> None:
@@ -13,15 +17,92 @@ def write_durably(path: Path, text: str) -> None:
     scratch.write_text(text, encoding="utf-8")
     sync(scratch)
     os.replace(scratch, path)
+    sync(path.parent)
+
+
+def replace_folder(target: Path, write: Callable[[Path], object]) -> None:
+    """Write a folder so that a crash at any moment leaves the old one or the new one, complete.
+
+    If the crash comes between the two renames, the old one is at another path: `readable_folder` finds it there, and
+    `restore_folder` moves it back.
+
+    Args:
+        target: the folder to create or replace.
+        write: creates the folder whose path it is given, with its contents; if it fails, the old folder stays.
+
+    """
+    restore_folder(target)
+    scratch, previous = _scratch(target), _previous(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        write(scratch)
+        sync_tree(scratch)
+        if target.exists():
+            target.rename(previous)
+        scratch.rename(target)
+    except BaseException:
+        restore_folder(target)
+        raise
+    sync(target.parent)
+    shutil.rmtree(previous, ignore_errors=True)
+
+
+def restore_folder(target: Path) -> None:
+    """Clean up after a crash in `replace_folder`: put the old folder back unless the new one is in place."""
+    shutil.rmtree(_scratch(target), ignore_errors=True)
+    previous = _previous(target)
+    if target.exists():
+        shutil.rmtree(previous, ignore_errors=True)
+    elif previous.exists():
+        previous.rename(target)
+
+
+def readable_folder(target: Path) -> Path:
+    """Return the folder, or its old version where a crash in `replace_folder` left only that."""
+    previous = _previous(target)
+    return previous if previous.exists() and not target.exists() else target
+
+
+def _scratch(target: Path) -> Path:
+    return target.with_name(f".{target.name}.new")
+
+
+def _previous(target: Path) -> Path:
+    return target.with_name(f".{target.name}.old")
+
+
+def sync_tree(folder: Path) -> None:
+    """Wait until everything in a folder, at any depth, is on the disk."""
+    for path in folder.rglob("*"):
+        sync(path)
+    sync(folder)
 
 
 def sync(path: Path) -> None:
-    """Wait until a file or a folder's list of names is on the disk."""
+    """Wait until a file, or a folder's list of names, is on the disk; Windows offers this for neither."""
+    if sys.platform == "win32":
+        return
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def try_lock(file: IO[str]) -> bool:
+    """Lock an open file until it is closed or the process dies; return False if another process holds the lock."""
+    try:
+        if sys.platform == "win32":
+            import msvcrt
+
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        else:
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
 
 
 def checksum(path: Path) -> str:

@@ -25,7 +25,8 @@ from accelerate import Accelerator
 from angle import TrainConfig, build_config
 from angle.kernels.allocator import keep_freed_memory
 from angle.training import setup
-from angle.training.step import Step, micro_batches
+from angle.training.accelerator import start_accelerator
+from angle.training.gradient_cache import GradientCache, micro_batches
 from benchmarks.throughput import prepare
 from benchmarks.throughput.clock import peak_memory, synchronize
 from benchmarks.throughput.figures import ratio, step_time
@@ -84,7 +85,7 @@ def measure(task: Task) -> Found:
         },
     }
     config = build_config(settings, TrainConfig)
-    accelerator = setup.start_accelerator(config)
+    accelerator = start_accelerator(config.train.mixed_precision)
     with keep_freed_memory(accelerator.device):  # as in training
         return _timed_steps(task, config, accelerator)
 
@@ -93,7 +94,7 @@ def _timed_steps(task: Task, config: TrainConfig, accelerator: Accelerator) -> F
     built = setup.build(config, accelerator)
     batch = next(built.data.train.steps(0))[0]
     model = accelerator.prepare(built.trainable).train()
-    step = Step(model, built.objective, None, accelerator, task.budget)
+    step = GradientCache(model, built.objective, None, accelerator, task.budget)
     parts = micro_batches(batch.max_lengths, step.token_budget)
     embeddings, _ = model(*batch.micro_batch(parts[-1], accelerator.device))
     embeddings.sum().backward()

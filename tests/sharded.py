@@ -1,4 +1,4 @@
-"""One of the processes that test_sharded.py starts: trains job after job, and writes down what it held of each."""
+"""One of the processes that test_sharded.py starts: trains job after job, and records what it held of each."""
 
 from __future__ import annotations
 
@@ -22,49 +22,54 @@ class _StoppedError(Exception):
     """The run was stopped on purpose."""
 
 
-class Exchanges(TorchDispatchMode):
+class ReduceScatters(TorchDispatchMode):
     """Counts how often gradients are exchanged while it is active."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.number = 0
+        self.count = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.number += "reduce_scatter" in str(func)
+        self.count += "reduce_scatter" in str(func)
         return func(*args, **(kwargs or {}))
 
 
 def run(job: dict[str, Any]) -> dict[str, Any]:
-    """Train with weights shared out or whole, up to a step or to the end; return what this process held at first."""
+    """Train with weights sharded or not, up to a step or to the end; return what this process held at first."""
     held: dict[str, Any] = {}
     prepare, checkpoint = loop._prepare, loop._checkpoint
 
-    def look(*arguments: object) -> loop.Run:
-        made = prepare(*arguments)
-        weights = list(made.trainable.parameters())
-        parts = [weight for weight in weights if isinstance(weight, DTensor)]
-        held["all"], held["parts"] = sum(w.numel() for w in weights), sum(p.to_local().numel() for p in parts)
-        held["whole"] = sum(weight.numel() for weight in weights) - sum(part.numel() for part in parts)
-        held["modules"] = sorted(type(m).__name__ for m in made.trainable.modules() if isinstance(m, FSDPModule))
-        return made
+    def prepare_and_count(*arguments: object) -> loop.Run:
+        run = prepare(*arguments)
+        weights = list(run.trainable.parameters())
+        sharded = [weight for weight in weights if isinstance(weight, DTensor)]
+        held["all"] = sum(weight.numel() for weight in weights)
+        held["sharded"] = sum(weight.to_local().numel() for weight in sharded)
+        held["replicated"] = held["all"] - sum(weight.numel() for weight in sharded)
+        held["modules"] = sorted(type(m).__name__ for m in run.trainable.modules() if isinstance(m, FSDPModule))
+        return run
 
-    def stop(run: loop.Run) -> None:
+    def checkpoint_and_stop(run: loop.Run) -> None:
         checkpoint(run)
-        if run.progress.step == job["until"]:
+        if run.progress.step == job["stop_at"]:
             raise _StoppedError
 
-    os.environ["ACCELERATE_USE_FSDP"] = str(job["shared"]).lower()
-    with Exchanges() as exchanges, patch.object(loop, "_prepare", look), patch.object(loop, "_checkpoint", stop):
+    os.environ["ACCELERATE_USE_FSDP"] = str(job["sharded"]).lower()
+    with (
+        ReduceScatters() as reduce_scatters,
+        patch.object(loop, "_prepare", prepare_and_count),
+        patch.object(loop, "_checkpoint", checkpoint_and_stop),
+    ):
         try:
             loop.fit(build_config(job["settings"], TrainConfig))
         except _StoppedError:
             pass
         else:
-            assert job["until"] is None
-    return held | {"exchanges": exchanges.number}
+            assert job["stop_at"] is None
+    return held | {"exchanges": reduce_scatters.count}
 
 
 if __name__ == "__main__":
-    place = Path(sys.argv[1])
-    found = [run(job) for job in json.loads((place / "jobs.json").read_text())]
-    (place / f"held-{os.environ['RANK']}.json").write_text(json.dumps(found))
+    folder = Path(sys.argv[1])
+    held_by_job = [run(job) for job in json.loads((folder / "jobs.json").read_text())]
+    (folder / f"held-{os.environ['RANK']}.json").write_text(json.dumps(held_by_job))

@@ -106,9 +106,7 @@ def test_heavy_libraries_are_imported_where_they_are_needed(path):
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
 def test_modules_are_short(path):
-    # The arguments of the reference's class are one list, a sentence each.
-    limit = {"angle.py": 520}.get(path.name, 400)
-    assert len(path.read_text(encoding="utf-8").splitlines()) <= limit
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 400
 
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=name_of)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import inspect
 import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -16,26 +14,23 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from angle.api.datasets import as_source, notes_of
+from angle.api.base import AngleBase
+from angle.api.datasets import check_same_preparation, prepared_settings
+from angle.api.encoding import depth_for, dimensions_for, tokenizer_for
+from angle.api.in_memory import given_data, stored_for_run, stored_temporarily
+from angle.api.settings import model_settings, training_settings
 from angle.compat import arguments
-from angle.config import CONFIG_FILE, BillmConfig, ModelConfig, PoolingConfig, TrainConfig
-from angle.config.build import build_config, load_config
+from angle.config import TrainConfig
+from angle.config.build import build_config
 from angle.config.keys import unflatten
-from angle.distributed.process_group import best_device
 from angle.errors import ConfigError
 from angle.evaluation.evaluators.sts import PairScores, load_sts, score_pairs
-from angle.modeling.backbone import position_limit
-from angle.modeling.contract import read_contract
-from angle.modeling.depths import base_model
-from angle.modeling.encoder import Encoder
-from angle.modeling.locations import locate_model
-from angle.modeling.tokenizer import TextTokenizer
-from angle.prompts import NAMED_PROMPTS
+from angle.files import replace_folder
 from angle.training.result import Result
-from angle.training.run_folder import RunFolder, RunState
+from angle.training.run_folder import DATA_FOLDER, RunFolder
 
 
-class AnglE:
+class AnglE(AngleBase):
     """A sentence encoder to train, evaluate and use.
 
     `AnglE.from_pretrained("WhereIsAI/UAE-Large-V1").encode(["a text"])`. Arguments have the reference's names;
@@ -93,8 +88,7 @@ class AnglE:
 
         """
         arguments.refuse_unknown(AnglE, unknown, inspect.signature(AnglE.__init__).parameters)
-        settings = arguments.translate_mapping("model_kwargs", model_kwargs)
-        settings |= {
+        settings = {
             "model.name_or_path": pretrained_model_path or model_name_or_path,
             "model.tokenizer_name_or_path": tokenizer_name_or_path
             or (model_name_or_path if pretrained_model_path else None),
@@ -106,89 +100,22 @@ class AnglE:
             "model.prompt": prompt_template,
             "pooling.strategy": "auto" if pooling_strategy is None else str(pooling_strategy),
         }
-        dtype = torch_dtype if torch_dtype is not None else settings.pop("model.dtype", None)
-        if dtype is not None:
-            settings["model.dtype"] = str(dtype).removeprefix("torch.")
-        if apply_billm:
-            settings |= {"billm.enabled": True, "billm.model_class": billm_model_class}
-        self._settings = settings
+        settings = model_settings(
+            model_kwargs,
+            settings,
+            torch_dtype=torch_dtype,
+            apply_billm=apply_billm,
+            billm_model_class=billm_model_class,
+        )
         self._apply_lora, self._lora = apply_lora, arguments.lora_settings(lora_config_kwargs)
-        self._device = torch.device(device) if device is not None else best_device()
         self.result: Result | None = None
         """The result of the last `fit`."""
-        self._encoder: Encoder | None = None
-        self._encoder = self._load()
+        super().__init__(settings, device)
 
     @classmethod
     def from_pretrained(cls, model_name_or_path: str, **kwargs: Any) -> AnglE:
         """Return the encoder; the arguments are those of the class."""
         return cls(model_name_or_path, **kwargs)
-
-    def _load(self) -> Encoder:
-        groups = unflatten(self._settings)
-        encoder = Encoder.load(
-            ModelConfig(**groups["model"]),
-            PoolingConfig(**groups["pooling"]),
-            billm=BillmConfig(**groups["billm"]) if "billm" in groups else None,
-            merge=False,  # save and push exactly what was trained
-        )
-        return encoder.to(self._device).eval()
-
-    @property
-    def encoder(self) -> Encoder:
-        """The encoder; reloaded if it was released."""
-        if self._encoder is None:
-            self._encoder = self._load()
-        return self._encoder
-
-    @property
-    def backbone(self) -> Any:
-        """The transformers model."""
-        return self.encoder.backbone
-
-    @property
-    def tokenizer(self) -> Any:
-        """The transformers tokenizer."""
-        return self.encoder.tokenizer.tokenizer
-
-    @property
-    def max_length(self) -> int:
-        """Maximum tokens per text."""
-        return self.encoder.tokenizer.max_length
-
-    @property
-    def pooling_strategy(self) -> str:
-        """How hidden states become an embedding."""
-        return self.encoder.pooling
-
-    @property
-    def is_llm(self) -> bool:
-        """Whether the model is a decoder."""
-        return self.encoder.is_llm
-
-    @property
-    def device(self) -> torch.device:
-        """Where the weights are."""
-        return self._device
-
-    def to(self, device: str | torch.device) -> AnglE:
-        """Move the weights, and return self."""
-        self._device = torch.device(device)
-        self.encoder.to(self._device)
-        return self
-
-    def cuda(self) -> AnglE:
-        """Move the weights to the GPU, and return self; without a GPU, warn and stay on the CPU."""
-        if not torch.cuda.is_available():
-            warnings.warn("There is no CUDA device here: the model stays on the CPU.", stacklevel=2)
-            return self
-        return self.to("cuda")
-
-    def truncate_layer(self, layer_index: int) -> AnglE:
-        """Keep only the first `layer_index` layers, and return self."""
-        self.encoder.keep(layers=layer_index)
-        self._settings["model.layers"] = layer_index
-        return self
 
     def fit(
         self,
@@ -260,78 +187,71 @@ class AnglE:
             TrainingError: the loss is not finite.
 
         """
-        from angle.training.loop import fit
-
         arguments.refuse_unknown(AnglE.fit, unknown, inspect.signature(AnglE.fit).parameters)
-        given = {
-            "train.batch_size": batch_size,
-            "train.output_dir": output_dir,
-            "train.epochs": epochs,
-            "train.learning_rate": learning_rate,
-            "train.warmup_steps": warmup_steps,
-            "train.logging_steps": logging_steps,
-            "train.eval_steps": eval_steps,
-            "train.save_steps": save_steps,
-            "train.save_total_limit": save_total_limit,
-            "train.gradient_accumulation_steps": gradient_accumulation_steps,
-        }
-        arguments.check_given_once(given, argument_kwargs)
-        settings = self._settings | arguments.fit_settings(given, eval_strategy, save_strategy)
-        settings |= arguments.loss_settings(loss_kwargs) | arguments.trainer_settings(trainer_kwargs, apply_ese)
-        settings |= arguments.translate_mapping("argument_kwargs", argument_kwargs)
+        settings = training_settings(
+            {
+                "train.batch_size": batch_size,
+                "train.output_dir": output_dir,
+                "train.epochs": epochs,
+                "train.learning_rate": learning_rate,
+                "train.warmup_steps": warmup_steps,
+                "train.logging_steps": logging_steps,
+                "train.eval_steps": eval_steps,
+                "train.save_steps": save_steps,
+                "train.save_total_limit": save_total_limit,
+                "train.gradient_accumulation_steps": gradient_accumulation_steps,
+            },
+            argument_kwargs,
+            trainer_kwargs,
+            loss_kwargs,
+            eval_strategy=eval_strategy,
+            save_strategy=save_strategy,
+            apply_ese=apply_ese,
+            fp16=fp16,
+            bf16=bf16,
+        )
         settings["data.duplicates"] = "mask" if filter_duplicate else "keep"
         settings |= {"hub.push": push_to_hub, "hub.model_id": hub_model_id, "hub.private": hub_private_repo}
-        if fp16 or bf16:
-            settings["train.mixed_precision"] = "bf16" if bf16 else arguments.precision_for_fp16()
-        if self._apply_lora or (self._apply_lora is None and self.is_llm and self._settings["model.adapter"] is None):
-            settings |= self._lora
-        settings |= self._notes(train_ds, "train_ds")
-        asked = unflatten(settings)
-        sources = {"train": train_ds, "valid": valid_ds, "valid_sts": valid_ds_for_callback}
-        names = {"train": "train_ds", "valid": "valid_ds", "valid_sts": "valid_ds_for_callback"}
-        for role, data in sources.items():
-            if data is not None:
-                self._check_alike(data, names[role], settings)
-                asked["data"][role] = dataclasses.asdict(as_source(data, names[role]))
-        built = build_config(arguments.merge_settings(asked, config or {}), TrainConfig)
-        self._encoder = None  # the loop loads its own, and two copies might not fit into memory
-        result = fit(built)
-        self.result = result
-        if result.push_problem is not None:
-            warnings.warn(result.push_problem, stacklevel=2)
-        trained = {"model.name_or_path": str(result.folder)}
-        self._settings |= trained | dict.fromkeys(("model.tokenizer_name_or_path", "model.adapter", "model.layers"))
+        self._train(settings, train_ds, valid_ds, valid_ds_for_callback, config or {})
         return self
 
-    def _notes(self, data: Any, argument: str) -> arguments.Settings:
-        """Return the settings that prepared rows ask for.
+    def _train(
+        self,
+        settings: arguments.Settings,
+        train_ds: Any,
+        valid_ds: Any,
+        valid_ds_for_callback: Any,
+        config: Mapping[str, Any],
+    ) -> None:
+        """Train with the settings and data of `fit`, set `result`, and become the trained model."""
+        from angle.training.loop import fit
 
-        Raises:
-            ConfigError: the rows were prepared for another max_length than the model's.
-
-        """
-        notes = notes_of(data)
-        length = notes.get("max_length")
-        if length is not None and length != self.max_length:
-            raise ConfigError(
-                f"{argument} was prepared for max_length={length}, but the model reads {self.max_length} tokens: give "
-                f"both the same, by AnglE.from_pretrained(..., max_length={length})."
-            )
-        asked = {
-            "data_format.name": notes.get("dataset_format"),
-            "model.prompt": notes.get("prompt"),
-            "model.end_token": notes.get("end_token"),
-        }
-        return {name: value for name, value in asked.items() if value is not None}
-
-    def _check_alike(self, data: Any, argument: str, trained: arguments.Settings) -> None:
-        """Raise ConfigError if rows were prepared with another template or end token than the training rows."""
-        for name, value in self._notes(data, argument).items():
-            if name != "data_format.name" and value != trained.get(name, value):
-                raise ConfigError(
-                    f"{argument} was prepared with {value!r}, but train_ds with {trained[name]!r}: prepare both by the "
-                    f"same AngleDataTokenizer."
-                )
+        settings = self._settings | settings | prepared_settings(train_ds, "train_ds", self.max_length)
+        if self._apply_lora or (self._apply_lora is None and self.is_llm and self._settings["model.adapter"] is None):
+            settings |= self._lora
+        requested = arguments.merge_settings(unflatten(settings), config)
+        train = requested["train"]
+        run = RunFolder.choose(train.get("resume"), train.get("output_dir"))
+        if not train.get("resume"):
+            train["output_dir"] = str(run.path)
+        given = {}
+        for role, argument, data in (
+            ("train", "train_ds", train_ds),
+            ("valid", "valid_ds", valid_ds),
+            ("valid_sts", "valid_ds_for_callback", valid_ds_for_callback),
+        ):
+            if data is not None:
+                check_same_preparation(data, argument, self.max_length, settings)
+                given[role] = given_data(data, argument, run.path.resolve() / DATA_FOLDER)
+        sources = {role: dataclasses.asdict(data.source) for role, data in given.items()}
+        train_config = build_config(arguments.merge_settings({"data": sources}, requested), TrainConfig)
+        self._encoder = None  # the loop loads its own, and two copies might not fit into memory
+        with stored_for_run(run, train_config, given.values()):
+            self.result = fit(train_config)
+        if self.result.push_problem is not None:
+            warnings.warn(self.result.push_problem, stacklevel=3)
+        trained = {"model.name_or_path": str(self.result.folder)}
+        self._settings |= trained | dict.fromkeys(("model.tokenizer_name_or_path", "model.adapter", "model.layers"))
 
     def evaluate(
         self,
@@ -356,25 +276,27 @@ class AnglE:
         """
         if device is not None:
             self.to(device)
-        scored = self._score(data, batch_size)
-        found = scored.metrics()
+        pairs = self._score(data, batch_size)
+        metrics = pairs.metrics()
         if metric is not None:
-            if metric not in found:
-                raise ConfigError(f"metric={metric} is not known. Choose one of: {', '.join(found)}.")
-            return found[metric]
+            if metric not in metrics:
+                raise ConfigError(f"metric={metric} is not known. Choose one of: {', '.join(metrics)}.")
+            return metrics[metric]
         if threshold is None:
-            return scored.spearman, found["accuracy"]
-        called = scored.scores["cosine"] > threshold
-        return scored.spearman, float(np.mean(called == (scored.labels > 0.5)))
+            return pairs.spearman, metrics["accuracy"]
+        predicted = pairs.scores["cosine"] > threshold
+        return pairs.spearman, float(np.mean(predicted == (pairs.labels > 0.5)))
 
     def metrics(self, data: Any, batch_size: int = 64) -> dict[str, float]:
         """Return all correlations, and the best accuracy with its threshold, on rows of format A."""
         return self._score(data, batch_size).metrics()
 
     def _score(self, data: Any, batch_size: int) -> PairScores:
-        notes = self._notes(data, "data")
-        tokenizer = self._tokenizer(None, notes.get("model.end_token"), notes.get("model.prompt"))
-        return score_pairs(self.encoder, load_sts(as_source(data, "data"), "test", tokenizer), batch_size)
+        prepared = prepared_settings(data, "data", self.max_length)
+        tokenizer = tokenizer_for(self.encoder, None, prepared.get("model.end_token"), prepared.get("model.prompt"))
+        with stored_temporarily(data, "data") as source:
+            corpus = load_sts(source, "test", tokenizer)
+        return score_pairs(self.encoder, corpus, batch_size)
 
     def encode(
         self,
@@ -415,45 +337,18 @@ class AnglE:
 
         if device is not None:
             self.to(device)
-        encoder, tokenizer = self.encoder, self._tokenizer(max_length, end_with_eos, prompt)
-        one = isinstance(inputs, (str, Mapping)) or not (isinstance(inputs, Iterable) or hasattr(inputs, "__getitem__"))
-        rows: list[Any] = [inputs] if one else list(inputs)
-        most = encoder.dimensions - embedding_start
-        size = most if embedding_size is None else embedding_size
-        kept, depth = slice(embedding_start, embedding_start + size), None if layer_index == -1 else layer_index
-        if depth is not None and not 0 <= depth <= encoder.depths.layers:
-            raise ConfigError(
-                f"layer_index={depth} cannot work: the model has {encoder.depths.layers} layers; give a number up to "
-                f"that, or -1 for all."
-            )
-        if not (embedding_start >= 0 and 1 <= size <= most):
-            raise ConfigError(
-                f"embedding_start={embedding_start} and embedding_size={embedding_size} cannot work: the model's "
-                f"embeddings have {encoder.dimensions} dimensions."
-            )
+        encoder = self.encoder
+        tokenizer = tokenizer_for(encoder, max_length, end_with_eos, prompt)
+        depth = depth_for(encoder, layer_index)
+        dimensions = dimensions_for(encoder, embedding_start, embedding_size)
+        is_many = isinstance(inputs, Iterable) or hasattr(inputs, "__getitem__")
+        rows: list[Any] = list(inputs) if is_many and not isinstance(inputs, (str, Mapping)) else [inputs]
         arguments.check_texts(rows, tokenizer.columns)
         with tqdm(total=len(rows), unit="text", disable=not show_progress) as bar:
-            out = encoder.encode(rows, None, batch_size, bar.update, depth, kept, tokenizer)
+            embeddings = encoder.encode(rows, None, batch_size, bar.update, depth, dimensions, tokenizer)
         if normalize_embedding:
-            out = torch.nn.functional.normalize(out, dim=-1)
-        return out.numpy() if to_numpy else out
-
-    def _tokenizer(self, max_length: int | None, end_with_eos: bool | None, prompt: str | None) -> TextTokenizer:
-        """Return the model's own text tokenizer, or one with this call's options."""
-        own = self.encoder.tokenizer
-        if max_length is None and end_with_eos is None and prompt is None:
-            return own
-        limit = position_limit(base_model(self.backbone))
-        if max_length is not None and max_length < 2:
-            raise ConfigError(f"max_length={max_length} cannot work: it must be at least 2.")
-        if max_length is not None and limit is not None and max_length > limit:
-            raise ConfigError(
-                f"max_length={max_length} cannot work: the model has positions for {limit} tokens; give {limit} or "
-                f"less."
-            )
-        template = own.prompt if prompt is None else NAMED_PROMPTS.get(prompt, prompt) or None
-        tokenizer = copy.deepcopy(own.tokenizer) if end_with_eos is not None else own.tokenizer
-        return TextTokenizer(tokenizer, max_length or own.max_length, template, end_with_eos, own.num_embeddings)
+            embeddings = torch.nn.functional.normalize(embeddings, dim=-1)
+        return embeddings.numpy() if to_numpy else embeddings
 
     def save_pretrained(self, output_dir: str, exist_ok: bool = True) -> None:
         """Write weights (or only the adapters), tokenizer and contract into a folder.
@@ -469,9 +364,7 @@ class AnglE:
         folder = Path(output_dir)
         if folder.exists() and (not exist_ok or folder.is_file() or any(folder.iterdir())):
             raise ConfigError(f"output_dir={folder} is there already, so nothing is written: give a new folder.")
-        if folder.exists():
-            folder.rmdir()
-        self.encoder.save(folder)
+        replace_folder(folder, self.encoder.save)
 
     def push_to_hub(self, hub_model_id: str, private: bool = True, exist_ok: bool = False) -> str:
         """Push the model and its card to the hub in one commit, and return its URL.
@@ -486,15 +379,7 @@ class AnglE:
             HubError: the hub did not accept the push.
 
         """
-        from angle.export.hub import push_model
+        from angle.api.hub import push_encoder
 
-        name = str(self._settings["model.name_or_path"])
-        run = RunFolder(Path(name))
-        is_run = run.state() is RunState.FINISHED and read_contract(locate_model(name)) == self.encoder.contract
-        config = load_config(run.path / CONFIG_FILE) if is_run else None
-        base = config.model.name_or_path if config else str(Path(name).resolve() if Path(name).exists() else name)
-        record = run.record() if config else None
-        with TemporaryDirectory() as scratch:
-            saved = Path(scratch) / "model"
-            self.encoder.save(saved)
-            return push_model(saved, hub_model_id, base, config, record, private=private, exist_ok=exist_ok)
+        loaded_from = str(self._settings["model.name_or_path"])
+        return push_encoder(self.encoder, loaded_from, hub_model_id, private=private, exist_ok=exist_ok)

@@ -1,26 +1,16 @@
-"""In-memory data sets: prepared as in the reference, angle_emb, and stored where the training loop reads them."""
+"""Data sets prepared as in the reference, angle_emb: with a note on how their texts are formatted."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-import shutil
-import uuid
-from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from angle.cache import cache_folder
-from angle.config import FORMAT_NAMES, SourceConfig
+from angle.config import FORMAT_NAMES
 from angle.data.formats import resolve_format
-from angle.errors import ConfigError, DataError, first_line
+from angle.errors import ConfigError, DataError
 from angle.modeling.tokenizer import template_fields
 from angle.prompts import NAMED_PROMPTS
-from angle.quiet import quiet_datasets
 from angle.structures import FORMATS
-
-if TYPE_CHECKING:
-    from datasets import Dataset
 
 #: Column that `AngleDataTokenizer` adds, which says how to read the rows.
 EXTRA = "extra"
@@ -80,8 +70,8 @@ class AngleDataTokenizer:
             raise ConfigError(f"dataset_format={dataset_format} is not known. Choose one of: {known}.")
         if end_with_eos and tokenizer.eos_token is None:
             raise ConfigError("end_with_eos=True cannot work: the tokenizer has no end token; leave it out.")
-        self.wanted = dataset_format or "auto"
-        self.note = {"prompt": prompt, "max_length": max_length, "end_token": end_with_eos or None}
+        self.dataset_format = dataset_format or "auto"
+        self.preparation = {"prompt": prompt, "max_length": max_length, "end_token": end_with_eos or None}
 
     def __call__(self, row: Mapping[str, Any]) -> dict[str, Any]:
         """Return the column to add to a row.
@@ -90,82 +80,49 @@ class AngleDataTokenizer:
             DataError: the columns match no format, or a column of the template is missing.
 
         """
-        found = resolve_format(tuple(row), self.wanted, "train", "the data set")
+        data_format = resolve_format(tuple(row), self.dataset_format, "train", "the data set")
         absent = [name for name in self.columns if name not in row]
         if absent:
             raise DataError(f"The template uses {{{absent[0]}}}, but the data set has the columns {', '.join(row)}.")
-        return {EXTRA: {"dataset_format": found.name, **self.note}}
+        return {EXTRA: {"dataset_format": data_format.name, **self.preparation}}
 
 
-def notes_of(data: Any) -> dict[str, Any]:
+def preparation_of(data: Any) -> dict[str, Any]:
     """Return how to read prepared rows (format, template, maximum length, end token), {} for rows not prepared."""
     if not hasattr(data, "column_names") or EXTRA not in data.column_names or not len(data):
         return {}
-    note = data[0][EXTRA]
-    return dict(note) if isinstance(note, Mapping) and "dataset_format" in note else {}
+    preparation = data[0][EXTRA]
+    is_ours = isinstance(preparation, Mapping) and "dataset_format" in preparation
+    return dict(preparation) if is_ours else {}
 
 
-def as_source(data: Any, argument: str) -> SourceConfig:
-    """Return the source from which the training loop reads the rows of a data set.
-
-    Args:
-        data: a `datasets.Dataset`, rows (mappings), or their location: a file, a folder, or a name on the hub.
-        argument: name of the argument, for messages.
+def prepared_settings(data: Any, argument: str, max_length: int) -> dict[str, Any]:
+    """Return the settings, by dotted name, for which rows were prepared.
 
     Raises:
-        DataError: the data set has several splits, is a stream, or holds no rows.
+        ConfigError: the rows were prepared for another maximum length than the model's.
 
     """
-    if data is None:
-        return SourceConfig()
-    if isinstance(data, SourceConfig):
-        return data
-    if isinstance(data, (str, Path)):
-        return SourceConfig(str(data))
-    import datasets
-    from pyarrow import ArrowInvalid, ArrowTypeError
-
-    if isinstance(data, (datasets.DatasetDict, datasets.IterableDatasetDict)):
-        raise DataError(f"{argument} has the splits {', '.join(data)}: choose one, such as {argument}=ds['train'].")
-    if isinstance(data, datasets.IterableDataset):
-        raise DataError(
-            f"{argument} is a stream: give its name or its files, with config={{'data': {{'streaming': True}}}}."
+    preparation = preparation_of(data)
+    length = preparation.get("max_length")
+    if length is not None and length != max_length:
+        raise ConfigError(
+            f"{argument} was prepared for max_length={length}, but the model reads {max_length} tokens: give "
+            f"both the same, by AnglE.from_pretrained(..., max_length={length})."
         )
-    if not isinstance(data, datasets.Dataset):
-        rows = list(data) if isinstance(data, Iterable) else []
-        if not rows or not all(isinstance(row, Mapping) for row in rows):
-            raise DataError(
-                f"{argument} must be a data set, rows such as [{{'text1': ...}}], a file or a name on the hub."
+    settings = {
+        "data_format.name": preparation.get("dataset_format"),
+        "model.prompt": preparation.get("prompt"),
+        "model.end_token": preparation.get("end_token"),
+    }
+    return {name: value for name, value in settings.items() if value is not None}
+
+
+def check_same_preparation(data: Any, argument: str, max_length: int, trained: Mapping[str, Any]) -> None:
+    """Raise ConfigError if rows were prepared with another template or end token than the rows to train on."""
+    for name, value in prepared_settings(data, argument, max_length).items():
+        if name != "data_format.name" and value != trained.get(name, value):
+            raise ConfigError(
+                f"{argument} was prepared with {value!r}, but train_ds with {trained[name]!r}: prepare both by the "
+                f"same AngleDataTokenizer."
             )
-        try:
-            data = datasets.Dataset.from_dict(_columns(rows))
-        except (ArrowInvalid, ArrowTypeError) as error:
-            raise DataError(f"{argument} has a column with cells of several types: {first_line(error)}.") from None
-    data = data.remove_columns([name for name in (EXTRA,) if notes_of(data)])
-    folder = cache_folder("datasets") / f"{argument}-{_digest(data)[:16]}"
-    if not folder.is_dir():
-        scratch = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
-        with quiet_datasets():
-            data.save_to_disk(str(scratch))
-        try:
-            scratch.rename(folder)
-        except OSError:  # another process has already written the same rows
-            shutil.rmtree(scratch)
-    return SourceConfig(str(folder))
-
-
-def _columns(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
-    """Return rows by column: None where a row lacks one; if any cell of a column is a list, all texts become lists."""
-    found = {name: [row.get(name) for row in rows] for name in dict.fromkeys(name for row in rows for name in row)}
-    for name, cells in found.items():
-        if any(isinstance(cell, (list, tuple)) for cell in cells):
-            found[name] = [[cell] if isinstance(cell, str) else cell for cell in cells]
-    return found
-
-
-def _digest(data: Dataset) -> str:
-    """Return a hash of all cells: a data set's own fingerprint changes if a function could not be pickled."""
-    digest = hashlib.sha256(str(data.features).encode())
-    for table in data.with_format("arrow").iter(1000):
-        digest.update(json.dumps(table.to_pydict(), default=str).encode())
-    return digest.hexdigest()

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from angle.config import RUN_FILE, ConvertConfig
 from angle.errors import ConfigError
 from angle.export.merging import embed_unmerged
+from angle.files import replace_folder
 from angle.modeling.contract import EncoderContract
 from angle.modeling.encoder import Encoder
 from angle.modeling.locations import TINY, adapter_base, locate_model
@@ -68,20 +69,19 @@ def write_folder(encoder: Encoder, folder: Path, *, normalize: bool = False) -> 
 
     """
     check_expressible(encoder.contract)
-    scratch = folder.with_name(f".{folder.name}.new")
-    shutil.rmtree(scratch, ignore_errors=True)
-    # Padding never changes our embeddings. In sentence-transformers, left padding changes those of a model with a table
-    # of positions; right padding is harmless for any model.
-    tokenizer = encoder.tokenizer.tokenizer
-    padding_side, tokenizer.padding_side = tokenizer.padding_side, "right"
-    encoder.save(scratch)
-    tokenizer.padding_side = padding_side
-    if encoder.has_adapters or encoder.bidirectional_from == 0:
-        _check_stock_model(encoder, scratch)
-    write_modules(encoder.contract, encoder.backbone.config.hidden_size, scratch, normalize=normalize)
-    if folder.exists():
-        folder.rmdir()
-    scratch.rename(folder)
+
+    def write(scratch: Path) -> None:
+        # Padding never changes our embeddings. In sentence-transformers, left padding changes those of a model with a
+        # table of positions; right padding is harmless for any model.
+        tokenizer = encoder.tokenizer.tokenizer
+        padding_side, tokenizer.padding_side = tokenizer.padding_side, "right"
+        encoder.save(scratch)
+        tokenizer.padding_side = padding_side
+        if encoder.has_adapters or encoder.bidirectional_from == 0:
+            _check_stock_model(encoder, scratch)
+        write_modules(encoder.contract, encoder.backbone.config.hidden_size, scratch, normalize=normalize)
+
+    replace_folder(folder, write)
 
 
 def check_expressible(contract: EncoderContract) -> None:

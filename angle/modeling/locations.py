@@ -8,6 +8,7 @@ from typing import Any
 
 from angle.config import RUN_FILE
 from angle.errors import ConfigError, first_line
+from angle.files import readable_folder
 from angle.quiet import quiet_hub
 
 #: The name of the built-in model.
@@ -32,9 +33,9 @@ def locate_model(name_or_path: str, setting: str = "model.name_or_path") -> str:
     """
     path = Path(name_or_path)
     if (path / RUN_FILE).is_file():
-        for model in ("best", "final"):
-            if (path / model).is_dir():
-                return str(path / model)
+        for folder in (readable_folder(path / "best"), readable_folder(path / "final")):
+            if folder.is_dir():
+                return str(folder)
         raise ConfigError(
             f"{setting}={name_or_path} is a run folder without a model yet: finish it with "
             f"python train.py train.resume={name_or_path}"

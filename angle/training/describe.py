@@ -19,7 +19,7 @@ from angle.data.batching import InMemoryTrainingData
 from angle.modeling.encoder import Encoder
 from angle.modeling.quantization import count_weights
 from angle.modeling.token_embeddings import partly_trained_embedding
-from angle.training.setup import Data
+from angle.training.data import Data
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

@@ -1,10 +1,10 @@
-"""Several processes that train as one: work is split across them, and their weights must not drift apart."""
+"""Several processes that train as one: the loss is split across them, and their weights must not drift apart."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -17,6 +17,8 @@ from angle.objective.contrastive import QueryShards
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
+T = TypeVar("T")
+
 
 def query_shards(accelerator: Accelerator) -> QueryShards:
     """Return how the processes, which all hold all texts of a batch, split the queries of the contrastive loss."""
@@ -27,6 +29,15 @@ def query_shards(accelerator: Accelerator) -> QueryShards:
             all_reduce_sum(value, processes)
 
     return QueryShards(accelerator.process_index, processes, all_reduce)
+
+
+def from_main_process(compute: Callable[[], T], accelerator: Accelerator) -> T:
+    """Return what `compute` returns on the main process, which alone calls it. Every process must call this."""
+    from accelerate.utils import broadcast_object_list
+
+    result = [compute() if accelerator.is_main_process else None]
+    broadcast_object_list(result)
+    return cast(T, result[0])
 
 
 def check_equal_weights(model: nn.Module) -> None:
@@ -44,14 +55,14 @@ def check_equal_weights(model: nn.Module) -> None:
     weights = [weight for weight in trained if not hasattr(weight, "full_tensor")]
     if not weights:
         return
-    own = hashlib.sha256()
+    digest = hashlib.sha256()
     for weight in weights:
-        own.update(weight.flatten().view(torch.uint8).cpu().numpy().tobytes())
+        digest.update(weight.flatten().view(torch.uint8).cpu().numpy().tobytes())
     digests: list[bytes | None] = [None] * dist.get_world_size()
-    dist.all_gather_object(digests, own.digest())
+    dist.all_gather_object(digests, digest.digest())
     if len(set(digests)) > 1:
         raise TrainingError(
-            "The processes' weights differ after training, so their gradients were not shared and the result is that "
+            "The processes' weights differ after training, so their gradients were not averaged and the result is that "
             "of one process's rows alone. This is a defect of this program or of its libraries: please report it, with "
             "the run's run.json."
         )

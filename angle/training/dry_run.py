@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -16,20 +16,24 @@ from angle.data.batching import InMemoryTrainingData, TrainingData, collate
 from angle.kernels.allocator import keep_freed_memory
 from angle.structures import Batch
 from angle.training import setup
+from angle.training.accelerator import start_accelerator
 from angle.training.describe import banner
+from angle.training.gradient_cache import GradientCache
 from angle.training.memory import Allocations
 from angle.training.notes import notes_on
-from angle.training.step import Step
+from angle.training.sharding import check_shardable
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+    from accelerate.optimizer import AcceleratedOptimizer
 
 
 @dataclass(frozen=True)
 class DryRun:
     """What a step on the longest batch takes, for one process."""
 
-    which: str
+    batch_name: str
+    """Which batch was measured."""
     rows: int
     texts: int
     tokens: int
@@ -51,14 +55,14 @@ class DryRun:
             self.banner,
             *(f"{'note':8}{note}" for note in self.notes),
             "",
-            f"{self.which}: {self.rows} rows, {self.texts} different texts, {self.tokens:,} tokens",
+            f"{self.batch_name}: {self.rows} rows, {self.texts} different texts, {self.tokens:,} tokens",
         ]
         lines += [
             f"  {name:42}{size / 2**20:10,.1f} MiB"
             for name, size in (self.memory | {"together, at most": total}).items()
         ]
         if self.allocated is not None:
-            lines.append(f"  {'the most that the GPU held':42}{self.allocated / 2**20:10,.1f} MiB")
+            lines.append(f"  {'peak memory of the GPU':42}{self.allocated / 2**20:10,.1f} MiB")
         speed = self.rows_per_step / self.seconds
         lines += [f"  {'time of a step':42}{self.seconds:10,.2f} s    {speed:,.1f} rows/s", "", "Nothing was written."]
         return "\n".join(lines)
@@ -72,54 +76,59 @@ def dry_run(config: TrainConfig) -> DryRun:
 
     """
     config = replace(config, train=replace(config.train, dry_run=True))  # check its requirements whoever calls it
-    accelerator = setup.start_accelerator(config)
+    check_shardable(config)
+    accelerator = start_accelerator(config.train.mixed_precision)
     built = setup.build(config, accelerator)
-    config, encoder = built.config, built.encoder
-    trainable, teacher = built.trainable, built.teacher
-    trained = [parameter for parameter in trainable.parameters() if parameter.requires_grad]
-    model, optimizer = accelerator.prepare(trainable, setup.make_optimizer(trainable, config))
-    which, batch = _longest_batch(built.data.train)
-    batches = config.train.gradient_accumulation_steps
+    model, optimizer = accelerator.prepare(
+        built.trainable, setup.make_optimizer(built.trainable, config.train.weight_decay)
+    )
+    token_budget = built.config.train.tokens_at_once
+    gradient_cache = GradientCache(model, built.objective, built.teacher, accelerator, token_budget)
+    batch_name, batch = _longest_batch(built.data.train)
     model.train()
-
-    step = Step(model, built.objective, teacher, accelerator, config.train.tokens_at_once)
-
-    on_gpu = accelerator.device.type == "cuda"
-    if on_gpu:
+    if accelerator.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
+    memory = _measure_memory(built, gradient_cache, optimizer, batch)
+    batches = config.train.gradient_accumulation_steps
+    with keep_freed_memory(accelerator.device):
+        seconds = batches * _time(accelerator, lambda: gradient_cache.forward_backward(batch))
+        seconds += _time(accelerator, optimizer.step)
+    return DryRun(
+        batch_name=batch_name,
+        rows=len(batch.rows),
+        texts=len(batch.tokens),
+        tokens=len(batch.tokens.ids),
+        memory=memory,
+        allocated=torch.cuda.max_memory_allocated() if accelerator.device.type == "cuda" else None,
+        seconds=seconds,
+        rows_per_step=len(batch.rows) * batches,
+        banner=banner(built.config, built.encoder, built.data, built.total_steps, accelerator),
+        notes=notes_on(built.config, built.data, built.total_steps),
+    )
+
+
+def _measure_memory(
+    built: setup.Built, gradient_cache: GradientCache, optimizer: AcceleratedOptimizer, batch: Batch
+) -> dict[str, int]:
+    """Return the bytes that each part of a training step holds, after one step on a batch."""
+    encoder, teacher = built.encoder, built.teacher
+    trained = [parameter for parameter in built.trainable.parameters() if parameter.requires_grad]
     for parameter in trained:
         parameter.grad = torch.zeros_like(parameter)  # so that only temporary allocations of a step are counted
-    with Allocations() as made:
-        step.forward_backward(batch)
+    with Allocations() as allocations:
+        gradient_cache.forward_backward(batch)
     optimizer.step()
     memory = {
-        "frozen weights": _bytes([*_frozen(encoder), *encoder.buffers()]),
-        "trained weights": _bytes(trained),
-        "gradients": _bytes(parameter.grad for parameter in trained),
-        "optimiser state": _bytes(value for state in optimizer.optimizer.state.values() for value in state.values()),
-        "activations": made.peak,
+        "frozen weights": _nbytes([*_frozen_tensors(encoder), *encoder.buffers()]),
+        "trained weights": _nbytes(trained),
+        "gradients": _nbytes(parameter.grad for parameter in trained),
+        "optimiser state": _nbytes(value for state in optimizer.optimizer.state.values() for value in state.values()),
+        "activations": allocations.peak,
     }
     if teacher is not None and teacher.encoder not in (None, encoder):
-        memory["teacher"] = _bytes([*_frozen(teacher.encoder), *teacher.encoder.buffers()])
+        memory["teacher"] = _nbytes([*_frozen_tensors(teacher.encoder), *teacher.encoder.buffers()])
     optimizer.zero_grad()
-    with keep_freed_memory(accelerator.device):
-        seconds = _time(accelerator, lambda: step.forward_backward(batch)) * batches + _time(
-            accelerator, optimizer.step
-        )
-    allocated = torch.cuda.max_memory_allocated() if on_gpu else None
-    rows = len(batch.rows)
-    return DryRun(
-        which,
-        rows,
-        len(batch.tokens),
-        len(batch.tokens.ids),
-        memory,
-        allocated,
-        seconds,
-        rows * batches,
-        banner(config, encoder, built.data, built.total_steps, accelerator),
-        notes_on(config, built.data, built.total_steps),
-    )
+    return memory
 
 
 def _longest_batch(data: TrainingData) -> tuple[str, Batch]:
@@ -127,12 +136,13 @@ def _longest_batch(data: TrainingData) -> tuple[str, Batch]:
     if not isinstance(data, InMemoryTrainingData):
         return "first batch", next(data.steps(0))[0]
     corpus, batch_spec = data.corpus, data.batch_spec
-    texts = corpus.draw_text_ids(np.arange(len(corpus)), seed=batch_spec.seed, epoch=0)
-    longest = np.argsort(-corpus.tokens.lengths[texts].sum(axis=1), kind="stable")
-    return "longest batch", collate(corpus, longest[: batch_spec.global_batch_size], 0, batch_spec)
+    text_ids = corpus.draw_text_ids(np.arange(len(corpus)), seed=batch_spec.seed, epoch=0)
+    longest_first = np.argsort(-corpus.tokens.lengths[text_ids].sum(axis=1), kind="stable")
+    return "longest batch", collate(corpus, longest_first[: batch_spec.global_batch_size], 0, batch_spec)
 
 
-def _time(accelerator: Accelerator, call: Any) -> float:
+def _time(accelerator: Accelerator, call: Callable[[], object]) -> float:
+    """Return the seconds that a call takes, until the device has finished."""
     on_gpu = accelerator.device.type == "cuda"
     if on_gpu:
         torch.cuda.synchronize()
@@ -143,7 +153,7 @@ def _time(accelerator: Accelerator, call: Any) -> float:
     return time.perf_counter() - start
 
 
-def _frozen(model: torch.nn.Module) -> Iterable[Tensor]:
+def _frozen_tensors(model: torch.nn.Module) -> Iterable[Tensor]:
     """Yield the frozen weights, and the tensors that dequantise 4-bit ones."""
     for parameter in model.parameters():
         if not parameter.requires_grad:
@@ -153,5 +163,5 @@ def _frozen(model: torch.nn.Module) -> Iterable[Tensor]:
                 yield from (value for value in state.as_dict(packed=True).values() if isinstance(value, Tensor))
 
 
-def _bytes(tensors: Iterable[Any]) -> int:
+def _nbytes(tensors: Iterable[Any]) -> int:
     return sum(tensor.nbytes for tensor in tensors if isinstance(tensor, Tensor))

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -29,6 +27,7 @@ from angle.structures import Batch, Tokens
 from angle.tracking.sink import RunInfo
 from angle.tracking.tracker import Tracker, apply_environment, check_sinks, open_tracker
 from angle.training import setup
+from angle.training.accelerator import check_resumed_processes, start_accelerator
 from angle.training.checkpoint import (
     Progress,
     collect_state,
@@ -38,16 +37,17 @@ from angle.training.checkpoint import (
     seed_everything,
 )
 from angle.training.clipping import clip_gradients
+from angle.training.data import Data
 from angle.training.describe import banner, describe_environment
-from angle.training.distributed import check_equal_weights
+from angle.training.distributed import check_equal_weights, from_main_process
+from angle.training.gradient_cache import GradientCache
 from angle.training.meter import Meter
 from angle.training.notes import notes_on
 from angle.training.publish import check_hub, publish, publish_finished
 from angle.training.result import Result
 from angle.training.run_folder import RunFolder, RunState
 from angle.training.schedule import lr_factor, warmup_steps
-from angle.training.sharding import full_adapter_weights, prepare
-from angle.training.step import Step
+from angle.training.sharding import check_shardable, full_adapter_weights, prepare
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -61,9 +61,9 @@ class Run:
     accelerator: Accelerator
     folder: RunFolder
     tracker: Tracker
-    data: setup.Data
+    data: Data
     trainable: TrainableEncoder
-    step: Step
+    step: GradientCache
     optimizer: Any
     evaluators: RunEvaluators
     total_steps: int
@@ -98,9 +98,9 @@ def fit(config: TrainConfig, named: Collection[str] = ()) -> Result:
     """
     if config.train.dry_run:
         raise ConfigError("train.dry_run=true trains nothing, so fit has nothing to do: call angle.dry_run instead.")
-    requested, folder, state = config, _folder(config), RunState.NEW
+    requested, folder, state = config, RunFolder.choose(config.train.resume, config.train.output_dir), RunState.NEW
     if requested.train.resume is None:
-        state = folder.examine(requested)
+        state = folder.check_config(requested)
     elif (state := folder.state()) is RunState.NEW:
         raise ConfigError(f"train.resume={folder.path} is no run folder: it has no {CONFIG_FILE}.")
     if state is not RunState.NEW:
@@ -115,7 +115,8 @@ def fit(config: TrainConfig, named: Collection[str] = ()) -> Result:
         train=replace(config.train, output_dir=str(folder.path)),
         tracking=apply_environment(config.tracking),
     )
-    accelerator = setup.start_accelerator(config)
+    check_shardable(config)
+    accelerator = start_accelerator(config.train.mixed_precision)
     with ExitStack() as stack:
         stack.enter_context(keep_freed_memory(accelerator.device))
         run = _prepare(config, requested, accelerator, folder, state, stack)
@@ -141,14 +142,6 @@ def fit(config: TrainConfig, named: Collection[str] = ()) -> Result:
     return result
 
 
-def _folder(config: TrainConfig) -> RunFolder:
-    """Return the run's folder: the one to resume in, the requested one, or a new one."""
-    path = config.train.resume or config.train.output_dir
-    if path is None and world_size() > 1:
-        raise ConfigError("train.output_dir is missing: several processes cannot each make up a folder of their own.")
-    return RunFolder(Path(path or time.strftime("runs/%Y-%m-%d/%H-%M-%S")))
-
-
 def _prepare(
     config: TrainConfig,
     requested: TrainConfig,
@@ -159,9 +152,9 @@ def _prepare(
 ) -> Run:
     """Build everything; write to the run folder only once all of it has been built."""
     if state is RunState.UNFINISHED:
-        setup.check_processes(folder.record(), accelerator)
+        check_resumed_processes(folder.record()["hardware"]["processes"], accelerator.num_processes)
     if accelerator.is_main_process:
-        check_hub(requested, folder.requested())
+        check_hub(requested.hub, folder.requested().hub)
         check_sinks(config.tracking)
     built = setup.build(config, accelerator)
     config, data = built.config, built.data
@@ -172,14 +165,16 @@ def _prepare(
         )
     if accelerator.is_main_process:
         stack.enter_context(folder.locked())
-        if state is RunState.NEW and folder.examine(requested) is RunState.NEW:
+        if state is RunState.NEW and folder.check_config(requested) is RunState.NEW:
             folder.create(config, requested, describe_environment(config, data, accelerator))
     accelerator.wait_for_everyone()
     run_info = RunInfo(folder.path, config.tracking, asdict(config), folder.record())
     tracker = stack.enter_context(open_tracker(run_info, is_main=accelerator.is_main_process))
     if metadata := tracker.run_metadata():
         folder.update(**metadata)
-    model, optimizer = prepare(built.trainable, setup.make_optimizer(built.trainable, config), accelerator)
+    model, optimizer = prepare(
+        built.trainable, setup.make_optimizer(built.trainable, config.train.weight_decay), accelerator
+    )
     return Run(
         config=config,
         accelerator=accelerator,
@@ -187,7 +182,7 @@ def _prepare(
         tracker=tracker,
         data=data,
         trainable=built.trainable,
-        step=Step(model, built.objective, built.teacher, accelerator, config.train.tokens_at_once),
+        step=GradientCache(model, built.objective, built.teacher, accelerator, config.train.tokens_at_once),
         optimizer=optimizer,
         evaluators=built.evaluators,
         total_steps=built.total_steps,
@@ -198,13 +193,13 @@ def _resume(run: Run) -> None:
     """Resume from the newest intact checkpoint; without one, evaluate the untrained model and start."""
     accelerator, config = run.accelerator, run.config
     seed_everything(config.train.seed, rank=accelerator.process_index)
-    checkpoint = run.folder.newest_checkpoint(run.tracker.warning)
+    checkpoint = from_main_process(lambda: run.folder.newest_checkpoint(run.tracker.warning), accelerator)
     if checkpoint is not None:
         run.progress = load_state(checkpoint, run.trainable, run.optimizer, accelerator)
         run.tracker.info(f"{'resume':8}at step {run.progress.step} from {relative_to_here(checkpoint)}")
     run.tracker.rewind(run.progress.step)
     if accelerator.is_main_process:
-        run.folder.forget_after(run.progress.step)
+        run.folder.truncate_after(run.progress.step)
     if run.data.test is None or run.progress.step:
         return
     score = run.evaluators.score_test(run.encode)

@@ -18,109 +18,116 @@ from torch.utils._pytree import tree_leaves
 
 from angle.errors import ConfigError
 from angle.structures import Batch, BatchStructure, DataFormat, Tokens
-from angle.training.step import Step
+from angle.training.gradient_cache import GradientCache
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-#: The share of free memory to plan with; the rest is reserved for the unforeseen, such as fragmentation.
-PLANNED = 0.8
+#: The fraction of free memory to plan with; the rest is reserved for what cannot be foreseen, such as fragmentation.
+USABLE_FRACTION = 0.8
 #: Tokens of the smaller of the two trial micro-batches.
 TRIAL_TOKENS = 1024
 #: Where Linux reports a container's memory.
-CONTAINER = Path("/sys/fs/cgroup")
+CGROUP = Path("/sys/fs/cgroup")
 
 
-def find_token_budget(step: Step, data_format: DataFormat, rows: int, longest: int) -> int:
+def find_token_budget(gradient_cache: GradientCache, data_format: DataFormat, rows: int, max_length: int) -> int:
     """Return how many tokens of a micro-batch fit into free memory, estimated from two trial micro-batches.
 
     Args:
-        step: its model is not yet prepared for several processes, and there is no optimiser yet.
+        gradient_cache: its model is not yet prepared for several processes, and there is no optimiser yet.
         data_format: the format of the rows.
         rows: number of rows in a process's batch, whose loss is computed while a micro-batch is held in memory.
-        longest: number of tokens in the longest text.
+        max_length: number of tokens in the longest text.
 
     Raises:
         ConfigError: not even the longest text fits.
 
     """
-    texts = len(data_format.roles)
-    few = -(-TRIAL_TOKENS // (longest * texts))
-    once, twice = (
-        _peak_of(step, partial(step.forward_backward, _trial(step, data_format, n * few, longest))) for n in (1, 2)
-    )
-    each = (twice - once) / (few * texts * longest)
-    of_loss = _peak_of(step, partial(_compute_loss, step, _trial(step, data_format, rows, 1)))
-    fixed = max(2 * once - twice, 0) + of_loss
-    trained = sum(p.nbytes for p in step.model.parameters() if p.requires_grad)
-    free = PLANNED * _free(step.accelerator) - 3 * trained  # gradients, and the optimiser's two moments
-    budget = int((free - fixed) / each)
-    if budget < longest:
+    row_tokens = len(data_format.roles) * max_length
+    trial_rows = -(-TRIAL_TOKENS // row_tokens)
+    trials = (trial_batch(gradient_cache, data_format, count, max_length) for count in (trial_rows, 2 * trial_rows))
+    small, large = (_peak_memory(gradient_cache, partial(gradient_cache.forward_backward, batch)) for batch in trials)
+    per_token = (large - small) / (trial_rows * row_tokens)
+    loss_batch = trial_batch(gradient_cache, data_format, rows, 1)
+    loss_memory = _peak_memory(gradient_cache, partial(_compute_loss, gradient_cache, loss_batch))
+    fixed = max(2 * small - large, 0) + loss_memory
+    trained = sum(p.nbytes for p in gradient_cache.model.parameters() if p.requires_grad)
+    # Beside the trained weights, there will be their gradients and the optimiser's two moments.
+    usable = USABLE_FRACTION * free_memory(gradient_cache.accelerator) - 3 * trained
+    budget = int((usable - fixed) / per_token)
+    if budget < max_length:
         raise ConfigError(
-            f"train.token_budget=auto found no room: the longest text has {longest:,} tokens and takes, with the loss "
-            f"of {rows:,} rows, {(fixed + each * longest) / 2**30:.1f} GiB, of {max(free, 0) / 2**30:.1f} that are "
-            f"left beside the weights' gradients and the optimiser: type model.gradient_checkpointing=true, a smaller "
-            f"model.max_length or train.batch_size, or lora=r16."
+            f"train.token_budget=auto found no room: the longest text has {max_length:,} tokens and takes, with the "
+            f"loss of {rows:,} rows, {(fixed + per_token * max_length) / 2**30:.1f} GiB, of "
+            f"{max(usable, 0) / 2**30:.1f} that are left beside the weights' gradients and the optimiser: type "
+            f"model.gradient_checkpointing=true, a smaller model.max_length or train.batch_size, or lora=r16."
         )
     return budget
 
 
-def _trial(step: Step, data_format: DataFormat, rows: int, length: int) -> Batch:
-    """Return a batch with `rows` rows per process, of texts of the given length."""
-    roles, processes = len(data_format.roles), step.accelerator.num_processes
-    texts = np.arange(rows * roles)
-    lengths = np.full(len(texts), length)
-    index = torch.arange(len(texts) * processes).view(-1, roles)
-    structure = BatchStructure(
-        data_format, index, index, torch.arange(len(index)).float() if data_format.labelled else None
+def trial_batch(gradient_cache: GradientCache, data_format: DataFormat, rows: int, length: int) -> Batch:
+    """Return a batch with `rows` rows per process, of distinct texts that all have `length` tokens."""
+    roles, processes = len(data_format.roles), gradient_cache.accelerator.num_processes
+    text_ids = np.arange(rows * roles)
+    lengths = np.full(len(text_ids), length)
+    index = torch.arange(len(text_ids) * processes).view(-1, roles)
+    labels = torch.arange(len(index)).float() if data_format.labelled else None
+    return Batch(
+        tokens=Tokens(np.ones(lengths.sum(), np.int32), np.concatenate([[0], lengths.cumsum()])),
+        text_ids=text_ids,
+        counts=np.ones_like(text_ids),
+        max_lengths=lengths,
+        structure=BatchStructure(data_format, index, index, labels),
+        token_count=lengths.sum() * processes,
+        rows=text_ids[: len(index)],
     )
-    tokens = Tokens(np.ones(lengths.sum(), np.int32), np.concatenate([[0], lengths.cumsum()]))
-    return Batch(tokens, texts, np.ones_like(texts), lengths, structure, lengths.sum() * processes, texts[: len(index)])
 
 
-def _compute_loss(step: Step, batch: Batch) -> None:
+def _compute_loss(gradient_cache: GradientCache, batch: Batch) -> None:
     """Compute the gradient of the loss with respect to a batch's embeddings, whatever their values."""
-    device = step.accelerator.device
+    device = gradient_cache.accelerator.device
     with torch.no_grad():
-        one, _ = step.model(*batch.micro_batch(slice(0, 1), device))
-    embeddings = one.repeat(batch.structure.index.numel(), *(1 for _ in one.shape[1:])).requires_grad_()
-    loss = step.objective(embeddings, batch.structure.to(device))
+        embedding, _ = gradient_cache.model(*batch.micro_batch(slice(0, 1), device))
+    embeddings = embedding.repeat(batch.structure.index.numel(), *(1 for _ in embedding.shape[1:])).requires_grad_()
+    loss = gradient_cache.objective(embeddings, batch.structure.to(device))
     torch.autograd.grad(loss.total, embeddings)
 
 
-def _peak_of(step: Step, work: Callable[[], Any]) -> int:
-    """Return the peak number of bytes that part of a step holds."""
-    device = step.accelerator.device
-    for parameter in step.model.parameters():
+def _peak_memory(gradient_cache: GradientCache, work: Callable[[], Any]) -> int:
+    """Return the peak number of bytes that `work`, a part of a step, allocates."""
+    model, accelerator = gradient_cache.model, gradient_cache.accelerator
+    device = accelerator.device
+    for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
-    step.model.train()
+    model.train()
     try:
         if device.type == "cuda":  # its allocator also counts the kernels' workspace
-            with step.accelerator.autocast():
+            with accelerator.autocast():
                 work()  # after the first call, libraries keep memory of their own, which is not part of the step
                 before = torch.cuda.memory_allocated(device)
                 torch.cuda.reset_peak_memory_stats(device)
                 work()
             return int(torch.cuda.max_memory_allocated(device)) - before
-        with Allocations() as made, step.accelerator.autocast():
+        with Allocations() as allocations, accelerator.autocast():
             work()
-        return int(made.peak)
+        return int(allocations.peak)
     finally:
-        step.model.zero_grad()
+        model.zero_grad()
 
 
-def _free(accelerator: Accelerator) -> int:
+def free_memory(accelerator: Accelerator) -> int:
     """Return the number of bytes that this process may still allocate."""
     device = accelerator.device
     if device.type == "cuda":
-        own = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return int(torch.cuda.mem_get_info(device)[0]) + own
+        reserved = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0]) + reserved
     free = int(psutil.virtual_memory().available)
     with suppress(OSError, ValueError, KeyError):  # not in a container, or in one that sets or reports no limit
-        limit, used, parts = ((CONTAINER / f"memory.{name}").read_text() for name in ("max", "current", "stat"))
+        limit, current, stat = ((CGROUP / f"memory.{name}").read_text() for name in ("max", "current", "stat"))
         # Cached files count as used there, but are evicted when memory is requested.
-        files = dict(line.split() for line in parts.splitlines())["inactive_file"]
-        free = min(free, int(limit) - int(used) + int(files))
+        evictable = dict(line.split() for line in stat.splitlines())["inactive_file"]
+        free = min(free, int(limit) - int(current) + int(evictable))
     return free // int(accelerator.num_processes)
 
 
@@ -134,20 +141,20 @@ class Allocations(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        given = {key for key, _ in _memory((args, kwargs))}
-        for key, memory in _memory(result):
-            if key not in given and key not in self._live:
+        inputs = {key for key, _ in _storages((args, kwargs))}
+        for key, memory in _storages(result):
+            if key not in inputs and key not in self._live:
                 self._live[key] = memory.nbytes() if isinstance(memory, torch.UntypedStorage) else memory.nbytes
                 self._total += self._live[key]
-                weakref.finalize(memory, self._forget, key)
+                weakref.finalize(memory, self._release, key)
         self.peak = max(self.peak, self._total)
         return result
 
-    def _forget(self, key: int) -> None:
+    def _release(self, key: int) -> None:
         self._total -= self._live.pop(key)
 
 
-def _memory(tree: Any) -> Iterator[tuple[int, torch.UntypedStorage | Tensor]]:
+def _storages(tree: Any) -> Iterator[tuple[int, torch.UntypedStorage | Tensor]]:
     """Yield each tensor's storage with its key, or the tensor itself in oneDNN's layout, which has no storage."""
     for value in tree_leaves(tree):
         if isinstance(value, Tensor):

@@ -15,7 +15,7 @@ from angle.data.sources import SAMPLE
 from angle.modeling.locations import TINY
 
 if TYPE_CHECKING:
-    from angle.training.setup import Data
+    from angle.training.data import Data
 
 #: An in-batch weight below this is rarely enough: the reference's own recipes use 10 to 35.
 LOW_IBN_W = 10

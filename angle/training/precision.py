@@ -17,5 +17,5 @@ def half_precision() -> str:
     if has_gpu():
         return "fp16"
     # torch 2.13 reports them; with an older one, assume none, as without them bf16 is slower than float32.
-    able: Mapping[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
-    return "bf16" if any(able.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16")) else "no"
+    capabilities: Mapping[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
+    return "bf16" if any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16")) else "no"

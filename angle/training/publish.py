@@ -7,7 +7,7 @@ from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
-from angle.config import CONFIG_FILE, HubConfig, TrainConfig
+from angle.config import CONFIG_FILE, HubConfig
 from angle.config.build import load_config
 from angle.distributed.environment import is_main_process, script_command
 from angle.errors import ConfigError, HubError
@@ -18,22 +18,21 @@ from angle.training.result import Result
 from angle.training.run_folder import RunFolder
 
 
-def check_hub(requested: TrainConfig, started_with: TrainConfig) -> None:
+def check_hub(hub: HubConfig, started_with: HubConfig) -> None:
     """Check before training, as far as possible, that the model can be pushed.
 
     The check runs only if the push is newly requested: a hub that is down must not keep a killed run from resuming,
     because nothing is lost by pushing later.
 
     Args:
-        requested: the settings as given now.
-        started_with: the settings as given when the run was started; the defaults for a new run.
+        hub: the settings as requested now.
+        started_with: the settings as requested when the run was started; the defaults for a new run.
 
     Raises:
         ConfigError: what `check_push` refuses.
 
     """
-    hub = requested.hub
-    if hub.push and hub != started_with.hub:
+    if hub.push and hub != started_with:
         check_push(str(hub.model_id), private=hub.private)
 
 
@@ -44,9 +43,9 @@ def publish(folder: RunFolder, hub: HubConfig, result: Result) -> Result:
         `result`, with the model's URL, or with the reason why the push failed and how to retry.
 
     """
-    done = folder.record().get("pushed")
-    if done is not None and (not hub.push or done["model_id"] == hub.model_id):
-        return replace(result, pushed=done["url"], pushed_before=True)
+    earlier_push = folder.record().get("pushed")
+    if earlier_push is not None and (not hub.push or earlier_push["model_id"] == hub.model_id):
+        return replace(result, pushed=earlier_push["url"], pushed_before=True)
     if not hub.push:
         return result
     model_id, model = str(hub.model_id), Path(locate_model(str(folder.path)))
@@ -55,9 +54,11 @@ def publish(folder: RunFolder, hub: HubConfig, result: Result) -> Result:
         url = push_model(model, model_id, config.model.name_or_path, config, record, private=hub.private)
     except (ConfigError, HubError, OSError) as error:
         run = shlex.quote(f"train.resume={relative_to_here(folder.path)}")
-        again = f"{run} hub.push=true hub.model_id={model_id}{'' if hub.private else ' hub.private=false'}"
-        kept = f"The run is finished and its model is in {relative_to_here(model)}; to push it, type"
-        problem = f"{error} {kept} python {script_command('train.py')} {again}"
+        retry = f"{run} hub.push=true hub.model_id={model_id}{'' if hub.private else ' hub.private=false'}"
+        problem = (
+            f"{error} The run is finished and its model is in {relative_to_here(model)}; to push it, type "
+            f"python {script_command('train.py')} {retry}"
+        )
         folder.update(push_problem=problem)
         return replace(result, push_problem=problem)
     folder.update(pushed={"model_id": model_id, "url": url}, push_problem=None)
@@ -65,7 +66,7 @@ def publish(folder: RunFolder, hub: HubConfig, result: Result) -> Result:
 
 
 def publish_finished(folder: RunFolder, hub: HubConfig, result: Result) -> Result:
-    """Do the same for a run found finished; the processes have not joined each other yet, so rank 0 does it.
+    """Publish a run that was already finished; the processes have not joined each other yet, so rank 0 does it.
 
     Raises:
         ConfigError: another process is working in the folder.

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import fcntl
 import json
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import Enum
@@ -17,14 +17,17 @@ from safetensors import SafetensorError
 from angle.config import CONFIG_FILE, RUN_FILE, TrainConfig
 from angle.config.build import build_config, load_config, save_config
 from angle.config.resume import config_diff
+from angle.distributed.environment import world_size
 from angle.errors import ConfigError, TrainingError, first_line
-from angle.files import checksum, sync, write_durably
+from angle.files import checksum, replace_folder, restore_folder, try_lock, write_durably
 
 MANIFEST, LOCK_FILE = "manifest.json", ".lock"
+#: Rows that `AnglE.fit` got in memory; they are there before the run is.
+DATA_FOLDER = "fit_data"
 
 
 class RunState(Enum):
-    """What the folder was found to hold."""
+    """How far the run in a folder has got."""
 
     NEW = "new"
     UNFINISHED = "unfinished"
@@ -38,8 +41,23 @@ class RunFolder:
         """Set the folder's path; nothing is read or written."""
         self.path = path
 
-    def examine(self, config: TrainConfig) -> RunState:
-        """Return what the folder holds.
+    @classmethod
+    def choose(cls, resume: str | None, output_dir: str | None) -> RunFolder:
+        """Return the folder to resume in, the requested folder, or a new one named after the time.
+
+        Raises:
+            ConfigError: no folder is requested, and several processes would each name their own.
+
+        """
+        path = resume or output_dir
+        if path is None and world_size() > 1:
+            raise ConfigError(
+                "train.output_dir is missing: several processes cannot each make up a folder of their own."
+            )
+        return cls(Path(path or time.strftime("runs/%Y-%m-%d/%H-%M-%S")))
+
+    def check_config(self, config: TrainConfig) -> RunState:
+        """Return how far the folder's run has got, after checking that it has these settings.
 
         Raises:
             ConfigError: it holds a run with other settings, or anything that is not a run.
@@ -47,7 +65,7 @@ class RunFolder:
         """
         if self.path.is_file():
             raise ConfigError(f"train.output_dir={self.path} is a file and no folder; give a new folder.")
-        if not self.path.exists() or all(path.name == LOCK_FILE for path in self.path.iterdir()):
+        if not self.path.exists() or all(path.name in (LOCK_FILE, DATA_FOLDER) for path in self.path.iterdir()):
             return RunState.NEW
         if not all((self.path / name).is_file() for name in (CONFIG_FILE, RUN_FILE)):
             raise ConfigError(
@@ -83,7 +101,7 @@ class RunFolder:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Keep other processes out of the folder; a process that dies leaves no lock behind.
+        """Keep other processes out of the folder, and clean up what a crash left; a process that dies leaves no lock.
 
         Raises:
             ConfigError: it cannot be written to, or another process is working in it.
@@ -91,20 +109,25 @@ class RunFolder:
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            lock = (self.path / LOCK_FILE).open("w")
+            lock_file = (self.path / LOCK_FILE).open("w")
         except OSError as error:
             raise ConfigError(
                 f"train.output_dir={self.path} cannot be written to ({error.strerror}): give another folder."
             ) from None
-        with lock as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
+        with lock_file:
+            if not try_lock(lock_file):
                 raise ConfigError(
                     f"train.output_dir={self.path} is in use: another process trains there. Wait for it, or give a "
                     f"new folder."
-                ) from None
+                )
+            self._restore()
             yield
+
+    def _restore(self) -> None:
+        """Clean up what a crash left while a model or a checkpoint was being written."""
+        unfinished = [path.with_name(path.stem[1:]) for path in (self.path / "checkpoints").glob(".step-*")]
+        for folder in (self.path / "best", self.path / "final", *unfinished):
+            restore_folder(folder)
 
     def create(self, config: TrainConfig, requested: TrainConfig, record: dict[str, Any]) -> None:
         """Write the settings once, as decided and as requested, and the initial record."""
@@ -124,49 +147,42 @@ class RunFolder:
         """Update entries of run.json atomically."""
         write_durably(self.path / RUN_FILE, json.dumps(self.record() | changes, indent=2, default=str) + "\n")
 
-    def forget_after(self, step: int) -> None:
+    def truncate_after(self, step: int) -> None:
         """Drop the checkpoints of steps that a resumed run will repeat; they are damaged."""
         for checkpoint in self.checkpoints():
             if checkpoint.name > _checkpoint_name(step):
                 shutil.rmtree(checkpoint)
 
     def replace(self, name: str, write: Callable[[Path], None]) -> Path:
-        """Replace the folder of that name (best, final), completely or not at all."""
-        target, scratch, old = self.path / name, self.path / f".{name}.new", self.path / f".{name}.old"
-        shutil.rmtree(scratch, ignore_errors=True)
-        with self._written_whole(scratch):
-            write(scratch)
-            for file in scratch.iterdir():
-                sync(file)
-        if target.exists():
-            shutil.rmtree(old, ignore_errors=True)
-            target.rename(old)
-        scratch.rename(target)
-        shutil.rmtree(old, ignore_errors=True)
+        """Replace the folder of that name (best, final), completely or not at all; `write` creates the new one."""
+        target = self.path / name
+        with self._explained_errors():
+            replace_folder(target, write)
         return target
 
     def save_checkpoint(self, step: int, write: Callable[[Path], None], keep: int) -> Path:
-        """Write a checkpoint with checksums, move it into place, then drop all but the `keep` newest."""
+        """Write a checkpoint with checksums, completely or not at all, then drop all but the `keep` newest.
+
+        `write` fills the empty folder that it is given.
+        """
         target = self.path / "checkpoints" / _checkpoint_name(step)
-        scratch = target.with_name(f".{target.name}.new")
-        shutil.rmtree(scratch, ignore_errors=True)
-        with self._written_whole(scratch):
-            scratch.mkdir(parents=True)
-            write(scratch)
-            sums = {file.name: checksum(file) for file in sorted(scratch.iterdir())}
-            write_durably(scratch / MANIFEST, json.dumps(sums, indent=2))
-            for file in scratch.iterdir():
-                sync(file)
-        shutil.rmtree(target, ignore_errors=True)
-        scratch.rename(target)
-        sync(target.parent)
+
+        def write_with_checksums(folder: Path) -> None:
+            folder.mkdir()
+            write(folder)
+            files = sorted(path for path in folder.rglob("*") if path.is_file())
+            checksums = {file.relative_to(folder).as_posix(): checksum(file) for file in files}
+            (folder / MANIFEST).write_text(json.dumps(checksums, indent=2), encoding="utf-8")
+
+        with self._explained_errors():
+            replace_folder(target, write_with_checksums)
         for outdated in self.checkpoints()[keep:]:
             shutil.rmtree(outdated)
         return target
 
     @contextmanager
-    def _written_whole(self, scratch: Path) -> Iterator[None]:
-        """Take away what could not be written whole, such as on a full disk.
+    def _explained_errors(self) -> Iterator[None]:
+        """Say what to do if a folder cannot be written, for example on a full disk.
 
         Raises:
             TrainingError: it could not be written.
@@ -175,7 +191,6 @@ class RunFolder:
         try:
             yield
         except (OSError, SafetensorError) as error:
-            shutil.rmtree(scratch, ignore_errors=True)
             raise TrainingError(
                 f"{self.path} cannot be written to ({first_line(error)}). What was there is whole: make room, and "
                 f"resume with train.resume={self.path}"
@@ -194,10 +209,10 @@ class RunFolder:
         """Return the newest checkpoint whose files all match their checksums; warn about any that does not."""
         checkpoints = self.checkpoints()
         for number, checkpoint in enumerate(checkpoints, 1):
-            if _is_whole(checkpoint):
+            if _is_intact(checkpoint):
                 return checkpoint
-            way_out = "going back to the one before" if number < len(checkpoints) else "starting from the beginning"
-            warn(f"{checkpoint} is damaged, {way_out}")
+            fallback = "going back to the one before" if number < len(checkpoints) else "starting from the beginning"
+            warn(f"{checkpoint} is damaged, {fallback}")
         return None
 
 
@@ -205,10 +220,10 @@ def _checkpoint_name(step: int) -> str:
     return f"step-{step:08d}"
 
 
-def _is_whole(checkpoint: Path) -> bool:
+def _is_intact(checkpoint: Path) -> bool:
     """Return whether all files listed in the manifest exist and match their checksums."""
     try:
-        sums = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
-        return bool(sums) and all(checksum(checkpoint / name) == digest for name, digest in sums.items())
+        checksums = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
+        return bool(checksums) and all(checksum(checkpoint / name) == digest for name, digest in checksums.items())
     except (OSError, ValueError, AttributeError):  # missing files, or a damaged manifest
         return False

@@ -20,5 +20,5 @@ def lr_factor(step: int, total_steps: int, warmup: int, scheduler: str) -> float
         return step / warmup
     if scheduler == "constant":
         return 1.0
-    left = (total_steps - step) / max(1, total_steps - warmup)
-    return max(0.0, left if scheduler == "linear" else 0.5 * (1 - math.cos(math.pi * left)))
+    remaining = (total_steps - step) / max(1, total_steps - warmup)
+    return max(0.0, remaining if scheduler == "linear" else 0.5 * (1 - math.cos(math.pi * remaining)))

@@ -1,4 +1,4 @@
-"""Sharded weights (FSDP2): each process holds a part, and a layer is gathered while it runs.
+"""Sharded weights (FSDP2): each process holds a shard, and a layer is gathered while it runs.
 
 The launcher requests this (conf/accelerate/fsdp2_lora.yaml). Adapters on frozen weights can be trained this way;
 anything else is refused here, before anything is loaded.
@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 Tree = TypeVar("Tree")
 
 LAUNCH_FILE = "conf/accelerate/fsdp2_lora.yaml"
-#: What the launch file has to set, as the launcher passes it to its processes. Another FSDP version represents weights
-#: differently, activation checkpointing renames them, and what only one process loads cannot be checked by the others.
-WANTED = {
+#: The environment that the launch file has to set. Another FSDP version represents weights differently, activation
+#: checkpointing renames them, and what only one process loads cannot be checked by the others.
+REQUIRED_ENV = {
     "FSDP_VERSION": "2",
     "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
     "FSDP_OFFLOAD_PARAMS": "false",
@@ -37,23 +37,22 @@ WANTED = {
 }
 
 
-def sharding_plugin(config: TrainConfig) -> FullyShardedDataParallelPlugin | None:
-    """Return how to shard the weights, or None if the launcher does not request it.
+def sharding_requested() -> bool:
+    """Return whether the launcher requests sharded weights."""
+    return os.environ.get("ACCELERATE_USE_FSDP") == "true"
+
+
+def check_shardable(config: TrainConfig) -> None:
+    """Check that the settings can be trained with sharded weights, if the launcher requests these.
 
     Raises:
-        ConfigError: it requests another kind of sharding than ours, or the settings cannot be trained this way.
+        ConfigError: they cannot.
 
     """
-    if os.environ.get("ACCELERATE_USE_FSDP") != "true":
-        return None
-    for name, wanted in WANTED.items():
-        if (found := os.environ.get(name)) != wanted:
-            raise ConfigError(
-                f"The launcher says {name.lower()}={found}, and weights are shared out with {wanted} alone: start with "
-                f"accelerate launch --config_file {LAUNCH_FILE} train.py ..."
-            )
+    if not sharding_requested():
+        return
     model, train = config.model, config.train
-    refused = {
+    unsupported = {
         f"model.load_kbit={model.load_kbit}": (model.load_kbit is not None, "type model.dtype=bfloat16 instead"),
         "lora=none": (not config.lora.enabled and model.adapter is None, "add lora=r16"),
         "ese.enabled=true": (config.ese.enabled, "type ese=none"),
@@ -63,11 +62,28 @@ def sharding_plugin(config: TrainConfig) -> FullyShardedDataParallelPlugin | Non
         "train.compile=true": (train.compile, "leave it out"),
         "train.dry_run=true": (train.dry_run, "leave it out"),
     }
-    for setting, (asked, instead) in refused.items():
-        if asked:
+    for setting, (is_requested, instead) in unsupported.items():
+        if is_requested:
             raise ConfigError(
-                f"{setting} cannot work with weights that processes share out (FSDP): {instead}, or start with "
-                f"conf/accelerate/several_gpus.yaml, where each process holds all of them."
+                f"{setting} cannot work with sharded weights (FSDP): {instead}, or start with "
+                f"conf/accelerate/several_gpus.yaml, where each process holds all weights."
+            )
+
+
+def sharding_plugin() -> FullyShardedDataParallelPlugin | None:
+    """Return how to shard the weights, or None if the launcher does not request it.
+
+    Raises:
+        ConfigError: it requests a kind of sharding other than ours.
+
+    """
+    if not sharding_requested():
+        return None
+    for name, required in REQUIRED_ENV.items():
+        if (env_value := os.environ.get(name)) != required:
+            raise ConfigError(
+                f"The launcher sets {name.lower()}={env_value}, but sharded weights need {required}: start with "
+                f"accelerate launch --config_file {LAUNCH_FILE} train.py ..."
             )
     from accelerate.utils import FullyShardedDataParallelPlugin
     from torch.distributed.fsdp import MixedPrecisionPolicy
@@ -90,10 +106,10 @@ def enable_fsdp_on_cpu(accelerator: Accelerator, plugin: FullyShardedDataParalle
 def prepare(
     trainable: TrainableEncoder, optimizer: torch.optim.Optimizer, accelerator: Accelerator
 ) -> tuple[Any, AcceleratedOptimizer]:
-    """Return the student as the processes train it, with sharded weights if requested, and the optimiser."""
+    """Return the model as the processes train it, with sharded weights if requested, and the optimiser."""
     if accelerator.is_fsdp2 and accelerator.state.fsdp_plugin.transformer_cls_names_to_wrap is None:
-        named = getattr(trainable.encoder.backbone, "_no_split_modules", None) or ()
-        layers = {type(module).__name__ for module in trainable.modules()}.intersection(named)
+        no_split = getattr(trainable.encoder.backbone, "_no_split_modules", None) or ()
+        layers = {type(module).__name__ for module in trainable.modules()}.intersection(no_split)
         accelerator.state.fsdp_plugin.transformer_cls_names_to_wrap = sorted(layers)
     model, optimizer = accelerator.prepare(trainable, optimizer)
     if isinstance(model, nn.parallel.DistributedDataParallel):
@@ -109,9 +125,9 @@ def prepare(
 
 def full_tensor(tensor: Tensor) -> Tensor:
     """Return the full tensor, without gradient. A sharded one is gathered, so every process must call this."""
-    part: Any = tensor.detach()
-    found: Tensor = part.full_tensor() if hasattr(part, "full_tensor") else part
-    return found
+    shard: Any = tensor.detach()
+    full: Tensor = shard.full_tensor() if hasattr(shard, "full_tensor") else shard
+    return full
 
 
 def gather_full(tree: Tree, accelerator: Accelerator) -> Tree:
@@ -120,12 +136,12 @@ def gather_full(tree: Tree, accelerator: Accelerator) -> Tree:
     The other processes get empty tensors.
     """
 
-    def one(tensor: Tensor) -> Tensor:
+    def to_main_process(tensor: Tensor) -> Tensor:
         tensor = full_tensor(tensor)
         return tensor.cpu().contiguous() if accelerator.is_main_process else tensor.new_empty(0)
 
-    found: Tree = tree_map_only(Tensor, one, tree)
-    return found
+    full: Tree = tree_map_only(Tensor, to_main_process, tree)
+    return full
 
 
 def shard_like(tensor: Tensor, other: Any) -> Tensor:

@@ -16,11 +16,9 @@ import torch
 from conftest import snapshot
 
 from angle import AnglE, AngleDataTokenizer, ConfigError, DataError, DatasetFormats, Encoder, ModelConfig, Prompts
-from angle.api.datasets import as_source
 from angle.config import EvaluateConfig, TrainConfig
 from angle.config.build import build_config, load_config
 from angle.data import sample
-from angle.data.sources import open_tables
 from angle.evaluation.report import evaluate
 
 TEXTS = ["a dog chases the cat", "two birds", "the woman eats an apple in the garden"]
@@ -90,7 +88,7 @@ def test_fit_leaves_the_reference_s_values_to_what_is_not_given(tmp_path: Path) 
     assert config.data.duplicates == "mask"
 
 
-def test_what_came_out_of_fit_is_kept(tmp_path: Path) -> None:
+def test_fit_sets_its_result(tmp_path: Path) -> None:
     angle = AnglE.from_pretrained("tiny")
     assert angle.result is None
     angle.fit("sample", output_dir=str(tmp_path / "run"), config={"train": {"max_steps": 1}})
@@ -99,12 +97,12 @@ def test_what_came_out_of_fit_is_kept(tmp_path: Path) -> None:
     assert angle.result.best_score == json.loads((tmp_path / "run" / "run.json").read_text())["result"]["best_score"]
 
 
-def test_a_second_fit_goes_on_from_the_first(tmp_path: Path) -> None:
+def test_a_second_fit_starts_from_the_first(tmp_path: Path) -> None:
     angle = AnglE("tiny")
-    further = {"train": {"max_steps": 2, "learning_rate": 1e-3}}
-    angle.fit(rows("train", 40), output_dir=str(tmp_path / "one"), warmup_steps=0, config=further)
+    config = {"train": {"max_steps": 2, "learning_rate": 1e-3}}
+    angle.fit(rows("train", 40), output_dir=str(tmp_path / "one"), warmup_steps=0, config=config)
     first = angle.encode(TEXTS)
-    angle.fit(rows("train", 40), output_dir=str(tmp_path / "two"), warmup_steps=0, config=further)
+    angle.fit(rows("train", 40), output_dir=str(tmp_path / "two"), warmup_steps=0, config=config)
     assert load_config(tmp_path / "two" / "config.yaml").model.name_or_path == str(tmp_path / "one")
     assert np.abs(angle.encode(TEXTS) - first).max() > 1e-4
 
@@ -157,7 +155,7 @@ def test_encode_is_the_encoder_s_in_every_shape(angle: AnglE) -> None:
     np.testing.assert_allclose(angle.encode(iter(TEXTS), batch_size=1), expected, atol=1e-6)
 
 
-def test_encode_in_parts(angle: AnglE, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_encode_in_blocks(angle: AnglE, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = angle.encode(TEXTS)
     monkeypatch.setattr("angle.modeling.encoder.TEXTS_AT_ONCE", 2)
     np.testing.assert_allclose(angle.encode(TEXTS), expected, atol=1e-6)
@@ -209,7 +207,7 @@ def test_rows_of_any_kind(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_rows_that_are_none(angle: AnglE, data: Any, message: str) -> None:
+def test_data_that_are_no_rows(angle: AnglE, data: Any, message: str) -> None:
     with pytest.raises(DataError) as caught:
         angle.metrics(data)
     assert str(caught.value) == message
@@ -232,7 +230,7 @@ def test_prepared_rows_say_how_they_are_read(tmp_path: Path) -> None:
     )
 
 
-def test_rows_that_are_prepared_in_another_way(tmp_path: Path) -> None:
+def test_rows_prepared_differently(tmp_path: Path) -> None:
     angle = AnglE("tiny")
     ask, find = (AngleDataTokenizer(angle.tokenizer, prompt_template=f"{word}: {{text}}") for word in ("Ask", "Find"))
     pairs = rows("test", 30)
@@ -265,7 +263,7 @@ def test_rows_that_are_prepared_in_another_way(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_preparing_in_a_way_that_cannot_work(
+def test_preparing_with_wrong_arguments(
     angle: AnglE, settings: dict[str, Any], kind: type[Exception], message: str
 ) -> None:
     with pytest.raises(kind) as caught:
@@ -350,7 +348,7 @@ def test_wrong_names(angle: AnglE, call: Callable[[AnglE], Any], message: str) -
     assert str(caught.value).startswith(message)
 
 
-def test_what_is_no_text_is_told_by_its_place(angle: AnglE) -> None:
+def test_what_is_no_text_is_named_by_its_position(angle: AnglE) -> None:
     with pytest.raises(TypeError, match="text 2 of 3 is None: encode takes texts, or mappings"):
         angle.encode(["a", None, "b"])  # type: ignore[list-item]
 
@@ -396,15 +394,6 @@ def test_a_setting_is_given_once(angle: AnglE, tmp_path: Path) -> None:
         angle.fit([], epochs=2, output_dir=str(tmp_path / "run"), argument_kwargs={"num_train_epochs": 1})
 
 
-def test_rows_may_differ_in_their_columns_and_cells() -> None:
-    rows = [{"text": "a", "positive": "b"}, {"text": "c", "positive": ("d", "e"), "negative": "f"}]
-    (table,) = open_tables(as_source(rows, "train_ds"), "train")
-    assert [dict(row) for _, row in table.rows] == [
-        {"text": "a", "positive": ["b"], "negative": None},
-        {"text": "c", "positive": ["d", "e"], "negative": "f"},
-    ]
-
-
 def test_nothing_is_overwritten(angle: AnglE, tmp_path: Path) -> None:
     angle.save_pretrained(str(tmp_path / "saved"))
     before = snapshot(tmp_path)
@@ -438,7 +427,7 @@ def test_formats_and_prompts_are_printed(capsys: pytest.CaptureFixture[str]) -> 
     assert len(printed) == 6
 
 
-def test_what_fit_takes_is_what_the_schema_has() -> None:
+def test_all_arguments_are_settings_of_the_schema() -> None:
     from angle.compat.arguments import GENERATION
     from angle.config.keys import setting_types, unflatten
 

@@ -44,6 +44,7 @@ from angle.modeling import packing
 from angle.modeling.encoder import Encoder
 from angle.tracking.tracker import Tracker
 from angle.training import loop, setup
+from angle.training.accelerator import start_accelerator
 from angle.training.describe import banner
 from angle.training.loop import fit
 
@@ -513,7 +514,7 @@ def test_packing_can_be_turned_off(folder_of: Callable[[str], str], tmp_path: Pa
             },
             TrainConfig,
         )  # fmt: skip
-        built = setup.build(config, setup.start_accelerator(config))
+        built = setup.build(config, start_accelerator(config.train.mixed_precision))
         encoders = [built.encoder] + ([built.teacher.encoder] if built.teacher else [])
         assert len(encoders) == 1 + teacher
         assert all(encoder.is_packed == (setting == "auto") for encoder in encoders)
@@ -547,7 +548,7 @@ def test_a_run_tries_packed_rows_in_its_own_precision_and_says_so(
         "train": {"mixed_precision": "bf16"},
     }
     config = build_config(settings, TrainConfig)
-    accelerator = setup.start_accelerator(config)
+    accelerator = start_accelerator(config.train.mixed_precision)
     built = setup.build(config, accelerator)
     assert tried == [(True, True, "cpu")]
     said = banner(built.config, built.encoder, built.data, built.total_steps, accelerator)

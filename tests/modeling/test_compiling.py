@@ -28,8 +28,9 @@ from angle.modeling.encoder import Encoder
 from angle.modeling.tiny import tiny_tokenizer
 from angle.tracking.tracker import Tracker
 from angle.training import setup
+from angle.training.accelerator import start_accelerator
+from angle.training.gradient_cache import GradientCache, micro_batches
 from angle.training.loop import fit
-from angle.training.step import Step, micro_batches
 
 #: Model, whether its texts are packed, first bidirectional layer, and whether it has LoRA and activation checkpointing.
 CASES = [
@@ -168,14 +169,14 @@ def test_dropout_within_graphs_is_thrown_again(
         "train": {"compile": True, "batch_size": 8},
     }
     config = build_config(settings, TrainConfig)
-    accelerator = setup.start_accelerator(config)
+    accelerator = start_accelerator(config.train.mixed_precision)
     made = setup.build(config, accelerator)
     graphs, student = counters["stats"]["unique_graphs"], made.trainable.train()
     batch = next(made.data.train.steps(0))[0]
     parts = micro_batches(batch.max_lengths, 60)
     assert len(parts) > 2
     torch.manual_seed(5)
-    loss = Step(student, made.objective, None, accelerator, 60).forward_backward(batch)
+    loss = GradientCache(student, made.objective, None, accelerator, 60).forward_backward(batch)
     found, dice = {name: p.grad.clone() for name, p in student.named_parameters() if p.grad is not None}, torch.rand(1)
     student.zero_grad()
     torch.manual_seed(5)
@@ -187,7 +188,7 @@ def test_dropout_within_graphs_is_thrown_again(
     close(list(found.values()), [p.grad for p in student.parameters() if p.grad is not None])
     assert counters["stats"]["unique_graphs"] > graphs > 0
     torch.manual_seed(6)
-    assert Step(student, made.objective, None, accelerator, 60).forward_backward(batch).total != loss.total
+    assert GradientCache(student, made.objective, None, accelerator, 60).forward_backward(batch).total != loss.total
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ from conftest import start, write_jsonl
 from angle import TrainConfig, build_config
 from angle.data import sample
 from angle.training import notes, setup
+from angle.training.accelerator import start_accelerator
 
 
 def rows(tmp_path: Path, name: str, labels: list[float] | None = None) -> Path:
@@ -25,7 +26,7 @@ def rows(tmp_path: Path, name: str, labels: list[float] | None = None) -> Path:
 def notes_of(path: Path, loss: dict[str, Any], lora: dict[str, Any] | None = None, **model: Any) -> list[str]:
     groups = {"loss": loss, "lora": lora or {}, "model": model, "pooling": {"strategy": "avg"}}
     config = build_config({"data": {"train": {"name_or_path": str(path)}}, **groups}, TrainConfig)
-    built = setup.build(config, setup.start_accelerator(config))
+    built = setup.build(config, start_accelerator(config.train.mixed_precision))
     return notes.notes_on(built.config, built.data, built.total_steps)
 
 

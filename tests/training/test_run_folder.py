@@ -1,4 +1,4 @@
-"""A run folder is opened once, never over other work, and what is in it is whole or not there."""
+"""A run folder is used by one process, never over other work, and what is in it is complete or absent."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from angle.config import TrainConfig, TrainingConfig
 from angle.config.build import build_config, load_config
 from angle.errors import ConfigError, TrainingError
 from angle.files import write_durably
+from angle.modeling.locations import locate_model
 from angle.training.run_folder import RunFolder, RunState
 
 
@@ -31,18 +32,18 @@ def run(tmp_path: Path) -> RunFolder:
     return folder
 
 
-def test_a_folder_that_is_not_there_or_empty_is_new(tmp_path):
-    assert RunFolder(tmp_path / "no" / "such").examine(config()) is RunState.NEW
+def test_a_missing_or_empty_folder_is_new(tmp_path):
+    assert RunFolder(tmp_path / "no" / "such").check_config(config()) is RunState.NEW
     (tmp_path / "empty").mkdir()
-    assert RunFolder(tmp_path / "empty").examine(config()) is RunState.NEW
+    assert RunFolder(tmp_path / "empty").check_config(config()) is RunState.NEW
     assert snapshot(tmp_path) == {"empty": None}
 
 
 def test_a_run_is_unfinished_until_its_record_says_otherwise(run):
     assert load_config(run.path / "config.yaml") == config()
-    assert run.examine(config()) is RunState.UNFINISHED
+    assert run.check_config(config()) is RunState.UNFINISHED
     run.update(finished=True, result={"best_score": 0.5})
-    assert run.examine(config()) is RunState.FINISHED
+    assert run.check_config(config()) is RunState.FINISHED
     assert run.requested() == config()
     record = run.record()
     assert record.pop("requested")["train"]["seed"] == 42
@@ -52,7 +53,7 @@ def test_a_run_is_unfinished_until_its_record_says_otherwise(run):
 def test_other_settings_are_refused_with_the_difference(run):
     before = snapshot(run.path)
     with pytest.raises(ConfigError) as caught:
-        run.examine(config(seed=7, epochs=3, logging_steps=1))
+        run.check_config(config(seed=7, epochs=3, logging_steps=1))
     assert str(caught.value) == (
         f"train.output_dir={run.path} holds a run with other settings (train.epochs: 1 -> 3; train.seed: 42 -> 7); "
         f"to go on with its own ones type train.resume={run.path}, else give a new folder."
@@ -60,14 +61,14 @@ def test_other_settings_are_refused_with_the_difference(run):
     assert snapshot(run.path) == before
 
 
-def test_what_was_decided_is_no_other_setting_but_what_is_not_asked_for_any_more_is(tmp_path):
+def test_resolved_settings_do_not_differ_but_settings_no_longer_requested_do(tmp_path):
     folder = RunFolder(tmp_path / "run")
     folder.create(config(learning_rate=1e-3, max_steps=7), config(max_steps=7), {"finished": False})
-    assert folder.examine(config(max_steps=7)) is RunState.UNFINISHED
+    assert folder.check_config(config(max_steps=7)) is RunState.UNFINISHED
     with pytest.raises(ConfigError, match=r"\(train\.max_steps: 7 -> null\)"):
-        folder.examine(config())
+        folder.check_config(config())
     with pytest.raises(ConfigError, match=r"\(train\.learning_rate: null -> 0\.001\)"):
-        folder.examine(config(learning_rate=1e-3, max_steps=7))
+        folder.check_config(config(learning_rate=1e-3, max_steps=7))
 
 
 def test_two_processes_cannot_train_in_one_folder(run):
@@ -97,7 +98,7 @@ def test_a_folder_of_something_else_is_refused_and_left_alone(tmp_path, name, co
     folder.mkdir()
     (folder / name).write_text(content)
     with pytest.raises(ConfigError) as caught:
-        RunFolder(folder).examine(config())
+        RunFolder(folder).check_config(config())
     assert str(caught.value) == (
         f"train.output_dir={folder} holds other files and no run, so nothing is written there; "
         f"give an empty or a new folder."
@@ -108,7 +109,7 @@ def test_a_folder_of_something_else_is_refused_and_left_alone(tmp_path, name, co
 def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(ConfigError, match=r"^train\.output_dir=.*file "):
-        RunFolder(tmp_path / "file").examine(config())
+        RunFolder(tmp_path / "file").check_config(config())
     assert snapshot(tmp_path) == {"file": b"x"}
 
 
@@ -122,8 +123,8 @@ def save(run: RunFolder, *steps: int, keep: int = 9) -> list[Path]:
     return [run.save_checkpoint(step, write, keep) for step in steps]
 
 
-def never(text: str) -> None:
-    """Take no warning."""
+def fail_on_warning(text: str) -> None:
+    """Fail, as there should be no warning."""
     raise AssertionError(text)
 
 
@@ -133,11 +134,11 @@ def test_only_the_newest_checkpoints_are_kept(run, keep):
     names = [f"step-{step:08d}" for step in (1_000_000, 500, 50, 5)]
     assert [path.name for path in run.checkpoints()] == names[:keep]
     assert sorted(path.name for path in (run.path / "checkpoints").iterdir()) == sorted(names[:keep])
-    assert run.newest_checkpoint(never).name == names[0]
+    assert run.newest_checkpoint(fail_on_warning).name == names[0]
 
 
 def test_no_checkpoint(run):
-    assert run.newest_checkpoint(never) is None
+    assert run.newest_checkpoint(fail_on_warning) is None
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "progress.json", "manifest.json"])
@@ -154,7 +155,7 @@ def test_a_damaged_checkpoint_is_skipped_with_a_warning(run, name, damage):
     assert warnings == [f"{newer} is damaged, going back to the one before"]
 
 
-def test_without_any_whole_checkpoint_there_is_none(run):
+def test_damaged_checkpoints_alone_are_none(run):
     for path in save(run, 1, 2):
         (path / "model.safetensors").write_bytes(b"")
     warnings: list[str] = []
@@ -163,7 +164,7 @@ def test_without_any_whole_checkpoint_there_is_none(run):
     assert "before" not in warnings[-1]  # there is none
 
 
-def test_a_checkpoint_that_was_not_written_to_its_end_is_not_there(run):
+def test_a_partly_written_checkpoint_is_absent(run):
     save(run, 1)
 
     def fail(folder: Path) -> None:
@@ -174,24 +175,24 @@ def test_a_checkpoint_that_was_not_written_to_its_end_is_not_there(run):
         run.save_checkpoint(2, fail, 1)
     assert [path.name for path in run.checkpoints()] == ["step-00000001"]
     save(run, 2)  # what is left of the attempt is in nobody's way
-    assert run.newest_checkpoint(never).name == "step-00000002"
+    assert run.newest_checkpoint(fail_on_warning).name == "step-00000002"
 
 
 def test_a_checkpoint_can_be_written_again(run):
     save(run, 1, 2)
     (run.checkpoints()[0] / "model.safetensors").write_bytes(b"")
     save(run, 2)
-    assert run.newest_checkpoint(never).name == "step-00000002"
+    assert run.newest_checkpoint(fail_on_warning).name == "step-00000002"
 
 
-def test_checkpoints_after_the_one_that_is_gone_on_from_are_forgotten(run):
+def test_checkpoints_after_the_resumed_one_are_removed(run):
     """Else a damaged newer one would outlive every one that is written before its step."""
     save(run, 100)
     (run.checkpoints()[0] / "model.safetensors").write_bytes(b"")
-    run.forget_after(0)
+    run.truncate_after(0)
     assert run.checkpoints() == []
     save(run, 50, keep=1)
-    assert run.newest_checkpoint(never).name == "step-00000050"
+    assert run.newest_checkpoint(fail_on_warning).name == "step-00000050"
 
 
 def test_replace_puts_the_new_folder_in_place(run):
@@ -216,7 +217,7 @@ def test_replace_leaves_the_old_folder_when_the_new_one_fails(run):
     assert snapshot(run.path / "best") == {"a": b"new"}
 
 
-def test_a_file_is_written_whole(tmp_path, monkeypatch):
+def test_a_file_is_written_completely_or_not_at_all(tmp_path, monkeypatch):
     path = tmp_path / "run.json"
     write_durably(path, "old")
 
@@ -234,11 +235,11 @@ def test_the_folder_of_the_model_that_is_trained(tmp_path: Path, monkeypatch: py
     folder.create(TrainConfig(), TrainConfig(), {})
     again = build_config({"model": {"name_or_path": str(tmp_path / "run")}}, TrainConfig)
     with pytest.raises(ConfigError, match="holds the model that training starts from: give a new folder"):
-        folder.examine(again)
+        folder.check_config(again)
     same = RunFolder(tmp_path / "tiny")  # called like the model, but not it
     same.create(TrainConfig(), TrainConfig(), {})
     monkeypatch.chdir(tmp_path)
-    assert RunFolder(Path("tiny")).examine(TrainConfig()) is RunState.UNFINISHED
+    assert RunFolder(Path("tiny")).check_config(TrainConfig()) is RunState.UNFINISHED
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), SafetensorError("No space left on device")])
@@ -257,3 +258,28 @@ def test_a_full_disk_leaves_what_was_there(tmp_path: Path, error: Exception) -> 
         with pytest.raises(TrainingError, match=r"No space left on device\)\. What was there is whole: make room"):
             write()
         assert snapshot(tmp_path) == before
+
+
+def test_a_resumed_run_restores_what_a_killed_one_was_replacing(run):
+    """Killed between the two renames, of the best model and of a checkpoint that is written again."""
+    (checkpoint,) = save(run, 1)
+    best = run.replace("best", lambda folder: (folder.mkdir(), (folder / "a").write_text("old")))
+    before = snapshot(run.path)
+    for folder in (best, checkpoint):
+        folder.rename(folder.with_name(f".{folder.name}.old"))
+        folder.with_name(f".{folder.name}.new").mkdir()
+    assert locate_model(str(run.path)) == str(run.path / ".best.old")
+    with run.locked():
+        assert snapshot(run.path) == before | {".lock": b""}
+    assert locate_model(str(run.path)) == str(best)
+
+
+def test_checksums_cover_files_in_sub_folders(run):
+    def write(folder: Path) -> None:
+        (folder / "adapter").mkdir()
+        (folder / "adapter" / "weights").write_text("1")
+
+    checkpoint = run.save_checkpoint(1, write, keep=1)
+    assert run.newest_checkpoint(fail_on_warning) == checkpoint
+    (checkpoint / "adapter" / "weights").write_text("2")
+    assert run.newest_checkpoint(lambda warning: None) is None

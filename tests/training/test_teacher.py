@@ -1,4 +1,4 @@
-"""Teachers: the states they give, whom they refuse, what is kept on disk, and training towards them."""
+"""Teachers: their states, which students they suit, the cache of their embeddings, and training towards them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from accelerate import Accelerator
 from conftest import write_jsonl
 from torch import Tensor, nn
 
@@ -56,10 +55,8 @@ def states_of(teacher: Teacher, encoder: Encoder) -> Tensor:
     return teacher(ids, tokens.lengths, np.arange(len(TEXTS)))
 
 
-def started(config: TrainConfig, student: Encoder) -> Teacher:
-    teacher = load_teacher(config, student, Accelerator(cpu=True))
-    assert teacher is not None
-    return teacher
+def load(config: TrainConfig, student: Encoder) -> Teacher:
+    return load_teacher(config.teacher, student, config.model, config.billm, new_adapter=config.lora.enabled)
 
 
 @pytest.mark.parametrize("name", ["llama", "bert"])
@@ -73,7 +70,7 @@ def test_a_student_with_an_adapter_is_its_own_teacher(folder_of: Callable[[str],
     for name, parameter in student.named_parameters():
         if "lora_B" in name:
             nn.init.normal_(parameter)
-    teacher = started(config, student)
+    teacher = load(config, student)
     assert teacher.encoder is student
     untrained = Encoder.load(ModelConfig(folder), PoolingConfig("avg")).encode(TEXTS)
     assert torch.equal(states_of(teacher, student), untrained)
@@ -84,7 +81,7 @@ def test_a_student_with_an_adapter_is_its_own_teacher(folder_of: Callable[[str],
 def test_a_student_without_adapters_has_a_copy(folder_of: Callable[[str], str], rows: Path) -> None:
     config = settings(folder_of("bert"), rows, rows, teacher=SELF)
     student = Encoder.load(config.model, PoolingConfig("avg"))
-    teacher = started(config, student)
+    teacher = load(config, student)
     assert teacher.encoder is not student
     assert not any(parameter.requires_grad for parameter in teacher.encoder.parameters())
     before = states_of(teacher, student)
@@ -104,18 +101,18 @@ def test_the_student_s_own_name_means_itself(folder_of: Callable[[str], str], ro
         TrainConfig,
     )
     assert cut.teacher.name_or_path == folder
-    teacher = started(cut, Encoder.load(cut.model, PoolingConfig("avg")))
+    teacher = load(cut, Encoder.load(cut.model, PoolingConfig("avg")))
     assert teacher.encoder is not None
     assert teacher.encoder.depths.layers == 3
 
 
-def test_a_teacher_in_few_bits_gives_nearly_the_same(folder_of: Callable[[str], str], rows: Path) -> None:
-    found = []
+def test_a_quantised_teacher_gives_nearly_the_same_states(folder_of: Callable[[str], str], rows: Path) -> None:
+    measured = []
     for bits in (None, 8):
         teacher = {"enabled": True, "name_or_path": f"{folder_of('llama')}/", "load_kbit": bits}
         config = settings(folder_of("llama"), rows, rows, teacher=teacher, lora={"enabled": True})
-        found.append(states_of(started(config, Encoder.load(config.model)), Encoder.load(config.model)))
-    similarity = torch.cosine_similarity(*found)
+        measured.append(states_of(load(config, Encoder.load(config.model)), Encoder.load(config.model)))
+    similarity = torch.cosine_similarity(*measured)
     assert 0.99 < similarity.min() < 1
 
 
@@ -172,8 +169,8 @@ def test_a_projection_learns_and_is_resumed(
     config = settings(folder_of("bert"), rows, tmp_path / "run", teacher=teacher)
     config.train.max_steps, config.train.learning_rate, config.train.save_steps = 12, 1e-2, 6
     fit(config)
-    found = losses(tmp_path / "run", "loss/alignment")
-    assert found[-1] < 0.7 * found[0]
+    measured = losses(tmp_path / "run", "loss/alignment")
+    assert measured[-1] < 0.7 * measured[0]
     assert not any("projection" in path.name for path in (tmp_path / "run" / "final").iterdir())
 
     # The second half again, from its checkpoint, is the same to the bit.
@@ -181,40 +178,40 @@ def test_a_projection_learns_and_is_resumed(
     (tmp_path / "run" / "run.json").write_text(json.dumps(record | {"finished": False}))
     shutil.rmtree(tmp_path / "run" / "checkpoints" / "step-00000012")
     fit(config)
-    assert losses(tmp_path / "run", "loss/alignment") == found
+    assert losses(tmp_path / "run", "loss/alignment") == measured
 
 
-def test_kept_embeddings_train_as_fresh_ones_do(
+def test_cached_embeddings_train_as_fresh_ones_do(
     folder_of: Callable[[str], str], rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ANGLE_CACHE", str(tmp_path / "cache"))
-    found = {}
-    for kept in (False, True):
+    measured = {}
+    for cached in (False, True):
         # Another adapter than the student's: a teacher of its own, whose weights are let go.
-        teacher = {"enabled": True, "name_or_path": f"{folder_of('bert')}/", "cache": kept}
-        fit(settings(folder_of("bert"), rows, tmp_path / str(kept), teacher=teacher))
-        found[kept] = losses(tmp_path / str(kept))
-    assert found[True] == pytest.approx(found[False], rel=1e-5)
+        teacher = {"enabled": True, "name_or_path": f"{folder_of('bert')}/", "cache": cached}
+        fit(settings(folder_of("bert"), rows, tmp_path / str(cached), teacher=teacher))
+        measured[cached] = losses(tmp_path / str(cached))
+    assert measured[True] == pytest.approx(measured[False], rel=1e-5)
     (file,) = cache_folder("teachers").iterdir()
-    made = file.stat().st_mtime_ns
+    modified = file.stat().st_mtime_ns
     fit(settings(folder_of("bert"), rows, tmp_path / "again", teacher=teacher))
-    assert losses(tmp_path / "again") == found[True]
-    assert file.stat().st_mtime_ns == made
+    assert losses(tmp_path / "again") == measured[True]
+    assert file.stat().st_mtime_ns == modified
     for number, damaged in enumerate((b"\x93NUMPY\1\0\x10\0{'descr': \xff(((\n", np.load(file)[1:])):
         if isinstance(damaged, bytes):
             file.write_bytes(damaged)
         else:
             np.save(file, damaged)
         fit(settings(folder_of("bert"), rows, tmp_path / f"damaged-{number}", teacher=teacher))
-        assert losses(tmp_path / f"damaged-{number}") == found[True]
+        assert losses(tmp_path / f"damaged-{number}") == measured[True]
 
 
 @pytest.mark.parametrize("pooling", ["auto", "tokens"])
 def test_alignment_by_hand(folder_of: Callable[[str], str], rows: Path, tmp_path: Path, pooling: str) -> None:
     """The first step's loss, from the embeddings or the states of all texts of its rows."""
     student, teacher = folder_of("llama"), folder_of("qwen2")  # without dropout
-    wanted = {"enabled": True, "name_or_path": teacher, "pooling": pooling, "mse_w": 2.0, "temperature": 1.5}
-    config = settings(student, rows, tmp_path / "run", teacher=wanted)
+    teacher_settings = {"enabled": True, "name_or_path": teacher, "pooling": pooling, "mse_w": 2.0, "temperature": 1.5}
+    config = settings(student, rows, tmp_path / "run", teacher=teacher_settings)
     config.train.batch_size, config.train.max_steps = 24, 1
     fit(config)
 
@@ -234,10 +231,10 @@ def test_alignment_by_hand(folder_of: Callable[[str], str], rows: Path, tmp_path
 
 
 def test_another_teacher_than_the_student_has_a_copy(folder_of: Callable[[str], str], rows: Path) -> None:
-    wanted = SELF | {"dtype": "bfloat16"}
-    config = settings(folder_of("llama"), rows, rows, lora={"enabled": True, "r": 4}, teacher=wanted)
+    teacher_settings = SELF | {"dtype": "bfloat16"}
+    config = settings(folder_of("llama"), rows, rows, lora={"enabled": True, "r": 4}, teacher=teacher_settings)
     student = Encoder.load(config.model, PoolingConfig("avg"), config.lora)
-    teacher = started(config, student)
+    teacher = load(config, student)
     assert teacher.encoder is not student
     assert teacher.encoder is not None
     assert teacher.encoder.backbone.dtype == torch.bfloat16
@@ -262,17 +259,17 @@ def test_a_revision_makes_another_teacher(folder_of: Callable[[str], str]) -> No
 
 
 def test_messages_name_the_teacher_s_settings(folder_of: Callable[[str], str], rows: Path) -> None:
-    wanted = {"enabled": True, "name_or_path": folder_of("llama"), "pooling": "cls"}
-    config = settings(folder_of("bert"), rows, rows, teacher=wanted)
+    teacher_settings = {"enabled": True, "name_or_path": folder_of("llama"), "pooling": "cls"}
+    config = settings(folder_of("bert"), rows, rows, teacher=teacher_settings)
     with pytest.raises(ConfigError) as caught:
-        started(config, Encoder.load(config.model, PoolingConfig("avg")))
+        load(config, Encoder.load(config.model, PoolingConfig("avg")))
     assert str(caught.value) == (
         "teacher.pooling=cls cannot work with LlamaModel: in a decoder the first token has seen no other; choose avg "
         "or last."
     )
 
 
-def test_streams_cannot_be_kept() -> None:
+def test_streams_cannot_be_cached() -> None:
     with pytest.raises(ConfigError, match=r"^teacher.cache=true cannot work with data.streaming=true"):
         build_config(
             {

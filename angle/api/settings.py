@@ -1,0 +1,70 @@
+"""The arguments of class AnglE as settings, by dotted name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from angle.compat import arguments
+from angle.compat.arguments import Settings
+
+
+def model_settings(
+    model_kwargs: Mapping[str, Any] | None,
+    settings: Settings,
+    *,
+    torch_dtype: object,
+    apply_billm: bool,
+    billm_model_class: str | None,
+) -> Settings:
+    """Return the settings of the model: `settings`, and what the other arguments of the constructor say.
+
+    Raises:
+        ConfigError: a key of `model_kwargs` has no equivalent setting.
+
+    """
+    settings = arguments.translate_mapping("model_kwargs", model_kwargs) | settings
+    dtype = torch_dtype if torch_dtype is not None else settings.pop("model.dtype", None)
+    if dtype is not None:
+        settings["model.dtype"] = str(dtype).removeprefix("torch.")
+    if apply_billm:
+        settings |= {"billm.enabled": True, "billm.model_class": billm_model_class}
+    return settings
+
+
+def training_settings(
+    train: Settings,
+    argument_kwargs: Mapping[str, Any] | None,
+    trainer_kwargs: Mapping[str, Any] | None,
+    loss_kwargs: Mapping[str, Any] | None,
+    *,
+    eval_strategy: str,
+    save_strategy: str,
+    apply_ese: bool,
+    fp16: bool | None,
+    bf16: bool | None,
+) -> Settings:
+    """Return the settings of a training run: the reference's defaults, updated by the arguments of `AnglE.fit`.
+
+    Args:
+        train: the settings that are arguments of their own; None where not given.
+        argument_kwargs: as in `AnglE.fit`, as are the others.
+        trainer_kwargs: the same.
+        loss_kwargs: the same.
+        eval_strategy: the same.
+        save_strategy: the same.
+        apply_ese: the same.
+        fp16: the same.
+        bf16: the same.
+
+    Raises:
+        ConfigError: a key has no equivalent setting, a setting is given twice, or a strategy is unknown.
+
+    """
+    arguments.check_given_once(train, argument_kwargs)
+    settings = arguments.fit_settings(train, eval_strategy, save_strategy)
+    settings |= arguments.loss_settings(loss_kwargs) | arguments.trainer_settings(trainer_kwargs, apply_ese)
+    settings |= arguments.translate_mapping("argument_kwargs", argument_kwargs)
+    if fp16 or bf16:
+        settings["train.mixed_precision"] = "bf16" if bf16 else arguments.precision_for_fp16()
+    return settings

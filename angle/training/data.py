@@ -1,0 +1,96 @@
+"""The data of a run: read, checked and tokenised before anything is trained."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from angle.config import DataConfig, SourceConfig
+from angle.data.batching import BatchSpec, InMemoryTrainingData, StreamingTrainingData, TrainingData
+from angle.data.corpus import Corpus, load_corpus
+from angle.data.sources import SAMPLE
+from angle.errors import ConfigError, DataError
+from angle.evaluation.evaluators.sts import check_labels_vary, load_sts
+from angle.modeling.tokenizer import TextTokenizer
+
+
+@dataclass(frozen=True)
+class Data:
+    """The corpora of a run; None where none was requested."""
+
+    train: TrainingData
+    valid: Corpus | None
+    valid_sts: Corpus | None
+    test: Corpus | None
+
+    @property
+    def evaluated(self) -> dict[str, Corpus | None]:
+        """The corpora that are evaluated on, by role."""
+        return {"valid": self.valid, "valid_sts": self.valid_sts, "test": self.test}
+
+    @property
+    def fingerprints(self) -> dict[str, str | None]:
+        """Hashes of the data trained and evaluated on."""
+        corpora = {"train": self.train, **self.evaluated}
+        return {role: corpus.fingerprint for role, corpus in corpora.items() if corpus is not None}
+
+
+def with_sample_splits(data: DataConfig) -> DataConfig:
+    """Return the settings with the sample's own validation and test splits if no others are given."""
+    held_out = (data.valid, data.valid_sts, data.test)
+    if data.train.names() != [SAMPLE] or any(source.names() for source in held_out):
+        return data
+    return replace(data, valid_sts=SourceConfig(SAMPLE, split="validation"), test=SourceConfig(SAMPLE, split="test"))
+
+
+def load_data(config: DataConfig, data_format: str, tokenizer: TextTokenizer, batch_spec: BatchSpec) -> Data:
+    """Read, check and tokenise everything that the run trains and evaluates on.
+
+    Args:
+        config: the sources.
+        data_format: A, B or C for the training rows, or auto.
+        tokenizer: turns texts into tokens.
+        batch_spec: how the training rows form batches.
+
+    Raises:
+        ConfigError: a batch of a single row, which has no other to be compared with.
+        DataError: anything wrong with the data.
+
+    """
+    train: TrainingData
+    if config.streaming:
+        # Its thread tokenises while the model is saved, which changes the encoder's own tokenizer.
+        train = StreamingTrainingData(config.train, data_format, tokenizer.copy(), batch_spec, config.stream_window)
+    else:
+        train = InMemoryTrainingData(load_corpus(config.train, "train", tokenizer, data_format), batch_spec)
+    if batch_spec.global_batch_size == 1 and train.format.name != "B":
+        raise ConfigError(
+            "train.batch_size=1 leaves a row no other row to be compared with: choose 2 or more, or use "
+            "triples (format B)."
+        )
+    valid = load_corpus(config.valid, "valid", tokenizer) if config.valid.names() else None
+    if config.valid_sts.names():
+        valid_sts: Corpus | None = load_sts(config.valid_sts, "valid_sts", tokenizer)
+    else:
+        valid_sts = valid if valid is not None and valid.format.name == "A" else None
+        if valid_sts is not None:
+            check_labels_vary(valid_sts, config.valid, "valid")
+    test = load_sts(config.test, "test", tokenizer) if config.test.names() else None
+    data = Data(train, valid, valid_sts, test)
+    for role, corpus in data.evaluated.items():
+        if corpus is not None and corpus.fingerprint == train.fingerprint:
+            raise DataError(f"data.{role} has the rows that are trained on, so it would measure nothing: give others.")
+    return data
+
+
+def check_text_lengths(data: Data, pooling: str) -> None:
+    """Raise DataError if texts are too short for a pooling that selects a token by its index."""
+    if not pooling.isdigit():
+        return
+    train = {"train": data.train.corpus if isinstance(data.train, InMemoryTrainingData) else None}
+    for role, corpus in (train | data.evaluated).items():
+        too_short = 0 if corpus is None else int((corpus.tokens.lengths <= int(pooling)).sum())
+        if too_short:
+            raise DataError(
+                f"pooling.strategy={pooling} asks for token {pooling} (counted from 0), but {too_short} texts of "
+                f"data.{role} are shorter; choose a smaller number, or cls, avg or last."
+            )

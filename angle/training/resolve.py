@@ -1,0 +1,97 @@
+"""Resolving the settings: what was left to the model or the data gets a value, so that they state what is run."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from angle.config import (
+    SELF,
+    BillmConfig,
+    DataConfig,
+    DataFormatConfig,
+    LossConfig,
+    ModelConfig,
+    PoolingConfig,
+    SourceConfig,
+    TrainConfig,
+)
+from angle.data import sample
+from angle.data.sources import SAMPLE
+from angle.modeling.encoder import Encoder
+from angle.modeling.locations import TINY
+
+
+def resolve_config(config: TrainConfig, encoder: Encoder, data_format: str) -> TrainConfig:
+    """Return the settings with everything decided, and with paths that hold in any working directory.
+
+    Args:
+        config: the settings as requested.
+        encoder: the encoder, which knows its own tokenizer, pooling and attention.
+        data_format: the format of the training rows: A, B or C.
+
+    """
+    teacher_name = config.teacher.name_or_path
+    has_adapter = config.lora.enabled or config.model.adapter is not None
+    learning_rate = config.train.learning_rate or _default_lr(config.model.name_or_path, has_adapter=has_adapter)
+    return replace(
+        config,
+        data=_with_absolute_paths(config.data),
+        model=_resolve_model(config.model, encoder),
+        pooling=PoolingConfig(encoder.pooling),
+        teacher=replace(config.teacher, name_or_path=teacher_name and _absolute(teacher_name)),
+        billm=_resolve_billm(encoder.contract.bidirectional_from, requested=config.billm.enabled),
+        loss=_resolve_loss(config.loss, data_format, on_sample=config.data.train.names() == [SAMPLE]),
+        data_format=DataFormatConfig(data_format),
+        train=replace(config.train, learning_rate=learning_rate),
+    )
+
+
+def _default_lr(model: str, *, has_adapter: bool) -> float:
+    if model == TINY:
+        return 2e-3
+    return 2e-4 if has_adapter else 5e-5
+
+
+def _resolve_model(model: ModelConfig, encoder: Encoder) -> ModelConfig:
+    contract = encoder.contract
+    return replace(
+        model,
+        name_or_path=_absolute(model.name_or_path),
+        adapter=model.adapter and _absolute(model.adapter),
+        max_length=contract.max_length,
+        prompt=contract.prompt,
+        is_llm=contract.is_llm,
+        padding_side=contract.padding_side,
+        end_token=encoder.tokenizer.tokenizer.eos_token in encoder.tokenizer.special_tokens[1],
+    )
+
+
+def _resolve_loss(loss: LossConfig, data_format: str, *, on_sample: bool) -> LossConfig:
+    loss = loss.for_format(data_format)
+    if loss.positive_above is not None:
+        return loss
+    return replace(loss, positive_above=sample.POSITIVE_ABOVE if on_sample and data_format == "A" else 0.0)
+
+
+def _resolve_billm(start: int | None, *, requested: bool) -> BillmConfig:
+    """Return settings that hold whatever the model's own configuration says, if any were requested."""
+    if start is None:
+        return BillmConfig(enabled=True, start_index=-1) if requested else BillmConfig()
+    return BillmConfig(enabled=True, start_index=start)
+
+
+def _with_absolute_paths(data: DataConfig) -> DataConfig:
+    """Return the data's settings with files that are found from any working directory."""
+
+    def absolute(source: SourceConfig) -> SourceConfig:
+        names = [_absolute(name) for name in source.names()]
+        return replace(source, name_or_path=names if isinstance(source.name_or_path, list) else next(iter(names), None))
+
+    train, valid, valid_sts, test = map(absolute, (data.train, data.valid, data.valid_sts, data.test))
+    return replace(data, train=train, valid=valid, valid_sts=valid_sts, test=test)
+
+
+def _absolute(name: str) -> str:
+    path = Path(name).expanduser()
+    return str(path.resolve()) if name not in (SAMPLE, TINY, SELF) and path.exists() else name

@@ -1,0 +1,53 @@
+"""Small runs on the built-in sentences, built but not started."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from angle.config import TrainConfig
+from angle.config.build import build_config
+from angle.training import setup
+from angle.training.accelerator import start_accelerator
+from angle.training.gradient_cache import GradientCache
+
+#: Whatever an objective may have beyond a format's own terms.
+OBJECTIVES: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "all terms": {"loss": {"cosine_w": 1.0, "ibn_w": 20.0, "angle_w": 1.0}},
+    "espresso": {"ese": {"enabled": True, "compression_size": 32}},
+    "teacher": {"teacher": {"enabled": True, "name_or_path": "self", "projection": True, "mse_w": 1.0}},
+    "teacher of tokens": {"teacher": {"enabled": True, "name_or_path": "self", "pooling": "tokens"}},
+    "both": {
+        "ese": {"enabled": True, "compression_size": 32},
+        "teacher": {"enabled": True, "name_or_path": "self", "temperature": 0.5},
+    },
+    "adapters": {"lora": {"enabled": True, "dropout": 0.0}, "teacher": {"enabled": True, "name_or_path": "self"}},
+}
+
+
+def build_on_sample(
+    data_format: str, *, rows: int = 24, dropout: float = 0.0, **groups: Any
+) -> tuple[setup.Built, Accelerator]:
+    """Return what a run on the built-in sentences works with."""
+    data = {"train": {"name_or_path": "sample"}}
+    config = build_config(
+        {"data": data, "data_format": {"name": data_format}, "train": {"batch_size": rows}, **groups}, TrainConfig
+    )
+    accelerator = start_accelerator(config.train.mixed_precision)
+    built = setup.build(config, accelerator)
+    for module in built.trainable.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = dropout
+    weights = built.trainable.projection
+    if weights is not None:  # as far from the teacher as a trained one
+        nn.init.normal_(weights.weight, std=0.1, generator=torch.Generator().manual_seed(0))
+    return built, accelerator
+
+
+def gradient_cache_of(built: setup.Built, accelerator: Accelerator, budget: int | None = None) -> GradientCache:
+    built.trainable.train()
+    return GradientCache(built.trainable, built.objective, built.teacher, accelerator, budget)
