@@ -35,7 +35,9 @@ SWEEP = f"python {REPO / 'train.py'} -m"
 def default_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """The folder in which `python train.py` was typed, and what it printed."""
     folder = tmp_path_factory.mktemp("default")
-    done = start("train.py", folder=folder)
+    env = os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    words = [sys.executable, str(REPO / "train.py")]  # a new interpreter: imports must print nothing
+    done = subprocess.run(words, cwd=folder, env=env, capture_output=True, text=True, timeout=300)
     assert (done.returncode, done.stderr) == (0, "")
     return folder, done.stdout
 
