@@ -6,12 +6,12 @@ import json
 import os
 import socket
 import subprocess
-import sys
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import fork_server
 import numpy as np
 import pytest
 import torch
@@ -74,14 +74,8 @@ def start(script: str, *arguments: str, folder: Path, **env: str) -> subprocess.
 
     On one thread: two on two cores that others want too wait for each other, and one is nearly as fast.
     """
-    return subprocess.run(
-        [sys.executable, str(REPO / script), *arguments],
-        cwd=folder,
-        env=os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"} | env,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"} | env
+    return fork_server.run([str(REPO / script), *arguments], folder, environment, timeout=300)
 
 
 def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> Path:

@@ -10,7 +10,7 @@ import time
 
 import pytest
 from composition import composed
-from conftest import REPO, start
+from conftest import REPO
 
 import angle
 from angle.cli.app import launch
@@ -262,16 +262,18 @@ def test_a_run_is_named_by_date_and_time(command, script, parent):
 
 
 def test_processes_of_one_launcher_have_one_folder(tmp_path):
-    words = ("--cfg", "hydra", "--resolve", "--package", "hydra.run")
-    first = start("train.py", *words, folder=tmp_path, WORLD_SIZE="2").stdout
+    words = [sys.executable, str(REPO / "train.py"), "--cfg", "hydra", "--resolve", "--package", "hydra.run"]
+    env = os.environ | {"WORLD_SIZE": "2"}
+    first = subprocess.check_output(words, cwd=tmp_path, env=env)  # this process is the launcher
     time.sleep(1.1)
-    assert start("train.py", *words, folder=tmp_path, WORLD_SIZE="2").stdout == first
+    assert subprocess.check_output(words, cwd=tmp_path, env=env) == first
 
 
 @pytest.mark.parametrize("script", ["train.py", "evaluate.py", "convert.py"])
-def test_help_is_fast_and_writes_nothing(command, tmp_path, script):
+def test_help_is_fast_and_writes_nothing(tmp_path, script):
     used = os.times().children_user
-    done = command(script, "--help")
+    words = [sys.executable, str(REPO / script), "--help"]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True)
     assert os.times().children_user - used < 1.5
     assert (done.returncode, done.stderr) == (0, "")
     assert "Groups, as group=option:\n\n" in done.stdout

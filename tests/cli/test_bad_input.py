@@ -1,14 +1,13 @@
 """A user's mistake ends in exactly one line that says what to do, and writes nothing.
 
-Each case is the real command in a process and a folder of its own; as many run at a time as there are cores, at most 4.
+
+Each case is the real command as a process of its own, in a folder of its own.
 """
 
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -259,35 +258,17 @@ CASES = {
 }
 
 
-@pytest.fixture(scope="module")
-def outcomes(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[dict[str, Future[tuple[int, str, str, bool]]]]:
-    """Start the commands of the chosen tests, as many at a time as there are cores."""
-    chosen = {item.callspec.params["name"] for item in request.session.items if item.fspath == request.fspath}
-
-    def run(name: str, folder: Path) -> tuple[int, str, str, bool]:
-        before = snapshot(folder)
-        done = start("train.py", *CASES[name].words, folder=folder, **CASES[name].env)
-        return done.returncode, done.stdout, done.stderr.replace(str(folder), "FOLDER"), snapshot(folder) == before
-
-    with ThreadPoolExecutor(min(os.cpu_count() or 1, 4)) as pool:
-        started = {}
-        for name in (name for name in CASES if name in chosen):
-            folder = tmp_path_factory.mktemp("case")
-            for file, content in CASES[name].files.items():
-                (folder / file).parent.mkdir(exist_ok=True)
-                content(folder / file) if callable(content) else (folder / file).write_text(content)
-            started[name] = pool.submit(run, name, folder)
-        yield started
-
-
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=[pytest.mark.slow] if case.heavy else []) for name, case in CASES.items()]
 )
-def test_one_line_and_nothing_written(name, outcomes):
-    code, out, err, untouched = outcomes[name].result()
-    assert err == f"Error: {CASES[name].text}\n"
-    assert out == ""
-    assert code == 1
-    assert untouched
+def test_one_line_and_nothing_written(name, tmp_path):
+    case = CASES[name]
+    for file, content in case.files.items():
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        content(tmp_path / file) if callable(content) else (tmp_path / file).write_text(content)
+    before = snapshot(tmp_path)
+    done = start("train.py", *case.words, folder=tmp_path, **case.env)
+    assert done.stderr.replace(str(tmp_path), "FOLDER") == f"Error: {case.text}\n"
+    assert done.stdout == ""
+    assert done.returncode == 1
+    assert snapshot(tmp_path) == before

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -35,7 +36,9 @@ SWEEP = f"python {REPO / 'train.py'} -m"
 def default_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """The folder in which `python train.py` was typed, and what it printed."""
     folder = tmp_path_factory.mktemp("default")
-    done = start("train.py", folder=folder)
+    env = os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    words = [sys.executable, str(REPO / "train.py")]  # a new interpreter: imports must print nothing
+    done = subprocess.run(words, cwd=folder, env=env, capture_output=True, text=True, timeout=300)
     assert (done.returncode, done.stderr) == (0, "")
     return folder, done.stdout
 
@@ -186,13 +189,23 @@ def test_a_job_that_cannot_run_stops_no_other(command: Command, tmp_path):
     assert done.stdout.splitlines()[-1] == "Best    out/1"
 
 
+@pytest.fixture(scope="module")
+def adapter_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a short run with adapters; for reading."""
+    folder = tmp_path_factory.mktemp("adapter")
+    words = ["lora=r8", "train.batch_size=4", "train.max_steps=1", "train.logging_steps=2"]
+    assert start("train.py", *words, "train.output_dir=run", folder=folder).returncode == 0
+    return folder / "run"
+
+
 @pytest.mark.parametrize(
     ("word", "change"),
     [("train.batch_size=32", "train.batch_size: 4 -> 32"), ("lora=none", "lora.enabled: true -> false")],
 )
-def test_a_default_that_is_typed_counts_as_a_change(command: Command, tmp_path: Path, word: str, change: str) -> None:
-    words = ["lora=r8", "train.batch_size=4", "train.max_steps=1", "train.logging_steps=2"]
-    assert command("train.py", *words, "train.output_dir=run").returncode == 0
+def test_a_default_that_is_typed_counts_as_a_change(
+    command: Command, adapter_run: Path, tmp_path: Path, word: str, change: str
+) -> None:
+    shutil.copytree(adapter_run, tmp_path / "run")
     record = tmp_path / "run" / "run.json"
     record.write_text(record.read_text().replace('"finished": true', '"finished": false'))
     done = command("train.py", "train.resume=run", word)

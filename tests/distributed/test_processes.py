@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import fork_server
 import numpy as np
 import pytest
 import torch
@@ -54,14 +55,22 @@ def launch(script: str, tmp_path: Path, launcher: list[str], *words: str) -> sub
         "WANDB_MODE": "disabled",
         "ANGLE_CACHE": str(tmp_path / "cache"),
     }
-    return subprocess.run(
-        [sys.executable, *launcher, str(REPO / script), *words],
-        cwd=tmp_path,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    return fork_server.run([*launcher, str(REPO / script), *words], tmp_path, environment, timeout=300)
+
+
+def launch_ranks(tmp_path: Path, *words: str) -> tuple[str, str]:
+    """Run train.py as two processes, as a launcher would, and return what both printed."""
+    env = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+
+    def rank(number: int) -> subprocess.CompletedProcess[str]:
+        ranks = {"RANK": str(number), "LOCAL_RANK": str(number)}
+        return start("train.py", *words, folder=tmp_path, **env, **ranks)
+
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(rank, (0, 1))
+    errors = first.stderr + second.stderr
+    assert first.returncode == second.returncode == 0, errors[-3000:]
+    return first.stdout + second.stdout, errors
 
 
 def rows_of(data_format: str, tmp_path: Path) -> Path:
@@ -96,11 +105,10 @@ def test_two_processes_train_as_one(tmp_path: Path, data_format: str, words: lis
     common = [f"data.train.name_or_path={rows_of(data_format, tmp_path)}", "train.gradient_accumulation_steps=2",
               "train.logging_steps=1", "data=files", "train.learning_rate=1e-3", *words]  # fmt: skip
     train(tmp_path, [], *common, "train.batch_size=8", "train.output_dir=one")
-    done = launch("train.py", tmp_path, TWO_PROCESSES, *common, "train.batch_size=4", "train.output_dir=two")
+    printed, errors = launch_ranks(tmp_path, *common, "train.batch_size=4", "train.output_dir=two")
 
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.count("Saved   two/") == 1
-    assert "FutureWarning" not in done.stderr
+    assert printed.count("Saved   two/") == 1
+    assert "FutureWarning" not in errors
     check_same_weights(tmp_path / "one", tmp_path / "two")
     # The norm is compared too: an optimiser such as Adam forgives gradients that are too large by a factor.
     in_one, in_two = (
@@ -203,8 +211,10 @@ def test_a_sweep_on_several_processes_ends_with_the_job_that_fails(tmp_path: Pat
 def test_the_launch_file_for_a_cpu_starts_two_processes_that_train_as_one(tmp_path: Path) -> None:
     launcher = ["-m", "accelerate.commands.launch", "--config_file", str(LAUNCH_FILES / "cpu_two_processes.yaml")]
     train(tmp_path, [], "train.max_steps=3", "train.batch_size=8", "train.output_dir=one")
-    printed = train(tmp_path, launcher, "train.max_steps=3", "train.batch_size=4", "train.output_dir=two")
-    assert "device  cpu:0, 2 processes," in printed
+    done = launch("train.py", tmp_path, launcher, "train.max_steps=3", "train.batch_size=4", "train.output_dir=two")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "FutureWarning" not in done.stderr
+    assert "device  cpu:0, 2 processes," in done.stdout
     assert json.loads((tmp_path / "two" / "run.json").read_text())["hardware"]["processes"] == 2
     check_same_weights(tmp_path / "one", tmp_path / "two")
 
