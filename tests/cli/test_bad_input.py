@@ -1,6 +1,5 @@
 """A user's mistake ends in exactly one line that says what to do, and writes nothing.
 
-
 Each case is the real command as a process of its own, in a folder of its own.
 """
 
