@@ -20,7 +20,7 @@ from angle.objective.contrastive import (
     nt_xent,
 )
 from angle.objective.normalize import l2_normalize
-from angle.training.dry_run import Allocations
+from angle.training.memory import Allocations
 
 NONE = torch.empty(0, 3, dtype=torch.int64)
 
