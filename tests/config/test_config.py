@@ -475,6 +475,12 @@ def test_a_run_goes_on_with_its_own_settings_and_what_may_change():
     assert (result.tracking.mode, result.tracking.tags) == ("offline", ["again"])
 
 
+def test_what_was_requested_at_the_start_may_be_requested_again():
+    started, saved = build({"train.token_budget": "auto"}), build({"train.token_budget": "4096"})
+    requested = build({"train.resume": "run", "train.token_budget": "auto"})
+    assert resume_config(saved, requested, started).train.token_budget == "4096"
+
+
 def test_a_run_does_not_go_on_with_other_settings():
     saved = build({"train.learning_rate": 1e-3})
     requested = build({"train.resume": "run", "train.epochs": 50, "train.learning_rate": 1})
