@@ -16,6 +16,13 @@ from angle.tracking.console import LOGGER
 from angle.tracking.sink import RunInfo
 
 
+@pytest.fixture(autouse=True)
+def _untouched_loggers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Start from the loggers of a fresh process, whatever an earlier test has left behind."""
+    monkeypatch.setattr(LOGGER, "propagate", True)
+    LOGGER.setLevel(logging.NOTSET)
+
+
 def opened(folder: Path) -> console.Sink:
     return console.Sink(RunInfo(folder, TrackingConfig(), {}, {}))
 
