@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from angle.cli.arguments import check_arguments, table_of_groups
-from angle.cli.sweep import Job, check_jobs, comparison, notes_once, only, output_setting, slug, varying
+from angle.cli.sweep import Job, check_jobs, comparison, only, output_setting, slug, varying
 from angle.config import ConvertConfig, TrainConfig
 from angle.config.build import Config, build_config
 from angle.distributed.environment import (
@@ -100,6 +100,8 @@ def launch(task: Callable[[Config], float | None], schema: type[Config], name: s
             if arguments.multirun:
                 check_jobs(arguments.overrides, schema, name, conf)
                 keys |= varying(arguments.overrides)
+            from angle.tracking.console import notes_once
+
             with notes_once():
                 _run_hydra(arguments, parser, job, str(conf), name)
         except (HydraException, OmegaConfBaseException) as error:

@@ -9,10 +9,9 @@ from typing import Any
 import pytest
 
 from angle import TrainConfig, build_config, fit
-from angle.cli.sweep import notes_once
 from angle.config import TrackingConfig
 from angle.tracking import console
-from angle.tracking.console import LOGGER
+from angle.tracking.console import LOGGER, notes_once
 from angle.tracking.sink import RunInfo
 
 
