@@ -10,7 +10,7 @@ from string import Template
 
 from angle.cli.arguments import check_arguments, table_of_groups
 from angle.cli.jobs import JobRunner
-from angle.cli.sweep import check_jobs, comparison_table, notes_once, select_overrides, slug, swept_keys
+from angle.cli.sweep import check_jobs, comparison_table, select_overrides, slug, swept_keys
 from angle.cli.user_errors import errors_as_sentences
 from angle.config.build import Config
 from angle.distributed.environment import launch_time, print_once, world_size
@@ -35,6 +35,8 @@ def launch(task: Callable[[Config], float | None], schema: type[Config], name: s
         if arguments.multirun:
             check_jobs(arguments.overrides, schema, name, conf)
         runner = JobRunner(task, schema, swept)
+        from angle.tracking.console import notes_once
+
         with notes_once():
             _run_hydra(words, runner, name, conf)
         if len(runner.results) > 1:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 import os
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,26 +31,6 @@ class JobResult:
     failed: bool = True
     trained: bool = False
     """Whether a model was trained, which validation data would have given a score."""
-
-
-@contextmanager
-def notes_once() -> Iterator[None]:
-    """Drop the notes on settings that an earlier job has already given."""
-    from angle.tracking.console import NOTES
-
-    given: set[str] = set()
-
-    def is_new(record: logging.LogRecord) -> bool:
-        text = record.getMessage()
-        is_known = text in given
-        given.add(text)
-        return not is_known
-
-    NOTES.addFilter(is_new)
-    try:
-        yield
-    finally:
-        NOTES.removeFilter(is_new)
 
 
 def swept_keys(words: Sequence[str]) -> set[str]:

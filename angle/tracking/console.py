@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from tqdm import tqdm
@@ -14,7 +15,7 @@ from angle.tracking.sink import RunInfo
 
 LOG_FILE = "train.log"
 LOGGER = logging.getLogger("angle")
-#: Advice on the settings; a logger of its own, so that a sweep can filter out what an earlier job said.
+#: Advice on the settings; a logger of its own for `notes_once`.
 NOTES = LOGGER.getChild("notes")
 
 
@@ -87,6 +88,24 @@ class Sink(sink.Sink):
         for handler in self._handlers:
             LOGGER.removeHandler(handler)
             handler.close()
+
+
+@contextmanager
+def notes_once() -> Iterator[None]:
+    """Drop notes that were given before, in other runs too: the jobs of a sweep have most of them in common."""
+    given: set[str] = set()
+
+    def is_new(record: logging.LogRecord) -> bool:
+        text = record.getMessage()
+        is_known = text in given
+        given.add(text)
+        return not is_known
+
+    NOTES.addFilter(is_new)
+    try:
+        yield
+    finally:
+        NOTES.removeFilter(is_new)
 
 
 class _ConsoleHandler(logging.Handler):

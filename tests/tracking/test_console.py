@@ -9,11 +9,17 @@ from typing import Any
 import pytest
 
 from angle import TrainConfig, build_config, fit
-from angle.cli.sweep import notes_once
 from angle.config import TrackingConfig
 from angle.tracking import console
-from angle.tracking.console import LOGGER
+from angle.tracking.console import LOGGER, notes_once
 from angle.tracking.sink import RunInfo
+
+
+@pytest.fixture(autouse=True)
+def _untouched_loggers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Start from the loggers of a fresh process, whatever an earlier test has left behind."""
+    monkeypatch.setattr(LOGGER, "propagate", True)
+    LOGGER.setLevel(logging.NOTSET)
 
 
 def opened(folder: Path) -> console.Sink:
