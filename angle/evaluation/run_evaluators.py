@@ -1,6 +1,4 @@
-"""What a run measures: its validation sets during training, one metric of which chooses the best model, and its test
-set before and after.
-"""
+"""What a run measures: validation sets during training, to choose the best model, and a test set before and after."""
 
 from __future__ import annotations
 
@@ -72,11 +70,11 @@ def _chosen(name: str | None, available: Iterable[Metric]) -> Metric | None:
     if name is None or name in metrics:
         return metrics.get(DEFAULT_METRIC.name if name is None else name)
     known = {evaluator.metric.name: evaluator for evaluator in validation_evaluators()}
-    choice = f"hoose one of: {', '.join(metrics or known)}."
+    choice = f"one of: {', '.join(metrics or known)}."
     if name not in known:
-        raise ConfigError(f"train.best_metric={name} is not known{nearest(name, known) or '.'} C{choice}")
+        raise ConfigError(f"train.best_metric={name} is not known{nearest(name, known) or '.'} Choose {choice}")
     formats, setting = " or ".join(sorted(known[name].formats)), f"data.{known[name].role}.name_or_path"
     raise ConfigError(
         f"train.best_metric={name} needs validation rows of format {formats}: give {setting}=FILE"
-        f"{f', or c{choice}' if metrics else '.'}"
+        f"{f', or choose {choice}' if metrics else '.'}"
     )

@@ -179,12 +179,9 @@ def _use(model: PushedModel) -> str:
 def _scores(config: TrainConfig, record: dict[str, Any]) -> dict[str, list[tuple[str, str]]]:
     """Return rows (what was measured on, value) by the label of what was measured."""
     result, test = record["result"], _name_of(config.data.test, "test")
-    validation, best = (
-        f"{_name_of(_validated_on(config), 'validation')}, step {result['best_step']}",
-        _best_metric(config),
-    )
+    validation = _name_of(_validated_on(config), "validation")
     rows = [
-        (best, validation, result["best_score"]),
+        (_best_metric(config), f"{validation}, step {result['best_step']}", result["best_score"]),
         (TEST_METRIC, test, result["test_after"]),
         (TEST_METRIC, f"{test}, before training", result["test_before"]),
         (TEST_METRIC, f"{test}, of shared words alone", result["test_word_overlap"]),

@@ -90,10 +90,10 @@ def metrics(folder: Path) -> list[dict[str, Any]]:
     return [{key: value for key, value in line.items() if key not in TIMINGS} for line in lines]
 
 
-def assert_same(one: Path, other: Path) -> None:
-    a, b = weights(one), weights(other)
-    assert a.keys() == b.keys()
-    assert all(torch.equal(a[name], b[name]) for name in a)
+def assert_equal_weights(run: Path, expected_run: Path) -> None:
+    final, expected = weights(run), weights(expected_run)
+    assert final.keys() == expected.keys()
+    assert all(torch.equal(final[name], expected[name]) for name in expected)
 
 
 class KilledError(Exception):
@@ -125,17 +125,17 @@ def stop_after(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
 def test_resumed_run_is_bitwise_the_uninterrupted_one(
     model: Path, rows: Path, tmp_path: Path, stop_after: Callable[[int], None], killed_at: int
 ) -> None:
-    straight, broken = tmp_path / "straight", tmp_path / "broken"
-    fit(settings(model, rows, straight))
+    uninterrupted, interrupted = tmp_path / "uninterrupted", tmp_path / "interrupted"
+    fit(settings(model, rows, uninterrupted))
     stop_after(killed_at)
     with pytest.raises(KilledError):
-        fit(settings(model, rows, broken))
-    assert not (broken / "final").exists()
+        fit(settings(model, rows, interrupted))
+    assert not (interrupted / "final").exists()
 
-    fit(settings(model, rows, broken))
+    fit(settings(model, rows, interrupted))
 
-    assert_same(straight, broken)
-    assert metrics(straight) == metrics(broken)
+    assert_equal_weights(uninterrupted, interrupted)
+    assert metrics(uninterrupted) == metrics(interrupted)
 
 
 def test_streamed_run_resumes_bitwise(
@@ -146,27 +146,27 @@ def test_streamed_run_resumes_bitwise(
         config.data.streaming, config.data.stream_window = True, 32
         return config
 
-    straight, broken = tmp_path / "straight", tmp_path / "broken"
-    fit(streamed(straight))
+    uninterrupted, interrupted = tmp_path / "uninterrupted", tmp_path / "interrupted"
+    fit(streamed(uninterrupted))
     stop_after(7)
     with pytest.raises(KilledError):
-        fit(streamed(broken))
-    fit(streamed(broken))
-    assert_same(straight, broken)
+        fit(streamed(interrupted))
+    fit(streamed(interrupted))
+    assert_equal_weights(uninterrupted, interrupted)
 
 
 def test_resume_setting_takes_the_runs_own_settings(
     model: Path, rows: Path, tmp_path: Path, stop_after: Callable[[int], None]
 ) -> None:
-    straight, broken = tmp_path / "straight", tmp_path / "broken"
-    fit(settings(model, rows, straight))
+    uninterrupted, interrupted = tmp_path / "uninterrupted", tmp_path / "interrupted"
+    fit(settings(model, rows, uninterrupted))
     stop_after(4)
     with pytest.raises(KilledError):
-        fit(settings(model, rows, broken))
+        fit(settings(model, rows, interrupted))
 
-    fit(build_config({"train": {"resume": str(broken)}}, TrainConfig))
+    fit(build_config({"train": {"resume": str(interrupted)}}, TrainConfig))
 
-    assert_same(straight, broken)
+    assert_equal_weights(uninterrupted, interrupted)
 
 
 def test_finished_run_is_only_reported(model: Path, rows: Path, tmp_path: Path) -> None:
@@ -182,7 +182,7 @@ def test_finished_run_is_only_reported(model: Path, rows: Path, tmp_path: Path) 
 def test_seed_decides_the_run(model: Path, rows: Path, tmp_path: Path) -> None:
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         fit(settings(model, rows, tmp_path / name, seed=seed, max_steps=3))
-    assert_same(tmp_path / "a", tmp_path / "b")
+    assert_equal_weights(tmp_path / "a", tmp_path / "b")
     assert metrics(tmp_path / "a") == metrics(tmp_path / "b")
     assert metrics(tmp_path / "a") != metrics(tmp_path / "c")
 
@@ -193,16 +193,16 @@ def test_logging_and_evaluation_change_nothing(model: Path, rows: Path, pairs: P
     watched.data.valid_sts.name_or_path = str(pairs)
     fit(plain)
     fit(watched)
-    assert_same(tmp_path / "plain", tmp_path / "watched")
+    assert_equal_weights(tmp_path / "plain", tmp_path / "watched")
 
 
 def test_bf16_follows_float32(model: Path, rows: Path, tmp_path: Path) -> None:
     for precision in ("no", "bf16"):
         fit(settings(model, rows, tmp_path / precision, mixed_precision=precision))
-    exact, rough = (metrics(tmp_path / name) for name in ("no", "bf16"))
-    assert exact != rough
-    for a, b in zip(exact, rough, strict=True):
-        assert b["loss"] == pytest.approx(a["loss"], rel=0.05)
+    float32, bf16 = (metrics(tmp_path / name) for name in ("no", "bf16"))
+    assert float32 != bf16
+    for expected, line in zip(float32, bf16, strict=True):
+        assert line["loss"] == pytest.approx(expected["loss"], rel=0.05)
     assert all(value.dtype == torch.float32 for value in weights(tmp_path / "bf16").values())
 
 
@@ -248,30 +248,34 @@ def test_the_end_of_a_run_needs_no_second_model(
         return load(*args, **kwargs)
 
     monkeypatch.setattr(Encoder, "load", load_and_count)
-    result = fit(chosen_early(tmp_path / "straight"))
+    result = fit(chosen_early(tmp_path / "uninterrupted"))
     assert len(loaded) == 1
     assert result.best_step not in (None, 10)
-    spearman = {line["step"]: line["valid/spearman"] for line in metrics(tmp_path / "straight") if "valid/loss" in line}
+    spearman = {
+        line["step"]: line["valid/spearman"] for line in metrics(tmp_path / "uninterrupted") if "valid/loss" in line
+    }
     assert result.test_after == spearman[result.best_step or 0] != spearman[10]
 
     def die(*_: object) -> None:
-        assert (tmp_path / "broken" / "final").exists()
+        assert (tmp_path / "interrupted" / "final").exists()
         raise KilledError
 
     with monkeypatch.context() as patch:
         patch.setattr("angle.training.loop.load_saved_model", die)
         with pytest.raises(KilledError):
-            fit(chosen_early(tmp_path / "broken"))
-    again = fit(chosen_early(tmp_path / "broken"))
-    assert (again.test_after, again.best_step, again.best_score) == (
+            fit(chosen_early(tmp_path / "interrupted"))
+    resumed = fit(chosen_early(tmp_path / "interrupted"))
+    assert (resumed.test_after, resumed.best_step, resumed.best_score) == (
         result.test_after,
         result.best_step,
         result.best_score,
     )
-    assert metrics(tmp_path / "straight") == metrics(tmp_path / "broken")
+    assert metrics(tmp_path / "uninterrupted") == metrics(tmp_path / "interrupted")
     file = "adapter_model.safetensors" if lora else "model.safetensors"
-    straight, broken = (load_file(tmp_path / name / "final" / file) for name in ("straight", "broken"))
-    assert all(torch.equal(straight[name], broken[name]) for name in straight)
+    uninterrupted, interrupted = (
+        load_file(tmp_path / name / "final" / file) for name in ("uninterrupted", "interrupted")
+    )
+    assert all(torch.equal(uninterrupted[name], interrupted[name]) for name in uninterrupted)
 
 
 @pytest.mark.parametrize(
@@ -369,19 +373,21 @@ def test_lora_trains_adapters_alone_and_resumes_bitwise(
         config.data.valid_sts.name_or_path = config.data.test.name_or_path = str(pairs)
         return config
 
-    straight, broken = tmp_path / "straight", tmp_path / "broken"
-    result = fit(adapted(straight))
+    uninterrupted, interrupted = tmp_path / "uninterrupted", tmp_path / "interrupted"
+    result = fit(adapted(uninterrupted))
     stop_after(5)
     with pytest.raises(KilledError):
-        fit(adapted(broken))
-    fit(adapted(broken))
+        fit(adapted(interrupted))
+    fit(adapted(interrupted))
 
-    names = {path.name for path in (straight / "final").iterdir()}
+    names = {path.name for path in (uninterrupted / "final").iterdir()}
     assert "adapter_model.safetensors" in names
     assert "model.safetensors" not in names
-    one, other = (load_file(folder / "final" / "adapter_model.safetensors") for folder in (straight, broken))
-    assert all(torch.equal(one[name], other[name]) for name in one)
-    assert any(value.abs().max() > 0 for name, value in one.items() if "lora_B" in name)
+    expected, resumed = (
+        load_file(folder / "final" / "adapter_model.safetensors") for folder in (uninterrupted, interrupted)
+    )
+    assert all(torch.equal(resumed[name], expected[name]) for name in expected)
+    assert any(value.abs().max() > 0 for name, value in expected.items() if "lora_B" in name)
     # The best model's adapters are loaded from its folder for the test.
     assert result.test_after == result.best_score
 
@@ -427,13 +433,13 @@ def test_a_run_of_less_than_an_epoch_keeps_checkpoints(model: Path, rows: Path, 
 
 
 def test_resume_keeps_the_precision(model: Path, rows: Path, tmp_path: Path, stop_after: Callable[[int], None]) -> None:
-    straight, broken = tmp_path / "straight", tmp_path / "broken"
-    fit(settings(model, rows, straight, mixed_precision="bf16"))
+    uninterrupted, interrupted = tmp_path / "uninterrupted", tmp_path / "interrupted"
+    fit(settings(model, rows, uninterrupted, mixed_precision="bf16"))
     stop_after(4)
     with pytest.raises(KilledError):
-        fit(settings(model, rows, broken, mixed_precision="bf16"))
-    fit(build_config({"train": {"resume": str(broken)}}, TrainConfig))
-    assert_same(straight, broken)
+        fit(settings(model, rows, interrupted, mixed_precision="bf16"))
+    fit(build_config({"train": {"resume": str(interrupted)}}, TrainConfig))
+    assert_equal_weights(uninterrupted, interrupted)
 
 
 def test_resume_refuses_another_number_of_processes(
@@ -492,7 +498,7 @@ def test_weight_decay_spares_biases_and_norms(model: Path, rows: Path, tmp_path:
 
 
 @pytest.mark.parametrize(("setting", "total", "expected"), [(0.1, 95, 10), (0.0, 95, 0), (1, 95, 1), (30, 95, 30)])
-def test_warmup_is_steps_or_a_share(setting: float, total: int, expected: int) -> None:
+def test_warmup_is_steps_or_a_fraction(setting: float, total: int, expected: int) -> None:
     assert warmup_steps(setting, total) == expected
 
 
