@@ -52,6 +52,7 @@ MODEL = {
     "torch_dtype": "model.dtype",
     "dtype": "model.dtype",
     "attn_implementation": "model.attn_implementation",
+    "kernels": "model.kernels",
     "trust_remote_code": "model.trust_remote_code",
     "revision": "model.revision",
 }

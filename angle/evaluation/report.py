@@ -25,6 +25,7 @@ from angle.evaluation.encoding import encode_distributed
 from angle.evaluation.sts import ALIASES, HUB_TASKS, PairScores, load_sts, pair_scores, task_source
 from angle.modeling.description import TINY
 from angle.modeling.encoder import Encoder
+from angle.modeling.kernel_choice import choose_kernels, choose_together
 from angle.modeling.tokenizer import TokenContract
 
 if TYPE_CHECKING:
@@ -117,7 +118,8 @@ def open_tasks(config: EvaluateConfig, processes: PartialState | None = None) ->
     folder = _new_folder(config)
     run = None if config.tasks is not None else _own_config(config)
     sources = _sources(config, run)
-    encoder = Encoder.load(config.model, config.pooling)
+    choose = choose_kernels if processes is None else choose_together
+    encoder = Encoder.load(config.model, config.pooling, choose=choose)
     encoder.to(best_device() if processes is None else processes.device).eval()
     return OpenTasks(folder, run, encoder, sources, processes)
 

@@ -164,7 +164,8 @@ def _prepare(
         check_credentials(config.tracking.mode)
         stack.enter_context(folder.locked())
         if state is RunState.NEW and folder.examine(requested) is RunState.NEW:
-            folder.create(config, requested, describe_environment(config, data, accelerator))
+            record = describe_environment(config, data, accelerator) | {"kernels": built.encoder.kernel_status()}
+            folder.create(config, requested, record)
     accelerator.wait_for_everyone()
     tracker = Tracker(config, folder, is_main=accelerator.is_main_process, resumed_id=folder.record().get("wandb_id"))
     if tracker.wandb_id is not None:

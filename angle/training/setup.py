@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +29,7 @@ from angle.objective.espresso import EspressoLoss
 from angle.objective.objective import Objective
 from angle.training.checkpoint import seed_everything
 from angle.training.distributed import query_shards
+from angle.training.kernels import choose_run_kernels
 from angle.training.memory import find_token_budget
 from angle.training.sharding import enable_fsdp_on_cpu, sharding_plugin
 from angle.training.step import Step
@@ -122,8 +124,9 @@ def build(config: TrainConfig, accelerator: Accelerator) -> Built:
     """
     train = config.train
     seed_everything(train.seed, rank=0)
-    encoder = Encoder.load(config.model, config.pooling, config.lora, config.billm).to(accelerator.device)
-    encoder.packable &= train.packing == "auto"
+    choose = partial(choose_run_kernels, train.packing)
+    encoder = Encoder.load(config.model, config.pooling, config.lora, config.billm, choose=choose)
+    encoder.to(accelerator.device)
     with accelerator.autocast():
         encoder.try_packing(training=True)
     batch_spec = BatchSpec(
@@ -288,6 +291,7 @@ def decide(config: TrainConfig, encoder: Encoder, data: Data) -> TrainConfig:
             is_llm=contract.is_llm,
             padding_side=contract.padding_side,
             end_token=encoder.tokenizer.tokenizer.eos_token in contract.special_tokens[1],
+            kernels=None if encoder.kernels is None else list(encoder.kernels.selected),
         ),
         pooling=PoolingConfig(contract.pooling),
         teacher=replace(

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from angle.distributed.process_group import all_gather, all_reduce_sum
-from angle.kernels.linear import weights_packed
+from angle.kernels.linear import prepacked_weights
 from angle.objective.alignment import Aligned
 from angle.objective.combined import LossTerms
 from angle.objective.objective import Objective
@@ -62,7 +62,7 @@ class Step:
         parts = micro_batches(batch.max_lengths, self.token_budget)
         random_states, found = [], []
         again = int(batch.max_lengths[: parts[-1].start].sum())
-        with torch.no_grad(), accelerator.autocast(), weights_packed(self.model, again):
+        with torch.no_grad(), accelerator.autocast(), prepacked_weights(self.model, again):
             for part in parts[:-1]:
                 random_states.append(_RandomState(accelerator.device))
                 found.append(self.model(*batch.micro_batch(part, accelerator.device))[0])

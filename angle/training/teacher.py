@@ -115,6 +115,7 @@ def load_teacher(config: TrainConfig, student: Encoder, accelerator: Accelerator
     else:
         name, trusted = str(wanted.name_or_path), wanted.trust_remote_code
         model, billm = ModelConfig(name, revision=wanted.revision, trust_remote_code=trusted), None
+        model.kernels = config.model.kernels
     model = replace(
         model,
         dtype=wanted.dtype or model.dtype,
@@ -126,7 +127,6 @@ def load_teacher(config: TrainConfig, student: Encoder, accelerator: Accelerator
     except ConfigError as error:
         raise ConfigError(_of_teacher(str(error))) from None
     encoder.requires_grad_(False).eval().to(accelerator.device)
-    encoder.packable &= config.train.packing == "auto"
     _check_tokens(str(wanted.name_or_path), encoder, student)
     teacher = Teacher(encoder, tokens=tokens)
     width = student.backbone.config.hidden_size if tokens else student.dimensions
