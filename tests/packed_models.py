@@ -13,7 +13,7 @@ from angle.config import BillmConfig, LoraConfig, ModelConfig, PoolingConfig
 from angle.modeling import packing
 from angle.modeling.encoder import Encoder
 
-DECODERS = [name for name, further in MODELS.items() if "num_key_value_heads" in further]
+DECODERS = [name for name, options in MODELS.items() if "num_key_value_heads" in options]
 TEXTS = [
     "a dog chases the cat",
     "x",
@@ -44,8 +44,8 @@ def embed(encoder: Encoder, texts: list[str] = TEXTS) -> Tensor:
     return embeddings
 
 
-def close(found: Tensor, wanted: Tensor) -> None:
-    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5 * wanted.abs().max().item())
+def close(actual: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-5 * expected.abs().max().item())
 
 
 def gradients(encoder: Encoder) -> list[Tensor]:
@@ -54,13 +54,13 @@ def gradients(encoder: Encoder) -> list[Tensor]:
 
 def check_against_padded(folder: str, start: int | None) -> None:
     """Check that a packed model has the embeddings and gradients of a padded one."""
-    packed, padded = (load(folder, packed=kind, start=start).train() for kind in (True, False))
+    packed, padded = (load(folder, packed=is_packed, start=start).train() for is_packed in (True, False))
     assert packed.is_packed
     assert not padded.packable
-    found, wanted = embed(packed), embed(padded)
-    close(found, wanted)
-    weights = torch.randn(found.shape, generator=torch.Generator().manual_seed(0))
-    for embeddings in (found, wanted):
+    actual, expected = embed(packed), embed(padded)
+    close(actual, expected)
+    weights = torch.randn(actual.shape, generator=torch.Generator().manual_seed(0))
+    for embeddings in (actual, expected):
         (embeddings * weights).sum().backward()
     pairs = list(zip(gradients(packed), gradients(padded), strict=True))
     assert len(pairs) >= 20
@@ -71,19 +71,19 @@ def check_against_padded(folder: str, start: int | None) -> None:
 
 def check_checkpointing(folder: str) -> None:
     """Check that layers which run again in the backward pass see the texts of their own batch."""
-    found = []
+    actual = []
     for checkpointing in (False, True):
         encoder = load(folder, gradient_checkpointing=checkpointing).train()
         first, second = embed(encoder, TEXTS[:3]), embed(encoder, TEXTS[3:])  # both waiting for their backward pass
         (first.sin().sum() + second.cos().sum()).backward()
-        found.append(gradients(encoder))
-    for plain, again in zip(*found, strict=True):
+        actual.append(gradients(encoder))
+    for plain, again in zip(*actual, strict=True):
         torch.testing.assert_close(plain, again)
 
 
 def check_adapters(folder: str, bits: int | None = None) -> None:
     """Check that a packed model with adapters, perhaps on weights of few bits, is the padded one."""
-    found = []
+    actual = []
     for attention in (None, "eager"):
         torch.manual_seed(0)
         model = ModelConfig(folder, attn_implementation=attention, load_kbit=bits)
@@ -96,11 +96,11 @@ def check_adapters(folder: str, bits: int | None = None) -> None:
                     weight.normal_(std=0.05)
         embeddings = embed(encoder)
         embeddings.sin().sum().backward()
-        found.append([embeddings.detach(), *gradients(encoder)])
-    scale = max(gradient.abs().max().item() for gradient in found[1][1:])
-    assert min(gradient.abs().max().item() for gradient in found[1][1:]) > 0
-    close(found[0][0], found[1][0])
-    for packed, padded in zip(found[0][1:], found[1][1:], strict=True):
+        actual.append([embeddings.detach(), *gradients(encoder)])
+    scale = max(gradient.abs().max().item() for gradient in actual[1][1:])
+    assert min(gradient.abs().max().item() for gradient in actual[1][1:]) > 0
+    close(actual[0][0], actual[1][0])
+    for packed, padded in zip(actual[0][1:], actual[1][1:], strict=True):
         torch.testing.assert_close(packed, padded, rtol=0, atol=1e-5 * scale)
 
 

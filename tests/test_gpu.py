@@ -19,12 +19,12 @@ from angle.config import TrainConfig
 from angle.config.build import build_config
 from angle.kernels.attention.spec import AttentionSpec
 from angle.kernels.attention.varlen import (
-    HALF_TYPES,
+    HALF_DTYPES,
     PackedTexts,
     attend_texts,
-    call_kernel,
+    available_backends,
+    call_backend,
     flash_with_dropout,
-    installed_kernels,
 )
 from angle.tracking.tracker import Tracker
 from angle.training.loop import fit
@@ -35,14 +35,14 @@ ON_GPU = pytest.mark.skipif(DEVICE.type == "cpu", reason="needs a GPU")
 LENGTHS = np.array([90, 47, 46, 46, 20, 13, 7, 7, 3, 1])
 
 
-def plain(q: Tensor, k: Tensor, v: Tensor, how: AttentionSpec) -> Tensor:
+def plain(q: Tensor, k: Tensor, v: Tensor, spec: AttentionSpec) -> Tensor:
     """Return (T, H, d): attention text by text, in float64."""
     texts = []
     for one in zip(*(torch.split(tensor.double(), LENGTHS.tolist()) for tensor in (q, k, v)), strict=True):
         a, b, c = (part.transpose(0, 1) for part in one)
         b, c = (part.repeat_interleave(len(a) // len(part), dim=0) for part in (b, c))
         scores = (a @ b.transpose(1, 2)) * a.shape[-1] ** -0.5
-        hidden = ~how.seen(a.shape[1], a.device)
+        hidden = ~spec.attention_mask(a.shape[1], a.device)
         texts.append((scores.masked_fill(hidden, float("-inf")).softmax(-1) @ c).transpose(0, 1))
     return torch.cat(texts)
 
@@ -53,9 +53,9 @@ def made(heads: Sequence[int], width: int, kind: torch.dtype) -> list[Tensor]:
     return [torch.randn(total, count, width, device=DEVICE).to(kind).requires_grad_() for count in heads]
 
 
-def apart(found: Tensor, wanted: Tensor) -> float:
-    found, wanted = found.detach().double(), wanted.detach().double()
-    return float((found - wanted).norm() / wanted.norm())
+def apart(actual: Tensor, expected: Tensor) -> float:
+    actual, expected = actual.detach().double(), expected.detach().double()
+    return float((actual - expected).norm() / expected.norm())
 
 
 @pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16, torch.float32], ids=str)
@@ -65,51 +65,51 @@ def test_attention_and_its_gradient(kind: torch.dtype, width: int, heads: tuple[
     """By whatever kernel is chosen here, with the same numbers as in float64."""
     texts = PackedTexts(LENGTHS, DEVICE)
     for causal, window in product((False, True), (None, 16)):
-        how, given = AttentionSpec(causal, window), made(heads, width, kind)
-        exact = [tensor.detach().double().requires_grad_() for tensor in given]
-        wanted = plain(*exact, how)
-        found = attend_texts(*(tensor.transpose(0, 1)[None] for tensor in given), texts, how)[0]
-        direction = torch.randn_like(wanted)
+        spec, inputs = AttentionSpec(causal, window), made(heads, width, kind)
+        exact = [tensor.detach().double().requires_grad_() for tensor in inputs]
+        expected = plain(*exact, spec)
+        actual = attend_texts(*(tensor.transpose(0, 1)[None] for tensor in inputs), texts, spec)[0]
+        direction = torch.randn_like(expected)
         gradients = (
             torch.autograd.grad((out.double() * direction).sum(), tensors)
-            for out, tensors in ((found, given), (wanted, exact))
+            for out, tensors in ((actual, inputs), (expected, exact))
         )
-        errors = [apart(found, wanted), *map(apart, *gradients)]
+        errors = [apart(actual, expected), *map(apart, *gradients)]
         assert max(errors) < (1e-5 if kind == torch.float32 else 1e-2)
 
 
 @ON_GPU
-@pytest.mark.parametrize("name", sorted(installed_kernels()))
+@pytest.mark.parametrize("name", sorted(available_backends()))
 def test_a_kernel_with_dropout(name: str) -> None:
     """The right share is dropped, the mean stays, and the gradient is that of the draw."""
-    texts, how = PackedTexts(LENGTHS, DEVICE), AttentionSpec(causal=False, dropout=0.2)
+    texts, spec = PackedTexts(LENGTHS, DEVICE), AttentionSpec(causal=False, dropout=0.2)
     q, k, v = made((4, 4, 4), 128, torch.bfloat16)
-    out = call_kernel(name, q, k, v, texts, how)
+    out = call_backend(name, q, k, v, texts, spec)
     direction = torch.randn_like(out)
     (of_value,) = torch.autograd.grad((out * direction).sum(), v)
     # Attention is linear in the values.
     assert (of_value.double() * v).sum().item() == pytest.approx((out.double() * direction).sum().item(), rel=1e-2)
     with torch.no_grad():
-        mean = torch.stack([call_kernel(name, q, k, v, texts, how).double() for _ in range(400)]).mean(0)
+        mean = torch.stack([call_backend(name, q, k, v, texts, spec).double() for _ in range(400)]).mean(0)
         one = torch.zeros_like(v)
         first = torch.arange(LENGTHS[0], device=DEVICE)
         one[first, :, first] = 1  # so that the outputs of the first text are its attention weights
-        weights = call_kernel(name, q, k, one, texts, how)[: LENGTHS[0], :, : LENGTHS[0]]
+        weights = call_backend(name, q, k, one, texts, spec)[: LENGTHS[0], :, : LENGTHS[0]]
     assert apart(mean, plain(q, k, v, AttentionSpec(causal=False))) < 0.05
-    assert (weights == 0).double().mean().item() == pytest.approx(how.dropout, abs=0.01)
+    assert (weights == 0).double().mean().item() == pytest.approx(spec.dropout, abs=0.01)
 
 
 @ON_GPU
 def test_the_same_seed_drops_the_same() -> None:
-    texts, how, given = (
+    texts, spec, inputs = (
         PackedTexts(LENGTHS, DEVICE),
         AttentionSpec(causal=False, dropout=0.1),
-        made((4, 4, 4), 64, HALF_TYPES[1]),
+        made((4, 4, 4), 64, HALF_DTYPES[1]),
     )
     outputs = []
     for seed in (1, 1, 2):
         torch.manual_seed(seed)
-        outputs.append(flash_with_dropout(*given, texts, how))
+        outputs.append(flash_with_dropout(*inputs, texts, spec))
     assert torch.equal(outputs[0], outputs[1])
     assert not torch.equal(outputs[0], outputs[2])
 
@@ -117,14 +117,14 @@ def test_the_same_seed_drops_the_same() -> None:
 @pytest.mark.parametrize(("name", "start"), cases())
 def test_models_run_packed(folder_of: Callable[[str], str], name: str, start: int | None) -> None:
     encoder = load(folder_of(name), start=start).eval()
-    wanted = embed(encoder)
+    expected = embed(encoder)
     encoder.to(DEVICE)
     with torch.autocast(DEVICE.type, torch.bfloat16):
         encoder.try_packing(training=True)
         assert encoder.is_packed
         tokens = encoder.tokenizer(TEXTS)
-        found = encoder(torch.from_numpy(tokens.ids.astype(np.int64)).to(DEVICE), tokens.lengths)
-    assert torch.nn.functional.cosine_similarity(found.cpu(), wanted).min() > 0.99
+        actual = encoder(torch.from_numpy(tokens.ids.astype(np.int64)).to(DEVICE), tokens.lengths)
+    assert torch.nn.functional.cosine_similarity(actual.cpu(), expected).min() > 0.99
 
 
 def losses(folder: Path, model: str = "tiny", **train: Any) -> list[float]:
@@ -178,11 +178,11 @@ def test_autocast_leaves_norms_in_their_weights_type(folder_of: Callable[[str], 
     norm = load(folder_of(name), dtype="bfloat16").backbone.norm.to(DEVICE)
     values = torch.randn(5, 32, device=DEVICE, dtype=torch.bfloat16, requires_grad=True)
     with torch.autocast(DEVICE.type, torch.bfloat16):
-        found = norm(values)
-    assert found.dtype == torch.bfloat16
+        actual = norm(values)
+    assert actual.dtype == torch.bfloat16
     norm.float()
-    assert apart(found, norm(values.float())) < 1e-2
-    (gradient,) = torch.autograd.grad(found.sum(), values)
+    assert apart(actual, norm(values.float())) < 1e-2
+    (gradient,) = torch.autograd.grad(actual.sum(), values)
     assert gradient.dtype == torch.bfloat16
 
 

@@ -113,3 +113,43 @@ def test_modules_are_short(path):
 def test_scripts_are_thin(path):
     assert len(path.read_text(encoding="utf-8").splitlines()) <= 60
     assert {part(name) for name in imports(path) if name.startswith("angle")} - LAYER.keys() == set()
+
+
+@pytest.mark.parametrize("path", sorted((REPO / "angle" / "kernels").rglob("*.py")), ids=name_of)
+def test_kernels_know_structures_only(path):
+    own = [name for name in imports(path) if name.split(".")[0] == "angle"]
+    assert all(name.startswith("angle.kernels") or name == "angle.structures" for name in own)
+
+
+def private_operators(path: Path) -> list[str]:
+    """Return the private operators and modules of torch that a file uses: torch.ops.x, torch._x, torch._C."""
+    tree, found = ast.parse(path.read_text(encoding="utf-8")), []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "torch":
+            found.append(f"torch.{node.attr}")
+        elif isinstance(node, ast.ImportFrom) and node.module is not None:
+            found += [f"{node.module}.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names]
+    parts = [name.split(".") for name in found]
+    return [
+        ".".join(names)
+        for names in parts
+        if names[0] == "torch"
+        and len(names) > 1
+        and (names[1] == "ops" or (names[1].startswith("_") and not names[1].startswith("__")))
+    ]
+
+
+@pytest.mark.parametrize("path", [*MODULES, *SCRIPTS], ids=name_of)
+def test_private_operators_of_torch_are_called_by_kernels_alone(path):
+    assert private_operators(path) == [] or (REPO / "angle" / "kernels") in path.parents
+
+
+def test_private_operators_are_seen(tmp_path):
+    file = tmp_path / "x.py"
+    file.write_text(
+        "import torch\nfrom torch import _C\ntorch.ops.aten.mm(1)\ntorch._softmax_backward_data()\ntorch.mm()\n"
+    )
+    assert sorted(private_operators(file)) == ["torch._C", "torch._softmax_backward_data", "torch.ops"]
+    assert private_operators(REPO / "angle" / "kernels" / "linear.py") == ["torch.ops"] * 2

@@ -8,6 +8,9 @@ from angle.config.values import DTYPES, check_at_least, check_one_of
 from angle.errors import ConfigError
 from angle.prompts import NAMED_PROMPTS
 
+#: Names of the kernels, in the order of their registry (`angle.kernels.registry`).
+KERNEL_NAMES = ("packing", "blocks", "lora", "dropout", "linear", "rms_norm")
+
 
 @dataclass
 class ModelConfig:
@@ -40,6 +43,9 @@ class ModelConfig:
     model.dtype. In 8-bit, the other texts of a batch change a text's embedding slightly."""
     attn_implementation: str | None = None
     """sdpa, eager or flash_attention_2; null: the choice of transformers."""
+    kernels: list[str] | None = None
+    """Faster implementations of torch's operations to use wherever they apply: packing, blocks, lora, dropout, linear,
+    rms_norm; []: none; null: all but those that prove to be no faster on this machine."""
     padding_side: str | None = None
     """left or right; null: the tokenizer's own. It never changes an embedding."""
     prompt: str | None = None
@@ -53,6 +59,8 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         check_one_of("model.dtype", self.dtype, DTYPES)
+        for name in self.kernels or ():
+            check_one_of("model.kernels", name, KERNEL_NAMES)
         if self.load_kbit not in (None, 4, 8):
             raise ConfigError(f"model.load_kbit={self.load_kbit} cannot work: choose 4 or 8, or leave it out.")
         if self.padding_side is not None:

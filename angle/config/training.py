@@ -36,8 +36,7 @@ class TrainingConfig:
     mixed_precision: str = "no"
     """no, bf16 or fp16 (needs a GPU). Pooling and losses are always float32."""
     packing: str = "auto"
-    """auto: pack a batch's texts into one row without padding, on CPUs and CUDA, if a check of the model shows that
-    this changes nothing; "off": pad them, for comparison."""
+    """auto: as model.kernels says; off: without the kernel packing, so that a batch's texts are padded."""
     compile: bool = False
     """Compile the layers (torch.compile) at the start, for all batch sizes. Meant for GPUs; no gain on CPUs."""
     seed: int = 42
@@ -85,11 +84,8 @@ class TrainingConfig:
             )
         check_one_of("train.scheduler", self.scheduler, ("linear", "cosine", "constant"))
         check_one_of("train.mixed_precision", self.mixed_precision, ("no", "bf16", "fp16"))
-        if self.packing in ("False", "false"):
-            raise ConfigError(
-                'train.packing=false is not known: YAML reads off as false unless it is quoted; write packing: "off" '
-                "there, or train.packing=off on the command line."
-            )
+        if self.packing in ("False", "false"):  # what YAML reads off as
+            self.packing = "off"
         check_one_of("train.packing", self.packing, ("auto", "off"))
 
     @property

@@ -21,6 +21,7 @@ from angle.evaluation.encoding import encode_distributed
 from angle.evaluation.evaluator import Encode
 from angle.evaluation.evaluators.sts import load_sts
 from angle.modeling.encoder import Encoder
+from angle.modeling.kernel_choice import choose_kernels, choose_together
 from angle.modeling.locations import TINY
 from angle.structures import Tokens
 
@@ -93,7 +94,8 @@ def open_tasks(config: EvaluateConfig, processes: PartialState | None = None) ->
     folder = _new_folder(config)
     run = None if config.tasks is not None else _run_config(config)
     sources = _sources(config, run)
-    encoder = Encoder.load(config.model, config.pooling)
+    choose = choose_kernels if processes is None else choose_together
+    encoder = Encoder.load(config.model, config.pooling, choose=choose)
     encoder.to(best_device() if processes is None else processes.device).eval()
     return OpenTasks(folder, run, encoder, sources, processes, config.batch_size)
 

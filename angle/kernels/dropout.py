@@ -11,43 +11,45 @@ from typing import Any
 import torch
 from torch import Size, Tensor, nn
 
-#: Number of values that an element's 16 bits can take; the element is kept for a share of them.
-NUMBERS = 2**16
+from angle.kernels.mixin import NO_MODULE
+
+#: Number of values that an element's 16 bits can take; the element is kept for a fraction of them.
+LEVELS = 2**16
 
 
-def kept_share(p: float) -> float:
-    """Return the share of elements that is really kept when `p` is to be dropped: 1 - p to within 1 / 131072."""
-    return 1 - round(p * NUMBERS) / NUMBERS
+def keep_probability(p: float) -> float:
+    """Return the fraction of elements that is really kept when `p` is to be dropped: 1 - p to within 1 / 131072."""
+    return 1 - round(p * LEVELS) / LEVELS
 
 
-def draw_kept(shape: Size, p: float) -> Tensor:
+def draw_keep_mask(shape: Size, p: float) -> Tensor:
     """Return uint8: 1 for elements that are kept, 0 with probability `p`, which must be below 1."""
-    kept = torch.empty(shape, dtype=torch.uint8)
+    keep_mask = torch.empty(shape, dtype=torch.uint8)
     # The lower bound is given because, without one, only 63 of the 64 bits are random.
-    bits = torch.empty(-(-kept.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
-    numbers = bits.view(torch.int16)[: kept.numel()].view(shape)
-    return torch.ge(numbers, round(p * NUMBERS) - NUMBERS // 2, out=kept)
+    bits = torch.empty(-(-keep_mask.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
+    levels = bits.view(torch.int16)[: keep_mask.numel()].view(shape)
+    return torch.ge(levels, round(p * LEVELS) - LEVELS // 2, out=keep_mask)
 
 
 def drop(values: Tensor, p: float) -> tuple[Tensor, Tensor]:
     """Set elements to 0 with probability `p`, above 0 and below 1, and scale the others.
 
     Returns:
-        The values, and which were kept: one byte per element, for `drop_again`.
+        The values, and which were kept: one byte per element, for `reapply_dropout`.
 
     """
     if values.device.type != "cpu":
         return torch.native_dropout(values, p, True)
-    kept = draw_kept(values.shape, p)
-    return drop_again(values, kept, p), kept
+    keep_mask = draw_keep_mask(values.shape, p)
+    return reapply_dropout(values, keep_mask, p), keep_mask
 
 
-def drop_again(values: Tensor, kept: Tensor, p: float) -> Tensor:
+def reapply_dropout(values: Tensor, keep_mask: Tensor, p: float) -> Tensor:
     """Return the values with the elements of an earlier `drop` set to 0 and the others scaled: also its gradient."""
     if values.device.type != "cpu":
-        dropped: Tensor = torch.ops.aten.native_dropout_backward(values, kept, 1 / (1 - p))
+        dropped: Tensor = torch.ops.aten.native_dropout_backward(values, keep_mask, 1 / (1 - p))
         return dropped
-    return kept.to(values.dtype).mul_(values).mul_(1 / kept_share(p))
+    return keep_mask.to(values.dtype).mul_(values).mul_(1 / keep_probability(p))
 
 
 class _Drop(torch.autograd.Function):
@@ -55,15 +57,15 @@ class _Drop(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, values: Tensor, p: float) -> Tensor:
-        dropped, kept = drop(values, p)
-        ctx.save_for_backward(kept)
+        dropped, keep_mask = drop(values, p)
+        ctx.save_for_backward(keep_mask)
         ctx.p = p
         return dropped
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        (gradient,), (kept,) = gradients, ctx.saved_tensors
-        return drop_again(gradient, kept, ctx.p), None
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        (grad,), (keep_mask,) = grads, ctx.saved_tensors
+        return reapply_dropout(grad, keep_mask, ctx.p), None
 
 
 class CpuDropout(nn.Dropout):
@@ -77,9 +79,10 @@ class CpuDropout(nn.Dropout):
         return dropped
 
 
-def install_dropout(model: nn.Module) -> None:
-    """Replace every nn.Dropout, which has no saved state, with CpuDropout."""
+def install_dropout(model: nn.Module) -> str | None:
+    """Replace every nn.Dropout, which has no saved state, with CpuDropout; return why not if there is none."""
     for parent in list(model.modules()):
         for name, module in list(parent.named_children()):
             if type(module) is nn.Dropout:
                 setattr(parent, name, CpuDropout(module.p, module.inplace).train(module.training))
+    return None if any(type(module) is CpuDropout for module in model.modules()) else NO_MODULE

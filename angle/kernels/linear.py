@@ -2,33 +2,45 @@
 
 torch calls oneDNN only for bfloat16 products. There is no public function for float32 products: the one called here is
 that of torch's compiler. In either precision, oneDNN generates a kernel for every number of rows that it meets, and
-torch caches a thousand of them, half a megabyte each. So a batch's tokens are filled up to `even_rows`, and float32
+torch caches a thousand of them, half a megabyte each. So a batch's tokens are filled up to `round_up_rows`, and float32
 matrices with other numbers of rows are multiplied in torch's own way.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from statistics import median
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import linear
 
 from angle.kernels.autograd import forbid_double_backward
+from angle.kernels.mixin import NO_MODULE
+from angle.kernels.operators import missing_operator
+
+#: (D_out, D_in) of linear layers.
+LinearShapes = tuple[tuple[int, int], ...]
 
 #: Leading bits of a row count that may vary: 32 values between a number and its double, and at most 3 % of filling.
-BITS = 6
+SIGNIFICANT_BITS = 6
 #: Number of tokens without a gradient from which it pays to write the weights in oneDNN's own layout. It is the same
 #: for models of all sizes: the cost and the saving per token grow alike.
-PAYS_FROM = 4096
+PREPACK_MIN_TOKENS = 4096
 #: Maximum bytes of weights that are held twice for this.
-HELD_TWICE = 2**30
+PREPACK_MAX_BYTES = 2**30
+#: What is timed to see whether oneDNN is faster here: this many of the largest shapes, for the tokens of a usual batch,
+#: or fewer of them for large layers, whose products take long enough to be timed anyway; and how often.
+TIMED_SHAPES, TIMED_ROWS, MIN_TIMED_ROWS, MAX_TIMED_PRODUCTS = 3, 512, 64, 2**30
+MEASUREMENTS, REPETITIONS = 3, 3
 
 
-def even_rows(rows: int) -> int:
-    """Round up to the next number that has no more than `BITS` bits from its first to its last 1."""
-    step = 1 << max(0, rows.bit_length() - BITS)
+def round_up_rows(rows: int) -> int:
+    """Round up to the next number that has no more than `SIGNIFICANT_BITS` bits from its first to its last 1."""
+    step = 1 << max(0, rows.bit_length() - SIGNIFICANT_BITS)
     return -(-rows // step) * step
 
 
@@ -36,91 +48,131 @@ class _Multiply(torch.autograd.Function):
     """x W^T + b, and its gradient, for rows x (N, D_in)."""
 
     @staticmethod
-    def forward(ctx: Any, values: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        ctx.save_for_backward(values, weight)
-        return _product(values, weight, bias)
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return _product(x, weight, bias)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         forbid_double_backward()
-        (gradient,), (values, weight) = gradients, ctx.saved_tensors
-        to_values, to_weight, to_bias = ctx.needs_input_grad
+        (grad,), (x, weight) = gradients, ctx.saved_tensors
+        needs_x, needs_weight, needs_bias = ctx.needs_input_grad
         return (
-            _product(gradient, weight.t(), None) if to_values else None,
-            gradient.t() @ values if to_weight else None,
-            gradient.sum(0) if to_bias else None,
+            _product(grad, weight.t(), None) if needs_x else None,
+            grad.t() @ x if needs_weight else None,
+            grad.sum(0) if needs_bias else None,
         )
 
 
-def _product(values: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    product: Tensor = torch.ops.mkldnn._linear_pointwise(values, weight, bias, "none", [], "")
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    product: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
     return product
 
 
-def multiply(values: Tensor, weight: Tensor) -> Tensor:
-    """Return x W^T, (N, D_out), for rows x (N, D_in), without a graph."""
-    fast = _is_faster(values, weight) and _is_available()
-    return _product(values, weight, None) if fast else values @ weight.t()
+def multiply(x: Tensor, weight: Tensor) -> Tensor:
+    """Return x W^T, (N, D_out), for rows x (N, D_in), without a graph; for models with this kernel."""
+    return _product(x, weight, None) if _is_supported(x, weight) else x @ weight.t()
 
 
-def _is_available() -> bool:
-    available: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-    return available and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-
-
-def _is_faster(values: Tensor, weight: Tensor) -> bool:
+def _is_supported(x: Tensor, weight: Tensor) -> bool:
     """Return whether oneDNN, if it is available, should multiply these rows."""
-    if values.device.type != "cpu" or torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
+    if x.device.type != "cpu" or torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
         return False
-    rows = values.shape[:-1].numel()
-    return values.dtype == weight.dtype == torch.float32 and 0 < rows == even_rows(rows)
+    rows = x.shape[:-1].numel()
+    return x.dtype == weight.dtype == torch.float32 and 0 < rows == round_up_rows(rows)
 
 
 class CpuLinear(nn.Linear):
     """A linear layer that is fast on CPUs; elsewhere it is torch's."""
 
     #: The weights in oneDNN's own layout while texts are run without a gradient.
-    packed: Tensor | None = None
+    prepacked: Tensor | None = None
 
     def forward(self, input: Tensor) -> Tensor:
         """Return x W^T + b, (..., D_out) for (..., D_in)."""
-        if not _is_faster(input, self.weight):
+        if not _is_supported(input, self.weight):
             return super().forward(input)
-        if self.packed is not None and not torch.is_grad_enabled():
-            return _product(input, self.packed, self.bias)
+        if self.prepacked is not None and not torch.is_grad_enabled():
+            return _product(input, self.prepacked, self.bias)
         # As rows: with more dimensions, oneDNN returns a view, which the model could not modify in place.
         rows = input.reshape(-1, input.shape[-1])
         product: Tensor = _Multiply.apply(rows, self.weight, self.bias)  # type: ignore[no-untyped-call]
         return product.view(*input.shape[:-1], -1)
 
 
-def install_linear(model: nn.Module) -> None:
-    """Turn every nn.Linear into a CpuLinear, keeping weights and hooks; quantised layers are of other classes."""
-    if not _is_available():
-        return
+#: The classes of layers that this kernel is for; quantised layers are of others, and stay as they are.
+REPLACEABLE = (nn.Linear, CpuLinear)
+
+
+def install_linear(model: nn.Module) -> str | None:
+    """Turn every nn.Linear into a CpuLinear, keeping weights and hooks; return why not if it cannot."""
+    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        return "this torch has no oneDNN"
+    if (reason := missing_operator("mkldnn._linear_pointwise", "mkldnn._reorder_linear_weight")) is not None:
+        return reason
     for module in model.modules():
         if type(module) is nn.Linear:
             module.__class__ = CpuLinear
+    return None if any(type(module) is CpuLinear for module in model.modules()) else NO_MODULE
 
 
-def _is_packable(weight: Tensor) -> bool:
-    """Return whether a weight is a float32 tensor on the CPU, and whole: not sharded (FSDP2)."""
+def _is_local_float32(weight: Tensor) -> bool:
+    """Return whether a weight is a float32 tensor on the CPU, and not sharded (FSDP2)."""
     return weight.device.type == "cpu" and weight.dtype == torch.float32 and not hasattr(weight, "full_tensor")
 
 
+def linear_shapes(model: nn.Module) -> LinearShapes:
+    """Return (D_out, D_in) of the float32 linear layers on the CPU, each shape once, the largest first."""
+    layers = [module for module in model.modules() if isinstance(module, nn.Linear) and type(module) in REPLACEABLE]
+    shapes = {(layer.out_features, layer.in_features) for layer in layers if _is_local_float32(layer.weight)}
+    return tuple(sorted(shapes, key=lambda shape: (-shape[0] * shape[1], shape)))
+
+
+def gain_over_torch(shapes: LinearShapes) -> float:
+    """Return the time of torch's own products over that of oneDNN's, forward and backward to the input.
+
+    Measured on the largest shapes, which decide the time of a model. The gradient of the weights is computed in the
+    same way by both. Of a few alternating repetitions the shortest counts, since whatever else runs on the machine can
+    only make one longer; the result is the median of several such measurements. No random numbers are drawn.
+    """
+    shapes = shapes[:TIMED_SHAPES]
+    rows = TIMED_ROWS
+    while rows > MIN_TIMED_ROWS and rows * sum(d_out * d_in for d_out, d_in in shapes) > MAX_TIMED_PRODUCTS:
+        rows //= 2
+    inputs = [torch.linspace(-1, 1, rows * d_in).view(rows, d_in).requires_grad_() for _, d_in in shapes]
+    weights = [torch.linspace(-1, 1, d_out * d_in).view(d_out, d_in) for d_out, d_in in shapes]
+
+    def seconds(product: Callable[[Tensor, Tensor, None], Tensor]) -> float:
+        start = time.perf_counter()
+        for x, weight in zip(inputs, weights, strict=True):
+            output = product(x, weight, None)
+            torch.autograd.grad(output, x, output.detach())
+        return time.perf_counter() - start
+
+    gains: list[float] = []
+    with torch.enable_grad(), torch.autocast("cpu", enabled=False):
+        seconds(linear), seconds(_Multiply.apply)  # warm up: oneDNN generates its kernels
+        for _ in range(MEASUREMENTS):
+            times = [(seconds(linear), seconds(_Multiply.apply)) for _ in range(REPETITIONS)]
+            by_torch, by_onednn = zip(*times, strict=True)
+            gains.append(min(by_torch) / min(by_onednn))
+    return median(gains)
+
+
 @contextmanager
-def weights_packed(model: nn.Module, tokens: int) -> Iterator[None]:
+def prepacked_weights(model: nn.Module, tokens: int) -> Iterator[None]:
     """Hold the weights in oneDNN's own layout too, if running `tokens` tokens without a gradient is worth it."""
     layers = []
-    if tokens >= PAYS_FROM and not torch.is_autocast_enabled("cpu"):
-        linear = [module for module in model.modules() if isinstance(module, CpuLinear)]
-        layers = [one for one in linear if _is_packable(one.weight)]
-    if sum(layer.weight.nbytes for layer in layers) > HELD_TWICE:
+    if tokens >= PREPACK_MIN_TOKENS and not torch.is_autocast_enabled("cpu"):
+        layers = [
+            module for module in model.modules() if isinstance(module, CpuLinear) and _is_local_float32(module.weight)
+        ]
+    if sum(layer.weight.nbytes for layer in layers) > PREPACK_MAX_BYTES:
         layers = []
     try:
         for layer in layers:
-            layer.packed = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach(), PAYS_FROM)
+            layer.prepacked = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach(), PREPACK_MIN_TOKENS)
         yield
     finally:
         for layer in layers:
-            layer.packed = None
+            layer.prepacked = None

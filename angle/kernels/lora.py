@@ -7,105 +7,133 @@ for all of them, beside one byte per element for dropout; what is left of it is 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from angle.kernels.autograd import forbid_double_backward
-from angle.kernels.dropout import drop, drop_again
-from angle.kernels.linear import multiply
-from angle.kernels.mixin import add_mixin
+from angle.kernels.dropout import drop, reapply_dropout
+from angle.kernels.linear import CpuLinear, multiply
+from angle.kernels.mixin import NO_MODULE, add_mixin
+from angle.kernels.operators import missing_operator
 
 #: Device types on which dropout can be repeated; "meta" has shapes only, to predict memory.
 DROPOUT_ON = ("cpu", "cuda", "meta")
+
+#: x W^T of x (N, D_in) and W (D_out, D_in).
+Matmul = Callable[[Tensor, Tensor], Tensor]
 
 
 class _AddLowRank(torch.autograd.Function):
     """y + s (drop(x) A^T) B^T: the layer's own output y (..., D_out), with the adapter's part for x (..., D_in).
 
-    A is (r, D_in), B is (D_out, r) (Hu et al., "LoRA", arXiv:2106.09685). All products are computed in `kind`.
+    A is (r, D_in), B is (D_out, r) (Hu et al., "LoRA", arXiv:2106.09685). All products are computed in `dtype`.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, output: Tensor, values: Tensor, down: Tensor, up: Tensor, scaling: float, p: float, kind: torch.dtype
+        ctx: Any,
+        output: Tensor,
+        x: Tensor,
+        lora_a: Tensor,
+        lora_b: Tensor,
+        scaling: float,
+        p: float,
+        dtype: torch.dtype,
+        matmul: Matmul,
     ) -> Tensor:
-        a, b = down.to(kind), up.to(kind)
-        rows = values.flatten(0, -2).to(kind)
-        dropped, kept = drop(rows, p) if p else (rows, None)
-        inner = multiply(dropped, a).mul_(scaling)
-        _, _, to_down, to_up, *_ = ctx.needs_input_grad
-        ctx.save_for_backward(values if to_down else None, kept, inner if to_up else None, a, b)
-        ctx.scaling, ctx.p, ctx.kinds = scaling, p, (values.dtype, down.dtype, up.dtype)
+        a, b = lora_a.to(dtype), lora_b.to(dtype)
+        rows = x.flatten(0, -2).to(dtype)
+        dropped, keep_mask = drop(rows, p) if p else (rows, None)
+        low_rank = matmul(dropped, a).mul_(scaling)
+        _, _, needs_a, needs_b, *_ = ctx.needs_input_grad
+        ctx.save_for_backward(x if needs_a else None, keep_mask, low_rank if needs_b else None, a, b)
+        ctx.scaling, ctx.p, ctx.matmul, ctx.dtypes = scaling, p, matmul, (x.dtype, lora_a.dtype, lora_b.dtype)
         # Into the layer's output, unless it is a view, which autograd forbids, or rows of it would be copies.
-        if output.dtype == kind and output.is_contiguous() and not output._is_view():
+        if output.dtype == dtype and output.is_contiguous() and not output._is_view():
             ctx.mark_dirty(output)
-            output.flatten(0, -2).addmm_(inner, b.t())
+            output.flatten(0, -2).addmm_(low_rank, b.t())
             return output
-        return (output + multiply(inner, b).view_as(output)).to(output.dtype)
+        return (output + matmul(low_rank, b).view_as(output)).to(output.dtype)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         forbid_double_backward()
-        (gradient,), (values, kept, inner, a, b) = gradients, ctx.saved_tensors
-        _, to_values, to_down, to_up, *_ = ctx.needs_input_grad
-        of_values = of_down = of_up = None
-        rows = gradient.flatten(0, -2).to(a.dtype)
-        of_inner = multiply(rows, b.t()).mul_(ctx.scaling)
-        if to_values:
-            of_dropped = multiply(of_inner, a.t())
-            of_rows = of_dropped if kept is None else drop_again(of_dropped, kept, ctx.p)
-            of_values = of_rows.view(*gradient.shape[:-1], -1).to(ctx.kinds[0])
-        if to_down:
-            dropped = values.flatten(0, -2).to(a.dtype)
-            if kept is not None:
-                dropped = drop_again(dropped, kept, ctx.p)
-            of_down = (of_inner.t() @ dropped).to(ctx.kinds[1])
-        if to_up:
-            of_up = (rows.t() @ inner).to(ctx.kinds[2])
-        return gradient, of_values, of_down, of_up, None, None, None
+        (grad,), (x, keep_mask, low_rank, a, b) = gradients, ctx.saved_tensors
+        _, needs_x, needs_a, needs_b, *_ = ctx.needs_input_grad
+        grad_x = grad_a = grad_b = None
+        grad_rows = grad.flatten(0, -2).to(a.dtype)
+        grad_low_rank = ctx.matmul(grad_rows, b.t()).mul_(ctx.scaling)
+        if needs_x:
+            grad_dropped = ctx.matmul(grad_low_rank, a.t())
+            if keep_mask is not None:
+                grad_dropped = reapply_dropout(grad_dropped, keep_mask, ctx.p)
+            grad_x = grad_dropped.view(*grad.shape[:-1], -1).to(ctx.dtypes[0])
+        if needs_a:
+            dropped = x.flatten(0, -2).to(a.dtype)
+            if keep_mask is not None:
+                dropped = reapply_dropout(dropped, keep_mask, ctx.p)
+            grad_a = (grad_low_rank.t() @ dropped).to(ctx.dtypes[1])
+        if needs_b:
+            grad_b = (grad_rows.t() @ low_rank).to(ctx.dtypes[2])
+        return grad, grad_x, grad_a, grad_b, None, None, None, None
 
 
-class _Adapted:
+class _FusedLora:
     """What the fast variants of peft's layers share; comes before one of their classes."""
 
     def forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Return (..., D_out) for x (..., D_in), as peft does."""
-        if args or kwargs or self.disable_adapters or self.merged or not _is_plain(self, x):
-            slow: Tensor = super().forward(x, *args, **kwargs)  # type: ignore[misc]
-            return slow
+        if args or kwargs or self.disable_adapters or self.merged or not _is_supported(self, x):
+            by_peft: Tensor = super().forward(x, *args, **kwargs)  # type: ignore[misc]
+            return by_peft
         output: Tensor = self.base_layer(x)
         for name in self.active_adapters:
             if name in self.lora_A:
-                down, up, dropout = self.lora_A[name].weight, self.lora_B[name].weight, self.lora_dropout[name]
+                lora_a, lora_b, dropout = self.lora_A[name], self.lora_B[name], self.lora_dropout[name]
                 p = dropout.p if isinstance(dropout, nn.Dropout) and dropout.training else 0.0
-                kind = _computed_in(x.device.type) or down.dtype
-                output = _AddLowRank.apply(output, x, down, up, self.scaling[name], p, kind)  # type: ignore[no-untyped-call]
+                dtype = _autocast_dtype(x.device.type) or lora_a.weight.dtype
+                matmul = multiply if isinstance(lora_a, CpuLinear) else _multiply_by_torch
+                output = _AddLowRank.apply(  # type: ignore[no-untyped-call]
+                    output, x, lora_a.weight, lora_b.weight, self.scaling[name], p, dtype, matmul
+                )
         return output
 
 
-def _computed_in(device: str) -> torch.dtype | None:
+def _multiply_by_torch(x: Tensor, weight: Tensor) -> Tensor:
+    """Return x W^T, as `multiply` does where the kernel `linear` is not installed."""
+    return x @ weight.t()
+
+
+def _autocast_dtype(device: str) -> torch.dtype | None:
     """Return the dtype of autocast on a type of device, None without it."""
     return torch.get_autocast_dtype(device) if device != "meta" and torch.is_autocast_enabled(device) else None
 
 
-def _is_plain(layer: Any, values: Tensor) -> bool:
+def _is_supported(layer: Any, x: Tensor) -> bool:
     """Return whether the layer's adapters are what `_AddLowRank` computes."""
     return (
-        values.device.type in DROPOUT_ON
-        and values.dim() > 1
+        x.device.type in DROPOUT_ON
+        and x.dim() > 1
         and not torch.compiler.is_compiling()
         and not layer.lora_variant
-        and all(up.bias is None for up in layer.lora_B.values())
+        and all(lora_b.bias is None for lora_b in layer.lora_B.values())
         and all(getattr(dropout, "p", 0) < 1 for dropout in layer.lora_dropout.values())
     )
 
 
-def install_lora(model: nn.Module) -> None:
-    """Let every adapter on a linear layer, quantised or not, run as one operation."""
+def install_lora(model: nn.Module) -> str | None:
+    """Let every adapter on a linear layer, quantised or not, run as one operation; return why not if it cannot."""
+    if not hasattr(model, "peft_config"):
+        return NO_MODULE
+    if (reason := missing_operator("aten.native_dropout_backward")) is not None:
+        return reason
     from peft.tuners.lora import LoraLayer
 
-    for module in model.modules():
-        if isinstance(module, LoraLayer) and isinstance(module.base_layer, nn.Linear):
-            add_mixin(_Adapted, module)
+    layers = [layer for layer in model.modules() if isinstance(layer, LoraLayer)]
+    adapted = [layer for layer in layers if isinstance(layer.base_layer, nn.Linear)]
+    for layer in adapted:
+        add_mixin(_FusedLora, layer)
+    return None if adapted else NO_MODULE

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import rms_norm
 
-from angle.kernels.mixin import add_mixin
+from angle.kernels.mixin import NO_MODULE, add_mixin
 
 #: Device types with such a kernel; elsewhere torch composes the same eight.
 FUSED_ON = ("cuda",)
 
 
-class _Fused:
+class _FusedRMSNorm:
     """What the fast variants of the models' norms share; comes before one of their classes."""
 
     def forward(self: Any, *args: Any, **kwargs: Any) -> Tensor:
@@ -24,8 +24,8 @@ class _Fused:
             # Autocast would return float32, in some versions of torch; the models' own code keeps the type.
             with torch.autocast(args[0].device.type, enabled=False):
                 return rms_norm(args[0], self.weight.shape, self.weight, _epsilon(self))
-        own: Tensor = super().forward(*args, **kwargs)  # type: ignore[misc]
-        return own
+        by_model: Tensor = super().forward(*args, **kwargs)  # type: ignore[misc]
+        return by_model
 
 
 def _has_kernel(values: Tensor, weight: Tensor) -> bool:
@@ -35,8 +35,8 @@ def _has_kernel(values: Tensor, weight: Tensor) -> bool:
 def _epsilon(module: nn.Module) -> float | None:
     """Return what a norm adds to the mean square, None for a module that has no such number."""
     names = [name for name in ("variance_epsilon", "eps") if name in vars(module)]
-    found: Any = getattr(module, names[0]) if names else None
-    return found if isinstance(found, float) else None
+    epsilon: Any = getattr(module, names[0]) if names else None
+    return epsilon if isinstance(epsilon, float) else None
 
 
 def _is_rms_norm(module: nn.Module) -> bool:
@@ -56,14 +56,15 @@ def _is_rms_norm(module: nn.Module) -> bool:
     values = sizes * torch.linspace(-2, 3, 2 * len(weight), **options).view(2, -1)
     try:
         with torch.no_grad():
-            found = torch.func.functional_call(module, {"weight": weights}, (values,))
-        return torch.allclose(found, rms_norm(values, weights.shape, weights, epsilon), rtol=1e-5, atol=1e-7)
+            output = torch.func.functional_call(module, {"weight": weights}, (values,))
+        return torch.allclose(output, rms_norm(values, weights.shape, weights, epsilon), rtol=1e-5, atol=1e-7)
     except Exception:  # whatever a norm of another kind expects
         return False
 
 
-def install_rms_norm(model: nn.Module) -> None:
-    """Let every RMS norm run as one kernel where there is one."""
-    for module in model.modules():
-        if _is_rms_norm(module):
-            add_mixin(_Fused, module)
+def install_rms_norm(model: nn.Module) -> str | None:
+    """Let every RMS norm run as one kernel where there is one; return why not if the model has none."""
+    norms = [module for module in model.modules() if _is_rms_norm(module)]
+    for norm in norms:
+        add_mixin(_FusedRMSNorm, norm)
+    return None if norms else NO_MODULE

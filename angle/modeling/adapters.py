@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 from angle.config import LoraConfig
 from angle.errors import ConfigError, first_line
-from angle.kernels.lora import install_lora
 from angle.modeling.locations import ADAPTER_FILE
 from angle.modeling.quantization import import_bitsandbytes
 
@@ -101,7 +100,6 @@ def add_adapters(
             config.revision = revision
         for name, parameter in model.named_parameters():
             parameter.requires_grad_("lora_" in name and f".{TRAINED}." in name)
-        install_lora(model)
         return model
 
 

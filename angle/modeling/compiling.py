@@ -39,7 +39,7 @@ def compile_layers(encoder: Encoder) -> None:
     for layer in layers:
         layer.forward = _compiled_forward(layer)
     try:
-        _try(encoder, layers)
+        _run_trial(encoder, layers)
     except Exception as error:  # whatever a compiler, or the one it calls, cannot do
         reason = getattr(error, "inner_exception", error)  # what a backend raised
         raise ConfigError(
@@ -49,24 +49,24 @@ def compile_layers(encoder: Encoder) -> None:
 
 def _compiled_forward(layer: Any) -> Callable[..., Any]:
     """Return a compiled function that does the same as a layer's forward."""
-    whole = type(layer).forward
-    if not (getattr(layer, "gradient_checkpointing", False) and hasattr(whole, "__wrapped__")):
+    layer_forward = type(layer).forward
+    if not (getattr(layer, "gradient_checkpointing", False) and hasattr(layer_forward, "__wrapped__")):
         return torch.compile(layer.forward, dynamic=True)
     # Here transformers' forward runs another one inside activation checkpointing, where torch would not compile it.
-    inner = torch.compile(whole.__wrapped__, dynamic=True)
+    compiled = torch.compile(layer_forward.__wrapped__, dynamic=True)
 
     def forward(*args: Any, **kwargs: Any) -> Any:
-        run = partial(inner, layer, **kwargs)
+        run = partial(compiled, layer, **kwargs)
         return layer._gradient_checkpointing_func(run, *args) if layer.training else run(*args)
 
     return forward
 
 
-def _try(encoder: Encoder, layers: nn.ModuleList) -> None:
+def _run_trial(encoder: Encoder, layers: nn.ModuleList) -> None:
     """Run some texts as training does."""
     ids, lengths = probe_inputs(encoder.backbone)
     trained = [parameter for parameter in layers.parameters() if parameter.requires_grad]
-    was_training, quiet = encoder.training, logging.root.manager.disable
+    was_training, logging_level = encoder.training, logging.root.manager.disable
     encoder.train()
     logging.disable(logging.WARNING)  # torch logs a traceback of what is reported in one sentence here
     try:
@@ -75,5 +75,5 @@ def _try(encoder: Encoder, layers: nn.ModuleList) -> None:
             if trained:
                 torch.autograd.grad(embeddings.square().sum(), trained, allow_unused=True)
     finally:
-        logging.disable(quiet)
+        logging.disable(logging_level)
         encoder.train(was_training)

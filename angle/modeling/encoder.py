@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +15,24 @@ from torch import Tensor, nn
 
 from angle.config import BillmConfig, LoraConfig, ModelConfig, PoolingConfig
 from angle.errors import ConfigError
-from angle.kernels.dropout import install_dropout
-from angle.kernels.linear import install_linear, weights_packed
-from angle.kernels.rms_norm import install_rms_norm
+from angle.kernels.linear import prepacked_weights
+from angle.kernels.registry import InstalledKernels, install_kernels
 from angle.modeling import adapters
 from angle.modeling.backbone import checkpoint_activations, is_decoder, load_backbone
 from angle.modeling.bidirectional import first_bidirectional_layer, make_bidirectional
 from angle.modeling.contract import EncoderContract
 from angle.modeling.depths import Depths, StateSelector, last_hidden_states, truncate_layers
 from angle.modeling.host_copy import COPY_ELEMENTS, copy_to_host
+from angle.modeling.kernel_choice import ChooseKernels, choose_kernels
 from angle.modeling.model_sources import ModelSources, resolve_sources
-from angle.modeling.packing import enable_packing, packing_is_exact, run_packed, run_padded
+from angle.modeling.packing import (
+    install_packing,
+    packing_is_exact,
+    padding_fraction,
+    run_packed,
+    run_padded_groups,
+    token_positions,
+)
 from angle.modeling.pooling import pool
 from angle.modeling.quantization import dequantize
 from angle.modeling.tokenizer import TextTokenizer
@@ -33,8 +40,6 @@ from angle.modeling.tokenizer_loading import load_tokenizer
 from angle.quiet import quiet_transformers
 from angle.structures import Lengths, Tokens, to_device
 
-#: Groups of similar length that a padded batch is split into. CPUs pay for padding, GPUs for launches.
-GROUPS = {"cpu": 4}
 #: Number of texts whose tokens `encode` holds at a time, and all dimensions of an embedding.
 TEXTS_AT_ONCE, ALL = 50_000, slice(None)
 #: Device types that run packed rows, for models that prove on the device that they can.
@@ -52,7 +57,7 @@ class Encoder(nn.Module):
         is_llm: bool,
         bidirectional_from: int | None = None,
         load_kbit: int | None = None,
-        packable: bool = False,
+        kernels: InstalledKernels | None = None,
     ) -> None:
         """Put the parts together; use `load` to get them from a name or a folder."""
         super().__init__()
@@ -62,7 +67,8 @@ class Encoder(nn.Module):
         self.is_llm = is_llm
         self.bidirectional_from = bidirectional_from
         self.load_kbit = load_kbit
-        self.packable = packable
+        self.kernels = kernels
+        self.packable = kernels is not None and kernels.reasons["packing"] is None
         self.packing_failed = False
         #: Type of the device on which packed rows were last tried.
         self._tried_on = self.device.type
@@ -79,6 +85,7 @@ class Encoder(nn.Module):
         billm: BillmConfig | None = None,
         *,
         merge: bool | None = None,
+        choose: ChooseKernels = choose_kernels,
     ) -> Encoder:
         """Return the encoder that the settings, or just a name, describe: on the hub, in a model or a run folder.
 
@@ -89,6 +96,7 @@ class Encoder(nn.Module):
             lora: if enabled, a new adapter is put on top of any existing ones, which stay frozen.
             billm: if enabled, says which layers attend in both directions.
             merge: True to merge any adapter, False to keep any separate.
+            choose: decides on the kernels, given `model.kernels`.
 
         Raises:
             ConfigError: the model cannot be loaded, or its settings make no sense.
@@ -114,12 +122,8 @@ class Encoder(nn.Module):
         )
         if bidirectional_from is not None:
             make_bidirectional(backbone, bidirectional_from)
-        if is_llm and bidirectional_from != 0 and strategy in ("cls", "0"):
-            raise ConfigError(
-                f"pooling.strategy={strategy} cannot work with {type(backbone).__name__}: in a decoder "
-                f"the first token has seen no other; choose avg or last, or billm=all."
-            )
-        packable = model.attn_implementation is None and enable_packing(backbone)
+        if is_llm and bidirectional_from != 0:
+            _check_causal_pooling(strategy, backbone)
         _freeze_head(backbone)
         if model.gradient_checkpointing:
             checkpoint_activations(backbone)
@@ -127,12 +131,9 @@ class Encoder(nn.Module):
             base, revision = sources.absolute_base(), sources.base_revision
             saved = sources.saved_adapters
             backbone = adapters.add_adapters(backbone, base, revision=revision, saved=saved, new=new_adapter)
-        install_dropout(backbone)
-        install_linear(backbone)
-        install_rms_norm(backbone)
-        encoder = cls(
-            backbone, tokenizer, strategy, is_llm, bidirectional_from, None if merged else load_kbit, packable
-        )
+        pack = partial(install_packing, attn_implementation=model.attn_implementation)
+        kernels = install_kernels(backbone, choose(backbone, model.kernels), pack)
+        encoder = cls(backbone, tokenizer, strategy, is_llm, bidirectional_from, None if merged else load_kbit, kernels)
         width = None if contract.dimensions is None else min(contract.dimensions, encoder.dimensions)
         encoder.keep(contract.layers, width)
         encoder.keep(model.layers, model.dimensions)
@@ -221,8 +222,8 @@ class Encoder(nn.Module):
         """Return what `forward` does, and the tokens' own states (T, D) at the last depth that is asked for."""
         states, order = self._sorted_states(ids, lengths, depths)
         pooled = [self._pool(of_depth, lengths, order) for of_depth in states]
-        back = to_device(np.argsort(_places(lengths, order)), ids.device)
-        return pooled[0] if depths is None else torch.stack(pooled, dim=1), states[-1][back]
+        unsorted = to_device(np.argsort(token_positions(lengths, order)), ids.device)
+        return pooled[0] if depths is None else torch.stack(pooled, dim=1), states[-1][unsorted]
 
     def _pool(self, states: Tensor, lengths: Lengths, order: npt.NDArray[np.int64]) -> Tensor:
         pooled = pool(states, lengths[order], self.pooling)[..., : self.width]
@@ -233,7 +234,7 @@ class Encoder(nn.Module):
     ) -> tuple[list[Tensor], npt.NDArray[np.int64]]:
         """Return the states (T, D) of all tokens by depth, longest text first, and that order of texts."""
         order = np.argsort(-lengths, kind="stable")
-        ids = ids[to_device(_places(lengths, order), ids.device)]
+        ids = ids[to_device(token_positions(lengths, order), ids.device)]
         return self._states(ids, lengths[order], depths), order
 
     def _states(self, ids: Tensor, lengths: Lengths, depths: Sequence[int] | None) -> list[Tensor]:
@@ -247,13 +248,7 @@ class Encoder(nn.Module):
             self.try_packing()
         if self.is_packed:
             return run_packed(self.backbone, ids, lengths, select, **options)
-        groups = self._groups(lengths)
-        parts = torch.split(ids, [int(group.sum()) for group in groups])
-        of_groups = [
-            run_padded(self.backbone, part, group, self.tokenizer.pad_id, select, **options)
-            for part, group in zip(parts, groups, strict=True)
-        ]
-        return [torch.cat(of_depth) for of_depth in zip(*of_groups, strict=True)]
+        return run_padded_groups(self.backbone, ids, lengths, self.tokenizer.pad_id, select, **options)
 
     def try_packing(self, *, training: bool = False) -> None:
         """Try packed rows on the current device, under the active autocast, and pad from now on if they fail.
@@ -270,21 +265,23 @@ class Encoder(nn.Module):
             self.packable = packing_is_exact(self.backbone, training=training)
             self.packing_failed = not self.packable
 
+    def kernel_status(self) -> dict[str, str]:
+        """Return for each kernel by name "installed", or why it is not used on the current device."""
+        if self.kernels is None:
+            return {}
+        status = self.kernels.status(self.device.type)
+        if self.packing_failed:
+            status["packing"] = "failed the comparison on this device"
+        return status
+
     @property
     def is_packed(self) -> bool:
         """Whether the texts of a batch are run as one row without padding."""
         return self.packable and self.device.type in PACKED_ON
 
-    def _groups(self, lengths: Lengths) -> list[Lengths]:
-        """Split sorted lengths into groups of texts that are padded together."""
-        return np.array_split(lengths, min(GROUPS.get(self.device.type, 1), len(lengths)))
-
     def padding_share(self, lengths: Lengths) -> float:
-        """Return the share of padding in the positions that `forward` runs; 0 if packed, not counting `even_rows`."""
-        if self.is_packed:
-            return 0.0
-        groups = self._groups(np.sort(lengths)[::-1])
-        return 1 - int(lengths.sum()) / sum(int(group.max()) * len(group) for group in groups)
+        """Return the fraction of padding in the positions that `forward` runs, not counting `round_up_rows`."""
+        return 0.0 if self.is_packed else padding_fraction(lengths, self.device.type)
 
     @torch.no_grad()
     def encode_tokens(
@@ -307,7 +304,7 @@ class Encoder(nn.Module):
         self.eval()
         out = torch.empty(len(tokens), *(() if depths is None else (len(depths),)), self.dimensions)
         try:
-            with weights_packed(self.backbone, len(tokens.ids)):
+            with prepacked_weights(self.backbone, len(tokens.ids)):
                 slices = tokens.length_sorted_batches(batch_size)
                 groups = ((texts, self(*tokens.take(texts).model_inputs(self.device), depths)) for texts in slices)
                 copy_to_host(groups, out, progress, 1 if self.device.type == "cpu" else COPY_ELEMENTS)
@@ -347,13 +344,13 @@ class Encoder(nn.Module):
         tokenizer, depths = tokenizer or self.tokenizer, None if depth is None else [depth]
         out = torch.empty(len(texts), len(range(*dimensions.indices(self.dimensions))))
         for first in range(0, len(texts), TEXTS_AT_ONCE):
-            here = slice(first, first + TEXTS_AT_ONCE)
-            some, further = texts[here], extras[here] if extras else None
-            if further is None and tokenizer.columns:
-                further = [{} if isinstance(text, str) else text for text in some]
-            tokens = tokenizer([text if isinstance(text, str) else text["text"] for text in some], further)
-            found = self.encode_tokens(tokens, batch_size, progress, depths)
-            out[here] = (found if depths is None else found[:, 0])[:, dimensions]
+            chunk = slice(first, first + TEXTS_AT_ONCE)
+            chunk_texts, chunk_extras = texts[chunk], extras[chunk] if extras else None
+            if chunk_extras is None and tokenizer.columns:
+                chunk_extras = [{} if isinstance(text, str) else text for text in chunk_texts]
+            plain_texts = [text if isinstance(text, str) else text["text"] for text in chunk_texts]
+            embeddings = self.encode_tokens(tokenizer(plain_texts, chunk_extras), batch_size, progress, depths)
+            out[chunk] = (embeddings if depths is None else embeddings[:, 0])[:, dimensions]
         return out
 
     @quiet_transformers()
@@ -361,8 +358,8 @@ class Encoder(nn.Module):
         """Write the weights (the given ones, or only the adapters), tokenizer and contract into a new folder."""
         folder.mkdir(parents=True)
         # The base's embeddings are not part of an adapter; to find that out, peft would look for the base.
-        further = {"save_embedding_layers": False} if self.has_adapters else {}
-        self.backbone.save_pretrained(folder, state_dict=weights, **further)
+        options = {"save_embedding_layers": False} if self.has_adapters else {}
+        self.backbone.save_pretrained(folder, state_dict=weights, **options)
         (folder / "README.md").unlink(missing_ok=True)  # a card of blanks, which peft writes
         self.tokenizer.save(folder)
         self.contract.save(folder)
@@ -388,14 +385,17 @@ def _resolve_pooling(pooling: PoolingConfig | None, contract: EncoderContract, *
     return contract.pooling or ("avg" if is_llm else "cls")
 
 
+def _check_causal_pooling(strategy: str, backbone: Any) -> None:
+    """Raise ConfigError if a decoder whose first layer is causal is pooled by its first token."""
+    if strategy in ("cls", "0"):
+        raise ConfigError(
+            f"pooling.strategy={strategy} cannot work with {type(backbone).__name__}: in a decoder "
+            f"the first token has seen no other; choose avg or last, or billm=all."
+        )
+
+
 def _freeze_head(backbone: Any) -> None:
     """Freeze the head that transformers puts on an encoder: saved folders have it, but no gradient ever reaches it."""
     for name, parameter in backbone.named_parameters():
         if "pooler" in name:
             parameter.requires_grad_(False)
-
-
-def _places(lengths: Lengths, order: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """Return the positions (T,) of the tokens of the texts, taken in that order."""
-    starts, taken = (lengths.cumsum() - lengths)[order], lengths[order]
-    return np.arange(taken.sum()) + np.repeat(starts - (taken.cumsum() - taken), taken)

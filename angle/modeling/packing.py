@@ -10,21 +10,22 @@ differ from batch to batch.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from angle.kernels.attention.packed import IMPLEMENTATION, RUN_BY_RUN, attend, packed_mask
+from angle.kernels.attention.packed import ATTENDS_BY_RUN, PACKED, PACKED_IN_BLOCKS, set_packed_attention
 from angle.kernels.attention.varlen import PackedTexts
-from angle.kernels.linear import even_rows
+from angle.kernels.linear import round_up_rows
 from angle.modeling.depths import StateSelector, last_hidden_states
 from angle.structures import Lengths, to_device
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+#: Groups of similar length that a padded batch is split into. CPUs pay for padding, GPUs for launches.
+GROUPS = {"cpu": 4}
 
 
 def run_packed(
@@ -33,7 +34,7 @@ def run_packed(
     """Return the states (T, D), by depth, of the tokens of texts, which are sorted longest first.
 
     Args:
-        backbone: a model for which `enable_packing` returned True, with or without adapters.
+        backbone: a model for which `install_packing` returned None, with or without adapters.
         ids: (T,) tokens of all texts.
         lengths: (N,) tokens of each text.
         select: which states to return.
@@ -41,8 +42,8 @@ def run_packed(
 
     """
     tokens = len(ids)
-    if ids.device.type in RUN_BY_RUN:  # filled up with further texts of one token each
-        filling = even_rows(tokens) - tokens
+    if ids.device.type in ATTENDS_BY_RUN:  # filled up with further texts of one token each
+        filling = round_up_rows(tokens) - tokens
         ids, lengths = pad(ids, (0, filling)), np.pad(lengths, (0, filling), constant_values=1)
     starts = np.repeat(lengths.cumsum() - lengths, lengths)
     output = backbone(
@@ -79,6 +80,41 @@ def run_padded(
     return [states.flatten(0, 1)[real] for states in select(output)]
 
 
+def run_padded_groups(
+    backbone: Any,
+    ids: Tensor,
+    lengths: Lengths,
+    pad_id: int,
+    select: StateSelector = last_hidden_states,
+    **options: bool,
+) -> list[Tensor]:
+    """Return the same as `run_padded`, for texts sorted longest first, run as several rectangles."""
+    groups = length_groups(lengths, ids.device.type)
+    parts = torch.split(ids, [int(group.sum()) for group in groups])
+    states = [
+        run_padded(backbone, part, group, pad_id, select, **options) for part, group in zip(parts, groups, strict=True)
+    ]
+    return [torch.cat(of_depth) for of_depth in zip(*states, strict=True)]
+
+
+def length_groups(lengths: Lengths, device_type: str) -> list[Lengths]:
+    """Split sorted lengths into groups of texts that are padded together."""
+    return np.array_split(lengths, min(GROUPS.get(device_type, 1), len(lengths)))
+
+
+def padding_fraction(lengths: Lengths, device_type: str) -> float:
+    """Return the fraction of padding in the positions that `run_padded_groups` runs, for lengths in any order."""
+    groups = length_groups(np.sort(lengths)[::-1], device_type)
+    return 1 - int(lengths.sum()) / sum(int(group.max()) * len(group) for group in groups)
+
+
+def token_positions(lengths: Lengths, order: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Return (T,): the positions of the tokens of texts with these lengths (N,), taking the texts in that order."""
+    starts, sorted_lengths = (lengths.cumsum() - lengths)[order], lengths[order]
+    sorted_starts = sorted_lengths.cumsum() - sorted_lengths
+    return np.arange(lengths.sum()) + np.repeat(starts - sorted_starts, sorted_lengths)
+
+
 def position_table(backbone: Any) -> Any:
     """Return the model's table of position embeddings, None if positions are rotary or relative."""
     return getattr(getattr(backbone, "embeddings", None), "position_embeddings", None)
@@ -90,29 +126,32 @@ def position_offset(backbone: Any) -> int:
     return 0 if padding is None else int(padding) + 1
 
 
-def enable_packing(backbone: PreTrainedModel) -> bool:
-    """Let a model run packed rows if they prove to give what padded ones do; return whether they do.
+def install_packing(backbone: Any, attn_implementation: str | None = None) -> str | None:
+    """Let a model run packed rows if they prove to give what padded ones do; return why not if they do not.
 
     Relative position biases (MPNet, DeBERTa) and capped scores (Gemma 2) are computed outside the attention function,
     and code from a repository may ignore the runs: such models stay as they are.
-    """
-    from transformers import AttentionInterface, AttentionMaskInterface
 
+    Args:
+        backbone: a model, with or without adapters.
+        attn_implementation: the attention that was asked for, which packing would replace; None for any.
+
+    """
+    if attn_implementation is not None:
+        return f"model.attn_implementation={attn_implementation}"
     if not backbone._can_set_attn_implementation():
-        return False
-    AttentionInterface.register(IMPLEMENTATION, torch.compiler.disable(attend))  # type: ignore[no-untyped-call]
-    AttentionMaskInterface.register(IMPLEMENTATION, packed_mask)
-    before, was_training, same = backbone.config._attn_implementation, backbone.training, False
+        return "this architecture has an attention of its own"
+    original, was_training, is_exact = backbone.config._attn_implementation, backbone.training, False
     backbone.eval()
     try:
-        same = _packed_equals_padded(backbone)
+        is_exact = _packed_equals_padded(backbone)
     except Exception:  # whatever it is that such a model cannot do, it can still run padded
-        same = False
+        is_exact = False
     finally:
         backbone.train(was_training)
-        if not same:
-            backbone.set_attn_implementation(before)
-    return same
+        if not is_exact:
+            backbone.set_attn_implementation(original)
+    return None if is_exact else "packed rows differ from padded ones in this architecture"
 
 
 def packing_is_exact(backbone: Any, *, training: bool) -> bool:
@@ -121,7 +160,7 @@ def packing_is_exact(backbone: Any, *, training: bool) -> bool:
     On a GPU, a different function computes them than where the model was loaded, and in training perhaps a third one.
 
     Args:
-        backbone: a model for which `enable_packing` returned True, with or without adapters.
+        backbone: a model for which `install_packing` returned None, with or without adapters.
         training: whether packed rows must have gradients too.
 
     """
@@ -146,8 +185,8 @@ def _packed_equals_padded(backbone: Any) -> bool:
     """Run texts padded with the model's own attention, then packed, and return whether the states agree."""
     ids, lengths = probe_inputs(backbone)
     padded = run_padded(backbone, ids, lengths, pad_id=0)[0].float()
-    if backbone.config._attn_implementation != IMPLEMENTATION:
-        backbone.set_attn_implementation(IMPLEMENTATION)
+    if backbone.config._attn_implementation not in (PACKED, PACKED_IN_BLOCKS):
+        set_packed_attention(backbone)
     packed = run_packed(backbone, ids, lengths)[0].float()
     autocast = torch.is_autocast_enabled(ids.device.type)
     coarse = autocast or backbone.dtype != torch.float32 or getattr(backbone, "is_quantized", False)

@@ -16,6 +16,7 @@ import torch
 
 from angle.config import TrainConfig
 from angle.data.batching import InMemoryTrainingData
+from angle.kernels.registry import describe_kernels
 from angle.modeling.encoder import Encoder
 from angle.modeling.quantization import count_weights
 from angle.modeling.token_embeddings import partly_trained_embedding
@@ -109,6 +110,7 @@ def banner(config: TrainConfig, encoder: Encoder, data: Data, total_steps: int, 
             f"texts {layout}{', compiled' if train.compile else ''}",
         ),
     ]
+    lines.append(("kernels", describe_kernels(encoder.kernel_status())))
     if config.hub.push:
         visible_to = "you alone" if config.hub.private else "everybody"
         lines.append(("hub", f"{config.hub.model_id}, once training is over, for {visible_to}"))

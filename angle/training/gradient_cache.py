@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from angle.distributed.process_group import all_gather, all_reduce_sum
-from angle.kernels.linear import weights_packed
+from angle.kernels.linear import prepacked_weights
 from angle.objective.alignment import AlignedStates
 from angle.objective.combined import LossOutput
 from angle.objective.objective import Objective
@@ -89,7 +89,7 @@ class GradientCache:
         """Return the embeddings of the micro-batches that are encoded again later, and the RNG states for that."""
         embeddings, rng_states = [], []
         tokens = int(batch.max_lengths[: cached[-1].stop].sum()) if cached else 0
-        with torch.no_grad(), self.accelerator.autocast(), weights_packed(self.model, tokens):
+        with torch.no_grad(), self.accelerator.autocast(), prepacked_weights(self.model, tokens):
             for micro_batch in cached:
                 rng_states.append(_RngState(self.accelerator.device))
                 embeddings.append(self._forward(batch, micro_batch)[0])

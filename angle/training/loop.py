@@ -166,7 +166,8 @@ def _prepare(
     if accelerator.is_main_process:
         stack.enter_context(folder.locked())
         if state is RunState.NEW and folder.check_config(requested) is RunState.NEW:
-            folder.create(config, requested, describe_environment(config, data, accelerator))
+            record = describe_environment(config, data, accelerator) | {"kernels": built.encoder.kernel_status()}
+            folder.create(config, requested, record)
     accelerator.wait_for_everyone()
     run_info = RunInfo(folder.path, config.tracking, asdict(config), folder.record())
     tracker = stack.enter_context(open_tracker(run_info, is_main=accelerator.is_main_process))

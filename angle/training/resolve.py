@@ -64,6 +64,7 @@ def _resolve_model(model: ModelConfig, encoder: Encoder) -> ModelConfig:
         is_llm=contract.is_llm,
         padding_side=contract.padding_side,
         end_token=encoder.tokenizer.tokenizer.eos_token in encoder.tokenizer.special_tokens[1],
+        kernels=None if encoder.kernels is None else list(encoder.kernels.selected),
     )
 
 

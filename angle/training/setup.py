@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -25,6 +26,7 @@ from angle.training.checkpoint import seed_everything
 from angle.training.data import Data, check_text_lengths, load_data, with_sample_splits
 from angle.training.distributed import query_shards
 from angle.training.gradient_cache import GradientCache
+from angle.training.kernels import choose_run_kernels
 from angle.training.memory import find_token_budget
 from angle.training.resolve import resolve_config
 from angle.training.teacher import Teacher, load_teacher
@@ -66,8 +68,11 @@ def build(config: TrainConfig, accelerator: Accelerator) -> Built:
     """
     train = config.train
     seed_everything(train.seed, rank=0)
-    encoder = Encoder.load(config.model, config.pooling, config.lora, config.billm).to(accelerator.device)
-    _choose_packing(encoder, train.packing, accelerator)
+    choose = partial(choose_run_kernels, train.packing)
+    encoder = Encoder.load(config.model, config.pooling, config.lora, config.billm, choose=choose)
+    encoder.to(accelerator.device)
+    with accelerator.autocast():
+        encoder.try_packing(training=True)
     _check_trainable(encoder)
 
     config = replace(config, data=with_sample_splits(config.data))
@@ -89,7 +94,10 @@ def build(config: TrainConfig, accelerator: Accelerator) -> Built:
     teacher = None
     if config.teacher.enabled:
         teacher = load_teacher(config.teacher, encoder, config.model, config.billm, new_adapter=config.lora.enabled)
-        _prepare_teacher(teacher, train.packing, data.train if config.teacher.cache else None, accelerator)
+        if config.teacher.cache:
+            assert isinstance(data.train, InMemoryTrainingData)
+            with accelerator.main_process_first():  # the others find the embeddings in the cache
+                teacher.cache_embeddings(data.train.corpus.tokens)
 
     trainable = TrainableEncoder(
         encoder,
@@ -105,13 +113,6 @@ def build(config: TrainConfig, accelerator: Accelerator) -> Built:
         budget = _largest_token_budget(gradient_cache, data.train, train.batch_size)
         config = replace(config, train=replace(config.train, token_budget=str(budget)))
     return Built(config, trainable, teacher, data, objective, evaluators)
-
-
-def _choose_packing(encoder: Encoder, packing: str, accelerator: Accelerator) -> None:
-    """Have texts packed if the setting allows it and it changes nothing on this device, in this precision."""
-    encoder.packable &= packing == "auto"
-    with accelerator.autocast():
-        encoder.try_packing(training=True)
 
 
 def _check_trainable(encoder: Encoder) -> None:
@@ -141,16 +142,6 @@ def _batch_spec(train: TrainingConfig, data: DataConfig, accelerator: Accelerato
         world_size=accelerator.num_processes,
         rank=accelerator.process_index,
     )
-
-
-def _prepare_teacher(teacher: Teacher, packing: str, cached: TrainingData | None, accelerator: Accelerator) -> None:
-    """Have the teacher's texts packed if the setting allows it, and its embeddings of `cached` data computed ahead."""
-    if teacher.encoder is not None:
-        teacher.encoder.packable &= packing == "auto"
-    if cached is not None:
-        assert isinstance(cached, InMemoryTrainingData)
-        with accelerator.main_process_first():  # the others find the embeddings in the cache
-            teacher.cache_embeddings(cached.corpus.tokens)
 
 
 def _largest_token_budget(gradient_cache: GradientCache, data: TrainingData, batch_size: int) -> int:

@@ -141,7 +141,10 @@ def _load_encoder(config: TeacherConfig, student: Encoder, model: ModelConfig, b
         pooling = PoolingConfig(student.pooling) if pooling.strategy == "auto" else pooling
     else:
         model = ModelConfig(
-            str(config.name_or_path), revision=config.revision, trust_remote_code=config.trust_remote_code
+            str(config.name_or_path),
+            revision=config.revision,
+            trust_remote_code=config.trust_remote_code,
+            kernels=model.kernels,
         )
     model = replace(
         model,

@@ -14,9 +14,21 @@ from typing import Any
 
 import numpy as np
 
+from angle.kernels.registry import INSTALLED
 from benchmarks.throughput import prepare
 from benchmarks.throughput.figures import distinct_tokens
-from benchmarks.throughput.jobs import ANGLE_EMB, BARE, OWN, PEERS, SBERT, TECHNIQUES, Job, WorkerError, start
+from benchmarks.throughput.jobs import (
+    ANGLE_EMB,
+    BARE,
+    KERNEL_TECHNIQUES,
+    OWN,
+    PEERS,
+    SBERT,
+    TECHNIQUES,
+    Job,
+    WorkerError,
+    start,
+)
 from benchmarks.throughput.report import Measured
 from benchmarks.throughput.workloads import Workload
 
@@ -68,10 +80,18 @@ class Bench:
         job = replace(job, precision=precision)
         tokens = self._tokens_of_a_step(workload, rows, job)
         done = Measured(workload, precision, tokens, workload.batch_size, apart=True)
-        variants = (
-            {OWN: ()} | {f"without {name}": (name,) for name in TECHNIQUES} | {"without all of these": TECHNIQUES}
-        )
         for _ in range(self.options.rounds):
+            self._answer(done, replace(job, scratch=str(self._new_folder())))
+            status = done.answers[OWN][0]["kernels"]  # later runs use the same kernels as the first
+            job = replace(job, kernels=tuple(name for name, state in status.items() if state == INSTALLED))
+            unused = {
+                name: f"not used: {status[kernel]}"
+                for name, kernel in KERNEL_TECHNIQUES.items()
+                if kernel not in job.kernels
+            }
+            done.failed |= {f"without {name}": why for name, why in unused.items()}
+            used = tuple(name for name in TECHNIQUES if name not in unused)
+            variants = {f"without {name}": (name,) for name in used} | {"without all of these": used}
             for name, without in variants.items():
                 self._answer(done, replace(job, without=without, scratch=str(self._new_folder())), name)
         return done

@@ -19,19 +19,22 @@ OWN, ANGLE_EMB, SBERT, CACHED, BARE = (
     "bare forward-backward",
 )
 PEERS = (ANGLE_EMB, SBERT)
+#: Techniques that are kernels (model.kernels), with the kernels' names.
+KERNEL_TECHNIQUES = {
+    "packed rows": "packing",
+    "attention in blocks": "blocks",
+    "products by oneDNN": "linear",
+    "dropout from 16 bits": "dropout",
+    "adapters as one operation": "lora",
+    "norms as one kernel": "rms_norm",
+}
 #: What this project does beyond the plainest loop; each technique can be disabled.
 TECHNIQUES = (
-    "packed rows",
-    "attention in blocks",
-    "products by oneDNN",
-    "dropout from 16 bits",
+    *KERNEL_TECHNIQUES,
     "each distinct text once",
-    "freed memory kept",
     "batches made ahead",
     "fused AdamW",
     "absent tokens left out",
-    "adapters as one operation",
-    "norms as one kernel",
 )
 SEED, LEARNING_RATE, LORA_DROPOUT = 42, 5e-5, 0.1
 
@@ -69,6 +72,8 @@ class Job:
     """Whether every layer of a decoder is bidirectional (only this project can)."""
     without: tuple[str, ...] = ()
     """Techniques of this project to disable."""
+    kernels: tuple[str, ...] | None = None
+    """Kernels of this project to use, less those of `without`; None for all that pay here."""
 
     def read(self) -> list[dict[str, Any]]:
         """Return the rows of the job's steps."""

@@ -11,12 +11,13 @@ import torch
 
 from angle import Encoder, ModelConfig, PoolingConfig, TrainConfig, build_config, fit
 from angle.config import BillmConfig, LoraConfig
+from angle.config.model import KERNEL_NAMES
 from angle.kernels.allocator import keep_freed_memory
 from angle.structures import FORMATS
 from benchmarks.throughput.clock import StepClock, peak_memory, synchronize
 from benchmarks.throughput.figures import model_flops
 from benchmarks.throughput.jobs import ANGLE_EMB, BARE, LEARNING_RATE, LORA_DROPOUT, OWN, SBERT, SEED, Job
-from benchmarks.throughput.techniques import take_out
+from benchmarks.throughput.techniques import disable, kernels_without
 
 #: Weights of the cosine, in-batch and angle terms: this project's defaults, and the equivalents of each peer's loss.
 WEIGHTS = {
@@ -38,6 +39,10 @@ def run(job: Job) -> dict[str, Any]:
 def _config(job: Job, **train: Any) -> TrainConfig:
     cosine, in_batch, angle = WEIGHTS[job.format][job.objective]
     model: dict[str, Any] = {"name_or_path": job.model, "max_length": job.max_length, "dtype": job.dtype}
+    if job.without:
+        model["kernels"] = kernels_without(job.without, KERNEL_NAMES if job.kernels is None else job.kernels)
+    elif job.kernels is not None:
+        model["kernels"] = list(job.kernels)
     lora: dict[str, Any] = {}
     if job.lora is not None:
         lora = {"enabled": True, "r": job.lora, "alpha": 2 * job.lora, "dropout": LORA_DROPOUT}
@@ -69,14 +74,17 @@ def _config(job: Job, **train: Any) -> TrainConfig:
 
 
 def _train(job: Job) -> dict[str, Any]:
-    clock = StepClock()
+    disabled, clock = disable(job.without), StepClock()
     # The data set is whole: what a step costs may depend on the tokens that it has in all.
-    fit(_config(job, max_steps=job.steps, logging_steps=1_000_000, **take_out(tuple(job.without))))
-    return clock.answer(job.warmup)
+    folder = fit(_config(job, max_steps=job.steps, logging_steps=1_000_000, **disabled.train)).folder
+    disabled.check()
+    return clock.answer(job.warmup) | {"kernels": json.loads((folder / "run.json").read_text())["kernels"]}
 
 
 def _loss(job: Job) -> dict[str, Any]:
-    folder = fit(_config(job, max_steps=1, logging_steps=1, **take_out(tuple(job.without)))).folder
+    disabled = disable(job.without)
+    folder = fit(_config(job, max_steps=1, logging_steps=1, **disabled.train)).folder
+    disabled.check()
     records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return {"loss": next(record["loss"] for record in records if "loss" in record)}
 

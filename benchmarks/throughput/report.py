@@ -38,7 +38,8 @@ class Measured:
     apart: bool = False
     """Whether the systems are this project with and without its techniques."""
     failed: dict[str, str] = field(default_factory=dict)
-    """Peers that could not do the work here, with a short reason; they have no answers."""
+    """Peers that could not do the work here, or techniques that are not used here, with a short reason; they have no
+    answers."""
 
     def seconds(self, system: str) -> list[list[float]]:
         """Return the seconds of each step of each round."""
@@ -58,8 +59,12 @@ def table(measured: Measured, device: str | None) -> str:
         if peak:
             cells.append(_utilisation(measured, system, peak))
         lines.append(f"| {' | '.join(cells)} |")
-    lines += [f"| {' | '.join([system, why, *[''] * (len(columns) - 2)])} |" for system, why in measured.failed.items()]
-    return "\n".join(lines)
+    return "\n".join([*lines, *_failed_rows(measured, len(columns))])
+
+
+def _failed_rows(measured: Measured, columns: int) -> list[str]:
+    """Return a row for each system without answers."""
+    return [f"| {' | '.join([system, why, *[''] * (columns - 2)])} |" for system, why in measured.failed.items()]
 
 
 def parts_table(measured: Measured) -> str:
@@ -69,7 +74,7 @@ def parts_table(measured: Measured) -> str:
     for system in measured.answers:
         against = spread(ratio(measured.seconds(system), whole), 1, ".2f") if system != OWN else ""
         lines.append(f"| {' | '.join([*_cells(measured, system)[:5], against])} |")
-    return "\n".join(lines)
+    return "\n".join([*lines, *_failed_rows(measured, len(PART_COLUMNS))])
 
 
 def _cells(measured: Measured, system: str) -> list[str]:

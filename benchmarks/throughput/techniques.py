@@ -2,64 +2,116 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch
 
 from angle.data import batching
-from angle.modeling import adapters, encoder, packing
 from angle.training import loop, setup
-from benchmarks.throughput.jobs import TECHNIQUES
+from benchmarks.throughput.jobs import KERNEL_TECHNIQUES, TECHNIQUES
+
+#: A weight decay that trains every row of the table of tokens, yet is too small to change a weight.
+IMPERCEPTIBLE = 1e-30
 
 
-def take_out(techniques: tuple[str, ...]) -> dict[str, Any]:
-    """Disable techniques in this process, and return the settings of `train` that disable others."""
+@dataclass
+class Disabled:
+    """Techniques that are disabled in this process."""
+
+    train: dict[str, Any] = field(default_factory=dict)
+    """Settings of `train` that disable some of them."""
+    patched: list[str] = field(default_factory=list)
+    """Names that were replaced to disable others."""
+    called: set[str] = field(default_factory=set)
+    """Those of them that have been called."""
+
+    def patch(self, module: ModuleType, path: str, replacement: Callable[..., Any]) -> None:
+        """Replace a function that a module uses, for this module alone.
+
+        Args:
+            module: the module.
+            path: the function's name in it, or those of an imported module and its function: "np.unique".
+            replacement: what is called instead.
+
+        Raises:
+            AttributeError: the module has no such function, so this would disable nothing.
+
+        """
+        *parents, name = path.split(".")
+        if any(not hasattr(module, part) for part in parents or [name]):
+            raise AttributeError(f"{module.__name__} has no {path}: bring the benchmark up to date.")
+
+        def recorded(*args: Any, **kwargs: Any) -> Any:
+            self.called.add(path)
+            return replacement(*args, **kwargs)
+
+        if parents:
+            imported = getattr(module, parents[0])
+            setattr(module, parents[0], SimpleNamespace(**vars(imported) | {name: recorded}))
+        else:
+            setattr(module, name, recorded)
+        self.patched.append(path)
+
+    def check(self) -> None:
+        """Raise RuntimeError if a replacement was never called, so that nothing was disabled."""
+        unused = [path for path in self.patched if path not in self.called]
+        if unused:
+            raise RuntimeError(f"Training does not call {', '.join(unused)}: bring the benchmark up to date.")
+
+
+def disable(techniques: Sequence[str]) -> Disabled:
+    """Disable techniques in this process; `kernels_without` disables those that are kernels.
+
+    Raises:
+        ValueError: there is no such technique.
+
+    """
+    check_known(techniques)
+    disabled = Disabled()
     for name in techniques:
-        if name != "packed rows":
-            _TAKE_OUT[name]()
-    return {"packing": "off"} if "packed rows" in techniques else {}
+        if name not in KERNEL_TECHNIQUES:
+            _DISABLE[name](disabled)
+    return disabled
 
 
-def _encode_repeats() -> None:
-    class Numpy:
-        """numpy, with a `unique` that treats every text as distinct."""
+def kernels_without(techniques: Sequence[str], kernels: Sequence[str]) -> list[str]:
+    """Return the kernels without those that belong to some techniques.
 
-        def __getattr__(self, name: str) -> Any:
-            return getattr(np, name)
+    Raises:
+        ValueError: there is no such technique.
 
-        def unique(self, texts: Any, **_: bool) -> tuple[Any, Any, Any]:
-            return texts.flatten(), np.arange(texts.size), np.ones(texts.size, np.int64)
-
-    batching.np = Numpy()
-
-
-def _attend_run_by_run() -> None:
-    packing.attend_in_blocks = packing.attend_run_by_run
+    """
+    check_known(techniques)
+    removed = {KERNEL_TECHNIQUES[name] for name in techniques if name in KERNEL_TECHNIQUES}
+    return [kernel for kernel in kernels if kernel not in removed]
 
 
-def _multiply_as_torch_does() -> None:
-    encoder.install_linear = lambda model: None
+def check_known(techniques: Sequence[str]) -> None:
+    """Raise ValueError if there is no technique of some name."""
+    unknown = [name for name in techniques if name not in TECHNIQUES]
+    if unknown:
+        raise ValueError(f"There is no technique {', '.join(unknown)}; there are: {', '.join(TECHNIQUES)}.")
 
 
-def _drop_as_torch_does() -> None:
-    encoder.install_dropout = lambda model: None
+def _encode_repeats(disabled: Disabled) -> None:
+    def every_text(texts: Any, **_: bool) -> tuple[Any, Any, Any]:
+        return texts.flatten(), np.arange(texts.size), np.ones(texts.size, np.int64)
+
+    disabled.patch(batching, "np.unique", every_text)
 
 
-def _give_memory_back() -> None:
-    loop.keep_freed_memory = lambda device: nullcontext()
-
-
-def _make_batches_in_turn() -> None:
-    def prefetch(items: Iterator[Any]) -> Iterator[Any]:
+def _prepare_batches_in_turn(disabled: Disabled) -> None:
+    def in_turn(items: Iterator[Any]) -> Iterator[Any]:
         yield from items
 
-    loop.prefetch = prefetch
+    disabled.patch(loop, "prefetch", in_turn)
 
 
-def _step_in_a_loop() -> None:
+def _step_without_fusion(disabled: Disabled) -> None:
     make = setup.make_optimizer
 
     def unfused(*arguments: Any) -> torch.optim.Optimizer:
@@ -68,31 +120,17 @@ def _step_in_a_loop() -> None:
             group["fused"] = False
         return optimizer
 
-    setup.make_optimizer = unfused
+    disabled.patch(setup, "make_optimizer", unfused)
 
 
-def _train_absent_tokens() -> None:
-    setup.freeze_unused_tokens = lambda model, ids: None
+def _train_absent_tokens(disabled: Disabled) -> None:
+    disabled.train["weight_decay"] = IMPERCEPTIBLE
 
 
-def _adapt_as_peft_does() -> None:
-    adapters.install_lora = lambda model: None
-
-
-def _norm_as_the_model_does() -> None:
-    encoder.install_rms_norm = lambda model: None
-
-
-_TAKE_OUT: dict[str, Callable[[], None]] = {
+_DISABLE: dict[str, Callable[[Disabled], None]] = {
     "each distinct text once": _encode_repeats,
-    "attention in blocks": _attend_run_by_run,
-    "products by oneDNN": _multiply_as_torch_does,
-    "dropout from 16 bits": _drop_as_torch_does,
-    "freed memory kept": _give_memory_back,
-    "batches made ahead": _make_batches_in_turn,
-    "fused AdamW": _step_in_a_loop,
+    "batches made ahead": _prepare_batches_in_turn,
+    "fused AdamW": _step_without_fusion,
     "absent tokens left out": _train_absent_tokens,
-    "adapters as one operation": _adapt_as_peft_does,
-    "norms as one kernel": _norm_as_the_model_does,
 }
-assert {"packed rows", *_TAKE_OUT} == set(TECHNIQUES)
+assert {*KERNEL_TECHNIQUES, *_DISABLE} == set(TECHNIQUES)

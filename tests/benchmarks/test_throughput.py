@@ -8,12 +8,16 @@ import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from conftest import write_jsonl
 
+from angle.config.model import KERNEL_NAMES
+from angle.kernels.registry import INSTALLED
 from benchmarks.throughput import bench as benchmark
 from benchmarks.throughput.__main__ import parse
 from benchmarks.throughput.bench import Bench
@@ -28,8 +32,19 @@ from benchmarks.throughput.figures import (
     ratio,
     step_time,
 )
-from benchmarks.throughput.jobs import ANGLE_EMB, BARE, OWN, SBERT, TECHNIQUES, Job, WorkerError, start
+from benchmarks.throughput.jobs import (
+    ANGLE_EMB,
+    BARE,
+    KERNEL_TECHNIQUES,
+    OWN,
+    SBERT,
+    TECHNIQUES,
+    Job,
+    WorkerError,
+    start,
+)
 from benchmarks.throughput.report import Measured, table
+from benchmarks.throughput.techniques import Disabled, disable, kernels_without
 from benchmarks.throughput.workloads import WORKLOADS
 
 
@@ -124,6 +139,34 @@ def test_without_its_techniques_it_does_the_same_work(folder_of: Callable[[str],
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
+def test_a_technique_that_is_not_there_is_refused() -> None:
+    for take_out in (disable, lambda names: kernels_without(names, KERNEL_NAMES)):
+        with pytest.raises(ValueError, match=r"There is no technique packed row; there are: packed rows, attention in"):
+            take_out(["fused AdamW", "packed row"])
+
+
+def test_every_kernel_is_a_technique_and_is_taken_out_by_its_name() -> None:
+    assert sorted(KERNEL_TECHNIQUES.values()) == sorted(KERNEL_NAMES)
+    assert kernels_without(["packed rows", "fused AdamW"], ["packing", "dropout"]) == ["dropout"]
+    assert kernels_without(TECHNIQUES, KERNEL_NAMES) == []
+
+
+def test_a_patch_that_would_change_nothing_is_an_error() -> None:
+    module: Any = ModuleType("module")
+    module.np, module.step = np, lambda: 1
+    disabled = Disabled()
+    for path in ("steps", "torch.unique"):
+        with pytest.raises(AttributeError, match=f"module has no {path}: bring the benchmark up to date"):
+            disabled.patch(module, path, lambda: None)
+    disabled.patch(module, "np.unique", lambda texts: "patched")
+    disabled.patch(module, "step", lambda: 2)
+    assert (module.np.unique([1]), np.unique([1]), module.np.arange(1)) == ("patched", [1], [0])
+    with pytest.raises(RuntimeError, match="Training does not call step: bring the benchmark up to date"):
+        disabled.check()
+    assert module.step() == 2
+    disabled.check()
+
+
 @pytest.fixture
 def bench(folder_of: Callable[[str], str], tmp_path: Path) -> Bench:
     """A benchmark of a tiny model beside sentence-transformers, two rounds of a step."""
@@ -156,6 +199,31 @@ def test_a_peer_that_cannot_do_the_work_is_told_of_and_left_out(
     assert lines[2].startswith("| angle-hydra | 1,000 ms [1,000, 1,000] | 32.0 |")
     assert lines[2].endswith("| 2.00 [2.00, 2.00] |  |")
     assert lines[-1] == "| sentence-transformers | out of memory |  |  |  |  |  |"
+    assert len({line.count("|") for line in lines}) == 1
+
+
+def test_techniques_are_taken_out_of_what_is_in_use(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    status = dict.fromkeys(KERNEL_NAMES, INSTALLED) | {"linear": "slower here: 0.93", "rms_norm": "not on cpu"}
+    jobs: list[Job] = []
+
+    def answer(job: Job, python: str) -> dict[str, Any]:
+        jobs.append(job)
+        return {"seconds": [1.0 + len(job.without) / 10], "memory": 2**20, "kernels": status}
+
+    monkeypatch.setattr(benchmark, "start", answer)
+    done = bench.take_apart(WORKLOADS["nli-32"], "float32")
+    used = [name for name in TECHNIQUES if name not in ("products by oneDNN", "norms as one kernel")]
+    expected = [(), *((name,) for name in used), tuple(used)]
+    assert [job.without for job in jobs] == expected * 2
+    in_use = ("packing", "blocks", "lora", "dropout")
+    assert [job.kernels for job in jobs] == [None] + [in_use] * (len(jobs) - 1)
+    lines = table(done, None).splitlines()
+    assert lines[3].startswith("| without packed rows | 1,100 ms")
+    assert lines[-3].endswith("| 1.80 [1.80, 1.80] |")
+    assert lines[-2:] == [
+        "| without products by oneDNN | not used: slower here: 0.93 |  |  |  |  |",
+        "| without norms as one kernel | not used: not on cpu |  |  |  |  |",
+    ]
     assert len({line.count("|") for line in lines}) == 1
 
 

@@ -349,6 +349,11 @@ def test_label_map_takes_numbers_as_labels():
             {"train.mixed_precision": "bf61"},
             "train.mixed_precision=bf61 is not known; did you mean bf16? Choose one of: no, bf16, fp16.",
         ),
+        (
+            {"model.kernels": ["packing", "lineer"]},
+            "model.kernels=lineer is not known; did you mean linear? Choose one of: packing, blocks, lora, dropout, "
+            "linear, rms_norm.",
+        ),
         ({"train.packing": "of"}, "train.packing=of is not known; did you mean off? Choose one of: auto, off."),
         (
             {"tracking.mode": "onlin"},
@@ -379,15 +384,18 @@ def test_checks(settings, text):
     assert error_of(settings) == text
 
 
-def test_off_without_quotes_is_no_text_in_yaml():
-    message = (
-        'train.packing=false is not known: YAML reads off as false unless it is quoted; write packing: "off" there, '
-        "or train.packing=off on the command line."
-    )
-    assert error_of({"train": yaml.safe_load("packing: off")}) == message
-    assert error_of({"train.packing": "false"}) == message
-    assert build({"train": yaml.safe_load('packing: "off"')}).train.packing == "off"
+def test_off_is_off_with_and_without_quotes():
+    """YAML reads off as false unless it is quoted."""
+    for text in ("packing: off", 'packing: "off"', "packing: false"):
+        assert build({"train": yaml.safe_load(text)}).train.packing == "off"
     assert composed("train.packing=off").train.packing == "off"
+
+
+def test_kernels_are_null_or_a_list_of_their_names():
+    assert build({}).model.kernels is None
+    assert composed("model.kernels=[]").model.kernels == []
+    assert composed("model.kernels=[packing,linear]").model.kernels == ["packing", "linear"]
+    assert build({"model": yaml.safe_load("kernels: [dropout]")}).model.kernels == ["dropout"]
 
 
 @pytest.mark.parametrize(

@@ -10,23 +10,23 @@ import torch
 from torch import Tensor
 
 from angle.kernels.attention.blocks import (
-    SCORES_A_BLOCK,
-    SHORTEST,
-    Runs,
+    BLOCK_OVERHEAD,
+    MIN_BLOCK_LENGTH,
+    RunLengths,
+    additive_masks,
     attend_in_blocks,
-    blocks_of,
-    masks_for,
-    runs_of,
+    group_into_blocks,
+    run_length_encode,
 )
 from angle.kernels.attention.spec import AttentionSpec
-from angle.kernels.dropout import kept_share
+from angle.kernels.dropout import keep_probability
 
 DROPPED = 0.2
 LENGTHS = np.array([37, 36, 21, 21, 18, 9, 9, 9, 4, 1, 1])
 DIRECTIONS = [(False, None), (True, None), (False, 5), (True, 5)]
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor, *, causal: bool, window: int | None, runs: Runs) -> Tensor:
+def attend(query: Tensor, key: Tensor, value: Tensor, *, causal: bool, window: int | None, runs: RunLengths) -> Tensor:
     """Attend with dropout that is the same at every call."""
     torch.manual_seed(1)
     return attend_in_blocks(query, key, value, runs, AttentionSpec(causal, window, 0.3, DROPPED))
@@ -47,7 +47,7 @@ def naive(
         for head in range(query.shape[1]):
             scores = 0.3 * query[0, head, own] @ key[0, head // shared, own].T
             weights[-1].append(scores.masked_fill(~seen, -torch.inf).softmax(-1))
-            used = weights[-1][-1] if kept is None else weights[-1][-1] * kept[text][head] / kept_share(DROPPED)
+            used = weights[-1][-1] if kept is None else weights[-1][-1] * kept[text][head] / keep_probability(DROPPED)
             heads.append(used @ value[0, head // shared, own])
         rows.append(torch.stack(heads, 1))
     return torch.cat(rows)[None], weights
@@ -67,7 +67,7 @@ def test_values_and_gradients_are_those_of_each_text_alone(key_heads: int, causa
         torch.randn(1, heads, LENGTHS.sum(), width, generator=generator, dtype=torch.float64)
         for heads, width in ((6, 8), (key_heads, 8), (key_heads, 5), (6, 5))
     )
-    runs = runs_of(LENGTHS)
+    runs = run_length_encode(LENGTHS)
     used = attend(query, key, one_hot(key_heads), causal=causal, window=window, runs=runs)[0]
     _, weights = naive(query, key, value, None, causal=causal, window=window)
     kept: list[list[Tensor]] = []
@@ -76,63 +76,64 @@ def test_values_and_gradients_are_those_of_each_text_alone(key_heads: int, causa
         assert not of_heads[..., length:].any()
         kept.append([(head[:, :length] != 0).double() for head in of_heads])
         for head, mask, weight in zip(of_heads, kept[-1], of_text, strict=True):
-            torch.testing.assert_close(head[:, :length], mask * weight / kept_share(DROPPED))
+            torch.testing.assert_close(head[:, :length], mask * weight / keep_probability(DROPPED))
     visible = torch.cat([(weight > 0).flatten() for of_text in weights for weight in of_text])
     drawn = torch.cat([mask.flatten() for masks in kept for mask in masks])[visible]
     assert abs(drawn.mean() - (1 - DROPPED)) < 4 * (DROPPED * (1 - DROPPED) / len(drawn)) ** 0.5
 
     inputs = [tensor.requires_grad_() for tensor in (query, key, value)]
-    found = attend(query, key, value, causal=causal, window=window, runs=runs)
-    wanted, _ = naive(query, key, value, kept, causal=causal, window=window)
-    torch.testing.assert_close(found, wanted)
+    actual = attend(query, key, value, causal=causal, window=window, runs=runs)
+    expected, _ = naive(query, key, value, kept, causal=causal, window=window)
+    torch.testing.assert_close(actual, expected)
     downstream = gradient.transpose(1, 2)
     for ours, theirs in zip(
-        torch.autograd.grad(found, inputs, downstream), torch.autograd.grad(wanted, inputs, downstream), strict=True
+        torch.autograd.grad(actual, inputs, downstream), torch.autograd.grad(expected, inputs, downstream), strict=True
     ):
         torch.testing.assert_close(ours, theirs)
 
 
-@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
-def test_lower_precisions_lose_what_rounding_takes(kind: torch.dtype) -> None:
+@pytest.mark.parametrize("input_dtype", [torch.float32, torch.bfloat16])
+def test_lower_precisions_lose_what_rounding_takes(input_dtype: torch.dtype) -> None:
     generator = torch.Generator().manual_seed(0)
     exact = [torch.randn(1, 4, LENGTHS.sum(), 8, generator=generator, dtype=torch.float64) for _ in range(3)]
     outputs = []
-    for dtype in (kind, torch.float64):
-        inputs = [tensor.to(kind).to(dtype).requires_grad_() for tensor in exact]
-        out = attend(*inputs, causal=False, window=None, runs=runs_of(LENGTHS))
+    for dtype in (input_dtype, torch.float64):
+        inputs = [tensor.to(input_dtype).to(dtype).requires_grad_() for tensor in exact]
+        out = attend(*inputs, causal=False, window=None, runs=run_length_encode(LENGTHS))
         assert out.dtype == dtype
         outputs.append([out, *torch.autograd.grad(out.double().square().sum(), inputs)])
         assert all(gradient.dtype == dtype for gradient in outputs[-1])
-    for found, wanted in zip(*outputs, strict=True):
-        worst = (found.double() - wanted).abs().max() / wanted.abs().max()
-        assert worst < (1e-5 if kind is torch.float32 else 2e-2)
+    for actual, expected in zip(*outputs, strict=True):
+        worst = (actual.double() - expected).abs().max() / expected.abs().max()
+        assert worst < (1e-5 if input_dtype is torch.float32 else 2e-2)
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_no_other_blocks_cost_less(seed: int) -> None:
     random = np.random.default_rng(seed)
-    runs = runs_of(np.sort(random.integers(1, 60, 25))[::-1])[-9:]
+    runs = run_length_encode(np.sort(random.integers(1, 60, 25))[::-1])[-9:]
 
-    def cost(blocks: list[Runs]) -> float:
+    def cost(blocks: list[RunLengths]) -> float:
         return sum(
-            SCORES_A_BLOCK + sum(count for count, _ in block) * 12 * max(block[0][1], SHORTEST) ** 2 for block in blocks
+            BLOCK_OVERHEAD + sum(count for count, _ in block) * 12 * max(block[0][1], MIN_BLOCK_LENGTH) ** 2
+            for block in blocks
         )
 
     every = []
     for cuts in itertools.product((False, True), repeat=len(runs) - 1):
         places = [0, *(number for number, cut in enumerate(cuts, 1) if cut), len(runs)]
         every.append([runs[first:last] for first, last in itertools.pairwise(places)])
-    assert sum(blocks_of(runs, 12), ()) == runs
-    assert cost(list(blocks_of(runs, 12))) == min(map(cost, every))
+    assert sum(group_into_blocks(runs, 12), ()) == runs
+    assert cost(list(group_into_blocks(runs, 12))) == min(map(cost, every))
 
 
 def test_masks_of_one_direction_are_as_large_as_one_text() -> None:
-    masks = masks_for(runs_of(LENGTHS), 6, AttentionSpec(causal=True, window=5), torch.float32)
+    masks = additive_masks(run_length_encode(LENGTHS), 6, AttentionSpec(causal=True, window=5), torch.float32)
     assert all(mask.shape[0] == 1 for mask in masks)
 
 
 def test_a_second_derivative_is_refused() -> None:
     inputs = [torch.randn(1, 2, LENGTHS.sum(), 8, requires_grad=True) for _ in range(3)]
-    found = attend(*inputs, causal=False, window=None, runs=runs_of(LENGTHS))
+    actual = attend(*inputs, causal=False, window=None, runs=run_length_encode(LENGTHS))
     with pytest.raises(RuntimeError, match="differentiated once only"):
-        torch.autograd.grad(found.sum(), inputs, create_graph=True)
+        torch.autograd.grad(actual.sum(), inputs, create_graph=True)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from angle.config import LoraConfig, ModelConfig
-from angle.kernels.dropout import CpuDropout, draw_kept, install_dropout, kept_share
+from angle.kernels.dropout import CpuDropout, draw_keep_mask, install_dropout, keep_probability
 from angle.modeling.encoder import Encoder
 
 MANY = torch.Size((1000, 1000))
@@ -26,33 +26,33 @@ def test_the_share_of_zeros_and_the_scale(p: float) -> None:
     values = dropped(p)
     zeros = (values == 0).double().mean().item()
     assert zeros == pytest.approx(p, abs=4 * (p * (1 - p) / values.numel()) ** 0.5)
-    assert kept_share(p) == pytest.approx(1 - p, abs=1e-5)
+    assert keep_probability(p) == pytest.approx(1 - p, abs=1e-5)
     # The scale is that of the share which is really kept, so that the mean stays.
-    torch.testing.assert_close(values[values > 0].unique(), torch.tensor([1 / kept_share(p)]))
+    torch.testing.assert_close(values[values > 0].unique(), torch.tensor([1 / keep_probability(p)]))
 
 
 def test_the_smallest_and_the_largest_number_count_once() -> None:
     """Of the 65536 numbers that an element can be, the threshold divides exactly as many as it should."""
-    assert kept_share(1 / 65536) == 65535 / 65536
-    share = 1 - draw_kept(torch.Size((4000, 4000)), 1 / 65536).double().mean().item()
+    assert keep_probability(1 / 65536) == 65535 / 65536
+    share = 1 - draw_keep_mask(torch.Size((4000, 4000)), 1 / 65536).double().mean().item()
     assert share == pytest.approx(1 / 65536, rel=4 * (65536 / 16e6) ** 0.5)
 
 
 @pytest.mark.parametrize("p", [0.1, 0.5])
 @pytest.mark.parametrize("apart", [1, 2, 3, 4, 1000])
 def test_elements_are_independent_of_their_neighbours(p: float, apart: int) -> None:
-    kept = draw_kept(MANY, p).flatten().double() - (1 - p)
+    kept = draw_keep_mask(MANY, p).flatten().double() - (1 - p)
     correlation = (kept[:-apart] * kept[apart:]).mean().item() / (p * (1 - p))
     assert abs(correlation) < 4 / MANY.numel() ** 0.5
 
 
 def test_all_four_elements_of_a_draw_have_the_same_share() -> None:
-    shares = draw_kept(torch.Size((500_000, 4)), 0.1).double().mean(dim=0)
+    shares = draw_keep_mask(torch.Size((500_000, 4)), 0.1).double().mean(dim=0)
     torch.testing.assert_close(shares, torch.full((4,), 0.9, dtype=torch.double), rtol=0, atol=4 * 0.3 / 500_000**0.5)
 
 
 def test_steps_are_independent() -> None:
-    first, second = (draw_kept(MANY, 0.1).double() - 0.9 for _ in range(2))
+    first, second = (draw_keep_mask(MANY, 0.1).double() - 0.9 for _ in range(2))
     assert abs((first * second).mean().item() / 0.09) < 4 / MANY.numel() ** 0.5
 
 
@@ -60,12 +60,12 @@ def test_a_random_state_brings_back_output_and_gradient() -> None:
     dropout, values = CpuDropout(0.3), torch.randn(7, 11, requires_grad=True)
     torch.manual_seed(5)
     torch.rand(3)
-    state, found = torch.get_rng_state(), []
+    state, actual = torch.get_rng_state(), []
     for _ in range(2):
         torch.set_rng_state(state)
         out = dropout(values)
-        found.append((out, *torch.autograd.grad(out.sin().sum(), values), torch.rand(1)))
-    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+        actual.append((out, *torch.autograd.grad(out.sin().sum(), values), torch.rand(1)))
+    assert all(torch.equal(one, other) for one, other in zip(*actual, strict=True))
     assert torch.equal(dropped(0.3, (5, 3), seed=1), dropped(0.3, (5, 3), seed=1))
     assert not torch.equal(dropped(0.3, (50, 3), seed=1), dropped(0.3, (50, 3), seed=2))
 
@@ -84,7 +84,7 @@ def test_bfloat16_keeps_the_mean() -> None:
     """The factor is not rounded by itself, which at 0.1 would make values smaller by 0.2 %, but the products are."""
     values = CpuDropout(0.1)(torch.full((100, 100), 3.0, dtype=torch.bfloat16))
     assert values.dtype == torch.bfloat16
-    assert values.unique().tolist() == [0.0, torch.tensor(3.0 / kept_share(0.1)).bfloat16().item()]
+    assert values.unique().tolist() == [0.0, torch.tensor(3.0 / keep_probability(0.1)).bfloat16().item()]
 
 
 @pytest.mark.parametrize("p", [0.0, 1.0])
@@ -100,10 +100,10 @@ def test_evaluation_drops_nothing() -> None:
 @pytest.mark.parametrize("lora", [None, LoraConfig(enabled=True, dropout=0.25)], ids=["plain", "lora"])
 def test_an_encoder_has_it_everywhere(folder_of: Callable[[str], str], lora: LoraConfig | None) -> None:
     encoder = Encoder.load(ModelConfig(folder_of("bert")), lora=lora)
-    found = [module for module in encoder.modules() if isinstance(module, nn.Dropout)]
-    assert len(found) >= 10
-    assert all(type(module) is CpuDropout for module in found)
-    assert {module.p for module in found} == ({0.1} if lora is None else {0.1, 0.25})
+    actual = [module for module in encoder.modules() if isinstance(module, nn.Dropout)]
+    assert len(actual) >= 10
+    assert all(type(module) is CpuDropout for module in actual)
+    assert {module.p for module in actual} == ({0.1} if lora is None else {0.1, 0.25})
 
 
 def test_the_mode_and_the_saved_state_stay() -> None:

@@ -12,8 +12,16 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from angle.config import PoolingConfig
-from angle.kernels.linear import BITS, HELD_TWICE, PAYS_FROM, CpuLinear, even_rows, install_linear, weights_packed
+from angle.config import ModelConfig, PoolingConfig
+from angle.kernels.linear import (
+    PREPACK_MAX_BYTES,
+    PREPACK_MIN_TOKENS,
+    SIGNIFICANT_BITS,
+    CpuLinear,
+    install_linear,
+    prepacked_weights,
+    round_up_rows,
+)
 from angle.modeling.encoder import Encoder
 from angle.modeling.packing import run_packed
 
@@ -48,14 +56,14 @@ def layer(wide: int = 24, out: int = 40, *, bias: bool = True) -> CpuLinear:
 
 def test_even_rows_are_the_next_ones() -> None:
     for rows in range(1, 5000):
-        even = even_rows(rows)
-        assert rows <= even <= rows * (1 + 2 ** (1 - BITS))
-        assert even % 2 ** max(0, even.bit_length() - BITS) == 0
-        assert even_rows(even) == even
+        even = round_up_rows(rows)
+        assert rows <= even <= rows * (1 + 2 ** (1 - SIGNIFICANT_BITS))
+        assert even % 2 ** max(0, even.bit_length() - SIGNIFICANT_BITS) == 0
+        assert round_up_rows(even) == even
 
 
 def test_there_are_32_even_rows_up_to_the_double() -> None:
-    assert len({even_rows(rows) for rows in range(1025, 2049)}) == 2 ** (BITS - 1)
+    assert len({round_up_rows(rows) for rows in range(1025, 2049)}) == 2 ** (SIGNIFICANT_BITS - 1)
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -68,11 +76,11 @@ def test_values_and_gradients_are_those_of_float64(shape: tuple[int, ...], bias:
     same = values.detach().double().requires_grad_()
     weights = torch.randn(*shape[:-1], 40)
     with by_onednn(products=2):  # forward, and backward to the values
-        found = fast(values)
-        (found * weights).sum().backward()
+        actual = fast(values)
+        (actual * weights).sum().backward()
     expected = exact(same)
     (expected * weights.double()).sum().backward()
-    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(actual.double(), expected, rtol=1e-5, atol=1e-5)
     for one, other in ((values, same), *zip(fast.parameters(), exact.parameters(), strict=True)):
         assert one.grad is not None
         assert other.grad is not None
@@ -125,41 +133,42 @@ def test_names_hooks_and_other_classes_stay() -> None:
 def test_weights_are_packed_for_as_long_as_texts_are_encoded() -> None:
     model, values = nn.Sequential(layer()), torch.randn(64, 24)
     expected = model(values).detach()
-    for tokens in (PAYS_FROM - 1, PAYS_FROM):
-        with torch.no_grad(), weights_packed(model, tokens), _Calls() as calls:
-            found = model(values)
-        torch.testing.assert_close(found, expected)
-        assert [weight is model[0].weight for weight in calls.weights] == [tokens < PAYS_FROM]
-    with weights_packed(model, PAYS_FROM):  # they have no gradient, so training does not see them
+    for tokens in (PREPACK_MIN_TOKENS - 1, PREPACK_MIN_TOKENS):
+        with torch.no_grad(), prepacked_weights(model, tokens), _Calls() as calls:
+            actual = model(values)
+        torch.testing.assert_close(actual, expected)
+        assert [weight is model[0].weight for weight in calls.weights] == [tokens < PREPACK_MIN_TOKENS]
+    with prepacked_weights(model, PREPACK_MIN_TOKENS):  # they have no gradient, so training does not see them
         model(values).sum().backward()
     assert model[0].weight.grad is not None
-    with pytest.raises(ZeroDivisionError), weights_packed(model, PAYS_FROM):
+    with pytest.raises(ZeroDivisionError), prepacked_weights(model, PREPACK_MIN_TOKENS):
         raise ZeroDivisionError
-    assert model[0].packed is None
+    assert model[0].prepacked is None
 
 
 def test_weights_that_memory_has_no_room_for_are_not_packed() -> None:
     with torch.device("meta"):
-        large = nn.Linear(2**14, HELD_TWICE // 2**16 + 1)
+        large = nn.Linear(2**14, PREPACK_MAX_BYTES // 2**16 + 1)
     model = nn.Sequential(layer(), large)
     large.weight = nn.Parameter(torch.empty(1).expand(large.weight.shape))
     install_linear(model)
-    with weights_packed(model, PAYS_FROM):
-        assert model[0].packed is None
+    with prepacked_weights(model, PREPACK_MIN_TOKENS):
+        assert model[0].prepacked is None
 
 
 def test_a_batch_goes_through_it_whatever_its_tokens(folder_of: Callable[[str], str]) -> None:
     """Its 67 tokens are filled up to 68, of which nothing is seen outside."""
-    encoder = Encoder.load(folder_of("bert"), PoolingConfig("avg")).eval()
+    model = ModelConfig(folder_of("bert"), kernels=["packing", "linear"])
+    encoder = Encoder.load(model, PoolingConfig("avg")).eval()
     layers = [module for module in encoder.modules() if isinstance(module, CpuLinear)]
     ids, lengths = torch.arange(67).remainder(40) + 5, np.array([40, 27])
     with torch.no_grad(), by_onednn(products=2 * len(layers)):
-        found, states = encoder.with_token_states(ids, lengths)
+        actual, states = encoder.with_token_states(ids, lengths)
         assert len(run_packed(encoder.backbone, ids, lengths)[0]) == 67
-    assert len(found) == 2
+    assert len(actual) == 2
     assert len(states) == 67
     alone = torch.cat([encoder(part, np.array([len(part)])) for part in ids.split([40, 27])])
-    torch.testing.assert_close(found, alone, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(actual, alone, rtol=1e-5, atol=1e-5)
 
 
 def test_what_it_returns_can_be_changed_in_place() -> None:
@@ -171,8 +180,8 @@ def test_what_it_returns_can_be_changed_in_place() -> None:
     for shape in ((4, 16, 8), (64, 8), (8,)):
         inputs = torch.randn(shape)
         for each in (layer, plain):
-            found = each(inputs)
-            assert found.shape == inputs.shape
-            found /= 2
-            found.square().sum().backward()
+            actual = each(inputs)
+            assert actual.shape == inputs.shape
+            actual /= 2
+            actual.square().sum().backward()
         torch.testing.assert_close(layer.weight.grad, plain.weight.grad)

@@ -16,21 +16,19 @@ from peft import get_peft_model
 from torch import Tensor, nn
 
 from angle.config import LoraConfig, ModelConfig, PoolingConfig
+from angle.config.model import KERNEL_NAMES
 from angle.kernels import lora as low_rank
-from angle.kernels.lora import _Adapted, install_lora
-from angle.modeling import adapters
+from angle.kernels.lora import _FusedLora, install_lora
 from angle.modeling.encoder import Encoder
 
 TEXTS = ["a little owl sings", "rain", "nobody here knows the way", "rain falls on the roof of a house"]
 
 
-def loaded(folder: str, *, fast: bool, monkeypatch: pytest.MonkeyPatch, **settings: Any) -> Encoder:
+def loaded(folder: str, *, fast: bool, **settings: Any) -> Encoder:
     """Return a model whose adapter does something, with peft's own layers or ours."""
-    with monkeypatch.context() as patch:
-        if not fast:
-            patch.setattr(adapters, "install_lora", lambda backbone: None)
-        model = ModelConfig(folder, **settings)
-        encoder = Encoder.load(model, PoolingConfig("avg"), LoraConfig(True, r=4, alpha=8, dropout=0.2)).train()
+    kernels = [name for name in KERNEL_NAMES if fast or name != "lora"]
+    model = ModelConfig(folder, kernels=kernels, **settings)
+    encoder = Encoder.load(model, PoolingConfig("avg"), LoraConfig(True, r=4, alpha=8, dropout=0.2)).train()
     torch.manual_seed(0)
     for name, parameter in encoder.named_parameters():
         if "lora_" in name:
@@ -49,55 +47,51 @@ def run(encoder: Encoder, *, autocast: bool = False, seed: int = 1) -> tuple[Ten
     return embeddings.detach(), list(torch.autograd.grad((embeddings * direction).sum(), trained))
 
 
-def apart(found: Tensor, wanted: Tensor) -> float:
-    return float((found.float() - wanted.float()).norm() / wanted.float().norm())
+def apart(actual: Tensor, expected: Tensor) -> float:
+    return float((actual.float() - expected.float()).norm() / expected.float().norm())
 
 
 @pytest.mark.parametrize("name", ["llama", "bert"])
 @pytest.mark.parametrize("bits", [None, 4, 8])
 def test_embeddings_and_gradients_are_those_of_peft(
-    folder_of: Callable[[str], str], monkeypatch: pytest.MonkeyPatch, name: str, bits: int | None
+    folder_of: Callable[[str], str], name: str, bits: int | None
 ) -> None:
     """With dropout: both draw the same numbers."""
-    ours, theirs = (
-        run(loaded(folder_of(name), fast=fast, monkeypatch=monkeypatch, load_kbit=bits)) for fast in (True, False)
-    )
+    ours, theirs = (run(loaded(folder_of(name), fast=fast, load_kbit=bits)) for fast in (True, False))
     assert apart(ours[0], theirs[0]) < 2e-6
     assert len(ours[1]) == len(theirs[1]) > 0
     assert max(map(apart, ours[1], theirs[1])) < 5e-6
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_under_autocast_ours_are_as_exact_as_those_of_peft(
-    folder_of: Callable[[str], str], monkeypatch: pytest.MonkeyPatch, dtype: str
-) -> None:
+def test_under_autocast_ours_are_as_exact_as_those_of_peft(folder_of: Callable[[str], str], dtype: str) -> None:
     """The measure is float32, with the weights rounded as they are."""
-    exact = loaded(folder_of("llama"), fast=False, monkeypatch=monkeypatch, dtype=dtype)
+    exact = loaded(folder_of("llama"), fast=False, dtype=dtype)
     base = [parameter for parameter in exact.parameters() if not parameter.requires_grad]
     for parameter in base:
         parameter.data = parameter.data.float()
-    wanted = run(exact)
+    expected = run(exact)
     errors = {}
     for fast in (True, False):
-        found = run(loaded(folder_of("llama"), fast=fast, monkeypatch=monkeypatch, dtype=dtype), autocast=True)
-        errors[fast] = np.median([apart(found[0], wanted[0]), *map(apart, found[1], wanted[1])])
+        actual = run(loaded(folder_of("llama"), fast=fast, dtype=dtype), autocast=True)
+        errors[fast] = np.median([apart(actual[0], expected[0]), *map(apart, actual[1], expected[1])])
     assert 0 < errors[True] < 1.2 * errors[False]
 
 
 def test_several_adapters_add_up_and_frozen_ones_get_no_gradient(
-    folder_of: Callable[[str], str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    folder_of: Callable[[str], str], tmp_path: Path
 ) -> None:
-    loaded(folder_of("llama"), fast=True, monkeypatch=monkeypatch).save(tmp_path / "first")
-    found = []
+    loaded(folder_of("llama"), fast=True).save(tmp_path / "first")
+    actual = []
     for fast in (True, False):
-        encoder = loaded(folder_of("llama"), fast=fast, monkeypatch=monkeypatch, adapter=str(tmp_path / "first"))
+        encoder = loaded(folder_of("llama"), fast=fast, adapter=str(tmp_path / "first"))
         assert {name.split(".")[-2] for name, p in encoder.named_parameters() if "lora_" in name} == {
             "default",
             "frozen-0",
         }
-        found.append(run(encoder))
-    assert apart(found[0][0], found[1][0]) < 2e-6
-    assert max(map(apart, found[0][1], found[1][1])) < 5e-6
+        actual.append(run(encoder))
+    assert apart(actual[0][0], actual[1][0]) < 2e-6
+    assert max(map(apart, actual[0][1], actual[1][1])) < 5e-6
 
 
 class _Saved:
@@ -113,7 +107,7 @@ class _Saved:
         return tensor
 
 
-def test_an_input_is_saved_once_for_the_layers_that_share_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_input_is_saved_once_for_the_layers_that_share_it() -> None:
     class Pair(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -166,9 +160,9 @@ def test_one_text_alone_and_dropout_by_its_own_switch() -> None:
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda module: pickle.loads(pickle.dumps(module))])
 def test_copies_run_as_one_operation_too(copied: Callable[[Any], Any]) -> None:
     model, values = _adapted(), torch.randn(3, 6)
-    found = copied(model)
-    assert isinstance(found.base_model.model[0], _Adapted)
-    assert torch.equal(found(values), model(values))
+    actual = copied(model)
+    assert isinstance(actual.base_model.model[0], _FusedLora)
+    assert torch.equal(actual(values), model(values))
 
 
 @pytest.mark.parametrize("settings", [{}, {"use_dora": True}, {"lora_bias": True}])
@@ -176,7 +170,7 @@ def test_every_kind_of_adapter_can_be_merged_and_disabled(settings: dict[str, bo
     torch.manual_seed(0)
     model, values = _adapted(**settings), torch.randn(3, 6)
     layer = model.base_model.model[0]
-    assert isinstance(layer, _Adapted)
+    assert isinstance(layer, _FusedLora)
     with torch.no_grad():
         for magnitude in layer.lora_magnitude_vector.parameters():
             magnitude.mul_(2)
@@ -196,27 +190,29 @@ def test_gradients_are_the_true_ones() -> None:
 
     def add(output: Tensor, values: Tensor, down: Tensor, up: Tensor) -> Tensor:
         torch.manual_seed(1)  # the same elements are dropped each time
-        added: Tensor = low_rank._AddLowRank.apply(output * 1, values, down, up, 0.5, 0.25, torch.float64)
+        added: Tensor = low_rank._AddLowRank.apply(
+            output * 1, values, down, up, 0.5, 0.25, torch.float64, low_rank.multiply
+        )
         return added
 
-    given = [tensor.double().requires_grad_() for tensor in (output, values, down, up)]
-    assert torch.autograd.gradcheck(add, given)
+    inputs = [tensor.double().requires_grad_() for tensor in (output, values, down, up)]
+    assert torch.autograd.gradcheck(add, inputs)
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "transposed", "view"])
-@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
-def test_the_output_may_lie_in_memory_as_it_likes(layout: str, kind: torch.dtype) -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_output_may_lie_in_memory_as_it_likes(layout: str, dtype: torch.dtype) -> None:
     torch.manual_seed(0)
-    output, values = torch.randn(2, 3, 4).to(kind), torch.randn(2, 3, 5)
+    output, values = torch.randn(2, 3, 4).to(dtype), torch.randn(2, 3, 5)
     down, up = torch.randn(2, 5), torch.randn(4, 2)
-    wanted = (output.float() + 0.5 * values @ down.t() @ up.t()).to(kind)
+    expected = (output.float() + 0.5 * values @ down.t() @ up.t()).to(dtype)
     if layout == "transposed":
         output = output.transpose(0, 1).contiguous().transpose(0, 1)
     elif layout == "view":
         output = output.view(6, 4).view(2, 3, 4)
-    found: Any = low_rank._AddLowRank.apply(output, values, down, up, 0.5, 0.0, torch.float32)
-    assert found.dtype == kind
-    torch.testing.assert_close(found, wanted)
+    actual: Any = low_rank._AddLowRank.apply(output, values, down, up, 0.5, 0.0, torch.float32, low_rank.multiply)
+    assert actual.dtype == dtype
+    torch.testing.assert_close(actual, expected)
 
 
 def test_a_second_derivative_is_refused() -> None:

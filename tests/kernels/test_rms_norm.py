@@ -13,12 +13,11 @@ from packed_models import close, embed, gradients, load
 from torch import Tensor, nn
 
 from angle.kernels import rms_norm as norms
-from angle.kernels.rms_norm import _Fused, install_rms_norm
-from angle.modeling import encoder as encoder_module
+from angle.kernels.rms_norm import _FusedRMSNorm, install_rms_norm
 
 
 def fused(model: nn.Module) -> list[str]:
-    return [name for name, module in model.named_modules() if isinstance(module, _Fused)]
+    return [name for name, module in model.named_modules() if isinstance(module, _FusedRMSNorm)]
 
 
 @pytest.mark.parametrize("name", ["llama", "mistral", "qwen2", "qwen3", "phi3"])
@@ -36,15 +35,13 @@ def test_a_model_with_fused_norms_computes_the_same(
     assert len(fused(encoder)) == layers * (4 if name == "qwen3" else 2) + 1  # Qwen 3 has two more for its heads
     monkeypatch.setattr(norms, "FUSED_ON", ("cpu",))
     monkeypatch.setattr(norms, "rms_norm", noted)
-    found = embed(encoder)
+    actual = embed(encoder)
     assert len(calls) == len(fused(encoder))
-    with monkeypatch.context() as patch:
-        patch.setattr(encoder_module, "install_rms_norm", lambda backbone: None)
-        plain = load(folder_of(name)).eval()
+    plain = load(folder_of(name), kernels=["packing"]).eval()
     assert not fused(plain)
-    wanted = embed(plain)
-    close(found, wanted)
-    for embeddings in (found, wanted):
+    expected = embed(plain)
+    close(actual, expected)
+    for embeddings in (actual, expected):
         embeddings.square().sum().backward()
     for ours, theirs in zip(gradients(encoder), gradients(plain), strict=True):
         close(ours, theirs)
@@ -119,11 +116,11 @@ def test_autocast_does_not_change_the_type(folder_of: Callable[[str], str], monk
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda module: pickle.loads(pickle.dumps(module))])
 def test_copies_are_fused_too(folder_of: Callable[[str], str], copied: Callable[[nn.Module], nn.Module]) -> None:
     norm, values = load(folder_of("llama")).backbone.norm, torch.randn(2, 32)
-    found = copied(norm)
-    assert isinstance(found, _Fused)
-    assert type(found) is type(norm)
-    assert torch.equal(found(values), norm(values))
-    assert found.weight is not norm.weight
+    actual = copied(norm)
+    assert isinstance(actual, _FusedRMSNorm)
+    assert type(actual) is type(norm)
+    assert torch.equal(actual(values), norm(values))
+    assert actual.weight is not norm.weight
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -39,7 +39,7 @@ from angle.config import TrainConfig
 from angle.config.build import build_config
 from angle.kernels.attention import packed, varlen
 from angle.kernels.attention.spec import AttentionSpec
-from angle.kernels.attention.varlen import FLASH, RECTANGLE, VARLEN, PackedTexts, choose
+from angle.kernels.attention.varlen import FLASH, PADDED, VARLEN, PackedTexts, choose_backend
 from angle.modeling import packing
 from angle.modeling.encoder import Encoder
 from angle.tracking.tracker import Tracker
@@ -137,9 +137,11 @@ def flash_attn_varlen_func(
     return torch.nn.functional.dropout(out, dropout_p)
 
 
-def flash_with_dropout(q: Tensor, k: Tensor, v: Tensor, texts: PackedTexts, how: AttentionSpec) -> Tensor:
+def flash_with_dropout(q: Tensor, k: Tensor, v: Tensor, texts: PackedTexts, spec: AttentionSpec) -> Tensor:
     demand(q, k, v, (texts.cu_seqlens, texts.cu_seqlens), (texts.max_seqlen, texts.max_seqlen))
-    return torch.nn.functional.dropout(attend_plainly(q, k, v, texts.cu_seqlens, how.sides, how.scaling), how.dropout)
+    return torch.nn.functional.dropout(
+        attend_plainly(q, k, v, texts.cu_seqlens, spec.window_size, spec.scaling), spec.dropout
+    )
 
 
 @pytest.fixture
@@ -151,9 +153,9 @@ def take(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
     def by(way: str, kernel: Callable[..., Tensor] = varlen_attn) -> None:
         for module in (packing, packed):
-            monkeypatch.setattr(module, "RUN_BY_RUN", ())
-        monkeypatch.setattr(varlen, "choose", lambda *_: way)
-        monkeypatch.setattr(varlen, "installed_kernels", lambda: BOTH)  # the real one remembers what it found
+            monkeypatch.setattr(module, "ATTENDS_BY_RUN", ())
+        monkeypatch.setattr(varlen, "choose_backend", lambda *_: way)
+        monkeypatch.setattr(varlen, "available_backends", lambda: BOTH)  # the real one remembers what it found
         monkeypatch.setattr(torch.nn.attention.varlen, "varlen_attn", kernel)
         monkeypatch.setattr(varlen, "flash_with_dropout", flash_with_dropout)
         if way == FLASH:
@@ -173,47 +175,47 @@ def test_the_stand_in_has_the_signature_of_torch_s_kernel() -> None:
     ("changed", "way"),
     [
         ({}, VARLEN),
-        ({"kind": torch.float16}, VARLEN),
-        ({"kind": torch.float32}, RECTANGLE),
-        ({"kind": torch.float64}, RECTANGLE),
-        ({"device": "cpu"}, RECTANGLE),
-        ({"device": "mps"}, RECTANGLE),
-        ({"capability": (7, 5)}, RECTANGLE),
+        ({"dtype": torch.float16}, VARLEN),
+        ({"dtype": torch.float32}, PADDED),
+        ({"dtype": torch.float64}, PADDED),
+        ({"device": "cpu"}, PADDED),
+        ({"device": "mps"}, PADDED),
+        ({"capability": (7, 5)}, PADDED),
         ({"capability": (9, 0)}, VARLEN),
         ({"capability": (12, 0)}, VARLEN),
         ({"width": 8}, VARLEN),
-        ({"width": 60}, RECTANGLE),
+        ({"width": 60}, PADDED),
         ({"width": 192}, VARLEN),
-        ({"width": 200}, RECTANGLE),
-        ({"width": 224}, RECTANGLE),
+        ({"width": 200}, PADDED),
+        ({"width": 224}, PADDED),
         ({"width": 256}, VARLEN),
-        ({"width": 256, "dropout": 0.1}, RECTANGLE),
-        ({"width": 264}, RECTANGLE),
+        ({"width": 256, "dropout": 0.1}, PADDED),
+        ({"width": 264}, PADDED),
         ({"dropout": 0.1}, FLASH),
-        ({"dropout": 0.1, "kind": torch.float32}, RECTANGLE),
-        ({"dropout": 0.1, "capability": (7, 5)}, RECTANGLE),
-        ({"dropout": 0.1, "installed": frozenset({VARLEN})}, VARLEN),
-        ({"dropout": 0.1, "installed": frozenset({VARLEN}), "width": 256}, RECTANGLE),
-        ({"installed": frozenset({VARLEN})}, VARLEN),
-        ({"installed": frozenset({FLASH})}, FLASH),
-        ({"installed": frozenset()}, RECTANGLE),
+        ({"dropout": 0.1, "dtype": torch.float32}, PADDED),
+        ({"dropout": 0.1, "capability": (7, 5)}, PADDED),
+        ({"dropout": 0.1, "available": frozenset({VARLEN})}, VARLEN),
+        ({"dropout": 0.1, "available": frozenset({VARLEN}), "width": 256}, PADDED),
+        ({"available": frozenset({VARLEN})}, VARLEN),
+        ({"available": frozenset({FLASH})}, FLASH),
+        ({"available": frozenset()}, PADDED),
     ],
     ids=str,
 )
 def test_the_way_is_chosen_by_what_kernels_can_do(changed: dict[str, Any], way: str) -> None:
-    usual = {"device": "cuda", "kind": torch.bfloat16, "dropout": 0.0, "width": 64, "capability": (8, 0)}
-    assert choose(**({**usual, "installed": BOTH} | changed)) == way
+    usual = {"device": "cuda", "dtype": torch.bfloat16, "dropout": 0.0, "width": 64, "capability": (8, 0)}
+    assert choose_backend(**({**usual, "available": BOTH} | changed)) == way
 
 
 def test_a_cpu_has_no_capability() -> None:
-    assert varlen.capability_of(torch.device("cpu")) == (0, 0)
+    assert varlen.compute_capability(torch.device("cpu")) == (0, 0)
 
 
 def test_places_offsets_and_masks() -> None:
     texts = PackedTexts(np.array([3, 1]), torch.device("cpu"))
     assert texts.cu_seqlens.tolist() == [0, 3, 4]
-    assert texts.places.tolist() == [0, 1, 2, 3]
-    assert PackedTexts(np.array([1, 3]), torch.device("cpu")).places.tolist() == [0, 3, 4, 5]
+    assert texts.padded_indices.tolist() == [0, 1, 2, 3]
+    assert PackedTexts(np.array([1, 3]), torch.device("cpu")).padded_indices.tolist() == [0, 3, 4, 5]
     full = texts.mask(AttentionSpec(causal=False))
     assert full is not None
     assert full.tolist() == [[[[True, True, True]]], [[[True, False, False]]]]
@@ -229,7 +231,7 @@ def test_places_offsets_and_masks() -> None:
     assert texts.cu_seqlens is texts.cu_seqlens
 
 
-WAYS = [(RECTANGLE, *case) for case in cases()] + [(VARLEN, *case) for case in cases()]
+WAYS = [(PADDED, *case) for case in cases()] + [(VARLEN, *case) for case in cases()]
 WAYS += [(FLASH, name, None) for name in ("bert", "modernbert", "phi3")]
 
 
@@ -246,11 +248,11 @@ def test_a_rectangle_is_not_given_to_cudnn(
 ) -> None:
     attention, seen = varlen.scaled_dot_product_attention, []
 
-    def look(*given: Any, **further: Any) -> Tensor:
+    def look(*inputs: Any, **options: Any) -> Tensor:
         seen.append(torch.backends.cuda.cudnn_sdp_enabled())
-        return attention(*given, **further)
+        return attention(*inputs, **options)
 
-    take(RECTANGLE)
+    take(PADDED)
     encoder = load(folder_of("bert"))
     monkeypatch.setattr(varlen, "scaled_dot_product_attention", look)
     embed(encoder)
@@ -262,12 +264,12 @@ def test_a_kernel_without_grouped_heads_gets_as_many(
     folder_of: Callable[[str], str], take: Callable[..., None], name: str
 ) -> None:
     take(VARLEN, varlen_attn_of_2_11)
-    packed, padded = (load(folder_of(name), packed=kind).eval() for kind in (True, False))
+    packed, padded = (load(folder_of(name), packed=is_packed).eval() for is_packed in (True, False))
     assert packed.is_packed
     close(embed(packed), embed(padded))
 
 
-@pytest.mark.parametrize("way", [RECTANGLE, VARLEN])
+@pytest.mark.parametrize("way", [PADDED, VARLEN])
 @pytest.mark.parametrize("name", ["bert", "llama", "phi3"])
 def test_checkpointing_sees_the_same_texts(
     folder_of: Callable[[str], str], take: Callable[[str], None], way: str, name: str
@@ -276,7 +278,7 @@ def test_checkpointing_sees_the_same_texts(
     check_checkpointing(folder_of(name))
 
 
-@pytest.mark.parametrize("way", [RECTANGLE, VARLEN])
+@pytest.mark.parametrize("way", [PADDED, VARLEN])
 @pytest.mark.parametrize("name", ["bert", "qwen3"])
 def test_it_goes_through_adapters(
     folder_of: Callable[[str], str], take: Callable[[str], None], way: str, name: str
@@ -285,17 +287,17 @@ def test_it_goes_through_adapters(
     check_adapters(folder_of(name))
 
 
-@pytest.mark.parametrize("way", [RECTANGLE, VARLEN])
+@pytest.mark.parametrize("way", [PADDED, VARLEN])
 @pytest.mark.parametrize("name", MODELS)
 def test_autocast(folder_of: Callable[[str], str], take: Callable[[str], None], way: str, name: str) -> None:
     take(way)
     encoder = load(folder_of(name)).eval()
-    wanted = embed(encoder)
+    expected = embed(encoder)
     with torch.autocast("cpu", torch.bfloat16):
         assert packing.packing_is_exact(encoder.backbone, training=True)
-        found = embed(encoder)
-    assert torch.nn.functional.cosine_similarity(found, wanted).min() > 0.99
-    found.sum().backward()
+        actual = embed(encoder)
+    assert torch.nn.functional.cosine_similarity(actual, expected).min() > 0.99
+    actual.sum().backward()
     assert len(gradients(encoder)) == sum(parameter.requires_grad for parameter in encoder.parameters())
 
 
@@ -304,18 +306,18 @@ class Recorder(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.given: dict[str, dict[str, Any]] = {}
+        self.inputs: dict[str, dict[str, Any]] = {}
 
     def __torch_dispatch__(self, operator: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = operator.overloadpacket.__name__
         if "flash_attention" in name:
             names = [argument.name for argument in operator._schema.arguments]
-            self.given[name] = dict(zip(names, args, strict=False)) | (kwargs or {})
+            self.inputs[name] = dict(zip(names, args, strict=False)) | (kwargs or {})
         return operator(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize(
-    ("how", "causal", "sides"),
+    ("spec", "causal", "window_size"),
     [
         (AttentionSpec(causal=False, dropout=0.1), False, (-1, -1)),
         (AttentionSpec(causal=True, dropout=0.2, scaling=0.5), True, (-1, 0)),
@@ -323,22 +325,22 @@ class Recorder(TorchDispatchMode):
         (AttentionSpec(causal=True, window=3, dropout=0.1), False, (2, 0)),
     ],
 )
-def test_dropout_is_given_to_torch_s_operator(how: AttentionSpec, causal: bool, sides: tuple[int, int]) -> None:
+def test_dropout_is_given_to_torch_s_operator(spec: AttentionSpec, causal: bool, window_size: tuple[int, int]) -> None:
     """On tensors without contents: torch checks the arguments and knows the gradient, but computes nothing."""
     texts = PackedTexts(np.array([4, 2]), torch.device("meta"))
     q = torch.empty(6, 4, 8, dtype=torch.bfloat16, device="meta", requires_grad=True)
     k, v = (torch.empty(6, 2, 8, dtype=torch.bfloat16, device="meta", requires_grad=True) for _ in range(2))
     with Recorder() as recorder:
-        out = varlen.call_kernel(VARLEN, q, k, v, texts, how)
+        out = varlen.call_backend(VARLEN, q, k, v, texts, spec)
         out.sum().backward()
     assert out.shape == q.shape
     assert [tensor.grad.shape for tensor in (q, k, v)] == [q.shape, k.shape, v.shape]
-    assert recorder.given.keys() == {"_flash_attention_forward", "_flash_attention_backward"}
-    for given in recorder.given.values():
-        assert (given["dropout_p"], given["is_causal"], given.get("scale")) == (how.dropout, causal, how.scaling)
-        assert (given["window_size_left"], given["window_size_right"]) == sides
-        assert (given["max_q"], given["max_k"]) == (4, 4)
-        assert given["cum_seq_q"].dtype == torch.int32
+    assert recorder.inputs.keys() == {"_flash_attention_forward", "_flash_attention_backward"}
+    for inputs in recorder.inputs.values():
+        assert (inputs["dropout_p"], inputs["is_causal"], inputs.get("scale")) == (spec.dropout, causal, spec.scaling)
+        assert (inputs["window_size_left"], inputs["window_size_right"]) == window_size
+        assert (inputs["max_q"], inputs["max_k"]) == (4, 4)
+        assert inputs["cum_seq_q"].dtype == torch.int32
 
 
 @pytest.mark.parametrize("autocast", [True, False])
@@ -348,7 +350,7 @@ def test_a_kernel_computes_in_the_type_of_autocast(
     """Layers of few bits give float32 even under autocast."""
     seen = []
     take(VARLEN)
-    monkeypatch.setattr(varlen, "choose", lambda _, kind, *__: seen.append(kind) or VARLEN)
+    monkeypatch.setattr(varlen, "choose_backend", lambda _, dtype, *__: seen.append(dtype) or VARLEN)
     q, k, v = torch.randn(3, 1, 4, 6, 8)
     texts = PackedTexts(np.array([4, 2]), torch.device("cpu"))
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
@@ -361,13 +363,13 @@ class Spy(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.seen: list[str] = []
+        self.attention_mask: list[str] = []
 
     def __torch_dispatch__(self, operator: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = operator.overloadpacket.__name__
         by_mask = name == "index" and any(index is not None and index.dtype == torch.bool for index in args[1])
         if name in WAITING or by_mask:
-            self.seen.append(name)
+            self.attention_mask.append(name)
         return operator(*args, **(kwargs or {}))
 
 
@@ -375,13 +377,13 @@ class Spy(TorchDispatchMode):
 def test_nothing_waits_for_the_device(
     folder_of: Callable[[str], str], take: Callable[[str], None], name: str, start: int | None
 ) -> None:
-    take(RECTANGLE)
+    take(PADDED)
     encoder = load(folder_of(name), start=start).train()
     with Spy() as spy:
         embed(encoder).sin().sum().backward()
-        assert not spy.seen
+        assert not spy.attention_mask
         torch.ones(1).item()
-        assert spy.seen == ["_local_scalar_dense"]
+        assert spy.attention_mask == ["_local_scalar_dense"]
 
 
 @pytest.mark.parametrize(
@@ -402,15 +404,15 @@ def test_steps_wait_for_the_device_only_when_they_are_logged(
     tmp_path: Path,
     groups: dict[str, Any],
 ) -> None:
-    take(RECTANGLE)
+    take(PADDED)
     spy, seen, train, advance = Spy(), list[list[str]](), loop._train, Tracker.advance
 
-    def train_with_spy(*given: Any) -> None:
+    def train_with_spy(*inputs: Any) -> None:
         with spy:
-            train(*given)
+            train(*inputs)
 
     def advance_and_look(tracker: Tracker) -> None:
-        seen.append(list(spy.seen))
+        seen.append(list(spy.attention_mask))
         advance(tracker)
 
     monkeypatch.setattr(loop, "_train", train_with_spy)
@@ -422,7 +424,7 @@ def test_steps_wait_for_the_device_only_when_they_are_logged(
     assert seen[3]  # what the third step was logged with
 
 
-@pytest.mark.parametrize("way", [RECTANGLE, FLASH])
+@pytest.mark.parametrize("way", [PADDED, FLASH])
 def test_attention_dropout_drops(folder_of: Callable[[str], str], take: Callable[[str], None], way: str) -> None:
     take(way)
     encoder = load(folder_of("bert")).train()
@@ -475,15 +477,15 @@ def test_packed_rows_are_tried_once_where_the_weights_went(
     folder_of: Callable[[str], str], monkeypatch: pytest.MonkeyPatch, works: bool
 ) -> None:
     encoder = load(folder_of("llama")).eval()
-    wanted, tried = embed(encoder), []
+    expected, tried = embed(encoder), []
     # There is no other device here to go to: the encoder is told that its weights are on one.
     monkeypatch.setattr(Encoder, "device", torch.device("cuda"))
     monkeypatch.setattr(
         "angle.modeling.encoder.packing_is_exact",
         lambda backbone, training: tried.append((backbone, training)) or works,
     )
-    close(embed(encoder), wanted)
-    close(embed(encoder), wanted)
+    close(embed(encoder), expected)
+    close(embed(encoder), expected)
     assert tried == [(encoder.backbone, False)]
     assert encoder.is_packed == encoder.packable == works
     assert encoder.packing_failed != works
@@ -501,7 +503,7 @@ def rows(tmp_path: Path) -> Path:
 def test_packing_can_be_turned_off(folder_of: Callable[[str], str], tmp_path: Path, rows: Path, teacher: bool) -> None:
     """The same embeddings and gradients, and padding that is reported."""
     packed, padded = [], []
-    for setting, found in (("auto", packed), ("off", padded)):
+    for setting, actual in (("auto", packed), ("off", padded)):
         config = build_config(
             {
                 "model": {"name_or_path": folder_of("bert"), "max_length": 32},
@@ -521,7 +523,7 @@ def test_packing_can_be_turned_off(folder_of: Callable[[str], str], tmp_path: Pa
         for encoder in encoders:
             embeddings = embed(encoder.eval())
             embeddings.sin().sum().backward() if embeddings.requires_grad else None
-            found += [embeddings, *gradients(encoder)]
+            actual += [embeddings, *gradients(encoder)]
         folder = fit(config).folder
         lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
         shares = [line["padding_share"] for line in lines if "padding_share" in line]
@@ -551,5 +553,5 @@ def test_a_run_tries_packed_rows_in_its_own_precision_and_says_so(
     accelerator = start_accelerator(config.train.mixed_precision)
     built = setup.build(config, accelerator)
     assert tried == [(True, True, "cpu")]
-    said = banner(built.config, built.encoder, built.data, built.total_steps, accelerator)
-    assert "bf16, texts padded, for packed ones failed the comparison on this device" in said
+    message = banner(built.config, built.encoder, built.data, built.total_steps, accelerator)
+    assert "bf16, texts padded, for packed ones failed the comparison on this device" in message

@@ -22,7 +22,6 @@ from transformers import AlbertConfig, AlbertModel
 from angle.config import BillmConfig, LoraConfig, ModelConfig, PoolingConfig, TrainConfig
 from angle.config.build import build_config
 from angle.errors import ConfigError
-from angle.modeling import encoder as encoder_module
 from angle.modeling.compiling import compile_layers
 from angle.modeling.encoder import Encoder
 from angle.modeling.tiny import tiny_tokenizer
@@ -85,9 +84,9 @@ def results(encoder: Encoder, ids: Tensor, lengths: Any) -> list[Tensor]:
     return [embeddings.detach(), *(p.grad.clone() for p in encoder.parameters() if p.grad is not None)]
 
 
-def close(found: list[Tensor], wanted: list[Tensor]) -> None:
-    scale = max(tensor.abs().max().item() for tensor in wanted)
-    for one, other in zip(found, wanted, strict=True):
+def close(actual: list[Tensor], expected: list[Tensor]) -> None:
+    scale = max(tensor.abs().max().item() for tensor in expected)
+    for one, other in zip(actual, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-5 * scale)
 
 
@@ -102,18 +101,18 @@ def test_layers_are_compiled_once_for_batches_of_every_size(
     graphs = counters["stats"]["unique_graphs"]
     assert graphs > 0
     assert list(compiled.state_dict()) == names
-    found = []
+    actual = []
     for batch in batches(3):
         close(results(compiled, *batch), results(plain, *batch))
-        found.append(counters["stats"]["unique_graphs"])
+        actual.append(counters["stats"]["unique_graphs"])
     # A group of padded texts that has one text alone, as in the trial, is compiled apart; packed ones are one row.
-    assert found[1:] == found[:-1]
-    assert not packed or found[0] == graphs
+    assert actual[1:] == actual[:-1]
+    assert not packed or actual[0] == graphs
     with torch.no_grad():
         for batch in batches(3):
             close([compiled.eval()(*batch)], [plain.eval()(*batch)])
-            found.append(counters["stats"]["unique_graphs"])
-    assert found[-1] == found[-3] > found[0]
+            actual.append(counters["stats"]["unique_graphs"])
+    assert actual[-1] == actual[-3] > actual[0]
 
 
 def test_the_trial_leaves_nothing_behind(folder_of: Callable[[str], str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -158,13 +157,10 @@ def test_what_does_not_compile_loads_no_compiler() -> None:
 
 
 @pytest.mark.slow
-def test_dropout_within_graphs_is_thrown_again(
-    folder_of: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_dropout_within_graphs_is_thrown_again(folder_of: Callable[[str], str]) -> None:
     """As on a GPU: there dropout is torch's, part of the graph, and drawn by the compiler in a way of its own."""
-    monkeypatch.setattr(encoder_module, "install_dropout", lambda backbone: None)
     settings = {
-        "model": {"name_or_path": folder_of("bert"), "attn_implementation": "sdpa"},
+        "model": {"name_or_path": folder_of("bert"), "attn_implementation": "sdpa", "kernels": []},
         "data": {"train": {"name_or_path": "sample"}},
         "train": {"compile": True, "batch_size": 8},
     }
@@ -177,15 +173,15 @@ def test_dropout_within_graphs_is_thrown_again(
     assert len(parts) > 2
     torch.manual_seed(5)
     loss = GradientCache(student, made.objective, None, accelerator, 60).forward_backward(batch)
-    found, dice = {name: p.grad.clone() for name, p in student.named_parameters() if p.grad is not None}, torch.rand(1)
+    actual, dice = {name: p.grad.clone() for name, p in student.named_parameters() if p.grad is not None}, torch.rand(1)
     student.zero_grad()
     torch.manual_seed(5)
     embeddings = torch.cat([student(*batch.micro_batch(part, accelerator.device))[0] for part in parts])
-    wanted = made.objective(embeddings, batch.structure)
+    expected = made.objective(embeddings, batch.structure)
     assert torch.equal(torch.rand(1), dice)
-    wanted.total.backward()
-    torch.testing.assert_close(loss.total, wanted.total.detach(), rtol=1e-6, atol=0)
-    close(list(found.values()), [p.grad for p in student.parameters() if p.grad is not None])
+    expected.total.backward()
+    torch.testing.assert_close(loss.total, expected.total.detach(), rtol=1e-6, atol=0)
+    close(list(actual.values()), [p.grad for p in student.parameters() if p.grad is not None])
     assert counters["stats"]["unique_graphs"] > graphs > 0
     torch.manual_seed(6)
     assert GradientCache(student, made.objective, None, accelerator, 60).forward_backward(batch).total != loss.total
@@ -226,12 +222,12 @@ def test_a_run_goes_on_compiled_and_leaves_an_ordinary_model(
     log = (tmp_path / "broken" / "train.log").read_text()
     assert "texts packed, compiled" in log
     assert "at step 2 from" in log
-    plain, found = (tmp_path / name / "final" for name in ("plain", "broken"))
-    assert sorted(path.name for path in found.iterdir()) == sorted(path.name for path in plain.iterdir())
-    wanted, weights = (load_file(folder / "model.safetensors") for folder in (plain, found))
-    assert weights.keys() == wanted.keys()
-    for name, weight in wanted.items():
+    plain, actual = (tmp_path / name / "final" for name in ("plain", "broken"))
+    assert sorted(path.name for path in actual.iterdir()) == sorted(path.name for path in plain.iterdir())
+    expected, weights = (load_file(folder / "model.safetensors") for folder in (plain, actual))
+    assert weights.keys() == expected.keys()
+    for name, weight in expected.items():
         if not name.endswith("key.bias"):  # softmax ignores it: its gradient is rounding, which Adam scales up
             torch.testing.assert_close(weights[name], weight, rtol=0, atol=1e-5)
-    embeddings = (Encoder.load(str(folder)).encode(["a b", "the c d"]) for folder in (found, plain))
+    embeddings = (Encoder.load(str(folder)).encode(["a b", "the c d"]) for folder in (actual, plain))
     torch.testing.assert_close(*embeddings, rtol=0, atol=1e-4)

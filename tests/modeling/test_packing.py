@@ -14,6 +14,7 @@ from packed_models import TEXTS, cases, check_adapters, check_against_padded, ch
 from torch import Tensor
 from transformers import AutoConfig, AutoModel
 
+from angle.kernels.attention import packed
 from angle.modeling import packing
 from angle.modeling.encoder import Encoder
 from angle.modeling.tiny import tiny_tokenizer
@@ -38,22 +39,22 @@ def test_texts_of_a_row_do_not_see_each_other(folder_of: Callable[[str], str], n
 def test_what_cannot_be_packed_is_padded(folder_of: Callable[[str], str], name: str) -> None:
     encoder = load(folder_of(name)).eval()
     assert not encoder.packable
-    assert encoder.backbone.config._attn_implementation != packing.IMPLEMENTATION
+    assert not encoder.backbone.config._attn_implementation.startswith(packed.PACKED)
     close(embed(encoder), embed(load(folder_of(name), packed=False).eval()))
 
 
 def test_a_model_that_ignores_the_runs_is_padded(
     folder_of: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    attend = packing.attend
+    attend = packed.attend
 
     def forgetful(
-        _: Any, query: Tensor, *args: Any, packed_texts: packing.PackedTexts | None = None, **kwargs: Any
+        _: Any, query: Tensor, *args: Any, packed_texts: packed.PackedTexts | None = None, **kwargs: Any
     ) -> Any:
-        everything = packed_texts and packing.PackedTexts(np.array([query.shape[2]]), query.device)
+        everything = packed_texts and packed.PackedTexts(np.array([query.shape[2]]), query.device)
         return attend(_, query, *args, packed_texts=everything, **kwargs)
 
-    monkeypatch.setattr(packing, "attend", forgetful)
+    monkeypatch.setattr(packed, "attend", forgetful)
     assert not load(folder_of("bert")).packable
     assert not load(folder_of("llama")).packable
 
@@ -70,7 +71,7 @@ def test_packing_goes_through_adapters(folder_of: Callable[[str], str], name: st
 
 @pytest.mark.parametrize("name", ["bert", "llama"])
 def test_bfloat16_weights(folder_of: Callable[[str], str], name: str) -> None:
-    packed, padded = (load(folder_of(name), packed=kind, dtype="bfloat16").eval() for kind in (True, False))
+    packed, padded = (load(folder_of(name), packed=is_packed, dtype="bfloat16").eval() for is_packed in (True, False))
     assert packed.packable
     with torch.no_grad():
         cosine = torch.nn.functional.cosine_similarity(embed(packed), embed(padded))
@@ -80,12 +81,12 @@ def test_bfloat16_weights(folder_of: Callable[[str], str], name: str) -> None:
 @pytest.mark.parametrize("name", MODELS)
 def test_autocast(folder_of: Callable[[str], str], name: str) -> None:
     encoder = load(folder_of(name)).eval()
-    wanted = embed(encoder)
+    expected = embed(encoder)
     with torch.autocast("cpu", torch.bfloat16):
-        found = embed(encoder)
-    assert found.dtype == torch.float32
-    assert torch.nn.functional.cosine_similarity(found, wanted).min() > 0.99
-    found.sum().backward()
+        actual = embed(encoder)
+    assert actual.dtype == torch.float32
+    assert torch.nn.functional.cosine_similarity(actual, expected).min() > 0.99
+    actual.sum().backward()
 
 
 def test_attention_dropout_drops(folder_of: Callable[[str], str]) -> None:
@@ -101,7 +102,7 @@ def test_attention_dropout_drops(folder_of: Callable[[str], str]) -> None:
 def test_the_saved_configuration_names_no_attention_of_ours(folder_of: Callable[[str], str], tmp_path: Path) -> None:
     encoder = load(folder_of("bert")).eval()
     encoder.save(tmp_path / "saved")
-    assert packing.IMPLEMENTATION not in (tmp_path / "saved" / "config.json").read_text()
+    assert packed.PACKED not in (tmp_path / "saved" / "config.json").read_text()
     stock = AutoModel.from_pretrained(tmp_path / "saved")
     assert stock.config._attn_implementation == "sdpa"
 

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from angle.kernels.attention.blocks import Runs, attend_in_blocks
+from angle.kernels.attention.blocks import RunLengths, attend_in_blocks
 from angle.kernels.attention.spec import AttentionSpec
 from angle.kernels.attention.varlen import PackedTexts, attend_texts
+from angle.kernels.operators import missing_operator
 
-#: Name of the attention function in transformers' registry.
-IMPLEMENTATION = "angle_packed"
-#: What some attention functions take beyond queries, keys and values: capped scores, biases, sinks.
-NEEDED_BY_OTHERS = ("softcap", "position_bias", "s_aux")
-#: Where attention is called once per run. Elsewhere, many small calls cost more than some padding in attention.
-RUN_BY_RUN = ("cpu",)
+#: Names of the attention functions in transformers' registry; the second one attends in blocks where there is dropout.
+PACKED, PACKED_IN_BLOCKS = "angle_packed", "angle_packed_in_blocks"
+#: Arguments of some attention functions that this one does not implement: capped scores, biases, sinks.
+UNSUPPORTED_ARGUMENTS = ("softcap", "position_bias", "s_aux")
+#: Where attention is called once per run of texts of equal length. Elsewhere, many small calls cost more than some
+#: padding in attention.
+ATTENDS_BY_RUN = ("cpu",)
 
 
 class NotPackableError(Exception):
@@ -35,6 +38,8 @@ def attend(
     is_causal: bool | None = None,
     sliding_window: int | None = None,
     packed_texts: PackedTexts | None = None,
+    *,
+    in_blocks: bool = False,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Attend within each text of a packed row if `packed_texts` is given; else as transformers' sdpa does.
@@ -46,10 +51,11 @@ def attend(
         value: (1, G, T, d).
         attention_mask: the mask of padded rows.
         scaling: factor applied to the scores; None for 1 / sqrt(d).
-        dropout: share of attention weights set to 0.
+        dropout: probability with which an attention weight is set to 0.
         is_causal: whether a token attends only to itself and to those before it.
         sliding_window: tokens at this distance or more are masked.
         packed_texts: where the texts of a packed row lie.
+        in_blocks: whether to use the kernel `blocks` on CPUs where there is dropout.
         kwargs: what else transformers passes on.
 
     Returns:
@@ -58,7 +64,7 @@ def attend(
     """
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-    if any(kwargs.get(name) is not None for name in NEEDED_BY_OTHERS):
+    if any(kwargs.get(name) is not None for name in UNSUPPORTED_ARGUMENTS):
         raise NotPackableError
     if packed_texts is None:
         padded: tuple[Tensor, None] = sdpa_attention_forward(
@@ -66,19 +72,48 @@ def attend(
         )
         return padded
     causal = bool(getattr(module, "is_causal", True) if is_causal is None else is_causal)
-    how = AttentionSpec(causal, sliding_window, scaling, dropout).within(packed_texts.max_seqlen)
-    if query.device.type not in RUN_BY_RUN:
-        return attend_texts(query, key, value, packed_texts, how), None
-    attend_runs = attend_in_blocks if 0 < dropout < 1 else attend_run_by_run
-    return attend_runs(query, key, value, packed_texts.runs, how), None
+    spec = AttentionSpec(causal, sliding_window, scaling, dropout).within(packed_texts.max_seqlen)
+    if query.device.type not in ATTENDS_BY_RUN:
+        return attend_texts(query, key, value, packed_texts, spec), None
+    attend_runs = attend_in_blocks if in_blocks and 0 < dropout < 1 else attend_by_run
+    return attend_runs(query, key, value, packed_texts.runs, spec), None
 
 
-def attend_run_by_run(query: Tensor, key: Tensor, value: Tensor, runs: Runs, how: AttentionSpec) -> Tensor:
+def _attend_in_blocks(*args: Any, **kwargs: Any) -> tuple[Tensor, None]:
+    """Do what `attend` does, in blocks."""
+    return attend(*args, in_blocks=True, **kwargs)
+
+
+def set_packed_attention(model: Any) -> None:
+    """Let a model of transformers attend by `attend`."""
+    _set_attention(model, PACKED, attend)
+
+
+def install_blocks(model: Any) -> str | None:
+    """Let packed rows attend in blocks where there is dropout; return why not if the model runs no packed rows."""
+    if model.config._attn_implementation not in (PACKED, PACKED_IN_BLOCKS):
+        return "no packed rows"
+    if (reason := missing_operator("aten._softmax_backward_data")) is not None:
+        return reason
+    _set_attention(model, PACKED_IN_BLOCKS, _attend_in_blocks)
+    return None
+
+
+def _set_attention(model: Any, name: str, function: Callable[..., tuple[Tensor, None]]) -> None:
+    """Register an attention function, which is called between compiled graphs, and let a model use it."""
+    from transformers import AttentionInterface, AttentionMaskInterface
+
+    AttentionInterface.register(name, torch.compiler.disable(function))  # type: ignore[no-untyped-call]
+    AttentionMaskInterface.register(name, packed_mask)
+    model.set_attn_implementation(name)
+
+
+def attend_by_run(query: Tensor, key: Tensor, value: Tensor, runs: RunLengths, spec: AttentionSpec) -> Tensor:
     """Return (1, T, H, d) as `attend_in_blocks` does, by one call of torch's attention per run."""
-    kind = computed = value.dtype  # under autocast, rotated queries and keys are float32 beside bfloat16 values
-    if value.device.type == "cpu" and kind != torch.float64:
-        computed = torch.float32  # the CPU's kernels for short texts are twice as fast in it
-    query, key, value = query.to(computed), key.to(computed), value.to(computed)
+    dtype = compute_dtype = value.dtype  # under autocast, rotated queries and keys are float32 beside bfloat16 values
+    if value.device.type == "cpu" and dtype != torch.float64:
+        compute_dtype = torch.float32  # the CPU's kernels for short texts are twice as fast in it
+    query, key, value = query.to(compute_dtype), key.to(compute_dtype), value.to(compute_dtype)
     sizes = [count * length for count, length in runs]
     # One split per tensor: the backward pass of a slice would fill a full-length tensor with zeros for every run.
     parts = zip(*(torch.split(tensor[0].transpose(0, 1), sizes) for tensor in (query, key, value)), strict=True)
@@ -86,19 +121,19 @@ def attend_run_by_run(query: Tensor, key: Tensor, value: Tensor, runs: Runs, how
     with torch.autocast(query.device.type, enabled=False):
         for (count, length), run in zip(runs, parts, strict=True):
             q, k, v = (part.view(count, length, *part.shape[1:]).transpose(1, 2) for part in run)
-            mask = None if how.within(length).window is None else how.seen(length, q.device)
+            mask = None if spec.within(length).window is None else spec.attention_mask(length, q.device)
             out = scaled_dot_product_attention(
                 q,
                 k,
                 v,
                 attn_mask=mask,
-                dropout_p=how.dropout,
-                is_causal=how.causal and mask is None,
-                scale=how.scaling,
+                dropout_p=spec.dropout,
+                is_causal=spec.causal and mask is None,
+                scale=spec.scaling,
                 enable_gqa=q.shape[1] != k.shape[1],
             )
             attended.append(out.transpose(1, 2).flatten(0, 1))
-    return torch.cat(attended)[None].to(kind)
+    return torch.cat(attended)[None].to(dtype)
 
 
 def packed_mask(*args: Any, attention_mask: Tensor | None = None, **kwargs: Any) -> Tensor | None:

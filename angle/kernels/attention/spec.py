@@ -19,13 +19,13 @@ class AttentionSpec:
     scaling: float | None = None
     """Factor applied to the scores; None for 1 / sqrt(d)."""
     dropout: float = 0.0
-    """Share of attention weights set to 0; the others are scaled so that the mean is preserved."""
+    """Probability with which an attention weight is set to 0; the others are scaled so that the mean is preserved."""
 
     def within(self, longest: int) -> AttentionSpec:
         """Return the same rule for texts of at most `longest` tokens: a window of that length masks nothing."""
         return self if self.window is None or self.window < longest else replace(self, window=None)
 
-    def seen(self, length: int, device: torch.device | None = None) -> Tensor:
+    def attention_mask(self, length: int, device: torch.device | None = None) -> Tensor:
         """Return (L, L): whether the token of the row attends to that of the column."""
         place = torch.arange(length, device=device)
         distance = place[:, None] - place
@@ -33,7 +33,7 @@ class AttentionSpec:
         return near & (distance >= 0) if self.causal else near
 
     @property
-    def sides(self) -> tuple[int, int]:
+    def window_size(self) -> tuple[int, int]:
         """How many tokens before and after it a token attends to, -1 for all: flash attention's window_size."""
         side = -1 if self.window is None else self.window - 1
         return side, 0 if self.causal else side

@@ -17,19 +17,20 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
-from angle.kernels.attention.blocks import Runs, runs_of
+from angle.kernels.attention.blocks import RunLengths, run_length_encode
 from angle.kernels.attention.spec import AttentionSpec
+from angle.kernels.operators import missing_operator
 from angle.structures import Lengths, to_device
 
 #: torch's kernel, that of the package flash-attn, and no such kernel.
-VARLEN, FLASH, RECTANGLE = "varlen_attn", "flash_attn", "rectangle"
+VARLEN, FLASH, PADDED = "varlen_attn", "flash_attn", "rectangle"
 
 #: What both kernels need: one of these dtypes, and a GPU of at least this compute capability.
-HALF_TYPES, AMPERE = (torch.float16, torch.bfloat16), (8, 0)
+HALF_DTYPES, AMPERE = (torch.float16, torch.bfloat16), (8, 0)
 
 
 #: All backends but cuDNN's, which builds a plan for every new shape, and each batch has a new one.
-WITHOUT_PLANS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+SDPA_BACKENDS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
 class PackedTexts:
@@ -46,9 +47,9 @@ class PackedTexts:
         self._masks: dict[tuple[bool, int | None], Tensor | None] = {}
 
     @cached_property
-    def runs(self) -> Runs:
+    def runs(self) -> RunLengths:
         """Number and length of the texts in each run of texts of equal length."""
-        return runs_of(self._lengths)
+        return run_length_encode(self._lengths)
 
     @cached_property
     def cu_seqlens(self) -> Tensor:
@@ -56,77 +57,78 @@ class PackedTexts:
         return to_device(np.concatenate([[0], self._lengths.cumsum()]).astype(np.int32), self._device)
 
     @cached_property
-    def places(self) -> Tensor:
+    def padded_indices(self) -> Tensor:
         """(T,): each token's place in the rectangle (N, L), whose rows begin with their texts."""
         starts = self._lengths.cumsum() - self._lengths
         row = np.arange(self.count) * self.max_seqlen
         return to_device(np.arange(self._lengths.sum()) + np.repeat(row - starts, self._lengths), self._device)
 
-    def mask(self, how: AttentionSpec) -> Tensor | None:
+    def mask(self, spec: AttentionSpec) -> Tensor | None:
         """Return the attention mask of the rectangle: (N, 1, L, L), or what broadcasts to it.
 
         None to attend to everything or, if causal, to all that comes before: padding comes last, so no token would
         attend to it.
         """
-        key = how.causal, how.window
+        key = spec.causal, spec.window
         if key not in self._masks:
-            self._masks[key] = self._mask(how)
+            self._masks[key] = self._mask(spec)
         return self._masks[key]
 
-    def _mask(self, how: AttentionSpec) -> Tensor | None:
-        if how.window is None and (how.causal or self._lengths.min() == self.max_seqlen):
+    def _mask(self, spec: AttentionSpec) -> Tensor | None:
+        if spec.window is None and (spec.causal or self._lengths.min() == self.max_seqlen):
             return None
         real = to_device(np.arange(self.max_seqlen) < self._lengths[:, None], self._device)
-        if how.window is None:
+        if spec.window is None:
             return real[:, None, None]
-        seen = how.seen(self.max_seqlen, self._device)
-        if how.causal:
-            return seen[None, None]
+        visible = spec.attention_mask(self.max_seqlen, self._device)
+        if spec.causal:
+            return visible[None, None]
         # Padding attends to the padding near it: a softmax over nothing would be NaN.
-        return (seen & (real[:, None] == real[:, :, None]))[:, None]
+        return (visible & (real[:, None] == real[:, :, None]))[:, None]
 
 
-def choose(
-    device: str, kind: torch.dtype, dropout: float, width: int, capability: tuple[int, int], installed: frozenset[str]
+def choose_backend(
+    device: str, dtype: torch.dtype, dropout: float, width: int, capability: tuple[int, int], available: frozenset[str]
 ) -> str:
     """Return which way to compute attention: VARLEN, FLASH or RECTANGLE.
 
     Args:
         device: type of the device.
-        kind: type of queries, keys and values.
-        dropout: share of attention weights set to 0; flash-attn has a public function with it, torch only an operator.
+        dtype: type of queries, keys and values.
+        dropout: probability of setting a weight to 0; flash-attn has a public function for it, torch an operator.
         width: dimensions of a head.
         capability: the GPU's compute capability.
-        installed: which kernels are installed.
+        available: which kernels are installed.
 
     """
-    if device != "cuda" or kind not in HALF_TYPES or capability < AMPERE or width % 8 or width > 256:
-        return RECTANGLE
+    if device != "cuda" or dtype not in HALF_DTYPES or capability < AMPERE or width % 8 or width > 256:
+        return PADDED
     if width > 192 and (width <= 224 or dropout):  # consumer GPUs have too little shared memory for the backward pass
-        return RECTANGLE
-    if FLASH in installed and (dropout or VARLEN not in installed):
+        return PADDED
+    if FLASH in available and (dropout or VARLEN not in available):
         return FLASH
-    return VARLEN if VARLEN in installed else RECTANGLE
+    return VARLEN if VARLEN in available else PADDED
 
 
 @cache
-def installed_kernels() -> frozenset[str]:
+def available_backends() -> frozenset[str]:
     """Return which of the kernels VARLEN and FLASH are installed."""
-    found = {VARLEN} if torch.backends.cuda.is_flash_attention_available() else set()
+    has_operator = missing_operator("aten._flash_attention_forward") is None
+    backends = {VARLEN} if has_operator and torch.backends.cuda.is_flash_attention_available() else set()
     try:
         from flash_attn import flash_attn_varlen_func  # noqa: F401
     except ImportError:  # none, or one that was built for another torch
-        return frozenset(found)
-    return frozenset(found | {FLASH})
+        return frozenset(backends)
+    return frozenset(backends | {FLASH})
 
 
 @cache
-def capability_of(device: torch.device) -> tuple[int, int]:
+def compute_capability(device: torch.device) -> tuple[int, int]:
     """Return the compute capability of a device, (0, 0) if it has none."""
     return torch.cuda.get_device_capability(device) if device.type == "cuda" else (0, 0)
 
 
-def attend_texts(query: Tensor, key: Tensor, value: Tensor, texts: PackedTexts, how: AttentionSpec) -> Tensor:
+def attend_texts(query: Tensor, key: Tensor, value: Tensor, texts: PackedTexts, spec: AttentionSpec) -> Tensor:
     """Attend within each text of a packed row, and return (1, T, H, d).
 
     Args:
@@ -134,21 +136,23 @@ def attend_texts(query: Tensor, key: Tensor, value: Tensor, texts: PackedTexts, 
         key: (1, G, T, d), where H is a multiple of G.
         value: (1, G, T, d).
         texts: where the texts lie.
-        how: which tokens attend to which, with a window shorter than the longest text or none.
+        spec: which tokens attend to which, with a window shorter than the longest text or none.
 
     """
     # Under autocast, rotated queries and keys are float32 beside bfloat16 values, and quantised layers return float32.
-    kind, device = value.dtype, value.device.type
-    if kind == torch.float32 and torch.is_autocast_enabled(device):
-        kind = torch.get_autocast_dtype(device)
-    q, k, v = (tensor[0].transpose(0, 1).to(kind) for tensor in (query, key, value))
-    chosen = choose(q.device.type, kind, how.dropout, q.shape[-1], capability_of(q.device), installed_kernels())
-    if chosen == RECTANGLE:
-        return _attend_in_rectangle(q, k, v, texts, how)[None]
-    return call_kernel(chosen, q, k, v, texts, how)[None]
+    dtype, device = value.dtype, value.device.type
+    if dtype == torch.float32 and torch.is_autocast_enabled(device):
+        dtype = torch.get_autocast_dtype(device)
+    q, k, v = (tensor[0].transpose(0, 1).to(dtype) for tensor in (query, key, value))
+    backend = choose_backend(
+        q.device.type, dtype, spec.dropout, q.shape[-1], compute_capability(q.device), available_backends()
+    )
+    if backend == PADDED:
+        return _attend_padded(q, k, v, texts, spec)[None]
+    return call_backend(backend, q, k, v, texts, spec)[None]
 
 
-def call_kernel(name: str, q: Tensor, k: Tensor, v: Tensor, texts: PackedTexts, how: AttentionSpec) -> Tensor:
+def call_backend(name: str, q: Tensor, k: Tensor, v: Tensor, texts: PackedTexts, spec: AttentionSpec) -> Tensor:
     """Return (T, H, d), computed by the kernel VARLEN or FLASH.
 
     Args:
@@ -157,7 +161,7 @@ def call_kernel(name: str, q: Tensor, k: Tensor, v: Tensor, texts: PackedTexts, 
         k: (T, G, d).
         v: (T, G, d).
         texts: where they lie.
-        how: which tokens attend to which, and the dropout.
+        spec: which tokens attend to which, and the dropout.
 
     """
     where = (texts.cu_seqlens, texts.cu_seqlens, texts.max_seqlen, texts.max_seqlen)
@@ -169,14 +173,14 @@ def call_kernel(name: str, q: Tensor, k: Tensor, v: Tensor, texts: PackedTexts, 
             k,
             v,
             *where,
-            dropout_p=how.dropout,
-            softmax_scale=how.scaling,
-            causal=how.causal,
-            window_size=how.sides,
+            dropout_p=spec.dropout,
+            softmax_scale=spec.scaling,
+            causal=spec.causal,
+            window_size=spec.window_size,
         )
         return by_package
-    if how.dropout:
-        return flash_with_dropout(q, *_for_each_head(q, k, v), texts, how)
+    if spec.dropout:
+        return flash_with_dropout(q, *_repeat_kv(q, k, v), texts, spec)
     from torch.nn.attention.varlen import varlen_attn  # imported where it is used: it registers operators
 
     options: dict[str, Any] = {}
@@ -184,15 +188,15 @@ def call_kernel(name: str, q: Tensor, k: Tensor, v: Tensor, texts: PackedTexts, 
         if "enable_gqa" in inspect.signature(varlen_attn).parameters:
             options["enable_gqa"] = True
         else:  # torch 2.11
-            k, v = _for_each_head(q, k, v)
-    by_torch = varlen_attn(q, k, v, *where, scale=how.scaling, window_size=how.sides, **options)
+            k, v = _repeat_kv(q, k, v)
+    by_torch = varlen_attn(q, k, v, *where, scale=spec.scaling, window_size=spec.window_size, **options)
     assert isinstance(by_torch, Tensor)  # further outputs are not asked for
     return by_torch
 
 
-def flash_with_dropout(q: Tensor, k: Tensor, v: Tensor, texts: PackedTexts, how: AttentionSpec) -> Tensor:
+def flash_with_dropout(q: Tensor, k: Tensor, v: Tensor, texts: PackedTexts, spec: AttentionSpec) -> Tensor:
     """Return (T, H, d) for q, k and v (T, H, d) by the operator below `varlen_attn`, which fixes its dropout at 0."""
-    before, after = how.sides
+    before, after = spec.window_size
     out: Tensor = torch.ops.aten._flash_attention_forward(
         q,
         k,
@@ -201,44 +205,46 @@ def flash_with_dropout(q: Tensor, k: Tensor, v: Tensor, texts: PackedTexts, how:
         texts.cu_seqlens,
         texts.max_seqlen,
         texts.max_seqlen,
-        how.dropout,
-        how.causal and how.window is None,
+        spec.dropout,
+        spec.causal and spec.window is None,
         False,
-        scale=how.scaling,
+        scale=spec.scaling,
         window_size_left=before,
         window_size_right=after,
     )[0]
     return out
 
 
-def _attend_in_rectangle(q: Tensor, k: Tensor, v: Tensor, texts: PackedTexts, how: AttentionSpec) -> Tensor:
+def _attend_padded(q: Tensor, k: Tensor, v: Tensor, texts: PackedTexts, spec: AttentionSpec) -> Tensor:
     """Return (T, H, d) for q (T, H, d), k and v (T, G, d), computed with padding."""
-    k, v = _for_each_head(q, k, v)  # with fewer key heads, and a mask or in float32, CUDA has only the slowest path
-    mask = texts.mask(how)
-    with sdpa_kernel(WITHOUT_PLANS):
+    k, v = _repeat_kv(q, k, v)  # with fewer key heads, and a mask or in float32, CUDA has only the slowest path
+    mask = texts.mask(spec)
+    with sdpa_kernel(SDPA_BACKENDS):
         out = scaled_dot_product_attention(
-            _spread(q, texts),
-            _spread(k, texts),
-            _spread(v, texts),
+            _pad(q, texts),
+            _pad(k, texts),
+            _pad(v, texts),
             attn_mask=mask,
-            dropout_p=how.dropout,
-            is_causal=how.causal and mask is None,
-            scale=how.scaling,
+            dropout_p=spec.dropout,
+            is_causal=spec.causal and mask is None,
+            scale=spec.scaling,
         )
-    return out.transpose(1, 2).flatten(0, 1).index_select(0, texts.places).to(v.dtype)
+    return out.transpose(1, 2).flatten(0, 1).index_select(0, texts.padded_indices).to(v.dtype)
 
 
-def _spread(tensor: Tensor, texts: PackedTexts) -> Tensor:
+def _pad(tensor: Tensor, texts: PackedTexts) -> Tensor:
     """Return (T, H, d) as (N, H, L, d), with zeros after each text.
 
     Scattered, not gathered by an index that repeats some token for the padding: the backward pass of such a gather
     would sum over all the repeats.
     """
-    rectangle = tensor.new_zeros(texts.count * texts.max_seqlen, *tensor.shape[1:]).index_copy_(0, texts.places, tensor)
+    rectangle = tensor.new_zeros(texts.count * texts.max_seqlen, *tensor.shape[1:]).index_copy_(
+        0, texts.padded_indices, tensor
+    )
     return rectangle.view(texts.count, texts.max_seqlen, *tensor.shape[1:]).transpose(1, 2)
 
 
-def _for_each_head(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+def _repeat_kv(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     """Return k and v (T, H, d) with as many heads as q (T, H, d)."""
     times = q.shape[1] // k.shape[1]
     return (k, v) if times == 1 else (k.repeat_interleave(times, dim=1), v.repeat_interleave(times, dim=1))

@@ -1,0 +1,92 @@
+"""Which kernels a model gets: those that were asked for, or else all but those that are no faster on this machine.
+
+Chance must not choose, for another kernel rounds differently: a measurement is made once and kept in the cache, and a
+run keeps its choice, as `model.kernels` in its `config.yaml`, and in words in its `run.json`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from angle.cache import cache_folder, load_array, save_array
+from angle.kernels.linear import LinearShapes
+from angle.kernels.registry import KERNELS, NOT_REQUESTED, Kernel
+
+#: How much faster than torch a kernel must be to replace it. Two measurements of the same differ by 1 or 2 %, and 3 %
+#: of a step's matrix products are about 2 % of the step: with less to gain than that, torch's own operation stays.
+MARGIN = 1.03
+
+#: Decides on the kernels of a model: given the model and `model.kernels`, returns those to skip, each with the reason.
+ChooseKernels = Callable[[nn.Module, Sequence[str] | None], Mapping[str, str]]
+
+
+def choose_kernels(model: nn.Module, requested: Sequence[str] | None) -> dict[str, str]:
+    """Return the kernels to skip, each with the reason.
+
+    Args:
+        model: the model, before any kernel is installed.
+        requested: names of the kernels to install wherever they apply; None for all but those with no gain here.
+
+    """
+    if requested is not None:
+        return {kernel.name: NOT_REQUESTED for kernel in KERNELS if kernel.name not in requested}
+    skipped = {}
+    for kernel in KERNELS:
+        gain = measured_gain(kernel, model)
+        if gain is not None and gain < MARGIN:
+            skipped[kernel.name] = f"{'slower' if gain < 1 else 'no faster'} here: {gain:.2f}"
+    return skipped
+
+
+def choose_together(model: nn.Module, requested: Sequence[str] | None) -> dict[str, str]:
+    """Return what `choose_kernels` returns on the main process. Every process must call this.
+
+    Measurements differ between processes, and so would their results if each decided for itself.
+    """
+    from accelerate import PartialState
+    from accelerate.utils import broadcast_object_list
+
+    skipped = choose_kernels(model, requested) if PartialState().is_main_process else {}
+    result: dict[str, str] = broadcast_object_list([skipped])[0]
+    return result
+
+
+def measured_gain(kernel: Kernel, model: nn.Module) -> float | None:
+    """Return torch's time over a kernel's on this machine, from the cache if it was measured before.
+
+    None if the kernel pays everywhere, or does not apply to the model.
+    """
+    if kernel.benchmark is None:
+        return None
+    shapes = kernel.benchmark.shapes(model)
+    if not shapes:
+        return None
+    path = _cache_path(kernel.name, shapes)
+    cached = load_array(path)
+    if cached is not None and cached.shape == (1,):
+        return float(cached[0])
+    gain = kernel.benchmark.gain(shapes)
+    save_array(path, np.array([gain]))
+    return gain
+
+
+def _cache_path(name: str, shapes: LinearShapes) -> Path:
+    """Return the cache file for everything that a measurement depends on."""
+    machine = (_processor(), os.cpu_count(), torch.get_num_threads(), torch.__version__, torch.__config__.show())
+    digest = hashlib.sha256(repr((name, machine, shapes)).encode()).hexdigest()[:32]
+    return cache_folder("kernels") / f"{name}-{digest}.npy"
+
+
+def _processor() -> str:
+    """Return the name of the processor."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []
+    return next((line for line in lines if line.startswith("model name")), platform.processor())

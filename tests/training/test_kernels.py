@@ -1,0 +1,131 @@
+"""The kernels of a run: decided once, by one process, written down, and taken again when it is resumed."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate import PartialState
+from conftest import free_port
+from torch import distributed as dist
+from torch import nn
+from torch.multiprocessing.spawn import spawn
+
+from angle.config import TrainConfig
+from angle.config.build import build_config
+from angle.config.model import KERNEL_NAMES
+from angle.kernels.linear import CpuLinear
+from angle.kernels.registry import INSTALLED
+from angle.modeling import kernel_choice
+from angle.modeling.kernel_choice import choose_together
+from angle.tracking.tracker import Tracker
+from angle.training import setup
+from angle.training.loop import fit
+from angle.training.run_folder import RunFolder
+
+NONE_BUT_LINEAR = [name for name in KERNEL_NAMES if name != "linear"]
+
+
+class StoppedError(Exception):
+    """Stands for whatever ends a run."""
+
+
+def settings(folder: Path, teacher: str | None = None, **train: Any) -> TrainConfig:
+    return build_config(
+        {
+            "model": {"name_or_path": "tiny", "max_length": 16},
+            "data": {"train": {"name_or_path": "sample"}},
+            "teacher": {} if teacher is None else {"enabled": True, "name_or_path": teacher},
+            "train": {"max_steps": 3, "save_steps": 1, "batch_size": 4, "output_dir": str(folder)} | train,
+        },
+        TrainConfig,
+    )
+
+
+def decide(monkeypatch: pytest.MonkeyPatch, gain: float) -> None:
+    """Let every measurement come out the same."""
+    monkeypatch.setattr(
+        kernel_choice, "measured_gain", lambda kernel, model: gain if kernel.benchmark is not None else None
+    )
+
+
+def losses(folder: Path) -> list[float]:
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [line["loss"] for line in lines if "loss" in line]
+
+
+def test_a_resumed_run_takes_the_kernels_it_was_started_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Although the machine, measured again, would choose others."""
+    decide(monkeypatch, 0.9)
+    straight = fit(settings(tmp_path / "straight", logging_steps=1)).folder
+    steps: list[int] = []
+
+    def stop(_: Tracker) -> None:
+        steps.append(len(steps))
+        if len(steps) == 2:
+            raise StoppedError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Tracker, "advance", stop)
+        with pytest.raises(StoppedError):
+            fit(settings(tmp_path / "resumed", logging_steps=1))
+    decide(monkeypatch, 1.5)
+    resumed = fit(settings(tmp_path / "resumed", logging_steps=1)).folder
+    for folder in (straight, resumed):
+        record = json.loads((folder / "run.json").read_text())
+        assert record["kernels"]["linear"] == "slower here: 0.90"
+        assert record["kernels"]["dropout"] == INSTALLED
+        assert RunFolder(folder).resolved().model.kernels == NONE_BUT_LINEAR
+        assert RunFolder(folder).requested().model.kernels is None
+        assert "kernels packing, blocks, dropout" in (folder / "train.log").read_text()
+    assert "linear slower here: 0.90" in (straight / "train.log").read_text()
+    assert losses(resumed) == losses(straight)
+    weights = [(folder / "final" / "model.safetensors").read_bytes() for folder in (straight, resumed)]
+    assert weights[0] == weights[1]
+
+
+@pytest.mark.parametrize("gain", [0.9, 1.5])
+def test_a_teacher_takes_the_kernels_of_the_run(
+    folder_of: Callable[[str], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gain: float
+) -> None:
+    decide(monkeypatch, gain)
+    config = settings(tmp_path, teacher="self")
+    built = setup.build(config, setup.start_accelerator(config))
+    assert built.teacher is not None
+    assert built.teacher.encoder is not None
+    assert built.teacher.encoder is not built.encoder
+    for encoder in (built.encoder, built.teacher.encoder):
+        assert any(isinstance(module, CpuLinear) for module in encoder.modules()) == (gain > 1)
+
+
+def test_packing_that_is_off_is_a_kernel_that_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    decide(monkeypatch, 1.5)
+    config = settings(tmp_path, packing="off")
+    built = setup.build(config, setup.start_accelerator(config))
+    status = built.encoder.kernel_status()
+    assert (status["packing"], status["blocks"]) == ("train.packing=off", "no packed rows")
+    assert built.config.model.kernels == [name for name in KERNEL_NAMES if name != "packing"]
+
+
+@pytest.mark.slow
+def test_the_main_process_decides_for_all(tmp_path: Path) -> None:
+    spawn(choose_as, (tmp_path, free_port()), nprocs=2)
+    choices = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1)]
+    assert choices == [{"linear": "slower here: 0.50"}] * 2
+
+
+def choose_as(rank: int, folder: Path, port: int) -> None:
+    """Choose as one of two processes, each of which measures something else."""
+    env = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    os.environ |= {name: str(value) for name, value in env.items()} | {"CUDA_VISIBLE_DEVICES": ""}
+    torch.set_num_threads(1)
+    kernel_choice.measured_gain = lambda kernel, _: (0.5, 2.0)[rank] if kernel.benchmark else None
+    PartialState(cpu=True)
+    chosen = choose_together(nn.Sequential(nn.Linear(2, 2)), None)
+    (folder / f"{rank}.json").write_text(json.dumps(chosen))
+    dist.destroy_process_group()
