@@ -155,7 +155,7 @@ def test_a_push_that_fails_costs_nothing_and_says_how_to_try_again(pushed: Pushe
     assert (pushed.failed.returncode, pushed.failed.stderr) == (
         1,
         f"Error: Pushing to {pushed.hub.url}/{NAME} failed: the hub answered 503 Service Unavailable (Too much to do, "
-        f"[token]). The run is finished and its model is in run/best; to push it, type {pushed.again}\n",
+        f"[token]). The run is finished and its model is in run/best; to push it, type {pushed.retry}\n",
     )
 
 
