@@ -32,6 +32,7 @@ KERNEL_TECHNIQUES = {
 TECHNIQUES = (
     *KERNEL_TECHNIQUES,
     "each distinct text once",
+    "freed memory kept",
     "batches made ahead",
     "fused AdamW",
     "absent tokens left out",
