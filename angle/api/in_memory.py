@@ -17,6 +17,7 @@ from angle.config import SourceConfig, TrainConfig
 from angle.distributed.environment import is_main_process
 from angle.errors import DataError, first_line
 from angle.files import replace_folder
+from angle.quiet import quiet_datasets
 from angle.training.run_folder import DATA_FOLDER, RunFolder, RunState
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ class GivenData:
         """Write the rows to where they are read, unless they are there already."""
         if self.dataset is None or Path(str(self.source.name_or_path)).is_dir():
             return
-        with _without_progress_bars():
+        with quiet_datasets():
             replace_folder(Path(str(self.source.name_or_path)), self.dataset.save_to_disk)
 
 
@@ -136,16 +137,3 @@ def _digest(data: Dataset) -> str:
     for table in data.with_format("arrow").iter(1000):
         digest.update(json.dumps(table.to_pydict(), default=str).encode())
     return digest.hexdigest()
-
-
-@contextmanager
-def _without_progress_bars() -> Iterator[None]:
-    import datasets
-
-    were_enabled = datasets.is_progress_bar_enabled()
-    datasets.disable_progress_bars()
-    try:
-        yield
-    finally:
-        if were_enabled:
-            datasets.enable_progress_bars()

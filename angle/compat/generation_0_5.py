@@ -211,6 +211,7 @@ _PYTHON_ONLY = {
     "model_kwargs.torch_dtype": "model.dtype",
     "model_kwargs.dtype": "model.dtype",
     "model_kwargs.attn_implementation": "model.attn_implementation",
+    "model_kwargs.kernels": "model.kernels",
     "model_kwargs.trust_remote_code": "model.trust_remote_code",
     "model_kwargs.revision": "model.revision",
 }

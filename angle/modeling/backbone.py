@@ -139,6 +139,13 @@ def is_decoder(model: PreTrainedModel) -> bool:
     return model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and model_type not in MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 
+def freeze_pooler(model: PreTrainedModel) -> None:
+    """Freeze the head that transformers puts on an encoder: saved folders have it, but no gradient ever reaches it."""
+    for name, parameter in model.named_parameters():
+        if "pooler" in name:
+            parameter.requires_grad_(False)
+
+
 def checkpoint_activations(model: PreTrainedModel) -> None:
     """Let the model keep only each layer's input, and recompute the rest in the backward pass."""
     # renamed in the course of transformers 5

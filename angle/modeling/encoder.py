@@ -18,7 +18,7 @@ from angle.errors import ConfigError
 from angle.kernels.linear import prepacked_weights
 from angle.kernels.registry import InstalledKernels, install_kernels
 from angle.modeling import adapters
-from angle.modeling.backbone import checkpoint_activations, is_decoder, load_backbone
+from angle.modeling.backbone import checkpoint_activations, freeze_pooler, is_decoder, load_backbone
 from angle.modeling.bidirectional import first_bidirectional_layer, make_bidirectional
 from angle.modeling.contract import EncoderContract
 from angle.modeling.depths import Depths, StateSelector, last_hidden_states, truncate_layers
@@ -124,7 +124,7 @@ class Encoder(nn.Module):
             make_bidirectional(backbone, bidirectional_from)
         if is_llm and bidirectional_from != 0:
             _check_causal_pooling(strategy, backbone)
-        _freeze_head(backbone)
+        freeze_pooler(backbone)
         if model.gradient_checkpointing:
             checkpoint_activations(backbone)
         if new_adapter or (sources.saved_adapters and not merged):
@@ -392,10 +392,3 @@ def _check_causal_pooling(strategy: str, backbone: Any) -> None:
             f"pooling.strategy={strategy} cannot work with {type(backbone).__name__}: in a decoder "
             f"the first token has seen no other; choose avg or last, or billm=all."
         )
-
-
-def _freeze_head(backbone: Any) -> None:
-    """Freeze the head that transformers puts on an encoder: saved folders have it, but no gradient ever reaches it."""
-    for name, parameter in backbone.named_parameters():
-        if "pooler" in name:
-            parameter.requires_grad_(False)

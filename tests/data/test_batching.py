@@ -350,7 +350,7 @@ def test_saving_the_model_while_a_stream_is_tokenised_lengthens_no_text(tmp_path
     }
     config = build_config(unflatten(settings), TrainConfig)
     encoder = Encoder.load(config.model, config.pooling)
-    data = load_data(config, encoder, BatchSpec(4)).train
+    data = load_data(config.data, "auto", encoder.tokenizer, BatchSpec(4)).train
     set_limits, saves = PreTrainedTokenizerFast.set_truncation_and_padding, []
 
     def save_once_limits_are_set(tokenizer: PreTrainedTokenizerFast, *args: object, **kwargs: object) -> None:
