@@ -28,11 +28,17 @@ def load_array(path: Path) -> Array | None:
     return array
 
 
-def save_array(path: Path, array: Array) -> None:
+def save_array(path: Path, array: Array, *, replace: bool = True) -> None:
     """Save an array atomically; if the disk is full or read-only, skip it, and it is computed again next time.
 
-    Two processes may save the same array at once: both write the same contents, so either file may stay. The files and
-    folders have default permissions, so that others can read them.
+    The files and folders have default permissions, so that others can read them.
+
+    Args:
+        path: the file.
+        array: what `load_array` will return.
+        replace: whether to replace an existing file. Of a measurement, unlike of a computation, two processes write
+            different results, and the first counts.
+
     """
     with suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -40,6 +46,7 @@ def save_array(path: Path, array: Array) -> None:
         try:
             with scratch.open("xb") as file:
                 np.save(file, array)
-            scratch.replace(path)
+            if replace or load_array(path) is None:
+                scratch.replace(path)
         finally:
             scratch.unlink(missing_ok=True)

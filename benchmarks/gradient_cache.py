@@ -86,12 +86,12 @@ def measure(task: Task) -> Found:
     }
     config = build_config(settings, TrainConfig)
     accelerator = start_accelerator(config.train.mixed_precision)
-    with keep_freed_memory(accelerator.device):  # as in training
-        return _timed_steps(task, config, accelerator)
-
-
-def _timed_steps(task: Task, config: TrainConfig, accelerator: Accelerator) -> Found:
     built = setup.build(config, accelerator)
+    with keep_freed_memory(built.trainable):  # as in training
+        return _timed_steps(task, built, accelerator)
+
+
+def _timed_steps(task: Task, built: setup.Built, accelerator: Accelerator) -> Found:
     batch = next(built.data.train.steps(0))[0]
     model = accelerator.prepare(built.trainable).train()
     step = GradientCache(model, built.objective, None, accelerator, task.budget)

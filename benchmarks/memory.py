@@ -23,6 +23,7 @@ from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedToke
 
 from angle import TrainConfig, build_config
 from angle.config import LoraConfig
+from angle.kernels.lora import install_lora
 from angle.modeling.adapters import add_adapters
 from angle.modeling.backbone import checkpoint_activations
 from angle.training.dry_run import dry_run
@@ -85,6 +86,7 @@ def predict(shape: Shape, bits: int | None, rank: int, texts: int, length: int) 
         linear = sum(module.weight.numel() for module in model.modules() if isinstance(module, torch.nn.Linear))
         total = sum(parameter.numel() for parameter in model.parameters())
         adapted = add_adapters(model, "", new=LoraConfig(enabled=True, r=rank, alpha=2 * rank, dropout=0.1)).train()
+        install_lora(adapted)
         trained = [parameter for parameter in adapted.parameters() if parameter.requires_grad]
         size = sum(parameter.nbytes for parameter in trained)
         adapted.to(torch.bfloat16)  # which autocast, unknown on this device, would compute in

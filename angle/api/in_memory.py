@@ -63,7 +63,7 @@ def given_data(data: Any, argument: str, folder: Path) -> GivenData:
 
 @contextmanager
 def stored_for_run(run: RunFolder, config: TrainConfig, given: Iterable[GivenData]) -> Iterator[None]:
-    """Store rows in the run's folder before it is trained; they stay for resuming, unless the run does not start.
+    """Store rows in the run's folder before it is trained; they stay until it is finished, for resuming.
 
     Raises:
         ConfigError: the folder holds a run with other settings, or anything that is not a run.
@@ -80,6 +80,8 @@ def stored_for_run(run: RunFolder, config: TrainConfig, given: Iterable[GivenDat
             data.store()
     try:
         yield
+        if run.state() is RunState.FINISHED:
+            shutil.rmtree(run.path / DATA_FOLDER, ignore_errors=True)
     except BaseException:
         if run.state() is RunState.NEW:
             shutil.rmtree(run.path / DATA_FOLDER, ignore_errors=True)

@@ -70,6 +70,10 @@ def check_jobs(words: Sequence[str], schema: type[Config], name: str, conf: Path
                 config = build_config(compose(name, overrides=list(job)), schema)
             except InterpolationResolutionError:  # of ${hydra:job.num} and the like, which are known in the job only
                 continue
+            if isinstance(config, TrainConfig) and config.train.best_metric is not None:
+                from angle.evaluation.run_evaluators import metric_named
+
+                metric_named(config.train.best_metric)
             setting, folder = output_dir_setting(config)
             if folder is None:
                 continue
@@ -104,8 +108,9 @@ def comparison_table(jobs: Sequence[JobResult]) -> str:
 
     width = max(len(job.overrides) for job in jobs)
     scored = [job for job in jobs if job.score is not None]
-    best = max(scored, key=lambda job: job.score or 0.0, default=None)
     labels = {metric_named(job.best_metric).label for job in scored or jobs}
+    comparable = scored if len(labels) == 1 else []
+    best = max(comparable, key=lambda job: job.score or 0.0, default=None)
     header = labels.pop() if len(labels) == 1 else "score"
     lines = [f"{'Job':>3}  {'':{width}}  {header:>8}"]
     for number, job in enumerate(jobs):

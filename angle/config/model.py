@@ -9,7 +9,7 @@ from angle.errors import ConfigError
 from angle.prompts import NAMED_PROMPTS
 
 #: Names of the kernels, in the order of their registry (`angle.kernels.registry`).
-KERNEL_NAMES = ("packing", "blocks", "lora", "dropout", "linear", "rms_norm")
+KERNEL_NAMES = ("packing", "blocks", "lora", "dropout", "linear", "rms_norm", "allocator")
 
 
 @dataclass

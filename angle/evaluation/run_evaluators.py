@@ -16,10 +16,20 @@ TEST_METRIC = DEFAULT_METRIC = StsEvaluator.metric
 
 
 def metric_named(name: str | None) -> Metric:
-    """Return the metric that train.best_metric names; null stands for the default one."""
+    """Return the metric that train.best_metric names; null stands for the default one.
+
+    Raises:
+        ConfigError: there is no such metric.
+
+    """
     if name is None:
         return DEFAULT_METRIC
-    return next(evaluator.metric for evaluator in validation_evaluators() if evaluator.metric.name == name)
+    metrics = {evaluator.metric.name: evaluator.metric for evaluator in validation_evaluators()}
+    if name not in metrics:
+        raise ConfigError(
+            f"train.best_metric={name} is not known{nearest(name, metrics) or '.'} Choose one of: {', '.join(metrics)}."
+        )
+    return metrics[name]
 
 
 def validation_role(metric: str | None) -> str:
@@ -69,12 +79,10 @@ def _chosen(name: str | None, available: Iterable[Metric]) -> Metric | None:
     metrics = {metric.name: metric for metric in available}
     if name is None or name in metrics:
         return metrics.get(DEFAULT_METRIC.name if name is None else name)
-    known = {evaluator.metric.name: evaluator for evaluator in validation_evaluators()}
-    choice = f"one of: {', '.join(metrics or known)}."
-    if name not in known:
-        raise ConfigError(f"train.best_metric={name} is not known{nearest(name, known) or '.'} Choose {choice}")
-    formats, setting = " or ".join(sorted(known[name].formats)), f"data.{known[name].role}.name_or_path"
+    metric = metric_named(name)
+    evaluator = next(evaluator for evaluator in validation_evaluators() if evaluator.metric == metric)
+    formats, setting = " or ".join(sorted(evaluator.formats)), f"data.{evaluator.role}.name_or_path"
+    others = f", or choose one of: {', '.join(metrics)}." if metrics else "."
     raise ConfigError(
-        f"train.best_metric={name} needs validation rows of format {formats}: give {setting}=FILE"
-        f"{f', or choose {choice}' if metrics else '.'}"
+        f"train.best_metric={name} needs validation rows of format {formats}: give {setting}=FILE{others}"
     )

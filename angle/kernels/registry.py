@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from angle.kernels.allocator import install_allocator
 from angle.kernels.attention.packed import install_blocks
 from angle.kernels.dropout import install_dropout
 from angle.kernels.linear import LinearShapes, gain_over_torch, install_linear, linear_shapes
@@ -90,6 +91,13 @@ KERNELS = (
         "modules that prove to compute torch's RMS norm",
         install_rms_norm,
     ),
+    Kernel(
+        "allocator",
+        "Keeps freed memory for reuse while a model is trained that has a gradient of over 32 MiB.",
+        ("cpu",),
+        "the process, with glibc",
+        install_allocator,
+    ),
 )
 
 
@@ -102,11 +110,16 @@ class InstalledKernels:
     selected: tuple[str, ...]
     """Those that were to be installed wherever they apply."""
 
+    def has(self, name: str) -> bool:
+        """Return whether a kernel is installed; elsewhere than on its devices, it does what torch does."""
+        return self.reasons[name] is None
+
     def status(self, device_type: str) -> dict[str, str]:
         """Return for each kernel "installed", or why it does nothing on a type of device."""
         return {
-            kernel.name: self.reasons[kernel.name]
-            or (INSTALLED if device_type in kernel.devices else f"not on {device_type}")
+            kernel.name: (self.reasons[kernel.name] or INSTALLED)
+            if device_type in kernel.devices
+            else f"not on {device_type}"
             for kernel in KERNELS
         }
 

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from angle.cache import cache_folder, load_array, save_array
+from angle.distributed.process_group import best_device
 from angle.kernels.linear import LinearShapes
 from angle.kernels.registry import KERNELS, NOT_REQUESTED, Kernel
 
@@ -62,9 +63,9 @@ def choose_together(model: nn.Module, requested: Sequence[str] | None) -> dict[s
 def measured_gain(kernel: Kernel, model: nn.Module) -> float | None:
     """Return torch's time over a kernel's on this machine, from the cache if it was measured before.
 
-    None if the kernel pays everywhere, or does not apply to the model.
+    None if the kernel pays everywhere, or does not apply to the model or to the device that models are moved to.
     """
-    if kernel.benchmark is None:
+    if kernel.benchmark is None or best_device().type not in kernel.devices:
         return None
     shapes = kernel.benchmark.shapes(model)
     if not shapes:
@@ -74,8 +75,9 @@ def measured_gain(kernel: Kernel, model: nn.Module) -> float | None:
     if cached is not None and cached.shape == (1,):
         return float(cached[0])
     gain = kernel.benchmark.gain(shapes)
-    save_array(path, np.array([gain]))
-    return gain
+    save_array(path, np.array([gain]), replace=False)
+    kept = load_array(path)  # the first measurement counts, if several processes made one at once
+    return gain if kept is None else float(kept[0])
 
 
 def _cache_path(name: str, shapes: LinearShapes) -> Path:

@@ -1,4 +1,4 @@
-"""The AnglE loss: a weighted sum of terms over one batch of embeddings."""
+"""The combined loss: a weighted sum of terms over one batch of embeddings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The complete objective: the AnglE loss, of one layer or of all (Espresso), plus the alignment with a teacher."""
+"""The complete objective: the combined loss, of one layer or of all (Espresso), plus the alignment with a teacher."""
 
 from __future__ import annotations
 

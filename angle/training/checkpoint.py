@@ -20,6 +20,7 @@ from angle.modeling.adapters import TRAINED
 from angle.modeling.backbone import load_backbone
 from angle.modeling.encoder import Encoder
 from angle.modeling.token_embeddings import PartlyTrainedEmbedding
+from angle.quiet import quiet_transformers
 from angle.training.sharding import gather_full, shard_like
 
 if TYPE_CHECKING:
@@ -99,6 +100,7 @@ def load_state(folder: Path, model: nn.Module, optimizer: AcceleratedOptimizer, 
     return Progress(**json.loads((folder / "progress.json").read_text(encoding="utf-8")))
 
 
+@quiet_transformers()
 def load_saved_model(folder: Path, encoder: Encoder, config: ModelConfig) -> None:
     """Replace the trained weights of an encoder by those of a model that the same run saved. All processes call this.
 

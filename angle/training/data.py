@@ -9,7 +9,7 @@ from angle.data.batching import BatchSpec, InMemoryTrainingData, StreamingTraini
 from angle.data.corpus import Corpus, load_corpus
 from angle.data.sources import SAMPLE
 from angle.errors import ConfigError, DataError
-from angle.evaluation.evaluators.sts import check_labels_vary, load_sts
+from angle.evaluation.evaluators.sts import check_labels_vary, labels_vary, load_sts
 from angle.modeling.tokenizer import TextTokenizer
 
 
@@ -42,7 +42,14 @@ def with_sample_splits(data: DataConfig) -> DataConfig:
     return replace(data, valid_sts=SourceConfig(SAMPLE, split="validation"), test=SourceConfig(SAMPLE, split="test"))
 
 
-def load_data(config: DataConfig, data_format: str, tokenizer: TextTokenizer, batch_spec: BatchSpec) -> Data:
+def load_data(
+    config: DataConfig,
+    data_format: str,
+    tokenizer: TextTokenizer,
+    batch_spec: BatchSpec,
+    *,
+    needs_correlation: bool = True,
+) -> Data:
     """Read, check and tokenise everything that the run trains and evaluates on.
 
     Args:
@@ -50,6 +57,7 @@ def load_data(config: DataConfig, data_format: str, tokenizer: TextTokenizer, ba
         data_format: A, B or C for the training rows, or auto.
         tokenizer: turns texts into tokens.
         batch_spec: how the training rows form batches.
+        needs_correlation: whether the best model is chosen by the correlation with the validation rows' labels.
 
     Raises:
         ConfigError: a batch of a single row, which has no other to be compared with.
@@ -72,6 +80,8 @@ def load_data(config: DataConfig, data_format: str, tokenizer: TextTokenizer, ba
         valid_sts: Corpus | None = load_sts(config.valid_sts, "valid_sts", tokenizer)
     else:
         valid_sts = valid if valid is not None and valid.format.name == "A" else None
+        if valid_sts is not None and not needs_correlation and not labels_vary(valid_sts):
+            valid_sts = None  # it is the loss that matters
         if valid_sts is not None:
             check_labels_vary(valid_sts, config.valid, "valid")
     test = load_sts(config.test, "test", tokenizer) if config.test.names() else None

@@ -90,7 +90,8 @@ def dry_run(config: TrainConfig) -> DryRun:
         torch.cuda.reset_peak_memory_stats()
     memory = _measure_memory(built, gradient_cache, optimizer, batch)
     batches = config.train.gradient_accumulation_steps
-    with keep_freed_memory(accelerator.device):
+    kernels = built.encoder.kernels
+    with keep_freed_memory(built.trainable, enabled=kernels is not None and kernels.has("allocator")):
         seconds = batches * _time(accelerator, lambda: gradient_cache.forward_backward(batch))
         seconds += _time(accelerator, optimizer.step)
     return DryRun(

@@ -18,7 +18,7 @@ from angle.distributed.environment import launch_command, script_command, world_
 from angle.errors import ConfigError, DataError
 from angle.evaluation.encoding import encode_distributed
 from angle.evaluation.evaluators.sts import word_overlap
-from angle.evaluation.run_evaluators import TEST_METRIC, RunEvaluators
+from angle.evaluation.run_evaluators import TEST_METRIC, RunEvaluators, metric_named
 from angle.files import relative_to_here
 from angle.kernels.allocator import keep_freed_memory
 from angle.modeling.encoder import Encoder
@@ -115,10 +115,10 @@ def fit(config: TrainConfig, named: Collection[str] = ()) -> Result:
         train=replace(config.train, output_dir=str(folder.path)),
         tracking=apply_environment(config.tracking),
     )
+    metric_named(config.train.best_metric)  # refuses what does not exist before anything is loaded
     check_shardable(config)
     accelerator = start_accelerator(config.train.mixed_precision)
     with ExitStack() as stack:
-        stack.enter_context(keep_freed_memory(accelerator.device))
         run = _prepare(config, requested, accelerator, folder, state, stack)
         try:
             run.tracker.info(banner(run.config, run.encoder, run.data, run.total_steps, accelerator))
@@ -157,7 +157,8 @@ def _prepare(
         check_hub(requested.hub, folder.requested().hub)
         check_sinks(config.tracking)
     built = setup.build(config, accelerator)
-    config, data = built.config, built.data
+    config, data, kernels = built.config, built.data, built.encoder.kernels
+    stack.enter_context(keep_freed_memory(built.trainable, enabled=kernels is not None and kernels.has("allocator")))
     if state is RunState.UNFINISHED and folder.record()["data"] != data.fingerprints:
         raise DataError(
             f"The data has changed since the run in {folder.path} was started, so going on would mix two "

@@ -95,8 +95,19 @@ class RunFolder:
         return load_config(self.path / CONFIG_FILE)
 
     def requested(self) -> TrainConfig:
-        """Return the settings as requested when the run was started, before anything was decided."""
-        requested: dict[str, Any] = self.record().get("requested", {})
+        """Return the settings as requested when the run was started, before anything was decided.
+
+        Raises:
+            ConfigError: the run was started by another version of this project, which recorded them differently.
+
+        """
+        record = self.record()
+        if record and "requested" not in record:
+            raise ConfigError(
+                f"{self.path} holds a run that another version of angle-hydra started, so it cannot go on here: start "
+                f"a new one with another train.output_dir. Its models can be used all the same."
+            )
+        requested: dict[str, Any] = record.get("requested", {})
         return build_config(requested, TrainConfig)
 
     @contextmanager

@@ -13,7 +13,7 @@ from angle.data.batching import BatchSpec, InMemoryTrainingData, TrainingData
 from angle.distributed.process_group import all_reduce_min
 from angle.errors import ConfigError
 from angle.evaluation.evaluator import RunContext
-from angle.evaluation.run_evaluators import RunEvaluators
+from angle.evaluation.run_evaluators import DEFAULT_METRIC, RunEvaluators, metric_named
 from angle.modeling.bidirectional import check_directions
 from angle.modeling.compiling import compile_layers
 from angle.modeling.encoder import Encoder
@@ -78,7 +78,13 @@ def build(config: TrainConfig, accelerator: Accelerator) -> Built:
     config = replace(config, data=with_sample_splits(config.data))
     batch_spec = _batch_spec(train, config.data, accelerator)
     with accelerator.main_process_first():  # the others find the tokens in the cache
-        data = load_data(config.data, config.data_format.name, encoder.tokenizer, batch_spec)
+        data = load_data(
+            config.data,
+            config.data_format.name,
+            encoder.tokenizer,
+            batch_spec,
+            needs_correlation=metric_named(train.best_metric) == DEFAULT_METRIC,
+        )
     check_text_lengths(data, encoder.pooling)
     config = resolve_config(config, encoder, data.train.format.name)
     if isinstance(data.train, InMemoryTrainingData) and not train.weight_decay:

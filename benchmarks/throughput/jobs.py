@@ -27,12 +27,12 @@ KERNEL_TECHNIQUES = {
     "dropout from 16 bits": "dropout",
     "adapters as one operation": "lora",
     "norms as one kernel": "rms_norm",
+    "freed memory kept": "allocator",
 }
 #: What this project does beyond the plainest loop; each technique can be disabled.
 TECHNIQUES = (
     *KERNEL_TECHNIQUES,
     "each distinct text once",
-    "freed memory kept",
     "batches made ahead",
     "fused AdamW",
     "absent tokens left out",

@@ -31,8 +31,7 @@ WARM_TEXTS = 256
 def run(job: Job) -> dict[str, Any]:
     """Return the answer to a job."""
     if job.system == BARE:
-        with keep_freed_memory(torch.device("cuda" if torch.cuda.is_available() else "cpu")):
-            return _bare(job)
+        return _bare(job)
     return {"train": _train, "loss": _loss, "encode": _encode}[job.task](job)
 
 
@@ -101,20 +100,21 @@ def _bare(job: Job) -> dict[str, Any]:
     encoder = encoder.to("cuda" if torch.cuda.is_available() else "cpu").train()
     rows, roles = job.read(), FORMATS[job.format].roles
     seconds, cpu, flops = [], [], []
-    for first in range(0, len(rows), job.batch_size):
-        batch = rows[first : first + job.batch_size]
-        tokens = encoder.tokenizer(list(dict.fromkeys(row[role] for row in batch for role in roles)))
-        ids, lengths = torch.from_numpy(tokens.ids.astype(np.int64)).to(encoder.device), tokens.lengths
-        encoder.zero_grad(set_to_none=True)
-        synchronize()
-        start, cpu_start = time.perf_counter(), time.process_time()
-        with torch.autocast(encoder.device.type, torch.bfloat16, enabled=job.precision == "bf16"):
-            total = encoder(ids, lengths).sum()
-        total.backward()
-        synchronize()
-        seconds.append(time.perf_counter() - start)
-        cpu.append(time.process_time() - cpu_start)
-        flops.append(_flops(encoder, lengths.tolist()))
+    with keep_freed_memory(encoder):
+        for first in range(0, len(rows), job.batch_size):
+            batch = rows[first : first + job.batch_size]
+            tokens = encoder.tokenizer(list(dict.fromkeys(row[role] for row in batch for role in roles)))
+            ids, lengths = torch.from_numpy(tokens.ids.astype(np.int64)).to(encoder.device), tokens.lengths
+            encoder.zero_grad(set_to_none=True)
+            synchronize()
+            start, cpu_start = time.perf_counter(), time.process_time()
+            with torch.autocast(encoder.device.type, torch.bfloat16, enabled=job.precision == "bf16"):
+                total = encoder(ids, lengths).sum()
+            total.backward()
+            synchronize()
+            seconds.append(time.perf_counter() - start)
+            cpu.append(time.process_time() - cpu_start)
+            flops.append(_flops(encoder, lengths.tolist()))
     return {
         "seconds": seconds[job.warmup :],
         "cpu": cpu[job.warmup :],

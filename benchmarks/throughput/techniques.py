@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -105,10 +104,6 @@ def _encode_repeats(disabled: Disabled) -> None:
     disabled.patch(batching, "np.unique", every_text)
 
 
-def _give_memory_back(disabled: Disabled) -> None:
-    disabled.patch(loop, "keep_freed_memory", lambda device: nullcontext())
-
-
 def _prepare_batches_in_turn(disabled: Disabled) -> None:
     def in_turn(items: Iterator[Any]) -> Iterator[Any]:
         yield from items
@@ -134,7 +129,6 @@ def _train_absent_tokens(disabled: Disabled) -> None:
 
 _DISABLE: dict[str, Callable[[Disabled], None]] = {
     "each distinct text once": _encode_repeats,
-    "freed memory kept": _give_memory_back,
     "batches made ahead": _prepare_batches_in_turn,
     "fused AdamW": _step_without_fusion,
     "absent tokens left out": _train_absent_tokens,

@@ -98,10 +98,10 @@ def test_a_group_that_is_given_a_value_is_answered_with_its_settings(word, setti
         ),
         (
             "tracking=[online,tensorbord]",
-            "tracking=tensorbord is no option; did you mean tensorboard? tracking can be: none, offline, online, "
+            "tracking=tensorbord is not an option; did you mean tensorboard? tracking can be: none, offline, online, "
             "tensorboard.",
         ),
-        ("teacher=[none,self]", "teacher=[none,self] is no option. teacher can be: model, none, self."),
+        ("teacher=[none,self]", "teacher=[none,self] is not an option. teacher can be: model, none, self."),
     ],
 )
 def test_options_that_cannot_be_chosen_together(word, text):

@@ -180,7 +180,7 @@ def test_a_job_that_cannot_run_stops_no_other(command: Command, tmp_path):
     assert done.returncode == 1
     assert done.stderr.startswith("Error: train.batch_size=1 leaves a row no other row to be compared with")
     *_, head, first, second, _, best = done.stdout.splitlines()
-    assert head.split() == ["Job", "Score"]
+    assert head.split() == ["Job", "Spearman"]
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["1"]
     assert first.split() == ["0", "train.batch_size=1", "failed"]
     assert re.fullmatch(r"  1  train\.batch_size=8  +-?0\.\d{4}  best", second)

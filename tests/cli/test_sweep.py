@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from angle.cli.sweep import Job, best_metric, comparison
+from angle.cli.sweep import JobResult, best_metric, comparison_table
 from angle.config import EvaluateConfig, TrainConfig
 from angle.config.build import build_config, save_config
 
 
-def job(number: int, score: float | None, metric: str | None = None, failed: bool = False) -> Job:
-    return Job(f"train.seed={number}", f"sweep/{number}", score, metric, failed, trained=True)
+def job(number: int, score: float | None, metric: str | None = None, failed: bool = False) -> JobResult:
+    return JobResult(f"train.seed={number}", f"sweep/{number}", score, metric, failed, trained=True)
 
 
 def test_the_best_job_has_the_highest_score() -> None:
-    assert comparison([job(1, 0.25), job(2, 0.5), job(3, None, failed=True)]) == (
+    assert comparison_table([job(1, 0.25), job(2, 0.5), job(3, None, failed=True)]) == (
         "Job                Spearman\n"
         "  0  train.seed=1    0.2500\n"
         "  1  train.seed=2    0.5000  best\n"
@@ -26,20 +26,21 @@ def test_the_best_job_has_the_highest_score() -> None:
 
 def test_a_loss_is_shown_as_it_is_and_the_lowest_is_best() -> None:
     """A score is its negative, because higher is better for whatever compares the jobs."""
-    assert comparison([job(1, -0.25, "loss"), job(2, -0.5, "loss")]) == (
+    assert comparison_table([job(1, -0.25, "loss"), job(2, -0.5, "loss")]) == (
         "Job                    loss\n  0  train.seed=1    0.2500  best\n  1  train.seed=2    0.5000\n\nBest    sweep/1"
     )
 
 
 def test_a_long_name_is_above_its_numbers() -> None:
-    header, row, *_ = comparison([job(1, 0.5, "triplet_accuracy"), job(2, 0.25, "triplet_accuracy")]).splitlines()
+    header, row, *_ = comparison_table([job(1, 0.5, "triplet_accuracy"), job(2, 0.25, "triplet_accuracy")]).splitlines()
     assert header == "Job                triplet accuracy"
     assert row == "  0  train.seed=1            0.5000  best"
 
 
-def test_different_metrics_are_scores() -> None:
-    header, *_ = comparison([job(1, 0.5, "triplet_accuracy"), job(2, 0.5)]).splitlines()
+def test_jobs_with_different_metrics_are_not_compared() -> None:
+    header, *rows = comparison_table([job(1, 0.5, "triplet_accuracy"), job(2, 0.25)]).splitlines()
     assert header.split() == ["Job", "score"]
+    assert not any("best" in row.lower() for row in rows)
 
 
 def test_a_resumed_run_is_scored_by_its_own_metric(tmp_path: Path) -> None:

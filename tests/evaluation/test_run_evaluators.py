@@ -98,7 +98,7 @@ def test_what_chooses_the_best_model(
 @pytest.mark.parametrize(
     ("valid", "requested", "message"),
     [
-        ("C", "in_batch", "is not known; did you mean in_batch_accuracy? Choose one of: {available}."),
+        ("C", "in_batch", "is not known; did you mean in_batch_accuracy? Choose one of: {known}."),
         (None, "accuracy", "is not known; did you mean triplet_accuracy? Choose one of: {known}."),
         (
             "C",

@@ -82,7 +82,7 @@ def test_the_run_s_own_test_set_can_be_renamed_too(tmp_path: Path, monkeypatch: 
     path.write_text("s1,s2,score\ndog,cat,low\ndog,dog,high\n")
     save_config(TrainConfig(data=DataConfig(test=SourceConfig(str(path)))), tmp_path / "config.yaml")
     encoder = Encoder.load(ModelConfig())
-    monkeypatch.setattr(Encoder, "load", lambda *_: encoder)
+    monkeypatch.setattr(Encoder, "load", lambda *_, **__: encoder)
     config = EvaluateConfig(ModelConfig(str(tmp_path)), output_dir=str(tmp_path / "out"))
     assert evaluation_error(config) == (
         f"the run's data.test: {path} has the columns s1, s2, score, but format A needs text1, text2, label. "

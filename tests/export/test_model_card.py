@@ -8,10 +8,12 @@ from huggingface_hub import ModelCard
 
 from angle.config import TrainConfig
 from angle.config.build import build_config
-from angle.export.model_card import Pushed, Reach, model_card
-from angle.modeling.tokenizer import TokenContract
+from angle.export.model_card import PushedModel, SentenceTransformersSupport, model_card
+from angle.modeling.contract import EncoderContract
 
-MODEL = Pushed("user/my-encoder", TokenContract("avg", 64), "tiny", False, 128, Reach.NOWHERE)
+MODEL = PushedModel(
+    "user/my-encoder", EncoderContract("avg", 64), "tiny", False, 128, SentenceTransformersSupport.NEVER
+)
 DATA = {
     "train": {"name_or_path": "/data/triples.jsonl"},
     "valid": {"name_or_path": "/data/held-out.jsonl"},

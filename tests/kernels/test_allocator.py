@@ -7,10 +7,12 @@ import platform
 import psutil
 import pytest
 import torch
+from torch import nn
 
-from angle.kernels.allocator import keep_freed_memory
+from angle.kernels.allocator import MAX_THRESHOLD, install_allocator, keep_freed_memory
 
 MIB = 2**20
+only_glibc = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries are left as they are")
 
 
 def resident_after(sizes: list[int]) -> int:
@@ -21,18 +23,38 @@ def resident_after(sizes: list[int]) -> int:
     return psutil.Process().memory_info().rss - before
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries are left as they are")
+def table(rows: int, device: str = "cpu") -> nn.Module:
+    """Return an embedding table with rows of 4 KiB."""
+    return nn.Embedding(rows, 1024, device=device)
+
+
+LARGE = MAX_THRESHOLD // 4096 + 1
+
+
+@only_glibc
 def test_freed_memory_is_kept_until_the_end() -> None:
+    assert install_allocator(table(LARGE)) is None
     torch.ones(MIB)  # what the first tensor of a process loads
     assert resident_after([512]) < 8 * MIB
+    model = table(LARGE)
     before = psutil.Process().memory_info().rss
-    with keep_freed_memory(torch.device("cpu")):
+    with keep_freed_memory(model):
         assert resident_after([512]) > 448 * MIB
         assert resident_after([384]) < 8 * MIB  # the same memory once more
     assert psutil.Process().memory_info().rss - before < 8 * MIB
     assert resident_after([512]) < 8 * MIB
 
 
-def test_a_gpu_changes_nothing() -> None:
-    with keep_freed_memory(torch.device("cuda")):
+@pytest.mark.parametrize(
+    ("model", "enabled"),
+    [
+        (table(LARGE - 1), True),
+        (table(LARGE).requires_grad_(False), True),
+        (table(LARGE, "meta"), True),
+        (table(LARGE), False),
+    ],
+    ids=["small", "frozen", "another device", "disabled"],
+)
+def test_nothing_changes_without_a_large_gradient_on_the_cpu(model: nn.Module, enabled: bool) -> None:
+    with keep_freed_memory(model, enabled=enabled):
         assert resident_after([512]) < 8 * MIB

@@ -33,7 +33,7 @@ def classes(encoder: Encoder) -> set[type]:
 
 def test_the_settings_know_every_kernel_by_its_name() -> None:
     assert tuple(kernel.name for kernel in KERNELS) == KERNEL_NAMES
-    assert len(set(KERNEL_NAMES)) == len(KERNEL_NAMES) == 6
+    assert len(set(KERNEL_NAMES)) == len(KERNEL_NAMES) == 7
 
 
 def test_every_kernel_says_what_it_does_and_where() -> None:
@@ -50,7 +50,7 @@ def test_no_kernels_leave_a_model_as_transformers_made_it(folder_of: Callable[[s
     assert {nn.Linear, nn.Dropout} <= classes(encoder)
     assert encoder.backbone.config._attn_implementation == "sdpa"
     assert not encoder.is_packed
-    assert encoder.kernel_status() == dict.fromkeys(ALL, NOT_REQUESTED)
+    assert encoder.kernel_status() == dict.fromkeys(ALL, NOT_REQUESTED) | {"rms_norm": "not on cpu"}
     assert describe_kernels(encoder.kernel_status()) == "none"
 
 
@@ -78,12 +78,12 @@ def test_each_kernel_is_a_switch_of_its_own(
 def test_the_status_says_why_not(folder_of: Callable[[str], str]) -> None:
     assert load(folder_of("bert"), ALL).kernel_status() == {
         "packing": INSTALLED, "blocks": INSTALLED, "lora": "no such module", "dropout": INSTALLED,
-        "linear": INSTALLED, "rms_norm": "no such module",
+        "linear": INSTALLED, "rms_norm": "not on cpu", "allocator": INSTALLED,
     }  # fmt: skip
     adapted = load(folder_of("llama"), ["blocks", "lora", "rms_norm"], LoraConfig(enabled=True))
     assert adapted.kernel_status() == {
         "packing": NOT_REQUESTED, "blocks": "no packed rows", "lora": INSTALLED, "dropout": NOT_REQUESTED,
-        "linear": NOT_REQUESTED, "rms_norm": "not on cpu",
+        "linear": NOT_REQUESTED, "rms_norm": "not on cpu", "allocator": NOT_REQUESTED,
     }  # fmt: skip
     assert describe_kernels(adapted.kernel_status()) == "lora; blocks no packed rows"
     assert load(folder_of("mpnet"), ALL).kernel_status()["packing"] == "this architecture has an attention of its own"
@@ -96,13 +96,13 @@ def test_kernels_are_installed_in_the_order_of_the_registry() -> None:
     model.config = type("Config", (), {"_attn_implementation": "sdpa"})()
     installed = install_kernels(model, {"linear": "slower here: 0.93"}, lambda _: "cannot be packed")
     assert list(installed.reasons) == ALL
-    assert installed.selected == ("packing", "blocks", "lora", "dropout", "rms_norm")
+    assert installed.selected == ("packing", "blocks", "lora", "dropout", "rms_norm", "allocator")
     assert installed.status("cuda") == {
-        "packing": "cannot be packed", "blocks": "no packed rows", "lora": "no such module",
-        "dropout": "not on cuda", "linear": "slower here: 0.93", "rms_norm": "no such module",
+        "packing": "cannot be packed", "blocks": "not on cuda", "lora": "no such module",
+        "dropout": "not on cuda", "linear": "not on cuda", "rms_norm": "no such module", "allocator": "not on cuda",
     }  # fmt: skip
     assert describe_kernels(installed.status("cpu")) == (
-        "dropout; packing cannot be packed; blocks no packed rows; linear slower here: 0.93"
+        "dropout, allocator; packing cannot be packed; blocks no packed rows; linear slower here: 0.93"
     )
 
 

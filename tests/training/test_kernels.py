@@ -25,6 +25,7 @@ from angle.modeling import kernel_choice
 from angle.modeling.kernel_choice import choose_together
 from angle.tracking.tracker import Tracker
 from angle.training import setup
+from angle.training.accelerator import start_accelerator
 from angle.training.loop import fit
 from angle.training.run_folder import RunFolder
 
@@ -95,7 +96,7 @@ def test_a_teacher_takes_the_kernels_of_the_run(
 ) -> None:
     decide(monkeypatch, gain)
     config = settings(tmp_path, teacher="self")
-    built = setup.build(config, setup.start_accelerator(config))
+    built = setup.build(config, start_accelerator(config.train.mixed_precision))
     assert built.teacher is not None
     assert built.teacher.encoder is not None
     assert built.teacher.encoder is not built.encoder
@@ -106,7 +107,7 @@ def test_a_teacher_takes_the_kernels_of_the_run(
 def test_packing_that_is_off_is_a_kernel_that_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     decide(monkeypatch, 1.5)
     config = settings(tmp_path, packing="off")
-    built = setup.build(config, setup.start_accelerator(config))
+    built = setup.build(config, start_accelerator(config.train.mixed_precision))
     status = built.encoder.kernel_status()
     assert (status["packing"], status["blocks"]) == ("train.packing=off", "no packed rows")
     assert built.config.model.kernels == [name for name in KERNEL_NAMES if name != "packing"]

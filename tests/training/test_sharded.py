@@ -37,7 +37,7 @@ JOBS: dict[str, tuple[list[tuple[bool, int | None]], dict[str, Any]]] = {
     "stopped": ([(True, 2), (True, None)], {}),
     "sharded, then full": ([(True, 2), (False, None)], {}),
     "full, then sharded": ([(False, 2), (True, None)], {"train": {"packing": "off"}}),
-    "best earlier": ([(True, None)], {"train": {"learning_rate": 0.03, "eval_steps": 1}}),
+    "best earlier": ([(True, None)], {"train": {"learning_rate": 0.03, "eval_steps": 1, "best_metric": "loss"}}),
     "bf16": ([(True, None)], BF16),
     "bf16 full": ([(False, None)], BF16),
 }

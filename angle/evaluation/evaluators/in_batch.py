@@ -10,7 +10,11 @@ from torch import Tensor
 
 from angle.data.corpus import Corpus
 from angle.evaluation.evaluator import Encode, Metric, RunContext, equal_batches
+from angle.objective.contrastive import FalseNegativeMask
 from angle.structures import BatchStructure
+
+#: Maximum number of cosines that are held at a time, though at least those of one text.
+MAX_COSINES = 2**22
 
 
 class InBatchAccuracy:
@@ -48,21 +52,20 @@ def finds_positive(embeddings: Tensor, structure: BatchStructure) -> Tensor:
         structure: its `index` (B, R) points into the embeddings.
 
     """
-    queries, *candidates = F.normalize(embeddings.double(), dim=-1)[structure.index].unbind(1)
-    cosine = queries @ torch.cat(candidates).T  # (B, C); the first B candidates are the positives
-    own = torch.eye(*cosine.shape, dtype=torch.bool)
-    others = cosine.masked_fill(own | not_negatives(structure), -torch.inf)
-    return cosine.diagonal() > others.amax(dim=1)
-
-
-def not_negatives(structure: BatchStructure) -> Tensor:
-    """Return (B, C), bool: which candidates equal a row's text, or are a positive of it somewhere in the batch."""
+    queries, *others = F.normalize(embeddings.double(), dim=-1)[structure.index].unbind(1)
+    candidates = torch.cat(others)  # (C, D); the first B are the positives
     ids = structure.text_ids
-    queries, candidates = ids[:, :1], ids[:, 1:].T.flatten()
     pairs = torch.cat([ids[:, :2], structure.known_positives[:, 1:]])
-    left, right = torch.cat([pairs, pairs.flip(1)]).unbind(1)
-    width = int(ids.max()) + 1  # makes one number of a pair of ids
-    return (queries == candidates) | torch.isin(queries * width + candidates, left * width + right)
+    mask = FalseNegativeMask.from_text_ids(ids, ids[:, 0], ids[:, 1:].T.flatten(), *torch.cat([pairs, pairs.flip(1)]).T)
+    nearest = []
+    for start in range(0, len(queries), max(1, MAX_COSINES // len(candidates))):
+        rows = torch.arange(start, min(start + max(1, MAX_COSINES // len(candidates)), len(queries)))
+        cosines = queries[rows] @ candidates.T
+        positive = cosines[torch.arange(len(rows)), rows]
+        excluded = mask.for_queries(slice(start, start + len(rows)))
+        excluded[torch.arange(len(rows)), rows] = True
+        nearest.append(positive > cosines.masked_fill_(excluded, -torch.inf).amax(dim=1))
+    return torch.cat(nearest)
 
 
 EVALUATOR = InBatchAccuracy

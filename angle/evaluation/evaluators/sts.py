@@ -104,10 +104,16 @@ def load_sts(source: SourceConfig, role: str, tokenizer: Tokenizer) -> Corpus:
     return corpus
 
 
+def labels_vary(corpus: Corpus) -> bool:
+    """Return whether the labels of a format-A corpus differ; with equal ones nothing correlates."""
+    assert corpus.labels is not None
+    return bool(np.ptp(corpus.labels) > 0)
+
+
 def check_labels_vary(corpus: Corpus, source: SourceConfig, role: str) -> None:
     """Raise DataError if all labels of a format-A corpus are the same, so that nothing correlates with them."""
-    assert corpus.labels is not None
-    if np.ptp(corpus.labels) == 0:
+    if not labels_vary(corpus):
+        assert corpus.labels is not None
         raise DataError(
             f"{source_label(role, source)}: every label is {corpus.labels[0]:g}, so no correlation exists; give graded "
             f"or mixed labels."
