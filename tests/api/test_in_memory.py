@@ -18,6 +18,7 @@ from angle.config import TrainConfig
 from angle.config.build import build_config, load_config
 from angle.data import sample
 from angle.data.sources import open_tables
+from angle.training import loop
 from angle.training.run_folder import RunFolder
 
 STEPS = {"train": {"max_steps": 2, "save_steps": 1}}
@@ -55,20 +56,30 @@ def test_rows_to_evaluate_leave_nothing_behind(angle: AnglE, tmp_path: Path) -> 
     assert snapshot(tmp_path / "tmp") == {}
 
 
-def test_rows_to_train_on_stay_with_the_run_and_resume_it(tmp_path: Path) -> None:
+def test_rows_to_train_on_stay_with_the_run_until_it_is_finished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run = RunFolder(tmp_path / "run")
     arguments = {"valid_ds": rows("validation", 20).to_list(), "output_dir": str(run.path), "config": STEPS}
     straight = AnglE("tiny").fit(rows("train", 40), **arguments).result
     assert straight is not None
     assert not cache_folder("datasets").exists()
-    assert {path.name.split("-")[0] for path in (run.path / "fit_data").iterdir()} == {"train_ds", "valid_ds"}
+    assert not (run.path / "fit_data").exists()
     assert AnglE("tiny").fit(rows("train", 40), **arguments).result.finished_before
+
+    def interrupt(_: object) -> None:
+        raise KeyboardInterrupt
 
     for resume in (
         lambda: AnglE("tiny").fit(rows("train", 40), **arguments).result,
         lambda: fit(build_config({"train": {"resume": str(run.path)}}, TrainConfig)),
     ):
-        run.update(finished=False)
+        shutil.rmtree(run.path)
+        with monkeypatch.context() as patch:
+            patch.setattr(loop, "_finish", interrupt)
+            with pytest.raises(KeyboardInterrupt):
+                AnglE("tiny").fit(rows("train", 40), **arguments)
+        assert {path.name.split("-")[0] for path in (run.path / "fit_data").iterdir()} == {"train_ds", "valid_ds"}
         shutil.rmtree(run.checkpoints()[0])
         result = resume()
         assert not result.finished_before
