@@ -19,7 +19,8 @@ def main(config: EvaluateConfig) -> float | None:
     evaluation = evaluate_grid(config, processes) if config.ese_grid else evaluate(config, processes)
     if processes.is_main_process:
         print(
-            f"{config.model.name_or_path}: {evaluation.contract}\n\n{evaluation}\n\nSaved   {evaluation.saved}",
+            f"{config.model.name_or_path}: {evaluation.embedding_config}\n\n{evaluation}\n\n"
+            f"Saved   {evaluation.saved_files}",
             flush=True,
         )
     return evaluation.score

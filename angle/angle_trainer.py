@@ -1,4 +1,4 @@
-"""The module that users of the reference, angle_emb, start: python -m angle.angle_trainer."""
+"""The module that users of angle_emb start: python -m angle.angle_trainer."""
 
 from angle.compat.angle_trainer import main
 

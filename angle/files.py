@@ -14,10 +14,10 @@ from typing import IO
 
 def write_durably(path: Path, text: str) -> None:
     """Write a file so that a reader, or a crash, finds either the old text or the new one."""
-    scratch = path.with_name(f".{path.name}.new")
-    scratch.write_text(text, encoding="utf-8")
-    sync(scratch)
-    os.replace(scratch, path)
+    temp_path = path.with_name(f".{path.name}.new")
+    temp_path.write_text(text, encoding="utf-8")
+    sync(temp_path)
+    os.replace(temp_path, path)
     sync(path.parent)
 
 
@@ -33,42 +33,42 @@ def replace_folder(target: Path, write: Callable[[Path], object]) -> None:
 
     """
     restore_folder(target)
-    scratch, previous = _scratch(target), _previous(target)
+    temp_path, backup_path = _temp_path(target), _backup_path(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
-        write(scratch)
-        sync_tree(scratch)
+        write(temp_path)
+        sync_tree(temp_path)
         if target.exists():
-            target.rename(previous)
-        scratch.rename(target)
+            target.rename(backup_path)
+        temp_path.rename(target)
     except BaseException:
         restore_folder(target)
         raise
     sync(target.parent)
-    shutil.rmtree(previous, ignore_errors=True)
+    shutil.rmtree(backup_path, ignore_errors=True)
 
 
 def restore_folder(target: Path) -> None:
     """Clean up after a crash in `replace_folder`: put the old folder back unless the new one is in place."""
-    shutil.rmtree(_scratch(target), ignore_errors=True)
-    previous = _previous(target)
+    shutil.rmtree(_temp_path(target), ignore_errors=True)
+    backup_path = _backup_path(target)
     if target.exists():
-        shutil.rmtree(previous, ignore_errors=True)
-    elif previous.exists():
-        previous.rename(target)
+        shutil.rmtree(backup_path, ignore_errors=True)
+    elif backup_path.exists():
+        backup_path.rename(target)
 
 
 def readable_folder(target: Path) -> Path:
     """Return the folder, or its old version where a crash in `replace_folder` left only that."""
-    previous = _previous(target)
-    return previous if previous.exists() and not target.exists() else target
+    backup_path = _backup_path(target)
+    return backup_path if backup_path.exists() and not target.exists() else target
 
 
-def _scratch(target: Path) -> Path:
+def _temp_path(target: Path) -> Path:
     return target.with_name(f".{target.name}.new")
 
 
-def _previous(target: Path) -> Path:
+def _backup_path(target: Path) -> Path:
     return target.with_name(f".{target.name}.old")
 
 
@@ -115,7 +115,7 @@ def checksum(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def relative_to_here(path: Path) -> str:
+def relative_to_cwd(path: Path) -> str:
     """Return a path as short as possible for typing in the current folder."""
     try:
         return str(path.resolve().relative_to(Path.cwd()))

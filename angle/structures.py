@@ -106,23 +106,23 @@ class BatchStructure:
     """Which text has which role in which row, and the rows' labels: all that an objective knows about a batch."""
 
     format: DataFormat
-    index: Tensor
+    embedding_index: Tensor
     """(B, R) int64: which embedding each role of each row has."""
     text_ids: Tensor
     """(B, R) int64: equal ids mean equal texts."""
     labels: Tensor | None
     """(B,) float32, for labelled formats."""
     known_positives: Tensor = field(default_factory=lambda: torch.empty(0, 3, dtype=torch.int64))
-    """(A, 3) int64: for rows with several texts to draw from, the row, and the ids of two texts that it could have had
-    in its first and second role; both are in the batch, possibly because of other rows."""
+    """(A, 3) int64: row, and two text ids that are not negatives of each other. These are texts that a row with several
+    to draw from could have had in its first and second role; both are in the batch, possibly because of other rows."""
 
     def to(self, device: torch.device) -> BatchStructure:
         """Return a copy of this structure, which is on the CPU, on a device."""
-        index, text_ids, known_positives = (
-            to_device(tensor.numpy(), device) for tensor in (self.index, self.text_ids, self.known_positives)
+        embedding_index, text_ids, known_positives = (
+            to_device(tensor.numpy(), device) for tensor in (self.embedding_index, self.text_ids, self.known_positives)
         )
         labels = None if self.labels is None else to_device(self.labels.numpy(), device)
-        return BatchStructure(self.format, index, text_ids, labels, known_positives)
+        return BatchStructure(self.format, embedding_index, text_ids, labels, known_positives)
 
 
 @dataclass(frozen=True)
@@ -133,12 +133,12 @@ class Batch:
     """The M texts of this process, longest first."""
     text_ids: npt.NDArray[np.int64]
     """(M,): their ids, which are indices into the corpus."""
-    counts: npt.NDArray[np.int64]
+    occurrences: npt.NDArray[np.int64]
     """(M,): how many roles of the rows each text has; 0 for a copy that is counted on another process."""
     max_lengths: npt.NDArray[np.int64]
     """(M,): the maximum length, over all processes, of the texts in each position."""
     structure: BatchStructure
-    """Of all rows; its `index` points into the embeddings (W M, D) of all processes, concatenated by process."""
+    """Of all rows; its `embedding_index` points into the gathered embeddings (W M, D), process after process."""
     token_count: int
     """Number of tokens in all roles of all rows."""
     rows: npt.NDArray[np.int64]
@@ -150,7 +150,7 @@ class Batch:
 
     def weights(self, part: slice, *, of_tokens: bool) -> npt.NDArray[np.float32]:
         """Return the weight of each text of a slice, or of each of its tokens, in a mean over all roles of all rows."""
-        counts = self.counts[part].astype(np.float32)
+        occurrences = self.occurrences[part].astype(np.float32)
         if of_tokens:
-            return np.repeat(counts / np.float32(self.token_count), self.tokens.lengths[part])
-        return counts / np.float32(self.structure.index.numel())
+            return np.repeat(occurrences / np.float32(self.token_count), self.tokens.lengths[part])
+        return occurrences / np.float32(self.structure.embedding_index.numel())

@@ -44,7 +44,7 @@ def load(name: str) -> Encoder:
     encoder = Encoder.load(ModelConfig(name), PoolingConfig("avg"))
     if not encoder.is_llm:
         return encoder.train()
-    half = BillmConfig(enabled=True, start_index=encoder.depths.layers // 2)
+    half = BillmConfig(enabled=True, start_index=encoder.layer_selector.num_layers // 2)
     return Encoder.load(ModelConfig(name), PoolingConfig("avg"), LoraConfig(enabled=True, r=16, alpha=32), half).train()
 
 
@@ -71,7 +71,7 @@ def measure(name: str, rows: int, repeats: int) -> str:
     labels = torch.arange(rows, device=encoder.device) % 6 / 1.0
     structure = BatchStructure(FORMATS["A"], index, index, labels)
     plain = CombinedLoss(LossConfig(positive_above=4.0), FORMATS["A"], encoder.dimensions)
-    espresso = EspressoLoss(plain, EseConfig(enabled=True), encoder.depths.layers, encoder.dimensions)
+    espresso = EspressoLoss(plain, EseConfig(enabled=True), encoder.layer_selector.num_layers, encoder.dimensions)
     optimizer = torch.optim.AdamW([p for p in encoder.parameters() if p.requires_grad], lr=1e-6, fused=True)
 
     def step(loss: CombinedLoss | EspressoLoss, depths: tuple[int, ...] | None) -> None:
@@ -99,7 +99,8 @@ def measure(name: str, rows: int, repeats: int) -> str:
     )
     encoder.zero_grad()
     return (
-        f"| {Path(name).name} | {encoder.depths.layers} x {encoder.dimensions} | {rows} | {seconds['plain']:.2f} s | "
+        f"| {Path(name).name} | {encoder.layer_selector.num_layers} x {encoder.dimensions} | {rows} "
+        f"| {seconds['plain']:.2f} s | "
         f"{seconds['espresso']:.2f} s | {seconds['espresso'] / seconds['plain']:.2f} | {seconds['loss']:.2f} s | "
         f"{seconds['loss'] / seconds['encoder']:.2f} |"
     )

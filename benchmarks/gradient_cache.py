@@ -43,7 +43,7 @@ NOTES = (
 
 
 @dataclass(frozen=True)
-class Task:
+class BenchmarkCase:
     """What one process measures."""
 
     model: str
@@ -61,69 +61,68 @@ class Task:
 
 
 @dataclass(frozen=True)
-class Found:
+class Measurement:
     """What one process measured."""
 
     seconds: list[float]
     """Time of each step."""
     memory: int
     tokens: int
-    parts: int
-    """Number of micro-batches."""
+    num_micro_batches: int
 
 
-def measure(task: Task) -> Found:
-    """Compute the gradient of the same batch `task.steps` times."""
+def measure(case: BenchmarkCase) -> Measurement:
+    """Compute the gradient of the same batch `case.steps` times."""
     settings: dict[str, Any] = {
-        "model": {"name_or_path": task.model, "max_length": task.max_length},
+        "model": {"name_or_path": case.model, "max_length": case.max_length},
         "pooling": {"strategy": "avg"},
-        "data": {"train": {"name_or_path": task.rows}, "shuffle": False},
+        "data": {"train": {"name_or_path": case.rows}, "shuffle": False},
         "train": {
-            "batch_size": task.count,
-            "mixed_precision": "bf16" if task.precision == "bf16" else "no",
+            "batch_size": case.count,
+            "mixed_precision": "bf16" if case.precision == "bf16" else "no",
             "seed": SEED,
         },
     }
     config = build_config(settings, TrainConfig)
     accelerator = start_accelerator(config.train.mixed_precision)
-    built = setup.build(config, accelerator)
-    with keep_freed_memory(built.trainable):  # as in training
-        return _timed_steps(task, built, accelerator)
+    components = setup.build(config, accelerator)
+    with keep_freed_memory(components.trainable):  # as in training
+        return _timed_steps(case, components, accelerator)
 
 
-def _timed_steps(task: Task, built: setup.Built, accelerator: Accelerator) -> Found:
-    batch = next(built.data.train.steps(0))[0]
-    model = accelerator.prepare(built.trainable).train()
-    step = GradientCache(model, built.objective, None, accelerator, task.budget)
-    parts = micro_batches(batch.max_lengths, step.token_budget)
-    embeddings, _ = model(*batch.micro_batch(parts[-1], accelerator.device))
+def _timed_steps(case: BenchmarkCase, components: setup.RunComponents, accelerator: Accelerator) -> Measurement:
+    batch = next(components.data.train.steps(0))[0]
+    model = accelerator.prepare(components.trainable).train()
+    gradient_cache = GradientCache(model, components.objective, None, accelerator, case.budget)
+    slices = micro_batches(batch.max_lengths, gradient_cache.token_budget)
+    embeddings, _ = model(*batch.micro_batch(slices[-1], accelerator.device))
     embeddings.sum().backward()
     del embeddings
     seconds = []
-    for _ in range(task.steps):
+    for _ in range(case.steps):
         model.zero_grad()
         synchronize()
         start = time.perf_counter()
-        step.forward_backward(batch)
+        gradient_cache.forward_backward(batch)
         synchronize()
         seconds.append(time.perf_counter() - start)
-    return Found(seconds, peak_memory(), len(batch.tokens.ids), len(parts))
+    return Measurement(seconds, peak_memory(), len(batch.tokens.ids), len(slices))
 
 
-def in_turn(tasks: Sequence[Task], rounds: int) -> list[list[Found]]:
-    """Return the results of each task by round; tasks alternate, each time in a new process."""
-    found: list[list[Found]] = [[] for _ in tasks]
+def measure_alternating(cases: Sequence[BenchmarkCase], rounds: int) -> list[list[Measurement]]:
+    """Return the measurements of each case by round; cases alternate, each time in a new process."""
+    measurements: list[list[Measurement]] = [[] for _ in cases]
     for _ in range(rounds):
-        for task, own in zip(tasks, found, strict=True):
+        for case, case_measurements in zip(cases, measurements, strict=True):
             with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
-                own.append(process.submit(measure, task).result())
-            how = "one pass" if task.budget is None else f"{own[-1].parts:,} micro-batches"
-            seconds = step_time([own[-1].seconds]).median
-            print(f"  {task.count:,} rows, {how}: {seconds:,.2f} s", file=sys.stderr, flush=True)
-    return found
+                case_measurements.append(process.submit(measure, case).result())
+            label = "one pass" if case.budget is None else f"{case_measurements[-1].num_micro_batches:,} micro-batches"
+            seconds = step_time([case_measurements[-1].seconds]).median
+            print(f"  {case.count:,} rows, {label}: {seconds:,.2f} s", file=sys.stderr, flush=True)
+    return measurements
 
 
-def fitting(rows: Sequence[Sequence[str]], lengths: dict[str, int], budget: int) -> int:
+def rows_within_budget(rows: Sequence[Sequence[str]], lengths: dict[str, int], budget: int) -> int:
     """Return how many leading rows, at least 2, have at most `budget` tokens in their distinct texts."""
     seen: set[str] = set()
     tokens = 0
@@ -136,21 +135,22 @@ def fitting(rows: Sequence[Sequence[str]], lengths: dict[str, int], budget: int)
     return len(rows)
 
 
-def table(tasks: Sequence[Task], found: Sequence[Sequence[Found]]) -> str:
-    """Return a table of all tasks' results; the first task is the single pass that the others are compared with."""
+def table(cases: Sequence[BenchmarkCase], measurements: Sequence[Sequence[Measurement]]) -> str:
+    """Return a table of all cases' measurements; the others are compared with the first case, the single pass."""
     lines = [f"| {' | '.join(COLUMNS)} |", f"|{'---|' * len(COLUMNS)}"]
     by_row = [
-        [[second / task.count for second in one.seconds] for one in own] for task, own in zip(tasks, found, strict=True)
+        [[second / case.count for second in measurement.seconds] for measurement in case_measurements]
+        for case, case_measurements in zip(cases, measurements, strict=True)
     ]
-    for task, own, rounds in zip(tasks, found, by_row, strict=True):
-        how = "one pass" if task.budget is None else f"at most {task.budget:,} tokens at once"
+    for case, case_measurements, rounds in zip(cases, measurements, by_row, strict=True):
+        label = "one pass" if case.budget is None else f"at most {case.budget:,} tokens at once"
         cells = [
-            f"{task.count:,} rows, {how}",
-            f"{own[0].tokens:,}",
-            f"{own[0].parts:,}",
+            f"{case.count:,} rows, {label}",
+            f"{case_measurements[0].tokens:,}",
+            f"{case_measurements[0].num_micro_batches:,}",
             spread(step_time(rounds), 1000, ",.2f", " ms"),
-            "" if task is tasks[0] else spread(ratio(rounds, by_row[0]), 1, ".2f"),
-            f"{max(one.memory for one in own) / MIB:,.0f} MiB",
+            "" if case is cases[0] else spread(ratio(rounds, by_row[0]), 1, ".2f"),
+            f"{max(measurement.memory for measurement in case_measurements) / MIB:,.0f} MiB",
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
@@ -205,16 +205,18 @@ def main() -> None:
     print("\n".join(lines), flush=True)
     with tempfile.TemporaryDirectory() as scratch:
         path = prepare.write_rows(Path(scratch) / "rows.jsonl", rows)
-        plain = Task(str(model), path, options.rows, None, options.precision, options.max_length, options.steps)
+        plain = BenchmarkCase(
+            str(model), path, options.rows, None, options.precision, options.max_length, options.steps
+        )
         sets = [([plain, *(replace(plain, budget=budget) for budget in options.budgets)], options.rounds)]
         if options.large:
             texts = [[row[column] for column in prepare.COLUMNS["B"]] for row in rows]
             lengths = prepare.text_lengths(model, [text for row in texts for text in row], options.max_length)
-            few = replace(plain, count=fitting(texts, lengths, options.large_budget))
+            few = replace(plain, count=rows_within_budget(texts, lengths, options.large_budget))
             large = replace(plain, count=options.large, budget=options.large_budget, steps=1)
             sets.append(([few, large], 1))
-        for tasks, rounds in sets:
-            lines += ["", table(tasks, in_turn(tasks, rounds))]
+        for cases, rounds in sets:
+            lines += ["", table(cases, measure_alternating(cases, rounds))]
             print(f"\n{lines[-1]}", flush=True)
             if options.markdown:
                 section = "\n".join([*lines, "", *(f"- {note}" for note in NOTES)]) + "\n"

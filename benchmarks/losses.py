@@ -42,7 +42,7 @@ class PlainLoss(CombinedLoss):
             for weight, term in self.weighted_terms
         ]
 
-    def _in_batch(self, inputs: TermInputs, tau: float) -> Tensor:
+    def _in_batch(self, inputs: TermInputs, scale: float) -> Tensor:
         embeddings, ids = inputs.embeddings, inputs.text_ids
         if inputs.labels is None:
             candidates = embeddings[:, 1:].transpose(0, 1).flatten(0, 1)
@@ -51,19 +51,19 @@ class PlainLoss(CombinedLoss):
             if not self.keep_duplicates:
                 both_ways = torch.cat([ids[:, :2], ids[:, :2].flip(1)])
                 masked = plain_not_negatives(ids[:, 0], ids[:, 1:].T.flatten(), both_ways[:, 0], both_ways[:, 1])
-            return plain_cross_entropy(embeddings[:, 0], candidates, target, masked, tau).mean()
+            return plain_cross_entropy(embeddings[:, 0], candidates, target, masked, scale).mean()
         positive, texts = inputs.labels > inputs.positive_above, embeddings.flatten(0, 1)
         masked = torch.eye(len(texts), dtype=torch.bool)
         if not self.keep_duplicates:
             both_ways = torch.cat([ids[positive], ids[positive].flip(1)])
             masked |= plain_not_negatives(ids.flatten(), ids.flatten(), both_ways[:, 0], both_ways[:, 1])
-        losses = plain_cross_entropy(texts, texts, torch.arange(len(texts)) ^ 1, masked, tau)
+        losses = plain_cross_entropy(texts, texts, torch.arange(len(texts)) ^ 1, masked, scale)
         return torch.where(positive.repeat_interleave(2), losses, losses.new_zeros(())).mean()
 
 
-def plain_cross_entropy(queries: Tensor, candidates: Tensor, target: Tensor, masked: Tensor, tau: float) -> Tensor:
+def plain_cross_entropy(queries: Tensor, candidates: Tensor, target: Tensor, masked: Tensor, scale: float) -> Tensor:
     """Return the loss of each query, (Q,), from the matrix of all cosines."""
-    logits = tau * queries @ candidates.T
+    logits = scale * queries @ candidates.T
     logits = logits.masked_fill(masked.scatter(1, target[:, None], False), -torch.inf)
     return F.cross_entropy(logits, target, reduction="none")
 

@@ -85,7 +85,9 @@ def predict(shape: Shape, bits: int | None, rank: int, texts: int, length: int) 
         checkpoint_activations(model)
         linear = sum(module.weight.numel() for module in model.modules() if isinstance(module, torch.nn.Linear))
         total = sum(parameter.numel() for parameter in model.parameters())
-        adapted = add_adapters(model, "", new=LoraConfig(enabled=True, r=rank, alpha=2 * rank, dropout=0.1)).train()
+        adapted = add_adapters(
+            model, "", new_config=LoraConfig(enabled=True, r=rank, alpha=2 * rank, dropout=0.1)
+        ).train()
         install_lora(adapted)
         trained = [parameter for parameter in adapted.parameters() if parameter.requires_grad]
         size = sum(parameter.nbytes for parameter in trained)

@@ -1,4 +1,4 @@
-"""Packed models beside padded ones: what the tests of packing and of its kernels share."""
+"""Packed models beside padded ones: helpers for the tests of packing and of its kernels."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def embed(encoder: Encoder, texts: list[str] = TEXTS) -> Tensor:
     return embeddings
 
 
-def close(actual: Tensor, expected: Tensor) -> None:
+def assert_close_to_scale(actual: Tensor, expected: Tensor) -> None:
     torch.testing.assert_close(actual, expected, rtol=0, atol=1e-5 * expected.abs().max().item())
 
 
@@ -58,7 +58,7 @@ def check_against_padded(folder: str, start: int | None) -> None:
     assert packed.is_packed
     assert not padded.packable
     actual, expected = embed(packed), embed(padded)
-    close(actual, expected)
+    assert_close_to_scale(actual, expected)
     weights = torch.randn(actual.shape, generator=torch.Generator().manual_seed(0))
     for embeddings in (actual, expected):
         (embeddings * weights).sum().backward()
@@ -77,12 +77,12 @@ def check_checkpointing(folder: str) -> None:
         first, second = embed(encoder, TEXTS[:3]), embed(encoder, TEXTS[3:])  # both waiting for their backward pass
         (first.sin().sum() + second.cos().sum()).backward()
         actual.append(gradients(encoder))
-    for plain, again in zip(*actual, strict=True):
-        torch.testing.assert_close(plain, again)
+    for without, with_checkpointing in zip(*actual, strict=True):
+        torch.testing.assert_close(without, with_checkpointing)
 
 
 def check_adapters(folder: str, bits: int | None = None) -> None:
-    """Check that a packed model with adapters, perhaps on weights of few bits, is the padded one."""
+    """Check that a packed model with adapters, perhaps on quantised weights, matches the padded one."""
     actual = []
     for attention in (None, "eager"):
         torch.manual_seed(0)
@@ -99,10 +99,10 @@ def check_adapters(folder: str, bits: int | None = None) -> None:
         actual.append([embeddings.detach(), *gradients(encoder)])
     scale = max(gradient.abs().max().item() for gradient in actual[1][1:])
     assert min(gradient.abs().max().item() for gradient in actual[1][1:]) > 0
-    close(actual[0][0], actual[1][0])
+    assert_close_to_scale(actual[0][0], actual[1][0])
     for packed, padded in zip(actual[0][1:], actual[1][1:], strict=True):
         torch.testing.assert_close(packed, padded, rtol=0, atol=1e-5 * scale)
 
 
-def cases() -> list[tuple[str, int | None]]:
+def model_and_start_cases() -> list[tuple[str, int | None]]:
     return [(name, None) for name in MODELS] + [(name, start) for name in DECODERS for start in (0, 2)]

@@ -31,23 +31,25 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
 
 def build_on_sample(
     data_format: str, *, rows: int = 24, dropout: float = 0.0, **groups: Any
-) -> tuple[setup.Built, Accelerator]:
+) -> tuple[setup.RunComponents, Accelerator]:
     """Return what a run on the built-in sentences works with."""
     data = {"train": {"name_or_path": "sample"}}
     config = build_config(
         {"data": data, "data_format": {"name": data_format}, "train": {"batch_size": rows}, **groups}, TrainConfig
     )
     accelerator = start_accelerator(config.train.mixed_precision)
-    built = setup.build(config, accelerator)
-    for module in built.trainable.modules():
+    components = setup.build(config, accelerator)
+    for module in components.trainable.modules():
         if isinstance(module, nn.Dropout):
             module.p = dropout
-    weights = built.trainable.projection
+    weights = components.trainable.projection
     if weights is not None:  # as far from the teacher as a trained one
         nn.init.normal_(weights.weight, std=0.1, generator=torch.Generator().manual_seed(0))
-    return built, accelerator
+    return components, accelerator
 
 
-def gradient_cache_of(built: setup.Built, accelerator: Accelerator, budget: int | None = None) -> GradientCache:
-    built.trainable.train()
-    return GradientCache(built.trainable, built.objective, built.teacher, accelerator, budget)
+def gradient_cache_of(
+    components: setup.RunComponents, accelerator: Accelerator, budget: int | None = None
+) -> GradientCache:
+    components.trainable.train()
+    return GradientCache(components.trainable, components.objective, components.teacher, accelerator, budget)

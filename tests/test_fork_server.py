@@ -35,7 +35,7 @@ def environment(**env: str) -> dict[str, str]:
 
 @pytest.mark.parametrize("as_module", [False, True])
 @pytest.mark.parametrize("end", ["pass", "sys.exit(3)", "sys.exit('a sentence')", "os.kill(os.getpid(), 9)", "1 / 0"])
-def test_a_command_cannot_tell_the_difference(tmp_path: Path, end: str, as_module: bool) -> None:
+def test_forked_command_behaves_like_a_new_process(tmp_path: Path, end: str, as_module: bool) -> None:
     (tmp_path / "script.py").write_text(f"{SCRIPT}{end}\n")
     words = [*(["-m", "script"] if as_module else [str(tmp_path / "script.py")]), "a b", "c"]
     env = environment(WANDB_MODE="offline")
@@ -49,7 +49,7 @@ def test_a_command_cannot_tell_the_difference(tmp_path: Path, end: str, as_modul
     assert done.stderr.splitlines()[-1] == new.stderr.splitlines()[-1]
 
 
-def test_the_environment_counts_when_libraries_are_imported(tmp_path: Path) -> None:
+def test_environment_is_set_before_libraries_are_imported(tmp_path: Path) -> None:
     (tmp_path / "script.py").write_text("from huggingface_hub import constants; print(constants.ENDPOINT)")
     env = environment(HF_ENDPOINT="http://127.0.0.1:9")
     assert fork_server.run([str(tmp_path / "script.py")], tmp_path, env, timeout=60).stdout == "http://127.0.0.1:9\n"

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import write_jsonl
-from packed_models import TEXTS, cases, embed, load
+from packed_models import TEXTS, embed, load, model_and_start_cases
 from torch import Tensor
 
 from angle.config import TrainConfig
@@ -35,76 +35,76 @@ ON_GPU = pytest.mark.skipif(DEVICE.type == "cpu", reason="needs a GPU")
 LENGTHS = np.array([90, 47, 46, 46, 20, 13, 7, 7, 3, 1])
 
 
-def plain(q: Tensor, k: Tensor, v: Tensor, spec: AttentionSpec) -> Tensor:
+def reference_attention(q: Tensor, k: Tensor, v: Tensor, spec: AttentionSpec) -> Tensor:
     """Return (T, H, d): attention text by text, in float64."""
-    texts = []
-    for one in zip(*(torch.split(tensor.double(), LENGTHS.tolist()) for tensor in (q, k, v)), strict=True):
-        a, b, c = (part.transpose(0, 1) for part in one)
-        b, c = (part.repeat_interleave(len(a) // len(part), dim=0) for part in (b, c))
-        scores = (a @ b.transpose(1, 2)) * a.shape[-1] ** -0.5
-        hidden = ~spec.attention_mask(a.shape[1], a.device)
-        texts.append((scores.masked_fill(hidden, float("-inf")).softmax(-1) @ c).transpose(0, 1))
-    return torch.cat(texts)
+    outputs = []
+    for text_qkv in zip(*(torch.split(tensor.double(), LENGTHS.tolist()) for tensor in (q, k, v)), strict=True):
+        text_q, text_k, text_v = (part.transpose(0, 1) for part in text_qkv)
+        text_k, text_v = (part.repeat_interleave(len(text_q) // len(part), dim=0) for part in (text_k, text_v))
+        scores = (text_q @ text_k.transpose(1, 2)) * text_q.shape[-1] ** -0.5
+        masked = ~spec.attention_mask(text_q.shape[1], text_q.device)
+        outputs.append((scores.masked_fill(masked, float("-inf")).softmax(-1) @ text_v).transpose(0, 1))
+    return torch.cat(outputs)
 
 
-def made(heads: Sequence[int], width: int, kind: torch.dtype) -> list[Tensor]:
+def random_qkv(heads: Sequence[int], head_dim: int, dtype: torch.dtype) -> list[Tensor]:
     torch.manual_seed(0)
     total = int(LENGTHS.sum())
-    return [torch.randn(total, count, width, device=DEVICE).to(kind).requires_grad_() for count in heads]
+    return [torch.randn(total, count, head_dim, device=DEVICE).to(dtype).requires_grad_() for count in heads]
 
 
-def apart(actual: Tensor, expected: Tensor) -> float:
+def relative_error(actual: Tensor, expected: Tensor) -> float:
     actual, expected = actual.detach().double(), expected.detach().double()
     return float((actual - expected).norm() / expected.norm())
 
 
-@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16, torch.float32], ids=str)
-@pytest.mark.parametrize("width", [32, 64, 80, 128, 256])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+@pytest.mark.parametrize("head_dim", [32, 64, 80, 128, 256])
 @pytest.mark.parametrize("heads", [(4, 4, 4), (8, 2, 2)], ids=str)
-def test_attention_and_its_gradient(kind: torch.dtype, width: int, heads: tuple[int, ...]) -> None:
+def test_attention_and_its_gradient(dtype: torch.dtype, head_dim: int, heads: tuple[int, ...]) -> None:
     """By whatever kernel is chosen here, with the same numbers as in float64."""
     texts = PackedTexts(LENGTHS, DEVICE)
     for causal, window in product((False, True), (None, 16)):
-        spec, inputs = AttentionSpec(causal, window), made(heads, width, kind)
+        spec, inputs = AttentionSpec(causal, window), random_qkv(heads, head_dim, dtype)
         exact = [tensor.detach().double().requires_grad_() for tensor in inputs]
-        expected = plain(*exact, spec)
+        expected = reference_attention(*exact, spec)
         actual = attend_texts(*(tensor.transpose(0, 1)[None] for tensor in inputs), texts, spec)[0]
         direction = torch.randn_like(expected)
         gradients = (
             torch.autograd.grad((out.double() * direction).sum(), tensors)
             for out, tensors in ((actual, inputs), (expected, exact))
         )
-        errors = [apart(actual, expected), *map(apart, *gradients)]
-        assert max(errors) < (1e-5 if kind == torch.float32 else 1e-2)
+        errors = [relative_error(actual, expected), *map(relative_error, *gradients)]
+        assert max(errors) < (1e-5 if dtype == torch.float32 else 1e-2)
 
 
 @ON_GPU
-@pytest.mark.parametrize("name", sorted(available_backends()))
-def test_a_kernel_with_dropout(name: str) -> None:
-    """The right share is dropped, the mean stays, and the gradient is that of the draw."""
+@pytest.mark.parametrize("backend", sorted(available_backends()))
+def test_dropout_in_attention(backend: str) -> None:
+    """The right fraction is dropped, the mean stays, and the gradient is that of the draw."""
     texts, spec = PackedTexts(LENGTHS, DEVICE), AttentionSpec(causal=False, dropout=0.2)
-    q, k, v = made((4, 4, 4), 128, torch.bfloat16)
-    out = call_backend(name, q, k, v, texts, spec)
+    q, k, v = random_qkv((4, 4, 4), 128, torch.bfloat16)
+    out = call_backend(backend, q, k, v, texts, spec)
     direction = torch.randn_like(out)
-    (of_value,) = torch.autograd.grad((out * direction).sum(), v)
+    (value_grad,) = torch.autograd.grad((out * direction).sum(), v)
     # Attention is linear in the values.
-    assert (of_value.double() * v).sum().item() == pytest.approx((out.double() * direction).sum().item(), rel=1e-2)
+    assert (value_grad.double() * v).sum().item() == pytest.approx((out.double() * direction).sum().item(), rel=1e-2)
     with torch.no_grad():
-        mean = torch.stack([call_backend(name, q, k, v, texts, spec).double() for _ in range(400)]).mean(0)
-        one = torch.zeros_like(v)
+        mean = torch.stack([call_backend(backend, q, k, v, texts, spec).double() for _ in range(400)]).mean(0)
+        one_hot = torch.zeros_like(v)
         first = torch.arange(LENGTHS[0], device=DEVICE)
-        one[first, :, first] = 1  # so that the outputs of the first text are its attention weights
-        weights = call_backend(name, q, k, one, texts, spec)[: LENGTHS[0], :, : LENGTHS[0]]
-    assert apart(mean, plain(q, k, v, AttentionSpec(causal=False))) < 0.05
+        one_hot[first, :, first] = 1  # so that the outputs of the first text are its attention weights
+        weights = call_backend(backend, q, k, one_hot, texts, spec)[: LENGTHS[0], :, : LENGTHS[0]]
+    assert relative_error(mean, reference_attention(q, k, v, AttentionSpec(causal=False))) < 0.05
     assert (weights == 0).double().mean().item() == pytest.approx(spec.dropout, abs=0.01)
 
 
 @ON_GPU
-def test_the_same_seed_drops_the_same() -> None:
+def test_dropout_is_determined_by_the_seed() -> None:
     texts, spec, inputs = (
         PackedTexts(LENGTHS, DEVICE),
         AttentionSpec(causal=False, dropout=0.1),
-        made((4, 4, 4), 64, HALF_DTYPES[1]),
+        random_qkv((4, 4, 4), 64, HALF_DTYPES[1]),
     )
     outputs = []
     for seed in (1, 1, 2):
@@ -114,13 +114,15 @@ def test_the_same_seed_drops_the_same() -> None:
     assert not torch.equal(outputs[0], outputs[2])
 
 
-@pytest.mark.parametrize(("name", "start"), cases())
-def test_models_run_packed(folder_of: Callable[[str], str], name: str, start: int | None) -> None:
+@pytest.mark.parametrize(("name", "start"), model_and_start_cases())
+def test_packed_embeddings_match_those_of_the_cpu(
+    folder_of: Callable[[str], str], name: str, start: int | None
+) -> None:
     encoder = load(folder_of(name), start=start).eval()
     expected = embed(encoder)
     encoder.to(DEVICE)
     with torch.autocast(DEVICE.type, torch.bfloat16):
-        encoder.try_packing(training=True)
+        encoder.verify_packing(training=True)
         assert encoder.is_packed
         tokens = encoder.tokenizer(TEXTS)
         actual = encoder(torch.from_numpy(tokens.ids.astype(np.int64)).to(DEVICE), tokens.lengths)
@@ -163,30 +165,30 @@ def test_a_killed_run_resumes_bit_for_bit(
             raise KeyboardInterrupt
 
     train = {"mixed_precision": precision, "save_steps": 2}
-    whole = losses(tmp_path / "whole", folder_of("bert"), **train)
+    uninterrupted = losses(tmp_path / "uninterrupted", folder_of("bert"), **train)
     with monkeypatch.context() as patch:
         patch.setattr(Tracker, "advance", killed)
         with pytest.raises(KeyboardInterrupt):
             losses(tmp_path / "killed", folder_of("bert"), **train)
-    assert losses(tmp_path / "killed", folder_of("bert"), **train) == whole
-    weights = [(tmp_path / name / "run/final/model.safetensors").read_bytes() for name in ("whole", "killed")]
+    assert losses(tmp_path / "killed", folder_of("bert"), **train) == uninterrupted
+    weights = [(tmp_path / name / "run/final/model.safetensors").read_bytes() for name in ("uninterrupted", "killed")]
     assert weights[0] == weights[1]
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen3"])
-def test_autocast_leaves_norms_in_their_weights_type(folder_of: Callable[[str], str], name: str) -> None:
+def test_norms_keep_their_dtype_under_autocast(folder_of: Callable[[str], str], name: str) -> None:
     norm = load(folder_of(name), dtype="bfloat16").backbone.norm.to(DEVICE)
     values = torch.randn(5, 32, device=DEVICE, dtype=torch.bfloat16, requires_grad=True)
     with torch.autocast(DEVICE.type, torch.bfloat16):
         actual = norm(values)
     assert actual.dtype == torch.bfloat16
     norm.float()
-    assert apart(actual, norm(values.float())) < 1e-2
+    assert relative_error(actual, norm(values.float())) < 1e-2
     (gradient,) = torch.autograd.grad(actual.sum(), values)
     assert gradient.dtype == torch.bfloat16
 
 
 def test_micro_batches_and_padding_give_the_same_losses(tmp_path: Path) -> None:
-    whole = losses(tmp_path / "whole")
-    assert losses(tmp_path / "parts", token_budget=64) == pytest.approx(whole, rel=1e-4)
-    assert losses(tmp_path / "padded", packing="off") == pytest.approx(whole, rel=1e-4)
+    unsplit = losses(tmp_path / "unsplit")
+    assert losses(tmp_path / "parts", token_budget=64) == pytest.approx(unsplit, rel=1e-4)
+    assert losses(tmp_path / "padded", packing="off") == pytest.approx(unsplit, rel=1e-4)

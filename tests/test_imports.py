@@ -46,7 +46,7 @@ def imports(path: Path) -> Iterator[str]:
                 yield f"{node.module}.{alias.name}" if file or folder else node.module
 
 
-def backwards(path: Path) -> list[str]:
+def upward_imports(path: Path) -> list[str]:
     """Return the imports of a module of the package that point the wrong way."""
     inside = path.relative_to(REPO / "angle")
     own = inside.parts[0].removesuffix(".py")
@@ -74,20 +74,20 @@ def test_every_part_has_a_layer():
 @pytest.mark.parametrize(
     "path", [path for path in MODULES if path.parent.name != "angle" or path.stem in LAYER], ids=name_of
 )
-def test_no_import_points_back(path):
-    assert backwards(path) == []
+def test_no_upward_imports(path):
+    assert upward_imports(path) == []
 
 
-def test_an_arrow_that_points_back_is_seen(tmp_path, monkeypatch):
+def test_upward_import_is_detected(tmp_path, monkeypatch):
     file = tmp_path / "angle" / "objective" / "x.py"
     file.parent.mkdir(parents=True)
     file.write_text("from angle.structures import Tokens\ndef f():\n    from angle.modeling import pooling\n")
     monkeypatch.setattr("test_imports.REPO", tmp_path)
-    assert backwards(file) == ["angle.modeling"]
+    assert upward_imports(file) == ["angle.modeling"]
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
-def test_few_modules_know_hydra(path):
+def test_few_modules_import_hydra(path):
     tops = {name.split(".")[0] for name in imports(path)}
     assert not tops & {"hydra", "omegaconf"} or name_of(path) in [f"angle/{name}.py" for name in KNOW_HYDRA]
 
@@ -116,7 +116,7 @@ def test_scripts_are_thin(path):
 
 
 @pytest.mark.parametrize("path", sorted((REPO / "angle" / "kernels").rglob("*.py")), ids=name_of)
-def test_kernels_know_structures_only(path):
+def test_kernels_import_structures_only(path):
     own = [name for name in imports(path) if name.split(".")[0] == "angle"]
     assert all(name.startswith("angle.kernels") or name == "angle.structures" for name in own)
 
@@ -146,7 +146,7 @@ def test_private_operators_of_torch_are_called_by_kernels_alone(path):
     assert private_operators(path) == [] or (REPO / "angle" / "kernels") in path.parents
 
 
-def test_private_operators_are_seen(tmp_path):
+def test_private_operators_are_detected(tmp_path):
     file = tmp_path / "x.py"
     file.write_text(
         "import torch\nfrom torch import _C\ntorch.ops.aten.mm(1)\ntorch._softmax_backward_data()\ntorch.mm()\n"

@@ -44,7 +44,7 @@ def test_commands_of_the_readme_compose(line):
         build_config(compose(name, single), SCHEMAS[name])
 
 
-def test_the_readme_s_commands_were_seen():
+def test_readme_commands_are_found():
     assert len(LINES) > 10
     assert BLOCKS[0].strip() == "pip install -c constraints.txt -e . && python train.py"
     assert BLOCKS[1].strip() == 'pip install -c constraints.txt -e ".[test]" && pytest'

@@ -71,7 +71,7 @@ def test_a_data_set_of_the_hub(before: dict[str, Any], monkeypatch: pytest.Monke
     assert state() == before
 
 
-def test_inside_it_is_quiet() -> None:
+def test_quiet_suppresses_output() -> None:
     with quiet_transformers(), quiet_datasets():
         inside = state()
     assert inside == {
@@ -83,7 +83,7 @@ def test_inside_it_is_quiet() -> None:
 
 
 @pytest.mark.parametrize("quiet", [quiet_hub, quiet_transformers, quiet_datasets])
-def test_what_was_off_stays_off(quiet: Callable[[], Any]) -> None:
+def test_quiet_keeps_what_was_off(quiet: Callable[[], Any]) -> None:
     transformers.utils.logging.disable_progress_bar()
     transformers.logging.set_verbosity(logging.CRITICAL)
     datasets.disable_progress_bars()

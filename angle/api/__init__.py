@@ -1,1 +1,1 @@
-"""The Python API: AnglE, and what its users know from the reference, angle_emb."""
+"""The Python API: AnglE, and what its users know from angle_emb."""

@@ -1,4 +1,4 @@
-"""AnglE: the class of the reference, angle_emb, on top of this package's encoder and training loop."""
+"""AnglE: the class of angle_emb on top of this package's encoder and training loop."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from torch import Tensor
 from angle.api.base import AngleBase
 from angle.api.datasets import check_same_preparation, prepared_settings
 from angle.api.encoding import depth_for, dimensions_for, tokenizer_for
-from angle.api.in_memory import given_data, stored_for_run, stored_temporarily
+from angle.api.in_memory import data_argument, stored_for_run, stored_temporarily
 from angle.api.settings import model_settings, training_settings
 from angle.compat import arguments
 from angle.config import TrainConfig
@@ -33,7 +33,7 @@ from angle.training.run_folder import DATA_FOLDER, RunFolder
 class AnglE(AngleBase):
     """A sentence encoder to train, evaluate and use.
 
-    `AnglE.from_pretrained("WhereIsAI/UAE-Large-V1").encode(["a text"])`. Arguments have the reference's names;
+    `AnglE.from_pretrained("WhereIsAI/UAE-Large-V1").encode(["a text"])`. Arguments have angle_emb's names;
     `angle.compat.arguments` maps them to settings.
     """
 
@@ -234,19 +234,19 @@ class AnglE(AngleBase):
         run = RunFolder.choose(train.get("resume"), train.get("output_dir"))
         if not train.get("resume"):
             train["output_dir"] = str(run.path)
-        given = {}
-        for role, argument, data in (
+        data_arguments = {}
+        for purpose, argument, data in (
             ("train", "train_ds", train_ds),
             ("valid", "valid_ds", valid_ds),
             ("valid_sts", "valid_ds_for_callback", valid_ds_for_callback),
         ):
             if data is not None:
                 check_same_preparation(data, argument, self.max_length, settings)
-                given[role] = given_data(data, argument, run.path.resolve() / DATA_FOLDER)
-        sources = {role: dataclasses.asdict(data.source) for role, data in given.items()}
+                data_arguments[purpose] = data_argument(data, argument, run.path.resolve() / DATA_FOLDER)
+        sources = {purpose: dataclasses.asdict(data.source) for purpose, data in data_arguments.items()}
         train_config = build_config(arguments.merge_settings({"data": sources}, requested), TrainConfig)
         self._encoder = None  # the loop loads its own, and two copies might not fit into memory
-        with stored_for_run(run, train_config, given.values()):
+        with stored_for_run(run, train_config, data_arguments.values()):
             self.result = fit(train_config)
         if self.result.push_problem is not None:
             warnings.warn(self.result.push_problem, stacklevel=3)
@@ -351,7 +351,7 @@ class AnglE(AngleBase):
         return embeddings.numpy() if to_numpy else embeddings
 
     def save_pretrained(self, output_dir: str, exist_ok: bool = True) -> None:
-        """Write weights (or only the adapters), tokenizer and contract into a folder.
+        """Write weights (or only the adapters), tokenizer and angle_config.json into a folder.
 
         Args:
             output_dir: a new or empty folder.

@@ -91,6 +91,6 @@ class AngleBase:
 
     def truncate_layer(self, layer_index: int) -> Self:
         """Keep only the first `layer_index` layers, and return self."""
-        self.encoder.keep(layers=layer_index)
+        self.encoder.truncate(layers=layer_index)
         self._settings["model.layers"] = layer_index
         return self

@@ -1,4 +1,4 @@
-"""Data sets prepared as in the reference, angle_emb: with a note on how their texts are formatted."""
+"""Data sets prepared as in angle_emb: with a note on how their texts are formatted."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from angle.prompts import NAMED_PROMPTS
 from angle.structures import FORMATS
 
 #: Column that `AngleDataTokenizer` adds, which says how to read the rows.
-EXTRA = "extra"
+EXTRA_COLUMN = "extra"
 
 
 class DatasetFormats:
@@ -84,14 +84,14 @@ class AngleDataTokenizer:
         absent = [name for name in self.columns if name not in row]
         if absent:
             raise DataError(f"The template uses {{{absent[0]}}}, but the data set has the columns {', '.join(row)}.")
-        return {EXTRA: {"dataset_format": data_format.name, **self.preparation}}
+        return {EXTRA_COLUMN: {"dataset_format": data_format.name, **self.preparation}}
 
 
 def preparation_of(data: Any) -> dict[str, Any]:
     """Return how to read prepared rows (format, template, maximum length, end token), {} for rows not prepared."""
-    if not hasattr(data, "column_names") or EXTRA not in data.column_names or not len(data):
+    if not hasattr(data, "column_names") or EXTRA_COLUMN not in data.column_names or not len(data):
         return {}
-    preparation = data[0][EXTRA]
+    preparation = data[0][EXTRA_COLUMN]
     is_ours = isinstance(preparation, Mapping) and "dataset_format" in preparation
     return dict(preparation) if is_ours else {}
 

@@ -6,8 +6,8 @@ import copy
 
 from angle.errors import ConfigError
 from angle.modeling.backbone import position_limit
-from angle.modeling.depths import base_model
 from angle.modeling.encoder import Encoder
+from angle.modeling.layers import base_model
 from angle.modeling.tokenizer import TextTokenizer
 from angle.prompts import NAMED_PROMPTS
 
@@ -45,9 +45,10 @@ def depth_for(encoder: Encoder, layer_index: int) -> int | None:
     """
     if layer_index == -1:
         return None
-    if not 0 <= layer_index <= encoder.depths.layers:
+    if not 0 <= layer_index <= encoder.layer_selector.num_layers:
         raise ConfigError(
-            f"layer_index={layer_index} cannot work: the model has {encoder.depths.layers} layers; give a number up to "
+            f"layer_index={layer_index} cannot work: the model has {encoder.layer_selector.num_layers} layers; give "
+            f"a number up to "
             f"that, or -1 for all."
         )
     return layer_index

@@ -8,7 +8,7 @@ from tempfile import TemporaryDirectory
 from angle.config import CONFIG_FILE
 from angle.config.build import load_config
 from angle.export.hub import push_model
-from angle.modeling.contract import read_contract
+from angle.modeling.embedding_config import read_embedding_config
 from angle.modeling.encoder import Encoder
 from angle.modeling.locations import locate_model
 from angle.training.run_folder import RunFolder, RunState
@@ -30,13 +30,16 @@ def push_encoder(encoder: Encoder, loaded_from: str, hub_model_id: str, *, priva
 
     """
     run = RunFolder(Path(loaded_from))
-    is_run = run.state() is RunState.FINISHED and read_contract(locate_model(loaded_from)) == encoder.contract
+    is_run = (
+        run.state() is RunState.FINISHED
+        and read_embedding_config(locate_model(loaded_from)) == encoder.embedding_config
+    )
     config = load_config(run.path / CONFIG_FILE) if is_run else None
     base = loaded_from if not run.path.exists() else str(run.path.resolve())
     if config is not None:
         base = config.model.name_or_path
     record = run.record() if config is not None else None
-    with TemporaryDirectory() as scratch:
-        folder = Path(scratch) / "model"
+    with TemporaryDirectory() as temp_folder:
+        folder = Path(temp_folder) / "model"
         encoder.save(folder)
         return push_model(folder, hub_model_id, base, config, record, private=private, exist_ok=exist_ok)

@@ -12,7 +12,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from angle.api.datasets import EXTRA, preparation_of
+from angle.api.datasets import EXTRA_COLUMN, preparation_of
 from angle.config import SourceConfig, TrainConfig
 from angle.distributed.environment import is_main_process
 from angle.errors import DataError, first_line
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class GivenData:
+class DataArgument:
     """The data of an argument."""
 
     source: SourceConfig
@@ -41,7 +41,7 @@ class GivenData:
             replace_folder(Path(str(self.source.name_or_path)), self.dataset.save_to_disk)
 
 
-def given_data(data: Any, argument: str, folder: Path) -> GivenData:
+def data_argument(data: Any, argument: str, folder: Path) -> DataArgument:
     """Return the data of an argument; nothing is written.
 
     Args:
@@ -54,22 +54,22 @@ def given_data(data: Any, argument: str, folder: Path) -> GivenData:
 
     """
     if isinstance(data, SourceConfig):
-        return GivenData(data)
+        return DataArgument(data)
     if isinstance(data, (str, Path)):
-        return GivenData(SourceConfig(str(data)))
+        return DataArgument(SourceConfig(str(data)))
     dataset = _as_dataset(data, argument)
-    return GivenData(SourceConfig(str(folder / f"{argument}-{_digest(dataset)[:16]}")), dataset)
+    return DataArgument(SourceConfig(str(folder / f"{argument}-{_digest(dataset)[:16]}")), dataset)
 
 
 @contextmanager
-def stored_for_run(run: RunFolder, config: TrainConfig, given: Iterable[GivenData]) -> Iterator[None]:
+def stored_for_run(run: RunFolder, config: TrainConfig, data_arguments: Iterable[DataArgument]) -> Iterator[None]:
     """Store rows in the run's folder before it is trained; they stay until it is finished, for resuming.
 
     Raises:
         ConfigError: the folder holds a run with other settings, or anything that is not a run.
 
     """
-    in_memory = [data for data in given if data.dataset is not None]
+    in_memory = [data for data in data_arguments if data.dataset is not None]
     # A run that is resumed by name stored its rows when it was started.
     if not in_memory or config.train.resume is not None or not is_main_process():
         yield
@@ -95,9 +95,9 @@ def stored_for_run(run: RunFolder, config: TrainConfig, given: Iterable[GivenDat
 def stored_temporarily(data: Any, argument: str) -> Iterator[SourceConfig]:
     """Store rows in memory in a temporary folder, and yield where to read them."""
     with TemporaryDirectory(prefix="angle-") as folder:
-        given = given_data(data, argument, Path(folder))
-        given.store()
-        yield given.source
+        stored = data_argument(data, argument, Path(folder))
+        stored.store()
+        yield stored.source
 
 
 def _as_dataset(data: Any, argument: str) -> Dataset:
@@ -121,7 +121,7 @@ def _as_dataset(data: Any, argument: str) -> Dataset:
             data = datasets.Dataset.from_dict(_columns(rows))
         except (ArrowInvalid, ArrowTypeError) as error:
             raise DataError(f"{argument} has a column with cells of several types: {first_line(error)}.") from None
-    return data.remove_columns([EXTRA]) if preparation_of(data) else data
+    return data.remove_columns([EXTRA_COLUMN]) if preparation_of(data) else data
 
 
 def _columns(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:

@@ -44,7 +44,7 @@ def training_settings(
     fp16: bool | None,
     bf16: bool | None,
 ) -> Settings:
-    """Return the settings of a training run: the reference's defaults, updated by the arguments of `AnglE.fit`.
+    """Return the settings of a training run: angle_emb's defaults, updated by the arguments of `AnglE.fit`.
 
     Args:
         train: the settings that are arguments of their own; None where not given.

@@ -11,7 +11,7 @@ from string import Template
 from angle.cli.arguments import check_arguments, table_of_groups
 from angle.cli.jobs import JobRunner
 from angle.cli.sweep import check_jobs, comparison_table, select_overrides, slug, swept_keys
-from angle.cli.user_errors import errors_as_sentences
+from angle.cli.user_errors import exit_on_user_error
 from angle.config.build import Config
 from angle.distributed.environment import launch_time, print_once, world_size
 from angle.errors import ConfigError
@@ -24,7 +24,7 @@ def launch(task: Callable[[Config], float | None], schema: type[Config], name: s
     """
     from hydra._internal.utils import get_args_parser
 
-    with errors_as_sentences():
+    with exit_on_user_error():
         words = check_arguments(sys.argv[1:], schema, conf)
         arguments = get_args_parser().parse_args(words)
         swept = swept_keys(arguments.overrides) if arguments.multirun else set()
@@ -35,9 +35,9 @@ def launch(task: Callable[[Config], float | None], schema: type[Config], name: s
         if arguments.multirun:
             check_jobs(arguments.overrides, schema, name, conf)
         runner = JobRunner(task, schema, swept)
-        from angle.tracking.console import notes_once
+        from angle.tracking.console import without_repeated_notes
 
-        with notes_once():
+        with without_repeated_notes():
             _run_hydra(words, runner, name, conf)
         if len(runner.results) > 1:
             print_once(f"\n{comparison_table(runner.results)}")

@@ -11,12 +11,12 @@ from angle.config import TrainConfig
 from angle.config.build import check_value, unknown_setting, value_for_group
 from angle.config.keys import group_names, setting_types
 from angle.config.overrides import format_value
-from angle.errors import ConfigError, nearest
+from angle.errors import ConfigError, did_you_mean
 
 #: The folder in conf/ that is not a group of presets: its files are for `accelerate launch`.
-LAUNCH_FILES = "accelerate"
+LAUNCH_FOLDER = "accelerate"
 #: Groups of which several options can be chosen at once: tracking=[online,tensorboard].
-MULTIPLE_CHOICE = ("tracking",)
+MULTIPLE_CHOICE_GROUPS = ("tracking",)
 
 
 def check_arguments(arguments: list[str], schema: type, conf: Path) -> list[str]:
@@ -36,12 +36,12 @@ def check_arguments(arguments: list[str], schema: type, conf: Path) -> list[str]
         raise ConfigError(f"{unknown[0]} is not a flag: a setting is written without dashes, as group.name=value{hint}")
     if parsed.experimental_rerun is not None:
         raise ConfigError("--experimental-rerun is not supported: python train.py train.resume=RUN resumes a run.")
-    overrides = [_checked(word, schema, conf, multirun=parsed.multirun) for word in parsed.overrides]
+    overrides = [_hydra_override(word, schema, conf, multirun=parsed.multirun) for word in parsed.overrides]
     flags = [word for word in arguments if word not in parsed.overrides]
     return [*flags, *overrides]  # Hydra accepts no flag between two settings
 
 
-def _checked(word: str, schema: type, conf: Path, *, multirun: bool) -> str:
+def _hydra_override(word: str, schema: type, conf: Path, *, multirun: bool) -> str:
     """Check a word, and return it as Hydra needs it: with ++ if it adds entries to a mapping."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.core.override_parser.types import OverrideType
@@ -83,7 +83,7 @@ def _check_key(key: str, schema: type, conf: Path, *, is_entry: bool) -> None:
     presets = set(_groups(schema, conf))
     if is_entry or key in presets | group_names(schema) | setting_types(schema).keys():
         return
-    group = nearest(key, presets) if "." not in key else ""
+    group = did_you_mean(key, presets) if "." not in key else ""
     raise ConfigError(f"There is no group {key}{group}" if group else unknown_setting(key, schema))
 
 
@@ -100,7 +100,7 @@ def _check_value(key: str, value: Any, schema: type, conf: Path) -> None:
 
 def _groups(schema: type, conf: Path) -> list[str]:
     """Return the groups of presets that a script has."""
-    groups = {folder.name for folder in conf.iterdir() if folder.is_dir() and folder.name != LAUNCH_FILES}
+    groups = {folder.name for folder in conf.iterdir() if folder.is_dir() and folder.name != LAUNCH_FOLDER}
     return sorted(groups if schema is TrainConfig else groups & group_names(schema))
 
 
@@ -115,7 +115,7 @@ def _options(conf: Path, group: str) -> list[str]:
 
 def _check_options(group: str, value: Any, conf: Path) -> None:
     """Raise ConfigError if a group has no such option, or, of several, if two set the same setting."""
-    if group not in MULTIPLE_CHOICE or not isinstance(value, list):
+    if group not in MULTIPLE_CHOICE_GROUPS or not isinstance(value, list):
         _check_option(group, value, conf)
         return
     import yaml
@@ -144,6 +144,6 @@ def _check_option(group: str, value: Any, conf: Path) -> None:
             "data": f" For your own: data=files data.train.name_or_path={value}",
         }
         raise ConfigError(
-            f"{group}={format_value(value)} is not an option{nearest(str(value), options) or '.'} "
+            f"{group}={format_value(value)} is not an option{did_you_mean(str(value), options) or '.'} "
             f"{group} can be: {', '.join(options)}.{alternative.get(group, '')}"
         )

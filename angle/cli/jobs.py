@@ -35,13 +35,13 @@ class JobRunner(Generic[Config]):
 
         hydra_config = HydraConfig.get()
         is_sweep = hydra_config.mode is RunMode.MULTIRUN
-        created = hydra_config.runtime.output_dir
-        result = JobResult(" ".join(select_overrides(hydra_config.overrides.task, self.swept)), created)
+        hydra_folder = hydra_config.runtime.output_dir
+        result = JobResult(" ".join(select_overrides(hydra_config.overrides.task, self.swept)), hydra_folder)
         if is_sweep:
             print_once(f"\nJob {hydra_config.job.num}  {result.overrides}")
         try:
             config = build_config(composed, self.schema)
-            result.folder = _set_output_dir(config, created)
+            result.folder = _set_output_dir(config, hydra_folder)
             result.score = self.task(config)
             result.best_metric = best_metric(config)
             result.failed = False
@@ -62,7 +62,7 @@ class JobRunner(Generic[Config]):
             traceback.print_exc()  # the other jobs of the sweep may still succeed
         finally:
             if is_main_process():
-                _remove_if_empty(Path(created))
+                _remove_if_empty(Path(hydra_folder))
         self.results.append(result)
         return result.score
 
@@ -87,7 +87,7 @@ def check_common_folder(folder: str, setting: str = "train.output_dir") -> str:
     """
     if is_multi_node() and launch_time() in folder:
         raise ConfigError(
-            f"{setting} is missing: each machine would make up a folder of its own. Give one on a disk that they "
+            f"{setting} is missing: each machine would choose a different folder. Give one on a disk that they "
             f"share, the same to all."
         )
     return folder

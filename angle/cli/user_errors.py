@@ -15,14 +15,14 @@ from angle.errors import ConfigError, DataError, HubError, TrainingError
 USER_ERRORS = (ConfigError, DataError, TrainingError)
 
 #: Exit codes as shells report them: 128 + SIGINT, 128 + SIGPIPE.
-INTERRUPTED, BROKEN_PIPE = 130, 141
+EXIT_SIGINT, EXIT_SIGPIPE = 130, 141
 
 #: Seconds within which a launcher that lost a process has ended the others: it polls ten times a second.
-LAUNCHER_SHUTDOWN = 3
+LAUNCHER_SHUTDOWN_SECONDS = 3
 
 
 @contextmanager
-def errors_as_sentences() -> Iterator[None]:
+def exit_on_user_error() -> Iterator[None]:
     """End the program with one sentence and exit code 1 on a user error."""
     try:
         yield
@@ -30,7 +30,7 @@ def errors_as_sentences() -> Iterator[None]:
         print_error(error)
         sys.exit(1)
     except KeyboardInterrupt:
-        sys.exit(INTERRUPTED)
+        sys.exit(EXIT_SIGINT)
     except BrokenPipeError:
         exit_on_broken_pipe()
 
@@ -38,7 +38,8 @@ def errors_as_sentences() -> Iterator[None]:
 def print_error(error: Exception) -> None:
     """Print an error to stderr: once per machine, if all of its processes meet it."""
     if not is_local_main_process():
-        time.sleep(LAUNCHER_SHUTDOWN)  # if the main process meets it too, it prints it and the launcher ends this one
+        # If the main process meets it too, it prints it, and the launcher ends this one.
+        time.sleep(LAUNCHER_SHUTDOWN_SECONDS)
     print(f"Error: {error}", file=sys.stderr, flush=True)
     report_failure(str(error))
 
@@ -46,4 +47,4 @@ def print_error(error: Exception) -> None:
 def exit_on_broken_pipe() -> NoReturn:
     """Exit quietly: the program that reads the output, such as `head`, has stopped reading."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # swallow what is flushed at exit
-    sys.exit(BROKEN_PIPE)
+    sys.exit(EXIT_SIGPIPE)

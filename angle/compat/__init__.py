@@ -1,1 +1,1 @@
-"""The commands, options and arguments of the reference, angle_emb."""
+"""The commands, options and arguments of angle_emb."""

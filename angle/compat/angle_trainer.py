@@ -1,4 +1,4 @@
-"""The command of the reference, angle_emb: its options, our training loop, and the equivalent train.py command.
+"""The command of angle_emb: its options, our training loop, and the equivalent train.py command.
 
 angle-trainer --model_name_or_path google-bert/bert-base-uncased --train_name_or_path pairs.jsonl --ibn_w 20
 torchrun --nproc_per_node=2 -m angle.angle_trainer --model_name_or_path ... --gradient_accumulation_steps 2
@@ -13,10 +13,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from angle.cli.jobs import check_common_folder
-from angle.cli.user_errors import USER_ERRORS, errors_as_sentences
+from angle.cli.user_errors import USER_ERRORS, exit_on_user_error
+from angle.compat.angle_emb_0_5 import ANGLE_EMB_0_5
+from angle.compat.angle_emb_version import AngleEmbVersion
 from angle.compat.command_line import parse
-from angle.compat.generation import Generation
-from angle.compat.generation_0_5 import GENERATION_0_5
 from angle.compat.translation import translate
 from angle.config import TrainConfig
 from angle.config.build import build_config
@@ -31,14 +31,14 @@ ADVICE = {"lora=r16": "--apply_lora 1", "billm=all": "--apply_billm 1", "teacher
 
 def main() -> None:
     """Train as the command line says, after printing the equivalent train.py command and the differences."""
-    with errors_as_sentences():
-        command_line = parse(sys.argv[1:], GENERATION_0_5)
-        with _options_in_errors(command_line.generation):
+    with exit_on_user_error():
+        command_line = parse(sys.argv[1:], ANGLE_EMB_0_5)
+        with _options_in_errors(command_line.version):
             translation = translate(command_line)
             config = build_config(unflatten(translation.settings), TrainConfig)
             overrides = hydra_overrides(config)
-            equivalent = f"same as {launch_command(world_size())} train.py {shlex.join(overrides)}"
-            print_once("\n".join([equivalent, *(f"{'note':8}{note}" for note in translation.notes)]))
+            equivalent_command = f"same as {launch_command(world_size())} train.py {shlex.join(overrides)}"
+            print_once("\n".join([equivalent_command, *(f"{'note':8}{note}" for note in translation.notes)]))
             if config.train.output_dir is None:
                 config.train.output_dir = check_common_folder(f"runs/{launch_time()}")
 
@@ -53,9 +53,9 @@ def main() -> None:
 
 
 @contextmanager
-def _options_in_errors(generation: Generation) -> Iterator[None]:
+def _options_in_errors(version: AngleEmbVersion) -> Iterator[None]:
     """Add to an error message the options that correspond to the settings in it."""
-    options = {option.setting: f"--{option.name}" for option in reversed(generation.by_name.values()) if option.setting}
+    options = {option.setting: f"--{option.name}" for option in reversed(version.by_name.values()) if option.setting}
     try:
         yield
     except USER_ERRORS as error:

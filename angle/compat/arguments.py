@@ -1,4 +1,4 @@
-"""Translate the Python arguments of the reference, angle_emb, to settings; one without a counterpart is an error."""
+"""Translate the Python arguments of angle_emb to settings; one without a counterpart is an error."""
 
 from __future__ import annotations
 
@@ -6,26 +6,26 @@ import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from angle.compat.generation_0_5 import GENERATION_0_5, teacher_pooling
+from angle.compat.angle_emb_0_5 import ANGLE_EMB_0_5, teacher_pooling
 from angle.config import LossConfig
-from angle.errors import ConfigError, nearest
+from angle.errors import ConfigError, did_you_mean
 from angle.training.precision import half_precision
 
-#: The generation whose arguments `AnglE` and `AnglE.fit` take.
-GENERATION = GENERATION_0_5
+#: The version whose arguments `AnglE` and `AnglE.fit` take.
+ANGLE_EMB = ANGLE_EMB_0_5
 
 #: Settings by dotted key.
 Settings = dict[str, Any]
 
 
 def fit_settings(given: Settings, eval_strategy: str, save_strategy: str) -> Settings:
-    """Return the settings of the training loop, with the reference's defaults for those that are None.
+    """Return the settings of the training loop, with angle_emb's defaults for those that are None.
 
     Raises:
         ConfigError: a strategy is unknown.
 
     """
-    settings = GENERATION.python_defaults("fit") | {key: value for key, value in given.items() if value is not None}
+    settings = ANGLE_EMB.python_defaults("fit") | {key: value for key, value in given.items() if value is not None}
     for name, strategy in (("eval", eval_strategy), ("save", save_strategy)):
         settings[f"train.{name}_steps"] = _steps(name, strategy, settings[f"train.{name}_steps"])
     return settings
@@ -33,8 +33,8 @@ def fit_settings(given: Settings, eval_strategy: str, save_strategy: str) -> Set
 
 def check_given_once(given: Settings, argument_kwargs: Mapping[str, Any] | None) -> None:
     """Raise ConfigError if `fit` was given a setting twice: by its own argument and by transformers'."""
-    transformers_arguments = GENERATION.python_settings("argument_kwargs")
-    own_names = {key: name for name, key in GENERATION.python_settings("fit").items()}
+    transformers_arguments = ANGLE_EMB.python_settings("argument_kwargs")
+    own_names = {key: name for name, key in ANGLE_EMB.python_settings("fit").items()}
     for name, value in (argument_kwargs or {}).items():
         key = transformers_arguments.get(name, "")
         if given.get(key) is not None:
@@ -53,32 +53,32 @@ def _steps(name: str, strategy: str, steps: int) -> int | None:
 
 
 def loss_settings(loss_kwargs: Mapping[str, Any] | None) -> Settings:
-    """Return the settings of the loss, with the reference's default weights.
+    """Return the settings of the loss, with angle_emb's default weights.
 
     Raises:
         ConfigError: a name is unknown; if it was renamed, the message gives the new name.
 
     """
     for name, value in (loss_kwargs or {}).items():
-        if name in GENERATION.renamed:
-            current = GENERATION.renamed[name]
+        if name in ANGLE_EMB.renamed:
+            current = ANGLE_EMB.renamed[name]
             raise ConfigError(f"loss_kwargs has {name!r}, which is called {current!r} now: write {current}={value}.")
     all_settings = {field.name: f"loss.{field.name}" for field in dataclasses.fields(LossConfig)}
     settings = translate_mapping("loss_kwargs", loss_kwargs, all_settings)
-    return GENERATION.python_defaults("loss_kwargs") | settings
+    return ANGLE_EMB.python_defaults("loss_kwargs") | settings
 
 
 def lora_settings(lora_config_kwargs: Mapping[str, Any] | None) -> Settings:
-    """Return the settings of a new adapter, with the reference's defaults.
+    """Return the settings of a new adapter, with angle_emb's defaults.
 
     Raises:
         ConfigError: a key has no counterpart.
 
     """
     values = dict(lora_config_kwargs or {})
-    for fixed in ("task_type", "bias"):  # the reference's examples give them; only those values make sense here
+    for fixed in ("task_type", "bias"):  # angle_emb's examples give them; only those values make sense here
         values.pop(fixed, None)
-    defaults = GENERATION.python_defaults("lora_config_kwargs")
+    defaults = ANGLE_EMB.python_defaults("lora_config_kwargs")
     return {"lora.enabled": True} | defaults | translate_mapping("lora_config_kwargs", values)
 
 
@@ -107,13 +107,13 @@ def translate_mapping(
     Args:
         argument: the argument's name.
         values: the mapping; None: empty.
-        key_of: the setting of each key; None: as the reference's table says.
+        key_of: the setting of each key; None: as angle_emb's table says.
 
     Raises:
         ConfigError: a key has no counterpart.
 
     """
-    key_of = GENERATION.python_settings(argument) if key_of is None else key_of
+    key_of = ANGLE_EMB.python_settings(argument) if key_of is None else key_of
     settings: Settings = {}
     for name, value in (values or {}).items():
         if name not in key_of:
@@ -125,11 +125,11 @@ def translate_mapping(
 def refuse_unknown(function: Callable[..., Any], unknown: Iterable[str], known: Iterable[str]) -> None:
     """Raise TypeError for arguments that a function does not have, naming the nearest one that it has."""
     for name in unknown:
-        if name in GENERATION.renamed:
-            current = GENERATION.renamed[name]
-            place = ", and belongs in loss_kwargs" if current in GENERATION.python_settings("loss_kwargs") else ""
+        if name in ANGLE_EMB.renamed:
+            current = ANGLE_EMB.renamed[name]
+            place = ", and belongs in loss_kwargs" if current in ANGLE_EMB.python_settings("loss_kwargs") else ""
             hint = f"; it is called {current!r} now{place}."
-        elif name in GENERATION.python_settings("argument_kwargs") and "argument_kwargs" in known:
+        elif name in ANGLE_EMB.python_settings("argument_kwargs") and "argument_kwargs" in known:
             hint = f"; write argument_kwargs={{{name!r}: ...}}."
         else:
             hint = _hint(name, known)
@@ -138,7 +138,7 @@ def refuse_unknown(function: Callable[..., Any], unknown: Iterable[str], known: 
 
 def _hint(name: str, known: Iterable[str]) -> str:
     names = list(known)
-    return nearest(name, names) or f". Known are: {', '.join(names)}."
+    return did_you_mean(name, names) or f". Known are: {', '.join(names)}."
 
 
 def precision_for_fp16() -> str:

@@ -1,4 +1,4 @@
-"""The command line of the reference, angle_emb, parsed by the table of one of its generations."""
+"""The command line of angle_emb parsed by the table of one of its versions."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from angle.compat.generation import Generation
+from angle.compat.angle_emb_version import AngleEmbVersion
 from angle.errors import ConfigError
 
 
 @dataclass(frozen=True)
 class CommandLine:
-    """A parsed command line of the reference."""
+    """A parsed command line of angle_emb."""
 
-    generation: Generation
+    version: AngleEmbVersion
     values: dict[str, Any]
     """The value of every option, by name."""
     given: frozenset[str]
@@ -27,23 +27,23 @@ class CommandLine:
         return self.values[name]
 
     def note(self, name: str) -> str:
-        """Return how an option differs from the reference."""
-        return f"--{name} {self.generation.by_name[name].note}"
+        """Return how an option differs from angle_emb."""
+        return f"--{name} {self.version.by_name[name].note}"
 
 
-def parse(words: Sequence[str], generation: Generation) -> CommandLine:
+def parse(words: Sequence[str], version: AngleEmbVersion) -> CommandLine:
     """Return the parsed command line; --help prints and exits.
 
     Raises:
         ConfigError: an option is unknown, renamed or missing, or a value is invalid.
 
     """
-    parsed, unknown = _parser(generation).parse_known_args(words)
+    parsed, unknown = _parser(version).parse_known_args(words)
     if unknown:
-        raise ConfigError(_unknown_option(unknown[0], generation))
+        raise ConfigError(_unknown_option(unknown[0], version))
     given = vars(parsed)
-    values = {name: given.get(name, option.default) for name, option in generation.by_name.items()}
-    return CommandLine(generation, values, frozenset(given))
+    values = {name: given.get(name, option.default) for name, option in version.by_name.items()}
+    return CommandLine(version, values, frozenset(given))
 
 
 class _Parser(argparse.ArgumentParser):
@@ -54,17 +54,17 @@ class _Parser(argparse.ArgumentParser):
         raise ConfigError(f"{message.removeprefix('argument ')}.")
 
 
-def _parser(generation: Generation) -> argparse.ArgumentParser:
+def _parser(version: AngleEmbVersion) -> argparse.ArgumentParser:
     parser = _Parser(
         prog="angle-trainer",
         usage="angle-trainer --model_name_or_path MODEL --train_name_or_path ROWS [--option value ...]",
-        description=f"Train with the command line of angle_emb {generation.release}. It runs the loop of train.py, and "
+        description=f"Train with the command line of angle_emb {version.release}. It runs the loop of train.py, and "
         f"first prints the equivalent train.py command.",
         epilog="In brackets: the setting of train.py. On several GPUs: torchrun --nproc_per_node=N -m "
         "angle.angle_trainer ...",
         argument_default=argparse.SUPPRESS,
     )
-    for heading, options in generation.options.items():
+    for heading, options in version.options.items():
         group = parser.add_argument_group(heading)
         for option in options:
             text = option.help
@@ -91,14 +91,14 @@ def switch(text: str) -> int:
     return int({"false": "0", "true": "1"}.get(text.lower(), text))
 
 
-def _unknown_option(word: str, generation: Generation) -> str:
+def _unknown_option(word: str, version: AngleEmbVersion) -> str:
     """Return the error message for a word that is not an option."""
     name = word.split("=")[0].lstrip("-")
-    if name in generation.renamed:
-        current = generation.renamed[name]
+    if name in version.renamed:
+        current = version.renamed[name]
         return f"--{name} is called --{current} now: type --{current}."
     if not word.startswith("--"):
         return f"{word} belongs to no option: write --name value, and quote values with spaces."
-    near = difflib.get_close_matches(name, generation.by_name, n=1)
+    near = difflib.get_close_matches(name, version.by_name, n=1)
     hint = f"; did you mean --{near[0]}?" if near else "; angle-trainer --help lists them all."
     return f"There is no option --{name}{hint}"

@@ -1,4 +1,4 @@
-"""Translate a command line of the reference, angle_emb, to settings, and note where the two differ."""
+"""Translate a command line of angle_emb to settings, and note where the two differ."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from angle.compat.angle_emb_version import NO_EFFECT
 from angle.compat.command_line import CommandLine
-from angle.compat.generation import NO_EFFECT
 from angle.config import CONFIG_FILE, RUN_FILE, START_INDEX_VARIABLE
 from angle.distributed.environment import is_multi_node, launch_start_time, world_size
 from angle.errors import ConfigError
@@ -22,15 +22,15 @@ SET_BY_RULES = (
 
 @dataclass
 class Translation:
-    """The settings, by dotted key, that a command line of the reference stands for."""
+    """The settings, by dotted key, that a command line of angle_emb stands for."""
 
     settings: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
-    """What differs from the reference, a line each."""
+    """What differs from angle_emb, a line each."""
 
 
 def translate(options: CommandLine) -> Translation:
-    """Return the settings equivalent to the reference's command line, and notes on the differences.
+    """Return the settings equivalent to angle_emb's command line, and notes on the differences.
 
     Raises:
         ConfigError: an option has no counterpart, or its value cannot work.
@@ -38,7 +38,7 @@ def translate(options: CommandLine) -> Translation:
     """
     _refuse_unsupported(options)
     result = Translation()
-    by_name = options.generation.by_name
+    by_name = options.version.by_name
     for option in by_name.values():
         given = option.name in options.given
         if option.requires and not options[option.requires]:
@@ -65,7 +65,7 @@ def _refuse_unsupported(options: CommandLine) -> None:
     }
     for name, requested in unsupported.items():
         if requested:
-            raise ConfigError(f"--{name} {options[name]} {options.generation.by_name[name].note}; leave it out.")
+            raise ConfigError(f"--{name} {options[name]} {options.version.by_name[name].note}; leave it out.")
     for name in options.given:
         if isinstance(options[name], str) and "${" in options[name]:
             raise ConfigError(f"--{name} {options[name]} cannot work: ${{ would begin the name of another setting.")
@@ -80,7 +80,7 @@ def _model(options: CommandLine, result: Translation) -> None:
         if options["is_llm"]:
             result.notes.append(options.note("pretrained_model_path"))
     if options["pretrained_lora_path"] is not None:
-        # The reference trains it further, with or without --apply_lora; here --apply_lora would add a new one on top.
+        # angle_emb trains it further, with or without --apply_lora; here --apply_lora would add a new one on top.
         for key in [key for key in result.settings if key.startswith("lora.")]:
             del result.settings[key]
         ignored = sorted(name for name in options.given if name.startswith("lora_"))
@@ -177,11 +177,11 @@ def _saved_seed(folder: str | None) -> int | None:
         return None
     from angle.training.run_folder import RunFolder
 
-    return RunFolder(Path(folder)).requested().train.seed
+    return RunFolder(Path(folder)).requested_config().train.seed
 
 
 def _environment(options: CommandLine, result: Translation) -> None:
-    """Set what the reference takes from environment variables."""
+    """Set what angle_emb takes from environment variables."""
     if options["wandb_project"] is not None:
         result.settings["tracking.mode"] = "online"
     elif "WANDB_PROJECT" in os.environ and os.environ.get("WANDB_MODE", "disabled") != "disabled":
@@ -191,7 +191,7 @@ def _environment(options: CommandLine, result: Translation) -> None:
 
 
 def _corrected_defects(options: CommandLine, result: Translation) -> None:
-    """Note what the reference does differently by mistake."""
+    """Note what angle_emb does differently by mistake."""
     has_teacher = options["teacher_name_or_path"] is not None
     differs = {
         "filter_duplicate": options["filter_duplicate"],

@@ -19,7 +19,7 @@ from angle.config.scripts import ConvertConfig, EvaluateConfig, TrainConfig
 from angle.config.teacher import TeacherConfig
 from angle.config.tracking import TRACKING_MODES, TrackingConfig
 from angle.config.training import TrainingConfig
-from angle.config.values import CONFIG_FILE, DTYPES, FORMAT_NAMES, RUN_FILE, SELF
+from angle.config.values import CONFIG_FILE, DTYPES, FORMAT_NAMES, RUN_FILE, SELF_TEACHER
 
 __all__ = [
     "ANGLE",
@@ -32,7 +32,7 @@ __all__ = [
     "LOSS_TERM_SPECS",
     "POOLING_NAMES",
     "RUN_FILE",
-    "SELF",
+    "SELF_TEACHER",
     "START_INDEX_VARIABLE",
     "TRACKING_MODES",
     "BillmConfig",

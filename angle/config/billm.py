@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from angle.config.values import check_at_least, refuse_fields_while_off
 from angle.errors import ConfigError
 
-#: Environment variable from which the reference, angle_emb, reads the first bidirectional layer.
+#: Environment variable from which angle_emb reads the first bidirectional layer.
 START_INDEX_VARIABLE = "BiLLM_START_INDEX"
 
 

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from angle.config.keys import group_names, runtime_type, setting_hints, setting_types
 from angle.config.overrides import format_value
 from angle.config.scripts import ConvertConfig, EvaluateConfig, TrainConfig
-from angle.errors import ConfigError, first_line, nearest
+from angle.errors import ConfigError, did_you_mean, first_line
 
 Config = TypeVar("Config", TrainConfig, EvaluateConfig, ConvertConfig)
 #: What a setting of each type accepts, for messages.
@@ -112,7 +112,7 @@ def unknown_setting(key: str, schema: type) -> str:
     if not candidates and len(name) > 1:  # an acronym, such as lr for learning_rate
         candidates = [known for known in keys if "".join(word[0] for word in names[known].split("_")) == name]
     candidates += [known for known in keys if known.startswith(key)]
-    hint = f"; did you mean {candidates[0]}?" if candidates else nearest(key, keys)
+    hint = f"; did you mean {candidates[0]}?" if candidates else did_you_mean(key, keys)
     if not hint:
         group = key.split(".", 1)[0]
         settings = _settings_in(group, schema)

@@ -14,7 +14,7 @@ KERNEL_NAMES = ("packing", "blocks", "lora", "dropout", "linear", "rms_norm", "a
 
 @dataclass
 class ModelConfig:
-    """The encoder and its token contract."""
+    """The encoder, and how texts are tokenised for it."""
 
     name_or_path: str = "tiny"
     """A hub name, a folder with weights, a run folder, a .gguf file (on the hub: repository/file.gguf), or `tiny`

@@ -22,9 +22,9 @@ RESUME_MAY_CHANGE = (
 )
 
 
-def config_diff(saved: Config, requested: Config) -> list[str]:
+def config_diff(saved_config: Config, requested_config: Config) -> list[str]:
     """Return "setting: saved -> requested" for each setting that differs and affects what is learned."""
-    old, new = flatten(saved), flatten(requested)
+    old, new = flatten(saved_config), flatten(requested_config)
     return [
         _change(key, old[key], new[key])
         for key in sorted(old)
@@ -37,25 +37,28 @@ def _change(key: str, old: Any, new: Any) -> str:
 
 
 def resume_config(
-    saved: TrainConfig, requested: TrainConfig, first_requested: TrainConfig, overridden: Collection[str] = ()
+    saved_config: TrainConfig,
+    requested_config: TrainConfig,
+    first_requested_config: TrainConfig,
+    explicit_keys: Collection[str] = (),
 ) -> TrainConfig:
-    """Return the settings to resume with: the saved ones, updated from `requested` where they may change.
+    """Return the settings to resume with: the saved ones, updated from `requested_config` where they may change.
 
     Args:
-        saved: the run's settings, fully resolved.
-        requested: the settings requested for resuming; a default value counts only if the setting is overridden.
-        first_requested: the settings requested when the run was started.
-        overridden: dotted keys of the settings that the command line sets, whatever their values.
+        saved_config: the run's settings, fully resolved.
+        requested_config: the settings requested for resuming; a default value counts only for a key in `explicit_keys`.
+        first_requested_config: the settings requested when the run was started.
+        explicit_keys: dotted keys of the settings that the command line sets, whatever their values.
 
     Raises:
         ConfigError: a setting that may not change was given another value.
 
     """
-    default, saved_values, first_values = flatten(TrainConfig()), flatten(saved), flatten(first_requested)
+    default, saved_values, first_values = flatten(TrainConfig()), flatten(saved_config), flatten(first_requested_config)
     resumed = dict(saved_values)
     refused = []
-    for key, value in flatten(requested).items():
-        if value == default[key] and key not in overridden:
+    for key, value in flatten(requested_config).items():
+        if value == default[key] and key not in explicit_keys:
             continue
         if key.startswith(RESUME_MAY_CHANGE):
             resumed[key] = value
@@ -63,7 +66,7 @@ def resume_config(
             refused.append(_change(key, saved_values[key], value))
     if refused:
         raise ConfigError(
-            f"train.resume={requested.train.resume} resumes the run with its own settings, and these would change "
-            f"it: {'; '.join(refused)}. Leave them out, or start a new run."
+            f"train.resume={requested_config.train.resume} resumes the run with its own settings, and these would "
+            f"change it: {'; '.join(refused)}. Leave them out, or start a new run."
         )
     return build_config(unflatten(resumed), TrainConfig)

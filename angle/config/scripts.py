@@ -18,7 +18,7 @@ from angle.config.pooling import PoolingConfig
 from angle.config.teacher import TeacherConfig
 from angle.config.tracking import TrackingConfig
 from angle.config.training import TrainingConfig
-from angle.config.values import SELF, check_at_least
+from angle.config.values import SELF_TEACHER, check_at_least
 from angle.errors import ConfigError
 
 
@@ -56,7 +56,7 @@ class TrainConfig:
                 f"add lora=r16."
             )
         if self.teacher.enabled and self._is_own_teacher():
-            self.teacher = dataclasses.replace(self.teacher, name_or_path=SELF, revision=None)
+            self.teacher = dataclasses.replace(self.teacher, name_or_path=SELF_TEACHER, revision=None)
         if self.teacher.cache and self.data.streaming:
             raise ConfigError(
                 "teacher.cache=true cannot work with data.streaming=true: a stream's texts are not known before "
@@ -64,20 +64,20 @@ class TrainConfig:
             )
         if self.data_format.name != "auto":
             self.loss = self.loss.for_format(self.data_format.name)
-        for role, split in (("valid", "validation"), ("valid_sts", "validation"), ("test", "test")):
-            self._check_held_out(role, split)
+        for purpose, split in (("valid", "validation"), ("valid_sts", "validation"), ("test", "test")):
+            self._check_held_out(purpose, split)
 
-    def _check_held_out(self, role: str, default_split: str) -> None:
-        """Raise ConfigError if the held-out rows of `role` are also the training rows."""
-        train, held_out = self.data.train, getattr(self.data, role)
+    def _check_held_out(self, purpose: str, default_split: str) -> None:
+        """Raise ConfigError if the held-out rows of `purpose` are also the training rows."""
+        train, held_out = self.data.train, getattr(self.data, purpose)
         same_split = (held_out.split or default_split) == (train.split or "train") and held_out.subset == train.subset
         for name in train.names():
             is_file = Path(name).is_file()  # a file has no splits
             if name in held_out.names() and (is_file or same_split):
-                hint = "" if is_file else f", for example data.{role}.split={default_split}"
+                hint = "" if is_file else f", for example data.{purpose}.split={default_split}"
                 raise ConfigError(
-                    f"data.{role} is the training data itself, so it would measure nothing: give other rows than those "
-                    f"of {name}{hint}."
+                    f"data.{purpose} is the training data itself, so it would measure nothing: give other rows than "
+                    f"those of {name}{hint}."
                 )
 
     def _is_own_teacher(self) -> bool:

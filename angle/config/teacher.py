@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from angle.config.pooling import POOLING_NAMES
-from angle.config.values import DTYPES, SELF, check_at_least, check_one_of, refuse_fields_while_off
+from angle.config.values import DTYPES, SELF_TEACHER, check_at_least, check_one_of, refuse_fields_while_off
 from angle.errors import ConfigError
 
 
@@ -57,10 +57,10 @@ class TeacherConfig:
                 "teacher.name_or_path is missing: give the teacher, for example "
                 "teacher.name_or_path=WhereIsAI/UAE-Large-V1, or type teacher=self."
             )
-        if self.name_or_path == SELF and self.revision is not None:
+        if self.name_or_path == SELF_TEACHER and self.revision is not None:
             raise ConfigError(
-                f"teacher.revision={self.revision} cannot work with teacher.name_or_path={SELF}, which is of the "
-                f"student's own: leave one out."
+                f"teacher.revision={self.revision} cannot work with teacher.name_or_path={SELF_TEACHER}, which is of "
+                f"the student's own: leave one out."
             )
         if not self.weight or not (self.temperature or self.mse_w):
             raise ConfigError(

@@ -89,6 +89,6 @@ class TrainingConfig:
         check_one_of("train.packing", self.packing, ("auto", "off"))
 
     @property
-    def tokens_at_once(self) -> int | None:
+    def max_tokens_per_micro_batch(self) -> int | None:
         """Maximum tokens per micro-batch, None for no limit; with `auto`, defined only once it is decided."""
         return None if self.token_budget is None else int(self.token_budget)

@@ -6,19 +6,19 @@ import dataclasses
 import math
 from typing import Any
 
-from angle.errors import ConfigError, nearest
+from angle.errors import ConfigError, did_you_mean
 
 #: Files in a run folder that more than one package uses.
 CONFIG_FILE, RUN_FILE = "config.yaml", "run.json"
 #: Value of teacher.name_or_path for the student as it was before training.
-SELF = "self"
+SELF_TEACHER = "self"
 FORMAT_NAMES = ("A", "B", "C")
 DTYPES = ("float32", "bfloat16", "float16", "auto")
 
 
 def check_one_of(setting: str, value: object, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
-        hint = nearest(str(value), allowed) or "."
+        hint = did_you_mean(str(value), allowed) or "."
         raise ConfigError(f"{setting}={value} is not known{hint} Choose one of: {', '.join(allowed)}.")
 
 

@@ -228,27 +228,28 @@ def collate(corpus: Corpus, rows: IntArray, epoch: int, batch_spec: BatchSpec) -
     if batch_spec.duplicates == "drop":
         without_duplicates = rows_without_duplicates(text_ids)
         rows, text_ids = rows[without_duplicates], text_ids[without_duplicates]
-    distinct, inverse, counts = np.unique(text_ids, return_inverse=True, return_counts=True)
-    lengths = corpus.tokens.lengths[distinct]
+    distinct_ids, inverse, occurrences = np.unique(text_ids, return_inverse=True, return_counts=True)
+    lengths = corpus.tokens.lengths[distinct_ids]
     shards = partition_by_length(lengths, batch_spec.world_size)
-    slots = np.arange(shards.size).reshape(shards.shape)  # positions among the embeddings of all processes
-    shard, shard_slots = shards[batch_spec.rank], slots[batch_spec.rank]
-    slot_of = np.empty(len(distinct), np.int64)  # where a text is in several shards, the last of its slots
-    slot_of[shards.flatten()] = slots.flatten()
+    gathered_positions = np.arange(shards.size).reshape(shards.shape)  # in the gathered embeddings of all processes
+    shard, local_positions = shards[batch_spec.rank], gathered_positions[batch_spec.rank]
+    # If a text is in several shards, the last of its positions.
+    position_of_text = np.empty(len(distinct_ids), np.int64)
+    position_of_text[shards.flatten()] = gathered_positions.flatten()
     labels = None if corpus.labels is None else torch.from_numpy(corpus.labels[rows])
     return Batch(
-        tokens=corpus.tokens.take(distinct[shard]),
-        text_ids=distinct[shard],
-        counts=np.where(slot_of[shard] == shard_slots, counts[shard], 0),
+        tokens=corpus.tokens.take(distinct_ids[shard]),
+        text_ids=distinct_ids[shard],
+        occurrences=np.where(position_of_text[shard] == local_positions, occurrences[shard], 0),
         max_lengths=lengths[shards[0]],
         structure=BatchStructure(
             format=corpus.format,
-            index=torch.from_numpy(slot_of[inverse.reshape(text_ids.shape)]),
+            embedding_index=torch.from_numpy(position_of_text[inverse.reshape(text_ids.shape)]),
             text_ids=torch.from_numpy(text_ids),
             labels=labels,
-            known_positives=torch.from_numpy(corpus.known_positives(rows, distinct)),
+            known_positives=torch.from_numpy(corpus.known_positives(rows, distinct_ids)),
         ),
-        token_count=int((counts * lengths).sum()),
+        token_count=int((occurrences * lengths).sum()),
         rows=rows,
     )
 

@@ -8,8 +8,8 @@ from angle.data.purposes import setting_name
 from angle.errors import DataError
 from angle.structures import FORMATS, DataFormat
 
-#: Separators of cells, to recognise files whose names do not match their contents.
-SEPARATORS = {";": "semicolons", "\t": "tabs", ",": "commas"}
+#: Names of delimiters between cells, to recognise files whose names do not match their contents.
+DELIMITER_NAMES = {";": "semicolons", "\t": "tabs", ",": "commas"}
 
 #: Purposes whose rows may have any format; those of all others are scored against labels.
 ANY_FORMAT = ("train", "valid")
@@ -56,11 +56,12 @@ def resolve_format(columns: Sequence[str], requested: str, purpose: str, source_
         if detected is not None:
             return detected
         formats = "; ".join(f"{f.name}: {', '.join(f.columns)}" for f in FORMATS.values())
-        separator = next((name for sign, name in SEPARATORS.items() if len(columns) == 1 and sign in columns[0]), None)
-        if separator is not None:
+        matching = (name for delimiter, name in DELIMITER_NAMES.items() if delimiter in columns[0])
+        delimiter_name = next(matching, None) if len(columns) == 1 else None
+        if delimiter_name is not None:
             raise DataError(
                 f"{setting_name(purpose)}: {source_name} has one column, {columns[0]!r}, whose cells seem to be "
-                f"separated by {separator}: a .csv file has commas, a .tsv file tabs."
+                f"separated by {delimiter_name}: a .csv file has commas, a .tsv file tabs."
             )
         raise DataError(
             f"{setting_name(purpose)}: {source_name} has the columns {', '.join(columns)}, which match no format "

@@ -8,7 +8,7 @@ from angle.config import SourceConfig
 DEFAULT_SPLITS = {"train": "train", "valid": "validation", "valid_sts": "validation", "test": "test"}
 
 #: What evaluate.py reads rows for. Its settings have no group, so these are just the start of its messages.
-TASKS, OWN_TEST_SET = "tasks", "the run's data.test"
+TASKS, RUN_TEST_SET = "tasks", "the run's data.test"
 
 
 def default_split(purpose: str) -> str:

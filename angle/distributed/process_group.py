@@ -66,11 +66,11 @@ def check_world_size(processes: int, script: str) -> None:
         ConfigError: some are not.
 
     """
-    announced = world_size()
-    if processes != announced:
+    expected = world_size()
+    if processes != expected:
         raise ConfigError(
-            f"The launcher announced {announced} processes, but {processes} found each other; start with "
-            f"{launch_command(announced)} {script} ..."
+            f"WORLD_SIZE is {expected}, but the process group has {processes} rank{'s' if processes > 1 else ''}; "
+            f"start with {launch_command(expected)} {script} ..."
         )
 
 

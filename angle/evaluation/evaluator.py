@@ -81,7 +81,7 @@ class ValidationEvaluator(Evaluator, Protocol):
     A module of `angle.evaluation.evaluators` offers one by calling it EVALUATOR.
     """
 
-    role: str
+    purpose: str
     """The rows it is for: `valid`, or `valid_sts`, which also stands for `test`."""
     formats: frozenset[str]
     """Names of the formats that its rows may have."""
@@ -92,7 +92,7 @@ class ValidationEvaluator(Evaluator, Protocol):
         """Prepare to measure models on these rows."""
 
 
-def encode_once(encode: Encode) -> Encode:
+def with_embedding_cache(encode: Encode) -> Encode:
     """Return a way to encode that remembers the embeddings, so that several evaluators of the same rows share them."""
     cache: dict[tuple[int, tuple[int, ...] | None], tuple[Tokens, Tensor]] = {}
 
@@ -105,8 +105,8 @@ def encode_once(encode: Encode) -> Encode:
     return cached
 
 
-def equal_batches(corpus: Corpus, batch_size: int, duplicates: str = "mask") -> Iterator[Batch]:
-    """Yield all rows, in order, in batches that are as equal as possible and no larger than `batch_size`.
+def evenly_sized_batches(corpus: Corpus, batch_size: int, duplicates: str = "mask") -> Iterator[Batch]:
+    """Yield all rows, in order, in batches whose sizes are as even as possible and at most `batch_size`.
 
     What is compared within a batch depends on its number of rows, so a small last batch would distort a mean.
     """

@@ -1,4 +1,4 @@
-"""The frontier of a model: every depth times every width of its embeddings, scored in one pass over the data."""
+"""The Pareto frontier of a model: every depth times every width of its embeddings, scored in one pass over the data."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from angle.config import EvaluateConfig
 from angle.errors import ConfigError
 from angle.evaluation.evaluators.espresso_grid import EspressoGridEvaluator
 from angle.evaluation.metrics import Floats
-from angle.evaluation.tasks import GRID, open_tasks
-from angle.modeling.contract import EncoderContract
+from angle.evaluation.tasks import GRID_FILE, load_tasks
+from angle.modeling.embedding_config import EmbeddingConfig
 
 if TYPE_CHECKING:
     from accelerate import PartialState
 
 #: Maximum number of depths, and smallest width, that are scored by default.
 MAX_DEPTHS, MIN_WIDTH = 12, 8
-#: Maximum number of lines of the frontier in a terminal.
+#: Maximum number of lines of the Pareto frontier in a terminal.
 MAX_LINES = 10
 
 
@@ -37,7 +37,7 @@ class Grid:
     """Scores by task, (depths, widths), between -1 and 1."""
     folder: Path
     """Where grid.json and grid.png are."""
-    contract: EncoderContract
+    embedding_config: EmbeddingConfig
 
     @property
     def mean(self) -> Floats:
@@ -51,7 +51,7 @@ class Grid:
         return float(self.mean[-1, -1])
 
     @property
-    def saved(self) -> str:
+    def saved_files(self) -> str:
         """What was written, in words."""
         return f"{self.folder}/grid.png, and the numbers in grid.json"
 
@@ -65,19 +65,19 @@ class Grid:
         frontier = [
             cell
             for cell in cells
-            if not any(other is not cell and _is_as_small(other, cell) and other[2] >= cell[2] for other in cells)
+            if not any(other is not cell and _is_no_larger(other, cell) and other[2] >= cell[2] for other in cells)
         ]
         return sorted(frontier, key=lambda cell: -cell[2])
 
     def __str__(self) -> str:
-        """Return the table of scores, times 100, with the frontier below it."""
+        """Return the table of scores, times 100, with the Pareto frontier below it."""
         lines = [
             f"{'Spearman':>10}  {'dimensions':<10}",
             f"{'layers':>10}  " + "  ".join(f"{width:>6}" for width in self.widths),
         ]
         for depth, row in zip(self.depths, self.mean, strict=True):
             lines.append(f"{depth:>10}  " + "  ".join(f"{100 * score:6.2f}" for score in row))
-        lines += ["", "Nothing smaller is as good as", "", "  layers  dimensions  Spearman  encoding  storage"]
+        lines += ["", "Pareto-optimal sizes", "", "  layers  dimensions  Spearman  encoding  storage"]
         frontier = self.pareto()
         for depth, width, score in frontier[:MAX_LINES]:
             relative_cost = f"{depth / self.layers:>8.0%}  {width / self.dimensions:>7.0%}"
@@ -87,7 +87,7 @@ class Grid:
         return "\n".join(lines)
 
 
-def _is_as_small(cell: tuple[int, int, float], other: tuple[int, int, float]) -> bool:
+def _is_no_larger(cell: tuple[int, int, float], other: tuple[int, int, float]) -> bool:
     return cell[0] <= other[0] and cell[1] <= other[1]
 
 
@@ -99,16 +99,16 @@ def evaluate_grid(config: EvaluateConfig, processes: PartialState | None = None)
         processes: as in `evaluate`.
 
     Raises:
-        ConfigError, DataError: a model or a task that cannot be loaded, or a place that cannot be written to.
+        ConfigError, DataError: a model or a task that cannot be loaded, or an output folder that is not writable.
 
     """
-    tasks = open_tasks(config, processes)
+    tasks = load_tasks(config, processes)
     encoder, folder = tasks.encoder, tasks.folder
-    layers, dimensions = encoder.depths.layers, encoder.dimensions
+    layers, dimensions = encoder.layer_selector.num_layers, encoder.dimensions
     depths = _resolve_sizes("ese_depths", config.ese_depths, layers, _default_depths(layers))
     widths = _resolve_sizes("ese_widths", config.ese_widths, dimensions, _default_widths(dimensions))
     scores = {name: EspressoGridEvaluator(corpus, depths, widths).scores(encode) for name, corpus, encode in tasks}
-    grid = Grid(depths, widths, layers, dimensions, scores, folder, encoder.contract)
+    grid = Grid(depths, widths, layers, dimensions, scores, folder, encoder.embedding_config)
     if tasks.is_main:
         folder.mkdir(parents=True, exist_ok=True)
         _write(grid, config.model.name_or_path)
@@ -147,7 +147,7 @@ def _default_widths(dimensions: int) -> list[int]:
 def _write(grid: Grid, model: str) -> None:
     content = {
         "model": model,
-        "pooling": grid.contract.pooling,
+        "pooling": grid.embedding_config.pooling,
         "depths": grid.depths,
         "widths": grid.widths,
         "spearman_cosine": {task: scores.tolist() for task, scores in grid.scores.items()},
@@ -161,7 +161,7 @@ def _write(grid: Grid, model: str) -> None:
             for depth, width, score in grid.pareto()
         ],
     }
-    (grid.folder / GRID).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    (grid.folder / GRID_FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def heat_map(grid: Grid, path: Path, title: str) -> None:

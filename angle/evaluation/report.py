@@ -13,8 +13,8 @@ import numpy as np
 
 from angle.config import EvaluateConfig, TrainConfig
 from angle.evaluation.evaluators.sts import PairScores, StsEvaluator
-from angle.evaluation.tasks import ALIASES, HUB_TASKS, RESULTS, open_tasks
-from angle.modeling.contract import EncoderContract
+from angle.evaluation.tasks import ALIASES, HUB_TASKS, RESULTS_FILE, load_tasks
+from angle.modeling.embedding_config import EmbeddingConfig
 
 if TYPE_CHECKING:
     from accelerate import PartialState
@@ -28,7 +28,7 @@ class Evaluation:
     """Metrics by task, correlations between -1 and 1."""
     path: Path
     """results.json"""
-    contract: EncoderContract
+    embedding_config: EmbeddingConfig
     """How texts reached the model, and how its states became embeddings."""
 
     @property
@@ -41,7 +41,7 @@ class Evaluation:
         return table(self.results)
 
     @property
-    def saved(self) -> str:
+    def saved_files(self) -> str:
         """What was written, in words."""
         return f"{self.path}, with every pair's scores beside it"
 
@@ -54,17 +54,17 @@ def evaluate(config: EvaluateConfig, processes: PartialState | None = None) -> E
         processes: those of a launcher that split the work; all of them call this, and the main one writes the results.
 
     Raises:
-        ConfigError, DataError: a model or a task that cannot be loaded, or a place that cannot be written to.
+        ConfigError, DataError: a model or a task that cannot be loaded, or an output folder that is not writable.
 
     """
-    tasks = open_tasks(config, processes)
+    tasks = load_tasks(config, processes)
     pairs = {name: StsEvaluator(corpus).score_pairs(encode) for name, corpus, encode in tasks}
     positive_above = _positive_above(config, tasks.run)
     results = {name: scored.metrics(positive_above) for name, scored in pairs.items()}
-    path, contract = tasks.folder / RESULTS, tasks.encoder.contract
+    path, embedding_config = tasks.folder / RESULTS_FILE, tasks.encoder.embedding_config
     if tasks.is_main:
-        save_results(path, config.model.name_or_path, contract, results, pairs)
-    return Evaluation(results, path, contract)
+        save_results(path, config.model.name_or_path, embedding_config, results, pairs)
+    return Evaluation(results, path, embedding_config)
 
 
 def _positive_above(config: EvaluateConfig, run: TrainConfig | None) -> float:
@@ -86,7 +86,7 @@ def average(results: dict[str, dict[str, float]]) -> float | None:
 def save_results(
     path: Path,
     model: str,
-    contract: EncoderContract,
+    embedding_config: EmbeddingConfig,
     results: dict[str, dict[str, float]],
     pairs: dict[str, PairScores],
 ) -> None:
@@ -102,9 +102,9 @@ def save_results(
             writer.writerows(zip(scored.labels, *scored.scores.values(), strict=True))
     content = {
         "model": model,
-        "pooling": contract.pooling,
-        "max_length": contract.max_length,
-        "prompt": contract.prompt,
+        "pooling": embedding_config.pooling,
+        "max_length": embedding_config.max_length,
+        "prompt": embedding_config.prompt,
         "tasks": {
             task: {name: value if math.isfinite(value) else None for name, value in metrics.items()}
             for task, metrics in results.items()

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from angle.data.corpus import Corpus
-from angle.errors import ConfigError, nearest
-from angle.evaluation.evaluator import Encode, Metric, RunContext, ValidationEvaluator, encode_once
+from angle.errors import ConfigError, did_you_mean
+from angle.evaluation.evaluator import Encode, Metric, RunContext, ValidationEvaluator, with_embedding_cache
 from angle.evaluation.evaluators import validation_evaluators
 from angle.evaluation.evaluators.sts import StsEvaluator
 
@@ -27,15 +27,16 @@ def metric_named(name: str | None) -> Metric:
     metrics = {evaluator.metric.name: evaluator.metric for evaluator in validation_evaluators()}
     if name not in metrics:
         raise ConfigError(
-            f"train.best_metric={name} is not known{nearest(name, metrics) or '.'} Choose one of: {', '.join(metrics)}."
+            f"train.best_metric={name} is not known{did_you_mean(name, metrics) or '.'} "
+            f"Choose one of: {', '.join(metrics)}."
         )
     return metrics[name]
 
 
-def validation_role(metric: str | None) -> str:
+def validation_purpose(metric: str | None) -> str:
     """Return the rows that a metric is measured on: "valid" or "valid_sts"."""
     chosen = metric_named(metric)
-    return next(evaluator.role for evaluator in validation_evaluators() if evaluator.metric == chosen)
+    return next(evaluator.purpose for evaluator in validation_evaluators() if evaluator.metric == chosen)
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class RunEvaluators:
 
     @classmethod
     def build(cls, corpora: Mapping[str, Corpus | None], best_metric: str | None, context: RunContext) -> RunEvaluators:
-        """Return the evaluators for the corpora of the roles valid, valid_sts and test.
+        """Return the evaluators for the corpora of the purposes valid, valid_sts and test.
 
         Raises:
             ConfigError: `best_metric` (train.best_metric) is not measured on these corpora.
@@ -58,15 +59,15 @@ class RunEvaluators:
         validation = tuple(
             evaluator(corpus, context)
             for evaluator in validation_evaluators()
-            if (corpus := corpora[evaluator.role]) is not None and corpus.format.name in evaluator.formats
+            if (corpus := corpora[evaluator.purpose]) is not None and corpus.format.name in evaluator.formats
         )
         available = [evaluator.metric for evaluator in validation]
         test = None if corpora["test"] is None else StsEvaluator(corpora["test"], context)
-        return cls(validation, _chosen(best_metric, available), test)
+        return cls(validation, _choose_metric(best_metric, available), test)
 
     def validate(self, encode: Encode) -> dict[str, float]:
         """Return the values of all metrics by name; the texts of each set are encoded once."""
-        encode = encode_once(encode)
+        encode = with_embedding_cache(encode)
         return {name: value for evaluator in self.validation for name, value in evaluator.run(encode)}
 
     def score_test(self, encode: Encode) -> float | None:
@@ -74,14 +75,14 @@ class RunEvaluators:
         return None if self.test is None else dict(self.test.run(encode))[TEST_METRIC.name]
 
 
-def _chosen(name: str | None, available: Iterable[Metric]) -> Metric | None:
+def _choose_metric(name: str | None, available: Iterable[Metric]) -> Metric | None:
     """Return the available metric that `train.best_metric` names; by default `DEFAULT_METRIC` if it is available."""
     metrics = {metric.name: metric for metric in available}
     if name is None or name in metrics:
         return metrics.get(DEFAULT_METRIC.name if name is None else name)
     metric = metric_named(name)
     evaluator = next(evaluator for evaluator in validation_evaluators() if evaluator.metric == metric)
-    formats, setting = " or ".join(sorted(evaluator.formats)), f"data.{evaluator.role}.name_or_path"
+    formats, setting = " or ".join(sorted(evaluator.formats)), f"data.{evaluator.purpose}.name_or_path"
     others = f", or choose one of: {', '.join(metrics)}." if metrics else "."
     raise ConfigError(
         f"train.best_metric={name} needs validation rows of format {formats}: give {setting}=FILE{others}"

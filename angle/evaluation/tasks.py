@@ -14,14 +14,14 @@ from tqdm import tqdm
 from angle.config import CONFIG_FILE, EvaluateConfig, SourceConfig, TrainConfig
 from angle.config.build import load_config
 from angle.data.corpus import Corpus
-from angle.data.purposes import OWN_TEST_SET, TASKS, default_split
+from angle.data.purposes import RUN_TEST_SET, TASKS, default_split
 from angle.distributed.process_group import best_device
-from angle.errors import ConfigError, nearest
+from angle.errors import ConfigError, did_you_mean
 from angle.evaluation.encoding import encode_distributed
 from angle.evaluation.evaluator import Encode
 from angle.evaluation.evaluators.sts import load_sts
 from angle.modeling.encoder import Encoder
-from angle.modeling.kernel_choice import choose_kernels, choose_together
+from angle.modeling.kernel_choice import kernels_to_skip, kernels_to_skip_from_main_process
 from angle.modeling.locations import TINY
 from angle.structures import Tokens
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from accelerate import PartialState
 
 #: The results files of an evaluation and of a grid, which also write others.
-RESULTS, GRID = "results.json", "grid.json"
+RESULTS_FILE, GRID_FILE = "results.json", "grid.json"
 
 #: Name of a task -> data set on the hub, in the order of the published tables.
 HUB_TASKS = {
@@ -46,7 +46,7 @@ HUB_COLUMNS = {"text1": "sentence1", "text2": "sentence2", "label": "score"}
 
 
 @dataclass(frozen=True)
-class OpenTasks:
+class EvaluationTasks:
     """A model, and the tasks to measure it on."""
 
     folder: Path
@@ -67,9 +67,9 @@ class OpenTasks:
 
     def __iter__(self) -> Iterator[tuple[str, Corpus, Encode]]:
         """Yield each task's name, its pairs, and a way to encode their texts that shows the progress."""
-        role = TASKS if self.run is None else OWN_TEST_SET
+        purpose = TASKS if self.run is None else RUN_TEST_SET
         for name, source in self.sources.items():
-            yield name, load_sts(source, role, self.encoder.tokenizer), partial(self._encode, name)
+            yield name, load_sts(source, purpose, self.encoder.tokenizer), partial(self._encode, name)
 
     def _encode(self, name: str, tokens: Tokens, depths: Sequence[int] | None = None) -> Tensor:
         """Return the embeddings of a task's texts, as `Encode` does."""
@@ -80,7 +80,7 @@ class OpenTasks:
             return encode_distributed(encode, tokens, self.processes)
 
 
-def open_tasks(config: EvaluateConfig, processes: PartialState | None = None) -> OpenTasks:
+def load_tasks(config: EvaluateConfig, processes: PartialState | None = None) -> EvaluationTasks:
     """Load the model, and find its tasks and a folder for the results.
 
     Args:
@@ -88,16 +88,16 @@ def open_tasks(config: EvaluateConfig, processes: PartialState | None = None) ->
         processes: as in `evaluate`.
 
     Raises:
-        ConfigError: a model that cannot be loaded, an unknown task, or a place that cannot be written to.
+        ConfigError: a model that cannot be loaded, an unknown task, or an output folder that is not writable.
 
     """
     folder = _new_folder(config)
     run = None if config.tasks is not None else _run_config(config)
     sources = _sources(config, run)
-    choose = choose_kernels if processes is None else choose_together
-    encoder = Encoder.load(config.model, config.pooling, choose=choose)
+    kernel_selector = kernels_to_skip if processes is None else kernels_to_skip_from_main_process
+    encoder = Encoder.load(config.model, config.pooling, kernel_selector=kernel_selector)
     encoder.to(best_device() if processes is None else processes.device).eval()
-    return OpenTasks(folder, run, encoder, sources, processes, config.batch_size)
+    return EvaluationTasks(folder, run, encoder, sources, processes, config.batch_size)
 
 
 def _new_folder(config: EvaluateConfig) -> Path:
@@ -106,7 +106,7 @@ def _new_folder(config: EvaluateConfig) -> Path:
     existing = next((path for path in (folder, *folder.parents) if path.exists()), folder)
     if existing.is_file():
         raise ConfigError(f"output_dir={folder} cannot be a folder: {existing} is a file; give a new folder.")
-    if (folder / (GRID if config.ese_grid else RESULTS)).exists():
+    if (folder / (GRID_FILE if config.ese_grid else RESULTS_FILE)).exists():
         raise ConfigError(f"output_dir={folder} holds results already; give a new folder.")
     return folder
 
@@ -131,7 +131,7 @@ def _sources(config: EvaluateConfig, run: TrainConfig | None) -> dict[str, Sourc
         )
     # Settings given now win, so that the advice of a message about columns or labels works for a run's test set too.
     source = replace(source, columns=config.columns or source.columns, label_map=config.label_map or source.label_map)
-    return {f"{', '.join(source.names())} ({source.split or default_split(OWN_TEST_SET)})": source}
+    return {f"{', '.join(source.names())} ({source.split or default_split(RUN_TEST_SET)})": source}
 
 
 def expand_tasks(tasks: list[str]) -> list[str]:
@@ -152,7 +152,7 @@ def task_source(task: str, columns: dict[str, str], label_map: dict[str, float |
     if not Path(task).exists() and "/" not in task and "." not in task:
         known = (*HUB_TASKS, "sts")
         raise ConfigError(
-            f"tasks={task} is not known{nearest(task, known) or '.'} Choose from {', '.join(known)}, or "
+            f"tasks={task} is not known{did_you_mean(task, known) or '.'} Choose from {', '.join(known)}, or "
             f"give a file in format A."
         )
     return SourceConfig(task, split="test", columns=columns, label_map=label_map)

@@ -14,9 +14,9 @@ from angle.config import TrainConfig
 from angle.config.hub import check_model_id
 from angle.errors import ConfigError, HubError, first_line
 from angle.export.model_card import PushedModel, SentenceTransformersSupport, model_card, public_name
-from angle.export.sentence_transformers import check_expressible, write_modules
+from angle.export.sentence_transformers import check_supported, write_sentence_transformers_files
 from angle.files import checksum
-from angle.modeling.contract import EncoderContract, read_contract
+from angle.modeling.embedding_config import EmbeddingConfig, read_embedding_config
 from angle.modeling.locations import ADAPTER_FILE
 from angle.quiet import quiet_hub
 
@@ -158,10 +158,10 @@ def stage_files(model: Path, folder: Path, model_id: str, base: str) -> PushedMo
         base: the model it was trained from; if it has adapters, their own record of it is used instead.
 
     """
-    contract, adapter = read_contract(str(model)), _read_json(model / ADAPTER_FILE)
+    embedding_config, adapter = read_embedding_config(str(model)), _read_json(model / ADAPTER_FILE)
     base = str(adapter.get("base_model_name_or_path", base))
     hidden_size = _read_json(model / "config.json").get("hidden_size")
-    support = _support(contract, has_adapters=bool(adapter), hidden_size=hidden_size)
+    support = _support(embedding_config, has_adapters=bool(adapter), hidden_size=hidden_size)
     for source in sorted(model.rglob("*")):
         target = folder / source.relative_to(model)
         if source.is_dir() or source.name == "README.md":  # peft writes one that contains a local path
@@ -173,23 +173,26 @@ def stage_files(model: Path, folder: Path, model_id: str, base: str) -> PushedMo
             content = _read_json(source)
             content = {key: value for key, value in content.items() if key not in LOCAL_TOKENIZER_ENTRIES}
             if support is SentenceTransformersSupport.AS_IS:
-                content["padding_side"] = "right"  # as in write_folder; our encoder reads its side from the contract
+                # As in save_sentence_transformers; our encoder reads its side from angle_config.json.
+                content["padding_side"] = "right"
             _write_json(target, content)
         else:
             target.symlink_to(source.resolve())
     if support is SentenceTransformersSupport.AS_IS:
         assert hidden_size is not None
-        write_modules(contract, hidden_size, folder)
-    return PushedModel(model_id, contract, base, bool(adapter), hidden_size, support)
+        write_sentence_transformers_files(embedding_config, hidden_size, folder)
+    return PushedModel(model_id, embedding_config, base, bool(adapter), hidden_size, support)
 
 
-def _support(contract: EncoderContract, *, has_adapters: bool, hidden_size: int | None) -> SentenceTransformersSupport:
+def _support(
+    embedding_config: EmbeddingConfig, *, has_adapters: bool, hidden_size: int | None
+) -> SentenceTransformersSupport:
     try:
-        check_expressible(contract)
+        check_supported(embedding_config)
     except ConfigError:
         return SentenceTransformersSupport.NEVER
     # A bidirectional decoder must be loaded to find out whether transformers computes the same; convert does that.
-    if has_adapters or contract.bidirectional_from is not None or hidden_size is None:
+    if has_adapters or embedding_config.bidirectional_from is not None or hidden_size is None:
         return SentenceTransformersSupport.CONVERTED
     return SentenceTransformersSupport.AS_IS
 

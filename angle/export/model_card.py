@@ -17,8 +17,8 @@ from typing import Any
 from angle.config import HUB_NAME, SourceConfig, TrainConfig
 from angle.data.sources import SAMPLE
 from angle.evaluation.evaluator import Metric
-from angle.evaluation.run_evaluators import TEST_METRIC, metric_named, validation_role
-from angle.modeling.contract import EncoderContract
+from angle.evaluation.run_evaluators import TEST_METRIC, metric_named, validation_purpose
+from angle.modeling.embedding_config import EmbeddingConfig
 from angle.modeling.locations import TINY, split_gguf
 from angle.modeling.tokenizer import template_fields
 
@@ -42,7 +42,7 @@ class PushedModel:
     """What a model card says of the model itself."""
 
     model_id: str
-    contract: EncoderContract
+    embedding_config: EmbeddingConfig
     base: str
     """The model it was trained from: a name on the hub, `tiny`, or an absolute path."""
     has_adapters: bool
@@ -139,11 +139,11 @@ def _introduction(model: PushedModel) -> str:
     subject = (
         "Adapters (LoRA) that make a sentence encoder of" if model.has_adapters else "A sentence encoder, trained from"
     )
-    dimensions = model.contract.dimensions or model.hidden_size
+    dimensions = model.embedding_config.dimensions or model.hidden_size
     width = "" if dimensions is None else f" An embedding has {dimensions} dimensions."
     return (
         f"{subject} {base}, with the [AnglE](https://arxiv.org/abs/2309.12871) objective. It uses "
-        f"{model.contract}.{width}"
+        f"{model.embedding_config}.{width}"
     )
 
 
@@ -152,7 +152,7 @@ def _use(model: PushedModel) -> str:
         imports, name = "Encoder, ModelConfig", f'ModelConfig("{public_name(model.base)}", adapter="{model.model_id}")'
     else:
         imports, name = "Encoder", f'"{model.model_id}"'
-    columns = [field for field in template_fields(model.contract.prompt or "{text}") if field != "text"]
+    columns = [field for field in template_fields(model.embedding_config.prompt or "{text}") if field != "text"]
     texts = '["a sentence", "another one"]'
     if columns:
         row = ", ".join(f'"{column}": "..."' for column in columns)
@@ -244,7 +244,7 @@ def _best_metric(config: TrainConfig) -> Metric:
 
 def _validated_on(config: TrainConfig) -> SourceConfig:
     """Return the rows on which the best model was chosen."""
-    on_sts = validation_role(config.train.best_metric) == "valid_sts" and config.data.valid_sts.names()
+    on_sts = validation_purpose(config.train.best_metric) == "valid_sts" and config.data.valid_sts.names()
     return config.data.valid_sts if on_sts else config.data.valid
 
 

@@ -15,7 +15,7 @@ from angle.config import RUN_FILE, ConvertConfig
 from angle.errors import ConfigError
 from angle.export.merging import embed_unmerged
 from angle.files import replace_folder
-from angle.modeling.contract import EncoderContract
+from angle.modeling.embedding_config import EmbeddingConfig
 from angle.modeling.encoder import Encoder
 from angle.modeling.locations import TINY, adapter_base, locate_model
 from angle.modeling.pooling import POOLINGS, SENTENCE_TRANSFORMERS_KEYS
@@ -35,8 +35,8 @@ def convert(config: ConvertConfig) -> Conversion:
     """Write a model as a sentence-transformers folder.
 
     Raises:
-        ConfigError: sentence-transformers cannot express the pooling or the template, the folder is taken, or merging
-            the adapter changes the embeddings.
+        ConfigError: sentence-transformers does not support the pooling or the template, the folder is not empty, or
+            merging the adapter changes the embeddings.
 
     """
     source = Path(config.model.name_or_path)
@@ -57,18 +57,18 @@ def convert(config: ConvertConfig) -> Conversion:
     unmerged = embed_unmerged(model, config.pooling) if has_adapter and config.merge else None
     encoder = Encoder.load(model, config.pooling, merge=config.merge).eval()
     distance = None if unmerged is None else unmerged.distance(encoder)
-    write_folder(encoder, folder, normalize=config.normalize)
+    save_sentence_transformers(encoder, folder, normalize=config.normalize)
     return Conversion(folder, distance)
 
 
-def write_folder(encoder: Encoder, folder: Path, *, normalize: bool = False) -> None:
+def save_sentence_transformers(encoder: Encoder, folder: Path, *, normalize: bool = False) -> None:
     """Write an encoder as a sentence-transformers folder, atomically.
 
     Raises:
-        ConfigError: sentence-transformers cannot express the pooling or the template.
+        ConfigError: sentence-transformers does not support the pooling or the template.
 
     """
-    check_expressible(encoder.contract)
+    check_supported(encoder.embedding_config)
 
     def write(scratch: Path) -> None:
         # Padding never changes our embeddings. In sentence-transformers, left padding changes those of a model with a
@@ -79,47 +79,53 @@ def write_folder(encoder: Encoder, folder: Path, *, normalize: bool = False) -> 
         tokenizer.padding_side = padding_side
         if encoder.has_adapters or encoder.bidirectional_from == 0:
             _check_stock_model(encoder, scratch)
-        write_modules(encoder.contract, encoder.backbone.config.hidden_size, scratch, normalize=normalize)
+        write_sentence_transformers_files(
+            encoder.embedding_config, encoder.backbone.config.hidden_size, scratch, normalize=normalize
+        )
 
     replace_folder(folder, write)
 
 
-def check_expressible(contract: EncoderContract) -> None:
-    """Check that sentence-transformers can pool and format texts as a contract says.
+def check_supported(embedding_config: EmbeddingConfig) -> None:
+    """Check that sentence-transformers supports how a model pools and formats texts.
 
     Raises:
         ConfigError: it cannot.
 
     """
-    if contract.bidirectional_from:
+    if embedding_config.bidirectional_from:
         raise ConfigError(
-            f"A model whose layers attend in both directions from layer {contract.bidirectional_from} on has no "
-            f"equivalent in sentence-transformers, which can express all layers or none: load it with angle's Encoder, "
-            f"or train with billm=all."
+            f"A model whose layers attend in both directions from layer {embedding_config.bidirectional_from} on has "
+            f"no equivalent in sentence-transformers, which can express all layers or none: load it with angle's "
+            f"Encoder, or train with billm=all."
         )
-    _prompt_prefix(contract.prompt)
-    _pooling_modes(contract.pooling)
+    _prompt_prefix(embedding_config.prompt)
+    _pooling_modes(embedding_config.pooling)
 
 
-def write_modules(contract: EncoderContract, hidden_size: int, folder: Path, *, normalize: bool = False) -> None:
+def write_sentence_transformers_files(
+    embedding_config: EmbeddingConfig, hidden_size: int, folder: Path, *, normalize: bool = False
+) -> None:
     """Write, into a folder with a model, the small files that tell sentence-transformers how to use it.
 
     Weights and tokenizer stay as they are; the tokenizer must pad on the right.
 
     Args:
-        contract: how texts are formatted and pooled.
-        hidden_size: width of the model's hidden states.
+        embedding_config: how texts are tokenised and pooled.
+        hidden_size: dimension of the model's hidden states.
         folder: the folder with the model.
         normalize: whether to scale every embedding to unit length.
 
     Raises:
-        ConfigError: sentence-transformers cannot express the pooling or the template; nothing is written.
+        ConfigError: sentence-transformers does not support the pooling or the template; nothing is written.
 
     """
-    check_expressible(contract)
-    prefix, modes = _prompt_prefix(contract.prompt), _pooling_modes(contract.pooling)
+    check_supported(embedding_config)
+    prefix, modes = _prompt_prefix(embedding_config.prompt), _pooling_modes(embedding_config.pooling)
     modules = [_module(0, "", "Transformer"), _module(1, "1_Pooling", "Pooling")]
-    _write_json(folder / "sentence_bert_config.json", {"max_seq_length": contract.max_length, "do_lower_case": False})
+    _write_json(
+        folder / "sentence_bert_config.json", {"max_seq_length": embedding_config.max_length, "do_lower_case": False}
+    )
     _write_json(
         folder / "1_Pooling" / "config.json",
         {
@@ -128,9 +134,9 @@ def write_modules(contract: EncoderContract, hidden_size: int, folder: Path, *, 
             "include_prompt": True,
         },
     )
-    if len(modes) > 1 or contract.dimensions is not None:
+    if len(modes) > 1 or embedding_config.dimensions is not None:
         modules.append(_module(2, "2_Dense", "Dense"))
-        _write_averaging_layer(folder / "2_Dense", hidden_size, contract.dimensions or hidden_size, len(modes))
+        _write_averaging_layer(folder / "2_Dense", hidden_size, embedding_config.dimensions or hidden_size, len(modes))
     if normalize:
         path = f"{len(modules)}_Normalize"
         modules.append(_module(len(modules), path, "Normalize"))
@@ -165,14 +171,14 @@ def _check_stock_model(encoder: Encoder, folder: Path) -> None:
             f"{type(encoder.backbone).__name__} cannot attend in both directions by its configuration alone, which is "
             f"all that sentence-transformers reads: load this model with angle's Encoder."
         )
-    if not _transformers_agrees(encoder, folder):
+    if not _transformers_gives_same_states(encoder, folder):
         shutil.rmtree(folder)
         raise ConfigError(problem)
 
 
 @quiet_transformers()
 @torch.no_grad()
-def _transformers_agrees(encoder: Encoder, folder: Path) -> bool:
+def _transformers_gives_same_states(encoder: Encoder, folder: Path) -> bool:
     from transformers import AutoModel
 
     try:

@@ -14,12 +14,12 @@ from torch import Size, Tensor, nn
 from angle.kernels.mixin import NO_MODULE
 
 #: Number of values that an element's 16 bits can take; the element is kept for a fraction of them.
-LEVELS = 2**16
+INT16_VALUES = 2**16
 
 
 def keep_probability(p: float) -> float:
     """Return the fraction of elements that is really kept when `p` is to be dropped: 1 - p to within 1 / 131072."""
-    return 1 - round(p * LEVELS) / LEVELS
+    return 1 - round(p * INT16_VALUES) / INT16_VALUES
 
 
 def draw_keep_mask(shape: Size, p: float) -> Tensor:
@@ -27,8 +27,8 @@ def draw_keep_mask(shape: Size, p: float) -> Tensor:
     keep_mask = torch.empty(shape, dtype=torch.uint8)
     # The lower bound is given because, without one, only 63 of the 64 bits are random.
     bits = torch.empty(-(-keep_mask.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
-    levels = bits.view(torch.int16)[: keep_mask.numel()].view(shape)
-    return torch.ge(levels, round(p * LEVELS) - LEVELS // 2, out=keep_mask)
+    random_int16 = bits.view(torch.int16)[: keep_mask.numel()].view(shape)
+    return torch.ge(random_int16, round(p * INT16_VALUES) - INT16_VALUES // 2, out=keep_mask)
 
 
 def drop(values: Tensor, p: float) -> tuple[Tensor, Tensor]:

@@ -2,7 +2,8 @@
 
 torch calls oneDNN only for bfloat16 products. There is no public function for float32 products: the one called here is
 that of torch's compiler. In either precision, oneDNN generates a kernel for every number of rows that it meets, and
-torch caches a thousand of them, half a megabyte each. So a batch's tokens are filled up to `round_up_rows`, and float32
+torch caches a thousand of them, half a megabyte each. So a batch is padded with dummy one-token texts to a number of
+tokens that `round_up_rows` returns, and float32
 matrices with other numbers of rows are multiplied in torch's own way.
 """
 
@@ -25,7 +26,7 @@ from angle.kernels.operators import missing_operator
 #: (D_out, D_in) of linear layers.
 LinearShapes = tuple[tuple[int, int], ...]
 
-#: Leading bits of a row count that may vary: 32 values between a number and its double, and at most 3 % of filling.
+#: Leading bits of a row count that may vary: 32 values between a number and its double, and at most 3 % of padding.
 SIGNIFICANT_BITS = 6
 #: Number of tokens without a gradient from which it pays to write the weights in oneDNN's own layout. It is the same
 #: for models of all sizes: the cost and the saving per token grow alike.
@@ -44,13 +45,13 @@ def round_up_rows(rows: int) -> int:
     return -(-rows // step) * step
 
 
-class _Multiply(torch.autograd.Function):
+class _OneDnnLinear(torch.autograd.Function):
     """x W^T + b, and its gradient, for rows x (N, D_in)."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight)
-        return _product(x, weight, bias)
+        return _onednn_linear(x, weight, bias)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
@@ -58,20 +59,20 @@ class _Multiply(torch.autograd.Function):
         (grad,), (x, weight) = gradients, ctx.saved_tensors
         needs_x, needs_weight, needs_bias = ctx.needs_input_grad
         return (
-            _product(grad, weight.t(), None) if needs_x else None,
+            _onednn_linear(grad, weight.t(), None) if needs_x else None,
             grad.t() @ x if needs_weight else None,
             grad.sum(0) if needs_bias else None,
         )
 
 
-def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def _onednn_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     product: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
     return product
 
 
-def multiply(x: Tensor, weight: Tensor) -> Tensor:
+def cpu_linear(x: Tensor, weight: Tensor) -> Tensor:
     """Return x W^T, (N, D_out), for rows x (N, D_in), without a graph; for models with this kernel."""
-    return _product(x, weight, None) if _is_supported(x, weight) else x @ weight.t()
+    return _onednn_linear(x, weight, None) if _is_supported(x, weight) else x @ weight.t()
 
 
 def _is_supported(x: Tensor, weight: Tensor) -> bool:
@@ -93,10 +94,10 @@ class CpuLinear(nn.Linear):
         if not _is_supported(input, self.weight):
             return super().forward(input)
         if self.prepacked is not None and not torch.is_grad_enabled():
-            return _product(input, self.prepacked, self.bias)
+            return _onednn_linear(input, self.prepacked, self.bias)
         # As rows: with more dimensions, oneDNN returns a view, which the model could not modify in place.
         rows = input.reshape(-1, input.shape[-1])
-        product: Tensor = _Multiply.apply(rows, self.weight, self.bias)  # type: ignore[no-untyped-call]
+        product: Tensor = _OneDnnLinear.apply(rows, self.weight, self.bias)  # type: ignore[no-untyped-call]
         return product.view(*input.shape[:-1], -1)
 
 
@@ -151,19 +152,19 @@ def gain_over_torch(shapes: LinearShapes) -> float:
 
     gains: list[float] = []
     with torch.enable_grad(), torch.autocast("cpu", enabled=False):
-        seconds(linear), seconds(_Multiply.apply)  # warm up: oneDNN generates its kernels
+        seconds(linear), seconds(_OneDnnLinear.apply)  # warm up: oneDNN generates its kernels
         for _ in range(MEASUREMENTS):
-            times = [(seconds(linear), seconds(_Multiply.apply)) for _ in range(REPETITIONS)]
-            by_torch, by_onednn = zip(*times, strict=True)
-            gains.append(min(by_torch) / min(by_onednn))
+            times = [(seconds(linear), seconds(_OneDnnLinear.apply)) for _ in range(REPETITIONS)]
+            torch_seconds, onednn_seconds = zip(*times, strict=True)
+            gains.append(min(torch_seconds) / min(onednn_seconds))
     return median(gains)
 
 
 @contextmanager
-def prepacked_weights(model: nn.Module, tokens: int) -> Iterator[None]:
-    """Hold the weights in oneDNN's own layout too, if running `tokens` tokens without a gradient is worth it."""
+def prepacked_weights(model: nn.Module, num_tokens: int) -> Iterator[None]:
+    """Hold the weights in oneDNN's own layout too, if running `num_tokens` tokens without a gradient is worth it."""
     layers = []
-    if tokens >= PREPACK_MIN_TOKENS and not torch.is_autocast_enabled("cpu"):
+    if num_tokens >= PREPACK_MIN_TOKENS and not torch.is_autocast_enabled("cpu"):
         layers = [
             module for module in model.modules() if isinstance(module, CpuLinear) and _is_local_float32(module.weight)
         ]

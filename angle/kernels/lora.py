@@ -2,7 +2,7 @@
 
 peft computes it as a dozen: under autocast it casts a layer's input to the adapter's float32, drops some of it there
 and casts it back, and what is left is saved, for each layer that shares the input. Here the input itself is saved, once
-for all of them, beside one byte per element for dropout; what is left of it is computed again in the backward pass.
+for all of them, beside one byte per element for dropout; the dropped-out input is computed again in the backward pass.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from torch import Tensor, nn
 
 from angle.kernels.autograd import forbid_double_backward
 from angle.kernels.dropout import drop, reapply_dropout
-from angle.kernels.linear import CpuLinear, multiply
+from angle.kernels.linear import CpuLinear, cpu_linear
 from angle.kernels.mixin import NO_MODULE, add_mixin
 from angle.kernels.operators import missing_operator
 
 #: Device types on which dropout can be repeated; "meta" has shapes only, to predict memory.
-DROPOUT_ON = ("cpu", "cuda", "meta")
+SUPPORTED_DEVICES = ("cpu", "cuda", "meta")
 
-#: x W^T of x (N, D_in) and W (D_out, D_in).
-Matmul = Callable[[Tensor, Tensor], Tensor]
+#: Returns x W^T, as torch.nn.functional.linear, for x (N, D_in) and W (D_out, D_in).
+LinearFunction = Callable[[Tensor, Tensor], Tensor]
 
 
 class _AddLowRank(torch.autograd.Function):
@@ -42,21 +42,26 @@ class _AddLowRank(torch.autograd.Function):
         scaling: float,
         p: float,
         dtype: torch.dtype,
-        matmul: Matmul,
+        linear_function: LinearFunction,
     ) -> Tensor:
         a, b = lora_a.to(dtype), lora_b.to(dtype)
         rows = x.flatten(0, -2).to(dtype)
         dropped, keep_mask = drop(rows, p) if p else (rows, None)
-        low_rank = matmul(dropped, a).mul_(scaling)
+        low_rank = linear_function(dropped, a).mul_(scaling)
         _, _, needs_a, needs_b, *_ = ctx.needs_input_grad
         ctx.save_for_backward(x if needs_a else None, keep_mask, low_rank if needs_b else None, a, b)
-        ctx.scaling, ctx.p, ctx.matmul, ctx.dtypes = scaling, p, matmul, (x.dtype, lora_a.dtype, lora_b.dtype)
+        ctx.scaling, ctx.p, ctx.linear_function, ctx.dtypes = (
+            scaling,
+            p,
+            linear_function,
+            (x.dtype, lora_a.dtype, lora_b.dtype),
+        )
         # Into the layer's output, unless it is a view, which autograd forbids, or rows of it would be copies.
         if output.dtype == dtype and output.is_contiguous() and not output._is_view():
             ctx.mark_dirty(output)
             output.flatten(0, -2).addmm_(low_rank, b.t())
             return output
-        return (output + matmul(low_rank, b).view_as(output)).to(output.dtype)
+        return (output + linear_function(low_rank, b).view_as(output)).to(output.dtype)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
@@ -65,9 +70,9 @@ class _AddLowRank(torch.autograd.Function):
         _, needs_x, needs_a, needs_b, *_ = ctx.needs_input_grad
         grad_x = grad_a = grad_b = None
         grad_rows = grad.flatten(0, -2).to(a.dtype)
-        grad_low_rank = ctx.matmul(grad_rows, b.t()).mul_(ctx.scaling)
+        grad_low_rank = ctx.linear_function(grad_rows, b.t()).mul_(ctx.scaling)
         if needs_x:
-            grad_dropped = ctx.matmul(grad_low_rank, a.t())
+            grad_dropped = ctx.linear_function(grad_low_rank, a.t())
             if keep_mask is not None:
                 grad_dropped = reapply_dropout(grad_dropped, keep_mask, ctx.p)
             grad_x = grad_dropped.view(*grad.shape[:-1], -1).to(ctx.dtypes[0])
@@ -82,28 +87,28 @@ class _AddLowRank(torch.autograd.Function):
 
 
 class _FusedLora:
-    """What the fast variants of peft's layers share; comes before one of their classes."""
+    """A mixin for peft's LoRA layers, whose adapters it computes as one operation each."""
 
     def forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Return (..., D_out) for x (..., D_in), as peft does."""
         if args or kwargs or self.disable_adapters or self.merged or not _is_supported(self, x):
-            by_peft: Tensor = super().forward(x, *args, **kwargs)  # type: ignore[misc]
-            return by_peft
+            peft_output: Tensor = super().forward(x, *args, **kwargs)  # type: ignore[misc]
+            return peft_output
         output: Tensor = self.base_layer(x)
         for name in self.active_adapters:
             if name in self.lora_A:
                 lora_a, lora_b, dropout = self.lora_A[name], self.lora_B[name], self.lora_dropout[name]
                 p = dropout.p if isinstance(dropout, nn.Dropout) and dropout.training else 0.0
                 dtype = _autocast_dtype(x.device.type) or lora_a.weight.dtype
-                matmul = multiply if isinstance(lora_a, CpuLinear) else _multiply_by_torch
+                linear_function = cpu_linear if isinstance(lora_a, CpuLinear) else _torch_linear
                 output = _AddLowRank.apply(  # type: ignore[no-untyped-call]
-                    output, x, lora_a.weight, lora_b.weight, self.scaling[name], p, dtype, matmul
+                    output, x, lora_a.weight, lora_b.weight, self.scaling[name], p, dtype, linear_function
                 )
         return output
 
 
-def _multiply_by_torch(x: Tensor, weight: Tensor) -> Tensor:
-    """Return x W^T, as `multiply` does where the kernel `linear` is not installed."""
+def _torch_linear(x: Tensor, weight: Tensor) -> Tensor:
+    """Return x W^T, as `cpu_linear` does where the kernel `linear` is not installed."""
     return x @ weight.t()
 
 
@@ -115,7 +120,7 @@ def _autocast_dtype(device: str) -> torch.dtype | None:
 def _is_supported(layer: Any, x: Tensor) -> bool:
     """Return whether the layer's adapters are what `_AddLowRank` computes."""
     return (
-        x.device.type in DROPOUT_ON
+        x.device.type in SUPPORTED_DEVICES
         and x.dim() > 1
         and not torch.compiler.is_compiling()
         and not layer.lora_variant

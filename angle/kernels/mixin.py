@@ -1,4 +1,4 @@
-"""Modules whose class gets another forward: weights, hooks and names stay, and so does what isinstance says."""
+"""Override forward by swapping a module's class at run time; weights, hooks and isinstance are unaffected."""
 
 from __future__ import annotations
 

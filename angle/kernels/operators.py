@@ -1,4 +1,4 @@
-"""Private operators of torch, which only this package calls: what a version of torch lacks is found out beforehand."""
+"""Private operators of torch, called by this package alone; a version of torch that lacks one is detected first."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from operator import attrgetter
 
 import torch
 
-#: Versions of torch with which the operators that this package calls were seen to work.
-SEEN_WITH = ("2.11", "2.13")
+#: Versions of torch with which the operators that this package calls were tested.
+TESTED_TORCH_VERSIONS = ("2.11", "2.13")
 
 
 def missing_operator(*names: str) -> str | None:
@@ -16,5 +16,7 @@ def missing_operator(*names: str) -> str | None:
         try:
             attrgetter(name)(torch.ops)
         except AttributeError:
-            return f"torch {torch.__version__} has no operator {name} (torch {' and '.join(SEEN_WITH)} have)"
+            return (
+                f"torch {torch.__version__} has no operator {name} (torch {' and '.join(TESTED_TORCH_VERSIONS)} have)"
+            )
     return None

@@ -23,7 +23,7 @@ from angle.kernels.rms_norm import install_rms_norm
 #: Installs a kernel in a model; returns None if it did, otherwise why not.
 Install = Callable[[nn.Module], str | None]
 
-INSTALLED, NOT_REQUESTED = "installed", "not asked for"
+INSTALLED, NOT_REQUESTED = "installed", "disabled by model.kernels"
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Kernel:
     install: Install | None
     """None if the caller of `install_kernels` provides it."""
     benchmark: Benchmark | None = None
-    """None if the kernel pays wherever it applies."""
+    """None if it is always faster."""
 
 
 #: All kernels, in the order of installation: blocks build on packing.
@@ -58,7 +58,7 @@ KERNELS = (
         "packing",
         "Runs the texts of a batch as one row without padding.",
         ("cpu", "cuda"),
-        "models whose packed rows prove to give what padded ones do",
+        "models whose packed rows give the same as padded ones when tested",
         None,
     ),
     Kernel(
@@ -88,7 +88,7 @@ KERNELS = (
         "rms_norm",
         "Computes an RMS norm in one kernel instead of eight.",
         ("cuda",),
-        "modules that prove to compute torch's RMS norm",
+        "modules that compute torch's RMS norm when tested",
         install_rms_norm,
     ),
     Kernel(
@@ -127,25 +127,27 @@ class InstalledKernels:
 def describe_kernels(status: Mapping[str, str]) -> str:
     """Return in one line which kernels are used, and which are not although they could be."""
     in_use = ", ".join(name for name, state in status.items() if state == INSTALLED)
-    obvious = (INSTALLED, NOT_REQUESTED, NO_MODULE)
+    not_worth_mentioning = (INSTALLED, NOT_REQUESTED, NO_MODULE)
     left_out = [
-        f"{name} {state}" for name, state in status.items() if state not in obvious and not state.startswith("not on ")
+        f"{name} {state}"
+        for name, state in status.items()
+        if state not in not_worth_mentioning and not state.startswith("not on ")
     ]
     return "; ".join([in_use or "none", *left_out])
 
 
-def install_kernels(model: nn.Module, skipped: Mapping[str, str], install_packing: Install) -> InstalledKernels:
+def install_kernels(model: nn.Module, to_skip: Mapping[str, str], install_packing: Install) -> InstalledKernels:
     """Install the kernels in a model.
 
     Args:
         model: the model, with any adapters.
-        skipped: the kernels to leave out, each with the reason.
-        install_packing: installs the kernel `packing`, which has to be tried on the model.
+        to_skip: the kernels to leave out, each with the reason.
+        install_packing: installs the kernel `packing`, which has to be tested on the model.
 
     """
-    selected = tuple(kernel for kernel in KERNELS if kernel.name not in skipped)
+    selected = tuple(kernel for kernel in KERNELS if kernel.name not in to_skip)
     reasons = {kernel.name: (kernel.install or install_packing)(model) for kernel in selected}
     return InstalledKernels(
-        {kernel.name: skipped.get(kernel.name) or reasons[kernel.name] for kernel in KERNELS},
+        {kernel.name: to_skip.get(kernel.name) or reasons[kernel.name] for kernel in KERNELS},
         tuple(kernel.name for kernel in selected),
     )

@@ -16,7 +16,7 @@ FUSED_ON = ("cuda",)
 
 
 class _FusedRMSNorm:
-    """What the fast variants of the models' norms share; comes before one of their classes."""
+    """A mixin for the models' RMS norms, which it computes in one kernel."""
 
     def forward(self: Any, *args: Any, **kwargs: Any) -> Tensor:
         """Return w x / sqrt(mean(x^2) + eps), (..., D) for x (..., D), as the model's own code does."""
@@ -24,8 +24,8 @@ class _FusedRMSNorm:
             # Autocast would return float32, in some versions of torch; the models' own code keeps the type.
             with torch.autocast(args[0].device.type, enabled=False):
                 return rms_norm(args[0], self.weight.shape, self.weight, _epsilon(self))
-        by_model: Tensor = super().forward(*args, **kwargs)  # type: ignore[misc]
-        return by_model
+        model_output: Tensor = super().forward(*args, **kwargs)  # type: ignore[misc]
+        return model_output
 
 
 def _has_kernel(values: Tensor, weight: Tensor) -> bool:

@@ -66,8 +66,8 @@ def add_adapters(
     base_name: str,
     *,
     revision: str | None = None,
-    saved: SavedAdapters | None = None,
-    new: LoraConfig | None = None,
+    saved_adapters: SavedAdapters | None = None,
+    new_config: LoraConfig | None = None,
 ) -> PeftModel:
     """Return the model with adapters on it, of which the topmost alone is trainable.
 
@@ -75,8 +75,8 @@ def add_adapters(
         backbone: the model, without adapters.
         base_name: where the model comes from; written into the adapter's folder.
         revision: the revision of `base_name` on the hub.
-        saved: adapters to start from: trained further, or frozen below `new` if that is given.
-        new: settings of a new adapter, initialised so that it changes nothing.
+        saved_adapters: adapters to start from: trained further, or frozen below a new one if `new_config` is given.
+        new_config: settings of a new adapter, whose initial weights change nothing.
 
     Raises:
         ConfigError: target modules match no linear layer, or a saved adapter does not fit the model.
@@ -86,15 +86,17 @@ def add_adapters(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # peft uses a name in transformers that will change
         backbone.name_or_path = base_name
-        new_config = None if new is None else _peft_config(backbone, new)
+        new_peft_config = None if new_config is None else _peft_config(backbone, new_config)
         model: Any = backbone
-        folders = () if saved is None else saved.folders
+        folders = () if saved_adapters is None else saved_adapters.folders
         for number, folder in enumerate(folders):
-            is_trained = new is None and number == len(folders) - 1
-            assert saved is not None
-            model = _add_saved(model, folder, TRAINED if is_trained else FROZEN.format(number), saved.setting)
-        if new_config is not None:
-            model = _add(model, new_config, TRAINED)
+            is_trained = new_config is None and number == len(folders) - 1
+            assert saved_adapters is not None
+            model = _add_saved_adapter(
+                model, folder, TRAINED if is_trained else FROZEN.format(number), saved_adapters.setting
+            )
+        if new_peft_config is not None:
+            model = _add_adapter(model, new_peft_config, TRAINED)
         model.base_model.set_adapter(list(model.peft_config))
         for config in model.peft_config.values():
             config.revision = revision
@@ -103,9 +105,9 @@ def add_adapters(
         return model
 
 
-def merge_adapters(backbone: PreTrainedModel, saved: SavedAdapters) -> PreTrainedModel:
+def merge_adapters(backbone: PreTrainedModel, saved_adapters: SavedAdapters) -> PreTrainedModel:
     """Return the model with saved adapters merged into its weights."""
-    model = add_adapters(backbone, backbone.name_or_path, saved=saved)
+    model = add_adapters(backbone, backbone.name_or_path, saved_adapters=saved_adapters)
     merged: PreTrainedModel = model.merge_and_unload(adapter_names=list(model.peft_config))
     return merged.requires_grad_(True)
 
@@ -154,7 +156,7 @@ def _peft_config(backbone: PreTrainedModel, config: LoraConfig) -> peft.LoraConf
     )
 
 
-def _add(model: Any, config: peft.LoraConfig, name: str) -> Any:
+def _add_adapter(model: Any, config: peft.LoraConfig, name: str) -> Any:
     """Return the model with one more adapter, called `name`, whose weights are initialised."""
     import peft
 
@@ -164,7 +166,7 @@ def _add(model: Any, config: peft.LoraConfig, name: str) -> Any:
     return peft.get_peft_model(model, config, adapter_name=name)
 
 
-def _add_saved(model: Any, folder: str, name: str, setting: str) -> Any:
+def _add_saved_adapter(model: Any, folder: str, name: str, setting: str) -> Any:
     """Return the model with one saved adapter, called `name`, all of whose weights match a layer.
 
     Args:
@@ -177,10 +179,10 @@ def _add_saved(model: Any, folder: str, name: str, setting: str) -> Any:
     import peft
 
     backbone = model.get_base_model() if isinstance(model, peft.PeftModel) else model
-    config, weights = _read_saved(folder, setting, backbone.base_model_prefix)
+    config, weights = _read_saved_adapter(folder, setting, backbone.base_model_prefix)
     config.base_model_name_or_path = backbone.name_or_path
     try:
-        model = _add(model, config, name)
+        model = _add_adapter(model, config, name)
     except ValueError as error:  # none of the target modules exists
         raise ConfigError(f"{setting} does not fit {type(backbone).__name__}: {error}") from None
     expected = peft.get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
@@ -196,8 +198,8 @@ def _add_saved(model: Any, folder: str, name: str, setting: str) -> Any:
     return model
 
 
-def _read_saved(folder: str, setting: str, model_prefix: str) -> tuple[peft.LoraConfig, dict[str, Tensor]]:
-    """Return a saved adapter's settings and weights, both named as in a model without a head.
+def _read_saved_adapter(folder: str, setting: str, model_prefix: str) -> tuple[peft.LoraConfig, dict[str, Tensor]]:
+    """Return a saved adapter's settings and weights, with the module names of a model without a head.
 
     An adapter made on a class with a head has the name of the model inside that class, such as "model", in its keys.
     Embeddings need no head.

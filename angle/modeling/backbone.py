@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from angle.config import ModelConfig
 from angle.errors import ConfigError, first_line
 from angle.modeling.locations import TINY, split_gguf
-from angle.modeling.packing import position_offset, position_table
+from angle.modeling.packing import position_embedding, position_offset
 from angle.modeling.quantization import keep_weight_layout, process_device, quantization_kwargs
 from angle.modeling.tiny import tiny_model
 
@@ -154,8 +154,8 @@ def checkpoint_activations(model: PreTrainedModel) -> None:
 
 
 def position_limit(model: PreTrainedModel) -> int | None:
-    """Return how many tokens the model has positions for; None if they are rotary or relative, without a table."""
+    """Return how many tokens the model has positions for; None if they are rotary or relative, not learned."""
     limit: int | None = getattr(model.config, "max_position_embeddings", None)
-    if limit is None or position_table(model) is None:
+    if limit is None or position_embedding(model) is None:
         return None
     return limit - position_offset(model)

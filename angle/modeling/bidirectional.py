@@ -3,8 +3,8 @@
 Each call of the decoder builds the bidirectional masks and passes them along in its keyword arguments, so that a layer
 that is rerun in the backward pass (gradient checkpointing) sees the masks of its own batch. From the first
 bidirectional layer on, layers use them in place of the causal mask. No transformers code is copied or replaced. Hooks
-are not saved with a model, so that layer's index is part of its contract, and they are registered again when it is
-loaded.
+are not saved with a model, so that layer's index is saved in its angle_config.json, and they are registered again when
+it is loaded.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from angle.config import BillmConfig
 from angle.errors import ConfigError
-from angle.modeling.contract import EncoderContract
+from angle.modeling.embedding_config import EmbeddingConfig
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -37,24 +37,24 @@ def make_bidirectional(decoder: PreTrainedModel, first_layer: int) -> None:
     windows = [attention_window(decoder.config, index) for index in range(len(layers))]
 
     def build_masks(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        return args, kwargs | {_MASKS: _masks(decoder, kwargs, set(windows[first_layer:]))}
+        return args, kwargs | {_MASKS: _bidirectional_masks(decoder, kwargs, set(windows[first_layer:]))}
 
     decoder.register_forward_pre_hook(build_masks, with_kwargs=True)
     for layer in layers[:first_layer]:
-        layer.register_forward_pre_hook(_drop_masks, with_kwargs=True)
+        layer.register_forward_pre_hook(_remove_bidirectional_masks, with_kwargs=True)
     for layer, window in zip(layers[first_layer:], windows[first_layer:], strict=True):
         layer.register_forward_pre_hook(_use_mask(window), with_kwargs=True)
 
 
 def first_bidirectional_layer(
-    backbone: Any, billm: BillmConfig | None, contract: EncoderContract, *, is_llm: bool, num_layers: int | None
+    backbone: Any, billm: BillmConfig | None, embedding_config: EmbeddingConfig, *, is_llm: bool, num_layers: int | None
 ) -> int | None:
     """Return the first bidirectional layer: from the settings, else from the model, else None.
 
     Args:
         backbone: the model.
         billm: the settings.
-        contract: what the model says about itself.
+        embedding_config: the settings saved with the model.
         is_llm: whether it is a decoder.
         num_layers: how many of its first layers are kept; None for all.
 
@@ -63,7 +63,7 @@ def first_bidirectional_layer(
 
     """
     if billm is None or not billm.enabled:
-        return 0 if is_llm and is_bidirectional_by_config(backbone.config) else contract.bidirectional_from
+        return 0 if is_llm and is_bidirectional_by_config(backbone.config) else embedding_config.bidirectional_from
     if not is_llm:
         raise ConfigError(
             f"billm.enabled=true cannot work with {type(backbone).__name__}: an encoder attends in both directions "
@@ -124,7 +124,9 @@ def attention_window(config: Any, layer: int) -> int | None:
     return window if layer_types is None or layer_types[layer] == "sliding_attention" else None
 
 
-def _masks(decoder: PreTrainedModel, kwargs: dict[str, Any], windows: set[int | None]) -> dict[int | None, Any]:
+def _bidirectional_masks(
+    decoder: PreTrainedModel, kwargs: dict[str, Any], windows: set[int | None]
+) -> dict[int | None, Any]:
     """Return the mask for each window width."""
     from transformers.masking_utils import create_bidirectional_mask
 
@@ -144,7 +146,9 @@ def _within(window: int) -> Any:
     return lambda batch, head, query, key: (query - key).abs() < window
 
 
-def _drop_masks(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+def _remove_bidirectional_masks(
+    _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[Any, dict[str, Any]]:
     """Remove the masks, for a layer that does not use them."""
     del kwargs[_MASKS]
     return args, kwargs
@@ -161,7 +165,7 @@ def _use_mask(window: int | None) -> Any:
 
 
 @torch.no_grad()
-def check_directions(backbone: Any, first_layer: int | None) -> None:
+def check_bidirectional_layers(backbone: Any, first_layer: int | None) -> None:
     """Check on the model itself that a later token changes earlier states in exactly the layers it should.
 
     Args:
@@ -169,7 +173,7 @@ def check_directions(backbone: Any, first_layer: int | None) -> None:
         first_layer: the first layer that should attend in both directions, None for none.
 
     Raises:
-        ConfigError: it does not, so training would attend in other directions than the settings say.
+        ConfigError: the attention masks do not match the settings.
 
     """
     device = next(backbone.parameters()).device
@@ -187,9 +191,9 @@ def check_directions(backbone: Any, first_layer: int | None) -> None:
     actual = changed.index(True) if True in changed else None
     if actual != first_layer:
         raise ConfigError(
-            f"{type(backbone).__name__} with model.attn_implementation={backbone.config._attn_implementation} attends "
-            f"in both directions {_from_layer(actual)}, but it should {_from_layer(first_layer)}: try "
-            f"model.attn_implementation=eager, or billm=none."
+            f"{type(backbone).__name__} with model.attn_implementation={backbone.config._attn_implementation}: "
+            f"attention masks do not match the settings. It attends in both directions {_from_layer(actual)}, but it "
+            f"should {_from_layer(first_layer)}: try model.attn_implementation=eager, or billm=none."
         )
 
 

@@ -15,8 +15,8 @@ import torch
 from torch import nn
 
 from angle.errors import ConfigError, first_line
-from angle.modeling.depths import base_model, find_layers
 from angle.modeling.encoder import Encoder
+from angle.modeling.layers import base_model, find_layers
 from angle.modeling.packing import probe_inputs
 
 

@@ -20,17 +20,17 @@ from angle.kernels.registry import InstalledKernels, install_kernels
 from angle.modeling import adapters
 from angle.modeling.backbone import checkpoint_activations, freeze_pooler, is_decoder, load_backbone
 from angle.modeling.bidirectional import first_bidirectional_layer, make_bidirectional
-from angle.modeling.contract import EncoderContract
-from angle.modeling.depths import Depths, StateSelector, last_hidden_states, truncate_layers
+from angle.modeling.embedding_config import EmbeddingConfig
 from angle.modeling.host_copy import COPY_ELEMENTS, copy_to_host
-from angle.modeling.kernel_choice import ChooseKernels, choose_kernels
+from angle.modeling.kernel_choice import KernelSelector, kernels_to_skip
+from angle.modeling.layers import LayerStateSelector, StateSelector, last_hidden_states, truncate_layers
 from angle.modeling.model_sources import ModelSources, resolve_sources
 from angle.modeling.packing import (
     install_packing,
     packing_is_exact,
     padding_fraction,
     run_packed,
-    run_padded_groups,
+    run_padded_buckets,
     token_positions,
 )
 from angle.modeling.pooling import pool
@@ -40,10 +40,10 @@ from angle.modeling.tokenizer_loading import load_tokenizer
 from angle.quiet import quiet_transformers
 from angle.structures import Lengths, Tokens, to_device
 
-#: Number of texts whose tokens `encode` holds at a time, and all dimensions of an embedding.
-TEXTS_AT_ONCE, ALL = 50_000, slice(None)
-#: Device types that run packed rows, for models that prove on the device that they can.
-PACKED_ON = ("cpu", "cuda")
+#: Number of texts that `encode` tokenises at a time, and all dimensions of an embedding.
+ENCODE_CHUNK_SIZE, ALL = 50_000, slice(None)
+#: Device types that run packed rows, if a test of the model on the device succeeds.
+PACKED_DEVICES = ("cpu", "cuda")
 
 
 class Encoder(nn.Module):
@@ -70,10 +70,10 @@ class Encoder(nn.Module):
         self.kernels = kernels
         self.packable = kernels is not None and kernels.reasons["packing"] is None
         self.packing_failed = False
-        #: Type of the device on which packed rows were last tried.
-        self._tried_on = self.device.type
+        #: Type of the device on which packed rows were last tested.
+        self._packing_tested_device_type = self.device.type
         self.layers: int | None = None
-        self.width: int | None = None
+        self.truncate_dim: int | None = None
 
     @classmethod
     @quiet_transformers()
@@ -85,18 +85,18 @@ class Encoder(nn.Module):
         billm: BillmConfig | None = None,
         *,
         merge: bool | None = None,
-        choose: ChooseKernels = choose_kernels,
+        kernel_selector: KernelSelector = kernels_to_skip,
     ) -> Encoder:
         """Return the encoder that the settings, or just a name, describe: on the hub, in a model or a run folder.
 
         Args:
             model: a name, or the settings. An adapter as `name_or_path` is merged into the weights of its base;
                 `model.adapter` is put on top of the weights, to be trained further.
-            pooling: None for what the model says about itself.
+            pooling: None for the pooling saved with the model.
             lora: if enabled, a new adapter is put on top of any existing ones, which stay frozen.
-            billm: if enabled, says which layers attend in both directions.
+            billm: if enabled, determines which layers attend in both directions.
             merge: True to merge any adapter, False to keep any separate.
-            choose: decides on the kernels, given `model.kernels`.
+            kernel_selector: returns the kernels to skip, given the model and `model.kernels`.
 
         Raises:
             ConfigError: the model cannot be loaded, or its settings make no sense.
@@ -106,19 +106,19 @@ class Encoder(nn.Module):
             model = ModelConfig(model)
         sources = resolve_sources(model)
         new_adapter = lora if lora is not None and lora.enabled else None
-        merge = sources.adapter_is_the_model if merge is None else merge
+        merge = sources.name_is_adapter if merge is None else merge
         merged = sources.adapter is not None and new_adapter is None and merge
-        contract = sources.read_contract(needs_pooling=pooling is None or pooling.strategy == "auto")
+        embedding_config = sources.read_embedding_config(needs_pooling=pooling is None or pooling.strategy == "auto")
         # An adapter belongs to the weights it was trained on: the values that the quantised weights stand for.
         follows_adapter = sources.adapter is not None and (merged or model.load_kbit is None)
-        load_kbit = contract.load_kbit if follows_adapter else model.load_kbit
-        backbone = _load_weights(model, sources, contract, load_kbit, merged=merged)
+        load_kbit = embedding_config.load_kbit if follows_adapter else model.load_kbit
+        backbone = _load_weights(model, sources, embedding_config, load_kbit, merged=merged)
         is_llm = is_decoder(backbone)
-        strategy = _resolve_pooling(pooling, contract, is_llm=is_llm)
+        strategy = _resolve_pooling(pooling, embedding_config, is_llm=is_llm)
         name, revision = sources.find_tokenizer()
-        tokenizer = load_tokenizer(replace(model, revision=revision), name, contract, strategy, backbone)
+        tokenizer = load_tokenizer(replace(model, revision=revision), name, embedding_config, strategy, backbone)
         bidirectional_from = first_bidirectional_layer(
-            backbone, billm, contract, is_llm=is_llm, num_layers=model.layers
+            backbone, billm, embedding_config, is_llm=is_llm, num_layers=model.layers
         )
         if bidirectional_from is not None:
             make_bidirectional(backbone, bidirectional_from)
@@ -129,14 +129,18 @@ class Encoder(nn.Module):
             checkpoint_activations(backbone)
         if new_adapter or (sources.saved_adapters and not merged):
             base, revision = sources.absolute_base(), sources.base_revision
-            saved = sources.saved_adapters
-            backbone = adapters.add_adapters(backbone, base, revision=revision, saved=saved, new=new_adapter)
+            saved_adapters = sources.saved_adapters
+            backbone = adapters.add_adapters(
+                backbone, base, revision=revision, saved_adapters=saved_adapters, new_config=new_adapter
+            )
         pack = partial(install_packing, attn_implementation=model.attn_implementation)
-        kernels = install_kernels(backbone, choose(backbone, model.kernels), pack)
+        kernels = install_kernels(backbone, kernel_selector(backbone, model.kernels), pack)
         encoder = cls(backbone, tokenizer, strategy, is_llm, bidirectional_from, None if merged else load_kbit, kernels)
-        width = None if contract.dimensions is None else min(contract.dimensions, encoder.dimensions)
-        encoder.keep(contract.layers, width)
-        encoder.keep(model.layers, model.dimensions)
+        truncate_dim = (
+            None if embedding_config.dimensions is None else min(embedding_config.dimensions, encoder.dimensions)
+        )
+        encoder.truncate(embedding_config.layers, truncate_dim)
+        encoder.truncate(model.layers, model.dimensions)
         return encoder
 
     @property
@@ -146,20 +150,20 @@ class Encoder(nn.Module):
 
     @property
     def dimensions(self) -> int:
-        """Width D of an embedding."""
-        return self.width or int(self.backbone.config.hidden_size)
+        """Dimension D of an embedding."""
+        return self.truncate_dim or int(self.backbone.config.hidden_size)
 
     @cached_property
-    def depths(self) -> Depths:
-        """The model's layers as depths.
+    def layer_selector(self) -> LayerStateSelector:
+        """Selects the states at several depths.
 
         Raises:
             ConfigError: the model's intermediate layers give no embeddings.
 
         """
-        return Depths(self.backbone)
+        return LayerStateSelector(self.backbone)
 
-    def keep(self, layers: int | None = None, dimensions: int | None = None) -> None:
+    def truncate(self, layers: int | None = None, dimensions: int | None = None) -> None:
         """Keep only the model's first layers, and its embeddings' first dimensions; None for all.
 
         Raises:
@@ -168,7 +172,7 @@ class Encoder(nn.Module):
         """
         if layers is not None:
             truncate_layers(self.backbone, layers)
-            self.__dict__.pop("depths", None)
+            self.__dict__.pop("layer_selector", None)
             self.layers = layers
             if self.bidirectional_from is not None and self.bidirectional_from >= layers:
                 self.bidirectional_from = None
@@ -178,7 +182,7 @@ class Encoder(nn.Module):
                     f"model.dimensions={dimensions} cannot work: the model's embeddings have {self.dimensions}; choose "
                     f"a number up to that."
                 )
-            self.width = dimensions
+            self.truncate_dim = dimensions
 
     @property
     def device(self) -> torch.device:
@@ -187,10 +191,10 @@ class Encoder(nn.Module):
         return device
 
     @property
-    def contract(self) -> EncoderContract:
-        """What must hold wherever this model is used."""
+    def embedding_config(self) -> EmbeddingConfig:
+        """The settings to save with the model, which determine its embeddings."""
         tokenizer = self.tokenizer
-        return EncoderContract(
+        return EmbeddingConfig(
             pooling=self.pooling,
             max_length=tokenizer.max_length,
             prompt=tokenizer.prompt,
@@ -200,7 +204,7 @@ class Encoder(nn.Module):
             load_kbit=self.load_kbit,
             special_tokens=tokenizer.special_tokens,
             layers=self.layers,
-            dimensions=self.width,
+            dimensions=self.truncate_dim,
         )
 
     def forward(self, ids: Tensor, lengths: Lengths, depths: Sequence[int] | None = None) -> Tensor:
@@ -213,7 +217,7 @@ class Encoder(nn.Module):
 
         """
         states, order = self._sorted_states(ids, lengths, depths)
-        pooled = [self._pool(of_depth, lengths, order) for of_depth in states]
+        pooled = [self._pool(layer_states, lengths, order) for layer_states in states]
         return pooled[0] if depths is None else torch.stack(pooled, dim=1)
 
     def with_token_states(
@@ -221,12 +225,12 @@ class Encoder(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Return what `forward` does, and the tokens' own states (T, D) at the last depth that is asked for."""
         states, order = self._sorted_states(ids, lengths, depths)
-        pooled = [self._pool(of_depth, lengths, order) for of_depth in states]
+        pooled = [self._pool(layer_states, lengths, order) for layer_states in states]
         unsorted = to_device(np.argsort(token_positions(lengths, order)), ids.device)
         return pooled[0] if depths is None else torch.stack(pooled, dim=1), states[-1][unsorted]
 
     def _pool(self, states: Tensor, lengths: Lengths, order: npt.NDArray[np.int64]) -> Tensor:
-        pooled = pool(states, lengths[order], self.pooling)[..., : self.width]
+        pooled = pool(states, lengths[order], self.pooling)[..., : self.truncate_dim]
         return pooled[to_device(np.argsort(order), pooled.device)]
 
     def _sorted_states(
@@ -242,26 +246,29 @@ class Encoder(nn.Module):
         options = {"use_cache": False} if self.is_llm else {}
         select: StateSelector = last_hidden_states
         if depths is not None:
-            select = self.depths.selector(depths)
+            select = self.layer_selector.at_depths(depths)
             options["output_hidden_states"] = True
-        if self.device.type != self._tried_on:
-            self.try_packing()
+        if self.device.type != self._packing_tested_device_type:
+            self.verify_packing()
         if self.is_packed:
             return run_packed(self.backbone, ids, lengths, select, **options)
-        return run_padded_groups(self.backbone, ids, lengths, self.tokenizer.pad_id, select, **options)
+        return run_padded_buckets(self.backbone, ids, lengths, self.tokenizer.pad_id, select, **options)
 
-    def try_packing(self, *, training: bool = False) -> None:
-        """Try packed rows on the current device, under the active autocast, and pad from now on if they fail.
+    def verify_packing(self, *, training: bool = False) -> None:
+        """Test packed rows on the current device, under the active autocast, and pad from now on if they fail.
 
-        `load` did so on the device that it loaded the weights on. On another one, the first texts that are run
-        trigger it.
+        `load` did so on the device that it loaded the weights on. On another one, the first call of `forward` does.
 
         Args:
             training: whether packed rows must have gradients too.
 
         """
-        self._tried_on = self.device.type
-        if self.packable and self._tried_on != "cpu" and self._tried_on in PACKED_ON:
+        self._packing_tested_device_type = self.device.type
+        if (
+            self.packable
+            and self._packing_tested_device_type != "cpu"
+            and self._packing_tested_device_type in PACKED_DEVICES
+        ):
             self.packable = packing_is_exact(self.backbone, training=training)
             self.packing_failed = not self.packable
 
@@ -277,9 +284,9 @@ class Encoder(nn.Module):
     @property
     def is_packed(self) -> bool:
         """Whether the texts of a batch are run as one row without padding."""
-        return self.packable and self.device.type in PACKED_ON
+        return self.packable and self.device.type in PACKED_DEVICES
 
-    def padding_share(self, lengths: Lengths) -> float:
+    def padding_fraction(self, lengths: Lengths) -> float:
         """Return the fraction of padding in the positions that `forward` runs, not counting `round_up_rows`."""
         return 0.0 if self.is_packed else padding_fraction(lengths, self.device.type)
 
@@ -294,7 +301,7 @@ class Encoder(nn.Module):
         """Return the embeddings (N, D) or (N, K, D), float32 on the CPU, without dropout or gradient; the mode is kept.
 
         Args:
-            tokens: N texts; they are run longest first, in groups of `batch_size`.
+            tokens: N texts; they are run longest first, in batches of `batch_size`.
             batch_size: texts at a time.
             progress: called with the number of texts each time some are done.
             depths: as in `forward`.
@@ -302,15 +309,18 @@ class Encoder(nn.Module):
         """
         was_training = self.training
         self.eval()
-        out = torch.empty(len(tokens), *(() if depths is None else (len(depths),)), self.dimensions)
+        embeddings = torch.empty(len(tokens), *(() if depths is None else (len(depths),)), self.dimensions)
         try:
             with prepacked_weights(self.backbone, len(tokens.ids)):
-                slices = tokens.length_sorted_batches(batch_size)
-                groups = ((texts, self(*tokens.take(texts).model_inputs(self.device), depths)) for texts in slices)
-                copy_to_host(groups, out, progress, 1 if self.device.type == "cpu" else COPY_ELEMENTS)
+                batch_indices = tokens.length_sorted_batches(batch_size)
+                batches = (
+                    (indices, self(*tokens.take(indices).model_inputs(self.device), depths))
+                    for indices in batch_indices
+                )
+                copy_to_host(batches, embeddings, progress, 1 if self.device.type == "cpu" else COPY_ELEMENTS)
         finally:
             self.train(was_training)
-        return out
+        return embeddings
 
     def encode(
         self,
@@ -342,47 +352,47 @@ class Encoder(nn.Module):
         if isinstance(texts, str):
             raise TypeError("encode takes a list of texts: encode([text])")
         tokenizer, depths = tokenizer or self.tokenizer, None if depth is None else [depth]
-        out = torch.empty(len(texts), len(range(*dimensions.indices(self.dimensions))))
-        for first in range(0, len(texts), TEXTS_AT_ONCE):
-            chunk = slice(first, first + TEXTS_AT_ONCE)
+        embeddings = torch.empty(len(texts), len(range(*dimensions.indices(self.dimensions))))
+        for first in range(0, len(texts), ENCODE_CHUNK_SIZE):
+            chunk = slice(first, first + ENCODE_CHUNK_SIZE)
             chunk_texts, chunk_extras = texts[chunk], extras[chunk] if extras else None
             if chunk_extras is None and tokenizer.columns:
                 chunk_extras = [{} if isinstance(text, str) else text for text in chunk_texts]
             plain_texts = [text if isinstance(text, str) else text["text"] for text in chunk_texts]
-            embeddings = self.encode_tokens(tokenizer(plain_texts, chunk_extras), batch_size, progress, depths)
-            out[chunk] = (embeddings if depths is None else embeddings[:, 0])[:, dimensions]
-        return out
+            chunk_embeddings = self.encode_tokens(tokenizer(plain_texts, chunk_extras), batch_size, progress, depths)
+            embeddings[chunk] = (chunk_embeddings if depths is None else chunk_embeddings[:, 0])[:, dimensions]
+        return embeddings
 
     @quiet_transformers()
     def save(self, folder: Path, weights: dict[str, Tensor] | None = None) -> None:
-        """Write the weights (the given ones, or only the adapters), tokenizer and contract into a new folder."""
+        """Write the weights (the given ones, or only the adapters), tokenizer and settings into a new folder."""
         folder.mkdir(parents=True)
         # The base's embeddings are not part of an adapter; to find that out, peft would look for the base.
         options = {"save_embedding_layers": False} if self.has_adapters else {}
         self.backbone.save_pretrained(folder, state_dict=weights, **options)
         (folder / "README.md").unlink(missing_ok=True)  # a card of blanks, which peft writes
         self.tokenizer.save(folder)
-        self.contract.save(folder)
+        self.embedding_config.save(folder)
 
 
 def _load_weights(
-    model: ModelConfig, sources: ModelSources, contract: EncoderContract, load_kbit: int | None, *, merged: bool
+    model: ModelConfig, sources: ModelSources, embedding_config: EmbeddingConfig, load_kbit: int | None, *, merged: bool
 ) -> Any:
     """Return the transformers model, with the layers that its adapter has weights for, and with the adapter merged."""
     backbone = load_backbone(replace(model, revision=sources.base_revision), sources.base, load_kbit)
-    if contract.layers is not None:
-        truncate_layers(backbone, contract.layers)
+    if embedding_config.layers is not None:
+        truncate_layers(backbone, embedding_config.layers)
     if merged and sources.saved_adapters:
         plain = backbone if load_kbit is None else dequantize(backbone)
         backbone = adapters.merge_adapters(plain, sources.saved_adapters)
     return backbone
 
 
-def _resolve_pooling(pooling: PoolingConfig | None, contract: EncoderContract, *, is_llm: bool) -> str:
+def _resolve_pooling(pooling: PoolingConfig | None, embedding_config: EmbeddingConfig, *, is_llm: bool) -> str:
     """Return the pooling strategy: from the settings, else from the model, else the usual one."""
     if pooling is not None and pooling.strategy != "auto":
         return pooling.strategy
-    return contract.pooling or ("avg" if is_llm else "cls")
+    return embedding_config.pooling or ("avg" if is_llm else "cls")
 
 
 def _check_causal_pooling(strategy: str, backbone: Any) -> None:

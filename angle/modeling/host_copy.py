@@ -1,4 +1,4 @@
-"""Embeddings on their way from the device to the CPU."""
+"""Copy embeddings from the device to the host in large chunks."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def copy_to_host(
     progress: Callable[[int], object] | None,
     min_elements: int,
 ) -> None:
-    """Write batches of rows to where they belong.
+    """Copy batches of rows into a tensor on the CPU.
 
     Args:
         batches: the indices (M,) of rows of `out`, and these rows (M, ...).

@@ -1,4 +1,4 @@
-"""Which kernels a model gets: those that were asked for, or else all but those that are no faster on this machine.
+"""Which kernels a model gets: those in `model.kernels`, or else all but those that are no faster on this machine.
 
 Chance must not choose, for another kernel rounds differently: a measurement is made once and kept in the cache, and a
 run keeps its choice, as `model.kernels` in its `config.yaml`, and in words in its `run.json`.
@@ -23,13 +23,13 @@ from angle.kernels.registry import KERNELS, NOT_REQUESTED, Kernel
 
 #: How much faster than torch a kernel must be to replace it. Two measurements of the same differ by 1 or 2 %, and 3 %
 #: of a step's matrix products are about 2 % of the step: with less to gain than that, torch's own operation stays.
-MARGIN = 1.03
+MIN_GAIN = 1.03
 
-#: Decides on the kernels of a model: given the model and `model.kernels`, returns those to skip, each with the reason.
-ChooseKernels = Callable[[nn.Module, Sequence[str] | None], Mapping[str, str]]
+#: Given a model and `model.kernels`, returns the kernels to skip, each with the reason.
+KernelSelector = Callable[[nn.Module, Sequence[str] | None], Mapping[str, str]]
 
 
-def choose_kernels(model: nn.Module, requested: Sequence[str] | None) -> dict[str, str]:
+def kernels_to_skip(model: nn.Module, requested: Sequence[str] | None) -> dict[str, str]:
     """Return the kernels to skip, each with the reason.
 
     Args:
@@ -39,31 +39,31 @@ def choose_kernels(model: nn.Module, requested: Sequence[str] | None) -> dict[st
     """
     if requested is not None:
         return {kernel.name: NOT_REQUESTED for kernel in KERNELS if kernel.name not in requested}
-    skipped = {}
+    reasons_to_skip = {}
     for kernel in KERNELS:
         gain = measured_gain(kernel, model)
-        if gain is not None and gain < MARGIN:
-            skipped[kernel.name] = f"{'slower' if gain < 1 else 'no faster'} here: {gain:.2f}"
-    return skipped
+        if gain is not None and gain < MIN_GAIN:
+            reasons_to_skip[kernel.name] = f"{'slower' if gain < 1 else 'no faster'} here: {gain:.2f}"
+    return reasons_to_skip
 
 
-def choose_together(model: nn.Module, requested: Sequence[str] | None) -> dict[str, str]:
-    """Return what `choose_kernels` returns on the main process. Every process must call this.
+def kernels_to_skip_from_main_process(model: nn.Module, requested: Sequence[str] | None) -> dict[str, str]:
+    """Return what `kernels_to_skip` returns on the main process. Every process must call this.
 
     Measurements differ between processes, and so would their results if each decided for itself.
     """
     from accelerate import PartialState
     from accelerate.utils import broadcast_object_list
 
-    skipped = choose_kernels(model, requested) if PartialState().is_main_process else {}
-    result: dict[str, str] = broadcast_object_list([skipped])[0]
+    reasons_to_skip = kernels_to_skip(model, requested) if PartialState().is_main_process else {}
+    result: dict[str, str] = broadcast_object_list([reasons_to_skip])[0]
     return result
 
 
 def measured_gain(kernel: Kernel, model: nn.Module) -> float | None:
     """Return torch's time over a kernel's on this machine, from the cache if it was measured before.
 
-    None if the kernel pays everywhere, or does not apply to the model or to the device that models are moved to.
+    None if the kernel is always faster, or does not apply to the model or to the device that models are moved to.
     """
     if kernel.benchmark is None or best_device().type not in kernel.devices:
         return None

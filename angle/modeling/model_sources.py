@@ -8,7 +8,7 @@ from pathlib import Path
 from angle.config import ModelConfig
 from angle.errors import ConfigError
 from angle.modeling.adapters import SavedAdapters, find_adapters
-from angle.modeling.contract import EncoderContract, read_contract
+from angle.modeling.embedding_config import EmbeddingConfig, read_embedding_config
 from angle.modeling.locations import adapter_base, locate_model, read_json
 
 
@@ -21,22 +21,22 @@ class ModelSources:
     base_revision: str | None
     adapter: str | None = None
     adapter_revision: str | None = None
-    adapter_is_the_model: bool = False
-    """Whether the adapter was given as model.name_or_path, not as model.adapter."""
+    name_is_adapter: bool = False
+    """Whether model.name_or_path is the adapter, which then was not given as model.adapter."""
     saved_adapters: SavedAdapters | None = None
 
-    def read_contract(self, *, needs_pooling: bool = True) -> EncoderContract:
-        """Return what the adapter says about itself or, if it says nothing, what the base says.
+    def read_embedding_config(self, *, needs_pooling: bool = True) -> EmbeddingConfig:
+        """Return the settings saved with the adapter or, if there are none, with the base.
 
         Args:
-            needs_pooling: as in `angle.modeling.contract.read_contract`.
+            needs_pooling: as in `angle.modeling.embedding_config.read_embedding_config`.
 
         """
         if self.adapter is not None:
-            contract = read_contract(self.adapter, self.adapter_revision, needs_pooling=needs_pooling)
-            if contract != EncoderContract():
-                return contract
-        return read_contract(self.base, self.base_revision, needs_pooling=needs_pooling)
+            embedding_config = read_embedding_config(self.adapter, self.adapter_revision, needs_pooling=needs_pooling)
+            if embedding_config != EmbeddingConfig():
+                return embedding_config
+        return read_embedding_config(self.base, self.base_revision, needs_pooling=needs_pooling)
 
     def absolute_base(self) -> str:
         """Return where the weights are, for a file that is read from any working directory."""
@@ -78,6 +78,6 @@ def resolve_sources(model: ModelConfig) -> ModelSources:
         *base,
         adapter=name,
         adapter_revision=model.revision,
-        adapter_is_the_model=True,
+        name_is_adapter=True,
         saved_adapters=find_adapters(name, setting="model.name_or_path", revision=model.revision),
     )

@@ -2,9 +2,9 @@
 
 Everything but attention works on single tokens, so texts can be concatenated into a row (1, T), each with its own
 positions. Attention needs to know which tokens belong together. On a CPU, texts are sorted by length, and one call
-without any mask handles a run, that is, all texts of equal length (see `angle.kernels.attention`). This information
-travels in the model's keyword arguments, so that layers that are rerun in the backward pass (gradient checkpointing)
-see their own batch. Where layers are compiled, attention is called between their graphs, because the calls it makes
+without any mask handles all texts of equal length (see `angle.kernels.attention`). This information travels in the
+model's keyword arguments, so that layers that are rerun in the backward pass (gradient checkpointing) see their own
+batch. Where layers are compiled, attention is called between their graphs, because the calls it makes
 differ from batch to batch.
 """
 
@@ -18,14 +18,14 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from angle.kernels.attention.packed import ATTENDS_BY_RUN, PACKED, PACKED_IN_BLOCKS, set_packed_attention
+from angle.kernels.attention.packed import ATTENDS_BY_LENGTH_GROUP, PACKED, PACKED_IN_BLOCKS, set_packed_attention
 from angle.kernels.attention.varlen import PackedTexts
 from angle.kernels.linear import round_up_rows
-from angle.modeling.depths import StateSelector, last_hidden_states
+from angle.modeling.layers import StateSelector, last_hidden_states
 from angle.structures import Lengths, to_device
 
-#: Groups of similar length that a padded batch is split into. CPUs pay for padding, GPUs for launches.
-GROUPS = {"cpu": 4}
+#: Number of buckets of similar length that a padded batch is split into. CPUs pay for padding, GPUs for launches.
+NUM_LENGTH_BUCKETS = {"cpu": 4}
 
 
 def run_packed(
@@ -41,10 +41,10 @@ def run_packed(
         options: further arguments of the model.
 
     """
-    tokens = len(ids)
-    if ids.device.type in ATTENDS_BY_RUN:  # filled up with further texts of one token each
-        filling = round_up_rows(tokens) - tokens
-        ids, lengths = pad(ids, (0, filling)), np.pad(lengths, (0, filling), constant_values=1)
+    num_tokens = len(ids)
+    if ids.device.type in ATTENDS_BY_LENGTH_GROUP:  # padded with dummy one-token texts
+        num_padding = round_up_rows(num_tokens) - num_tokens
+        ids, lengths = pad(ids, (0, num_padding)), np.pad(lengths, (0, num_padding), constant_values=1)
     starts = np.repeat(lengths.cumsum() - lengths, lengths)
     output = backbone(
         input_ids=ids[None],
@@ -55,7 +55,7 @@ def run_packed(
         packed_texts=PackedTexts(lengths, ids.device),
         **options,
     )
-    return [states[0, :tokens] for states in select(output)]
+    return [states[0, :num_tokens] for states in select(output)]
 
 
 def run_padded(
@@ -66,21 +66,21 @@ def run_padded(
     select: StateSelector = last_hidden_states,
     **options: bool,
 ) -> list[Tensor]:
-    """Return the same as `run_packed`, for any model and any order of texts, run as one padded rectangle."""
-    column = np.arange(lengths.max())
-    filled = column < lengths[:, None]
-    source = np.where(filled, (lengths.cumsum() - lengths)[:, None] + column, 0)
-    mask = to_device(filled, ids.device)
+    """Return the same as `run_packed`, for any model and any order of texts, run as one padded batch."""
+    positions = np.arange(lengths.max())
+    is_token = positions < lengths[:, None]
+    gather_indices = np.where(is_token, (lengths.cumsum() - lengths)[:, None] + positions, 0)
+    mask = to_device(is_token, ids.device)
     output = backbone(
-        input_ids=torch.where(mask, ids[to_device(source, ids.device)], pad_id),
+        input_ids=torch.where(mask, ids[to_device(gather_indices, ids.device)], pad_id),
         attention_mask=mask.long(),
         **options,
     )
-    real = to_device(np.flatnonzero(filled), ids.device)
-    return [states.flatten(0, 1)[real] for states in select(output)]
+    token_indices = to_device(np.flatnonzero(is_token), ids.device)
+    return [states.flatten(0, 1)[token_indices] for states in select(output)]
 
 
-def run_padded_groups(
+def run_padded_buckets(
     backbone: Any,
     ids: Tensor,
     lengths: Lengths,
@@ -88,24 +88,25 @@ def run_padded_groups(
     select: StateSelector = last_hidden_states,
     **options: bool,
 ) -> list[Tensor]:
-    """Return the same as `run_padded`, for texts sorted longest first, run as several rectangles."""
-    groups = length_groups(lengths, ids.device.type)
-    parts = torch.split(ids, [int(group.sum()) for group in groups])
+    """Return the same as `run_padded`, for texts sorted longest first, run as one padded batch per bucket."""
+    buckets = length_buckets(lengths, ids.device.type)
+    parts = torch.split(ids, [int(bucket.sum()) for bucket in buckets])
     states = [
-        run_padded(backbone, part, group, pad_id, select, **options) for part, group in zip(parts, groups, strict=True)
+        run_padded(backbone, part, bucket, pad_id, select, **options)
+        for part, bucket in zip(parts, buckets, strict=True)
     ]
-    return [torch.cat(of_depth) for of_depth in zip(*states, strict=True)]
+    return [torch.cat(layer_states) for layer_states in zip(*states, strict=True)]
 
 
-def length_groups(lengths: Lengths, device_type: str) -> list[Lengths]:
-    """Split sorted lengths into groups of texts that are padded together."""
-    return np.array_split(lengths, min(GROUPS.get(device_type, 1), len(lengths)))
+def length_buckets(lengths: Lengths, device_type: str) -> list[Lengths]:
+    """Split sorted lengths into buckets of texts that are padded together."""
+    return np.array_split(lengths, min(NUM_LENGTH_BUCKETS.get(device_type, 1), len(lengths)))
 
 
 def padding_fraction(lengths: Lengths, device_type: str) -> float:
-    """Return the fraction of padding in the positions that `run_padded_groups` runs, for lengths in any order."""
-    groups = length_groups(np.sort(lengths)[::-1], device_type)
-    return 1 - int(lengths.sum()) / sum(int(group.max()) * len(group) for group in groups)
+    """Return the fraction of padding in the positions that `run_padded_buckets` runs, for lengths in any order."""
+    buckets = length_buckets(np.sort(lengths)[::-1], device_type)
+    return 1 - int(lengths.sum()) / sum(int(bucket.max()) * len(bucket) for bucket in buckets)
 
 
 def token_positions(lengths: Lengths, order: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
@@ -115,22 +116,22 @@ def token_positions(lengths: Lengths, order: npt.NDArray[np.int64]) -> npt.NDArr
     return np.arange(lengths.sum()) + np.repeat(starts - sorted_starts, sorted_lengths)
 
 
-def position_table(backbone: Any) -> Any:
-    """Return the model's table of position embeddings, None if positions are rotary or relative."""
+def position_embedding(backbone: Any) -> Any:
+    """Return the model's module of learned position embeddings, None if positions are rotary or relative."""
     return getattr(getattr(backbone, "embeddings", None), "position_embeddings", None)
 
 
 def position_offset(backbone: Any) -> int:
     """Return the position of a text's first token: the RoBERTa family counts from padding_idx + 1."""
-    padding = getattr(position_table(backbone), "padding_idx", None)
+    padding = getattr(position_embedding(backbone), "padding_idx", None)
     return 0 if padding is None else int(padding) + 1
 
 
 def install_packing(backbone: Any, attn_implementation: str | None = None) -> str | None:
-    """Let a model run packed rows if they prove to give what padded ones do; return why not if they do not.
+    """Let a model run packed rows if a test gives the same as padded ones; return why not if it does not.
 
     Relative position biases (MPNet, DeBERTa) and capped scores (Gemma 2) are computed outside the attention function,
-    and code from a repository may ignore the runs: such models stay as they are.
+    and code from a repository may ignore where texts begin: such models stay as they are.
 
     Args:
         backbone: a model, with or without adapters.
@@ -157,7 +158,7 @@ def install_packing(backbone: Any, attn_implementation: str | None = None) -> st
 def packing_is_exact(backbone: Any, *, training: bool) -> bool:
     """Return whether packed rows give what padded ones do on the current device, under the active autocast.
 
-    On a GPU, a different function computes them than where the model was loaded, and in training perhaps a third one.
+    On a GPU, another attention function computes them than where the model was loaded, and in training perhaps a third.
 
     Args:
         backbone: a model for which `install_packing` returned None, with or without adapters.
@@ -167,7 +168,7 @@ def packing_is_exact(backbone: Any, *, training: bool) -> bool:
     was_training = backbone.training
     backbone.eval()
     try:
-        return _packed_equals_padded(backbone) and (not training or _packed_can_be_trained(backbone))
+        return _packed_equals_padded(backbone) and (not training or _packed_gradients_are_finite(backbone))
     except Exception:  # whatever the device cannot do
         return False
     finally:
@@ -189,22 +190,22 @@ def _packed_equals_padded(backbone: Any) -> bool:
         set_packed_attention(backbone)
     packed = run_packed(backbone, ids, lengths)[0].float()
     autocast = torch.is_autocast_enabled(ids.device.type)
-    coarse = autocast or backbone.dtype != torch.float32 or getattr(backbone, "is_quantized", False)
+    low_precision = autocast or backbone.dtype != torch.float32 or getattr(backbone, "is_quantized", False)
     # Errors of the later texts, which might wrongly see the first one. Take their median, because in bfloat16 single
     # tokens differ at random.
     errors = (packed - padded)[lengths[0] :].norm(dim=1) / padded[lengths[0] :].norm(dim=1)
-    return bool(errors.median() <= (0.1 if coarse else 1e-4))
+    return bool(errors.median() <= (0.1 if low_precision else 1e-4))
 
 
-def _packed_can_be_trained(backbone: Any) -> bool:
+def _packed_gradients_are_finite(backbone: Any) -> bool:
     """Run packed texts with dropout, forward and backward, and return whether gradients are finite."""
     ids, lengths = probe_inputs(backbone)
-    trained = next((parameter for parameter in backbone.parameters() if parameter.requires_grad), None)
-    if trained is None:
+    trainable = next((parameter for parameter in backbone.parameters() if parameter.requires_grad), None)
+    if trainable is None:
         return True
     backbone.train()
     with torch.random.fork_rng([ids.device] if ids.device.type == "cuda" else []), torch.enable_grad():
         states = run_packed(backbone, ids, lengths)[0].float()
         # The norm: its gradient fits into float16, however large the states are.
-        (gradient,) = torch.autograd.grad(states.norm(), trained)
+        (gradient,) = torch.autograd.grad(states.norm(), trainable)
     return bool(gradient.isfinite().all())

@@ -25,30 +25,32 @@ CHUNK_TOKENS = 2**24
 class PartlyTrainedEmbedding(nn.Embedding):
     """An embedding table, (V, D), of which only some rows are trained; saved as a plain table."""
 
-    trained_row: Tensor
-    """(V,) the row of each token in `trained`, or -1."""
-    trained: nn.Parameter
-    """(K, D), the rows that are trained."""
+    trainable_index: Tensor
+    """(V,): the row of each token in `trainable_weight`, or -1."""
+    trainable_weight: nn.Parameter
+    """(K, D): the rows that are trained."""
 
     def train_only(self, rows: Tensor) -> None:
         """Freeze the table, and train a copy of these rows (K,) in their place."""
         self.weight.requires_grad_(False)
-        self.trained = nn.Parameter(self.weight[rows])
-        trained_row = rows.new_full((self.num_embeddings,), -1)
-        trained_row[rows] = torch.arange(len(rows), device=rows.device)
-        self.register_buffer("trained_row", trained_row, persistent=False)
+        self.trainable_weight = nn.Parameter(self.weight[rows])
+        trainable_index = rows.new_full((self.num_embeddings,), -1)
+        trainable_index[rows] = torch.arange(len(rows), device=rows.device)
+        self.register_buffer("trainable_index", trainable_index, persistent=False)
 
     def forward(self, input: Tensor) -> Tensor:
         """Return the embeddings (..., D) of tokens (...)."""
-        rows = self.trained_row[input]
-        trained = embedding(rows.clamp_min(0), self.trained)
-        return torch.where((rows >= 0).unsqueeze(-1), trained, super().forward(input))
+        rows = self.trainable_index[input]
+        trainable_weight = embedding(rows.clamp_min(0), self.trainable_weight)
+        return torch.where((rows >= 0).unsqueeze(-1), trainable_weight, super().forward(input))
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
-        trained = destination.pop(f"{prefix}trained")
+        trainable_weight = destination.pop(f"{prefix}trainable_weight")
         table = destination[f"{prefix}weight"]
-        destination[f"{prefix}weight"] = table.index_copy(0, (self.trained_row >= 0).nonzero()[:, 0], trained)
+        destination[f"{prefix}weight"] = table.index_copy(
+            0, (self.trainable_index >= 0).nonzero()[:, 0], trainable_weight
+        )
 
 
 def token_embedding(model: Any) -> Any:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from angle.errors import ConfigError
-from angle.modeling.contract import SpecialTokens
+from angle.modeling.embedding_config import SpecialTokens
 from angle.structures import Lengths, Tokens
 
 DEFAULT_MAX_LENGTH = 512
@@ -48,11 +48,11 @@ def ends_with_literal(prompt: str | None) -> bool:
 
 
 def special_tokens_around(tokenizer: Any) -> SpecialTokens:
-    """Return the tokens that a transformers tokenizer puts before and after every text."""
+    """Return (prefix tokens, suffix tokens): what a transformers tokenizer puts before and after every text."""
     encoded = tokenizer("a", return_special_tokens_mask=True)
     tokens = tokenizer.convert_ids_to_tokens(encoded["input_ids"])
-    of_text = [position for position, special in enumerate(encoded["special_tokens_mask"]) if not special]
-    return tuple(tokens[: of_text[0]]), tuple(tokens[of_text[-1] + 1 :])
+    text_positions = [position for position, special in enumerate(encoded["special_tokens_mask"]) if not special]
+    return tuple(tokens[: text_positions[0]]), tuple(tokens[text_positions[-1] + 1 :])
 
 
 class TextTokenizer:
@@ -121,7 +121,7 @@ class TextTokenizer:
 
     @property
     def special_tokens(self) -> SpecialTokens:
-        """The tokens that the tokenizer puts before and after every text."""
+        """(prefix tokens, suffix tokens): those that the tokenizer puts before and after every text."""
         return special_tokens_around(self.tokenizer)
 
     def _set_end_token(self, enabled: bool) -> None:
@@ -129,8 +129,8 @@ class TextTokenizer:
         from tokenizers.processors import Sequence as ProcessorSequence
         from tokenizers.processors import TemplateProcessing
 
-        eos_token, after = self.tokenizer.eos_token, self.special_tokens[1]
-        if enabled == (eos_token is not None and eos_token in after):
+        eos_token, suffix_tokens = self.tokenizer.eos_token, self.special_tokens[1]
+        if enabled == (eos_token is not None and eos_token in suffix_tokens):
             return
         if eos_token is None or not enabled:
             reason = "has no end token" if eos_token is None else f"puts {eos_token} after every text itself"

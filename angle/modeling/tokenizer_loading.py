@@ -1,4 +1,4 @@
-"""A model's tokenizer, loaded and set up as the settings and the model's contract say."""
+"""A model's tokenizer, loaded and set up by the settings given and those saved with the model."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from angle.config import ModelConfig
 from angle.errors import ConfigError, first_line
 from angle.modeling.backbone import position_limit
-from angle.modeling.contract import EncoderContract, SpecialTokens
+from angle.modeling.embedding_config import EmbeddingConfig, SpecialTokens
 from angle.modeling.locations import TINY, split_gguf
 from angle.modeling.tiny import tiny_tokenizer
 from angle.modeling.token_embeddings import num_token_embeddings
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 
 
 def load_tokenizer(
-    config: ModelConfig, name: str, contract: EncoderContract, pooling: str, backbone: PreTrainedModel
+    config: ModelConfig, name: str, embedding_config: EmbeddingConfig, pooling: str, backbone: PreTrainedModel
 ) -> TextTokenizer:
-    """Return a model's tokenizer, following the settings and the model's own contract.
+    """Return a model's tokenizer, set up by the settings given and those saved with the model.
 
     Args:
-        config: settings that are given override the contract.
+        config: settings that are given override the saved ones.
         name: the model's located folder or hub name.
-        contract: what the model says about itself.
+        embedding_config: the settings saved with the model.
         pooling: the pooling strategy.
         backbone: the model that reads the tokens.
 
@@ -36,19 +36,19 @@ def load_tokenizer(
 
     """
     tokenizer = _load_pretrained(config, name)
-    _set_padding(tokenizer, config, contract, pooling)
+    _set_padding(tokenizer, config, embedding_config, pooling)
     special_tokens = special_tokens_around(tokenizer)
-    if config.end_token is None and contract.special_tokens not in (None, special_tokens):
+    if config.end_token is None and embedding_config.special_tokens not in (None, special_tokens):
         raise ConfigError(
-            f"{name} was trained on texts {_pattern(contract.special_tokens)}, but its tokenizer now writes "
+            f"{name} was trained on texts {_pattern(embedding_config.special_tokens)}, but its tokenizer now writes "
             f"{_pattern(special_tokens)}: give the right one by model.tokenizer_name_or_path=..."
         )
-    prompt = config.prompt if config.prompt is not None else contract.prompt
+    prompt = config.prompt if config.prompt is not None else embedding_config.prompt
     end_token = config.end_token
-    if end_token is None and contract.pooling != "last" and pooling == "last" and not ends_with_literal(prompt):
+    if end_token is None and embedding_config.pooling != "last" and pooling == "last" and not ends_with_literal(prompt):
         # Otherwise, an embedding would be the state of whatever word a text happens to end with.
         end_token = True if tokenizer.eos_token and not special_tokens[1] else None
-    max_length = _max_length(config, contract, position_limit(backbone))
+    max_length = _max_length(config, embedding_config, position_limit(backbone))
     return TextTokenizer(tokenizer, max_length, prompt, end_token, partial(num_token_embeddings, backbone))
 
 
@@ -74,9 +74,9 @@ def _load_pretrained(config: ModelConfig, name: str) -> Any:
         ) from None
 
 
-def _set_padding(tokenizer: Any, config: ModelConfig, contract: EncoderContract, pooling: str) -> None:
+def _set_padding(tokenizer: Any, config: ModelConfig, embedding_config: EmbeddingConfig, pooling: str) -> None:
     """Set the side on which a tokenizer pads, and its padding token if it has none."""
-    tokenizer.padding_side = config.padding_side or contract.padding_side or tokenizer.padding_side
+    tokenizer.padding_side = config.padding_side or embedding_config.padding_side or tokenizer.padding_side
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     if pooling == "last" and tokenizer.pad_token is not None and tokenizer.pad_token == tokenizer.eos_token:
@@ -88,10 +88,10 @@ def _set_padding(tokenizer: Any, config: ModelConfig, contract: EncoderContract,
         tokenizer.padding_side = "left"
 
 
-def _max_length(config: ModelConfig, contract: EncoderContract, limit: int | None) -> int:
+def _max_length(config: ModelConfig, embedding_config: EmbeddingConfig, limit: int | None) -> int:
     """Return the maximum number of tokens of a text, for a model with positions for `limit` tokens."""
     default = min(DEFAULT_MAX_LENGTH, limit or DEFAULT_MAX_LENGTH)
-    max_length = config.max_length or contract.max_length or default
+    max_length = config.max_length or embedding_config.max_length or default
     if limit is not None and max_length > limit:
         raise ConfigError(
             f"model.max_length={max_length} cannot work: the model has positions for {limit} "
@@ -102,5 +102,5 @@ def _max_length(config: ModelConfig, contract: EncoderContract, limit: int | Non
 
 def _pattern(special_tokens: SpecialTokens | None) -> str:
     """Return how a text is written between its special tokens, such as "<s> ... </s>"."""
-    before, after = special_tokens or ((), ())
-    return " ".join((*before, "...", *after))
+    prefix, suffix = special_tokens or ((), ())
+    return " ".join((*prefix, "...", *suffix))

@@ -52,10 +52,10 @@ class CombinedLoss:
         self.format = data_format
         self.keep_duplicates = duplicates == "keep"
         self.query_shards = query_shards
-        weights = {spec.name: weight for spec, weight in self.config.active_terms(data_format.name)}
+        weights = {term_spec.name: weight for term_spec, weight in self.config.active_terms(data_format.name)}
         self.weighted_terms = [(weights[term.spec.name], term) for term in LOSS_TERMS if term.spec.name in weights]
         for weight, term in self.weighted_terms:
-            if term.even_dimensions and dimensions % 2:
+            if term.requires_even_dim and dimensions % 2:
                 raise ConfigError(
                     f"loss.{term.spec.weight}={weight:g} cannot work with {dimensions} dimensions: the "
                     f"{term.spec.title} loss splits an embedding into a real and an imaginary half; choose a model of "
@@ -67,12 +67,12 @@ class CombinedLoss:
 
         Args:
             embeddings: (N, D).
-            structure: its `index` (B, R) points into the embeddings.
+            structure: its `embedding_index` (B, R) points into the embeddings.
 
         """
         assert structure.format == self.format
         with torch.autocast(embeddings.device.type, enabled=False):
-            inputs = self._term_inputs(l2_normalize(at_least_float32(embeddings))[structure.index], structure)
+            inputs = self._term_inputs(l2_normalize(at_least_float32(embeddings))[structure.embedding_index], structure)
             terms = [term.function(inputs, self.config.multiplier(term.spec)) for _, term in self.weighted_terms]
             weighted = [weight * value for (weight, _), value in zip(self.weighted_terms, terms, strict=True)]
             total = torch.stack(weighted).sum()
@@ -80,7 +80,7 @@ class CombinedLoss:
         return LossOutput(total, {name: value.detach() for name, value in zip(names, terms, strict=True)})
 
     def _term_inputs(self, embeddings: Tensor, structure: BatchStructure) -> TermInputs:
-        """Return the inputs of the terms, given the unit vectors (B, R, D)."""
+        """Return the inputs of the terms, given the L2-normalised embeddings (B, R, D)."""
         text_ids, known_positives = structure.text_ids, structure.known_positives
         if self.keep_duplicates:  # as if no two texts were equal
             text_ids = torch.arange(text_ids.numel(), device=text_ids.device).view_as(text_ids)

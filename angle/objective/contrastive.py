@@ -45,19 +45,19 @@ class FalseNegativeMask:
     No operation's shape depends on how often texts repeat, so nothing waits for a GPU.
     """
 
-    queries: Tensor
+    query_ids: Tensor
     """(Q,) the text id of each query, in [0, num_texts)."""
-    candidates: Tensor
+    candidate_ids: Tensor
     """(C,) the text id of each candidate."""
-    anchors: Tensor
+    anchor_ids: Tensor
     """(P,) the first text id of each positive pair."""
-    positives: Tensor
+    positive_ids: Tensor
     """(P,) the second text id of each pair: a text that is no negative of the first."""
     num_texts: int
 
     @classmethod
     def from_text_ids(
-        cls, text_ids: Tensor, queries: Tensor, candidates: Tensor, anchors: Tensor, positives: Tensor
+        cls, text_ids: Tensor, query_ids: Tensor, candidate_ids: Tensor, anchor_ids: Tensor, positive_ids: Tensor
     ) -> FalseNegativeMask:
         """Return the mask for arbitrary text ids, all of which occur in `text_ids`."""
         ordered = text_ids.flatten().sort().values
@@ -65,18 +65,20 @@ class FalseNegativeMask:
         def compact(ids: Tensor) -> Tensor:
             return torch.searchsorted(ordered, ids.contiguous())
 
-        return cls(compact(queries), compact(candidates), compact(anchors), compact(positives), len(ordered))
+        return cls(compact(query_ids), compact(candidate_ids), compact(anchor_ids), compact(positive_ids), len(ordered))
 
     def for_queries(self, chunk: slice) -> Tensor:
         """Return the mask (M, C), bool, of a chunk of the queries."""
-        queries = self.queries[chunk]
-        # Equal queries share one row of the table, any one of theirs. The last row takes the pairs of all other texts.
-        row = torch.full((self.num_texts,), len(queries), device=queries.device)
-        row[queries] = torch.arange(len(queries), device=queries.device)
-        table = torch.zeros(len(queries) + 1, self.num_texts, dtype=torch.bool, device=queries.device)
-        table[:-1].scatter_(1, queries[:, None], True)
-        table.view(-1).index_fill_(0, row[self.anchors] * self.num_texts + self.positives, True)
-        return table[row[queries]].gather(1, self.candidates.expand(len(queries), -1))
+        query_ids = self.query_ids[chunk]
+        # Equal queries share one row, that of any of them. The last row takes the pairs of all other texts.
+        row_of_text = torch.full((self.num_texts,), len(query_ids), device=query_ids.device)
+        row_of_text[query_ids] = torch.arange(len(query_ids), device=query_ids.device)
+        is_false_negative = torch.zeros(len(query_ids) + 1, self.num_texts, dtype=torch.bool, device=query_ids.device)
+        is_false_negative[:-1].scatter_(1, query_ids[:, None], True)
+        is_false_negative.view(-1).index_fill_(
+            0, row_of_text[self.anchor_ids] * self.num_texts + self.positive_ids, True
+        )
+        return is_false_negative[row_of_text[query_ids]].gather(1, self.candidate_ids.expand(len(query_ids), -1))
 
 
 class _ChunkedInfoNCE(torch.autograd.Function):
@@ -93,28 +95,28 @@ class _ChunkedInfoNCE(torch.autograd.Function):
         candidates: Tensor,
         target: Tensor,
         weights: Tensor,
-        tau: float,
+        scale: float,
         mask: FalseNegativeMask,
         query_shards: QueryShards,
     ) -> Tensor:
         log_probs = torch.zeros_like(weights)[:, None]
-        differentiate = any(ctx.needs_input_grad)
-        if differentiate:
+        needs_grad = any(ctx.needs_input_grad)
+        if needs_grad:
             grad_queries, grad_candidates = (states.new_zeros(states.shape) for states in (queries, candidates))
         for chunk in _chunks(query_shards.shard(len(queries)), len(candidates)):
-            scaled, targets = tau * queries[chunk], target[chunk, None]
-            logits = scaled @ candidates.T
+            scaled_queries, targets = scale * queries[chunk], target[chunk, None]
+            logits = scaled_queries @ candidates.T
             logits.masked_fill_(mask.for_queries(chunk).scatter_(1, targets, False), -torch.inf)
             log_softmax = torch.log_softmax(logits, dim=1)
             torch.gather(log_softmax, 1, targets, out=log_probs[chunk])
-            if differentiate:
+            if needs_grad:
                 # softmax, minus 1 at the target
                 grad_logits = log_softmax.exp_().scatter_(1, targets, log_probs[chunk].expm1())
                 torch.mm(grad_logits, candidates, out=grad_queries[chunk])
-                grad_candidates.addmm_(grad_logits.T, weights[chunk, None] * scaled)
-        query_shards.all_reduce([log_probs, grad_queries, grad_candidates] if differentiate else [log_probs])
-        if differentiate:
-            ctx.save_for_backward(grad_queries.mul_(tau * weights[:, None]), grad_candidates)
+                grad_candidates.addmm_(grad_logits.T, weights[chunk, None] * scaled_queries)
+        query_shards.all_reduce([log_probs, grad_queries, grad_candidates] if needs_grad else [log_probs])
+        if needs_grad:
+            ctx.save_for_backward(grad_queries.mul_(scale * weights[:, None]), grad_candidates)
         return -(weights[:, None] * log_probs).sum()
 
     @staticmethod
@@ -135,7 +137,7 @@ def chunked_info_nce(
     candidates: Tensor,
     target: Tensor,
     weights: Tensor,
-    tau: float,
+    scale: float,
     mask: FalseNegativeMask,
     query_shards: QueryShards = SINGLE_PROCESS,
 ) -> Tensor:
@@ -144,16 +146,16 @@ def chunked_info_nce(
     It can be differentiated once, with respect to queries and candidates.
 
     Args:
-        queries: (Q, D) of length 1.
-        candidates: (C, D) of length 1.
+        queries: (Q, D), L2-normalised.
+        candidates: (C, D), L2-normalised.
         target: (Q,) int64, the correct candidate of each query.
         weights: (Q,) the weight of each query.
-        tau: multiplier of the cosines, an inverse temperature.
+        scale: factor of the cosines, an inverse temperature.
         mask: candidates to leave out; a target is never left out.
         query_shards: processes that split the queries; all pass the same arguments and get the same result.
 
     """
-    arguments = queries, candidates, target, weights, tau, mask, query_shards
+    arguments = queries, candidates, target, weights, scale, mask, query_shards
     loss: Tensor = _ChunkedInfoNCE.apply(*arguments)  # type: ignore[no-untyped-call]
     return loss
 
@@ -163,7 +165,7 @@ def nt_xent(
     is_positive: Tensor,
     text_ids: Tensor,
     known_positives: Tensor,
-    tau: float,
+    scale: float,
     query_shards: QueryShards = SINGLE_PROCESS,
 ) -> Tensor:
     """Return the contrastive loss of format A (NT-Xent): every text of a positive pair must find its partner.
@@ -174,11 +176,11 @@ def nt_xent(
     Representations", 2020, where every pair is positive and no text repeats.)
 
     Args:
-        embeddings: (B, 2, D) of length 1.
+        embeddings: (B, 2, D), L2-normalised.
         is_positive: (B,) bool.
         text_ids: (B, 2), equal for equal texts.
-        known_positives: (A, 3) further pairs of text ids, each preceded by the row it belongs to.
-        tau: multiplier of the cosines, an inverse temperature.
+        known_positives: (A, 3): row, and two text ids that are not negatives of each other.
+        scale: factor of the cosines, an inverse temperature.
         query_shards: processes that split the texts.
 
     """
@@ -187,14 +189,14 @@ def nt_xent(
     mask = FalseNegativeMask.from_text_ids(text_ids, ids, ids, *pairs)
     target = torch.arange(len(ids), device=ids.device) ^ 1
     weights = is_positive[:, None].expand_as(text_ids).flatten().to(embeddings.dtype) / len(ids)
-    return chunked_info_nce(texts, texts, target, weights, tau, mask, query_shards)
+    return chunked_info_nce(texts, texts, target, weights, scale, mask, query_shards)
 
 
 def info_nce(
     embeddings: Tensor,
     text_ids: Tensor,
     known_positives: Tensor,
-    tau: float,
+    scale: float,
     query_shards: QueryShards = SINGLE_PROCESS,
 ) -> Tensor:
     """Return the contrastive loss of formats B and C (InfoNCE): a text must find its positive among all candidates.
@@ -204,10 +206,10 @@ def info_nce(
     Contrastive Predictive Coding", 2018.)
 
     Args:
-        embeddings: (B, R, D) of length 1, of text, positive and, for R = 3, negative.
+        embeddings: (B, R, D), L2-normalised, of text, positive and, for R = 3, negative.
         text_ids: (B, R), equal for equal texts.
-        known_positives: (A, 3) further pairs of text ids, each preceded by the row it belongs to.
-        tau: multiplier of the cosines, an inverse temperature.
+        known_positives: (A, 3): row, and two text ids that are not negatives of each other.
+        scale: factor of the cosines, an inverse temperature.
         query_shards: processes that split the texts.
 
     """
@@ -216,7 +218,7 @@ def info_nce(
     mask = FalseNegativeMask.from_text_ids(text_ids, text_ids[:, 0], text_ids[:, 1:].T.flatten(), *pairs)
     target = torch.arange(len(queries), device=embeddings.device)
     weights = embeddings.new_full((len(queries),), 1 / len(queries))
-    return chunked_info_nce(queries, torch.cat(candidates), target, weights, tau, mask, query_shards)
+    return chunked_info_nce(queries, torch.cat(candidates), target, weights, scale, mask, query_shards)
 
 
 def _symmetric_pairs(
@@ -226,8 +228,8 @@ def _symmetric_pairs(
 
     Where a pair is not positive, a text stands for its own positive, so that the shape does not depend on the labels.
     """
-    anchors = torch.cat([text_ids[:, :2], known_positives[:, 1:]])
-    positives = anchors.flip(1)
+    anchor_ids = torch.cat([text_ids[:, :2], known_positives[:, 1:]])
+    positive_ids = anchor_ids.flip(1)
     if is_positive is not None:
-        positives = torch.where(is_positive[:, None], positives, anchors)
-    return anchors.flatten(), positives.flatten()
+        positive_ids = torch.where(is_positive[:, None], positive_ids, anchor_ids)
+    return anchor_ids.flatten(), positive_ids.flatten()

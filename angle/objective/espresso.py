@@ -2,7 +2,7 @@
 
 Li, Li, Li, Xie and Li, "ESE: Espresso Sentence Embeddings", ICLR 2025 (arXiv:2402.14776), as its published code
 computes it, with three corrections: the second-to-last layer has a loss of its own, the compression is exact and the
-same on every process, and the teacher's term (see `alignment`) contributes to the gradient.
+same on every process, and the teacher's term (see `angle.objective.distillation`) contributes to the gradient.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from torch import Tensor
 
 from angle.config import EseConfig
 from angle.errors import ConfigError
-from angle.objective.alignment import distances
 from angle.objective.combined import CombinedLoss, LossOutput
+from angle.objective.distillation import distances
 from angle.objective.dtypes import at_least_float32
 from angle.structures import BatchStructure
 
@@ -53,48 +53,54 @@ class EspressoLoss:
 
         Args:
             embeddings: (N, K, D), one slice for each of `depths`.
-            structure: its `index` (B, R) points into the embeddings.
+            structure: its `embedding_index` (B, R) points into the embeddings.
 
         """
-        width = self.config.compression_size
+        compressed_dim = self.config.compression_size
         *inner, last = at_least_float32(embeddings).unbind(1)
-        full = self.loss(last, structure)
-        narrow = self.loss(last[:, :width], structure).total
-        layers = compression = last.new_zeros(())
+        full_loss = self.loss(last, structure)
+        narrow_loss = self.loss(last[:, :compressed_dim], structure).total
+        layers_loss = compression_loss = last.new_zeros(())
         for weight, states in zip(self.weights, inner, strict=True):
-            layers = layers + weight * self.loss(states[:, :width], structure).total
+            layers_loss = layers_loss + weight * self.loss(states[:, :compressed_dim], structure).total
         if self.config.pca:
             with torch.autocast(embeddings.device.type, enabled=False):
                 for weight, states in zip([*self.weights, 1.0], [*inner, last], strict=True):
-                    compression = compression + weight * self._compression(states[structure.index].flatten(0, 1))
-        terms = {"narrow": narrow.detach(), "layers": layers.detach()}
+                    compression_loss = compression_loss + weight * self._compression(
+                        states[structure.embedding_index].flatten(0, 1)
+                    )
+        terms = {"narrow": narrow_loss.detach(), "layers": layers_loss.detach()}
         if self.config.pca:
-            terms["compression"] = compression.detach()
-        return LossOutput(full.total + narrow + layers + compression, full.terms | terms)
+            terms["compression"] = compression_loss.detach()
+        return LossOutput(full_loss.total + narrow_loss + layers_loss + compression_loss, full_loss.terms | terms)
 
-    def _compression(self, texts: Tensor) -> Tensor:
-        """Return the distance of the first dimensions of texts (M, D) from a compression of all dimensions."""
-        width = self.config.compression_size
-        target = compress(texts, width)
-        return distances(texts[:, :width], target, mse_w=1.0, temperature=self.config.kl_temperature).mean()
+    def _compression(self, embeddings: Tensor) -> Tensor:
+        """Return the distance of the first dimensions of embeddings (M, D) from a compression of all dimensions."""
+        compressed_dim = self.config.compression_size
+        target = compress(embeddings, compressed_dim)
+        return distances(
+            embeddings[:, :compressed_dim], target, mse_w=1.0, temperature=self.config.kl_temperature
+        ).mean()
 
 
 @torch.no_grad()
-def compress(texts: Tensor, width: int) -> Tensor:
-    """Return embeddings (M, D) compressed to (M, width), a target without gradient.
+def compress(embeddings: Tensor, compressed_dim: int) -> Tensor:
+    """Return embeddings (M, D) compressed to (M, compressed_dim), a target without gradient.
 
-    With A = softmax(texts^T texts / sqrt(D)), row by row, and A = U S V^T with the largest singular values first, the
-    target is texts U S, truncated to its first columns. The largest entry of each column of U is positive, so that the
-    same texts give the same target on every process and in every run.
+    With X the embeddings, A = softmax(X^T X / sqrt(D)), row by row, and A = U S V^T with the largest singular values
+    first, the target is X U S, truncated to its first columns. The largest entry of each column of U is positive, so
+    that the same texts give the same target on every process and in every run.
     """
-    exact = (texts if texts.device.type in ("cpu", "cuda") else texts.cpu()).double()
-    attention = torch.softmax(exact.T @ exact / math.sqrt(exact.shape[1]), dim=-1)
+    float64_embeddings = (embeddings if embeddings.device.type in ("cpu", "cuda") else embeddings.cpu()).double()
+    attention = torch.softmax(
+        float64_embeddings.T @ float64_embeddings / math.sqrt(float64_embeddings.shape[1]), dim=-1
+    )
     # The training loop reports non-finite values; the decomposition would fail on them.
     is_finite = attention.isfinite().all()
     # Squares of the singular values, and U: half the work of a full decomposition. In float64, as squaring costs
     # half of the digits. On a GPU the decomposition blocks until it is done.
     squares, vectors = torch.linalg.eigh(torch.where(is_finite, attention @ attention.T, 0.0))
-    vectors, squares = vectors[:, -width:].flip(1), squares[-width:].flip(0)
+    vectors, squares = vectors[:, -compressed_dim:].flip(1), squares[-compressed_dim:].flip(0)
     largest = vectors.gather(0, vectors.abs().argmax(dim=0, keepdim=True))
-    target: Tensor = exact @ (vectors * largest.sign() * squares.clamp(min=0).sqrt())
-    return target.masked_fill_(~is_finite, torch.nan).to(texts.device, texts.dtype)
+    target: Tensor = float64_embeddings @ (vectors * largest.sign() * squares.clamp(min=0).sqrt())
+    return target.masked_fill_(~is_finite, torch.nan).to(embeddings.device, embeddings.dtype)

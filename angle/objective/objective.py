@@ -1,18 +1,18 @@
-"""The complete objective: the combined loss, of one layer or of all (Espresso), plus the alignment with a teacher."""
+"""The complete objective: the combined loss, of one layer or of all (Espresso), plus the distillation of a teacher."""
 
 from __future__ import annotations
 
 from torch import Tensor
 
 from angle.config import TeacherConfig
-from angle.objective.alignment import AlignedStates, alignment_loss
 from angle.objective.combined import CombinedLoss, LossOutput
+from angle.objective.distillation import StudentTeacherStates, distillation_loss
 from angle.objective.espresso import EspressoLoss
 from angle.structures import BatchStructure
 
 
 class Objective:
-    """loss + teacher.weight * alignment."""
+    """loss + teacher.weight * distillation loss."""
 
     def __init__(self, loss: CombinedLoss | EspressoLoss, teacher: TeacherConfig) -> None:
         """Combine a loss and the settings of a teacher."""
@@ -25,15 +25,15 @@ class Objective:
         return self.loss.depths if isinstance(self.loss, EspressoLoss) else None
 
     def __call__(self, embeddings: Tensor, structure: BatchStructure) -> LossOutput:
-        """Return the loss of a batch, without the alignment.
+        """Return the loss of a batch, without the distillation.
 
         Args:
             embeddings: (N, D), or (N, K, D) if there are K `depths`.
-            structure: its `index` (B, R) points into the embeddings.
+            structure: its `embedding_index` (B, R) points into the embeddings.
 
         """
         return self.loss(embeddings, structure)
 
-    def alignment(self, states: AlignedStates) -> Tensor:
-        """Return these states' part of the alignment, which is a sum over the global batch, before `teacher.weight`."""
-        return alignment_loss(states, self.teacher)
+    def distillation(self, states: StudentTeacherStates) -> Tensor:
+        """Return these states' part of the distillation loss, a sum over the global batch, before `teacher.weight`."""
+        return distillation_loss(states, self.teacher)

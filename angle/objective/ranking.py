@@ -18,7 +18,7 @@ def cosent_loss(scores: Tensor, labels: Tensor) -> Tensor:
     So one cumulative logsumexp computes it in O(P log P) time and O(P) memory, without a P x P table.
 
     Args:
-        scores: (P,) similarities of P pairs, times their multiplier.
+        scores: (P,) similarities of P pairs, times their scale.
         labels: (P,) any numbers.
 
     """

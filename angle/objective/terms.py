@@ -22,20 +22,20 @@ class TermInputs:
     """What the terms of a batch are computed from."""
 
     embeddings: Tensor
-    """(B, R, D) of length 1: the text in each role of each row."""
+    """(B, R, D), L2-normalised: the text in each role of each row."""
     labels: Tensor | None
     """(B,), for labelled formats."""
     text_ids: Tensor
     """(B, R) int64: texts with equal ids are never negatives of each other."""
     known_positives: Tensor
-    """(A, 3) int64: further pairs of texts that are no negatives of each other, each preceded by its row."""
+    """(A, 3) int64: row, and two text ids that are not negatives of each other."""
     positive_above: float
     """A labelled row is a positive pair of the contrastive loss iff its label is above this."""
     query_shards: QueryShards
     """The processes that split the work of the contrastive loss."""
 
 
-#: Returns a term, a scalar with gradient, given its inputs and the multiplier of its similarities.
+#: Returns a term, a scalar with gradient, given its inputs and the factor of its similarities (an inverse temperature).
 TermFunction = Callable[[TermInputs, float], Tensor]
 
 
@@ -45,26 +45,26 @@ class LossTerm:
 
     spec: LossTermSpec
     function: TermFunction
-    even_dimensions: bool = False
+    requires_even_dim: bool = False
     """Whether it splits an embedding into halves."""
 
 
-def cosine_term(inputs: TermInputs, tau: float) -> Tensor:
+def cosine_term(inputs: TermInputs, scale: float) -> Tensor:
     """Return the ranking loss of the cosine similarities."""
-    return _ranking_loss(tau * cosine_scores(inputs.embeddings[:, :1], inputs.embeddings[:, 1:]), inputs.labels)
+    return _ranking_loss(scale * cosine_scores(inputs.embeddings[:, :1], inputs.embeddings[:, 1:]), inputs.labels)
 
 
-def in_batch_term(inputs: TermInputs, tau: float) -> Tensor:
+def in_batch_term(inputs: TermInputs, scale: float) -> Tensor:
     """Return the contrastive loss with the other texts of the batch as negatives."""
-    shared = inputs.text_ids, inputs.known_positives, tau, inputs.query_shards
+    shared = inputs.text_ids, inputs.known_positives, scale, inputs.query_shards
     if inputs.labels is None:
         return info_nce(inputs.embeddings, *shared)
     return nt_xent(inputs.embeddings, inputs.labels > inputs.positive_above, *shared)
 
 
-def angle_term(inputs: TermInputs, tau: float) -> Tensor:
+def angle_term(inputs: TermInputs, scale: float) -> Tensor:
     """Return the ranking loss of the angle similarities."""
-    return _ranking_loss(tau * angle_scores(inputs.embeddings[:, :1], inputs.embeddings[:, 1:]), inputs.labels)
+    return _ranking_loss(scale * angle_scores(inputs.embeddings[:, :1], inputs.embeddings[:, 1:]), inputs.labels)
 
 
 def _ranking_loss(scores: Tensor, labels: Tensor | None) -> Tensor:
@@ -81,5 +81,5 @@ def _ranking_loss(scores: Tensor, labels: Tensor | None) -> Tensor:
 LOSS_TERMS = (
     LossTerm(COSINE, cosine_term),
     LossTerm(IN_BATCH, in_batch_term),
-    LossTerm(ANGLE, angle_term, even_dimensions=True),
+    LossTerm(ANGLE, angle_term, requires_even_dim=True),
 )

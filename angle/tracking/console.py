@@ -15,8 +15,8 @@ from angle.tracking.sink import RunInfo
 
 LOG_FILE = "train.log"
 LOGGER = logging.getLogger("angle")
-#: Advice on the settings; a logger of its own for `notes_once`.
-NOTES = LOGGER.getChild("notes")
+#: Advice on the settings; a logger of its own for `without_repeated_notes`.
+NOTES_LOGGER = LOGGER.getChild("notes")
 
 
 class Sink(sink.Sink):
@@ -41,7 +41,7 @@ class Sink(sink.Sink):
 
     def note(self, text: str) -> None:
         """Print a note, labelled as in the banner."""
-        NOTES.info("%-8s%s", "note", text)
+        NOTES_LOGGER.info("%-8s%s", "note", text)
 
     def warning(self, text: str) -> None:
         """Print a warning."""
@@ -71,14 +71,14 @@ class Sink(sink.Sink):
             self._bar.close()
             self._bar = None
 
-    def log_metrics(self, step: int, values: Mapping[str, float], *, in_words: str | None = None) -> None:
-        """Show the metrics in words: in the progress bar, or on a line of their own where there is none."""
-        if in_words is None:
+    def log_metrics(self, step: int, values: Mapping[str, float], *, console_summary: str | None = None) -> None:
+        """Show the summary of the metrics: in the progress bar, or on a line of their own where there is none."""
+        if console_summary is None:
             return
         if self._bar is not None and not self._bar.disable:
-            self._bar.set_postfix_str(in_words, refresh=False)
+            self._bar.set_postfix_str(console_summary, refresh=False)
         else:
-            LOGGER.info("step %*d/%d  %s", len(str(self._total_steps)), step, self._total_steps, in_words)
+            LOGGER.info("step %*d/%d  %s", len(str(self._total_steps)), step, self._total_steps, console_summary)
 
     def close(self, *, failed: bool) -> None:
         """Close the progress bar and the log, and give the loggers back as they were."""
@@ -91,7 +91,7 @@ class Sink(sink.Sink):
 
 
 @contextmanager
-def notes_once() -> Iterator[None]:
+def without_repeated_notes() -> Iterator[None]:
     """Drop notes that were given before, in other runs too: the jobs of a sweep have most of them in common."""
     given: set[str] = set()
 
@@ -101,11 +101,11 @@ def notes_once() -> Iterator[None]:
         given.add(text)
         return not is_known
 
-    NOTES.addFilter(is_new)
+    NOTES_LOGGER.addFilter(is_new)
     try:
         yield
     finally:
-        NOTES.removeFilter(is_new)
+        NOTES_LOGGER.removeFilter(is_new)
 
 
 class _ConsoleHandler(logging.Handler):

@@ -27,7 +27,7 @@ class Sink(sink.Sink):
             kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
             write_durably(self._path, "".join(kept))
 
-    def log_metrics(self, step: int, values: Mapping[str, float], *, in_words: str | None = None) -> None:
+    def log_metrics(self, step: int, values: Mapping[str, float], *, console_summary: str | None = None) -> None:
         """Append a line; non-finite numbers, which JSON cannot represent, become null."""
         finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
         with self._path.open("a", encoding="utf-8") as file:

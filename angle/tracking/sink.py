@@ -57,8 +57,8 @@ class Sink:
     def stop_progress(self) -> None:
         """Note that training has stopped."""
 
-    def log_metrics(self, step: int, values: Mapping[str, float], *, in_words: str | None = None) -> None:
-        """Record a step's metrics; `in_words` sums them up for a reader, None where they are not worth showing."""
+    def log_metrics(self, step: int, values: Mapping[str, float], *, console_summary: str | None = None) -> None:
+        """Record a step's metrics; `console_summary` is None where they are not worth showing."""
 
     def close(self, *, failed: bool) -> None:
         """Complete the record of a run that has ended."""

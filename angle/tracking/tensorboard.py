@@ -26,7 +26,7 @@ class Sink(sink.Sink):
         """Load the writer; its file is opened by `rewind`, which knows where the run starts."""
         from torch.utils.tensorboard import SummaryWriter
 
-        self._open, self._run = SummaryWriter, run
+        self._writer_class, self._run = SummaryWriter, run
         self._writer: SummaryWriter | None = None
 
     @classmethod
@@ -40,11 +40,11 @@ class Sink(sink.Sink):
 
     def rewind(self, step: int) -> None:
         """Open a new event file, which tells TensorBoard to hide what earlier ones have of later steps."""
-        self._writer = self._open(str(self._run.folder / FOLDER), purge_step=step + 1)
+        self._writer = self._writer_class(str(self._run.folder / FOLDER), purge_step=step + 1)
         settings = json.dumps(self._run.settings, indent=2, default=str)
         self._writer.add_text("settings", f"```json\n{settings}\n```", step)
 
-    def log_metrics(self, step: int, values: Mapping[str, float], *, in_words: str | None = None) -> None:
+    def log_metrics(self, step: int, values: Mapping[str, float], *, console_summary: str | None = None) -> None:
         """Write a step's metrics as scalars."""
         assert self._writer is not None
         for name, value in values.items():

@@ -62,10 +62,10 @@ class Tracker:
         for sink in self.sinks:
             sink.stop_progress()
 
-    def log_metrics(self, step: int, values: Mapping[str, float], *, in_words: str | None = None) -> None:
-        """Record a step's metrics; `in_words`, if given, is what the console shows."""
+    def log_metrics(self, step: int, values: Mapping[str, float], *, console_summary: str | None = None) -> None:
+        """Record a step's metrics; `console_summary`, if given, is what the console shows."""
         for sink in self.sinks:
-            sink.log_metrics(step, values, in_words=in_words)
+            sink.log_metrics(step, values, console_summary=console_summary)
 
     def _close_last(
         self, error_type: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None

@@ -54,7 +54,7 @@ class Sink(sink.Sink):
         """Return the id of the run."""
         return {ID_KEY: self._run.id}
 
-    def log_metrics(self, step: int, values: Mapping[str, float], *, in_words: str | None = None) -> None:
+    def log_metrics(self, step: int, values: Mapping[str, float], *, console_summary: str | None = None) -> None:
         """Record a step's metrics; a repeated step of a resumed run is recorded again."""
         self._run.log({"step": step, **values})
 

@@ -20,8 +20,8 @@ def start_accelerator(mixed_precision: str) -> Accelerator:
         mixed_precision: no, bf16 or fp16.
 
     Raises:
-        ConfigError: a precision that the device lacks, a kind of sharding other than ours, or a launcher that started
-            a different number of processes than it announced.
+        ConfigError: a precision that the device lacks, a kind of sharding other than ours, or a process
+            group whose size is not WORLD_SIZE.
 
     """
     from accelerate import Accelerator

@@ -45,29 +45,29 @@ class Progress:
 
 
 @dataclass(frozen=True)
-class State:
+class CheckpointState:
     """The full tensors of a checkpoint, on the main process."""
 
     weights: dict[str, Tensor]
     """The trainable ones: all, or with LoRA only the adapters."""
     optimizer: dict[str, Any]
-    random: Sequence[dict[str, Tensor]]
+    rng_states: Sequence[dict[str, Tensor]]
     """The RNG state of every process."""
 
 
-def collect_state(model: nn.Module, optimizer: AcceleratedOptimizer, accelerator: Accelerator) -> State:
+def collect_state(model: nn.Module, optimizer: AcceleratedOptimizer, accelerator: Accelerator) -> CheckpointState:
     """Return what `save_state` writes. Every process must call this."""
     from accelerate.utils import gather_object
 
     trained = {name: parameter.detach() for name, parameter in model.named_parameters() if parameter.requires_grad}
-    return State(
+    return CheckpointState(
         gather_full(trained, accelerator),
         gather_full(optimizer.state_dict(), accelerator),
-        gather_object([random_state()]),
+        gather_object([rng_state()]),
     )
 
 
-def save_state(folder: Path, state: State, accelerator: Accelerator, progress: Progress) -> None:
+def save_state(folder: Path, state: CheckpointState, accelerator: Accelerator, progress: Progress) -> None:
     """Write weights, optimiser, loss scale, every process's RNG state and progress into an existing folder."""
     save_file(state.weights, folder / "model.safetensors")
     torch.save(
@@ -77,7 +77,7 @@ def save_state(folder: Path, state: State, accelerator: Accelerator, progress: P
         },
         folder / "optimizer.pt",
     )
-    for rank, states in enumerate(state.random):
+    for rank, states in enumerate(state.rng_states):
         save_file(states, folder / f"random-{rank}.safetensors")
     (folder / "progress.json").write_text(json.dumps(dataclasses.asdict(progress)), encoding="utf-8")
 
@@ -96,7 +96,7 @@ def load_state(folder: Path, model: nn.Module, optimizer: AcceleratedOptimizer, 
     optimizer.load_state_dict(saved["optimizer"])
     if accelerator.scaler is not None and saved["scaler"] is not None:
         accelerator.scaler.load_state_dict(saved["scaler"])
-    restore_random_state(load_file(folder / f"random-{accelerator.process_index}.safetensors"))
+    restore_rng_state(load_file(folder / f"random-{accelerator.process_index}.safetensors"))
     return Progress(**json.loads((folder / "progress.json").read_text(encoding="utf-8")))
 
 
@@ -124,7 +124,7 @@ def load_saved_model(folder: Path, encoder: Encoder, config: ModelConfig) -> Non
         saved = load_backbone(replace(config, revision=None), str(folder)).state_dict()
     for name, module in backbone.named_modules():
         if isinstance(module, PartlyTrainedEmbedding):
-            saved[f"{name}.trained"] = saved[f"{name}.weight"][(module.trained_row >= 0).cpu()]
+            saved[f"{name}.trainable_weight"] = saved[f"{name}.weight"][(module.trainable_index >= 0).cpu()]
     _load_trainable(backbone, saved)
 
 
@@ -136,7 +136,7 @@ def _load_trainable(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
                 parameter.copy_(shard_like(weights[name], parameter))
 
 
-def random_state() -> dict[str, Tensor]:
+def rng_state() -> dict[str, Tensor]:
     """Return this process's torch RNG state, on CPU and GPU."""
     states = {"torch": torch.get_rng_state()}
     if torch.cuda.is_available():
@@ -144,7 +144,7 @@ def random_state() -> dict[str, Tensor]:
     return states
 
 
-def restore_random_state(states: dict[str, Tensor]) -> None:
+def restore_rng_state(states: dict[str, Tensor]) -> None:
     """Restore this process's RNG state."""
     torch.set_rng_state(states["torch"])
     if "cuda" in states and torch.cuda.is_available():

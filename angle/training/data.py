@@ -14,7 +14,7 @@ from angle.modeling.tokenizer import TextTokenizer
 
 
 @dataclass(frozen=True)
-class Data:
+class RunData:
     """The corpora of a run; None where none was requested."""
 
     train: TrainingData
@@ -24,14 +24,14 @@ class Data:
 
     @property
     def evaluated(self) -> dict[str, Corpus | None]:
-        """The corpora that are evaluated on, by role."""
+        """The corpora that are evaluated on, by purpose."""
         return {"valid": self.valid, "valid_sts": self.valid_sts, "test": self.test}
 
     @property
     def fingerprints(self) -> dict[str, str | None]:
         """Hashes of the data trained and evaluated on."""
         corpora = {"train": self.train, **self.evaluated}
-        return {role: corpus.fingerprint for role, corpus in corpora.items() if corpus is not None}
+        return {purpose: corpus.fingerprint for purpose, corpus in corpora.items() if corpus is not None}
 
 
 def with_sample_splits(data: DataConfig) -> DataConfig:
@@ -49,7 +49,7 @@ def load_data(
     batch_spec: BatchSpec,
     *,
     needs_correlation: bool = True,
-) -> Data:
+) -> RunData:
     """Read, check and tokenise everything that the run trains and evaluates on.
 
     Args:
@@ -85,22 +85,24 @@ def load_data(
         if valid_sts is not None:
             check_labels_vary(valid_sts, config.valid, "valid")
     test = load_sts(config.test, "test", tokenizer) if config.test.names() else None
-    data = Data(train, valid, valid_sts, test)
-    for role, corpus in data.evaluated.items():
+    data = RunData(train, valid, valid_sts, test)
+    for purpose, corpus in data.evaluated.items():
         if corpus is not None and corpus.fingerprint == train.fingerprint:
-            raise DataError(f"data.{role} has the rows that are trained on, so it would measure nothing: give others.")
+            raise DataError(
+                f"data.{purpose} has the rows that are trained on, so it would measure nothing: give others."
+            )
     return data
 
 
-def check_text_lengths(data: Data, pooling: str) -> None:
+def check_text_lengths(data: RunData, pooling: str) -> None:
     """Raise DataError if texts are too short for a pooling that selects a token by its index."""
     if not pooling.isdigit():
         return
     train = {"train": data.train.corpus if isinstance(data.train, InMemoryTrainingData) else None}
-    for role, corpus in (train | data.evaluated).items():
+    for purpose, corpus in (train | data.evaluated).items():
         too_short = 0 if corpus is None else int((corpus.tokens.lengths <= int(pooling)).sum())
         if too_short:
             raise DataError(
                 f"pooling.strategy={pooling} asks for token {pooling} (counted from 0), but {too_short} texts of "
-                f"data.{role} are shorter; choose a smaller number, or cls, avg or last."
+                f"data.{purpose} are shorter; choose a smaller number, or cls, avg or last."
             )

@@ -20,13 +20,13 @@ from angle.kernels.registry import describe_kernels
 from angle.modeling.encoder import Encoder
 from angle.modeling.quantization import count_weights
 from angle.modeling.token_embeddings import partly_trained_embedding
-from angle.training.data import Data
+from angle.training.data import RunData
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
 
-def describe_environment(config: TrainConfig, data: Data, accelerator: Accelerator) -> dict[str, Any]:
+def describe_environment(config: TrainConfig, data: RunData, accelerator: Accelerator) -> dict[str, Any]:
     """Return the first entries of run.json, which show later how a result was produced."""
     packages = ("angle-hydra", "torch", "transformers", "accelerate", "datasets", "peft", "tokenizers", "numpy")
     return {
@@ -69,15 +69,15 @@ def _git_commit() -> str | None:
     return result.stdout.strip() or None
 
 
-def banner(config: TrainConfig, encoder: Encoder, data: Data, total_steps: int, accelerator: Accelerator) -> str:
+def banner(config: TrainConfig, encoder: Encoder, data: RunData, total_steps: int, accelerator: Accelerator) -> str:
     """Return a few lines on what a run is about to do."""
     trainable_weights = sum(p.numel() for p in encoder.parameters() if p.requires_grad)
     all_weights = sum(map(count_weights, encoder.parameters()))
     model, train = config.model, config.train
     embeddings, reason = partly_trained_embedding(encoder), ""
     if embeddings is not None:
-        all_weights -= embeddings.trained.numel()  # a copy of rows that `embeddings.weight` has too
-        unused, vocabulary = embeddings.num_embeddings - len(embeddings.trained), embeddings.num_embeddings
+        all_weights -= embeddings.trainable_weight.numel()  # a copy of rows that `embeddings.weight` has too
+        unused, vocabulary = embeddings.num_embeddings - len(embeddings.trainable_weight), embeddings.num_embeddings
         reason = f" (no text has {unused:,} of the {vocabulary:,} tokens)"
     trained = "" if trainable_weights == all_weights else f", {trainable_weights:,} of them trained{reason}"
     terms = config.loss.summary(config.data_format.name)
@@ -88,18 +88,19 @@ def banner(config: TrainConfig, encoder: Encoder, data: Data, total_steps: int, 
     rows = train.batch_size * accelerator.num_processes * train.gradient_accumulation_steps
     if isinstance(data.train, InMemoryTrainingData):
         rows = min(rows, len(data.train.corpus))
+    max_tokens = train.max_tokens_per_micro_batch
     layout = "packed" if encoder.is_packed else "padded"
     if encoder.packing_failed:
         layout = "padded, for packed ones failed the comparison on this device"
     lines = [
-        ("model", f"{model.name_or_path}: {all_weights:,} weights{trained}, {encoder.contract}"),
+        ("model", f"{model.name_or_path}: {all_weights:,} weights{trained}, {encoder.embedding_config}"),
         ("data", f"{data.train.summary}, format {config.data_format.name}"),
         ("loss", terms),
         (
             "steps",
             f"{total_steps:,} of {rows:,} rows, learning rate {train.learning_rate:g}, {train.scheduler}, "
             f"seed {train.seed}"
-            f"{f', at most {train.tokens_at_once:,} tokens at once' if train.tokens_at_once else ''}",
+            f"{f', at most {max_tokens:,} tokens at once' if max_tokens else ''}",
         ),
         (
             "device",

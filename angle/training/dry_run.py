@@ -78,20 +78,20 @@ def dry_run(config: TrainConfig) -> DryRun:
     config = replace(config, train=replace(config.train, dry_run=True))  # check its requirements whoever calls it
     check_shardable(config)
     accelerator = start_accelerator(config.train.mixed_precision)
-    built = setup.build(config, accelerator)
+    components = setup.build(config, accelerator)
     model, optimizer = accelerator.prepare(
-        built.trainable, setup.make_optimizer(built.trainable, config.train.weight_decay)
+        components.trainable, setup.make_optimizer(components.trainable, config.train.weight_decay)
     )
-    token_budget = built.config.train.tokens_at_once
-    gradient_cache = GradientCache(model, built.objective, built.teacher, accelerator, token_budget)
-    batch_name, batch = _longest_batch(built.data.train)
+    token_budget = components.config.train.max_tokens_per_micro_batch
+    gradient_cache = GradientCache(model, components.objective, components.teacher, accelerator, token_budget)
+    batch_name, batch = _longest_batch(components.data.train)
     model.train()
     if accelerator.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    memory = _measure_memory(built, gradient_cache, optimizer, batch)
+    memory = _measure_memory(components, gradient_cache, optimizer, batch)
     batches = config.train.gradient_accumulation_steps
-    kernels = built.encoder.kernels
-    with keep_freed_memory(built.trainable, enabled=kernels is not None and kernels.has("allocator")):
+    kernels = components.encoder.kernels
+    with keep_freed_memory(components.trainable, enabled=kernels is not None and kernels.has("allocator")):
         seconds = batches * _time(accelerator, lambda: gradient_cache.forward_backward(batch))
         seconds += _time(accelerator, optimizer.step)
     return DryRun(
@@ -103,17 +103,17 @@ def dry_run(config: TrainConfig) -> DryRun:
         allocated=torch.cuda.max_memory_allocated() if accelerator.device.type == "cuda" else None,
         seconds=seconds,
         rows_per_step=len(batch.rows) * batches,
-        banner=banner(built.config, built.encoder, built.data, built.total_steps, accelerator),
-        notes=notes_on(built.config, built.data, built.total_steps),
+        banner=banner(components.config, components.encoder, components.data, components.total_steps, accelerator),
+        notes=notes_on(components.config, components.data, components.total_steps),
     )
 
 
 def _measure_memory(
-    built: setup.Built, gradient_cache: GradientCache, optimizer: AcceleratedOptimizer, batch: Batch
+    components: setup.RunComponents, gradient_cache: GradientCache, optimizer: AcceleratedOptimizer, batch: Batch
 ) -> dict[str, int]:
     """Return the bytes that each part of a training step holds, after one step on a batch."""
-    encoder, teacher = built.encoder, built.teacher
-    trained = [parameter for parameter in built.trainable.parameters() if parameter.requires_grad]
+    encoder, teacher = components.encoder, components.teacher
+    trained = [parameter for parameter in components.trainable.parameters() if parameter.requires_grad]
     for parameter in trained:
         parameter.grad = torch.zeros_like(parameter)  # so that only temporary allocations of a step are counted
     with Allocations() as allocations:

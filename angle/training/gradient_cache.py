@@ -26,8 +26,8 @@ from torch import Tensor
 
 from angle.distributed.process_group import all_gather, all_reduce_sum
 from angle.kernels.linear import prepacked_weights
-from angle.objective.alignment import AlignedStates
 from angle.objective.combined import LossOutput
+from angle.objective.distillation import StudentTeacherStates
 from angle.objective.objective import Objective
 from angle.structures import Batch, Lengths, to_device
 from angle.training.teacher import Teacher
@@ -68,17 +68,17 @@ class GradientCache:
             output = self._forward(batch, last)
             embeddings.append(output[0].detach())
             loss, gradient = self._loss_and_gradient(embeddings, batch, loss_weight)
-            alignment = self._backward(batch, last, output, gradient, loss_weight)
+            distillation = self._backward(batch, last, output, gradient, loss_weight)
         for micro_batch, rng_state in zip(cached, rng_states, strict=True):
             with self._gradient_sync(sync_gradients and micro_batch is cached[-1]):
                 with rng_state.restored():
                     output = self._forward(batch, micro_batch)
-                alignment = alignment + self._backward(batch, micro_batch, output, gradient, loss_weight)
+                distillation = distillation + self._backward(batch, micro_batch, output, gradient, loss_weight)
         if self.teacher is None:
             return loss
-        alignment = all_reduce_sum(alignment, self.accelerator.num_processes)
-        total = loss.total + self.objective.teacher.weight * alignment
-        return LossOutput(total, loss.terms | {"alignment": alignment})
+        distillation = all_reduce_sum(distillation, self.accelerator.num_processes)
+        total = loss.total + self.objective.teacher.weight * distillation
+        return LossOutput(total, loss.terms | {"alignment": distillation})
 
     def _forward(self, batch: Batch, micro_batch: slice) -> tuple[Tensor, Tensor | None]:
         """Return the embeddings of a micro-batch, and its states to align with the teacher's."""
@@ -98,10 +98,10 @@ class GradientCache:
     def _loss_and_gradient(
         self, embeddings: list[Tensor], batch: Batch, loss_weight: float
     ) -> tuple[LossOutput, Tensor]:
-        """Return the global batch's loss, without the alignment, and the gradient cache of this process's texts.
+        """Return the global batch's loss, without distillation, and the gradient cache of this process's texts.
 
         Args:
-            embeddings: of this process's micro-batches; emptied, as their memory adds to the loss's tables.
+            embeddings: of this process's micro-batches; emptied, as their memory adds to that of the loss.
             batch: the global batch.
             loss_weight: factor of the gradient.
 
@@ -111,13 +111,13 @@ class GradientCache:
         embeddings.clear()
         loss = self.objective(global_embeddings, batch.structure.to(self.accelerator.device))
         (global_gradient,) = torch.autograd.grad(loss.total, global_embeddings)
-        # Every process computes the whole loss, but backpropagates only the gradient of its own texts. The exchange
-        # averages the weights' gradients over processes, whereas their sum is needed.
+        # Every process computes the global batch's loss, but backpropagates only the gradient of its own texts.
+        # DDP's all-reduce averages the weights' gradients over processes, whereas their sum is needed.
         gradient = global_gradient.chunk(processes)[self.accelerator.process_index]
         return LossOutput(loss.total.detach(), loss.terms), gradient * (loss_weight * processes)
 
     def _gradient_sync(self, enabled: bool) -> Any:
-        """Suppress the gradient exchange unless enabled: of a step's backward passes, only the last one needs it."""
+        """Suppress the all-reduce of gradients unless enabled: only the last backward pass of a step needs it."""
         return nullcontext() if enabled else self.accelerator.no_sync(self.model)
 
     def _backward(
@@ -128,22 +128,24 @@ class GradientCache:
         gradient: Tensor,
         loss_weight: float,
     ) -> Tensor:
-        """Backpropagate a micro-batch's slice of the gradient cache; return its contribution to the alignment."""
+        """Backpropagate a micro-batch's slice of the gradient cache; return its part of the distillation loss."""
         embeddings, states = output
         # The gradient of this scalar with respect to the embeddings is the cached one. As it is a scalar, loss scaling
         # (fp16) applies to it.
-        surrogate, alignment = (embeddings * gradient[micro_batch]).sum(), gradient.new_zeros(())
+        surrogate, distillation = (embeddings * gradient[micro_batch]).sum(), gradient.new_zeros(())
         if self.teacher is not None:
             assert states is not None
             ids, lengths = batch.micro_batch(micro_batch, self.accelerator.device)
             with self.accelerator.autocast():
                 targets = self.teacher(ids, lengths, batch.text_ids[micro_batch])
-            weights = batch.weights(micro_batch, of_tokens=self.teacher.alignment == "tokens")
-            alignment = self.objective.alignment(AlignedStates(states, targets, to_device(weights, states.device)))
+            weights = batch.weights(micro_batch, of_tokens=self.teacher.distillation_level == "tokens")
+            distillation = self.objective.distillation(
+                StudentTeacherStates(states, targets, to_device(weights, states.device))
+            )
             factor = self.objective.teacher.weight * loss_weight * self.accelerator.num_processes
-            surrogate = surrogate + factor * alignment
+            surrogate = surrogate + factor * distillation
         self.accelerator.backward(surrogate)
-        return alignment.detach()
+        return distillation.detach()
 
 
 def micro_batches(max_lengths: Lengths, token_budget: int | None) -> list[slice]:

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from angle.modeling.kernel_choice import choose_together
+from angle.modeling.kernel_choice import kernels_to_skip_from_main_process
 
 
-def choose_run_kernels(packing: str, model: nn.Module, requested: Sequence[str] | None) -> dict[str, str]:
+def run_kernels_to_skip(packing: str, model: nn.Module, requested: Sequence[str] | None) -> dict[str, str]:
     """Return the kernels to skip, each with the reason. Every process must call this, and all get the same.
 
     Args:
@@ -18,4 +18,6 @@ def choose_run_kernels(packing: str, model: nn.Module, requested: Sequence[str] 
         requested: `model.kernels`.
 
     """
-    return choose_together(model, requested) | ({"packing": "train.packing=off"} if packing == "off" else {})
+    return kernels_to_skip_from_main_process(model, requested) | (
+        {"packing": "train.packing=off"} if packing == "off" else {}
+    )

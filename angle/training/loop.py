@@ -19,7 +19,7 @@ from angle.errors import ConfigError, DataError
 from angle.evaluation.encoding import encode_distributed
 from angle.evaluation.evaluators.sts import word_overlap
 from angle.evaluation.run_evaluators import TEST_METRIC, RunEvaluators, metric_named
-from angle.files import relative_to_here
+from angle.files import relative_to_cwd
 from angle.kernels.allocator import keep_freed_memory
 from angle.modeling.encoder import Encoder
 from angle.modeling.trainable import TrainableEncoder
@@ -37,7 +37,7 @@ from angle.training.checkpoint import (
     seed_everything,
 )
 from angle.training.clipping import clip_gradients
-from angle.training.data import Data
+from angle.training.data import RunData
 from angle.training.describe import banner, describe_environment
 from angle.training.distributed import check_equal_weights, from_main_process
 from angle.training.gradient_cache import GradientCache
@@ -61,9 +61,9 @@ class Run:
     accelerator: Accelerator
     folder: RunFolder
     tracker: Tracker
-    data: Data
+    data: RunData
     trainable: TrainableEncoder
-    step: GradientCache
+    gradient_cache: GradientCache
     optimizer: Any
     evaluators: RunEvaluators
     total_steps: int
@@ -80,7 +80,7 @@ class Run:
             return encode_distributed(partial(self.trainable.encode_tokens, depths=depths), tokens, self.accelerator)
 
 
-def fit(config: TrainConfig, named: Collection[str] = ()) -> Result:
+def fit(config: TrainConfig, explicit_keys: Collection[str] = ()) -> Result:
     """Train the encoder that `config` describes, in its run folder, and return the result.
 
     An unfinished run with the same settings is resumed. A finished one is only reported, and pushed if that is
@@ -88,8 +88,8 @@ def fit(config: TrainConfig, named: Collection[str] = ()) -> Result:
 
     Args:
         config: the settings.
-        named: dotted names of the settings that were requested explicitly, even if they equal the defaults. A resumed
-            run has its own settings, which the named ones must not contradict.
+        explicit_keys: dotted keys of the settings that were requested explicitly, even if they equal the defaults. A
+            resumed run has its own settings, which these must not contradict.
 
     Raises:
         ConfigError, DataError: anything wrong with the settings or the data, before any training.
@@ -98,17 +98,19 @@ def fit(config: TrainConfig, named: Collection[str] = ()) -> Result:
     """
     if config.train.dry_run:
         raise ConfigError("train.dry_run=true trains nothing, so fit has nothing to do: call angle.dry_run instead.")
-    requested, folder, state = config, RunFolder.choose(config.train.resume, config.train.output_dir), RunState.NEW
-    if requested.train.resume is None:
-        state = folder.check_config(requested)
+    requested_config, state = config, RunState.NEW
+    folder = RunFolder.choose(config.train.resume, config.train.output_dir)
+    if requested_config.train.resume is None:
+        state = folder.check_config(requested_config)
     elif (state := folder.state()) is RunState.NEW:
         raise ConfigError(f"train.resume={folder.path} is no run folder: it has no {CONFIG_FILE}.")
     if state is not RunState.NEW:
-        config = resume_config(folder.resolved(), requested, folder.requested(), named)
-    if requested.hub.push or requested.train.resume is None:
-        config = replace(config, hub=requested.hub)  # as a whole: saved settings must not make a private model public
+        config = resume_config(folder.resolved_config(), requested_config, folder.requested_config(), explicit_keys)
+    if requested_config.hub.push or requested_config.train.resume is None:
+        # As a whole: saved settings must not make a private model public.
+        config = replace(config, hub=requested_config.hub)
     if state is RunState.FINISHED:
-        result = Result(folder.path, finished_before=True, **folder.record()["result"])
+        result = Result(folder.path, already_finished=True, **folder.record()["result"])
         return publish_finished(folder, config.hub, result)
     config = replace(
         config,
@@ -119,7 +121,7 @@ def fit(config: TrainConfig, named: Collection[str] = ()) -> Result:
     check_shardable(config)
     accelerator = start_accelerator(config.train.mixed_precision)
     with ExitStack() as stack:
-        run = _prepare(config, requested, accelerator, folder, state, stack)
+        run = _prepare(config, requested_config, accelerator, folder, state, stack)
         try:
             run.tracker.info(banner(run.config, run.encoder, run.data, run.total_steps, accelerator))
             for note in notes_on(run.config, run.data, run.total_steps):
@@ -135,7 +137,7 @@ def fit(config: TrainConfig, named: Collection[str] = ()) -> Result:
             run.tracker.info(
                 f"Stopped at step {run.progress.step}; go on, from step {folder.last_step}, with "
                 f"{launch_command(world_size())} {script_command('train.py')} "
-                f"train.resume={relative_to_here(folder.path)}"
+                f"train.resume={relative_to_cwd(folder.path)}"
             )
             raise
     accelerator.free_memory()
@@ -144,7 +146,7 @@ def fit(config: TrainConfig, named: Collection[str] = ()) -> Result:
 
 def _prepare(
     config: TrainConfig,
-    requested: TrainConfig,
+    requested_config: TrainConfig,
     accelerator: Accelerator,
     folder: RunFolder,
     state: RunState,
@@ -154,11 +156,13 @@ def _prepare(
     if state is RunState.UNFINISHED:
         check_resumed_processes(folder.record()["hardware"]["processes"], accelerator.num_processes)
     if accelerator.is_main_process:
-        check_hub(requested.hub, folder.requested().hub)
+        check_hub(requested_config.hub, folder.requested_config().hub)
         check_sinks(config.tracking)
-    built = setup.build(config, accelerator)
-    config, data, kernels = built.config, built.data, built.encoder.kernels
-    stack.enter_context(keep_freed_memory(built.trainable, enabled=kernels is not None and kernels.has("allocator")))
+    components = setup.build(config, accelerator)
+    config, data, kernels = components.config, components.data, components.encoder.kernels
+    stack.enter_context(
+        keep_freed_memory(components.trainable, enabled=kernels is not None and kernels.has("allocator"))
+    )
     if state is RunState.UNFINISHED and folder.record()["data"] != data.fingerprints:
         raise DataError(
             f"The data has changed since the run in {folder.path} was started, so going on would mix two "
@@ -166,16 +170,16 @@ def _prepare(
         )
     if accelerator.is_main_process:
         stack.enter_context(folder.locked())
-        if state is RunState.NEW and folder.check_config(requested) is RunState.NEW:
-            record = describe_environment(config, data, accelerator) | {"kernels": built.encoder.kernel_status()}
-            folder.create(config, requested, record)
+        if state is RunState.NEW and folder.check_config(requested_config) is RunState.NEW:
+            record = describe_environment(config, data, accelerator) | {"kernels": components.encoder.kernel_status()}
+            folder.create(config, requested_config, record)
     accelerator.wait_for_everyone()
     run_info = RunInfo(folder.path, config.tracking, asdict(config), folder.record())
     tracker = stack.enter_context(open_tracker(run_info, is_main=accelerator.is_main_process))
     if metadata := tracker.run_metadata():
         folder.update(**metadata)
     model, optimizer = prepare(
-        built.trainable, setup.make_optimizer(built.trainable, config.train.weight_decay), accelerator
+        components.trainable, setup.make_optimizer(components.trainable, config.train.weight_decay), accelerator
     )
     return Run(
         config=config,
@@ -183,11 +187,13 @@ def _prepare(
         folder=folder,
         tracker=tracker,
         data=data,
-        trainable=built.trainable,
-        step=GradientCache(model, built.objective, built.teacher, accelerator, config.train.tokens_at_once),
+        trainable=components.trainable,
+        gradient_cache=GradientCache(
+            model, components.objective, components.teacher, accelerator, config.train.max_tokens_per_micro_batch
+        ),
         optimizer=optimizer,
-        evaluators=built.evaluators,
-        total_steps=built.total_steps,
+        evaluators=components.evaluators,
+        total_steps=components.total_steps,
     )
 
 
@@ -198,10 +204,10 @@ def _resume(run: Run) -> None:
     checkpoint = from_main_process(lambda: run.folder.newest_checkpoint(run.tracker.warning), accelerator)
     if checkpoint is not None:
         run.progress = load_state(checkpoint, run.trainable, run.optimizer, accelerator)
-        run.tracker.info(f"{'resume':8}at step {run.progress.step} from {relative_to_here(checkpoint)}")
+        run.tracker.info(f"{'resume':8}at step {run.progress.step} from {relative_to_cwd(checkpoint)}")
     run.tracker.rewind(run.progress.step)
     if accelerator.is_main_process:
-        run.folder.truncate_after(run.progress.step)
+        run.folder.delete_checkpoints_after(run.progress.step)
     if run.data.test is None or run.progress.step:
         return
     score = run.evaluators.score_test(run.encode)
@@ -215,27 +221,32 @@ def _train(run: Run, steps: Iterator[list[Batch]]) -> None:
     config, progress, tracker = run.config.train, run.progress, run.tracker
     assert config.learning_rate is not None  # `setup.build` sets it
     peak_lr, warmup = config.learning_rate, warmup_steps(config.warmup_steps, run.total_steps)
-    per_epoch = run.data.train.steps_per_epoch
+    steps_per_epoch = run.data.train.steps_per_epoch
     save_every = math.ceil(run.total_steps / 10) if config.save_steps is None else config.save_steps
     meter = Meter(run.encoder, run.data.train, run.tracker, progress)
     tracker.start_progress(progress.step, run.total_steps)
-    run.step.model.train()
+    gradient_cache = run.gradient_cache
+    gradient_cache.model.train()
     while progress.step < run.total_steps:
         batches = next(steps)
         lr = peak_lr * lr_factor(progress.step, run.total_steps, warmup, config.scheduler)
         for group in run.optimizer.param_groups:
             group["lr"] = lr
         for batch in batches:
-            meter.add(batch, run.step.forward_backward(batch, 1 / len(batches), sync_gradients=batch is batches[-1]))
-        grad_norm = clip_gradients(run.step.model.parameters(), config.max_grad_norm or math.inf, run.accelerator)
+            meter.add(
+                batch, gradient_cache.forward_backward(batch, 1 / len(batches), sync_gradients=batch is batches[-1])
+            )
+        grad_norm = clip_gradients(gradient_cache.model.parameters(), config.max_grad_norm or math.inf, run.accelerator)
         run.optimizer.step()
         run.optimizer.zero_grad()
         progress.step += 1
         tracker.advance()
 
-        at_end = progress.step == run.total_steps
-        evaluate = at_end or _is_due(progress.step, per_epoch if config.eval_steps is None else config.eval_steps)
-        save = save_every > 0 and (at_end or _is_due(progress.step, save_every))
+        is_last_step = progress.step == run.total_steps
+        evaluate = is_last_step or _is_due(
+            progress.step, steps_per_epoch if config.eval_steps is None else config.eval_steps
+        )
+        save = save_every > 0 and (is_last_step or _is_due(progress.step, save_every))
         log = evaluate or _is_due(progress.step, config.logging_steps)
         if log or save:  # record all that precedes a checkpoint, so that a resumed run records the same
             meter.report(lr, grad_norm, show=log)
@@ -272,7 +283,7 @@ def _save(run: Run, name: str) -> None:
     """Save the current model in the run folder, under the given name."""
     adapters = full_adapter_weights(run.encoder, run.accelerator)
     if run.accelerator.is_main_process:
-        run.folder.replace(name, lambda scratch: run.encoder.save(scratch, adapters))
+        run.folder.replace(name, lambda temp_folder: run.encoder.save(temp_folder, adapters))
 
 
 def _checkpoint(run: Run) -> None:
@@ -281,7 +292,7 @@ def _checkpoint(run: Run) -> None:
     if run.accelerator.is_main_process:
         run.folder.save_checkpoint(
             run.progress.step,
-            lambda scratch: save_state(scratch, state, run.accelerator, run.progress),
+            lambda temp_folder: save_state(temp_folder, state, run.accelerator, run.progress),
             run.config.train.save_total_limit,
         )
     run.accelerator.wait_for_everyone()
@@ -290,12 +301,12 @@ def _checkpoint(run: Run) -> None:
 def _finish(run: Run) -> Result:
     """Save the final model, then measure the best one, or else the final one, on the test set, and close the record.
 
-    The best model is loaded into the one that was trained: a card that just fits the run has no room for another.
+    The best weights are loaded into the trained model, because the GPU may not have memory for a second one.
     """
     progress, folder = run.progress, run.folder
     check_equal_weights(run.trainable)
     _save(run, "final")
-    run.optimizer.state.clear()  # AdamW's moments would take the room that reading the best model may need
+    run.optimizer.state.clear()  # AdamW's moments would occupy the memory that loading the best weights may need
     if run.data.test is not None and progress.best_step not in (None, progress.step):
         load_saved_model(folder.path / "best", run.encoder, run.config.model)
     test_score = run.evaluators.score_test(run.encode)

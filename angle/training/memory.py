@@ -47,23 +47,26 @@ def find_token_budget(gradient_cache: GradientCache, data_format: DataFormat, ro
     row_tokens = len(data_format.roles) * max_length
     trial_rows = -(-TRIAL_TOKENS // row_tokens)
     trials = (trial_batch(gradient_cache, data_format, count, max_length) for count in (trial_rows, 2 * trial_rows))
-    small, large = (_peak_memory(gradient_cache, partial(gradient_cache.forward_backward, batch)) for batch in trials)
-    per_token = (large - small) / (trial_rows * row_tokens)
+    small_peak, large_peak = (
+        _peak_memory(gradient_cache, partial(gradient_cache.forward_backward, batch)) for batch in trials
+    )
+    bytes_per_token = (large_peak - small_peak) / (trial_rows * row_tokens)
     loss_batch = trial_batch(gradient_cache, data_format, rows, 1)
-    loss_memory = _peak_memory(gradient_cache, partial(_compute_loss, gradient_cache, loss_batch))
-    fixed = max(2 * small - large, 0) + loss_memory
-    trained = sum(p.nbytes for p in gradient_cache.model.parameters() if p.requires_grad)
-    # Beside the trained weights, there will be their gradients and the optimiser's two moments.
-    usable = USABLE_FRACTION * free_memory(gradient_cache.accelerator) - 3 * trained
-    budget = int((usable - fixed) / per_token)
-    if budget < max_length:
+    loss_bytes = _peak_memory(gradient_cache, partial(_compute_loss, gradient_cache, loss_batch))
+    fixed_bytes = max(2 * small_peak - large_peak, 0) + loss_bytes
+    trainable_bytes = sum(p.nbytes for p in gradient_cache.model.parameters() if p.requires_grad)
+    # Beside the trainable weights, there will be their gradients and the optimiser's two moments.
+    usable_bytes = USABLE_FRACTION * free_memory(gradient_cache.accelerator) - 3 * trainable_bytes
+    token_budget = int((usable_bytes - fixed_bytes) / bytes_per_token)
+    if token_budget < max_length:
+        needed_bytes = fixed_bytes + bytes_per_token * max_length
         raise ConfigError(
-            f"train.token_budget=auto found no room: the longest text has {max_length:,} tokens and takes, with the "
-            f"loss of {rows:,} rows, {(fixed + per_token * max_length) / 2**30:.1f} GiB, of "
-            f"{max(usable, 0) / 2**30:.1f} that are left beside the weights' gradients and the optimiser: type "
+            f"There is not enough memory for train.token_budget=auto: the longest text has {max_length:,} "
+            f"tokens and takes, with the loss of {rows:,} rows, {needed_bytes / 2**30:.1f} GiB, of "
+            f"{max(usable_bytes, 0) / 2**30:.1f} that are left beside the weights' gradients and the optimiser: type "
             f"model.gradient_checkpointing=true, a smaller model.max_length or train.batch_size, or lora=r16."
         )
-    return budget
+    return token_budget
 
 
 def trial_batch(gradient_cache: GradientCache, data_format: DataFormat, rows: int, length: int) -> Batch:
@@ -76,7 +79,7 @@ def trial_batch(gradient_cache: GradientCache, data_format: DataFormat, rows: in
     return Batch(
         tokens=Tokens(np.ones(lengths.sum(), np.int32), np.concatenate([[0], lengths.cumsum()])),
         text_ids=text_ids,
-        counts=np.ones_like(text_ids),
+        occurrences=np.ones_like(text_ids),
         max_lengths=lengths,
         structure=BatchStructure(data_format, index, index, labels),
         token_count=lengths.sum() * processes,
@@ -89,7 +92,9 @@ def _compute_loss(gradient_cache: GradientCache, batch: Batch) -> None:
     device = gradient_cache.accelerator.device
     with torch.no_grad():
         embedding, _ = gradient_cache.model(*batch.micro_batch(slice(0, 1), device))
-    embeddings = embedding.repeat(batch.structure.index.numel(), *(1 for _ in embedding.shape[1:])).requires_grad_()
+    embeddings = embedding.repeat(
+        batch.structure.embedding_index.numel(), *(1 for _ in embedding.shape[1:])
+    ).requires_grad_()
     loss = gradient_cache.objective(embeddings, batch.structure.to(device))
     torch.autograd.grad(loss.total, embeddings)
 

@@ -35,8 +35,8 @@ class Meter:
         """Count a batch."""
         self._losses.append({"loss": loss.total} | loss.terms)
         self._steps.append(self._progress.step)
-        self._texts += batch.structure.index.numel()
-        self._padding_fractions.append(self._encoder.padding_share(batch.tokens.lengths))
+        self._texts += batch.structure.embedding_index.numel()
+        self._padding_fractions.append(self._encoder.padding_fraction(batch.tokens.lengths))
 
     def report(self, lr: float, grad_norm: Tensor | None, *, show: bool) -> None:
         """Record the means since the last report; with `show`, also print them on the console.
@@ -53,7 +53,7 @@ class Meter:
         seconds = max(time.perf_counter() - self._start_time, 1e-9)
         progress.texts += self._texts
         progress.seconds += seconds
-        per_epoch = self._data.steps_per_epoch
+        steps_per_epoch = self._data.steps_per_epoch
         metrics = {
             "loss": means.pop("loss"),
             **{f"loss/{name}": value for name, value in means.items()},
@@ -62,11 +62,11 @@ class Meter:
             "texts_per_second": self._texts / seconds,
             "padding_share": float(np.mean(self._padding_fractions)),
             "texts": progress.texts,
-            **({"epoch": progress.step / per_epoch} if per_epoch else {}),
+            **({"epoch": progress.step / steps_per_epoch} if steps_per_epoch else {}),
         }
         terms = ", ".join(f"{name} {value:.3f}" for name, value in means.items())
         summary = f"loss {metrics['loss']:.3f} ({terms})  {metrics['texts_per_second']:,.0f} texts/s"
-        self._tracker.log_metrics(progress.step, metrics, in_words=summary if show else None)
+        self._tracker.log_metrics(progress.step, metrics, console_summary=summary if show else None)
         self._losses, self._steps, self._texts, self._padding_fractions = [], [], 0, []
         self.restart_clock()
 

@@ -15,13 +15,13 @@ from angle.data.sources import SAMPLE
 from angle.modeling.locations import TINY
 
 if TYPE_CHECKING:
-    from angle.training.data import Data
+    from angle.training.data import RunData
 
-#: An in-batch weight below this is rarely enough: the reference's own recipes use 10 to 35.
+#: An in-batch weight below this is rarely enough: angle_emb's own recipes use 10 to 35.
 LOW_IBN_W = 10
 
 
-def notes_on(config: TrainConfig, data: Data, total_steps: int) -> list[str]:
+def notes_on(config: TrainConfig, data: RunData, total_steps: int) -> list[str]:
     """Return the notes on a run of `total_steps` steps before it starts, once all settings are decided."""
     labels = data.train.corpus.labels if isinstance(data.train, InMemoryTrainingData) else None
     notes = [*_on_weights(config.loss, config.data_format.name, labels), *_on_labels(config.loss, labels)]
@@ -40,8 +40,8 @@ def _on_bits(model: ModelConfig) -> Iterator[str]:
     if model.load_kbit != 8:
         return
     yield (
-        "model.load_kbit=8 rounds the inputs of a layer by all tokens of a batch, so batch mates change embeddings "
-        "a little; model.load_kbit=4 does not"
+        "model.load_kbit=8 rounds a layer's inputs over all tokens of a batch, so the other texts of its batch change "
+        "an embedding slightly; model.load_kbit=4 does not"
     )
     if model.gradient_checkpointing:
         yield (
@@ -75,7 +75,7 @@ def _on_warmup(warmup_steps: float, total_steps: int) -> Iterator[str]:
 
 
 def _on_weights(loss: LossConfig, data_format: str, labels: npt.NDArray[np.float32] | None) -> Iterator[str]:
-    """Yield the advice of the reference's documentation where the weights deviate from it."""
+    """Yield the advice of angle_emb's documentation where the weights deviate from it."""
     inapplicable = [term for term in LOSS_TERM_SPECS if data_format not in term.formats and loss.weight(term)]
     if inapplicable:
         settings = [f"loss.{term.weight}={loss.weight(term):g}" for term in inapplicable]

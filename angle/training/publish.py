@@ -12,7 +12,7 @@ from angle.config.build import load_config
 from angle.distributed.environment import is_main_process, script_command
 from angle.errors import ConfigError, HubError
 from angle.export.hub import check_push, push_model
-from angle.files import relative_to_here
+from angle.files import relative_to_cwd
 from angle.modeling.locations import locate_model
 from angle.training.result import Result
 from angle.training.run_folder import RunFolder
@@ -45,7 +45,7 @@ def publish(folder: RunFolder, hub: HubConfig, result: Result) -> Result:
     """
     earlier_push = folder.record().get("pushed")
     if earlier_push is not None and (not hub.push or earlier_push["model_id"] == hub.model_id):
-        return replace(result, pushed=earlier_push["url"], pushed_before=True)
+        return replace(result, pushed=earlier_push["url"], already_pushed=True)
     if not hub.push:
         return result
     model_id, model = str(hub.model_id), Path(locate_model(str(folder.path)))
@@ -53,10 +53,10 @@ def publish(folder: RunFolder, hub: HubConfig, result: Result) -> Result:
     try:
         url = push_model(model, model_id, config.model.name_or_path, config, record, private=hub.private)
     except (ConfigError, HubError, OSError) as error:
-        run = shlex.quote(f"train.resume={relative_to_here(folder.path)}")
+        run = shlex.quote(f"train.resume={relative_to_cwd(folder.path)}")
         retry = f"{run} hub.push=true hub.model_id={model_id}{'' if hub.private else ' hub.private=false'}"
         problem = (
-            f"{error} The run is finished and its model is in {relative_to_here(model)}; to push it, type "
+            f"{error} The run is finished and its model is in {relative_to_cwd(model)}; to push it, type "
             f"python {script_command('train.py')} {retry}"
         )
         folder.update(push_problem=problem)

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from angle.config import (
-    SELF,
+    SELF_TEACHER,
     BillmConfig,
     DataConfig,
     DataFormatConfig,
@@ -39,8 +39,8 @@ def resolve_config(config: TrainConfig, encoder: Encoder, data_format: str) -> T
         data=_with_absolute_paths(config.data),
         model=_resolve_model(config.model, encoder),
         pooling=PoolingConfig(encoder.pooling),
-        teacher=replace(config.teacher, name_or_path=teacher_name and _absolute(teacher_name)),
-        billm=_resolve_billm(encoder.contract.bidirectional_from, requested=config.billm.enabled),
+        teacher=replace(config.teacher, name_or_path=teacher_name and _absolute_if_local(teacher_name)),
+        billm=_resolve_billm(encoder.embedding_config.bidirectional_from, requested=config.billm.enabled),
         loss=_resolve_loss(config.loss, data_format, on_sample=config.data.train.names() == [SAMPLE]),
         data_format=DataFormatConfig(data_format),
         train=replace(config.train, learning_rate=learning_rate),
@@ -54,15 +54,15 @@ def _default_lr(model: str, *, has_adapter: bool) -> float:
 
 
 def _resolve_model(model: ModelConfig, encoder: Encoder) -> ModelConfig:
-    contract = encoder.contract
+    embedding_config = encoder.embedding_config
     return replace(
         model,
-        name_or_path=_absolute(model.name_or_path),
-        adapter=model.adapter and _absolute(model.adapter),
-        max_length=contract.max_length,
-        prompt=contract.prompt,
-        is_llm=contract.is_llm,
-        padding_side=contract.padding_side,
+        name_or_path=_absolute_if_local(model.name_or_path),
+        adapter=model.adapter and _absolute_if_local(model.adapter),
+        max_length=embedding_config.max_length,
+        prompt=embedding_config.prompt,
+        is_llm=embedding_config.is_llm,
+        padding_side=embedding_config.padding_side,
         end_token=encoder.tokenizer.tokenizer.eos_token in encoder.tokenizer.special_tokens[1],
         kernels=None if encoder.kernels is None else list(encoder.kernels.selected),
     )
@@ -86,13 +86,13 @@ def _with_absolute_paths(data: DataConfig) -> DataConfig:
     """Return the data's settings with files that are found from any working directory."""
 
     def absolute(source: SourceConfig) -> SourceConfig:
-        names = [_absolute(name) for name in source.names()]
+        names = [_absolute_if_local(name) for name in source.names()]
         return replace(source, name_or_path=names if isinstance(source.name_or_path, list) else next(iter(names), None))
 
     train, valid, valid_sts, test = map(absolute, (data.train, data.valid, data.valid_sts, data.test))
     return replace(data, train=train, valid=valid, valid_sts=valid_sts, test=test)
 
 
-def _absolute(name: str) -> str:
+def _absolute_if_local(name: str) -> str:
     path = Path(name).expanduser()
-    return str(path.resolve()) if name not in (SAMPLE, TINY, SELF) and path.exists() else name
+    return str(path.resolve()) if name not in (SAMPLE, TINY, SELF_TEACHER) and path.exists() else name

@@ -10,15 +10,15 @@ from pathlib import Path
 from angle.config.overrides import hydra_override, hydra_overrides
 from angle.distributed.environment import script_command
 from angle.evaluation.run_evaluators import DEFAULT_METRIC, TEST_METRIC, metric_named
-from angle.files import relative_to_here
+from angle.files import relative_to_cwd
 from angle.training.run_folder import RunFolder
 
 SWEEP_FLAGS = frozenset({"-m", "--multirun"})
 #: How command-line words start that a sweep of the same run leaves out.
-UNSWEPT = ("-", "hub.", "hydra.", "train.output_dir=", "train.resume=")
+LEFT_OUT_OF_SWEEP = ("-", "hub.", "hydra.", "train.output_dir=", "train.resume=")
 #: Settings worth sweeping; where the in-batch loss is the only one, its weight merely scales the whole loss.
-SWEPT = {"loss.ibn_w": "10,20,30", "loss.angle_tau": "1,20"}
-SWEPT_OF_FORMAT_C = {"loss.ibn_tau": "10,20,50"}
+SUGGESTED_SWEEP = {"loss.ibn_w": "10,20,30", "loss.angle_tau": "1,20"}
+SUGGESTED_SWEEP_OF_FORMAT_C = {"loss.ibn_tau": "10,20,50"}
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Result:
     """The outcome of a run."""
 
     folder: Path
-    finished_before: bool = False
+    already_finished: bool = False
     """The run was already finished; nothing was done."""
     best_metric: str | None = DEFAULT_METRIC.name
     """Name of the metric that chose the best model; None without validation rows for one."""
@@ -42,7 +42,7 @@ class Result:
     """The same of a baseline that only counts shared words."""
     pushed: str | None = None
     """Where the model is on the hub."""
-    pushed_before: bool = False
+    already_pushed: bool = False
     """It was already there; nothing was pushed."""
     push_problem: str | None = None
     """Why the push failed, and how to retry."""
@@ -60,8 +60,8 @@ class Result:
                 concern only its best job.
 
         """
-        run = relative_to_here(self.folder)
-        lines = [f"{run} holds this run already, finished."] if self.finished_before else []
+        run = relative_to_cwd(self.folder)
+        lines = [f"{run} holds this run already, finished."] if self.already_finished else []
         if self.test_before is not None and self.test_after is not None:
             lines += [
                 f"Test    {TEST_METRIC.label} {self.test_before:.4f} before training, {self.test_after:.4f} after "
@@ -72,7 +72,7 @@ class Result:
             lines += [f"Best    {label} {self.best_score:.4f} on validation, at step {self.best_step}"]
         lines += [f"Saved   {run}/{'best' if self.best_step is not None else 'final'}"]
         if self.pushed is not None:
-            lines += [f"Pushed  {self.pushed}{' (by this run before)' if self.pushed_before else ''}"]
+            lines += [f"Pushed  {self.pushed}{' (by this run before)' if self.already_pushed else ''}"]
         if not SWEEP_FLAGS.isdisjoint(words):
             return "\n".join(lines)
         model = shlex.quote(hydra_override("model.name_or_path", run))
@@ -88,9 +88,9 @@ class Result:
         """Return the command line of a hyperparameter sweep around this run."""
         folder = RunFolder(self.folder)
         if any(word.startswith("train.resume=") for word in words):
-            words = hydra_overrides(folder.requested())
-        swept = SWEPT_OF_FORMAT_C if folder.resolved().data_format.name == "C" else SWEPT
-        last = {word.lstrip("+~").partition("=")[0]: word for word in words if not word.startswith(UNSWEPT)}
+            words = hydra_overrides(folder.requested_config())
+        swept = SUGGESTED_SWEEP_OF_FORMAT_C if folder.resolved_config().data_format.name == "C" else SUGGESTED_SWEEP
+        last = {word.lstrip("+~").partition("=")[0]: word for word in words if not word.startswith(LEFT_OUT_OF_SWEEP)}
         unswept = [shlex.quote(word) for name, word in last.items() if name not in swept]
         sweep = [f"{name}={values}" for name, values in swept.items()]
         return " ".join([f"python {script_command('train.py')} -m", *unswept, *sweep])

@@ -46,14 +46,12 @@ class RunFolder:
         """Return the folder to resume in, the requested folder, or a new one named after the time.
 
         Raises:
-            ConfigError: no folder is requested, and several processes would each name their own.
+            ConfigError: no folder is requested, and several processes would each choose a different one.
 
         """
         path = resume or output_dir
         if path is None and world_size() > 1:
-            raise ConfigError(
-                "train.output_dir is missing: several processes cannot each make up a folder of their own."
-            )
+            raise ConfigError("train.output_dir is missing: several processes would each choose a different folder.")
         return cls(Path(path or time.strftime("runs/%Y-%m-%d/%H-%M-%S")))
 
     def check_config(self, config: TrainConfig) -> RunState:
@@ -72,7 +70,7 @@ class RunFolder:
                 f"train.output_dir={self.path} holds other files and no run, so nothing is written "
                 f"there; give an empty or a new folder."
             )
-        changed = config_diff(self.requested(), config)
+        changed = config_diff(self.requested_config(), config)
         if changed and Path(config.model.name_or_path).resolve() == self.path.resolve():
             raise ConfigError(
                 f"train.output_dir={self.path} holds the model that training starts from: give a new folder."
@@ -90,11 +88,11 @@ class RunFolder:
             return RunState.NEW
         return RunState.FINISHED if self.record().get("finished") else RunState.UNFINISHED
 
-    def resolved(self) -> TrainConfig:
+    def resolved_config(self) -> TrainConfig:
         """Return the run's settings, with everything decided."""
         return load_config(self.path / CONFIG_FILE)
 
-    def requested(self) -> TrainConfig:
+    def requested_config(self) -> TrainConfig:
         """Return the settings as requested when the run was started, before anything was decided.
 
         Raises:
@@ -140,13 +138,13 @@ class RunFolder:
         for folder in (self.path / "best", self.path / "final", *unfinished):
             restore_folder(folder)
 
-    def create(self, config: TrainConfig, requested: TrainConfig, record: dict[str, Any]) -> None:
+    def create(self, config: TrainConfig, requested_config: TrainConfig, record: dict[str, Any]) -> None:
         """Write the settings once, as decided and as requested, and the initial record."""
         self.path.mkdir(parents=True, exist_ok=True)
-        self.update(**record, requested=dataclasses.asdict(requested))
-        scratch = self.path / f".{CONFIG_FILE}.new"
-        save_config(config, scratch)
-        scratch.rename(self.path / CONFIG_FILE)
+        self.update(**record, requested=dataclasses.asdict(requested_config))
+        temp_path = self.path / f".{CONFIG_FILE}.new"
+        save_config(config, temp_path)
+        temp_path.rename(self.path / CONFIG_FILE)
 
     def record(self) -> dict[str, Any]:
         """Return what run.json says."""
@@ -158,8 +156,8 @@ class RunFolder:
         """Update entries of run.json atomically."""
         write_durably(self.path / RUN_FILE, json.dumps(self.record() | changes, indent=2, default=str) + "\n")
 
-    def truncate_after(self, step: int) -> None:
-        """Drop the checkpoints of steps that a resumed run will repeat; they are damaged."""
+    def delete_checkpoints_after(self, step: int) -> None:
+        """Delete checkpoints newer than the one resumed from; they failed their checksums."""
         for checkpoint in self.checkpoints():
             if checkpoint.name > _checkpoint_name(step):
                 shutil.rmtree(checkpoint)
@@ -203,8 +201,8 @@ class RunFolder:
             yield
         except (OSError, SafetensorError) as error:
             raise TrainingError(
-                f"{self.path} cannot be written to ({first_line(error)}). What was there is whole: make room, and "
-                f"resume with train.resume={self.path}"
+                f"{self.path} cannot be written to ({first_line(error)}). The existing files are intact: free "
+                f"disk space, then resume with train.resume={self.path}"
             ) from error
 
     def checkpoints(self) -> list[Path]:

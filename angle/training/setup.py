@@ -14,7 +14,7 @@ from angle.distributed.process_group import all_reduce_min
 from angle.errors import ConfigError
 from angle.evaluation.evaluator import RunContext
 from angle.evaluation.run_evaluators import DEFAULT_METRIC, RunEvaluators, metric_named
-from angle.modeling.bidirectional import check_directions
+from angle.modeling.bidirectional import check_bidirectional_layers
 from angle.modeling.compiling import compile_layers
 from angle.modeling.encoder import Encoder
 from angle.modeling.token_embeddings import freeze_unused_tokens
@@ -23,10 +23,10 @@ from angle.objective.combined import CombinedLoss
 from angle.objective.espresso import EspressoLoss
 from angle.objective.objective import Objective
 from angle.training.checkpoint import seed_everything
-from angle.training.data import Data, check_text_lengths, load_data, with_sample_splits
+from angle.training.data import RunData, check_text_lengths, load_data, with_sample_splits
 from angle.training.distributed import query_shards
 from angle.training.gradient_cache import GradientCache
-from angle.training.kernels import choose_run_kernels
+from angle.training.kernels import run_kernels_to_skip
 from angle.training.memory import find_token_budget
 from angle.training.resolve import resolve_config
 from angle.training.teacher import Teacher, load_teacher
@@ -36,14 +36,14 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Built:
+class RunComponents:
     """What a run works with, before it has a folder."""
 
     config: TrainConfig
     """The settings, with everything decided."""
     trainable: TrainableEncoder
     teacher: Teacher | None
-    data: Data
+    data: RunData
     objective: Objective
     evaluators: RunEvaluators
 
@@ -55,47 +55,47 @@ class Built:
     @property
     def total_steps(self) -> int:
         """Optimiser steps of the run."""
-        train = self.config.train
-        return train.max_steps or train.epochs * (self.data.train.steps_per_epoch or 0)
+        train_config = self.config.train
+        return train_config.max_steps or train_config.epochs * (self.data.train.steps_per_epoch or 0)
 
 
-def build(config: TrainConfig, accelerator: Accelerator) -> Built:
+def build(config: TrainConfig, accelerator: Accelerator) -> RunComponents:
     """Load the model and the data, check that they are compatible, and decide what was left open.
 
     Raises:
         ConfigError, DataError: anything wrong with the settings or the data.
 
     """
-    train = config.train
-    seed_everything(train.seed, rank=0)
-    choose = partial(choose_run_kernels, train.packing)
-    encoder = Encoder.load(config.model, config.pooling, config.lora, config.billm, choose=choose)
+    train_config = config.train
+    seed_everything(train_config.seed, rank=0)
+    kernel_selector = partial(run_kernels_to_skip, train_config.packing)
+    encoder = Encoder.load(config.model, config.pooling, config.lora, config.billm, kernel_selector=kernel_selector)
     encoder.to(accelerator.device)
     with accelerator.autocast():
-        encoder.try_packing(training=True)
+        encoder.verify_packing(training=True)
     _check_trainable(encoder)
 
     config = replace(config, data=with_sample_splits(config.data))
-    batch_spec = _batch_spec(train, config.data, accelerator)
+    batch_spec = _batch_spec(train_config, config.data, accelerator)
     with accelerator.main_process_first():  # the others find the tokens in the cache
         data = load_data(
             config.data,
             config.data_format.name,
             encoder.tokenizer,
             batch_spec,
-            needs_correlation=metric_named(train.best_metric) == DEFAULT_METRIC,
+            needs_correlation=metric_named(train_config.best_metric) == DEFAULT_METRIC,
         )
     check_text_lengths(data, encoder.pooling)
     config = resolve_config(config, encoder, data.train.format.name)
-    if isinstance(data.train, InMemoryTrainingData) and not train.weight_decay:
+    if isinstance(data.train, InMemoryTrainingData) and not train_config.weight_decay:
         freeze_unused_tokens(encoder.backbone, data.train.corpus.tokens.ids)
 
     duplicates, width = config.data.duplicates, encoder.dimensions
     loss = CombinedLoss(config.loss, data.train.format, width, duplicates, query_shards(accelerator))
-    espresso = EspressoLoss(loss, config.ese, encoder.depths.layers, width) if config.ese.enabled else None
+    espresso = EspressoLoss(loss, config.ese, encoder.layer_selector.num_layers, width) if config.ese.enabled else None
     objective = Objective(espresso or loss, config.teacher)
     context = RunContext(batch_spec.global_batch_size, duplicates, config.loss, width, accelerator.device)
-    evaluators = RunEvaluators.build(data.evaluated, train.best_metric, context)
+    evaluators = RunEvaluators.build(data.evaluated, train_config.best_metric, context)
 
     teacher = None
     if config.teacher.enabled:
@@ -108,43 +108,44 @@ def build(config: TrainConfig, accelerator: Accelerator) -> Built:
     trainable = TrainableEncoder(
         encoder,
         objective.depths,
-        alignment=None if teacher is None else teacher.alignment,
-        projection_dim=teacher.width if teacher is not None and config.teacher.projection else None,
+        distillation_level=None if teacher is None else teacher.distillation_level,
+        projection_dim=teacher.embedding_dim if teacher is not None and config.teacher.projection else None,
     )
-    if train.compile:
+    if train_config.compile:
         with accelerator.autocast():
             compile_layers(encoder)
-    if train.token_budget == "auto":
+    if train_config.token_budget == "auto":
         gradient_cache = GradientCache(trainable, objective, teacher, accelerator)
-        budget = _largest_token_budget(gradient_cache, data.train, train.batch_size)
+        budget = _largest_token_budget(gradient_cache, data.train, train_config.batch_size)
         config = replace(config, train=replace(config.train, token_budget=str(budget)))
-    return Built(config, trainable, teacher, data, objective, evaluators)
+    return RunComponents(config, trainable, teacher, data, objective, evaluators)
 
 
 def _check_trainable(encoder: Encoder) -> None:
-    """Check that the encoder's precision suits training, and that its layers attend as they should.
+    """Check that trainable weights are float32, and that its layers attend as they should.
 
     Raises:
-        ConfigError: the precision of trainable weights is too coarse for small steps, or layers attend otherwise.
+        ConfigError: trainable weights have less than 32 bits, or layers attend otherwise.
 
     """
-    coarse = {str(p.dtype).removeprefix("torch.") for p in encoder.parameters() if p.requires_grad} - {"float32"}
-    if coarse:
+    low_precision = {str(p.dtype).removeprefix("torch.") for p in encoder.parameters() if p.requires_grad} - {"float32"}
+    if low_precision:
         raise ConfigError(
-            f"The weights to train are {', '.join(sorted(coarse))}, too coarse for steps of a usual learning rate: add "
-            f"lora=r16 (its weights are float32), or model.dtype=float32 with train.mixed_precision=bf16."
+            f"Trainable weights are {', '.join(sorted(low_precision))}, in which updates of a usual learning rate are "
+            f"lost to rounding: add lora=r16 (its weights are float32), or model.dtype=float32 with "
+            f"train.mixed_precision=bf16."
         )
     if encoder.is_llm:
-        check_directions(encoder.backbone, encoder.bidirectional_from)
+        check_bidirectional_layers(encoder.backbone, encoder.bidirectional_from)
 
 
-def _batch_spec(train: TrainingConfig, data: DataConfig, accelerator: Accelerator) -> BatchSpec:
+def _batch_spec(train_config: TrainingConfig, data: DataConfig, accelerator: Accelerator) -> BatchSpec:
     return BatchSpec(
-        batch_size=train.batch_size,
-        accumulation=train.gradient_accumulation_steps,
+        batch_size=train_config.batch_size,
+        accumulation=train_config.gradient_accumulation_steps,
         duplicates=data.duplicates,
         shuffle=data.shuffle,
-        seed=train.seed if data.seed is None else data.seed,
+        seed=train_config.seed if data.seed is None else data.seed,
         world_size=accelerator.num_processes,
         rank=accelerator.process_index,
     )

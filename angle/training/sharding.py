@@ -125,8 +125,8 @@ def prepare(
 
 def full_tensor(tensor: Tensor) -> Tensor:
     """Return the full tensor, without gradient. A sharded one is gathered, so every process must call this."""
-    shard: Any = tensor.detach()
-    full: Tensor = shard.full_tensor() if hasattr(shard, "full_tensor") else shard
+    detached: Any = tensor.detach()
+    full: Tensor = detached.full_tensor() if hasattr(detached, "full_tensor") else detached
     return full
 
 

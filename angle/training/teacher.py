@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from angle.cache import cache_folder, load_array, save_array
-from angle.config import SELF, BillmConfig, ModelConfig, PoolingConfig, TeacherConfig
+from angle.config import SELF_TEACHER, BillmConfig, ModelConfig, PoolingConfig, TeacherConfig
 from angle.errors import ConfigError
 from angle.modeling.adapters import disable_trained_adapter
 from angle.modeling.backbone import position_limit
@@ -29,19 +29,24 @@ CACHE_BATCH_SIZE = 64
 class Teacher:
     """Provides the states that the student's are aligned with."""
 
-    def __init__(self, encoder: Encoder, *, alignment: str = "texts", is_student: bool = False) -> None:
+    def __init__(
+        self, encoder: Encoder, *, distillation_level: str = "texts", shares_student_encoder: bool = False
+    ) -> None:
         """Use an encoder as the teacher.
 
         Args:
             encoder: the teacher, or the student.
-            alignment: "texts" or "tokens": whether embeddings or the states of individual tokens are aligned.
-            is_student: whether the encoder is the student itself, with its trained adapter disabled for the teacher.
+            distillation_level: "texts" or "tokens": whether embeddings or the states of individual tokens are compared.
+            shares_student_encoder: whether the encoder is the student itself, with its trained adapter disabled
+                for the teacher.
 
         """
         self.encoder: Encoder | None = encoder
-        self.alignment = alignment
-        self.width = int(encoder.backbone.config.hidden_size) if alignment == "tokens" else encoder.dimensions
-        self._is_student = is_student
+        self.distillation_level = distillation_level
+        self.embedding_dim = (
+            int(encoder.backbone.config.hidden_size) if distillation_level == "tokens" else encoder.dimensions
+        )
+        self._shares_student_encoder = shares_student_encoder
         self._cached_embeddings: npt.NDArray[np.float32] | None = None
 
     @torch.no_grad()
@@ -61,9 +66,9 @@ class Teacher:
         was_training = encoder.training
         encoder.eval()
         try:
-            with self._before_training(encoder):
+            with self._trained_adapter_disabled(encoder):
                 states: Tensor
-                if self.alignment == "tokens":
+                if self.distillation_level == "tokens":
                     _, states = encoder.with_token_states(ids, lengths)
                 else:
                     states = encoder(ids, lengths)
@@ -75,25 +80,25 @@ class Teacher:
         """Compute the embeddings of all texts, or load them from disk, and release the encoder."""
         encoder = self.encoder
         assert encoder is not None
-        key = hashlib.sha256(f"{encoder.contract}/{encoder.backbone.config.to_json_string()}".encode())
+        key = hashlib.sha256(f"{encoder.embedding_config}/{encoder.backbone.config.to_json_string()}".encode())
         key.update(np.ascontiguousarray(tokens.ids).tobytes())
         key.update(np.ascontiguousarray(tokens.offsets).tobytes())
-        with self._before_training(encoder):
+        with self._trained_adapter_disabled(encoder):
             for parameter in encoder.parameters():
-                if not (self._is_student and parameter.requires_grad):
+                if not (self._shares_student_encoder and parameter.requires_grad):
                     key.update(parameter.detach().contiguous().view(torch.uint8).cpu().numpy().tobytes())
             path = cache_folder("teachers") / f"{key.hexdigest()}.npy"
             embeddings = load_array(path)
-            if embeddings is None or embeddings.shape != (len(tokens), self.width):
+            if embeddings is None or embeddings.shape != (len(tokens), self.embedding_dim):
                 embeddings = encoder.encode_tokens(tokens, CACHE_BATCH_SIZE).numpy()
                 save_array(path, embeddings)
         self._cached_embeddings = embeddings
-        if not self._is_student:
+        if not self._shares_student_encoder:
             self.encoder = None
 
-    def _before_training(self, encoder: Encoder) -> AbstractContextManager[None]:
-        """Disable the student's trained adapter, if the student is the teacher."""
-        return disable_trained_adapter(encoder.backbone) if self._is_student else nullcontext()
+    def _trained_adapter_disabled(self, encoder: Encoder) -> AbstractContextManager[None]:
+        """Disable the trained adapter, if the teacher shares the student's encoder."""
+        return disable_trained_adapter(encoder.backbone) if self._shares_student_encoder else nullcontext()
 
 
 def load_teacher(
@@ -109,25 +114,26 @@ def load_teacher(
         new_adapter: whether the student trains a new adapter; without it, the student is what it was before training.
 
     Raises:
-        ConfigError: a teacher that cannot read the student's tokens, or whose states have another width.
+        ConfigError: a teacher that cannot read the student's tokens, or whose states have another number of dimensions.
 
     """
-    alignment = "tokens" if config.pooling == "tokens" else "texts"
+    distillation_level = "tokens" if config.pooling == "tokens" else "texts"
     same_states = (
         config.pooling in ("auto", "tokens", student.pooling)
         and config.dtype in (None, model.dtype)
         and config.load_kbit in (None, student.load_kbit)
     )
-    if config.name_or_path == SELF and new_adapter and same_states:
-        return Teacher(student, alignment=alignment, is_student=True)
+    if config.name_or_path == SELF_TEACHER and new_adapter and same_states:
+        return Teacher(student, distillation_level=distillation_level, shares_student_encoder=True)
     encoder = _load_encoder(config, student, model, billm)
     _check_same_tokens(str(config.name_or_path), encoder, student)
-    teacher = Teacher(encoder, alignment=alignment)
-    width = student.backbone.config.hidden_size if alignment == "tokens" else student.dimensions
-    if teacher.width != width and not config.projection:
+    teacher = Teacher(encoder, distillation_level=distillation_level)
+    student_dim = student.backbone.config.hidden_size if distillation_level == "tokens" else student.dimensions
+    if teacher.embedding_dim != student_dim and not config.projection:
         raise ConfigError(
-            f"teacher.name_or_path={config.name_or_path} has {teacher.width} dimensions and the student {width}: type "
-            f"teacher.projection=true to train a linear map between them, or choose a teacher of the same width."
+            f"teacher.name_or_path={config.name_or_path} has {teacher.embedding_dim} dimensions and the student "
+            f"{student_dim}: type teacher.projection=true to train a linear map between them, or "
+            f"choose a teacher with as many."
         )
     return teacher
 
@@ -136,7 +142,7 @@ def _load_encoder(config: TeacherConfig, student: Encoder, model: ModelConfig, b
     """Return the teacher's own encoder, frozen: another model, or a copy of the student's."""
     pooling = PoolingConfig("auto" if config.pooling == "tokens" else config.pooling)
     teacher_billm: BillmConfig | None = None
-    if config.name_or_path == SELF:
+    if config.name_or_path == SELF_TEACHER:
         teacher_billm = billm
         pooling = PoolingConfig(student.pooling) if pooling.strategy == "auto" else pooling
     else:
@@ -170,14 +176,14 @@ def _with_teacher_settings(message: str) -> str:
 def _check_same_tokens(name: str, teacher: Encoder, student: Encoder) -> None:
     """Check that the student's token ids mean the same to the teacher."""
     teacher_vocab, student_vocab = (encoder.tokenizer.tokenizer.get_vocab() for encoder in (teacher, student))
-    token = next((token for token, number in student_vocab.items() if teacher_vocab.get(token) != number), None)
+    token = next((token for token, token_id in student_vocab.items() if teacher_vocab.get(token) != token_id), None)
     if token is not None:
-        number = teacher_vocab.get(token)
+        token_id = teacher_vocab.get(token)
         raise ConfigError(
             f"teacher.name_or_path={name} has another tokenizer ({len(teacher_vocab):,} tokens, the student's has "
             f"{len(student_vocab):,}; {token!r} is number {student_vocab[token]} for the student and "
-            f"{'no token' if number is None else f'number {number}'} for the teacher), so the student's tokens would "
-            f"mean something else to it: choose a teacher with the student's tokenizer."
+            f"{'no token' if token_id is None else f'number {token_id}'} for the teacher), so the student's tokens "
+            f"would mean something else to it: choose a teacher with the student's tokenizer."
         )
     limit = position_limit(teacher.backbone)
     if limit is not None and student.tokenizer.max_length > limit:

@@ -156,13 +156,13 @@ def title(measured: Measured) -> str:
 
 def facts_of(command: str, device: str | None, *, with_sbert: bool, peer: Mapping[str, str]) -> dict[str, str]:
     """Return the facts without which a result is worthless; `peer` has the versions in angle_emb's environment."""
-    further = (SBERT,) if with_sbert else ()
-    here = versions("torch", "transformers", "accelerate", *further)
+    extra_packages = (SBERT,) if with_sbert else ()
+    here = versions("torch", "transformers", "accelerate", *extra_packages)
     there = f" {ANGLE_EMB}: {', '.join(f'{name} {number}' for name, number in peer.items())}." if peer else ""
     found = {
         "date": time.strftime("%Y-%m-%d"),
         "hardware": hardware(device),
         "command": command,
-        "versions": f"{' and '.join([f'This project at {commit()}', *further])}: {here}.{there}",
+        "versions": f"{' and '.join([f'This project at {commit()}', *extra_packages])}: {here}.{there}",
     }
     return found | ({"gpu": device} if device else {})

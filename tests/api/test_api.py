@@ -1,4 +1,4 @@
-"""The Python face: the reference's own example, encoding, names that are wrong, and the folders it leaves."""
+"""The Python face: angle_emb's own example, encoding, names that are wrong, and the folders it leaves."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def angle() -> AnglE:
     return AnglE.from_pretrained("tiny")
 
 
-def test_the_reference_s_example(tmp_path: Path) -> None:
+def test_angle_emb_example(tmp_path: Path) -> None:
     """Load, prepare, train, evaluate, as its documentation shows it."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # no CUDA here
@@ -79,7 +79,7 @@ def test_the_reference_s_example(tmp_path: Path) -> None:
     np.testing.assert_array_equal(angle.encode(TEXTS), Encoder.load(ModelConfig(str(tmp_path / "run"))).encode(TEXTS))
 
 
-def test_fit_leaves_the_reference_s_values_to_what_is_not_given(tmp_path: Path) -> None:
+def test_fit_has_the_defaults_of_angle_emb(tmp_path: Path) -> None:
     angle = AnglE("tiny")
     angle.fit(rows("train", 20, "C"), output_dir=str(tmp_path / "run"), config={"train": {"max_steps": 1, "seed": 7}})
     config = load_config(tmp_path / "run" / "config.yaml")
@@ -155,9 +155,9 @@ def test_encode_is_the_encoder_s_in_every_shape(angle: AnglE) -> None:
     np.testing.assert_allclose(angle.encode(iter(TEXTS), batch_size=1), expected, atol=1e-6)
 
 
-def test_encode_in_blocks(angle: AnglE, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_encode_in_chunks(angle: AnglE, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = angle.encode(TEXTS)
-    monkeypatch.setattr("angle.modeling.encoder.TEXTS_AT_ONCE", 2)
+    monkeypatch.setattr("angle.modeling.encoder.ENCODE_CHUNK_SIZE", 2)
     np.testing.assert_allclose(angle.encode(TEXTS), expected, atol=1e-6)
 
 
@@ -170,7 +170,7 @@ def test_encode_with_a_prompt(angle: AnglE) -> None:
     np.testing.assert_array_equal(with_column, angle.encode(["dog: cat"]))
 
 
-def test_evaluate_by_hand(angle: AnglE) -> None:
+def test_evaluate_matches_reference(angle: AnglE) -> None:
     pairs = rows("test", 30)
     left, right = (torch.from_numpy(angle.encode(pairs[name])).double() for name in ("text1", "text2"))
     cosine = torch.cosine_similarity(left, right).numpy()
@@ -182,7 +182,7 @@ def test_evaluate_by_hand(angle: AnglE) -> None:
         angle.evaluate(pairs, metric="spearman")
 
 
-def test_rows_of_any_kind(tmp_path: Path) -> None:
+def test_evaluate_accepts_every_kind_of_data(tmp_path: Path) -> None:
     pairs = rows("test", 30)
     pairs.to_json(tmp_path / "pairs.jsonl")
     angle = AnglE.from_pretrained("tiny")
@@ -207,7 +207,7 @@ def test_rows_of_any_kind(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_data_that_are_no_rows(angle: AnglE, data: Any, message: str) -> None:
+def test_data_without_rows_are_refused(angle: AnglE, data: Any, message: str) -> None:
     with pytest.raises(DataError) as caught:
         angle.metrics(data)
     assert str(caught.value) == message
@@ -230,7 +230,7 @@ def test_prepared_rows_say_how_they_are_read(tmp_path: Path) -> None:
     )
 
 
-def test_rows_prepared_differently(tmp_path: Path) -> None:
+def test_differently_prepared_rows_are_refused(tmp_path: Path) -> None:
     angle = AnglE("tiny")
     ask, find = (AngleDataTokenizer(angle.tokenizer, prompt_template=f"{word}: {{text}}") for word in ("Ask", "Find"))
     pairs = rows("test", 30)
@@ -271,7 +271,7 @@ def test_preparing_with_wrong_arguments(
     assert str(caught.value) == message
 
 
-def test_rows_of_no_format(angle: AnglE) -> None:
+def test_rows_that_match_no_format_are_refused(angle: AnglE) -> None:
     with pytest.raises(DataError, match="which match no format"):
         AngleDataTokenizer(angle.tokenizer)({"sentence1": "a", "score": 1.0})
     with pytest.raises(
@@ -342,13 +342,13 @@ def test_rows_of_no_format(angle: AnglE) -> None:
         ),
     ],
 )
-def test_wrong_names(angle: AnglE, call: Callable[[AnglE], Any], message: str) -> None:
+def test_wrong_names_suggest_the_right_ones(angle: AnglE, call: Callable[[AnglE], Any], message: str) -> None:
     with pytest.raises((TypeError, ConfigError)) as caught:
         call(angle)
     assert str(caught.value).startswith(message)
 
 
-def test_what_is_no_text_is_named_by_its_position(angle: AnglE) -> None:
+def test_invalid_text_is_named_by_its_position(angle: AnglE) -> None:
     with pytest.raises(TypeError, match="text 2 of 3 is None: encode takes texts, or mappings"):
         angle.encode(["a", None, "b"])  # type: ignore[list-item]
 
@@ -360,7 +360,7 @@ def test_what_is_no_text_is_named_by_its_position(angle: AnglE) -> None:
         ([{"body": "a"}], "text 1 of 1 has no text for text: give mappings such as {'text': '...'}"),
     ],
 )
-def test_what_cannot_be_encoded(angle: AnglE, inputs: Any, message: str) -> None:
+def test_invalid_inputs_of_encode_are_refused(angle: AnglE, inputs: Any, message: str) -> None:
     with pytest.raises(TypeError, match=re.escape(message)):
         angle.encode(inputs)
 
@@ -387,14 +387,14 @@ def test_a_length_that_leaves_no_text(angle: AnglE, max_length: int) -> None:
         angle.encode("a", max_length=max_length)
 
 
-def test_a_setting_is_given_once(angle: AnglE, tmp_path: Path) -> None:
+def test_setting_given_twice_is_refused(angle: AnglE, tmp_path: Path) -> None:
     with pytest.raises(
         ConfigError, match="argument_kwargs has num_train_epochs=1 beside epochs=2, which says the same"
     ):
         angle.fit([], epochs=2, output_dir=str(tmp_path / "run"), argument_kwargs={"num_train_epochs": 1})
 
 
-def test_nothing_is_overwritten(angle: AnglE, tmp_path: Path) -> None:
+def test_save_pretrained_overwrites_nothing(angle: AnglE, tmp_path: Path) -> None:
     angle.save_pretrained(str(tmp_path / "saved"))
     before = snapshot(tmp_path)
     np.testing.assert_array_equal(AnglE.from_pretrained(str(tmp_path / "saved")).encode(TEXTS), angle.encode(TEXTS))
@@ -408,7 +408,7 @@ def test_nothing_is_overwritten(angle: AnglE, tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
-def test_without_a_gpu(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_cuda_and_fp16_without_a_gpu_fall_back(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.warns(UserWarning, match="There is no CUDA device here: the model stays on the CPU"):
         angle = AnglE("tiny").cuda()
     assert angle.device == torch.device("cpu")
@@ -428,11 +428,11 @@ def test_formats_and_prompts_are_printed(capsys: pytest.CaptureFixture[str]) -> 
 
 
 def test_all_arguments_are_settings_of_the_schema() -> None:
-    from angle.compat.arguments import GENERATION
+    from angle.compat.arguments import ANGLE_EMB
     from angle.config.keys import setting_types, unflatten
 
     owners = ("AnglE", "fit", "argument_kwargs", "trainer_kwargs", "model_kwargs", "loss_kwargs", "lora_config_kwargs")
-    keys = [key for owner in owners for key in GENERATION.python_settings(owner).values()]
+    keys = [key for owner in owners for key in ANGLE_EMB.python_settings(owner).values()]
     assert len(keys) > 50
     assert set(keys) <= setting_types(TrainConfig).keys()
     assert json.dumps(unflatten({"a.b": 1, "a.c": 2, "d": 3})) == '{"a": {"b": 1, "c": 2}, "d": 3}'

@@ -65,7 +65,7 @@ def test_rows_to_train_on_stay_with_the_run_until_it_is_finished(
     assert straight is not None
     assert not cache_folder("datasets").exists()
     assert not (run.path / "fit_data").exists()
-    assert AnglE("tiny").fit(rows("train", 40), **arguments).result.finished_before
+    assert AnglE("tiny").fit(rows("train", 40), **arguments).result.already_finished
 
     def interrupt(_: object) -> None:
         raise KeyboardInterrupt
@@ -82,7 +82,7 @@ def test_rows_to_train_on_stay_with_the_run_until_it_is_finished(
         assert {path.name.split("-")[0] for path in (run.path / "fit_data").iterdir()} == {"train_ds", "valid_ds"}
         shutil.rmtree(run.checkpoints()[0])
         result = resume()
-        assert not result.finished_before
+        assert not result.already_finished
         assert result.best_score == straight.best_score
     with pytest.raises(ConfigError, match=r"holds a run with other settings \(data\.train\.name_or_path: "):
         AnglE("tiny").fit(rows("train", 39), **arguments)
@@ -108,7 +108,7 @@ def test_a_run_that_does_not_start_leaves_nothing(angle: AnglE, tmp_path: Path, 
     assert after == {name: content for name, content in before.items() if not name.startswith("cache")}
 
 
-def test_other_work_is_left_alone(angle: AnglE, tmp_path: Path) -> None:
+def test_fit_leaves_other_files_in_the_output_dir_alone(angle: AnglE, tmp_path: Path) -> None:
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "data.txt").write_text("x")
     with pytest.raises(ConfigError, match="holds other files and no run"):

@@ -1,4 +1,4 @@
-"""The benchmark of the gradient cache: what it measures, and how it is told."""
+"""The benchmark of the gradient cache: what it measures, and how it is reported."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 from conftest import REPO, write_jsonl
 
 from benchmarks import gradient_cache
-from benchmarks.gradient_cache import Found, Task, fitting, measure, table
+from benchmarks.gradient_cache import BenchmarkCase, Measurement, measure, rows_within_budget, table
 
 
 def triples(count: int) -> list[dict[str, Any]]:
@@ -26,33 +26,33 @@ def triples(count: int) -> list[dict[str, Any]]:
     ]
 
 
-def test_a_task_is_one_batch_in_its_micro_batches(folder_of: Callable[[str], str], tmp_path: Path) -> None:
+def test_case_is_one_batch_in_micro_batches(folder_of: Callable[[str], str], tmp_path: Path) -> None:
     rows = write_jsonl(tmp_path / "rows.jsonl", triples(12))
-    plain = Task(folder_of("bert"), str(rows), 8, None, "float32", 64, 2)
+    plain = BenchmarkCase(folder_of("bert"), str(rows), 8, None, "float32", 64, 2)
     whole, half = measure(plain), measure(replace(plain, count=4))
-    assert whole.parts == half.parts == 1
+    assert whole.num_micro_batches == half.num_micro_batches == 1
     assert whole.tokens == 2 * half.tokens
     budget = whole.tokens // 3
     cut = measure(replace(plain, budget=budget, steps=1))
     assert cut.tokens == whole.tokens
-    assert 3 <= cut.parts <= 5
-    assert [len(found.seconds) for found in (whole, cut)] == [2, 1]
+    assert 3 <= cut.num_micro_batches <= 5
+    assert [len(measurement.seconds) for measurement in (whole, cut)] == [2, 1]
     assert cut.memory > 10 * 2**20
 
 
-def test_rows_fit_by_their_distinct_texts() -> None:
+def test_rows_within_budget_counts_distinct_texts() -> None:
     rows, lengths = [["a", "b"], ["a", "c"], ["c", "c"], ["d", "a"]], {"a": 3, "b": 5, "c": 7, "d": 1}
-    assert [fitting(rows, lengths, budget) for budget in (1, 14, 15, 16, 99)] == [2, 2, 3, 4, 4]
+    assert [rows_within_budget(rows, lengths, budget) for budget in (1, 14, 15, 16, 99)] == [2, 2, 3, 4, 4]
 
 
-def test_times_are_compared_by_the_row() -> None:
-    plain = Task("", "", 10, None, "float32", 64, 2)
+def test_table_compares_time_per_row() -> None:
+    plain = BenchmarkCase("", "", 10, None, "float32", 64, 2)
     large = replace(plain, count=80, budget=512, steps=1)
-    found = [
-        [Found([1.0, 3.0], 2**20, 50, 1), Found([4.0, 6.0], 3 * 2**20, 50, 1)],
-        [Found([24.0], 2**21, 500, 4), Found([80.0], 2**21, 500, 4)],
+    measurements = [
+        [Measurement([1.0, 3.0], 2**20, 50, 1), Measurement([4.0, 6.0], 3 * 2**20, 50, 1)],
+        [Measurement([24.0], 2**21, 500, 4), Measurement([80.0], 2**21, 500, 4)],
     ]
-    assert table([plain, large], found).splitlines()[2:] == [
+    assert table([plain, large], measurements).splitlines()[2:] == [
         "| 10 rows, one pass | 50 | 1 | 350.00 ms [200.00, 500.00] |  | 3 MiB |",
         "| 80 rows, at most 512 tokens at once | 500 | 4 | 650.00 ms [300.00, 1,000.00] | 1.75 [1.50, 2.00] | 2 MiB |",
     ]

@@ -48,7 +48,7 @@ from benchmarks.throughput.techniques import Disabled, disable, kernels_without
 from benchmarks.throughput.workloads import WORKLOADS
 
 
-def test_a_step_is_the_median_of_all_with_the_rounds_medians_beside_it() -> None:
+def test_step_time_is_the_median_with_the_range_of_rounds() -> None:
     assert step_time([[1.0, 2.0, 9.0], [4.0, 5.0, 6.0]]) == Spread(4.5, 2.0, 5.0)
 
 
@@ -97,7 +97,7 @@ def test_a_step_lasts_from_the_end_of_the_one_before_to_its_own() -> None:
     assert between(stamps, 3) == [[4.0, 2.0]]
 
 
-def test_the_clock_hears_every_step_and_takes_out_what_does_not_count() -> None:
+def test_step_clock_records_every_step_and_excludes_untimed_work() -> None:
     clock, weight = StepClock(), torch.nn.Parameter(torch.zeros(1))
     optimizer = torch.optim.SGD([weight], lr=0.1)
     begun = time.perf_counter()
@@ -114,7 +114,7 @@ def test_the_clock_hears_every_step_and_takes_out_what_does_not_count() -> None:
 
 
 @pytest.mark.slow
-def test_without_its_techniques_it_does_the_same_work(folder_of: Callable[[str], str], tmp_path: Path) -> None:
+def test_loss_is_the_same_without_techniques(folder_of: Callable[[str], str], tmp_path: Path) -> None:
     config = Path(folder_of("bert"), "config.json")
     without_dropout = json.loads(config.read_text()) | {
         "hidden_dropout_prob": 0.0,
@@ -139,7 +139,7 @@ def test_without_its_techniques_it_does_the_same_work(folder_of: Callable[[str],
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
-def test_a_technique_that_is_not_there_is_refused() -> None:
+def test_unknown_technique_is_refused() -> None:
     for take_out in (disable, lambda names: kernels_without(names, KERNEL_NAMES)):
         with pytest.raises(ValueError, match=r"There is no technique packed row; there are: packed rows, attention in"):
             take_out(["fused AdamW", "packed row"])
@@ -179,7 +179,7 @@ def bench(folder_of: Callable[[str], str], tmp_path: Path) -> Bench:
 
 
 @pytest.mark.parametrize("task", ["loss", "train"])
-def test_a_peer_that_cannot_do_the_work_is_told_of_and_left_out(
+def test_a_peer_that_cannot_do_the_work_is_reported_and_skipped(
     bench: Bench, monkeypatch: pytest.MonkeyPatch, task: str
 ) -> None:
     trained: list[str] = []
@@ -234,7 +234,7 @@ def test_nothing_is_measured_where_losses_differ(bench: Bench, monkeypatch: pyte
         bench.measure(WORKLOADS["nli-32"], "float32")
 
 
-def test_peers_are_those_that_are_asked_for(tmp_path: Path) -> None:
+def test_peers_option_selects_systems(tmp_path: Path) -> None:
     def systems(name: str, *words: str) -> list[str]:
         return Bench(parse([*words]), tmp_path)._systems(WORKLOADS[name])
 
@@ -243,7 +243,7 @@ def test_peers_are_those_that_are_asked_for(tmp_path: Path) -> None:
     assert systems("nli-128", "--peers", SBERT) == [OWN, SBERT, f"{SBERT}, cached"]
 
 
-def test_what_this_project_cannot_do_ends_the_benchmark(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failure_of_this_project_ends_the_benchmark(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(job: Job, python: str) -> dict[str, Any]:
         raise WorkerError(job.system)
 

@@ -162,7 +162,7 @@ def test_valid_overrides(words):
     check_arguments(words, TrainConfig, CONF)
 
 
-def test_words_of_the_other_commands():
+def test_overrides_of_evaluate_and_convert():
     check_arguments(["tasks=[stsb,a.jsonl]", "columns={text1: a}", "label_map.x=1"], EvaluateConfig, CONF)
     with pytest.raises(ConfigError, match=r"^There is no setting task; did you mean tasks\?$"):
         check_arguments(["task=stsb"], EvaluateConfig, CONF)
@@ -283,7 +283,7 @@ def test_help_is_fast_and_writes_nothing(tmp_path, script):
     assert not list(tmp_path.iterdir())
 
 
-def test_the_settings_of_a_command_line_can_be_looked_at(command, tmp_path):
+def test_cfg_job_prints_the_composed_settings(command, tmp_path):
     done = command("train.py", "--cfg", "job", "model=llama7b", "lora=r64", "loss=format_b")
     assert (done.returncode, done.stderr) == (0, "")
     assert "name_or_path: NousResearch/Llama-2-7b-chat-hf\n" in done.stdout
@@ -314,5 +314,5 @@ def test_a_folder_that_cannot_be_written_to(command):
     )
 
 
-def test_public_names_can_be_completed():
+def test_dir_lists_the_public_names():
     assert {"AnglE", "fit", "Prompts"} <= set(dir(angle))

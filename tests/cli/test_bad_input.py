@@ -225,10 +225,10 @@ CASES = {
         ("model.load_kbit=4",),
         "model.load_kbit=4 freezes the weights, so there is nothing to train: add lora=r16.",
     ),
-    "coarse weights": Case(
+    "low-precision weights": Case(
         ("model.dtype=bfloat16", "model.name_or_path=even", *TRAIN),
-        "The weights to train are bfloat16, too coarse for steps of a usual learning rate: add lora=r16 (its weights "
-        "are float32), or model.dtype=float32 with train.mixed_precision=bf16.",
+        "Trainable weights are bfloat16, in which updates of a usual learning rate are lost to rounding: add lora=r16 "
+        "(its weights are float32), or model.dtype=float32 with train.mixed_precision=bf16.",
         {"even": even_model, "rows.jsonl": lines(PAIRS)},
         heavy=True,
     ),
@@ -260,7 +260,7 @@ CASES = {
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=[pytest.mark.slow] if case.heavy else []) for name, case in CASES.items()]
 )
-def test_one_line_and_nothing_written(name, tmp_path):
+def test_bad_input_is_a_one_line_error_and_writes_nothing(name, tmp_path):
     case = CASES[name]
     for file, content in case.files.items():
         (tmp_path / file).parent.mkdir(exist_ok=True)

@@ -141,7 +141,7 @@ def test_a_sweep_has_a_folder_per_job_each_of_which_can_be_resumed(tmp_path):
     scores = [json.loads((job / "run.json").read_text())["result"]["best_score"] for job in jobs]
     assert best == f"sweep/{jobs[np.argmax(scores)].name}"
     for job in jobs:
-        assert fit(build_config({"train": {"resume": str(job)}}, TrainConfig)).finished_before
+        assert fit(build_config({"train": {"resume": str(job)}}, TrainConfig)).already_finished
 
     uninterrupted = ["loss.ibn_w=20", "loss.angle_tau=1", "train.max_steps=30", "train.save_steps=10"]
     done = start("train.py", *uninterrupted, "train.output_dir=uninterrupted", folder=tmp_path)
@@ -174,7 +174,7 @@ def test_an_interrupted_run_says_how_to_resume(tmp_path):
     assert int(steps[0]) >= int(steps[1]) == max(checkpoints, default=0)
 
 
-def test_a_job_that_cannot_run_stops_no_other(command: Command, tmp_path):
+def test_failed_job_does_not_stop_a_sweep(command: Command, tmp_path):
     words = ["train.batch_size=1,8", "train.max_steps=2", "train.logging_steps=2"]
     done = command("train.py", "-m", *words, "train.output_dir=out/${hydra:job.num}")
     assert done.returncode == 1
@@ -202,7 +202,7 @@ def adapter_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ("word", "change"),
     [("train.batch_size=32", "train.batch_size: 4 -> 32"), ("lora=none", "lora.enabled: true -> false")],
 )
-def test_a_default_that_is_typed_counts_as_a_change(
+def test_explicit_default_counts_as_a_change_on_resume(
     command: Command, adapter_run: Path, tmp_path: Path, word: str, change: str
 ) -> None:
     shutil.copytree(adapter_run, tmp_path / "run")
@@ -232,7 +232,7 @@ def test_the_sweep_that_is_suggested_is_one_of_the_run(command: Command, tmp_pat
             assert setting in run.read_text()
 
 
-def test_what_comes_next_can_be_typed_whatever_the_folder_is_called(command: Command) -> None:
+def test_suggested_commands_quote_the_folder(command: Command) -> None:
     done = command("train.py", "train.max_steps=1", "train.output_dir='out dïr [a]'")
     line = next(line for line in done.stdout.splitlines() if "convert.py" in line)
     converted = command("convert.py", *shlex.split(line)[2:])

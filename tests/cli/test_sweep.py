@@ -31,7 +31,7 @@ def test_a_loss_is_shown_as_it_is_and_the_lowest_is_best() -> None:
     )
 
 
-def test_a_long_name_is_above_its_numbers() -> None:
+def test_column_is_as_wide_as_a_long_metric_name() -> None:
     header, row, *_ = comparison_table([job(1, 0.5, "triplet_accuracy"), job(2, 0.25, "triplet_accuracy")]).splitlines()
     assert header == "Job                triplet accuracy"
     assert row == "  0  train.seed=1            0.5000  best"

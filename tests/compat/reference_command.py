@@ -1,4 +1,4 @@
-"""Command lines of the reference, translated: for the tests of this folder."""
+"""Command lines of angle_emb, translated: for the tests of this folder."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import pytest
 from conftest import REPO
 
 from angle import ConfigError, TrainConfig, build_config
+from angle.compat.angle_emb_0_5 import ANGLE_EMB_0_5
 from angle.compat.command_line import parse
-from angle.compat.generation_0_5 import GENERATION_0_5
 from angle.compat.translation import Translation, translate
 from angle.config.keys import flatten, unflatten
 
-OPTIONS = GENERATION_0_5.by_name
+OPTIONS = ANGLE_EMB_0_5.by_name
 REFERENCE = json.loads((REPO / "tests" / "fixtures" / "reference_options.json").read_text())
 BASE = "--model_name_or_path m --train_name_or_path t.jsonl --save_dir out --seed 42"
 VALID, CALLBACK = "--valid_name_or_path v.jsonl", "--valid_name_or_path_for_callback s.jsonl"
@@ -31,12 +31,12 @@ def clear_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def translation_of(words: str) -> Translation:
-    """Return the translation of a command line of the reference."""
-    return translate(parse(shlex.split(words), GENERATION_0_5))
+    """Return the translation of a command line of angle_emb."""
+    return translate(parse(shlex.split(words), ANGLE_EMB_0_5))
 
 
 def config_of(words: str) -> TrainConfig:
-    """Return the configuration equivalent to a command line of the reference."""
+    """Return the configuration equivalent to a command line of angle_emb."""
     return build_config(unflatten(translation_of(words).settings), TrainConfig)
 
 

@@ -1,4 +1,4 @@
-"""The reference's command: what it prints, how its errors name its options, and the reference's own examples."""
+"""angle_emb's command: what it prints, how its errors name its options, and angle_emb's own examples."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def run_main(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, words: str) -> Tra
     return ran[0]
 
 
-def test_the_line_is_printed_with_notes_and_what_comes_next(monkeypatch, capsys, tmp_path):
+def test_equivalent_command_notes_and_next_steps_are_printed(monkeypatch, capsys, tmp_path):
     config = run_main(monkeypatch, tmp_path, f"{BASE} --prompt_template '\"{{text}}\", he said' --fix_data 1")
     line, *rest = capsys.readouterr().out.splitlines()
     assert line.startswith("same as python train.py model.name_or_path=m ")
@@ -66,7 +66,7 @@ def test_the_line_is_printed_with_notes_and_what_comes_next(monkeypatch, capsys,
     assert rest[-1].strip() == f"python train.py -m {shlex.join(swept)} loss.ibn_w=10,20,30 loss.angle_tau=1,20"
 
 
-def test_without_a_folder_the_run_has_one_by_its_time(monkeypatch, capsys, tmp_path):
+def test_default_run_folder_is_named_by_the_time(monkeypatch, capsys, tmp_path):
     config = run_main(monkeypatch, tmp_path, BASE.replace("--save_dir out", ""))
     printed = capsys.readouterr().out
     assert "note    --save_dir defaults to runs/<date>/<time>\n" in printed
@@ -74,7 +74,7 @@ def test_without_a_folder_the_run_has_one_by_its_time(monkeypatch, capsys, tmp_p
     assert re.fullmatch(r"runs/\d{4}-\d\d-\d\d/\d\d-\d\d-\d\d-\d{3}", config.train.output_dir)
 
 
-def test_of_several_processes_one_prints_a_line_that_starts_as_many(monkeypatch, capsys, tmp_path):
+def test_equivalent_command_starts_as_many_processes(monkeypatch, capsys, tmp_path):
     monkeypatch.setenv("WORLD_SIZE", "2")
     words = f"{BASE} --gradient_accumulation_steps 2"
     run_main(monkeypatch, tmp_path, words)
@@ -156,7 +156,7 @@ def test_the_class_of_a_decoder_is_checked(monkeypatch, capsys, llama, tmp_path)
     )
 
 
-def test_the_same_command_again_finds_the_run_though_the_seed_was_drawn(monkeypatch, capsys, tmp_path):
+def test_repeated_command_finds_the_run_with_a_drawn_seed(monkeypatch, capsys, tmp_path):
     rows = rows_of("A", tmp_path / "a.jsonl", 16)
     words = f"--model_name_or_path tiny --train_name_or_path {rows} --maxlen 64 --max_steps 2 --save_dir {tmp_path}/run"
     monkeypatch.setattr(sys, "argv", ["angle-trainer", *words.split()])
@@ -196,7 +196,7 @@ def trainer(launcher: list[str], words: str, folder: Path, **env: str) -> str:
 
 
 @pytest.mark.slow
-def test_the_reference_s_command_for_bert_on_two_processes(tmp_path):
+def test_angle_emb_command_for_bert_on_two_processes(tmp_path):
     rows_of("A", tmp_path / "nli.jsonl", 300)
     printed = trainer(
         ["-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={free_port()}"],
@@ -217,7 +217,7 @@ def test_the_reference_s_command_for_bert_on_two_processes(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_reference_s_command_for_llama_trains_what_the_printed_line_trains(tmp_path, llama, monkeypatch):
+def test_angle_emb_command_for_llama_trains_as_the_printed_command(tmp_path, llama, monkeypatch):
     rows_of("B", tmp_path / "nli.jsonl", 130)
     printed = trainer(
         [],

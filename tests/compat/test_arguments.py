@@ -1,4 +1,4 @@
-"""The reference's arguments in Python: each sets the setting that the table of its generation names."""
+"""angle_emb's arguments in Python: each sets the setting that the table of its version names."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from conftest import REPO
 from reference_command import changes
 
 from angle import AnglE, TrainConfig
-from angle.compat.arguments import GENERATION
+from angle.compat.arguments import ANGLE_EMB
 from angle.modeling.encoder import Encoder
 
 #: Arguments of `fit`, and what they change.
@@ -79,15 +79,15 @@ def configuration(angle: AnglE, **arguments: Any) -> TrainConfig:
 
 @pytest.mark.parametrize(("arguments", "expected"), [pytest.param(*row, id=",".join(row[0])) for row in FIT])
 def test_an_argument_of_fit_sets_its_setting(angle, arguments, expected):
-    settings = GENERATION.python_settings("fit")
+    settings = ANGLE_EMB.python_settings("fit")
     assert {settings[name] for name in arguments} <= expected.keys()
     assert changes(configuration(angle, **arguments), configuration(angle)) == expected
 
 
-def test_every_argument_of_the_tables_has_a_row():
-    assert {name for arguments, _ in FIT for name in arguments} == GENERATION.python_settings("fit").keys()
+def test_every_argument_has_a_test_case():
+    assert {name for arguments, _ in FIT for name in arguments} == ANGLE_EMB.python_settings("fit").keys()
     names = {name for arguments, _ in CLASS for name in arguments} | {"model_name_or_path"}
-    assert names == GENERATION.python_settings("AnglE").keys()
+    assert names == ANGLE_EMB.python_settings("AnglE").keys()
 
 
 def load_settings(monkeypatch: pytest.MonkeyPatch, **arguments: Any) -> dict[str, Any]:
@@ -105,7 +105,7 @@ def load_settings(monkeypatch: pytest.MonkeyPatch, **arguments: Any) -> dict[str
 
 @pytest.mark.parametrize(("arguments", "expected"), [pytest.param(*row, id=",".join(row[0])) for row in CLASS])
 def test_an_argument_of_the_class_sets_its_setting(monkeypatch, arguments, expected):
-    settings = GENERATION.python_settings("AnglE")
+    settings = ANGLE_EMB.python_settings("AnglE")
     assert not expected or {settings[name] for name in arguments} <= expected.keys()
     assert load_settings(monkeypatch, **arguments) == expected
 
@@ -115,8 +115,8 @@ def test_the_arguments_are_documented():
     owners = ("AnglE", "fit", "loss_kwargs", "trainer_kwargs", "argument_kwargs", "model_kwargs", "lora_config_kwargs")
     expected = []
     for owner in owners:
-        defaults = GENERATION.python_defaults(owner)
-        for name, setting in GENERATION.python_settings(owner).items():
+        defaults = ANGLE_EMB.python_defaults(owner)
+        for name, setting in ANGLE_EMB.python_settings(owner).items():
             default = f"`{defaults[setting]}`" if setting in defaults else "–"
             expected.append(f"| `{owner}` | `{name}` | {default} | `{setting}` |")
     assert [line for line in lines if line.startswith(tuple(f"| `{owner}` |" for owner in owners))] == expected

@@ -1,4 +1,4 @@
-"""The reference's command line: --help, and what is required."""
+"""angle_emb's command line: --help, and what is required."""
 
 from __future__ import annotations
 

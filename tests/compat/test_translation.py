@@ -1,4 +1,4 @@
-"""Every option of the reference sets a setting, the printed command does the same, and differences are noted."""
+"""Every option of angle_emb sets a setting, the printed command does the same, and differences are noted."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def _environment(monkeypatch: pytest.MonkeyPatch) -> None:
     clear_environment(monkeypatch)
 
 
-def test_the_defaults_are_those_of_the_reference():
+def test_defaults_are_those_of_angle_emb():
     assert changes(config_of(BASE), TrainConfig()) == {
         "model.name_or_path": "m",
         "model.max_length": 512,
@@ -166,7 +166,7 @@ SETTINGS_OF: list[tuple[str, dict[str, Any]]] = [
 ]  # fmt: skip
 
 
-def test_every_option_has_a_row():
+def test_every_option_has_a_test_case():
     assert {words.split()[0].removeprefix("--") for words, _ in SETTINGS_OF} == OPTIONS.keys()
 
 
@@ -213,7 +213,7 @@ LINES = [
 
 
 @pytest.mark.parametrize("reference", LINES)
-def test_the_printed_line_says_the_same_settings(reference):
+def test_printed_command_has_the_same_settings(reference):
     config = cached_config_of(reference)
     words = OverridesParser.create().parse_overrides(shlex.split(shlex.join(hydra_overrides(config))))
     assert not any(word.is_sweep_override() for word in words)
@@ -227,7 +227,7 @@ ALL = (
 
 
 @pytest.mark.parametrize("words", ["", ALL, f"--prompt_template {shlex.quote(PROMPTS[0])}", "--save_dir 'a, {b}'"])
-def test_the_printed_line_composes_to_the_same_settings(words):
+def test_printed_command_composes_to_the_same_settings(words):
     config = config_of(f"{BASE} {words}")
     words = shlex.split(shlex.join(hydra_overrides(config)))
     assert composed(*check_arguments(words, TrainConfig, CONF)) == config
@@ -340,7 +340,7 @@ def test_equal_texts_are_noted_only_if_they_are_masked():
 @pytest.mark.parametrize(
     ("precision", "setting", "name"), [("bf16", "bf16", "bf16"), ("no", "no", "float32")], ids=["able", "old"]
 )
-def test_fp16_without_a_gpu_goes_on(monkeypatch, precision, setting, name):
+def test_fp16_without_a_gpu_falls_back(monkeypatch, precision, setting, name):
     monkeypatch.setattr("angle.training.precision.half_precision", lambda: precision)
     assert config_of(f"{BASE} --fp16 1").train.mixed_precision == setting
     assert notes_of("--fp16 1") == [f"--fp16 1 needs a GPU, and there is none: the run goes on in {name}"]
@@ -385,7 +385,7 @@ def test_a_drawn_seed_is_another_one_each_time_and_one_for_all_processes(monkeyp
     )
 
 
-def test_the_environment_counts(monkeypatch):
+def test_environment_variables_are_translated(monkeypatch):
     monkeypatch.setenv("BiLLM_START_INDEX", "31")
     assert config_of(f"{BASE} --apply_billm 1").billm.start_index == 31
     assert not config_of(BASE).billm.enabled

@@ -42,7 +42,7 @@ def test_composed_default_is_the_python_default(name):
     assert composed(name=name) == SCHEMAS[name]()
 
 
-def test_words_of_settings_compose_to_them():
+def test_hydra_overrides_compose_to_the_same_config():
     config = build(
         {
             "model.prompt": 'Say "{text}", {other}:\\',
@@ -62,7 +62,7 @@ def test_words_of_settings_compose_to_them():
     assert hydra_overrides(TrainConfig()) == []
 
 
-def test_all_options_are_seen():
+def test_number_of_config_group_options():
     assert len(OPTIONS) == 49 + len(POOLING_NAMES)
     assert {group for group, _ in OPTIONS} == {
         *("billm", "data", "data_format", "ese", "experiment", "lora"),
@@ -168,7 +168,7 @@ INTEGER, NUMBER = "it must be a whole number.", "it must be a number."
         ("lora.enabled", "2.5", "lora.enabled=2.5 cannot work: it must be true or false."),
     ],
 )
-def test_values_of_another_type(key, value, text):
+def test_values_of_the_wrong_type_are_refused(key, value, text):
     assert error_of({key: value}) == text
 
 
@@ -371,20 +371,20 @@ def test_label_map_takes_numbers_as_labels():
         ),
         *(
             (
-                {f"data.{role}.name_or_path": "sample", f"data.{role}.split": "train"},
-                f"data.{role} is the training data itself, so it would measure nothing: give other rows than those of "
-                f"sample, for example data.{role}.split=validation.",
+                {f"data.{purpose}.name_or_path": "sample", f"data.{purpose}.split": "train"},
+                f"data.{purpose} is the training data itself, so it would measure nothing: give other rows than those "
+                f"of sample, for example data.{purpose}.split=validation.",
             )
-            for role in ("valid", "valid_sts")
+            for purpose in ("valid", "valid_sts")
         ),
     ],
     ids=str,
 )
-def test_checks(settings, text):
+def test_invalid_train_settings_are_refused(settings, text):
     assert error_of(settings) == text
 
 
-def test_off_is_off_with_and_without_quotes():
+def test_packing_off_with_and_without_quotes():
     """YAML reads off as false unless it is quoted."""
     for text in ("packing: off", 'packing: "off"', "packing: false"):
         assert build({"train": yaml.safe_load(text)}).train.packing == "off"
@@ -408,11 +408,11 @@ def test_kernels_are_null_or_a_list_of_their_names():
         ({"batch_size": 0}, "batch_size=0 cannot work: it must be at least 1."),
     ],
 )
-def test_checks_of_evaluate(settings, text):
+def test_invalid_evaluate_settings_are_refused(settings, text):
     assert error_of(settings, EvaluateConfig) == text
 
 
-def test_a_file_that_validates_itself_is_not_told_to_take_a_split_it_does_not_have(tmp_path):
+def test_file_that_is_its_own_validation_data_is_refused(tmp_path):
     file = tmp_path / "a.jsonl"
     file.write_text("{}\n")
     text = error_of({"data.train.name_or_path": str(file), "data.valid.name_or_path": str(file)})
@@ -420,7 +420,7 @@ def test_a_file_that_validates_itself_is_not_told_to_take_a_split_it_does_not_ha
     assert "split" not in text
 
 
-def test_another_split_of_the_same_name_may_validate():
+def test_another_split_of_the_training_data_may_validate():
     config = build({"data.train.name_or_path": "some/set", "data.valid.name_or_path": "some/set"})
     assert config.data.valid.names() == config.data.train.names() == ["some/set"]
 
@@ -443,7 +443,7 @@ def test_types_are_converted_and_a_dataclass_is_checked_again():
 
 
 @pytest.mark.parametrize("prompt", ["Query: {text}", '{{"q": "{text}"}}', "é: 'x' \\ # {text}\n", None])
-def test_settings_survive_the_disk(tmp_path, prompt):
+def test_config_survives_saving_and_loading(tmp_path, prompt):
     config = build(
         {
             "model.prompt": prompt,
@@ -459,7 +459,7 @@ def test_settings_survive_the_disk(tmp_path, prompt):
     assert load_config(tmp_path / "config.yaml") == config
 
 
-def test_difference_names_what_matters():
+def test_config_diff_names_settings_that_affect_training():
     saved, requested = build({"train.seed": 1, "loss.ibn_w": 5, "model.prompt": "a {text}"}), TrainConfig()
     requested.train.epochs = 3
     requested.model.prompt = "b {text}"
@@ -472,7 +472,7 @@ def test_difference_names_what_matters():
     assert config_diff(saved, saved) == []
 
 
-def test_a_run_goes_on_with_its_own_settings_and_what_may_change():
+def test_resume_takes_saved_settings_and_those_that_may_change():
     started = build({"train.max_steps": 9, "tracking.mode": "offline"})
     saved = build({"train.max_steps": 9, "tracking.mode": "offline", "train.learning_rate": 1e-3})
     requested = build(
@@ -483,13 +483,13 @@ def test_a_run_goes_on_with_its_own_settings_and_what_may_change():
     assert (result.tracking.mode, result.tracking.tags) == ("offline", ["again"])
 
 
-def test_what_was_requested_at_the_start_may_be_requested_again():
+def test_resume_accepts_the_original_settings():
     started, saved = build({"train.token_budget": "auto"}), build({"train.token_budget": "4096"})
     requested = build({"train.resume": "run", "train.token_budget": "auto"})
     assert resume_config(saved, requested, started).train.token_budget == "4096"
 
 
-def test_a_run_does_not_go_on_with_other_settings():
+def test_resume_refuses_other_settings():
     saved = build({"train.learning_rate": 1e-3})
     requested = build({"train.resume": "run", "train.epochs": 50, "train.learning_rate": 1})
     with pytest.raises(ConfigError) as caught:
@@ -542,7 +542,7 @@ def test_presets_hold_no_value_that_the_schema_has_already():
         if is_default or group in ("experiment", "lora") or option == "files":
             continue
         for key, value in flat(values).items():
-            if not key.endswith(".split"):  # stated, though the role implies it
+            if not key.endswith(".split"):  # stated, though the purpose implies it
                 assert default[f"{prefix}{key}"] != value, f"{group}={option}: {key}"
 
 
@@ -554,11 +554,11 @@ def test_every_setting_is_described():
             assert re.search(rf'^    {field}: .*(\n        .*)*\n    """[^"]', source, re.MULTILINE), name
 
 
-@pytest.mark.parametrize("role", ["valid", "valid_sts", "test"])
-def test_one_of_several_training_files_measures_nothing(tmp_path, role):
+@pytest.mark.parametrize("purpose", ["valid", "valid_sts", "test"])
+def test_evaluating_on_a_training_file_is_refused(tmp_path, purpose):
     files = [tmp_path / f"{name}.jsonl" for name in "ab"]
     for file in files:
         file.write_text("{}\n")
-    text = error_of({"data.train.name_or_path": [*map(str, files)], f"data.{role}.name_or_path": str(files[1])})
-    assert text.startswith(f"data.{role} is the training data itself")
+    text = error_of({"data.train.name_or_path": [*map(str, files)], f"data.{purpose}.name_or_path": str(files[1])})
+    assert text.startswith(f"data.{purpose} is the training data itself")
     assert str(files[1]) in text

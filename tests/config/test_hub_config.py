@@ -10,7 +10,7 @@ from angle.errors import ConfigError
 from angle.export.hub import check_push
 
 
-def test_a_name_that_the_hub_accepts() -> None:
+def test_valid_model_id_is_accepted() -> None:
     check_model_id("user/my-encoder_1.0")
 
 

@@ -42,7 +42,7 @@ def rows_of(plan: BatchPlan, step: int) -> list[int]:
 
 @pytest.mark.parametrize("shuffle", [True, False])
 @pytest.mark.parametrize(("rows", "size", "accumulation"), [(17, 4, 1), (17, 4, 2), (16, 4, 3), (3, 8, 2), (1, 1, 1)])
-def test_every_row_comes_once_an_epoch(rows, size, accumulation, shuffle):
+def test_every_row_occurs_once_per_epoch(rows, size, accumulation, shuffle):
     plan = BatchPlan(rows, BatchSpec(size, accumulation, shuffle=shuffle))
     assert plan.batches_per_epoch == -(-rows // size)
     assert plan.steps_per_epoch == -(-plan.batches_per_epoch // accumulation)
@@ -61,7 +61,7 @@ def test_a_step_has_as_many_batches_as_are_accumulated():
     assert [[len(rows) for _, rows in plan.batches(step)] for step in range(3)] == [[4, 4, 4, 4], [4, 2], [4, 4, 4, 4]]
 
 
-def test_the_order_is_the_seed_s():
+def test_the_order_depends_on_the_seed():
     first, same, other = (BatchPlan(50, BatchSpec(50, seed=seed)) for seed in (1, 1, 2))
     assert rows_of(first, 3) == rows_of(same, 3) != rows_of(other, 3)
 
@@ -87,12 +87,12 @@ def content(*shards: Batch) -> list[list[tuple[int, ...]]]:
     tokens = [
         tuple(shard.tokens.take(np.array([n])).ids.tolist()) for shard in shards for n in range(len(shard.tokens))
     ]
-    return [[tokens[n] for n in row] for row in shards[0].structure.index.tolist()]
+    return [[tokens[n] for n in row] for row in shards[0].structure.embedding_index.tolist()]
 
 
 @pytest.mark.parametrize("duplicates", ["mask", "drop"])
 @pytest.mark.parametrize(("world_size", "size", "rows"), [(2, 3, 17), (3, 2, 17), (3, 2, 19), (2, 3, 24), (5, 1, 2)])
-def test_shards_together_are_the_batch_of_one_process(tmp_path, world_size, size, rows, duplicates):
+def test_shards_add_up_to_the_batch_of_one_process(tmp_path, world_size, size, rows, duplicates):
     corpus = corpus_of(write_rows(tmp_path / "a.jsonl", rows))
     single = InMemoryTrainingData(corpus, BatchSpec(size * world_size, 2, duplicates))
     shards = [
@@ -108,7 +108,7 @@ def test_shards_together_are_the_batch_of_one_process(tmp_path, world_size, size
             for shard_batch in shard_batches:
                 np.testing.assert_array_equal(batch.rows, shard_batch.rows)
                 assert torch.equal(batch.structure.text_ids, shard_batch.structure.text_ids)
-                assert torch.equal(shard_batches[0].structure.index, shard_batch.structure.index)
+                assert torch.equal(shard_batches[0].structure.embedding_index, shard_batch.structure.embedding_index)
                 assert (
                     batch.token_count
                     == shard_batch.token_count
@@ -123,14 +123,14 @@ def test_texts_are_partitioned_evenly_and_each_once(tmp_path, world_size):
     shards = [
         collate(corpus, np.arange(24), 0, BatchSpec(24, world_size=world_size, rank=rank)) for rank in range(world_size)
     ]
-    index, ids = shards[0].structure.index, shards[0].structure.text_ids
+    index, ids = shards[0].structure.embedding_index, shards[0].structure.text_ids
     per_process = -(-len(ids.unique()) // world_size)
     counts = np.zeros(world_size * per_process, int)
     for rank, shard in enumerate(shards):
-        assert len(shard.tokens) == len(shard.text_ids) == len(shard.counts) == per_process
+        assert len(shard.tokens) == len(shard.text_ids) == len(shard.occurrences) == per_process
         assert (np.diff(shard.tokens.lengths) <= 0).all()
         np.testing.assert_array_equal(shard.max_lengths, np.max([other.tokens.lengths for other in shards], axis=0))
-        counts[rank * per_process : (rank + 1) * per_process] = shard.counts
+        counts[rank * per_process : (rank + 1) * per_process] = shard.occurrences
     np.testing.assert_array_equal(counts, np.bincount(index.flatten(), minlength=world_size * per_process))
     assert sorted(counts[counts > 0]) == sorted(ids.unique(return_counts=True)[1])
     tokens = [shard.tokens.offsets[-1] for shard in shards]
@@ -156,7 +156,7 @@ def test_a_batch_holds_the_texts_of_its_rows_each_once(tmp_path, size):
     assert drawn == other_size  # what a list gives does not depend on the batch's size
 
 
-def test_labels_go_with_their_rows(tmp_path):
+def test_labels_match_their_rows(tmp_path):
     rows = [{"text1": f"a{n}", "text2": f"b{n}", "label": n / 10} for n in range(10)]
     corpus = corpus_of(write_jsonl(tmp_path / "a.jsonl", rows))
     for (batch,) in islice(InMemoryTrainingData(corpus, BatchSpec(4)).steps(0), 6):
@@ -164,7 +164,7 @@ def test_labels_go_with_their_rows(tmp_path):
         assert batch.structure.labels.tolist() == pytest.approx([row / 10 for row in batch.rows.tolist()])
 
 
-def test_seeking_is_iterating(tmp_path):
+def test_seeking_matches_iterating(tmp_path):
     data = InMemoryTrainingData(corpus_of(write_rows(tmp_path / "a.jsonl", 17)), BatchSpec(3, 2))
     for step, batches in enumerate(islice(data.steps(0), 9)):
         sought = next(data.steps(step))
@@ -189,7 +189,7 @@ def test_rows_without_duplicates(roles):
         assert rows_without_duplicates(texts).tolist() == naive_rows_without_duplicates(texts.tolist())
 
 
-def test_drop_leaves_no_text_twice_and_the_others_leave_all_rows(tmp_path):
+def test_duplicates(tmp_path):
     corpus = corpus_of(write_rows(tmp_path / "a.jsonl", 20))
     rows = np.arange(20)
     dropped = collate(corpus, rows, 0, BatchSpec(20, duplicates="drop"))
@@ -200,7 +200,7 @@ def test_drop_leaves_no_text_twice_and_the_others_leave_all_rows(tmp_path):
         assert collate(corpus, rows, 0, BatchSpec(20, duplicates=duplicates)).rows.tolist() == rows.tolist()
 
 
-def test_positives_that_were_not_drawn_are_no_negatives_where_other_rows_bring_them(tmp_path):
+def test_positives_that_were_not_drawn_are_no_negatives(tmp_path):
     cells = [
         (["q0"], ["p0", "p1", "p2"]),
         (["q1", "q0"], ["p1"]),
@@ -222,7 +222,7 @@ def test_positives_that_were_not_drawn_are_no_negatives_where_other_rows_bring_t
             [n != m and (text == other or (text, other) in known) for m, (_, other) in enumerate(rows)]
             for n, (text, _) in enumerate(rows)
         ]
-        queries, positives = embeddings[structure.index].unbind(1)
+        queries, positives = embeddings[structure.embedding_index].unbind(1)
         logits = (20 * queries @ positives.T).masked_fill(torch.tensor(masked), -torch.inf)
         expected = F.cross_entropy(logits, torch.arange(5)).item()
         assert objective(embeddings, structure).total.item() == pytest.approx(expected, rel=1e-12)
@@ -260,7 +260,7 @@ def texts_in(step: list[Batch]) -> list[list[tuple[int, ...]]]:
 
 
 @pytest.mark.parametrize(("window", "accumulation"), [(8, 1), (4, 2), (3, 1), (100, 1), (100, 3)])
-def test_a_stream_gives_every_row_once_a_pass(tmp_path, window, accumulation):
+def test_a_stream_yields_every_row_once_per_pass(tmp_path, window, accumulation):
     rows = [{"text": f"t{n}", "positive": f"p{n}"} for n in range(21)]
     data = stream(write_jsonl(tmp_path / "a.jsonl", rows), window, accumulation=accumulation)
     expected = sorted([tokens_of(row["text"]), tokens_of(row["positive"])] for row in rows)
@@ -275,7 +275,7 @@ def test_a_stream_gives_every_row_once_a_pass(tmp_path, window, accumulation):
 
 
 @pytest.mark.parametrize("rows", [21, 24, 5])
-def test_seeking_in_a_stream_is_iterating(tmp_path, rows):
+def test_seeking_in_a_stream_matches_iterating(tmp_path, rows):
     data = stream(write_rows(tmp_path / "a.jsonl", rows), accumulation=2)
     for number, step in enumerate(islice(data.steps(0), 15)):
         assert texts_in(next(data.steps(number))) == texts_in(step)
@@ -289,7 +289,7 @@ def test_reading_lazily_changes_no_batch(tmp_path, monkeypatch):
     assert [texts_in(step) for step in islice(stream(path).steps(0), 60)] == lazy
 
 
-def test_a_stream_comes_to_a_broken_line_when_it_is_there(tmp_path):
+def test_a_stream_reports_a_broken_line_when_it_is_reached(tmp_path):
     path = write_rows(tmp_path / "a.jsonl", 2000)
     with path.open("a") as file:
         file.write('{"text": \n')
@@ -306,7 +306,7 @@ def test_what_a_stream_skips_is_not_tokenised(tmp_path):
     assert sorted(tokenizer.seen) == sorted(text for row in rows[16:] for text in row.values())
 
 
-def test_shards_of_a_stream_together_are_the_batches_of_one_process(tmp_path):
+def test_shards_of_a_stream_add_up_to_the_batches_of_one_process(tmp_path):
     path = write_rows(tmp_path / "a.jsonl", 23)
     single = StreamingTrainingData(SourceConfig(str(path)), "auto", SpyTokenizer(), BatchSpec(4), 8).steps(0)
     shards = [stream(path, world_size=2, rank=rank).steps(0) for rank in range(2)]
@@ -332,7 +332,7 @@ def test_a_stream_of_rows_that_are_all_dropped_ends(tmp_path):
         next(data.steps(0))
 
 
-def test_a_message_can_say_where_rows_come_from(tmp_path):
+def test_describe(tmp_path):
     path = write_jsonl(tmp_path / "a.jsonl", [{"text": f"t{n}", "positive": f"p{n}"} for n in range(9)])
     data = InMemoryTrainingData(corpus_of(path), BatchSpec(7, shuffle=False))
     assert data.describe(0) == ", ".join(f"{path} line {n}" for n in range(1, 6)) + " and 2 more"

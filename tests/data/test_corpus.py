@@ -106,7 +106,7 @@ def test_texts_are_not_confused_with_their_neighbours_in_the_cache(tmp_path, tok
     assert first.fingerprint != other.fingerprint
 
 
-def test_a_cache_that_cannot_be_written_stops_nothing(tmp_path, tokenizer, monkeypatch):
+def test_an_unwritable_cache_is_no_error(tmp_path, tokenizer, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("ANGLE_CACHE", str(tmp_path / "file" / "cache"))
     assert len(load(write_jsonl(tmp_path / "a.jsonl", PAIRS), tokenizer)) == 3
@@ -131,7 +131,7 @@ def cut(path: Path) -> None:
     ],
     ids=["missing", "cut", "empty", "zip", "header", "shorter", "nothing"],
 )
-def test_damaged_tokens_are_made_again_and_replaced(tmp_path, tokenizer, monkeypatch, damage, name):
+def test_damaged_cached_tokens_are_replaced(tmp_path, tokenizer, monkeypatch, damage, name):
     monkeypatch.setenv("ANGLE_CACHE", str(tmp_path / "cache"))
     path = write_jsonl(tmp_path / "a.jsonl", PAIRS)
     intact = load(path, tokenizer)
@@ -159,7 +159,7 @@ def test_cached_tokens_have_the_permissions_that_the_umask_allows(tmp_path):
     [lambda rows: rows[:2], lambda rows: rows[::-1], lambda rows: [{**row, "label": 1} for row in rows]],
     ids=["fewer", "order", "labels"],
 )
-def test_the_fingerprint_sees_every_change(tmp_path, tokenizer, change):
+def test_the_fingerprint_depends_on_all_content(tmp_path, tokenizer, change):
     original = load(write_jsonl(tmp_path / "a.jsonl", PAIRS), tokenizer)
     assert load(write_jsonl(tmp_path / "b.jsonl", PAIRS), tokenizer).fingerprint == original.fingerprint
     assert load(write_jsonl(tmp_path / "c.jsonl", change(PAIRS)), tokenizer).fingerprint != original.fingerprint
@@ -189,7 +189,7 @@ def test_template_columns_make_texts_distinct(tmp_path):
         load(tmp_path / "c.jsonl", SpyTokenizer("x", ("lang",)))
 
 
-def test_sources_of_a_list_come_one_after_the_other(tmp_path, tokenizer):
+def test_sources_of_a_list_are_concatenated(tmp_path, tokenizer):
     paths = [str(write_jsonl(tmp_path / f"{n}.jsonl", TRIPLES[n : n + 2])) for n in (0, 2)]
     corpus = load_corpus(SourceConfig(paths), "train", tokenizer)
     assert [corpus.describe(n) for n in range(4)] == [f"{path} line {line}" for path in paths for line in (1, 2)]
@@ -255,7 +255,7 @@ def test_label_map_names_a_number_however_it_is_stored(tmp_path, tokenizer, labe
     ],
     ids=str,
 )
-def test_rows_that_cannot_be_used(tmp_path, changes, text):
+def test_invalid_rows(tmp_path, changes, text):
     rows = [{"text1": f"a{n}", "text2": f"b{n}", "label": n} | changes.get(n, {}) for n in range(6)]
     assert complaint(write_jsonl(tmp_path / "a.jsonl", rows)) == f"data.train: FILE {text}"
 
@@ -294,7 +294,7 @@ def lists(tmp_path: Path, tokenizer: SpyTokenizer, rows: int = 12) -> Corpus:
     return load(write_jsonl(tmp_path / "lists.jsonl", cells), tokenizer)
 
 
-def test_a_list_cell_gives_one_of_its_texts_by_seed_epoch_and_row(tmp_path, tokenizer):
+def test_a_text_of_a_list_is_drawn_by_seed_epoch_and_row(tmp_path, tokenizer):
     corpus = lists(tmp_path, tokenizer)
     rows = np.arange(12)
     drawn = corpus.draw_text_ids(rows, 1, 0)
@@ -309,7 +309,7 @@ def test_a_list_cell_gives_one_of_its_texts_by_seed_epoch_and_row(tmp_path, toke
     assert (corpus.draw_text_ids(rows, 2, 0) != drawn).any()
 
 
-def test_the_pairs_of_cells_with_several_texts_are_those_among_the_given_texts(tmp_path, tokenizer):
+def test_known_positives(tmp_path, tokenizer):
     corpus = lists(tmp_path, tokenizer)  # row n has texts "tn" and "pn.0" to "pn.(n % 4)"
     numbers = {text: number for number, text in enumerate(texts_of(corpus))}
     in_batch = [numbers[tokens_of(text)] for text in ("p5.0", "t5", "p5.1", "t4", "p4.0", "t6", "p2.1", "p3.3", "t3")]

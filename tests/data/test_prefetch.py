@@ -50,7 +50,7 @@ def test_only_a_few_items_are_prepared_before_they_are_requested() -> None:
     assert len(produced) < 10
 
 
-def test_an_error_is_raised_in_its_turn() -> None:
+def test_an_error_is_raised_when_its_item_is_requested() -> None:
     items = prefetch(counting([], 3, ValueError("the fourth")))
     assert [next(items) for _ in range(3)] == [0, 1, 2]
     with pytest.raises(ValueError, match="the fourth"):

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from angle.config import SourceConfig
-from angle.data.purposes import OWN_TEST_SET, TASKS
+from angle.data.purposes import RUN_TEST_SET, TASKS
 from angle.data.sources import open_tables
 from angle.errors import DataError
 
@@ -111,7 +111,7 @@ def test_a_streamed_file_is_never_completely_in_memory(tmp_path, name):
     assert peak < len(content) / 2
 
 
-def test_numbers_are_those_of_the_file(tmp_path):
+def test_row_and_line_numbers(tmp_path):
     for name in ("a.jsonl", "blank.jsonl", "a.csv", "list.json"):
         (tmp_path / name).write_text(TEXTS[name])
     assert [n for n, _ in rows_of(tmp_path / "a.jsonl")] == [1, 2, 3]
@@ -313,7 +313,7 @@ def test_paths_that_do_not_exist(name):
     assert complaint(name) == f"data.train: {path} does not exist; the folder you are in is {Path.cwd()}."
 
 
-def test_a_folder_of_something_else(tmp_path):
+def test_a_folder_that_is_no_data_set(tmp_path):
     assert complaint(str(tmp_path)) == (
         f"data.train: {tmp_path} is not a folder that datasets' save_to_disk wrote: Directory {tmp_path} is neither a "
         f"`Dataset` directory nor a `DatasetDict` directory."
@@ -333,7 +333,7 @@ def test_a_hub_name_that_cannot_be_reached():
     )
 
 
-@pytest.mark.parametrize(("purpose", "start"), [("valid_sts", "data.valid_sts"), (TASKS, "tasks"), (OWN_TEST_SET,) * 2])
+@pytest.mark.parametrize(("purpose", "start"), [("valid_sts", "data.valid_sts"), (TASKS, "tasks"), (RUN_TEST_SET,) * 2])
 def test_messages_name_settings_that_exist(tmp_path, purpose, start):
     path = tmp_path / "a.jsonl"
     path.write_text('{"a": "x", "b": "y"}\n{\n')

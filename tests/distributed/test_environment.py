@@ -14,7 +14,7 @@ from angle.distributed import environment
 VARIABLES = r"""["'](WORLD_SIZE|RANK|LOCAL_RANK|LOCAL_WORLD_SIZE|MASTER_\w+|TORCHELASTIC_\w+)["']"""
 
 
-def test_only_one_package_knows_the_launcher():
+def test_only_one_package_reads_the_launcher_environment():
     package = REPO / "angle"
     readers = {path for path in package.rglob("*.py") if re.search(VARIABLES, path.read_text(encoding="utf-8"))}
     assert readers == {package / "distributed" / "environment.py"}
@@ -30,7 +30,7 @@ def test_only_one_package_knows_the_launcher():
     ],
     ids=["alone", "one machine", "main process of a second machine", "last process"],
 )
-def test_the_place_of_a_process(monkeypatch, variables, expected):
+def test_rank_and_world_size_from_the_environment(monkeypatch, variables, expected):
     for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
     for name, value in variables.items():

@@ -33,7 +33,7 @@ from angle.structures import Tokens
 
 pytestmark = pytest.mark.slow
 
-LAUNCH_FILES = REPO / "conf" / "accelerate"
+LAUNCH_FOLDER = REPO / "conf" / "accelerate"
 TWO_PROCESSES = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", "0"]
 
 
@@ -182,7 +182,7 @@ def evaluate_shard(rank: int, folder: Path, port: int) -> None:
     dist.destroy_process_group()
 
 
-def test_what_is_gathered_part_by_part_is_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gathering_in_chunks_returns_all_embeddings(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of two processes that are this one twice, each embedding is the first token of a text of its share."""
     tokens = Tokens(np.arange(15, dtype=np.int32), np.array([0, 1, 3, 8, 12, 15]))
     for at_once in (1, 2, 100):
@@ -209,7 +209,7 @@ def test_a_sweep_on_several_processes_ends_with_the_job_that_fails(tmp_path: Pat
 
 
 def test_the_launch_file_for_a_cpu_starts_two_processes_that_train_as_one(tmp_path: Path) -> None:
-    launcher = ["-m", "accelerate.commands.launch", "--config_file", str(LAUNCH_FILES / "cpu_two_processes.yaml")]
+    launcher = ["-m", "accelerate.commands.launch", "--config_file", str(LAUNCH_FOLDER / "cpu_two_processes.yaml")]
     train(tmp_path, [], "train.max_steps=3", "train.batch_size=8", "train.output_dir=one")
     done = launch("train.py", tmp_path, launcher, "train.max_steps=3", "train.batch_size=4", "train.output_dir=two")
     assert done.returncode == 0, done.stderr[-3000:]
@@ -219,8 +219,8 @@ def test_the_launch_file_for_a_cpu_starts_two_processes_that_train_as_one(tmp_pa
     check_same_weights(tmp_path / "one", tmp_path / "two")
 
 
-def test_every_launch_file_says_what_its_name_says() -> None:
-    launch_files = {path.stem: load_config_from_file(str(path)) for path in LAUNCH_FILES.iterdir()}
+def test_launch_files_match_their_names() -> None:
+    launch_files = {path.stem: load_config_from_file(str(path)) for path in LAUNCH_FOLDER.iterdir()}
     types = {
         name: (file.distributed_type, file.num_machines, file.num_processes) for name, file in launch_files.items()
     }
@@ -231,11 +231,11 @@ def test_every_launch_file_says_what_its_name_says() -> None:
         "several_nodes": (DistributedType.MULTI_GPU, 2, 16),
         "cpu_two_processes": (DistributedType.MULTI_GPU, 1, 2),
     }
-    for path in LAUNCH_FILES.iterdir():
+    for path in LAUNCH_FOLDER.iterdir():
         assert f"accelerate launch --config_file conf/accelerate/{path.name} " in path.read_text()
 
 
-def test_machines_without_a_common_folder_are_told_to_name_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_multi_node_run_needs_an_output_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     variables = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "1"}
     for script, setting in (("train.py", "train.output_dir"), ("evaluate.py", "output_dir")):
         done = start(script, folder=tmp_path, **variables)

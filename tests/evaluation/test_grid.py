@@ -15,7 +15,7 @@ from angle import ConfigError, Encoder, EvaluateConfig, ModelConfig, PoolingConf
 from angle.data import sample
 from angle.evaluation.grid import Grid, evaluate_grid
 from angle.evaluation.metrics import spearman
-from angle.modeling.contract import EncoderContract
+from angle.modeling.embedding_config import EmbeddingConfig
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def pairs(tmp_path: Path) -> Path:
     return write_jsonl(tmp_path / "pairs.jsonl", [dict(zip(columns, row, strict=True)) for row in cells])
 
 
-def settings(folder: str, pairs: Path, **further: object) -> EvaluateConfig:
+def settings(folder: str, pairs: Path, **overrides: object) -> EvaluateConfig:
     return build_config(
         {
             "model": {"name_or_path": folder},
@@ -33,7 +33,7 @@ def settings(folder: str, pairs: Path, **further: object) -> EvaluateConfig:
             "tasks": [str(pairs)],
             "ese_grid": True,
             "output_dir": str(pairs.parent / "grid"),
-            **further,
+            **overrides,
         },
         EvaluateConfig,
     )
@@ -43,20 +43,18 @@ def make_grid(scores: list[list[float]]) -> Grid:
     rows, columns = np.shape(scores)
     depths, widths = tuple(range(1, rows + 1)), tuple(8 * 2**n for n in range(columns))
     by_task = {"task": np.array(scores)}
-    return Grid(depths, widths, rows, widths[-1], by_task, Path("x"), EncoderContract("avg", 64))
+    return Grid(depths, widths, rows, widths[-1], by_task, Path("x"), EmbeddingConfig("avg", 64))
 
 
 @pytest.mark.parametrize("name", ["bert", "gemma3_text"])
-def test_a_cell_is_the_score_of_the_model_that_is_cut_to_it(
-    folder_of: Callable[[str], str], pairs: Path, name: str
-) -> None:
+def test_grid_cell_is_the_score_of_the_truncated_model(folder_of: Callable[[str], str], pairs: Path, name: str) -> None:
     grid = evaluate_grid(settings(folder_of(name), pairs))
     assert (grid.depths, grid.widths) == ((1, 2, 3), (8, 16, 32))
     rows = [json.loads(line) for line in pairs.read_text().splitlines()]
     for row, depth in enumerate(grid.depths):
         for column, width in enumerate(grid.widths):
             encoder = Encoder.load(ModelConfig(folder_of(name)), PoolingConfig("avg")).eval()
-            encoder.keep(depth, width)
+            encoder.truncate(depth, width)
             left, right = (encoder.encode([pair[side] for pair in rows]) for side in ("text1", "text2"))
             assert left.shape[1] == width
             score = spearman(torch.cosine_similarity(left.double(), right.double()), [pair["label"] for pair in rows])
@@ -64,7 +62,7 @@ def test_a_cell_is_the_score_of_the_model_that_is_cut_to_it(
     assert grid.score == grid.mean[2, 2]
 
 
-def test_what_is_written(folder_of: Callable[[str], str], pairs: Path) -> None:
+def test_grid_files(folder_of: Callable[[str], str], pairs: Path) -> None:
     grid = evaluate_grid(settings(folder_of("bert"), pairs, ese_depths=[3, 1], ese_widths=[32, 4]))
     written = json.loads((grid.folder / "grid.json").read_text())
     assert (written["depths"], written["widths"]) == ([1, 3], [4, 32])
@@ -74,19 +72,19 @@ def test_what_is_written(folder_of: Callable[[str], str], pairs: Path) -> None:
         evaluate_grid(settings(folder_of("bert"), pairs))
 
 
-def test_the_frontier_by_hand() -> None:
+def test_pareto_frontier_matches_reference() -> None:
     grid = make_grid([[0.5, 0.6, 0.4], [0.5, 0.7, 0.71]])
     assert grid.pareto() == [(2, 32, 0.71), (2, 16, 0.7), (1, 16, 0.6), (1, 8, 0.5)]
 
 
-def test_the_table() -> None:
+def test_grid_prints_scores_and_pareto_optimal_sizes() -> None:
     assert str(make_grid([[0.5, 0.6], [0.4, 0.8]])) == (
         "  Spearman  dimensions\n"
         "    layers       8      16\n"
         "         1   50.00   60.00\n"
         "         2   40.00   80.00\n"
         "\n"
-        "Nothing smaller is as good as\n"
+        "Pareto-optimal sizes\n"
         "\n"
         "  layers  dimensions  Spearman  encoding  storage\n"
         "       2          16     80.00      100%     100%\n"
@@ -95,7 +93,7 @@ def test_the_table() -> None:
     )
 
 
-def test_more_than_the_model_has(folder_of: Callable[[str], str], pairs: Path) -> None:
+def test_more_layers_than_the_model_has_are_refused(folder_of: Callable[[str], str], pairs: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         evaluate_grid(settings(folder_of("bert"), pairs, ese_depths=[1, 4]))
     assert str(caught.value) == "ese_depths=[1, 4] cannot work: the model has 3 layers; choose from 1 to 3."
@@ -103,7 +101,7 @@ def test_more_than_the_model_has(folder_of: Callable[[str], str], pairs: Path) -
 
 
 @pytest.mark.parametrize(
-    ("further", "message"),
+    ("overrides", "message"),
     [
         (
             {"ese_grid": False, "ese_widths": [8]},
@@ -117,7 +115,7 @@ def test_more_than_the_model_has(folder_of: Callable[[str], str], pairs: Path) -
         ({"ese_depths": []}, "ese_depths=0 cannot work: it must be at least 1."),
     ],
 )
-def test_settings_that_cannot_work(tmp_path: Path, further: dict[str, object], message: str) -> None:
+def test_invalid_grid_settings_are_refused(tmp_path: Path, overrides: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        settings("tiny", tmp_path / "x", **further)
+        settings("tiny", tmp_path / "x", **overrides)
     assert str(caught.value) == message

@@ -12,7 +12,7 @@ from angle.evaluation.metrics import best_accuracy, pearson, similarities, spear
 
 Correlation = Callable[[list[float], list[float]], float]
 
-# Scores by rank, or in tenths, with labels; the reference release's Spearman, and the best accuracy there is.
+# Scores by rank, or in tenths, with labels; angle_emb's Spearman, and the best accuracy there is.
 RANKS_0 = [6, 4, 16, 8, 13, 2, 5, 19, 15, 14, 20, 1, 12, 7, 9, 17, 3, 18, 10, 11]
 RANKS_6 = [10, 5, 2, 6, 18, 20, 15, 4, 1, 7, 8, 3, 19, 16, 12, 17, 13, 11, 14, 9]
 TENTHS = [
@@ -74,7 +74,7 @@ def test_threshold(scores: list[float], positive: list[int], accuracy: float, th
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_correlations_are_scipys(seed: int) -> None:
+def test_correlations_match_scipy(seed: int) -> None:
     random = np.random.default_rng(seed)
     labels = random.integers(0, 4, 30).astype(float)
     scores = np.round(labels + random.normal(scale=2, size=30))
@@ -100,11 +100,11 @@ NOTHING_TO_CORRELATE = [
 
 @pytest.mark.parametrize("correlation", [spearman, pearson])
 @pytest.mark.parametrize(("scores", "labels"), NOTHING_TO_CORRELATE)
-def test_no_correlation_is_zero(correlation: Correlation, scores: list[float], labels: list[float]) -> None:
+def test_undefined_correlation_is_zero(correlation: Correlation, scores: list[float], labels: list[float]) -> None:
     assert correlation(scores, labels) == 0.0
 
 
-def test_similarities_by_hand() -> None:
+def test_similarities_match_reference() -> None:
     left = torch.tensor([[3.0, 4.0], [1.0, 0.0], [0.0, 0.0], [-2.0, 0.0]])
     right = torch.tensor([[4.0, 3.0], [0.0, 2.0], [1.0, 1.0], [4.0, 0.0]])
     scores = similarities(left, right)
@@ -116,12 +116,12 @@ def test_similarities_by_hand() -> None:
     assert all(score.dtype == np.float64 for score in scores.values())
 
 
-def test_similarities_tell_apart_what_float32_cannot() -> None:
+def test_similarities_are_computed_in_float64() -> None:
     left, right = torch.ones(2, 2), torch.tensor([[1.0, 1.0 + 2e-4], [1.0, 1.0]])
     cosine = similarities(left, right)["cosine"]
     assert cosine[0] < cosine[1]
     assert np.float32(cosine[0]) == np.float32(cosine[1])
 
 
-def test_labels_that_are_no_numbers_correlate_with_nothing() -> None:
+def test_spearman_with_nan_labels_is_zero() -> None:
     assert spearman([1, 2, 3], [1, 2, float("nan")]) == 0

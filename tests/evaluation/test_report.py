@@ -91,7 +91,7 @@ def strict_json(text: str) -> dict[str, object]:
 
 
 @pytest.mark.parametrize(("positive_above", "threshold"), [(9.0, math.inf), (-1.0, -math.inf)])
-def test_a_threshold_without_an_end_is_null_in_the_file(
+def test_infinite_threshold_is_saved_as_null(
     pairs_file: Path, tmp_path: Path, positive_above: float, threshold: float
 ) -> None:
     evaluation = evaluate(
@@ -103,10 +103,14 @@ def test_a_threshold_without_an_end_is_null_in_the_file(
     assert saved == {**metrics, "accuracy_threshold": None}
 
 
-def test_results_say_how_texts_reached_the_model(pairs_file: Path, tmp_path: Path) -> None:
+def test_results_record_how_texts_were_encoded(pairs_file: Path, tmp_path: Path) -> None:
     model = ModelConfig(max_length=9, prompt="Query: {text}")
     evaluation = evaluate(EvaluateConfig(model, PoolingConfig("max"), [str(pairs_file)], output_dir=str(tmp_path)))
-    assert (evaluation.contract.pooling, evaluation.contract.max_length, evaluation.contract.prompt) == (
+    assert (
+        evaluation.embedding_config.pooling,
+        evaluation.embedding_config.max_length,
+        evaluation.embedding_config.prompt,
+    ) == (
         "max",
         9,
         "Query: {text}",

@@ -12,7 +12,7 @@ from word_vectors import context, corpus_of, word_vectors
 from angle.data.corpus import Corpus
 from angle.errors import ConfigError
 from angle.evaluation.evaluators import validation_evaluators
-from angle.evaluation.run_evaluators import RunEvaluators, metric_named, validation_role
+from angle.evaluation.run_evaluators import RunEvaluators, metric_named, validation_purpose
 from angle.structures import Tokens
 
 ROWS = {
@@ -31,8 +31,8 @@ METRICS = {
 def build(folder: Path, valid: str | None, valid_sts: str | None, best_metric: str | None = None) -> RunEvaluators:
     """Return the evaluators of a run with rows of these formats."""
     corpora: dict[str, Corpus | None] = {"test": None}
-    for role, data_format in (("valid", valid), ("valid_sts", valid_sts)):
-        corpora[role] = None if data_format is None else corpus_of(folder, ROWS[data_format])
+    for purpose, data_format in (("valid", valid), ("valid_sts", valid_sts)):
+        corpora[purpose] = None if data_format is None else corpus_of(folder, ROWS[data_format])
     if valid == valid_sts == "A":
         corpora["valid_sts"] = corpora["valid"]
     return RunEvaluators.build(corpora, best_metric, context())
@@ -44,9 +44,9 @@ def test_every_module_offers_an_evaluator_with_a_name_and_a_metric_of_its_own() 
     assert len({evaluator.name for evaluator in evaluators}) == len(evaluators)
     assert len({evaluator.metric.name for evaluator in evaluators}) == len(evaluators)
     for evaluator in evaluators:
-        assert evaluator.role in ("valid", "valid_sts")
+        assert evaluator.purpose in ("valid", "valid_sts")
         assert evaluator.formats <= set("ABC")
-        assert validation_role(evaluator.metric.name) == evaluator.role
+        assert validation_purpose(evaluator.metric.name) == evaluator.purpose
 
 
 @pytest.mark.parametrize("data_format", "ABC")
@@ -88,7 +88,7 @@ def test_a_set_is_encoded_once(tmp_path: Path) -> None:
         ("C", None, "loss", "loss"),
     ],
 )
-def test_what_chooses_the_best_model(
+def test_metric_that_chooses_the_best_model(
     tmp_path: Path, valid: str | None, valid_sts: str | None, requested: str | None, chosen: str | None
 ) -> None:
     best_metric = build(tmp_path, valid, valid_sts, requested).best_metric
@@ -113,7 +113,7 @@ def test_what_chooses_the_best_model(
         (None, "loss", "needs validation rows of format A or B or C: give data.valid.name_or_path=FILE."),
     ],
 )
-def test_a_metric_that_cannot_choose(tmp_path: Path, valid: str | None, requested: str, message: str) -> None:
+def test_unavailable_best_metric_is_refused(tmp_path: Path, valid: str | None, requested: str, message: str) -> None:
     with pytest.raises(ConfigError) as caught:
         build(tmp_path, valid, None, requested)
     known = ", ".join(evaluator.metric.name for evaluator in validation_evaluators())
@@ -122,7 +122,7 @@ def test_a_metric_that_cannot_choose(tmp_path: Path, valid: str | None, requeste
     assert str(caught.value) == f"train.best_metric={requested} {message}"
 
 
-def test_the_better_of_two_values() -> None:
+def test_metric_is_better() -> None:
     loss, accuracy = metric_named("loss"), metric_named("triplet_accuracy")
     assert loss.is_better(0.4, 0.5)
     assert not loss.is_better(0.5, 0.4)

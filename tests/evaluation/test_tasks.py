@@ -20,7 +20,7 @@ def pairs_file(tmp_path: Path) -> Path:
     return write_pairs(tmp_path)
 
 
-def test_where_tasks_come_from(pairs_file: Path) -> None:
+def test_sources_of_tasks(pairs_file: Path) -> None:
     source = task_source("sick", {}, {})
     assert (source.names(), source.split) == (["mteb/sickr-sts"], "test")
     assert source.columns == {"text1": "sentence1", "text2": "sentence2", "label": "score"}
@@ -34,13 +34,13 @@ def test_where_tasks_come_from(pairs_file: Path) -> None:
     )
 
 
-def test_sts_is_seven_tasks() -> None:
+def test_sts_expands_to_seven_tasks() -> None:
     seven = ["sts12", "sts13", "sts14", "sts15", "sts16", "stsb", "sickr"]
     assert expand_tasks(["a.jsonl", "sts"]) == ["a.jsonl", *seven]
 
 
 @pytest.mark.parametrize("below", ["", "/deep/down"])
-def test_a_file_is_no_folder_for_results(pairs_file: Path, monkeypatch: pytest.MonkeyPatch, below: str) -> None:
+def test_output_dir_that_is_a_file_is_refused(pairs_file: Path, monkeypatch: pytest.MonkeyPatch, below: str) -> None:
     monkeypatch.setattr(Encoder, "load", lambda *_: pytest.fail("something is computed before"))
     with pytest.raises(ConfigError) as error:
         evaluate(EvaluateConfig(tasks=["stsb"], output_dir=f"{pairs_file}{below}"))
@@ -56,7 +56,7 @@ def evaluation_error(config: EvaluateConfig) -> str:
     return str(error.value)
 
 
-def test_what_a_message_says_to_type_works(tmp_path: Path) -> None:
+def test_command_suggested_by_an_error_works(tmp_path: Path) -> None:
     path = tmp_path / "pairs.csv"
     path.write_text("s1,s2,score\ndog,cat,low\ndog,dog,high\n")
     config = EvaluateConfig(tasks=[str(path)], output_dir=str(tmp_path / "out"))

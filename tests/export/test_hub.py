@@ -182,7 +182,7 @@ def test_a_run_is_pushed_once_as_it_was_saved(pushed: PushedRun) -> None:
 
 
 @pytest.mark.slow
-def test_the_card_says_what_the_run_knows(pushed: PushedRun) -> None:
+def test_the_card_describes_the_run(pushed: PushedRun) -> None:
     card, result = pushed.files["README.md"].decode(), pushed.record["result"]
     metadata = reads(pushed.files["README.md"])
     assert metadata["library_name"] == "sentence-transformers"
@@ -209,7 +209,7 @@ def test_the_card_says_what_the_run_knows(pushed: PushedRun) -> None:
 
 
 @pytest.mark.slow
-def test_neither_token_nor_folder_gets_out(pushed: PushedRun) -> None:
+def test_neither_token_nor_local_paths_are_published(pushed: PushedRun) -> None:
     local_files = {name: content for name, content in snapshot(pushed.folder).items() if content is not None}
     assert len(local_files) > 15
     for name, content in (local_files | pushed.files).items():
@@ -278,7 +278,7 @@ def test_two_processes_push_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_what_cannot_be_pushed_is_not_trained(tmp_path: Path) -> None:
+def test_push_settings_are_checked_before_training(tmp_path: Path) -> None:
     write_rows(tmp_path)
     with serve() as hub:
         hub.repositories[NAME] = Repository(True, {"model.safetensors": b"of somebody"})
@@ -293,7 +293,7 @@ def test_what_cannot_be_pushed_is_not_trained(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
-def test_a_name_that_is_free_may_be_pushed_to(hub: Hub) -> None:
+def test_new_and_empty_repositories_can_be_pushed_to(hub: Hub) -> None:
     check_push(NAME, private=True)
     check_push("team/name", private=True)
     hub.repositories[NAME] = Repository(private=True)  # made on the hub's page, and empty
@@ -301,7 +301,7 @@ def test_a_name_that_is_free_may_be_pushed_to(hub: Hub) -> None:
     assert not [request for request in hub.requests if not request.startswith("GET ")]
 
 
-def test_without_a_token_nothing_is_asked(hub: Hub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_without_a_token_no_request_is_made(hub: Hub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     from huggingface_hub import constants
 
     monkeypatch.delenv("HF_TOKEN")
@@ -367,7 +367,7 @@ def test_a_public_repository_is_no_private_one(hub: Hub, model: Path) -> None:
     check_push(NAME, private=False)
 
 
-def test_a_hub_that_does_not_answer_is_said_before_training(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_hub_is_reported_before_training(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(ConfigError) as error:
         check_push(NAME, private=True)
@@ -391,7 +391,7 @@ def test_other_files_are_replaced_only_where_that_is_allowed(hub: Hub, model: Pa
     assert len(hub.repositories[NAME].commits) == 1
 
 
-def test_a_push_whose_answer_was_lost_is_done(hub: Hub, model: Path) -> None:
+def test_a_push_whose_response_was_lost_is_complete(hub: Hub, model: Path) -> None:
     hub.lose_answers = 1
     with pytest.raises(HubError) as error:
         push_folder(model, NAME)
@@ -406,7 +406,7 @@ def test_a_push_whose_answer_was_lost_is_done(hub: Hub, model: Path) -> None:
         push_folder(model, NAME)
 
 
-def test_what_was_put_there_since_the_check_is_not_replaced(
+def test_files_pushed_by_others_since_the_check_are_not_replaced(
     hub: Hub, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from huggingface_hub import HfApi
@@ -441,17 +441,17 @@ def test_a_finished_run_is_pushed_as_it_is_asked_for_now(
         fit(build_config(resumed, TrainConfig))
 
     result = fit(build_config(resumed, TrainConfig))
-    assert (result.pushed, result.pushed_before, result.finished_before) == (f"{hub.url}/{NAME}", False, True)
+    assert (result.pushed, result.already_pushed, result.already_finished) == (f"{hub.url}/{NAME}", False, True)
     assert {name: repository.private for name, repository in hub.repositories.items()} == {NAME: True}
     result = fit(build_config({"train": {"resume": str(run.path)}}, TrainConfig))  # with what it was started with
     assert result.pushed == f"{hub.url}/user/first"
     assert hub.repositories["user/first"].private is False
     result = fit(build_config({"train": {"output_dir": str(run.path)}}, TrainConfig))
-    assert (result.pushed, result.pushed_before) == (f"{hub.url}/user/first", True)
+    assert (result.pushed, result.already_pushed) == (f"{hub.url}/user/first", True)
     assert "hub.push" not in result.summary(["hub.push=true"])
 
 
-def test_from_python(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_push_to_hub_from_python(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     angle = AnglE.from_pretrained("tiny")
     assert angle.push_to_hub(NAME) == f"{hub.url}/{NAME}"
     card = hub.repositories[NAME].files["README.md"].decode()
@@ -461,7 +461,7 @@ def test_from_python(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         angle.truncate_layer(1).push_to_hub(NAME)
     angle.push_to_hub(NAME, exist_ok=True)
     encoder = Encoder.load(NAME).eval()
-    assert encoder.contract.layers == 1
+    assert encoder.embedding_config.layers == 1
     np.testing.assert_array_equal(encoder.encode(["a dog"]), angle.encode(["a dog"]))
 
     rows = [{"text": f"a dog {number}", "positive": f"the dog {number}"} for number in range(8)]
@@ -483,9 +483,7 @@ def staged_card(encoder: Encoder, tmp_path: Path, base: str = "tiny", **settings
     return tmp_path / "staged", model_card(pushed, config, RECORD)
 
 
-def test_an_adapter_of_a_model_in_a_folder_tells_its_name_alone(
-    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_path_of_a_local_base_is_not_published(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     base = tmp_path / "home" / "bert"
     base.parent.mkdir()
     Encoder.load("tiny").save(base)
@@ -513,7 +511,7 @@ def test_an_adapter_of_a_model_in_a_folder_tells_its_name_alone(
     np.testing.assert_array_equal(loaded.encode(["a fox"]), encoder.encode(["a fox"]))
 
 
-def test_sentence_transformers_is_told_to_pad_on_the_right(tmp_path: Path) -> None:
+def test_padding_side_for_sentence_transformers_is_right(tmp_path: Path) -> None:
     encoder = Encoder.load(ModelConfig("tiny", padding_side="left"), PoolingConfig("last"))
     encoder.save(tmp_path / "saved")
     file = tmp_path / "saved" / "tokenizer_config.json"
@@ -522,13 +520,13 @@ def test_sentence_transformers_is_told_to_pad_on_the_right(tmp_path: Path) -> No
     stage_files(tmp_path / "saved", tmp_path / "staged", NAME, "tiny")
     assert json.loads((tmp_path / "staged" / "tokenizer_config.json").read_text())["padding_side"] == "right"
     assert json.loads(file.read_text())["padding_side"] == "left"
-    assert Encoder.load(str(tmp_path / "staged")).contract == encoder.contract
+    assert Encoder.load(str(tmp_path / "staged")).embedding_config == encoder.embedding_config
 
 
 def test_an_adapter_of_a_model_on_the_hub_can_be_converted() -> None:
     model = PushedModel(
         NAME,
-        Encoder.load("tiny").contract,
+        Encoder.load("tiny").embedding_config,
         "BAAI/bge-small-en-v1.5",
         has_adapters=True,
         hidden_size=None,
@@ -541,7 +539,7 @@ def test_an_adapter_of_a_model_on_the_hub_can_be_converted() -> None:
     assert "`python convert.py model.name_or_path=user/my-encoder output_dir=my-encoder` merges the adapters" in card
 
 
-def test_names_on_the_hub_stay_and_settings_are_told(tmp_path: Path) -> None:
+def test_hub_names_and_settings_in_the_card(tmp_path: Path) -> None:
     encoder = Encoder.load("tiny")
     data = {"train": {"name_or_path": ["BAAI/pairs.v1", "/data/x/more.jsonl"], "subset": "en"}}
     _, card = staged_card(encoder, tmp_path, "BAAI/bge-small-en-v1.5", data=data, train={"mixed_precision": "bf16"})
@@ -561,7 +559,7 @@ def test_names_on_the_hub_stay_and_settings_are_told(tmp_path: Path) -> None:
         (None, "3", '.encode(["a sentence", "another one"])'),
     ],
 )
-def test_what_sentence_transformers_cannot_express_is_said(
+def test_the_card_names_what_sentence_transformers_does_not_support(
     tmp_path: Path, prompt: str | None, pooling: str, code: str
 ) -> None:
     encoder = Encoder.load(ModelConfig("tiny", prompt=prompt), PoolingConfig(pooling))
@@ -572,7 +570,7 @@ def test_what_sentence_transformers_cannot_express_is_said(
     assert reads(card.encode())["library_name"] == "transformers"
 
 
-def test_the_command_of_another_program_is_not_told(tmp_path: Path) -> None:
+def test_the_card_omits_the_command_of_another_program(tmp_path: Path) -> None:
     encoder = Encoder.load("tiny")
     encoder.save(tmp_path / "saved")
     (tmp_path / "staged").mkdir()

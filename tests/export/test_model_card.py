@@ -9,10 +9,10 @@ from huggingface_hub import ModelCard
 from angle.config import TrainConfig
 from angle.config.build import build_config
 from angle.export.model_card import PushedModel, SentenceTransformersSupport, model_card
-from angle.modeling.contract import EncoderContract
+from angle.modeling.embedding_config import EmbeddingConfig
 
 MODEL = PushedModel(
-    "user/my-encoder", EncoderContract("avg", 64), "tiny", False, 128, SentenceTransformersSupport.NEVER
+    "user/my-encoder", EmbeddingConfig("avg", 64), "tiny", False, 128, SentenceTransformersSupport.NEVER
 )
 DATA = {
     "train": {"name_or_path": "/data/triples.jsonl"},

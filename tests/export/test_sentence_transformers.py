@@ -17,7 +17,7 @@ from torch import Tensor
 
 from angle.config import ConvertConfig, LoraConfig, ModelConfig, PoolingConfig
 from angle.errors import ConfigError
-from angle.export.sentence_transformers import convert, write_folder
+from angle.export.sentence_transformers import convert, save_sentence_transformers
 from angle.modeling import adapters
 from angle.modeling.encoder import Encoder
 from angle.modeling.pooling import POOLINGS
@@ -70,7 +70,7 @@ def files_in(folder: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("strategy", EXPRESSIBLE)
-def test_embeddings_are_the_encoders(strategy: str, minilm: str, tmp_path: Path) -> None:
+def test_embeddings_match_the_encoder(strategy: str, minilm: str, tmp_path: Path) -> None:
     config = ConvertConfig(
         ModelConfig(minilm, max_length=64), PoolingConfig(strategy), output_dir=str(tmp_path / "new")
     )
@@ -83,7 +83,7 @@ def test_embeddings_are_the_encoders(strategy: str, minilm: str, tmp_path: Path)
 
 
 @pytest.mark.parametrize("strategy", ["avg", "cls_max"])
-def test_a_cell_is_the_slice_of_its_depth(strategy: str, minilm: str, tmp_path: Path) -> None:
+def test_truncated_models_match_the_slice_of_their_depth(strategy: str, minilm: str, tmp_path: Path) -> None:
     model, pooling = ModelConfig(minilm, max_length=64), PoolingConfig(strategy)
     cell = ModelConfig(minilm, max_length=64, layers=3, dimensions=100)
     done = convert(ConvertConfig(cell, pooling, output_dir=str(tmp_path / "new")))
@@ -91,17 +91,19 @@ def test_a_cell_is_the_slice_of_its_depth(strategy: str, minilm: str, tmp_path: 
     expected = encoder.encode_tokens(encoder.tokenizer(TEXTS), depths=[3])[:, 0, :100]
     assert_same(embed(done.folder), expected)
     reloaded = Encoder.load(ModelConfig(str(done.folder))).eval()
-    assert (reloaded.dimensions, reloaded.contract.dimensions) == (100, 100)
-    assert str(reloaded.contract) == f"{strategy} pooling, first 3 layers, first 100 dimensions, at most 64 tokens"
+    assert (reloaded.dimensions, reloaded.embedding_config.dimensions) == (100, 100)
+    assert (
+        str(reloaded.embedding_config) == f"{strategy} pooling, first 3 layers, first 100 dimensions, at most 64 tokens"
+    )
     assert_same(reloaded.encode(TEXTS), expected)
     with pytest.raises(ConfigError) as caught:
-        reloaded.keep(dimensions=101)
+        reloaded.truncate(dimensions=101)
     assert str(caught.value) == (
         "model.dimensions=101 cannot work: the model's embeddings have 100; choose a number up to that."
     )
 
 
-def test_a_cell_of_a_decoder_ends_in_its_final_norm(folder_of: Callable[[str], str], tmp_path: Path) -> None:
+def test_a_truncated_decoder_has_its_final_norm(folder_of: Callable[[str], str], tmp_path: Path) -> None:
     model = ModelConfig(folder_of("gemma3_text"))
     cell = ModelConfig(folder_of("gemma3_text"), layers=2, dimensions=8)
     convert(ConvertConfig(cell, PoolingConfig("avg"), output_dir=str(tmp_path / "new")))
@@ -110,7 +112,7 @@ def test_a_cell_of_a_decoder_ends_in_its_final_norm(folder_of: Callable[[str], s
     assert_same(embed(tmp_path / "new", TEXTS[:3]), expected)
 
 
-def test_the_prompt_is_applied_by_itself(minilm: str, tmp_path: Path) -> None:
+def test_the_prompt_is_applied_by_default(minilm: str, tmp_path: Path) -> None:
     prompt = "Find {{poems}} like this: {text}"
     model = ModelConfig(minilm, max_length=64, prompt=prompt)
     convert(ConvertConfig(model, PoolingConfig("avg"), output_dir=str(tmp_path / "new")))
@@ -137,9 +139,9 @@ def test_a_converted_folder_is_read_back_as_the_same_encoder(minilm: str, tmp_pa
     model = ModelConfig(minilm, max_length=48, prompt="Like this: {text}")
     convert(ConvertConfig(model, PoolingConfig("last"), output_dir=str(tmp_path / "new")))
     encoder, reloaded = Encoder.load(model, PoolingConfig("last")), Encoder.load(ModelConfig(str(tmp_path / "new")))
-    assert reloaded.contract == encoder.contract
+    assert reloaded.embedding_config == encoder.embedding_config
     (tmp_path / "new" / "angle_config.json").unlink()
-    assert Encoder.load(ModelConfig(str(tmp_path / "new"))).contract == encoder.contract
+    assert Encoder.load(ModelConfig(str(tmp_path / "new"))).embedding_config == encoder.embedding_config
 
 
 @pytest.mark.parametrize(
@@ -155,7 +157,7 @@ def test_a_converted_folder_is_read_back_as_the_same_encoder(minilm: str, tmp_pa
          "whose prompts are words before the text: train with a template that ends in {text}."),
     ],
 )  # fmt: skip
-def test_what_cannot_be_expressed_is_refused(prompt: str | None, strategy: str, message: str, tmp_path: Path) -> None:
+def test_unsupported_settings_are_refused(prompt: str | None, strategy: str, message: str, tmp_path: Path) -> None:
     config = ConvertConfig(
         ModelConfig("tiny", prompt=prompt), PoolingConfig(strategy), output_dir=str(tmp_path / "new")
     )
@@ -202,16 +204,16 @@ def test_an_interrupted_conversion_leaves_no_folder(tmp_path: Path, monkeypatch:
     monkeypatch.setattr("angle.export.sentence_transformers._write_averaging_layer", lambda *_: 1 / 0)
     encoder.pooling = "cls_avg"
     with pytest.raises(ZeroDivisionError):
-        write_folder(encoder, tmp_path / "new")
+        save_sentence_transformers(encoder, tmp_path / "new")
     assert not (tmp_path / "new").exists()
     monkeypatch.undo()
-    write_folder(encoder, tmp_path / "new")
+    save_sentence_transformers(encoder, tmp_path / "new")
     assert files_in(tmp_path) == {"new"}
 
 
-def test_the_tokenizers_padding_side_is_left_as_it_was(tmp_path: Path) -> None:
+def test_the_tokenizers_padding_side_is_restored(tmp_path: Path) -> None:
     encoder = Encoder.load(ModelConfig(padding_side="left"), PoolingConfig("last")).eval()
-    write_folder(encoder, tmp_path / "new")
+    save_sentence_transformers(encoder, tmp_path / "new")
     assert encoder.tokenizer.tokenizer.padding_side == "left"
     assert_same(embed(tmp_path / "new"), encoder.encode(TEXTS))
 
@@ -243,11 +245,11 @@ def test_the_end_token_is_converted_too(prompt: str | None, tmp_path: Path) -> N
     model = ModelConfig(str(tmp_path / "model"), max_length=10, prompt=prompt)
     convert(ConvertConfig(model, PoolingConfig("last"), output_dir=str(tmp_path / "new")))
     encoder = Encoder.load(model, PoolingConfig("last")).eval()
-    assert encoder.contract.special_tokens == (("<s>",), ("</s>",))
+    assert encoder.embedding_config.special_tokens == (("<s>",), ("</s>",))
     texts = ["a fox", "the owl sleep under the red moon in a green word colour", "moon"]
     assert_same(embed(tmp_path / "new", texts), encoder.encode(texts))
     reloaded = Encoder.load(str(tmp_path / "new")).eval()
-    assert reloaded.contract == encoder.contract
+    assert reloaded.embedding_config == encoder.embedding_config
     assert_same(reloaded.encode(texts), encoder.encode(texts))
     without_end = Encoder.load(ModelConfig(str(tmp_path / "model"), end_token=False), PoolingConfig("last")).eval()
     assert (without_end.encode(texts) - encoder.encode(texts)).abs().max() > 0.05
@@ -286,7 +288,7 @@ def test_adapters_are_merged(minilm: str, tmp_path: Path) -> None:
     assert_same(embed(tmp_path / "beside"), expected)
 
 
-def test_an_adapter_apart_needs_a_base_that_is_stored_as_it_was_trained_on(minilm: str, tmp_path: Path) -> None:
+def test_an_unmerged_adapter_needs_the_base_as_stored(minilm: str, tmp_path: Path) -> None:
     for base, settings in (("tiny", {}), (minilm, {})):
         folder = tmp_path / Path(base).name
         encoder = Encoder.load(ModelConfig(base, **settings), lora=LoraConfig(enabled=True, r=4)).eval()
@@ -313,7 +315,7 @@ def test_a_merge_that_changes_embeddings_writes_nothing(
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.05)
     encoder.save(tmp_path / "adapters")
-    monkeypatch.setattr(adapters, "merge_adapters", lambda backbone, saved: backbone)  # forgets them
+    monkeypatch.setattr(adapters, "merge_adapters", lambda backbone, saved_adapters: backbone)  # forgets them
     with pytest.raises(ConfigError) as error:
         convert(ConvertConfig(ModelConfig(str(tmp_path / "adapters")), output_dir=str(tmp_path / "new")))
     assert str(error.value).startswith(f"Merging the adapter of {tmp_path / 'adapters'} changes embeddings by ")
@@ -323,7 +325,7 @@ def test_a_merge_that_changes_embeddings_writes_nothing(
     assert files_in(tmp_path) == {"adapters"}
 
 
-def test_loading_warns_of_nothing(
+def test_loading_has_no_warnings(
     minilm: str, tmp_path: Path, capfd: pytest.CaptureFixture[str], caplog: Any, recwarn: Any
 ) -> None:
     config = ConvertConfig(

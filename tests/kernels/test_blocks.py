@@ -1,4 +1,4 @@
-"""Attention in blocks of texts of near length, against each text and head alone."""
+"""Attention in blocks of texts of similar length, against each text and head alone."""
 
 from __future__ import annotations
 
@@ -12,43 +12,55 @@ from torch import Tensor
 from angle.kernels.attention.blocks import (
     BLOCK_OVERHEAD,
     MIN_BLOCK_LENGTH,
-    RunLengths,
+    LengthGroups,
     additive_masks,
     attend_in_blocks,
+    group_equal_lengths,
     group_into_blocks,
-    run_length_encode,
 )
 from angle.kernels.attention.spec import AttentionSpec
 from angle.kernels.dropout import keep_probability
 
 DROPPED = 0.2
 LENGTHS = np.array([37, 36, 21, 21, 18, 9, 9, 9, 4, 1, 1])
-DIRECTIONS = [(False, None), (True, None), (False, 5), (True, 5)]
+CAUSAL_AND_WINDOW = [(False, None), (True, None), (False, 5), (True, 5)]
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor, *, causal: bool, window: int | None, runs: RunLengths) -> Tensor:
+def attend(
+    query: Tensor, key: Tensor, value: Tensor, *, causal: bool, window: int | None, length_groups: LengthGroups
+) -> Tensor:
     """Attend with dropout that is the same at every call."""
     torch.manual_seed(1)
-    return attend_in_blocks(query, key, value, runs, AttentionSpec(causal, window, 0.3, DROPPED))
+    return attend_in_blocks(query, key, value, length_groups, AttentionSpec(causal, window, 0.3, DROPPED))
 
 
 def naive(
-    query: Tensor, key: Tensor, value: Tensor, kept: list[list[Tensor]] | None, *, causal: bool, window: int | None
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    keep_masks: list[list[Tensor]] | None,
+    *,
+    causal: bool,
+    window: int | None,
 ) -> tuple[Tensor, list[list[Tensor]]]:
     """Return (1, T, H, d) and the weights (L, L) before dropout, text by text and head by head."""
-    shared, weights, rows = query.shape[1] // key.shape[1], [], []
+    queries_per_key_head, weights, rows = query.shape[1] // key.shape[1], [], []
     for text, (stop, length) in enumerate(zip(LENGTHS.cumsum(), LENGTHS, strict=True)):
-        own, place = slice(stop - length, stop), torch.arange(length)
-        seen = place[:, None] >= place if causal else torch.ones(length, length, dtype=torch.bool)
+        text_slice, positions = slice(stop - length, stop), torch.arange(length)
+        visible = positions[:, None] >= positions if causal else torch.ones(length, length, dtype=torch.bool)
         if window is not None:
-            seen = seen & ((place[:, None] - place).abs() < window)
+            visible = visible & ((positions[:, None] - positions).abs() < window)
         weights.append([])
         heads = []
         for head in range(query.shape[1]):
-            scores = 0.3 * query[0, head, own] @ key[0, head // shared, own].T
-            weights[-1].append(scores.masked_fill(~seen, -torch.inf).softmax(-1))
-            used = weights[-1][-1] if kept is None else weights[-1][-1] * kept[text][head] / keep_probability(DROPPED)
-            heads.append(used @ value[0, head // shared, own])
+            scores = 0.3 * query[0, head, text_slice] @ key[0, head // queries_per_key_head, text_slice].T
+            weights[-1].append(scores.masked_fill(~visible, -torch.inf).softmax(-1))
+            used_weights = (
+                weights[-1][-1]
+                if keep_masks is None
+                else weights[-1][-1] * keep_masks[text][head] / keep_probability(DROPPED)
+            )
+            heads.append(used_weights @ value[0, head // queries_per_key_head, text_slice])
         rows.append(torch.stack(heads, 1))
     return torch.cat(rows)[None], weights
 
@@ -59,7 +71,7 @@ def one_hot(key_heads: int) -> Tensor:
     return torch.eye(LENGTHS.max(), dtype=torch.float64)[places].expand(1, key_heads, -1, -1)
 
 
-@pytest.mark.parametrize(("causal", "window"), DIRECTIONS)
+@pytest.mark.parametrize(("causal", "window"), CAUSAL_AND_WINDOW)
 @pytest.mark.parametrize("key_heads", [1, 2, 6])
 def test_values_and_gradients_are_those_of_each_text_alone(key_heads: int, causal: bool, window: int | None) -> None:
     generator = torch.Generator().manual_seed(0)
@@ -67,23 +79,23 @@ def test_values_and_gradients_are_those_of_each_text_alone(key_heads: int, causa
         torch.randn(1, heads, LENGTHS.sum(), width, generator=generator, dtype=torch.float64)
         for heads, width in ((6, 8), (key_heads, 8), (key_heads, 5), (6, 5))
     )
-    runs = run_length_encode(LENGTHS)
-    used = attend(query, key, one_hot(key_heads), causal=causal, window=window, runs=runs)[0]
+    length_groups = group_equal_lengths(LENGTHS)
+    used_weights = attend(query, key, one_hot(key_heads), causal=causal, window=window, length_groups=length_groups)[0]
     _, weights = naive(query, key, value, None, causal=causal, window=window)
-    kept: list[list[Tensor]] = []
-    for stop, length, of_text in zip(LENGTHS.cumsum(), LENGTHS, weights, strict=True):
-        of_heads = used[stop - length : stop].transpose(0, 1)
-        assert not of_heads[..., length:].any()
-        kept.append([(head[:, :length] != 0).double() for head in of_heads])
-        for head, mask, weight in zip(of_heads, kept[-1], of_text, strict=True):
+    keep_masks: list[list[Tensor]] = []
+    for stop, length, text_weights in zip(LENGTHS.cumsum(), LENGTHS, weights, strict=True):
+        head_weights = used_weights[stop - length : stop].transpose(0, 1)
+        assert not head_weights[..., length:].any()
+        keep_masks.append([(head[:, :length] != 0).double() for head in head_weights])
+        for head, mask, weight in zip(head_weights, keep_masks[-1], text_weights, strict=True):
             torch.testing.assert_close(head[:, :length], mask * weight / keep_probability(DROPPED))
-    visible = torch.cat([(weight > 0).flatten() for of_text in weights for weight in of_text])
-    drawn = torch.cat([mask.flatten() for masks in kept for mask in masks])[visible]
-    assert abs(drawn.mean() - (1 - DROPPED)) < 4 * (DROPPED * (1 - DROPPED) / len(drawn)) ** 0.5
+    visible = torch.cat([(weight > 0).flatten() for text_weights in weights for weight in text_weights])
+    kept_fraction = torch.cat([mask.flatten() for masks in keep_masks for mask in masks])[visible]
+    assert abs(kept_fraction.mean() - (1 - DROPPED)) < 4 * (DROPPED * (1 - DROPPED) / len(kept_fraction)) ** 0.5
 
     inputs = [tensor.requires_grad_() for tensor in (query, key, value)]
-    actual = attend(query, key, value, causal=causal, window=window, runs=runs)
-    expected, _ = naive(query, key, value, kept, causal=causal, window=window)
+    actual = attend(query, key, value, causal=causal, window=window, length_groups=length_groups)
+    expected, _ = naive(query, key, value, keep_masks, causal=causal, window=window)
     torch.testing.assert_close(actual, expected)
     downstream = gradient.transpose(1, 2)
     for ours, theirs in zip(
@@ -93,13 +105,13 @@ def test_values_and_gradients_are_those_of_each_text_alone(key_heads: int, causa
 
 
 @pytest.mark.parametrize("input_dtype", [torch.float32, torch.bfloat16])
-def test_lower_precisions_lose_what_rounding_takes(input_dtype: torch.dtype) -> None:
+def test_lower_precisions_are_accurate_to_rounding(input_dtype: torch.dtype) -> None:
     generator = torch.Generator().manual_seed(0)
     exact = [torch.randn(1, 4, LENGTHS.sum(), 8, generator=generator, dtype=torch.float64) for _ in range(3)]
     outputs = []
     for dtype in (input_dtype, torch.float64):
         inputs = [tensor.to(input_dtype).to(dtype).requires_grad_() for tensor in exact]
-        out = attend(*inputs, causal=False, window=None, runs=run_length_encode(LENGTHS))
+        out = attend(*inputs, causal=False, window=None, length_groups=group_equal_lengths(LENGTHS))
         assert out.dtype == dtype
         outputs.append([out, *torch.autograd.grad(out.double().square().sum(), inputs)])
         assert all(gradient.dtype == dtype for gradient in outputs[-1])
@@ -109,31 +121,31 @@ def test_lower_precisions_lose_what_rounding_takes(input_dtype: torch.dtype) -> 
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_no_other_blocks_cost_less(seed: int) -> None:
+def test_blocks_have_minimal_cost(seed: int) -> None:
     random = np.random.default_rng(seed)
-    runs = run_length_encode(np.sort(random.integers(1, 60, 25))[::-1])[-9:]
+    length_groups = group_equal_lengths(np.sort(random.integers(1, 60, 25))[::-1])[-9:]
 
-    def cost(blocks: list[RunLengths]) -> float:
+    def cost(blocks: list[LengthGroups]) -> float:
         return sum(
             BLOCK_OVERHEAD + sum(count for count, _ in block) * 12 * max(block[0][1], MIN_BLOCK_LENGTH) ** 2
             for block in blocks
         )
 
-    every = []
-    for cuts in itertools.product((False, True), repeat=len(runs) - 1):
-        places = [0, *(number for number, cut in enumerate(cuts, 1) if cut), len(runs)]
-        every.append([runs[first:last] for first, last in itertools.pairwise(places)])
-    assert sum(group_into_blocks(runs, 12), ()) == runs
-    assert cost(list(group_into_blocks(runs, 12))) == min(map(cost, every))
+    all_groupings = []
+    for cuts in itertools.product((False, True), repeat=len(length_groups) - 1):
+        boundaries = [0, *(number for number, cut in enumerate(cuts, 1) if cut), len(length_groups)]
+        all_groupings.append([length_groups[first:last] for first, last in itertools.pairwise(boundaries)])
+    assert sum(group_into_blocks(length_groups, 12), ()) == length_groups
+    assert cost(list(group_into_blocks(length_groups, 12))) == min(map(cost, all_groupings))
 
 
-def test_masks_of_one_direction_are_as_large_as_one_text() -> None:
-    masks = additive_masks(run_length_encode(LENGTHS), 6, AttentionSpec(causal=True, window=5), torch.float32)
+def test_causal_masks_are_shared_by_all_texts() -> None:
+    masks = additive_masks(group_equal_lengths(LENGTHS), 6, AttentionSpec(causal=True, window=5), torch.float32)
     assert all(mask.shape[0] == 1 for mask in masks)
 
 
 def test_a_second_derivative_is_refused() -> None:
     inputs = [torch.randn(1, 2, LENGTHS.sum(), 8, requires_grad=True) for _ in range(3)]
-    actual = attend(*inputs, causal=False, window=None, runs=run_length_encode(LENGTHS))
+    actual = attend(*inputs, causal=False, window=None, length_groups=group_equal_lengths(LENGTHS))
     with pytest.raises(RuntimeError, match="differentiated once only"):
         torch.autograd.grad(actual.sum(), inputs, create_graph=True)

@@ -22,33 +22,35 @@ def dropped(p: float, shape: tuple[int, ...] = MANY, seed: int = 0) -> Tensor:
 
 
 @pytest.mark.parametrize("p", [1e-3, 0.1, 0.3, 0.5, 0.9])
-def test_the_share_of_zeros_and_the_scale(p: float) -> None:
+def test_the_fraction_of_zeros_and_the_scale(p: float) -> None:
     values = dropped(p)
     zeros = (values == 0).double().mean().item()
     assert zeros == pytest.approx(p, abs=4 * (p * (1 - p) / values.numel()) ** 0.5)
     assert keep_probability(p) == pytest.approx(1 - p, abs=1e-5)
-    # The scale is that of the share which is really kept, so that the mean stays.
+    # The scale is that of the fraction which is really kept, so that the mean is preserved.
     torch.testing.assert_close(values[values > 0].unique(), torch.tensor([1 / keep_probability(p)]))
 
 
-def test_the_smallest_and_the_largest_number_count_once() -> None:
+def test_the_smallest_probability_is_exact() -> None:
     """Of the 65536 numbers that an element can be, the threshold divides exactly as many as it should."""
     assert keep_probability(1 / 65536) == 65535 / 65536
-    share = 1 - draw_keep_mask(torch.Size((4000, 4000)), 1 / 65536).double().mean().item()
-    assert share == pytest.approx(1 / 65536, rel=4 * (65536 / 16e6) ** 0.5)
+    fraction = 1 - draw_keep_mask(torch.Size((4000, 4000)), 1 / 65536).double().mean().item()
+    assert fraction == pytest.approx(1 / 65536, rel=4 * (65536 / 16e6) ** 0.5)
 
 
 @pytest.mark.parametrize("p", [0.1, 0.5])
-@pytest.mark.parametrize("apart", [1, 2, 3, 4, 1000])
-def test_elements_are_independent_of_their_neighbours(p: float, apart: int) -> None:
+@pytest.mark.parametrize("distance", [1, 2, 3, 4, 1000])
+def test_elements_are_independent_of_their_neighbours(p: float, distance: int) -> None:
     kept = draw_keep_mask(MANY, p).flatten().double() - (1 - p)
-    correlation = (kept[:-apart] * kept[apart:]).mean().item() / (p * (1 - p))
+    correlation = (kept[:-distance] * kept[distance:]).mean().item() / (p * (1 - p))
     assert abs(correlation) < 4 / MANY.numel() ** 0.5
 
 
-def test_all_four_elements_of_a_draw_have_the_same_share() -> None:
-    shares = draw_keep_mask(torch.Size((500_000, 4)), 0.1).double().mean(dim=0)
-    torch.testing.assert_close(shares, torch.full((4,), 0.9, dtype=torch.double), rtol=0, atol=4 * 0.3 / 500_000**0.5)
+def test_all_four_elements_of_a_draw_are_dropped_equally_often() -> None:
+    fractions = draw_keep_mask(torch.Size((500_000, 4)), 0.1).double().mean(dim=0)
+    torch.testing.assert_close(
+        fractions, torch.full((4,), 0.9, dtype=torch.double), rtol=0, atol=4 * 0.3 / 500_000**0.5
+    )
 
 
 def test_steps_are_independent() -> None:
@@ -56,7 +58,7 @@ def test_steps_are_independent() -> None:
     assert abs((first * second).mean().item() / 0.09) < 4 / MANY.numel() ** 0.5
 
 
-def test_a_random_state_brings_back_output_and_gradient() -> None:
+def test_a_rng_state_reproduces_output_and_gradient() -> None:
     dropout, values = CpuDropout(0.3), torch.randn(7, 11, requires_grad=True)
     torch.manual_seed(5)
     torch.rand(3)
@@ -88,7 +90,7 @@ def test_bfloat16_keeps_the_mean() -> None:
 
 
 @pytest.mark.parametrize("p", [0.0, 1.0])
-def test_all_or_nothing_is_left_to_torch(p: float) -> None:
+def test_probabilities_0_and_1(p: float) -> None:
     assert torch.equal(dropped(p, (4, 4)), torch.full((4, 4), 1 - p))
 
 
@@ -98,7 +100,7 @@ def test_evaluation_drops_nothing() -> None:
 
 
 @pytest.mark.parametrize("lora", [None, LoraConfig(enabled=True, dropout=0.25)], ids=["plain", "lora"])
-def test_an_encoder_has_it_everywhere(folder_of: Callable[[str], str], lora: LoraConfig | None) -> None:
+def test_all_dropout_of_an_encoder_is_replaced(folder_of: Callable[[str], str], lora: LoraConfig | None) -> None:
     encoder = Encoder.load(ModelConfig(folder_of("bert")), lora=lora)
     actual = [module for module in encoder.modules() if isinstance(module, nn.Dropout)]
     assert len(actual) >= 10
@@ -106,7 +108,7 @@ def test_an_encoder_has_it_everywhere(folder_of: Callable[[str], str], lora: Lor
     assert {module.p for module in actual} == ({0.1} if lora is None else {0.1, 0.25})
 
 
-def test_the_mode_and_the_saved_state_stay() -> None:
+def test_mode_and_state_dict_are_unchanged() -> None:
     model = nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.3), nn.Sequential(nn.Dropout(0.2)).eval())
     names = list(model.state_dict())
     install_dropout(model)
@@ -117,7 +119,7 @@ def test_the_mode_and_the_saved_state_stay() -> None:
     ]
 
 
-def test_checkpointing_draws_the_same_again(folder_of: Callable[[str], str]) -> None:
+def test_gradient_checkpointing_repeats_the_mask(folder_of: Callable[[str], str]) -> None:
     gradients = []
     for checkpointing in (False, True):
         encoder = Encoder.load(ModelConfig(folder_of("bert"), gradient_checkpointing=checkpointing)).train()

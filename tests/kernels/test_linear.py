@@ -54,15 +54,15 @@ def layer(wide: int = 24, out: int = 40, *, bias: bool = True) -> CpuLinear:
     return made[0]
 
 
-def test_even_rows_are_the_next_ones() -> None:
+def test_round_up_rows() -> None:
     for rows in range(1, 5000):
-        even = round_up_rows(rows)
-        assert rows <= even <= rows * (1 + 2 ** (1 - SIGNIFICANT_BITS))
-        assert even % 2 ** max(0, even.bit_length() - SIGNIFICANT_BITS) == 0
-        assert round_up_rows(even) == even
+        rounded = round_up_rows(rows)
+        assert rows <= rounded <= rows * (1 + 2 ** (1 - SIGNIFICANT_BITS))
+        assert rounded % 2 ** max(0, rounded.bit_length() - SIGNIFICANT_BITS) == 0
+        assert round_up_rows(rounded) == rounded
 
 
-def test_there_are_32_even_rows_up_to_the_double() -> None:
+def test_round_up_rows_has_32_values_per_octave() -> None:
     assert len({round_up_rows(rows) for rows in range(1025, 2049)}) == 2 ** (SIGNIFICANT_BITS - 1)
 
 
@@ -97,13 +97,13 @@ def test_a_frozen_weight_gets_no_gradient_and_passes_it_on() -> None:
     torch.testing.assert_close(values.grad, fast.weight.sum(0).expand(32, 24))
 
 
-def test_it_is_differentiated_once_only() -> None:
+def test_a_second_derivative_is_refused() -> None:
     values = torch.randn(32, 24, requires_grad=True)
     with pytest.raises(RuntimeError, match="once only"):
         torch.autograd.grad(layer()(values).square().sum(), values, create_graph=True)
 
 
-def test_other_rows_types_and_autocast_take_torchs_way() -> None:
+def test_fallback_to_torch() -> None:
     fast, values = layer(), torch.randn(32, 24)
     with by_onednn(products=0):
         torch.testing.assert_close(fast(torch.randn(67, 24)).shape, torch.Size((67, 40)))
@@ -115,7 +115,7 @@ def test_other_rows_types_and_autocast_take_torchs_way() -> None:
         fast(values)
 
 
-def test_names_hooks_and_other_classes_stay() -> None:
+def test_names_hooks_and_subclasses_are_unchanged() -> None:
     class Own(nn.Linear):
         pass
 
@@ -130,7 +130,7 @@ def test_names_hooks_and_other_classes_stay() -> None:
     assert seen == [model[0]]
 
 
-def test_weights_are_packed_for_as_long_as_texts_are_encoded() -> None:
+def test_weights_are_prepacked_within_the_context() -> None:
     model, values = nn.Sequential(layer()), torch.randn(64, 24)
     expected = model(values).detach()
     for tokens in (PREPACK_MIN_TOKENS - 1, PREPACK_MIN_TOKENS):
@@ -146,7 +146,7 @@ def test_weights_are_packed_for_as_long_as_texts_are_encoded() -> None:
     assert model[0].prepacked is None
 
 
-def test_weights_that_memory_has_no_room_for_are_not_packed() -> None:
+def test_large_weights_are_not_prepacked() -> None:
     with torch.device("meta"):
         large = nn.Linear(2**14, PREPACK_MAX_BYTES // 2**16 + 1)
     model = nn.Sequential(layer(), large)
@@ -156,8 +156,8 @@ def test_weights_that_memory_has_no_room_for_are_not_packed() -> None:
         assert model[0].prepacked is None
 
 
-def test_a_batch_goes_through_it_whatever_its_tokens(folder_of: Callable[[str], str]) -> None:
-    """Its 67 tokens are filled up to 68, of which nothing is seen outside."""
+def test_batches_are_padded_to_a_supported_number_of_tokens(folder_of: Callable[[str], str]) -> None:
+    """Its 67 tokens are padded to 68; the padding is removed from what is returned."""
     model = ModelConfig(folder_of("bert"), kernels=["packing", "linear"])
     encoder = Encoder.load(model, PoolingConfig("avg")).eval()
     layers = [module for module in encoder.modules() if isinstance(module, CpuLinear)]
@@ -171,7 +171,7 @@ def test_a_batch_goes_through_it_whatever_its_tokens(folder_of: Callable[[str], 
     torch.testing.assert_close(actual, alone, rtol=1e-5, atol=1e-5)
 
 
-def test_what_it_returns_can_be_changed_in_place() -> None:
+def test_the_output_can_be_modified_in_place() -> None:
     """As Longformer and DeBERTa do with their queries."""
     layer, plain = nn.Linear(8, 8), nn.Linear(8, 8)
     plain.load_state_dict(layer.state_dict())

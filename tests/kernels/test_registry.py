@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from packed_models import close, embed
+from packed_models import assert_close_to_scale, embed
 from torch import nn
 
 from angle.config import LoraConfig, ModelConfig, PoolingConfig
@@ -15,7 +15,7 @@ from angle.config.model import KERNEL_NAMES
 from angle.kernels.attention.packed import PACKED, PACKED_IN_BLOCKS
 from angle.kernels.dropout import CpuDropout
 from angle.kernels.linear import CpuLinear
-from angle.kernels.operators import SEEN_WITH, missing_operator
+from angle.kernels.operators import TESTED_TORCH_VERSIONS, missing_operator
 from angle.kernels.registry import INSTALLED, KERNELS, NOT_REQUESTED, describe_kernels, install_kernels
 from angle.modeling.encoder import Encoder
 
@@ -36,7 +36,7 @@ def test_the_settings_know_every_kernel_by_its_name() -> None:
     assert len(set(KERNEL_NAMES)) == len(KERNEL_NAMES) == 7
 
 
-def test_every_kernel_says_what_it_does_and_where() -> None:
+def test_every_kernel_is_documented() -> None:
     for kernel in KERNELS:
         assert kernel.summary.endswith(".")
         assert kernel.modules
@@ -65,17 +65,17 @@ def test_no_kernels_leave_a_model_as_transformers_made_it(folder_of: Callable[[s
         (ALL, {CpuLinear, CpuDropout}, PACKED_IN_BLOCKS),
     ],
 )
-def test_each_kernel_is_a_switch_of_its_own(
+def test_each_kernel_can_be_disabled(
     folder_of: Callable[[str], str], kernels: list[str], expected: set[type], attention: str
 ) -> None:
     encoder = load(folder_of("bert"), kernels)
     assert classes(encoder) & {nn.Linear, CpuLinear, nn.Dropout, CpuDropout} == expected
     assert encoder.backbone.config._attn_implementation == attention
     assert encoder.is_packed == ("packing" in kernels)
-    close(embed(encoder), embed(load(folder_of("bert"), [])))
+    assert_close_to_scale(embed(encoder), embed(load(folder_of("bert"), [])))
 
 
-def test_the_status_says_why_not(folder_of: Callable[[str], str]) -> None:
+def test_status_has_the_reason_why_a_kernel_is_not_used(folder_of: Callable[[str], str]) -> None:
     assert load(folder_of("bert"), ALL).kernel_status() == {
         "packing": INSTALLED, "blocks": INSTALLED, "lora": "no such module", "dropout": INSTALLED,
         "linear": INSTALLED, "rms_norm": "not on cpu", "allocator": INSTALLED,
@@ -112,7 +112,7 @@ def test_an_operator_that_this_torch_lacks_is_named(
     assert missing_operator("aten.mm", "mkldnn._linear_pointwise") is None
     reason = missing_operator("aten.mm", "aten._no_such_thing")
     assert reason == f"torch {torch.__version__} has no operator aten._no_such_thing (torch 2.11 and 2.13 have)"
-    assert any(torch.__version__.startswith(f"{version}.") for version in SEEN_WITH)
+    assert any(torch.__version__.startswith(f"{version}.") for version in TESTED_TORCH_VERSIONS)
     for module in ("linear", "attention.packed", "lora"):
         monkeypatch.setattr(f"angle.kernels.{module}.missing_operator", lambda *_: "missing here")
     status = load(folder_of("llama"), ALL, LoraConfig(enabled=True)).kernel_status()

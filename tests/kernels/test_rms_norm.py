@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from packed_models import close, embed, gradients, load
+from packed_models import assert_close_to_scale, embed, gradients, load
 from torch import Tensor, nn
 
 from angle.kernels import rms_norm as norms
@@ -40,15 +40,15 @@ def test_a_model_with_fused_norms_computes_the_same(
     plain = load(folder_of(name), kernels=["packing"]).eval()
     assert not fused(plain)
     expected = embed(plain)
-    close(actual, expected)
+    assert_close_to_scale(actual, expected)
     for embeddings in (actual, expected):
         embeddings.square().sum().backward()
     for ours, theirs in zip(gradients(encoder), gradients(plain), strict=True):
-        close(ours, theirs)
+        assert_close_to_scale(ours, theirs)
 
 
 @pytest.mark.parametrize("name", ["gemma", "gemma3_text", "bert", "modernbert"])
-def test_other_norms_stay_as_they_are(folder_of: Callable[[str], str], name: str) -> None:
+def test_other_norms_are_not_replaced(folder_of: Callable[[str], str], name: str) -> None:
     assert not fused(load(folder_of(name)))
 
 
@@ -73,13 +73,13 @@ class Norm(nn.Module):
         (lambda square: 1 / (square.sqrt() + 1e-6), False),
     ],
 )
-def test_the_epsilon_counts(scale: Callable[[Tensor], Tensor], same: bool) -> None:
+def test_norms_with_another_epsilon_are_not_replaced(scale: Callable[[Tensor], Tensor], same: bool) -> None:
     model = nn.Sequential(Norm(scale))
     install_rms_norm(model)
     assert bool(fused(model)) == same
 
 
-def test_weights_that_hide_a_difference() -> None:
+def test_a_layer_norm_with_zero_weight_is_not_replaced() -> None:
     """With a weight of 0, every norm returns 0."""
     norm = nn.LayerNorm(8, bias=False)
     nn.init.zeros_(norm.weight)
@@ -88,7 +88,7 @@ def test_weights_that_hide_a_difference() -> None:
     assert not fused(model)
 
 
-def test_norms_with_a_gate() -> None:
+def test_gated_norms_are_not_replaced() -> None:
     from transformers.models.qwen3_next.modeling_qwen3_next import Qwen3NextRMSNormGated
 
     class Gated(Norm):
@@ -100,13 +100,13 @@ def test_norms_with_a_gate() -> None:
     assert not fused(model)
 
 
-def test_a_norm_that_is_called_by_name(folder_of: Callable[[str], str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_norm_called_with_keyword_arguments(folder_of: Callable[[str], str], monkeypatch: pytest.MonkeyPatch) -> None:
     norm, values = load(folder_of("llama")).backbone.norm, torch.randn(2, 32)
     monkeypatch.setattr(norms, "FUSED_ON", ("cpu",))
     torch.testing.assert_close(norm(hidden_states=values), norm(values))
 
 
-def test_autocast_does_not_change_the_type(folder_of: Callable[[str], str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_autocast_does_not_change_the_dtype(folder_of: Callable[[str], str], monkeypatch: pytest.MonkeyPatch) -> None:
     norm = load(folder_of("llama"), dtype="bfloat16").backbone.norm
     monkeypatch.setattr(norms, "FUSED_ON", ("cpu",))
     with torch.autocast("cpu", torch.bfloat16):
@@ -124,7 +124,7 @@ def test_copies_are_fused_too(folder_of: Callable[[str], str], copied: Callable[
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_inputs_of_another_type_than_the_weights_are_left_to_the_model(
+def test_inputs_of_another_dtype_use_the_models_own_code(
     folder_of: Callable[[str], str], monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
 ) -> None:
     norm = load(folder_of("llama")).backbone.norm

@@ -1,7 +1,7 @@
-"""Packed rows the way a GPU runs them: one attention call for all texts, in a kernel or in a rectangle.
+"""Packed rows as a GPU runs them: one attention call for all texts, by a kernel or on a padded batch.
 
 No kernel for texts of various lengths runs on a CPU. Where a test is about everything around it, a function in plain
-torch stands in for it, with its signature and its demands. The rectangle runs as it is.
+torch replaces it, with its signature and its requirements. The padded batch runs as it is.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from conftest import MODELS, write_jsonl
 from packed_models import (
     DECODERS,
     TEXTS,
-    cases,
+    assert_close_to_scale,
     check_adapters,
     check_against_padded,
     check_checkpointing,
-    close,
     embed,
     gradients,
     load,
+    model_and_start_cases,
 )
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -51,29 +51,29 @@ from angle.training.loop import fit
 INSTALLED = torch.nn.attention.varlen.varlen_attn
 BOTH = frozenset({VARLEN, FLASH})
 #: Operators that make the host wait for a GPU.
-WAITING = ("_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "equal", "unique")
+BLOCKING_OPERATORS = ("_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "equal", "unique")
 
 
-def attend_plainly(
+def reference_varlen_attention(
     query: Tensor, key: Tensor, value: Tensor, cu_seqlens: Tensor, window: tuple[int, int], scale: float | None
 ) -> Tensor:
-    """Attend text by text, with at most `window` tokens before and behind each."""
-    texts = []
+    """Attend text by text, with at most `window` tokens before and after each."""
+    outputs = []
     for start, end in zip(cu_seqlens.tolist()[:-1], cu_seqlens.tolist()[1:], strict=True):
         q, k, v = (tensor[start:end].transpose(0, 1) for tensor in (query, key, value))
         k, v = (tensor.repeat_interleave(len(q) // len(tensor), dim=0) for tensor in (k, v))
-        place = torch.arange(end - start)
-        behind = place[None] - place[:, None]
-        seen = ((behind <= window[1]) | (window[1] < 0)) & ((-behind <= window[0]) | (window[0] < 0))
+        positions = torch.arange(end - start)
+        distance = positions[None] - positions[:, None]
+        visible = ((distance <= window[1]) | (window[1] < 0)) & ((-distance <= window[0]) | (window[0] < 0))
         scores = q @ k.transpose(1, 2) * (scale or q.shape[-1] ** -0.5)
-        texts.append((scores.masked_fill(~seen, float("-inf")).softmax(-1) @ v).transpose(0, 1))
-    return torch.cat(texts)
+        outputs.append((scores.masked_fill(~visible, float("-inf")).softmax(-1) @ v).transpose(0, 1))
+    return torch.cat(outputs)
 
 
-def demand(
+def check_kernel_inputs(
     query: Tensor, key: Tensor, value: Tensor, cu_seqlens: tuple[Tensor, Tensor], longest: tuple[int, int]
 ) -> None:
-    """Check what both kernels demand, beside the type of the numbers."""
+    """Check what both kernels require, apart from the dtype."""
     assert query.dtype == key.dtype == value.dtype
     assert query.shape[0] == key.shape[0] == value.shape[0]
     assert query.stride(-1) == key.stride(-1) == value.stride(-1) == 1
@@ -98,9 +98,9 @@ def varlen_attn(
     window_size: tuple[int, int] = (-1, -1),
     enable_gqa: bool = False,
 ) -> Tensor:
-    demand(query, key, value, (cu_seq_q, cu_seq_k), (max_q, max_k))
+    check_kernel_inputs(query, key, value, (cu_seq_q, cu_seq_k), (max_q, max_k))
     assert query.shape[1] == key.shape[1] or enable_gqa
-    return attend_plainly(query, key, value, cu_seq_q, window_size, scale)
+    return reference_varlen_attention(query, key, value, cu_seq_q, window_size, scale)
 
 
 def varlen_attn_of_2_11(
@@ -132,39 +132,41 @@ def flash_attn_varlen_func(
     causal: bool = False,
     window_size: tuple[int, int] = (-1, -1),
 ) -> Tensor:
-    demand(q, k, v, (cu_seqlens_q, cu_seqlens_k), (max_seqlen_q, max_seqlen_k))
-    out = attend_plainly(q, k, v, cu_seqlens_q, (window_size[0], 0 if causal else window_size[1]), softmax_scale)
+    check_kernel_inputs(q, k, v, (cu_seqlens_q, cu_seqlens_k), (max_seqlen_q, max_seqlen_k))
+    out = reference_varlen_attention(
+        q, k, v, cu_seqlens_q, (window_size[0], 0 if causal else window_size[1]), softmax_scale
+    )
     return torch.nn.functional.dropout(out, dropout_p)
 
 
 def flash_with_dropout(q: Tensor, k: Tensor, v: Tensor, texts: PackedTexts, spec: AttentionSpec) -> Tensor:
-    demand(q, k, v, (texts.cu_seqlens, texts.cu_seqlens), (texts.max_seqlen, texts.max_seqlen))
+    check_kernel_inputs(q, k, v, (texts.cu_seqlens, texts.cu_seqlens), (texts.max_seqlen, texts.max_seqlen))
     return torch.nn.functional.dropout(
-        attend_plainly(q, k, v, texts.cu_seqlens, spec.window_size, spec.scaling), spec.dropout
+        reference_varlen_attention(q, k, v, texts.cu_seqlens, spec.window_size, spec.scaling), spec.dropout
     )
 
 
 @pytest.fixture
-def take(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Return a function that makes packed rows run as on a GPU, attention by VARLEN, FLASH or RECTANGLE."""
+def force_backend(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Return a function that makes packed rows run as on a GPU, attention by VARLEN, FLASH or PADDED."""
     package = ModuleType("flash_attn")
     package.__spec__ = ModuleSpec("flash_attn", None)  # transformers looks for it
     package.flash_attn_varlen_func = flash_attn_varlen_func  # type: ignore[attr-defined]
 
-    def by(way: str, kernel: Callable[..., Tensor] = varlen_attn) -> None:
+    def force(backend: str, kernel: Callable[..., Tensor] = varlen_attn) -> None:
         for module in (packing, packed):
-            monkeypatch.setattr(module, "ATTENDS_BY_RUN", ())
-        monkeypatch.setattr(varlen, "choose_backend", lambda *_: way)
+            monkeypatch.setattr(module, "ATTENDS_BY_LENGTH_GROUP", ())
+        monkeypatch.setattr(varlen, "choose_backend", lambda *_: backend)
         monkeypatch.setattr(varlen, "available_backends", lambda: BOTH)  # the real one remembers what it found
         monkeypatch.setattr(torch.nn.attention.varlen, "varlen_attn", kernel)
         monkeypatch.setattr(varlen, "flash_with_dropout", flash_with_dropout)
-        if way == FLASH:
+        if backend == FLASH:
             monkeypatch.setitem(sys.modules, "flash_attn", package)
 
-    return by
+    return force
 
 
-def test_the_stand_in_has_the_signature_of_torch_s_kernel() -> None:
+def test_the_replacement_has_the_signature_of_torchs_kernel() -> None:
     real = inspect.signature(INSTALLED).parameters
     for name, ours in inspect.signature(varlen_attn).parameters.items():
         if name != "enable_gqa" or name in real:  # torch 2.11 has none
@@ -172,7 +174,7 @@ def test_the_stand_in_has_the_signature_of_torch_s_kernel() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changed", "way"),
+    ("changed", "backend"),
     [
         ({}, VARLEN),
         ({"dtype": torch.float16}, VARLEN),
@@ -183,35 +185,35 @@ def test_the_stand_in_has_the_signature_of_torch_s_kernel() -> None:
         ({"capability": (7, 5)}, PADDED),
         ({"capability": (9, 0)}, VARLEN),
         ({"capability": (12, 0)}, VARLEN),
-        ({"width": 8}, VARLEN),
-        ({"width": 60}, PADDED),
-        ({"width": 192}, VARLEN),
-        ({"width": 200}, PADDED),
-        ({"width": 224}, PADDED),
-        ({"width": 256}, VARLEN),
-        ({"width": 256, "dropout": 0.1}, PADDED),
-        ({"width": 264}, PADDED),
+        ({"head_dim": 8}, VARLEN),
+        ({"head_dim": 60}, PADDED),
+        ({"head_dim": 192}, VARLEN),
+        ({"head_dim": 200}, PADDED),
+        ({"head_dim": 224}, PADDED),
+        ({"head_dim": 256}, VARLEN),
+        ({"head_dim": 256, "dropout": 0.1}, PADDED),
+        ({"head_dim": 264}, PADDED),
         ({"dropout": 0.1}, FLASH),
         ({"dropout": 0.1, "dtype": torch.float32}, PADDED),
         ({"dropout": 0.1, "capability": (7, 5)}, PADDED),
         ({"dropout": 0.1, "available": frozenset({VARLEN})}, VARLEN),
-        ({"dropout": 0.1, "available": frozenset({VARLEN}), "width": 256}, PADDED),
+        ({"dropout": 0.1, "available": frozenset({VARLEN}), "head_dim": 256}, PADDED),
         ({"available": frozenset({VARLEN})}, VARLEN),
         ({"available": frozenset({FLASH})}, FLASH),
         ({"available": frozenset()}, PADDED),
     ],
     ids=str,
 )
-def test_the_way_is_chosen_by_what_kernels_can_do(changed: dict[str, Any], way: str) -> None:
-    usual = {"device": "cuda", "dtype": torch.bfloat16, "dropout": 0.0, "width": 64, "capability": (8, 0)}
-    assert choose_backend(**({**usual, "available": BOTH} | changed)) == way
+def test_backend_selection(changed: dict[str, Any], backend: str) -> None:
+    usual = {"device": "cuda", "dtype": torch.bfloat16, "dropout": 0.0, "head_dim": 64, "capability": (8, 0)}
+    assert choose_backend(**({**usual, "available": BOTH} | changed)) == backend
 
 
 def test_a_cpu_has_no_capability() -> None:
     assert varlen.compute_capability(torch.device("cpu")) == (0, 0)
 
 
-def test_places_offsets_and_masks() -> None:
+def test_indices_offsets_and_masks() -> None:
     texts = PackedTexts(np.array([3, 1]), torch.device("cpu"))
     assert texts.cu_seqlens.tolist() == [0, 3, 4]
     assert texts.padded_indices.tolist() == [0, 1, 2, 3]
@@ -221,76 +223,78 @@ def test_places_offsets_and_masks() -> None:
     assert full.tolist() == [[[[True, True, True]]], [[[True, False, False]]]]
     assert texts.mask(AttentionSpec(causal=True)) is None
     assert PackedTexts(np.array([2, 2]), torch.device("cpu")).mask(AttentionSpec(causal=False)) is None
-    near = texts.mask(AttentionSpec(causal=False, window=2))
-    assert near is not None
-    assert near.int().tolist() == [[[[1, 1, 0], [1, 1, 1], [0, 1, 1]]], [[[1, 0, 0], [0, 1, 1], [0, 1, 1]]]]
-    before = texts.mask(AttentionSpec(causal=True, window=2))
-    assert before is not None
-    assert before.int().tolist() == [[[[1, 0, 0], [1, 1, 0], [0, 1, 1]]]]
-    assert texts.mask(AttentionSpec(causal=True, window=2)) is before  # made once
+    windowed = texts.mask(AttentionSpec(causal=False, window=2))
+    assert windowed is not None
+    assert windowed.int().tolist() == [[[[1, 1, 0], [1, 1, 1], [0, 1, 1]]], [[[1, 0, 0], [0, 1, 1], [0, 1, 1]]]]
+    causal_windowed = texts.mask(AttentionSpec(causal=True, window=2))
+    assert causal_windowed is not None
+    assert causal_windowed.int().tolist() == [[[[1, 0, 0], [1, 1, 0], [0, 1, 1]]]]
+    assert texts.mask(AttentionSpec(causal=True, window=2)) is causal_windowed  # made once
     assert texts.cu_seqlens is texts.cu_seqlens
 
 
-WAYS = [(PADDED, *case) for case in cases()] + [(VARLEN, *case) for case in cases()]
-WAYS += [(FLASH, name, None) for name in ("bert", "modernbert", "phi3")]
+BACKENDS = [(PADDED, *case) for case in model_and_start_cases()] + [(VARLEN, *case) for case in model_and_start_cases()]
+BACKENDS += [(FLASH, name, None) for name in ("bert", "modernbert", "phi3")]
 
 
-@pytest.mark.parametrize(("way", "name", "start"), WAYS)
-def test_embeddings_and_gradients_are_the_padded_ones(
-    folder_of: Callable[[str], str], take: Callable[[str], None], way: str, name: str, start: int | None
+@pytest.mark.parametrize(("backend", "name", "start"), BACKENDS)
+def test_embeddings_and_gradients_match_padded_ones(
+    folder_of: Callable[[str], str], force_backend: Callable[[str], None], backend: str, name: str, start: int | None
 ) -> None:
-    take(way)
+    force_backend(backend)
     check_against_padded(folder_of(name), start)
 
 
-def test_a_rectangle_is_not_given_to_cudnn(
-    folder_of: Callable[[str], str], take: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+def test_padded_attention_does_not_use_cudnn(
+    folder_of: Callable[[str], str], force_backend: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     attention, seen = varlen.scaled_dot_product_attention, []
 
-    def look(*inputs: Any, **options: Any) -> Tensor:
+    def record(*inputs: Any, **options: Any) -> Tensor:
         seen.append(torch.backends.cuda.cudnn_sdp_enabled())
         return attention(*inputs, **options)
 
-    take(PADDED)
+    force_backend(PADDED)
     encoder = load(folder_of("bert"))
-    monkeypatch.setattr(varlen, "scaled_dot_product_attention", look)
+    monkeypatch.setattr(varlen, "scaled_dot_product_attention", record)
     embed(encoder)
     assert set(seen) == {False}
 
 
 @pytest.mark.parametrize("name", DECODERS)
-def test_a_kernel_without_grouped_heads_gets_as_many(
-    folder_of: Callable[[str], str], take: Callable[..., None], name: str
+def test_key_heads_are_repeated_for_a_kernel_without_grouped_heads(
+    folder_of: Callable[[str], str], force_backend: Callable[..., None], name: str
 ) -> None:
-    take(VARLEN, varlen_attn_of_2_11)
+    force_backend(VARLEN, varlen_attn_of_2_11)
     packed, padded = (load(folder_of(name), packed=is_packed).eval() for is_packed in (True, False))
     assert packed.is_packed
-    close(embed(packed), embed(padded))
+    assert_close_to_scale(embed(packed), embed(padded))
 
 
-@pytest.mark.parametrize("way", [PADDED, VARLEN])
+@pytest.mark.parametrize("backend", [PADDED, VARLEN])
 @pytest.mark.parametrize("name", ["bert", "llama", "phi3"])
 def test_checkpointing_sees_the_same_texts(
-    folder_of: Callable[[str], str], take: Callable[[str], None], way: str, name: str
+    folder_of: Callable[[str], str], force_backend: Callable[[str], None], backend: str, name: str
 ) -> None:
-    take(way)
+    force_backend(backend)
     check_checkpointing(folder_of(name))
 
 
-@pytest.mark.parametrize("way", [PADDED, VARLEN])
+@pytest.mark.parametrize("backend", [PADDED, VARLEN])
 @pytest.mark.parametrize("name", ["bert", "qwen3"])
-def test_it_goes_through_adapters(
-    folder_of: Callable[[str], str], take: Callable[[str], None], way: str, name: str
+def test_adapters_match_padded_ones(
+    folder_of: Callable[[str], str], force_backend: Callable[[str], None], backend: str, name: str
 ) -> None:
-    take(way)
+    force_backend(backend)
     check_adapters(folder_of(name))
 
 
-@pytest.mark.parametrize("way", [PADDED, VARLEN])
+@pytest.mark.parametrize("backend", [PADDED, VARLEN])
 @pytest.mark.parametrize("name", MODELS)
-def test_autocast(folder_of: Callable[[str], str], take: Callable[[str], None], way: str, name: str) -> None:
-    take(way)
+def test_autocast(
+    folder_of: Callable[[str], str], force_backend: Callable[[str], None], backend: str, name: str
+) -> None:
+    force_backend(backend)
     encoder = load(folder_of(name)).eval()
     expected = embed(encoder)
     with torch.autocast("cpu", torch.bfloat16):
@@ -301,8 +305,8 @@ def test_autocast(folder_of: Callable[[str], str], take: Callable[[str], None], 
     assert len(gradients(encoder)) == sum(parameter.requires_grad for parameter in encoder.parameters())
 
 
-class Recorder(TorchDispatchMode):
-    """Writes down what flash attention's operators are given."""
+class FlashArgumentRecorder(TorchDispatchMode):
+    """Records the arguments of flash attention's operators."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -325,12 +329,12 @@ class Recorder(TorchDispatchMode):
         (AttentionSpec(causal=True, window=3, dropout=0.1), False, (2, 0)),
     ],
 )
-def test_dropout_is_given_to_torch_s_operator(spec: AttentionSpec, causal: bool, window_size: tuple[int, int]) -> None:
+def test_dropout_is_passed_to_torchs_operator(spec: AttentionSpec, causal: bool, window_size: tuple[int, int]) -> None:
     """On tensors without contents: torch checks the arguments and knows the gradient, but computes nothing."""
     texts = PackedTexts(np.array([4, 2]), torch.device("meta"))
     q = torch.empty(6, 4, 8, dtype=torch.bfloat16, device="meta", requires_grad=True)
     k, v = (torch.empty(6, 2, 8, dtype=torch.bfloat16, device="meta", requires_grad=True) for _ in range(2))
-    with Recorder() as recorder:
+    with FlashArgumentRecorder() as recorder:
         out = varlen.call_backend(VARLEN, q, k, v, texts, spec)
         out.sum().backward()
     assert out.shape == q.shape
@@ -344,12 +348,12 @@ def test_dropout_is_given_to_torch_s_operator(spec: AttentionSpec, causal: bool,
 
 
 @pytest.mark.parametrize("autocast", [True, False])
-def test_a_kernel_computes_in_the_type_of_autocast(
-    take: Callable[..., None], monkeypatch: pytest.MonkeyPatch, autocast: bool
+def test_attention_uses_the_dtype_of_autocast(
+    force_backend: Callable[..., None], monkeypatch: pytest.MonkeyPatch, autocast: bool
 ) -> None:
     """Layers of few bits give float32 even under autocast."""
     seen = []
-    take(VARLEN)
+    force_backend(VARLEN)
     monkeypatch.setattr(varlen, "choose_backend", lambda _, dtype, *__: seen.append(dtype) or VARLEN)
     q, k, v = torch.randn(3, 1, 4, 6, 8)
     texts = PackedTexts(np.array([4, 2]), torch.device("cpu"))
@@ -358,32 +362,32 @@ def test_a_kernel_computes_in_the_type_of_autocast(
     assert seen == [out.dtype] == [torch.bfloat16 if autocast else torch.float32]
 
 
-class Spy(TorchDispatchMode):
-    """Writes down the operators for which the host would wait."""
+class BlockingOperatorRecorder(TorchDispatchMode):
+    """Records the operators for which the host would wait."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.attention_mask: list[str] = []
+        self.blocking_operators: list[str] = []
 
     def __torch_dispatch__(self, operator: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = operator.overloadpacket.__name__
         by_mask = name == "index" and any(index is not None and index.dtype == torch.bool for index in args[1])
-        if name in WAITING or by_mask:
-            self.attention_mask.append(name)
+        if name in BLOCKING_OPERATORS or by_mask:
+            self.blocking_operators.append(name)
         return operator(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize(("name", "start"), cases())
-def test_nothing_waits_for_the_device(
-    folder_of: Callable[[str], str], take: Callable[[str], None], name: str, start: int | None
+@pytest.mark.parametrize(("name", "start"), model_and_start_cases())
+def test_no_device_synchronization(
+    folder_of: Callable[[str], str], force_backend: Callable[[str], None], name: str, start: int | None
 ) -> None:
-    take(PADDED)
+    force_backend(PADDED)
     encoder = load(folder_of(name), start=start).train()
-    with Spy() as spy:
+    with BlockingOperatorRecorder() as spy:
         embed(encoder).sin().sum().backward()
-        assert not spy.attention_mask
+        assert not spy.blocking_operators
         torch.ones(1).item()
-        assert spy.attention_mask == ["_local_scalar_dense"]
+        assert spy.blocking_operators == ["_local_scalar_dense"]
 
 
 @pytest.mark.parametrize(
@@ -396,23 +400,23 @@ def test_nothing_waits_for_the_device(
     ],
     ids=["plain", "micro-batches", "espresso and teacher", "adapters"],
 )
-def test_steps_wait_for_the_device_only_when_they_are_logged(
+def test_steps_synchronize_with_the_device_only_for_logging(
     folder_of: Callable[[str], str],
-    take: Callable[[str], None],
+    force_backend: Callable[[str], None],
     monkeypatch: pytest.MonkeyPatch,
     rows: Path,
     tmp_path: Path,
     groups: dict[str, Any],
 ) -> None:
-    take(PADDED)
-    spy, seen, train, advance = Spy(), list[list[str]](), loop._train, Tracker.advance
+    force_backend(PADDED)
+    spy, seen, train, advance = BlockingOperatorRecorder(), list[list[str]](), loop._train, Tracker.advance
 
     def train_with_spy(*inputs: Any) -> None:
         with spy:
             train(*inputs)
 
     def advance_and_look(tracker: Tracker) -> None:
-        seen.append(list(spy.attention_mask))
+        seen.append(list(spy.blocking_operators))
         advance(tracker)
 
     monkeypatch.setattr(loop, "_train", train_with_spy)
@@ -424,9 +428,11 @@ def test_steps_wait_for_the_device_only_when_they_are_logged(
     assert seen[3]  # what the third step was logged with
 
 
-@pytest.mark.parametrize("way", [PADDED, FLASH])
-def test_attention_dropout_drops(folder_of: Callable[[str], str], take: Callable[[str], None], way: str) -> None:
-    take(way)
+@pytest.mark.parametrize("backend", [PADDED, FLASH])
+def test_attention_dropout_drops(
+    folder_of: Callable[[str], str], force_backend: Callable[[str], None], backend: str
+) -> None:
+    force_backend(backend)
     encoder = load(folder_of("bert")).train()
     assert torch.equal(embed(encoder), embed(encoder))
     for layer in encoder.backbone.encoder.layer:
@@ -446,8 +452,10 @@ class Untrainable(torch.autograd.Function):
         raise RuntimeError("not on this card")
 
 
-def test_what_a_device_cannot_do_is_found_out_there(folder_of: Callable[[str], str], take: Callable[..., None]) -> None:
-    take(VARLEN)
+def test_packing_is_verified_on_the_current_device(
+    folder_of: Callable[[str], str], force_backend: Callable[..., None]
+) -> None:
+    force_backend(VARLEN)
     encoder = load(folder_of("bert")).train()
     encoder.backbone.embeddings.dropout.p = 0.1
     state = torch.get_rng_state()
@@ -459,37 +467,39 @@ def test_what_a_device_cannot_do_is_found_out_there(folder_of: Callable[[str], s
     assert not gradients(encoder)
     assert torch.equal(torch.get_rng_state(), state)
 
-    def blind(*args: Any, window_size: Any, **kwargs: Any) -> Tensor:
+    def attend_across_texts(*args: Any, window_size: Any, **kwargs: Any) -> Tensor:
         everything = torch.tensor([0, len(args[0])], dtype=torch.int32)
-        return attend_plainly(*args[:3], everything, window_size, kwargs["scale"])
+        return reference_varlen_attention(*args[:3], everything, window_size, kwargs["scale"])
 
-    take(VARLEN, blind)
+    force_backend(VARLEN, attend_across_texts)
     assert not packing.packing_is_exact(encoder.backbone, training=False)
-    take(VARLEN, lambda *args, **kwargs: Untrainable.apply(varlen_attn(*args, **kwargs)))
+    force_backend(VARLEN, lambda *args, **kwargs: Untrainable.apply(varlen_attn(*args, **kwargs)))
     assert packing.packing_is_exact(encoder.backbone, training=False)
     assert not packing.packing_is_exact(encoder.backbone, training=True)
-    take(VARLEN, lambda *args, **kwargs: varlen_attn(*args, **kwargs) * (torch.nan if torch.is_grad_enabled() else 1))
+    force_backend(
+        VARLEN, lambda *args, **kwargs: varlen_attn(*args, **kwargs) * (torch.nan if torch.is_grad_enabled() else 1)
+    )
     assert not packing.packing_is_exact(encoder.backbone, training=True)
 
 
 @pytest.mark.parametrize("works", [True, False])
-def test_packed_rows_are_tried_once_where_the_weights_went(
+def test_packing_is_verified_once_on_a_new_device(
     folder_of: Callable[[str], str], monkeypatch: pytest.MonkeyPatch, works: bool
 ) -> None:
     encoder = load(folder_of("llama")).eval()
-    expected, tried = embed(encoder), []
+    expected, verified = embed(encoder), []
     # There is no other device here to go to: the encoder is told that its weights are on one.
     monkeypatch.setattr(Encoder, "device", torch.device("cuda"))
     monkeypatch.setattr(
         "angle.modeling.encoder.packing_is_exact",
-        lambda backbone, training: tried.append((backbone, training)) or works,
+        lambda backbone, training: verified.append((backbone, training)) or works,
     )
-    close(embed(encoder), expected)
-    close(embed(encoder), expected)
-    assert tried == [(encoder.backbone, False)]
+    assert_close_to_scale(embed(encoder), expected)
+    assert_close_to_scale(embed(encoder), expected)
+    assert verified == [(encoder.backbone, False)]
     assert encoder.is_packed == encoder.packable == works
     assert encoder.packing_failed != works
-    assert (encoder.padding_share(np.array([3, 1])) == 0) == works
+    assert (encoder.padding_fraction(np.array([3, 1])) == 0) == works
 
 
 @pytest.fixture
@@ -516,8 +526,8 @@ def test_packing_can_be_turned_off(folder_of: Callable[[str], str], tmp_path: Pa
             },
             TrainConfig,
         )  # fmt: skip
-        built = setup.build(config, start_accelerator(config.train.mixed_precision))
-        encoders = [built.encoder] + ([built.teacher.encoder] if built.teacher else [])
+        components = setup.build(config, start_accelerator(config.train.mixed_precision))
+        encoders = [components.encoder] + ([components.teacher.encoder] if components.teacher else [])
         assert len(encoders) == 1 + teacher
         assert all(encoder.is_packed == (setting == "auto") for encoder in encoders)
         for encoder in encoders:
@@ -526,24 +536,24 @@ def test_packing_can_be_turned_off(folder_of: Callable[[str], str], tmp_path: Pa
             actual += [embeddings, *gradients(encoder)]
         folder = fit(config).folder
         lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-        shares = [line["padding_share"] for line in lines if "padding_share" in line]
-        assert len(shares) == 2
-        assert all((share > 0) == (setting == "off") for share in shares)
+        fractions = [line["padding_share"] for line in lines if "padding_share" in line]
+        assert len(fractions) == 2
+        assert all((fraction > 0) == (setting == "off") for fraction in fractions)
         assert f"texts {'packed' if setting == 'auto' else 'padded'}\n" in (folder / "train.log").read_text()
     for one, other in zip(packed, padded, strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-5 * max(one.abs().max().item(), 1))
 
 
-def test_a_run_tries_packed_rows_in_its_own_precision_and_says_so(
+def test_a_run_verifies_packing_in_its_own_precision_and_reports_it(
     folder_of: Callable[[str], str], monkeypatch: pytest.MonkeyPatch, rows: Path
 ) -> None:
-    tried = []
+    verified = []
 
     def fail(encoder: Encoder, *, training: bool = False) -> None:
-        tried.append((training, torch.is_autocast_enabled("cpu"), next(encoder.parameters()).device.type))
+        verified.append((training, torch.is_autocast_enabled("cpu"), next(encoder.parameters()).device.type))
         encoder.packable, encoder.packing_failed = False, True
 
-    monkeypatch.setattr(Encoder, "try_packing", fail)  # here is no device on which it could fail
+    monkeypatch.setattr(Encoder, "verify_packing", fail)  # here is no device on which it could fail
     settings = {
         "model": {"name_or_path": folder_of("bert"), "max_length": 32},
         "data": {"train": {"name_or_path": str(rows)}},
@@ -551,7 +561,7 @@ def test_a_run_tries_packed_rows_in_its_own_precision_and_says_so(
     }
     config = build_config(settings, TrainConfig)
     accelerator = start_accelerator(config.train.mixed_precision)
-    built = setup.build(config, accelerator)
-    assert tried == [(True, True, "cpu")]
-    message = banner(built.config, built.encoder, built.data, built.total_steps, accelerator)
+    components = setup.build(config, accelerator)
+    assert verified == [(True, True, "cpu")]
+    message = banner(components.config, components.encoder, components.data, components.total_steps, accelerator)
     assert "bf16, texts padded, for packed ones failed the comparison on this device" in message

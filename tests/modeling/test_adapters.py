@@ -72,8 +72,8 @@ def first(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_an_adapter_is_trained_further(base: Path, first: Path, tmp_path: Path) -> None:
     encoder = load(base, adapter=str(first))
-    assert encoder.contract == load(first).contract  # what the adapter says holds, not what the base does
-    assert encoder.contract.pooling == "last"
+    assert encoder.embedding_config == load(first).embedding_config  # the adapter's settings, not the base's
+    assert encoder.embedding_config.pooling == "last"
     close(encoder.encode(TEXTS), load(first).encode(TEXTS))
     assert trained(encoder) == trained(load(base, LORA))
     learn(encoder, 2)
@@ -85,7 +85,7 @@ def test_an_adapter_is_trained_further(base: Path, first: Path, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("setting", ["model.adapter", "model.name_or_path"])
-def test_an_adapter_stays_as_it_is_below_a_new_one(setting: str, base: Path, first: Path, tmp_path: Path) -> None:
+def test_an_adapter_is_frozen_below_a_new_one(setting: str, base: Path, first: Path, tmp_path: Path) -> None:
     settings = {"adapter": str(first)} if setting == "model.adapter" else {}
     second = load(base if settings else first, LoraConfig(enabled=True, r=2, alpha=4), **settings)
     close(second.encode(TEXTS), load(first).encode(TEXTS))
@@ -146,7 +146,7 @@ def test_an_adapter_made_on_a_language_model(setting: str, targets: Any, base: P
         close(encoder.encode([text])[0], states.mean(0))
 
 
-def test_an_adapter_that_says_nothing_leaves_it_to_the_base(base: Path, tmp_path: Path) -> None:
+def test_an_adapter_without_settings_uses_those_of_its_base(base: Path, tmp_path: Path) -> None:
     billm = BillmConfig(enabled=True, start_index=1)
     model = ModelConfig(str(base), max_length=17, prompt="the {text}")
     described = Encoder.load(model, PoolingConfig("last"), billm=billm)
@@ -154,16 +154,16 @@ def test_an_adapter_that_says_nothing_leaves_it_to_the_base(base: Path, tmp_path
     plain = peft.get_peft_model(described.backbone, peft.LoraConfig(r=4, target_modules=["q_proj"]))
     plain.save_pretrained(tmp_path / "adapter")
     encoder = load(tmp_path / "base", adapter=str(tmp_path / "adapter"))
-    assert encoder.contract == described.contract
+    assert encoder.embedding_config == described.embedding_config
     assert (encoder.pooling, encoder.bidirectional_from) == ("last", 1)
 
 
 def test_another_pooling_on_an_adapter_gets_its_end_token(base: Path, tmp_path: Path) -> None:
     encoder = Encoder.load(ModelConfig(str(base)), PoolingConfig("avg"), LORA)
-    assert encoder.contract.special_tokens == (("<s>",), ())
+    assert encoder.embedding_config.special_tokens == (("<s>",), ())
     encoder.save(tmp_path / "avg")
     reloaded = Encoder.load(ModelConfig(str(base), adapter=str(tmp_path / "avg")), PoolingConfig("last"))
-    assert reloaded.contract.special_tokens == (("<s>",), ("</s>",))
+    assert reloaded.embedding_config.special_tokens == (("<s>",), ("</s>",))
 
 
 def test_an_adapter_of_another_model(first: Path, tmp_path: Path) -> None:
@@ -184,7 +184,7 @@ def test_an_adapter_of_another_model(first: Path, tmp_path: Path) -> None:
         load(make_base(tmp_path / "again"), adapter=str(narrow))
 
 
-def test_what_is_no_lora_adapter(base: Path, first: Path, tmp_path: Path) -> None:
+def test_other_adapters_than_lora_are_refused(base: Path, first: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as error:
         load(base, adapter=str(base))
     assert str(error.value) == f"model.adapter={base} is not an adapter: it has no adapter_config.json."
@@ -232,7 +232,7 @@ def test_an_adapter_of_the_first_layers_alone(base: Path, tmp_path: Path) -> Non
     close(load(tmp_path / "cut", dimensions=8).encode(TEXTS), expected[:, :8])
 
 
-def test_an_adapter_of_all_layers_is_cut_with_them(base: Path, first: Path) -> None:
+def test_an_adapter_of_all_layers_is_truncated_with_them(base: Path, first: Path) -> None:
     encoder = load(first)
     expected = encoder.encode_tokens(encoder.tokenizer(TEXTS), depths=[1])[:, 0]
     close(load(first, layers=1).encode(TEXTS), expected)

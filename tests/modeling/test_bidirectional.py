@@ -17,7 +17,7 @@ from angle.config import BillmConfig, ConvertConfig, LoraConfig, ModelConfig, Po
 from angle.config.build import load_config
 from angle.errors import ConfigError
 from angle.export.sentence_transformers import convert
-from angle.modeling.bidirectional import check_directions, make_bidirectional
+from angle.modeling.bidirectional import check_bidirectional_layers, make_bidirectional
 from angle.modeling.encoder import Encoder
 from angle.modeling.tiny import tiny_tokenizer
 
@@ -79,7 +79,7 @@ OTHER = torch.cat([IDS[:, :-1], torch.tensor([[40]])], dim=1)
 
 @pytest.mark.parametrize("start", [0, 2, 3])
 @pytest.mark.parametrize(("name", "attention"), ATTENTION)
-def test_later_tokens_change_earlier_states_from_the_first_such_layer_on(name, attention, start):
+def test_later_tokens_change_earlier_states_from_the_first_bidirectional_layer_on(name, attention, start):
     model = model_of(name, attention)
     make_bidirectional(model, start)
     changed = [
@@ -94,7 +94,7 @@ def test_later_tokens_change_earlier_states_from_the_first_such_layer_on(name, a
 
 
 @pytest.mark.parametrize(("name", "attention"), ATTENTION)
-def test_the_widths_of_windows_count_to_both_sides(name, attention):
+def test_sliding_windows_extend_to_both_sides(name, attention):
     """In a layer with a window of 4 the first token sees the fourth one, and not the fifth."""
     model = model_of(name, attention)
     make_bidirectional(model, 0)
@@ -113,7 +113,7 @@ def wide(name: str) -> dict[str, int]:
 
 
 @pytest.mark.parametrize("name", [name for name in DECODERS if name != "gemma3_text"])
-def test_all_layers_are_those_of_transformers_own_switch(name):
+def test_all_layers_match_is_causal_of_transformers(name):
     """Gemma 3 has another switch, which narrows its windows as well."""
     model = model_of(name, **wide(name))
     make_bidirectional(model, 0)
@@ -126,13 +126,13 @@ def test_all_layers_are_those_of_transformers_own_switch(name):
 @pytest.mark.parametrize(
     ("name", "switch"), [("llama", {"is_causal": False}), ("gemma3_text", {"use_bidirectional_attention": True})]
 )
-def test_a_decoder_that_was_made_an_encoder_stays_one(name, switch, tmp_path):
+def test_a_decoder_that_is_bidirectional_by_its_configuration(name, switch, tmp_path):
     model = model_of(name, **switch)
     model.save_pretrained(tmp_path / "made")
     tiny_tokenizer().save_pretrained(tmp_path / "made")
     encoder = Encoder.load(ModelConfig(str(tmp_path / "made"))).eval()
-    check_directions(encoder.backbone, encoder.bidirectional_from)
-    assert encoder.contract.bidirectional_from == 0
+    check_bidirectional_layers(encoder.backbone, encoder.bidirectional_from)
+    assert encoder.embedding_config.bidirectional_from == 0
     stock = AutoModel.from_pretrained(tmp_path / "made").eval()
     for text in TEXTS:
         ids = torch.tensor(encoder.tokenizer([text]).ids.astype(np.int64))[None]
@@ -158,7 +158,7 @@ def test_the_upper_layers_are_those_of_a_bidirectional_model_on_the_lower_ones(n
 
 @pytest.mark.parametrize("start", [-1, LAYERS])
 @pytest.mark.parametrize("name", DECODERS)
-def test_no_such_layer_is_the_causal_model_bitwise(name, start, folder_of):
+def test_without_bidirectional_layers_the_causal_model_is_unchanged(name, start, folder_of):
     model = ModelConfig(folder_of(name))
     encoder = Encoder.load(model, billm=BillmConfig(enabled=True, start_index=start)).eval()
     assert encoder.bidirectional_from is None
@@ -167,7 +167,7 @@ def test_no_such_layer_is_the_causal_model_bitwise(name, start, folder_of):
 
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("name", DECODERS)
-def test_padding_and_batch_mates_change_nothing(name, side, folder_of):
+def test_padding_and_other_texts_of_the_batch_change_nothing(name, side, folder_of):
     model = ModelConfig(folder_of(name), padding_side=side)
     encoder = Encoder.load(model, billm=BillmConfig(enabled=True, start_index=1)).eval()
     alone = torch.cat([encoder.encode([text]) for text in TEXTS])
@@ -208,18 +208,18 @@ def test_checkpointing_changes_no_gradient(name, lora, folder_of):
 
 @pytest.mark.parametrize("start", [0, 2])
 @pytest.mark.parametrize("name", DECODERS)
-def test_a_saved_model_has_them_again(name, start, folder_of, tmp_path):
+def test_bidirectional_layers_survive_saving(name, start, folder_of, tmp_path):
     billm = BillmConfig(enabled=True, start_index=start)
     encoder = Encoder.load(ModelConfig(folder_of(name)), PoolingConfig("last"), billm=billm).eval()
     encoder.save(tmp_path / "saved")
     reloaded = Encoder.load(ModelConfig(str(tmp_path / "saved"))).eval()
-    assert reloaded.contract == encoder.contract
+    assert reloaded.embedding_config == encoder.embedding_config
     assert torch.equal(reloaded.encode(TEXTS), encoder.encode(TEXTS))
     causal = Encoder.load(ModelConfig(folder_of(name)), PoolingConfig("avg")).eval()
     assert (causal.encode(TEXTS) - encoder.encode(TEXTS)).abs().max() > 0.01
 
 
-def test_an_adapter_has_them_again(folder_of, tmp_path):
+def test_bidirectional_layers_survive_saving_an_adapter(folder_of, tmp_path):
     billm, lora = BillmConfig(enabled=True, last_layers=1), LoraConfig(enabled=True, r=4, alpha=8)
     encoder = Encoder.load(ModelConfig(folder_of("qwen3")), lora=lora, billm=billm).eval()
     for name, parameter in encoder.named_parameters():
@@ -232,7 +232,7 @@ def test_an_adapter_has_them_again(folder_of, tmp_path):
 
 
 @pytest.mark.parametrize("name", [name for name in DECODERS if name != "gemma3_text"])
-def test_all_layers_convert(name, tmp_path):
+def test_converting_a_model_with_all_layers_bidirectional(name, tmp_path):
     from sentence_transformers import SentenceTransformer
 
     model_of(name, **wide(name)).save_pretrained(tmp_path / "model")
@@ -263,28 +263,28 @@ def test_what_cannot_be_converted_is_refused(name, start, message, folder_of, tm
 
 
 @pytest.mark.parametrize(("name", "attention"), ATTENTION)
-def test_the_check_sees_a_direction_that_is_not_as_told(name, attention):
+def test_check_bidirectional_layers(name, attention):
     causal, both = model_of(name, attention), model_of(name, attention)
     make_bidirectional(both, 2)
-    check_directions(causal, None)
-    check_directions(both, 2)
+    check_bidirectional_layers(causal, None)
+    check_bidirectional_layers(both, 2)
     for model, first_layer, words in (
         (causal, 2, "in no layer, but it should from layer 2 on"),
         (both, None, "from layer 2 on, but it should in no layer"),
         (both, 3, "from layer 2 on, but it should from layer 3 on"),
     ):
         with pytest.raises(ConfigError, match=words):
-            check_directions(model, first_layer)
+            check_bidirectional_layers(model, first_layer)
 
 
-def test_the_first_token_may_be_pooled_where_it_sees_the_others(folder_of):
+def test_cls_pooling_needs_all_layers_bidirectional(folder_of):
     model = ModelConfig(folder_of("llama"))
     assert Encoder.load(model, PoolingConfig("cls"), billm=BillmConfig(enabled=True)).pooling == "cls"
     with pytest.raises(ConfigError, match="the first token has seen no other; choose avg or last, or billm=all"):
         Encoder.load(model, PoolingConfig("cls"), billm=BillmConfig(enabled=True, start_index=1))
 
 
-def test_settings_that_cannot_work(folder_of, monkeypatch):
+def test_invalid_settings(folder_of, monkeypatch):
     with pytest.raises(ConfigError, match=r"^billm.enabled=true cannot work with BertModel: an encoder attends"):
         Encoder.load(ModelConfig(), billm=BillmConfig(enabled=True))
     model = ModelConfig(folder_of("llama"))
@@ -313,7 +313,7 @@ def test_settings_that_cannot_work(folder_of, monkeypatch):
         Encoder.load(model, billm=BillmConfig(enabled=True, start_index=1))
 
 
-def test_a_run_trains_with_them_and_says_so(folder_of, tmp_path):
+def test_a_run_trains_with_bidirectional_layers_and_logs_it(folder_of, tmp_path):
     config = build_config(
         {
             "model": {"name_or_path": folder_of("llama")},
@@ -328,11 +328,11 @@ def test_a_run_trains_with_them_and_says_so(folder_of, tmp_path):
     assert load_config(tmp_path / "run" / "config.yaml").billm == BillmConfig(enabled=True, start_index=LAYERS - 1)
     assert "both directions from layer 3" in (tmp_path / "run" / "train.log").read_text()
     trained = Encoder.load(ModelConfig(str(tmp_path / "run"))).eval()
-    check_directions(trained.backbone, LAYERS - 1)
-    assert fit(config).finished_before
+    check_bidirectional_layers(trained.backbone, LAYERS - 1)
+    assert fit(config).already_finished
 
 
-def test_a_run_in_another_direction_than_told_does_not_start(folder_of, tmp_path, monkeypatch):
+def test_wrong_attention_direction_is_rejected(folder_of, tmp_path, monkeypatch):
     monkeypatch.setattr("angle.modeling.encoder.make_bidirectional", lambda *_: None)
     config = build_config(
         {
@@ -347,10 +347,10 @@ def test_a_run_in_another_direction_than_told_does_not_start(folder_of, tmp_path
     assert not (tmp_path / "run").exists()
 
 
-def test_layers_are_counted_as_they_are_kept(folder_of: Callable[[str], str]) -> None:
+def test_last_layers_counts_the_layers_that_are_kept(folder_of: Callable[[str], str]) -> None:
     model = ModelConfig(folder_of("llama"), layers=2)
     encoder = Encoder.load(model, billm=BillmConfig(enabled=True, last_layers=1)).eval()
     assert encoder.bidirectional_from == 1
-    check_directions(encoder.backbone, 1)
+    check_bidirectional_layers(encoder.backbone, 1)
     with pytest.raises(ConfigError, match=r"^billm\.start_index=3 cannot work: the model has the layers 0 to 1;"):
         Encoder.load(model, billm=BillmConfig(enabled=True, start_index=3))

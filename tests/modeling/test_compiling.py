@@ -115,7 +115,9 @@ def test_layers_are_compiled_once_for_batches_of_every_size(
     assert actual[-1] == actual[-3] > actual[0]
 
 
-def test_the_trial_leaves_nothing_behind(folder_of: Callable[[str], str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_trial_changes_neither_rng_state_nor_gradients(
+    folder_of: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(torch, "compile", partial(torch.compile, disable=True))
     encoder = Encoder.load(folder_of("bert")).eval()
     dice = torch.get_rng_state()
@@ -150,14 +152,14 @@ def test_a_model_without_a_list_of_layers_is_refused(tmp_path: Path) -> None:
         compile_layers(Encoder.load(str(tmp_path)))
 
 
-def test_what_does_not_compile_loads_no_compiler() -> None:
+def test_the_compiler_is_not_imported_without_compilation() -> None:
     program = "import sys, angle.training.loop, angle.api.angle; print('torch._dynamo' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], cwd=REPO, capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"
 
 
 @pytest.mark.slow
-def test_dropout_within_graphs_is_thrown_again(folder_of: Callable[[str], str]) -> None:
+def test_dropout_within_compiled_graphs_is_reproduced(folder_of: Callable[[str], str]) -> None:
     """As on a GPU: there dropout is torch's, part of the graph, and drawn by the compiler in a way of its own."""
     settings = {
         "model": {"name_or_path": folder_of("bert"), "attn_implementation": "sdpa", "kernels": []},
@@ -189,7 +191,7 @@ def test_dropout_within_graphs_is_thrown_again(folder_of: Callable[[str], str]) 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("quick_backend")
-def test_a_run_goes_on_compiled_and_leaves_an_ordinary_model(
+def test_a_compiled_run_resumes_and_saves_an_ordinary_model(
     folder_of: Callable[[str], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows = write_jsonl(tmp_path / "rows.jsonl", ({"text": f"a {x}", "positive": f"the {x}"} for x in "bcdefghijk"))

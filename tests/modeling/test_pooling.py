@@ -18,7 +18,7 @@ STRATEGIES = (*POOLING_NAMES, "0", "1")
 LENGTHS = (2, 7, 3, 5)
 
 
-def by_hand(states: Tensor, strategy: str) -> Tensor:
+def reference_pool(states: Tensor, strategy: str) -> Tensor:
     """Pool one text, (L, D) -> (D,)."""
     first, mean, largest = states[0], states.sum(0) / len(states), states.max(0).values
     named = {"cls": first, "last": states[-1], "avg": mean, "mean": mean, "max": largest}
@@ -46,18 +46,18 @@ def test_golden_values(case: str, strategy: str) -> None:
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_each_text_by_hand(strategy: str) -> None:
+def test_each_text_matches_reference(strategy: str) -> None:
     texts = make_texts()
-    expected = torch.stack([by_hand(states, strategy) for states in texts])
+    expected = torch.stack([reference_pool(states, strategy) for states in texts])
     torch.testing.assert_close(pool(torch.cat(texts), lengths_of(texts), strategy), expected, atol=2e-6, rtol=0)
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_gradients_are_those_by_hand(strategy: str) -> None:
+def test_gradients_match_reference(strategy: str) -> None:
     gradients = []
     for pooled in (
         lambda texts: pool(torch.cat(texts), lengths_of(texts), strategy),
-        lambda texts: torch.stack([by_hand(states, strategy) for states in texts]),
+        lambda texts: torch.stack([reference_pool(states, strategy) for states in texts]),
     ):
         texts = [states.requires_grad_() for states in make_texts()]
         pooled(texts).sin().sum().backward()
@@ -65,12 +65,12 @@ def test_gradients_are_those_by_hand(strategy: str) -> None:
     torch.testing.assert_close(*gradients, atol=2e-6, rtol=0)
 
 
-def test_the_number_of_a_token() -> None:
+def test_token_index() -> None:
     texts = [states for states in make_texts() if len(states) > 2]
     assert torch.equal(pool(torch.cat(texts), lengths_of(texts), "2"), torch.stack([states[2] for states in texts]))
 
 
-def test_a_token_number_that_a_text_does_not_have() -> None:
+def test_a_token_index_beyond_the_text() -> None:
     texts = make_texts()
     with pytest.raises(ValueError, match="asks for token") as error:
         pool(torch.cat(texts), lengths_of(texts), "2")

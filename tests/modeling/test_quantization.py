@@ -60,7 +60,7 @@ def gradients(encoder: Encoder) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("load_kbit", [4, 8])
-def test_few_bits_are_near_the_weights_and_take_less_room(folder, load_kbit):
+def test_quantized_weights_are_close_and_smaller(folder, load_kbit):
     quantized, plain = adapted(folder, load_kbit), adapted(folder, None)
     similarity = nn.functional.cosine_similarity(quantized.eval().encode(TEXTS), plain.eval().encode(TEXTS))
     assert 0.9 < similarity.min() < 0.999999
@@ -75,7 +75,7 @@ def test_few_bits_are_near_the_weights_and_take_less_room(folder, load_kbit):
 
 
 @pytest.mark.parametrize("load_kbit", [4, 8])
-def test_evaluating_changes_no_gradient(folder, load_kbit):
+def test_gradients_after_evaluation_mode(folder, load_kbit):
     """On some CPUs bitsandbytes packs weights anew when it evaluates, and the backward pass reads them wrongly."""
     straight, evaluated = adapted(folder, load_kbit), adapted(folder, load_kbit)
     first = gradients(straight)
@@ -84,7 +84,7 @@ def test_evaluating_changes_no_gradient(folder, load_kbit):
     torch.testing.assert_close(gradients(evaluated), first, rtol=0, atol=0)
 
 
-def test_gradients_are_those_of_the_weights_that_the_bits_stand_for(folder):
+def test_gradients_match_dequantized_weights(folder):
     quantized = adapted(folder, 4)
     plain = adapted(folder, None)
     weights = {}
@@ -101,7 +101,7 @@ def test_gradients_are_those_of_the_weights_that_the_bits_stand_for(folder):
 
 
 @pytest.mark.parametrize("load_kbit", [4, 8])
-def test_weights_are_counted_as_what_they_stand_for(folder, load_kbit):
+def test_4_bit_weights_are_counted_singly(folder, load_kbit):
     plain, quantized = (
         Encoder.load(ModelConfig(folder)),
         Encoder.load(ModelConfig(folder, load_kbit=load_kbit), lora=LORA),
@@ -111,13 +111,13 @@ def test_weights_are_counted_as_what_they_stand_for(folder, load_kbit):
 
 
 @pytest.mark.parametrize("load_kbit", [4, 8])
-def test_the_merged_model_is_the_one_with_adapters(folder, load_kbit, tmp_path):
+def test_merging_changes_no_embedding(folder, load_kbit, tmp_path):
     from sentence_transformers import SentenceTransformer
 
     encoder = adapted(folder, load_kbit).eval()
     encoder.save(tmp_path / "saved")
     merged = Encoder.load(ModelConfig(str(tmp_path / "saved"))).eval()
-    assert merged.contract.load_kbit is None
+    assert merged.embedding_config.load_kbit is None
     difference = 1 - nn.functional.cosine_similarity(merged.encode(TEXTS), encoder.encode(TEXTS))
     assert difference.max() < (1e-5 if load_kbit == 4 else 1e-3)  # int8 rounds its inputs too
     with pytest.raises(ConfigError) as error:
@@ -177,11 +177,11 @@ def test_a_run_resumes_bitwise(folder, tmp_path, monkeypatch):
         ),
     ],
 )
-def test_settings_that_cannot_work(model, lora, message):
+def test_invalid_settings(model, lora, message):
     with pytest.raises(ConfigError, match=message):
         build_config({"model": model, "lora": {"enabled": lora}}, TrainConfig)
 
 
-def test_the_tiny_model_stays_as_it_is():
+def test_the_tiny_model_is_not_quantized():
     with pytest.raises(ConfigError, match=r"^model\.load_kbit=4 cannot work with tiny"):
         Encoder.load(ModelConfig(load_kbit=4), lora=LORA)

@@ -53,14 +53,14 @@ def train(folder: Path, model: dict[str, Any], steps: int) -> list[dict[str, flo
     return [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_it_learns_from_triples(smollm2: str, tmp_path: Path) -> None:
+def test_training_on_triples_improves_the_score(smollm2: str, tmp_path: Path) -> None:
     metrics = train(tmp_path, {"name_or_path": smollm2}, steps=6)
     losses = [line["loss/ibn"] for line in metrics]
     assert len(losses) == 6
     assert losses[-1] < 0.5 * losses[0], losses
 
 
-def test_adapters_on_4_bits_merge_into_what_was_trained(smollm2: str, tmp_path: Path) -> None:
+def test_merging_adapters_on_4_bit_weights_changes_no_embedding(smollm2: str, tmp_path: Path) -> None:
     convert(ConvertConfig(ModelConfig(smollm2), output_dir=str(tmp_path / "plain")))
     train(tmp_path, {"name_or_path": str(tmp_path / "plain"), "load_kbit": 4}, steps=2)
     done = convert(ConvertConfig(ModelConfig(str(tmp_path / "run")), output_dir=str(tmp_path / "merged")))

@@ -47,7 +47,7 @@ def steps(model: nn.Module, number: int) -> None:
 
 
 @pytest.mark.parametrize("options", [{"padding_idx": 0}, {"padding_idx": 3}, {}])
-def test_weights_are_those_of_plain_training(options: dict[str, Any]) -> None:
+def test_weights_match_plain_training(options: dict[str, Any]) -> None:
     plain = Model(**options)
     model = copy.deepcopy(plain)
     before = plain.table.weight.detach().clone()
@@ -63,18 +63,18 @@ def test_weights_are_those_of_plain_training(options: dict[str, Any]) -> None:
     assert not torch.equal(plain.table.weight[TRAINED[2:]], before[TRAINED[2:]])
 
 
-def test_rest_of_the_table_takes_no_memory_in_training() -> None:
+def test_only_used_rows_are_trainable() -> None:
     model = Model(padding_idx=0)
     freeze_unused_tokens(model, TOKENS)
 
-    assert [name for name, p in model.named_parameters() if p.requires_grad] == ["table.trained"]
-    assert model.table.trained.shape == (len(TRAINED), 4)
+    assert [name for name, p in model.named_parameters() if p.requires_grad] == ["table.trainable_weight"]
+    assert model.table.trainable_weight.shape == (len(TRAINED), 4)
     assert partly_trained_embedding(model) is model.table
     assert model.state_dict().keys() == {"table.weight"}
 
 
 @pytest.mark.parametrize("case", ["most tokens occur", "frozen", "shared", "renormalised", "scaled by frequency"])
-def test_other_tables_stay_as_they_are(case: str) -> None:
+def test_other_embeddings_are_trained_completely(case: str) -> None:
     options = {"renormalised": {"max_norm": 1.0}, "scaled by frequency": {"scale_grad_by_freq": True}}
     model = Model(**options.get(case, {}))
     if case == "frozen":
@@ -87,7 +87,7 @@ def test_other_tables_stay_as_they_are(case: str) -> None:
     assert type(model.table) is nn.Embedding
 
 
-def test_a_model_without_a_table_is_left_alone() -> None:
+def test_a_model_without_token_embeddings() -> None:
     config = CanineConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=4, intermediate_size=48)
     model = CanineModel(config)
     freeze_unused_tokens(model, TOKENS)
@@ -97,7 +97,7 @@ def test_a_model_without_a_table_is_left_alone() -> None:
 
 
 @pytest.mark.parametrize("packing", ["auto", "off"])
-def test_run_ends_with_the_weights_of_plain_training(
+def test_a_run_gives_the_weights_of_plain_training(
     packing: str, folder_of: Callable[[str], str], tmp_path: Path
 ) -> None:
     words = [word for word in tiny_tokenizer().get_vocab() if word.isalpha()]

@@ -91,7 +91,7 @@ def test_further_columns_are_counted_before_the_text_is_cut(small: Any) -> None:
     ]
 
 
-def test_further_columns_that_leave_no_room(small: Any) -> None:
+def test_further_columns_that_fill_max_length(small: Any) -> None:
     with pytest.raises(ValueError, match="no room") as error:
         TextTokenizer(small, 7, "{colour} : {text} word")(["a", "fox"], [{"colour": "red"}, {"colour": "red a red"}])
     assert str(error.value) == (
@@ -194,7 +194,7 @@ def test_many_texts_keep_their_order(small: Any, monkeypatch: Any, prompt: str |
     assert pieces(parts, small) == [f"[CLS] {text.replace(':', ' :')} [SEP]" for text in filled]
 
 
-def test_the_fingerprint_tells_whatever_decides_the_tokens(small: Any, real: Any) -> None:
+def test_the_fingerprint_depends_on_whatever_determines_the_tokens(small: Any, real: Any) -> None:
     same = TextTokenizer(small, 16, "query: {text}").fingerprint
     others = [
         TextTokenizer(small, 16),
@@ -276,7 +276,7 @@ def test_the_end_token_stands_behind_the_template() -> None:
     assert pieces(texts, wrapped.tokenizer) == ["<s> the a fox under the word </s>", "<s> the owl word </s>"]
 
 
-def test_an_end_token_that_is_not_there_or_cannot_be_left_out(small: Any) -> None:
+def test_an_end_token_that_is_missing_or_always_added(small: Any) -> None:
     with pytest.raises(ConfigError) as error:
         TextTokenizer(small, 16, end_token=True)
     assert str(error.value) == (

@@ -119,7 +119,7 @@ def test_rows_point_into_the_embeddings() -> None:
     embeddings, structure = make()
     order = torch.randperm(len(embeddings), generator=torch.Generator().manual_seed(3))
     moved = BatchStructure(
-        structure.format, torch.argsort(order)[structure.index], structure.text_ids, structure.labels
+        structure.format, torch.argsort(order)[structure.embedding_index], structure.text_ids, structure.labels
     )
     objective = CombinedLoss(LossConfig(), FORMATS["A"], 8)
     assert objective(embeddings[order], moved).total.item() == objective(embeddings, structure).total.item()
@@ -154,7 +154,7 @@ def test_no_weight_above_zero_is_refused() -> None:
 def test_positive_above_decides_which_graded_pairs_attract(above: float | None, positive: list[int]) -> None:
     embeddings, structure = make(rows=5)
     graded = BatchStructure(
-        structure.format, structure.index, structure.text_ids, torch.tensor([0.0, 0.5, 3.0, 4.0, 5.0])
+        structure.format, structure.embedding_index, structure.text_ids, torch.tensor([0.0, 0.5, 3.0, 4.0, 5.0])
     )
     objective = CombinedLoss(LossConfig(0.0, 1.0, 0.0, positive_above=above), FORMATS["A"], 8)
     pairs, which = l2_normalize(embeddings).view(5, 2, 8), torch.tensor(positive).bool()
@@ -171,7 +171,7 @@ def test_keep_counts_equal_texts_and_known_positives_as_any_others(name: str) ->
     known_positives = torch.tensor([[1, ids[1, 0], ids[2, 1]]])  # in format A row 1 is positive
 
     def loss_of(duplicates: str, *texts: Tensor) -> float:
-        changed = BatchStructure(structure.format, structure.index, texts[0], structure.labels, *texts[1:])
+        changed = BatchStructure(structure.format, structure.embedding_index, texts[0], structure.labels, *texts[1:])
         return CombinedLoss(weights, FORMATS[name], 8, duplicates)(embeddings, changed).total.item()
 
     for duplicates in ("mask", "drop"):

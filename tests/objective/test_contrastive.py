@@ -1,4 +1,4 @@
-"""The contrastive losses, against loops that follow their description."""
+"""The contrastive losses, against naive implementations."""
 
 import math
 from collections.abc import Sequence
@@ -26,15 +26,15 @@ NONE = torch.empty(0, 3, dtype=torch.int64)
 
 
 def in_batch(
-    pairs: Tensor, positive: Tensor, ids: Tensor, tau: float, known_positives: Tensor = NONE, **options: Any
+    pairs: Tensor, positive: Tensor, ids: Tensor, scale: float, known_positives: Tensor = NONE, **options: Any
 ) -> Tensor:
     """Return the loss of format A of embeddings of any length."""
-    return nt_xent(l2_normalize(pairs), positive, ids, known_positives.to(ids.device), tau, **options)
+    return nt_xent(l2_normalize(pairs), positive, ids, known_positives.to(ids.device), scale, **options)
 
 
-def to_candidates(roles: Tensor, ids: Tensor, tau: float, known_positives: Tensor = NONE, **options: Any) -> Tensor:
+def to_candidates(roles: Tensor, ids: Tensor, scale: float, known_positives: Tensor = NONE, **options: Any) -> Tensor:
     """Return the loss of formats B and C of embeddings of any length."""
-    return info_nce(l2_normalize(roles), ids, known_positives.to(ids.device), tau, **options)
+    return info_nce(l2_normalize(roles), ids, known_positives.to(ids.device), scale, **options)
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
@@ -46,7 +46,11 @@ def distinct(rows: int, roles: int) -> Tensor:
 
 
 def naive_in_batch(
-    pairs: Tensor, positive: list[bool], ids: list[list[int]], tau: float, known_positives: Sequence[Sequence[int]] = ()
+    pairs: Tensor,
+    positive: list[bool],
+    ids: list[list[int]],
+    scale: float,
+    known_positives: Sequence[Sequence[int]] = (),
 ) -> Tensor:
     texts = [(row, side) for row in range(len(pairs)) for side in (0, 1)]
     known = {(ids[row][side], ids[row][1 - side]) for row, side in texts if positive[row]}
@@ -63,13 +67,13 @@ def naive_in_batch(
             other_id = ids[other[0]][other[1]]
             is_masked = other == (row, side) or other_id == own_id or (own_id, other_id) in known
             if other == partner or not is_masked:
-                denominator = denominator + (tau * F.cosine_similarity(pairs[row, side], pairs[other], dim=0)).exp()
-        total = total + denominator.log() - tau * F.cosine_similarity(pairs[row, side], pairs[partner], dim=0)
+                denominator = denominator + (scale * F.cosine_similarity(pairs[row, side], pairs[other], dim=0)).exp()
+        total = total + denominator.log() - scale * F.cosine_similarity(pairs[row, side], pairs[partner], dim=0)
     return total / len(texts)
 
 
 def naive_candidates(
-    roles: Tensor, ids: list[list[int]], tau: float, known_positives: Sequence[Sequence[int]] = ()
+    roles: Tensor, ids: list[list[int]], scale: float, known_positives: Sequence[Sequence[int]] = ()
 ) -> Tensor:
     candidates = [(row, role) for role in range(1, roles.shape[1]) for row in range(len(roles))]
     pairs = [row[:2] for row in ids] + [other[1:] for other in known_positives]
@@ -81,8 +85,8 @@ def naive_candidates(
         for other in candidates:
             other_id = ids[other[0]][other[1]]
             if other == target or not (other_id == own_id or (own_id, other_id) in known):
-                denominator = denominator + (tau * F.cosine_similarity(roles[row, 0], roles[other], dim=0)).exp()
-        total = total + denominator.log() - tau * F.cosine_similarity(roles[row, 0], roles[target], dim=0)
+                denominator = denominator + (scale * F.cosine_similarity(roles[row, 0], roles[other], dim=0)).exp()
+        total = total + denominator.log() - scale * F.cosine_similarity(roles[row, 0], roles[target], dim=0)
     return total / len(roles)
 
 
@@ -129,7 +133,7 @@ def chunk(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> No
 @pytest.mark.parametrize("num_pairs", [0, 3])
 @pytest.mark.parametrize("rows", [1, 2, 6])
 @pytest.mark.parametrize("seed", range(4))
-def test_nt_xent_is_the_loop(rows: int, num_pairs: int, seed: int) -> None:
+def test_nt_xent_matches_naive_implementation(rows: int, num_pairs: int, seed: int) -> None:
     pairs, ids = normal(rows, 2, 8, seed=seed).requires_grad_(), random_ids(rows, 2, seed)
     positive = torch.rand(rows, generator=torch.Generator().manual_seed(seed)) > 0.4
     known_positives = random_known_positives(ids, num_pairs, seed)
@@ -144,7 +148,7 @@ def test_nt_xent_is_the_loop(rows: int, num_pairs: int, seed: int) -> None:
 @pytest.mark.parametrize("roles", [2, 3])
 @pytest.mark.parametrize("rows", [1, 2, 6])
 @pytest.mark.parametrize("seed", range(4))
-def test_info_nce_is_the_loop(rows: int, roles: int, num_pairs: int, seed: int) -> None:
+def test_info_nce_matches_naive_implementation(rows: int, roles: int, num_pairs: int, seed: int) -> None:
     embeddings, ids = normal(rows, roles, 8, seed=seed).requires_grad_(), random_ids(rows, roles, seed)
     known_positives = random_known_positives(ids, num_pairs, seed)
     loss = to_candidates(embeddings, ids, 7.0, known_positives)
@@ -187,7 +191,7 @@ def test_processes_split_the_queries(name: str, number: int) -> None:
     assert max(counts) - min(counts) <= 1
 
 
-def test_a_backward_scales_and_can_be_repeated() -> None:
+def test_backward_scales_and_can_be_repeated() -> None:
     roles = normal(4, 3, 8).requires_grad_()
     loss = to_candidates(roles, distinct(4, 3), 20.0)
     first_grad, second_grad = (torch.autograd.grad(loss, roles, retain_graph=True)[0] for _ in range(2))
@@ -204,7 +208,7 @@ def test_a_second_derivative_is_refused() -> None:
         torch.autograd.grad(loss, queries, create_graph=True)
 
 
-def test_logits_are_computed_once_and_without_a_gradient_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_number_of_matrix_products(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(contrastive, "MAX_LOGITS", 2 * 12)  # 3 chunks of 2 queries
     roles = normal(6, 3, 8).requires_grad_()
     with Products() as trained:
@@ -215,7 +219,7 @@ def test_logits_are_computed_once_and_without_a_gradient_nothing_else(monkeypatc
 
 
 @pytest.mark.parametrize(("name", "rows"), [("A", 4096), ("B", 8192)])
-def test_a_large_batch_needs_no_table_of_all_texts(name: str, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_of_a_large_batch(name: str, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
     # The smallest table of all queries and candidates, one of booleans, takes 64 or 128 MiB. Half of the rows share
     # a text, which has thousands of positives.
     monkeypatch.setattr(contrastive, "MAX_LOGITS", 2**19)
@@ -230,7 +234,7 @@ def test_a_large_batch_needs_no_table_of_all_texts(name: str, rows: int, monkeyp
     assert allocations.peak < 32 * 2**20
 
 
-def test_no_shape_depends_on_values() -> None:
+def test_no_device_synchronization() -> None:
     # Tensors without values: whatever would have to wait for them on a GPU fails.
     roles, ids = (tensor.to("meta") for tensor in (normal(4, 3, 8), distinct(4, 3)))
     roles.requires_grad_()
@@ -270,7 +274,7 @@ def test_a_batch_of_one_text_repeated_has_nothing_to_learn() -> None:
     assert to_candidates(embeddings, ids, 20.0).item() == 0.0
 
 
-def test_not_negatives_are_the_query_itself_and_all_its_positives() -> None:
+def test_false_negatives_are_the_query_itself_and_all_its_positives() -> None:
     queries, candidates = torch.tensor([7, 8, 9, 7]), torch.tensor([1, 2, 7, 3, 9])
     mask = FalseNegativeMask(queries, candidates, torch.tensor([7, 7, 8]), torch.tensor([1, 3, 2]), num_texts=10)
     expected = [[1, 0, 1, 1, 0], [0, 1, 0, 0, 0], [0, 0, 0, 0, 1], [1, 0, 1, 1, 0]]
@@ -279,14 +283,14 @@ def test_not_negatives_are_the_query_itself_and_all_its_positives() -> None:
 
 
 @pytest.mark.parametrize("positive", [[False, False, False], [True, False, False]])
-def test_pairs_that_are_not_positive_count_in_the_mean_and_ask_for_nothing(positive: list[bool]) -> None:
+def test_pairs_that_are_not_positive_count_in_the_mean_and_have_zero_weight(positive: list[bool]) -> None:
     pairs = normal(3, 2, 8).requires_grad_()
     loss = in_batch(pairs, torch.tensor(positive), distinct(3, 2), 20.0)
     loss.backward()
     expected = naive_in_batch(pairs.detach(), positive, distinct(3, 2).tolist(), 20.0)
     assert loss.item() == pytest.approx(expected.item())
     assert pairs.grad is not None
-    assert pairs.grad[2].any() == positive[0]  # texts of other rows are negatives, if anyone asks
+    assert pairs.grad[2].any() == positive[0]  # texts of other rows are negatives of a positive pair
 
 
 def test_the_negatives_of_other_rows_are_candidates() -> None:
@@ -307,7 +311,7 @@ def test_zero_vectors_give_finite_loss_and_gradient() -> None:
     assert embeddings.grad.isfinite().all()
 
 
-def test_what_is_not_finite_shows() -> None:
+def test_nan_is_propagated() -> None:
     roles = normal(3, 3, 4)
     roles[1, 2, 0] = torch.nan
     assert to_candidates(roles, distinct(3, 3), 20.0).isnan()
@@ -316,7 +320,7 @@ def test_what_is_not_finite_shows() -> None:
 def test_chunked_info_nce_leaves_out_what_is_masked_except_the_target() -> None:
     queries, candidates = F.normalize(normal(2, 4), dim=-1), F.normalize(normal(3, 4, seed=1), dim=-1)
     texts = torch.tensor([0, 3]), torch.tensor([0, 1, 2])
-    mask = FalseNegativeMask(*texts, anchors=torch.tensor([0]), positives=torch.tensor([1]), num_texts=4)
+    mask = FalseNegativeMask(*texts, anchor_ids=torch.tensor([0]), positive_ids=torch.tensor([1]), num_texts=4)
     scores = 3 * queries @ candidates.T
     first = torch.logsumexp(scores[0, [0, 2]], 0) - scores[0, 0]
     second = torch.logsumexp(scores[1], 0) - scores[1, 2]

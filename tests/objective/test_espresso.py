@@ -39,7 +39,7 @@ def make_embeddings(texts: int = 12, depths: int = 4, dimensions: int = 16) -> T
 
 
 @pytest.mark.parametrize(("name", "seed", "pooling"), CASES)
-def test_the_reference_s_values_in_compat_mode(name, seed, pooling):
+def test_values_of_angle_emb_in_compat_mode(name, seed, pooling):
     case = f"ese_{name}_{seed}"
     hidden = torch.from_numpy(GOLDENS[f"{case}/hidden"]).requires_grad_()  # (L + 1, N, T, D)
     mask = torch.from_numpy(GOLDENS[f"{case}/mask"])
@@ -59,7 +59,7 @@ def test_the_reference_s_values_in_compat_mode(name, seed, pooling):
 
 @pytest.mark.parametrize("name", FORMATS)
 @pytest.mark.parametrize("temperature", [1.0, 2.0, 0.0])
-def test_the_corrected_sum_by_hand(name, temperature):
+def test_the_corrected_sum_matches_reference(name, temperature):
     embeddings, structure, loss = make_embeddings(), structure_of(name, 12), angle_loss(name)
     layers = 4
     espresso = EspressoLoss(loss, EseConfig(True, 6, temperature), layers, 16)
@@ -83,7 +83,7 @@ def test_the_corrected_sum_by_hand(name, temperature):
     assert espresso(embeddings, structure).total.item() == pytest.approx(expected, rel=1e-9)
 
 
-def test_every_depth_learns_and_the_last_but_one_too():
+def test_every_depth_has_a_gradient():
     embeddings = make_embeddings().requires_grad_()
     EspressoLoss(angle_loss("A"), EseConfig(True, 6), 4, 16)(embeddings, structure_of("A", 12)).total.backward()
     reached = embeddings.grad.abs().sum(dim=(0, 2))
@@ -120,13 +120,13 @@ def test_more_dimensions_than_there_are():
 
 # Its other cases have singular values that are all 1, so that no decomposition is the one.
 @pytest.mark.parametrize("case", ["pca_s0_k4", "pca_s1_k4"])
-def test_compression_is_the_exact_one_that_the_reference_approximates(case):
+def test_compression_is_exact_where_angle_emb_approximates(case):
     texts, magnitudes = GOLDENS[f"{case}/texts"], GOLDENS[f"{case}/magnitudes"]
     compressed = compress(torch.from_numpy(texts), magnitudes.shape[1]).numpy()
     np.testing.assert_allclose(np.abs(compressed), magnitudes, rtol=1e-6, atol=1e-6 * magnitudes.max())
 
 
-def test_compression_by_a_full_decomposition_with_signs():
+def test_compression_matches_full_svd():
     texts = torch.randn(20, 12, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     left, singular, _ = torch.linalg.svd(torch.softmax(texts.T @ texts / math.sqrt(12), dim=-1))
     for column in range(12):
@@ -143,14 +143,14 @@ def test_compression_of_float32_is_exact_where_singular_values_are_small(scale):
     assert errors.max() < 1e-4
 
 
-def test_numbers_that_are_none_reach_the_loss():
+def test_nan_is_propagated():
     embeddings = make_embeddings()
     embeddings[0, 1, 2] = torch.nan
     loss = EspressoLoss(angle_loss("A"), EseConfig(True, 6), 4, 16)(embeddings, structure_of("A", 12))
     assert loss.total.isnan()
 
 
-def test_compression_is_a_target():
+def test_compression_has_no_gradient():
     texts = make_embeddings()[:, 0].requires_grad_()
     assert not compress(texts, 4).requires_grad
     torch.rand(3)

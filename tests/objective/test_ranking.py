@@ -54,7 +54,7 @@ LABELS = {
 
 @pytest.mark.parametrize("labels", LABELS.values(), ids=LABELS.keys())
 @pytest.mark.parametrize("scale", [1.0, 20.0])
-def test_ranking_loss_is_the_double_sum(labels: list[float], scale: float) -> None:
+def test_ranking_loss_matches_naive_implementation(labels: list[float], scale: float) -> None:
     mine, naive = (scale * normal(7)).requires_grad_(), (scale * normal(7)).requires_grad_()
     cosent_loss(mine, torch.tensor(labels)).backward()
     naive_ranking_loss(naive, torch.tensor(labels)).backward()
@@ -101,7 +101,7 @@ def test_extreme_scores_stay_finite() -> None:
     assert scores.grad.isfinite().all()
 
 
-def test_ranking_65_536_rows_needs_no_square_table() -> None:
+def test_memory_of_ranking_65_536_rows() -> None:
     scores = (20 * normal(65_536).float()).requires_grad_()  # the table would take 17 GB
     labels = torch.arange(65_536) % 6
     loss = cosent_loss(scores, labels)
@@ -117,20 +117,20 @@ def test_ranking_65_536_rows_needs_no_square_table() -> None:
     assert loss.item() == pytest.approx(torch.logsumexp(sums, 0).item(), rel=1e-5)
 
 
-def test_no_shape_depends_on_values() -> None:
+def test_no_device_synchronization() -> None:
     # Tensors without values: whatever would have to wait for them on a GPU fails.
     scores = torch.empty(5, device="meta", requires_grad=True)
     cosent_loss(scores, torch.empty(5, device="meta")).backward()
     assert scores.grad is not None
 
 
-def test_angle_scores_are_the_complex_quotient() -> None:
+def test_angle_scores_match_the_complex_quotient() -> None:
     x, y = normal(20, 12), normal(20, 12, seed=1)
     expected = [naive_angle_score(a, b) for a, b in zip(x, y, strict=True)]
     torch.testing.assert_close(angle(x, y), torch.tensor(expected, dtype=torch.float64))
 
 
-def test_cosine_scores_are_the_cosine() -> None:
+def test_cosine_scores_match_cosine_similarity() -> None:
     x, y = normal(20, 12), normal(20, 12, seed=1)
     expected = [float(a @ b) / math.sqrt(float(a @ a) * float(b @ b)) for a, b in zip(x, y, strict=True)]
     torch.testing.assert_close(cosine(x, y), torch.tensor(expected, dtype=torch.float64))

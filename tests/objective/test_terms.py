@@ -14,7 +14,7 @@ from angle.objective.terms import LOSS_TERMS
 from angle.structures import FORMATS, BatchStructure
 
 
-def test_every_term_has_a_function_and_stands_in_the_schema_s_order() -> None:
+def test_every_term_of_the_schema_has_a_function() -> None:
     assert tuple(term.spec for term in LOSS_TERMS) == LOSS_TERM_SPECS
 
 
@@ -23,8 +23,8 @@ def test_every_term_has_a_function_and_stands_in_the_schema_s_order() -> None:
 def test_a_term_is_computed_for_its_formats_times_its_weight_with_its_multiplier(term, name, monkeypatch):
     calls = []
 
-    def function(inputs, tau):
-        calls.append(tau)
+    def function(inputs, scale):
+        calls.append(scale)
         return inputs.embeddings.new_tensor(3.0)
 
     weights = {other.weight: 1.0 if name in other.formats else 0.0 for other in LOSS_TERM_SPECS}
@@ -42,7 +42,7 @@ def test_a_term_is_computed_for_its_formats_times_its_weight_with_its_multiplier
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_the_summary_names_what_is_computed(name: str) -> None:
+def test_summary(name: str) -> None:
     config = LossConfig(1.0, 2.5, 3.0, cosine_tau=4.0, ibn_tau=5.0, angle_tau=6.0).for_format(name)
     assert (
         config.summary(name)

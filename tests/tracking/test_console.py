@@ -11,7 +11,7 @@ import pytest
 from angle import TrainConfig, build_config, fit
 from angle.config import TrackingConfig
 from angle.tracking import console
-from angle.tracking.console import LOGGER, notes_once
+from angle.tracking.console import LOGGER, without_repeated_notes
 from angle.tracking.sink import RunInfo
 
 
@@ -36,7 +36,7 @@ def test_messages_are_printed_and_logged(tmp_path: Path, capsys: pytest.CaptureF
     sink.note("toy data")
     sink.warning("the loss is 0")
     sink.start_progress(0, 100)
-    sink.log_metrics(5, {"loss": 1.0}, in_words="loss 1.000")
+    sink.log_metrics(5, {"loss": 1.0}, console_summary="loss 1.000")
     sink.log_metrics(6, {"loss": 1.0})
     sink.close(failed=False)
     printed = ["model   tiny", "note    toy data", "Warning: the loss is 0", "step   5/100  loss 1.000"]
@@ -45,13 +45,13 @@ def test_messages_are_printed_and_logged(tmp_path: Path, capsys: pytest.CaptureF
     assert lines == [[level, text] for level, text in zip(["INFO", "INFO", "WARNING", "INFO"], printed, strict=True)]
 
 
-def test_the_loggers_are_given_back_as_they_were(tmp_path: Path) -> None:
+def test_close_restores_the_loggers(tmp_path: Path) -> None:
     before = state()
     opened(tmp_path).close(failed=False)
     assert state() == before
 
 
-def test_a_run_leaves_the_loggers_as_they_were(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_run_restores_the_loggers(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """A program that calls `fit` and then logs under the package's name is heard as before."""
     before = state()
     fit(build_config({"train": {"max_steps": 1, "batch_size": 4, "output_dir": str(tmp_path / "run")}}, TrainConfig))
@@ -70,7 +70,7 @@ def test_a_log_that_cannot_be_opened_leaves_the_loggers_alone(tmp_path: Path) ->
 
 def test_a_sweep_gives_each_note_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sink = opened(tmp_path)
-    with notes_once():
+    with without_repeated_notes():
         for text in ("a", "a", "b", "a"):
             sink.note(text)
             sink.info(text)
@@ -81,7 +81,9 @@ def test_a_sweep_gives_each_note_once(tmp_path: Path, capsys: pytest.CaptureFixt
     assert [line for line in lines if not line.startswith("note")] == ["a", "a", "b", "a"]
 
 
-def test_levels_above_the_package_do_not_matter(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_messages_are_printed_whatever_the_level_of_the_root_logger(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     logging.getLogger().setLevel(logging.CRITICAL)
     try:
         sink = opened(tmp_path)

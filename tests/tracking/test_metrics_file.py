@@ -47,7 +47,7 @@ def test_a_complete_last_line_without_its_line_end_is_forgotten_too(sink: metric
     assert steps_in(tmp_path) == [1]
 
 
-def test_metrics_are_json_whatever_they_are(sink: metrics_file.Sink, tmp_path: Path) -> None:
+def test_non_finite_metrics_are_null(sink: metrics_file.Sink, tmp_path: Path) -> None:
     sink.log_metrics(1, {"loss": 0.5, "texts": 64, "gradient_norm": float("inf"), "padding_share": float("nan")})
     (line,) = (tmp_path / METRICS_FILE).read_text().splitlines()
     assert line == '{"step": 1, "loss": 0.5, "texts": 64, "gradient_norm": null, "padding_share": null}'

@@ -31,8 +31,8 @@ class Recorder(Sink):
     def rewind(self, step: int) -> None:
         self.calls.append((self.name, "rewind", step))
 
-    def log_metrics(self, step: int, values: Mapping[str, float], *, in_words: str | None = None) -> None:
-        self.calls.append((self.name, "log_metrics", step, values, in_words))
+    def log_metrics(self, step: int, values: Mapping[str, float], *, console_summary: str | None = None) -> None:
+        self.calls.append((self.name, "log_metrics", step, values, console_summary))
 
     def run_metadata(self) -> dict[str, Any]:
         return {f"{self.name}_id": 1}
@@ -68,7 +68,7 @@ def test_every_call_reaches_every_sink(
     choose(monkeypatch, "first", "last")
     with open_tracker(run_info(tmp_path), is_main=True) as tracker:
         tracker.rewind(3)
-        tracker.log_metrics(4, {"loss": 0.5}, in_words="loss 0.5")
+        tracker.log_metrics(4, {"loss": 0.5}, console_summary="loss 0.5")
         assert tracker.run_metadata() == {"first_id": 1, "last_id": 1}
     assert recorders == [
         *(("first", "rewind", 3), ("last", "rewind", 3)),
@@ -80,7 +80,7 @@ def test_every_call_reaches_every_sink(
     ]
 
 
-def test_a_sink_hears_all_that_a_tracker_can_be_told() -> None:
+def test_tracker_and_sink_have_the_same_methods() -> None:
     """A method that the container lacks would never be called, and one that it alone has would reach nobody."""
 
     def calls(cls: type) -> set[str]:
@@ -89,7 +89,7 @@ def test_a_sink_hears_all_that_a_tracker_can_be_told() -> None:
     assert calls(Sink) - {"close"} == calls(Tracker)
 
 
-def test_every_sink_is_told_that_the_run_failed(
+def test_sinks_are_closed_as_failed_after_an_error(
     tmp_path: Path, recorders: list[tuple[Any, ...]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     choose(monkeypatch, "first", "last")
@@ -113,7 +113,7 @@ def test_a_sink_that_cannot_be_closed_is_reported_and_the_others_are_closed(
     )
 
 
-def test_what_was_opened_is_closed_if_a_sink_cannot_be_opened(
+def test_opened_sinks_are_closed_if_another_cannot_be_opened(
     tmp_path: Path, recorders: list[tuple[Any, ...]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     choose(monkeypatch, "first", "last")
@@ -140,7 +140,7 @@ def test_other_processes_record_nothing(
         tracker.warning("text")
         tracker.start_progress(0, 2)
         tracker.advance()
-        tracker.log_metrics(1, {"loss": 1.0}, in_words="loss 1")
+        tracker.log_metrics(1, {"loss": 1.0}, console_summary="loss 1")
         tracker.stop_progress()
         assert tracker.run_metadata() == {}
     assert recorders == []

@@ -57,7 +57,7 @@ def test_environment_wins_over_the_setting(monkeypatch: pytest.MonkeyPatch) -> N
     ("variable", "setting", "sinks"),
     [("", "disabled", []), ("", "offline", ["wandb"]), ("offline", "disabled", ["wandb"]), ("disabled", "online", [])],
 )
-def test_the_mode_decides_whether_there_is_a_sink(
+def test_wandb_mode_decides_whether_there_is_a_sink(
     monkeypatch: pytest.MonkeyPatch, variable: str, setting: str, sinks: list[str]
 ) -> None:
     monkeypatch.setenv("WANDB_MODE", variable)

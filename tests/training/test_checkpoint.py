@@ -37,12 +37,12 @@ def check_restored(encoder: Encoder, config: ModelConfig, folder: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["bert", "roberta", "modernbert", "mpnet", "deberta-v2", "llama", "gemma3_text"])
-def test_all_weights(folder_of: Callable[[str], str], tmp_path: Path, name: str) -> None:
+def test_load_saved_model_with_all_weights_trained(folder_of: Callable[[str], str], tmp_path: Path, name: str) -> None:
     config = ModelConfig(folder_of(name))
     check_restored(Encoder.load(config).eval(), config, tmp_path / "saved")
 
 
-def test_partly_trained_embeddings(folder_of: Callable[[str], str], tmp_path: Path) -> None:
+def test_load_saved_model_with_partly_trained_embeddings(folder_of: Callable[[str], str], tmp_path: Path) -> None:
     config = ModelConfig(folder_of("bert"))
     encoder = Encoder.load(config).eval()
     freeze_unused_tokens(encoder.backbone, encoder.tokenizer(TEXTS).ids)
@@ -51,7 +51,7 @@ def test_partly_trained_embeddings(folder_of: Callable[[str], str], tmp_path: Pa
 
 
 @pytest.mark.parametrize("frozen", [False, True])
-def test_adapters(folder_of: Callable[[str], str], tmp_path: Path, frozen: bool) -> None:
+def test_load_saved_model_with_adapters(folder_of: Callable[[str], str], tmp_path: Path, frozen: bool) -> None:
     """Perhaps on top of frozen ones, which stay as they are."""
     lora, config = LoraConfig(enabled=True, r=2), ModelConfig(folder_of("llama"))
     if frozen:
@@ -60,7 +60,7 @@ def test_adapters(folder_of: Callable[[str], str], tmp_path: Path, frozen: bool)
     check_restored(Encoder.load(config, lora=lora).eval(), config, tmp_path / "saved")
 
 
-def test_weights_with_the_names_of_old_checkpoints(folder_of: Callable[[str], str], tmp_path: Path) -> None:
+def test_load_saved_model_with_legacy_weight_names(folder_of: Callable[[str], str], tmp_path: Path) -> None:
     """Transformers renames them when it loads them, and perhaps back when it saves them."""
     import shutil
 

@@ -30,7 +30,7 @@ def _resume_by_main_process(rank: int, folder: str, port: int) -> None:
     else:
         RunFolder.newest_checkpoint = None
     dist.barrier()
-    assert not fit(config).finished_before
+    assert not fit(config).already_finished
 
 
 @pytest.mark.slow

@@ -48,7 +48,7 @@ def settings(tmp_path: Path, train: dict[str, Any] | None = None, **groups: Any)
     return build_config({"data": rows, "train": train, **groups}, TrainConfig)
 
 
-def test_memory_by_part(tmp_path: Path) -> None:
+def test_dry_run_reports_memory_by_part(tmp_path: Path) -> None:
     result = dry_run(settings(tmp_path))
     weights = 321_920 * 4
     trained = result.memory["trained weights"]
@@ -92,7 +92,7 @@ def test_training_is_refused(tmp_path: Path) -> None:
     )
 
 
-def test_what_is_predicted_is_what_is_measured(tmp_path: Path) -> None:
+def test_predicted_memory_matches_the_measured_one(tmp_path: Path) -> None:
     sizes = {
         "hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 2, "num_attention_heads": 4,
         "num_key_value_heads": 2, "vocab_size": 30_000,
@@ -128,7 +128,7 @@ def test_resuming_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_shape_of_llama_in_4_bits_and_both_directions(
+def test_dry_run_of_bidirectional_4_bit_llama(
     command: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
 ) -> None:
     folder = make_llama(tmp_path / "model")
@@ -149,7 +149,7 @@ def test_the_shape_of_llama_in_4_bits_and_both_directions(
 
 
 @pytest.mark.slow
-def test_what_the_command_for_llama_composes_to(command: Callable[..., subprocess.CompletedProcess[str]]) -> None:
+def test_documented_llama_command_composes(command: Callable[..., subprocess.CompletedProcess[str]]) -> None:
     words = ("model=llama7b", "lora=r64", "loss=format_b", "model.load_kbit=4", "billm=all")
     done = command("train.py", *words, "--cfg", "job")
     assert done.returncode == 0, done.stderr

@@ -1,7 +1,7 @@
-"""The reference's tiny training runs, reproduced through the real loop.
+"""angle_emb's tiny training runs, reproduced through the real loop.
 
 The fixture holds numbers only: a three-layer BERT with random weights, rows whose words are w0, w1, ..., and the
-losses that release 0.5.4 of the reference printed for them (CPU, float32, no dropout, rows in order), plain, with the
+losses that release 0.5.4 of angle_emb printed for them (CPU, float32, no dropout, rows in order), plain, with the
 student itself as teacher, and with Espresso.
 """
 
@@ -51,7 +51,7 @@ def test_reference_run_is_reproduced_step_by_step(run: dict[str, Any], tmp_path:
 
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     losses = [line["loss"] for line in lines if "loss" in line]
-    # The reference printed every batch, we print the mean of a step's batches.
+    # angle_emb printed every batch, we print the mean of a step's batches.
     expected = np.array(run["step_losses"]).reshape(-1, accumulation).mean(axis=1)
     np.testing.assert_allclose(losses, expected, rtol=1e-4)
 

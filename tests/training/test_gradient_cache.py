@@ -32,13 +32,13 @@ from angle.training.loop import fit
 
 
 def with_all_graphs(
-    built: setup.Built, accelerator: Accelerator, batch: Batch, slices: list[slice]
+    components: setup.RunComponents, accelerator: Accelerator, batch: Batch, slices: list[slice]
 ) -> tuple[LossOutput, dict[str, Tensor]]:
     """Return the loss and the gradients of micro-batches whose graphs are all kept."""
-    embeddings = torch.cat([built.trainable(*batch.micro_batch(part, accelerator.device))[0] for part in slices])
-    loss = built.objective(embeddings, batch.structure)
+    embeddings = torch.cat([components.trainable(*batch.micro_batch(part, accelerator.device))[0] for part in slices])
+    loss = components.objective(embeddings, batch.structure)
     loss.total.backward()
-    return loss, gradients(built.trainable)
+    return loss, gradients(components.trainable)
 
 
 def gradients(model: nn.Module) -> dict[str, Tensor]:
@@ -65,47 +65,49 @@ def assert_equal_gradients(actual: dict[str, Tensor], expected: dict[str, Tensor
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_micro_batches_change_no_gradient(data_format: str, name: str) -> None:
     groups = {group: values for group, values in OBJECTIVES[name].items() if group != "loss" or data_format != "C"}
-    built, accelerator = build_on_sample(data_format, **groups)
-    batch = next(built.data.train.steps(0))[0]
-    full_loss = gradient_cache_of(built, accelerator).forward_backward(batch, 0.5)
-    expected = gradients(built.trainable)
+    components, accelerator = build_on_sample(data_format, **groups)
+    batch = next(components.data.train.steps(0))[0]
+    full_loss = gradient_cache_of(components, accelerator).forward_backward(batch, 0.5)
+    expected = gradients(components.trainable)
     for budget in (1, 40, 150):
         assert len(micro_batches(batch.max_lengths, budget)) > 2
-        loss = gradient_cache_of(built, accelerator, budget).forward_backward(batch, 0.5)
+        loss = gradient_cache_of(components, accelerator, budget).forward_backward(batch, 0.5)
         assert loss.terms.keys() == full_loss.terms.keys()
         torch.testing.assert_close(loss.total, full_loss.total, rtol=1e-5, atol=1e-6)
         for name, value in loss.terms.items():
             torch.testing.assert_close(value, full_loss.terms[name], rtol=1e-5, atol=1e-6)
-        assert_equal_gradients(gradients(built.trainable), expected)
+        assert_equal_gradients(gradients(components.trainable), expected)
 
 
 @pytest.mark.parametrize("name", ["plain", "both"])
-def test_the_plain_step_is_the_gradient_of_its_loss(name: str) -> None:
-    built, accelerator = build_on_sample("B", **OBJECTIVES[name])
-    batch = next(built.data.train.steps(0))[0]
-    gradient_cache_of(built, accelerator).forward_backward(batch, 0.5)
-    actual = gradients(built.trainable)
+def test_gradient_matches_autograd_of_the_loss(name: str) -> None:
+    components, accelerator = build_on_sample("B", **OBJECTIVES[name])
+    batch = next(components.data.train.steps(0))[0]
+    gradient_cache_of(components, accelerator).forward_backward(batch, 0.5)
+    actual = gradients(components.trainable)
     ids, lengths = batch.micro_batch(slice(None), accelerator.device)
-    embeddings, states = built.trainable(ids, lengths)
-    loss = built.objective(embeddings, batch.structure).total
-    if built.teacher is not None:
-        teacher_states = built.teacher(ids, lengths, batch.text_ids)[batch.structure.index.flatten()]
-        student_states = states[batch.structure.index.flatten()]
-        temperature = built.config.teacher.temperature
+    embeddings, states = components.trainable(ids, lengths)
+    loss = components.objective(embeddings, batch.structure).total
+    if components.teacher is not None:
+        teacher_states = components.teacher(ids, lengths, batch.text_ids)[batch.structure.embedding_index.flatten()]
+        student_states = states[batch.structure.embedding_index.flatten()]
+        temperature = components.config.teacher.temperature
         expected, log_probs = (
             torch.log_softmax(values / temperature, -1) for values in (teacher_states, student_states)
         )
         loss = loss + temperature * (expected.exp() * (expected - log_probs)).sum(-1).mean()
     (loss / 2).backward()
-    assert_equal_gradients(actual, gradients(built.trainable))
+    assert_equal_gradients(actual, gradients(components.trainable))
 
 
-def built_in(precision: str, name: str) -> tuple[setup.Built, Accelerator, Batch]:
+def components_and_batch(precision: str, name: str) -> tuple[setup.RunComponents, Accelerator, Batch]:
     """Return what a run of format B in a precision works with, and its first batch."""
     train = {"batch_size": 24, "mixed_precision": precision}
-    built, accelerator = build_on_sample("B", **OBJECTIVES[name], train=train)
-    assert accelerator.prepare(built.trainable) is built.trainable  # whose forward has autocast around it from now on
-    return built, accelerator, next(built.data.train.steps(0))[0]
+    components, accelerator = build_on_sample("B", **OBJECTIVES[name], train=train)
+    assert (
+        accelerator.prepare(components.trainable) is components.trainable
+    )  # whose forward has autocast around it from now on
+    return components, accelerator, next(components.data.train.steps(0))[0]
 
 
 @pytest.mark.parametrize("within", [False, True], ids=["", "within autocast"])
@@ -116,15 +118,17 @@ def test_autocast_rounds_each_micro_batch_as_with_its_graph_kept(name: str, with
     Autocast remembers the weights that it cast. Were casts remembered from the pass without a graph, those weights
     would get no gradient in the pass with one: what `within` another autocast would come to light.
     """
-    built, accelerator, batch = built_in("bf16", name)
+    components, accelerator, batch = components_and_batch("bf16", name)
     for budget, count in ((600, 2), (150, 7)):
         slices = micro_batches(batch.max_lengths, budget)
         assert len(slices) == count
         with accelerator.autocast() if within else nullcontext():
-            gradient_cache = GradientCache(built.trainable.train(), built.objective, None, accelerator, budget)
+            gradient_cache = GradientCache(
+                components.trainable.train(), components.objective, None, accelerator, budget
+            )
             cached = gradient_cache.forward_backward(batch)
-        actual = gradients(built.trainable)
-        loss, expected = with_all_graphs(built, accelerator, batch, slices)
+        actual = gradients(components.trainable)
+        loss, expected = with_all_graphs(components, accelerator, batch, slices)
         assert torch.equal(cached.total, loss.total)
         assert_equal_gradients(actual, expected)
         # Two numbers have the same sum in either order.
@@ -134,14 +138,14 @@ def test_autocast_rounds_each_micro_batch_as_with_its_graph_kept(name: str, with
 @pytest.mark.parametrize("name", ["plain", "both", "adapters"])
 def test_autocast_leaves_micro_batches_as_near_to_float32_as_the_whole_batch(name: str) -> None:
     """Cut otherwise, a batch is rounded in other places, and by about as much."""
-    built, accelerator, batch = built_in("no", name)
-    gradient_cache_of(built, accelerator).forward_backward(batch)
-    exact = gradients(built.trainable)
-    built, accelerator, batch = built_in("bf16", name)
+    components, accelerator, batch = components_and_batch("no", name)
+    gradient_cache_of(components, accelerator).forward_backward(batch)
+    exact = gradients(components.trainable)
+    components, accelerator, batch = components_and_batch("bf16", name)
     relative_errors = {}
     for budget in (None, 600, 40):
-        gradient_cache_of(built, accelerator, budget).forward_backward(batch)
-        actual = gradients(built.trainable)
+        gradient_cache_of(components, accelerator, budget).forward_backward(batch)
+        actual = gradients(components.trainable)
         assert actual.keys() == exact.keys()
         errors = norm(actual[name] - gradient for name, gradient in exact.items())
         relative_errors[budget] = errors / norm(exact.values())
@@ -151,17 +155,17 @@ def test_autocast_leaves_micro_batches_as_near_to_float32_as_the_whole_batch(nam
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_dropout_is_drawn_again(checkpointing: bool) -> None:
-    built, accelerator = build_on_sample("A", dropout=0.3, model={"gradient_checkpointing": checkpointing})
-    batch = next(built.data.train.steps(0))[0]
-    gradient_cache = gradient_cache_of(built, accelerator, 80)
+    components, accelerator = build_on_sample("A", dropout=0.3, model={"gradient_checkpointing": checkpointing})
+    batch = next(components.data.train.steps(0))[0]
+    gradient_cache = gradient_cache_of(components, accelerator, 80)
     slices = micro_batches(batch.max_lengths, 80)
     assert len(slices) > 3
     torch.manual_seed(5)
     cached = gradient_cache.forward_backward(batch)
-    actual, rng_state = gradients(built.trainable), torch.get_rng_state()
+    actual, rng_state = gradients(components.trainable), torch.get_rng_state()
 
     torch.manual_seed(5)
-    loss, expected = with_all_graphs(built, accelerator, batch, slices)
+    loss, expected = with_all_graphs(components, accelerator, batch, slices)
     torch.testing.assert_close(cached.total, loss.total.detach(), rtol=1e-6, atol=0)
     assert_equal_gradients(actual, expected)
     assert torch.equal(rng_state, torch.get_rng_state())  # the next batch draws other numbers
@@ -200,7 +204,7 @@ def _count_exchanges(rank: int, folder: str, port: int) -> None:
     """Run on each of two processes: a step of two batches, in several micro-batches each."""
     launcher = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     os.environ |= {name: str(value) for name, value in launcher.items()} | {"ACCELERATE_USE_CPU": "true"}
-    built, accelerator = build_on_sample("A", rows=8, train={"batch_size": 8, "gradient_accumulation_steps": 2})
+    components, accelerator = build_on_sample("A", rows=8, train={"batch_size": 8, "gradient_accumulation_steps": 2})
     assert accelerator.num_processes == 2
     calls: list[int] = []
 
@@ -210,25 +214,25 @@ def _count_exchanges(rank: int, folder: str, port: int) -> None:
         assert work is not None
         return work.get_future().then(lambda future: future.value()[0])
 
-    optimizer = torch.optim.AdamW(built.trainable.parameters(), fused=True)
-    model, _ = sharding.prepare(built.trainable, optimizer, accelerator)
+    optimizer = torch.optim.AdamW(components.trainable.parameters(), fused=True)
+    model, _ = sharding.prepare(components.trainable, optimizer, accelerator)
     assert not model.broadcast_buffers  # no buffer is ever written to
     model.register_comm_hook(None, hook)
-    gradient_cache = GradientCache(model, built.objective, None, accelerator, token_budget=60)
-    batches = next(built.data.train.steps(0))
+    gradient_cache = GradientCache(model, components.objective, None, accelerator, token_budget=60)
+    batches = next(components.data.train.steps(0))
     assert len(batches) == 2
     assert all(len(micro_batches(batch.max_lengths, 60)) > 1 for batch in batches)
     for batch in batches:
         gradient_cache.forward_backward(batch, 0.5, sync_gradients=batch is batches[-1])
     assert len(calls) == len(set(calls)) >= 1
-    torch.save(gradients(built.trainable), f"{folder}/{rank}.pt")
+    torch.save(gradients(components.trainable), f"{folder}/{rank}.pt")
 
-    check_equal_weights(built.trainable)
+    check_equal_weights(components.trainable)
     if rank:  # the same numbers in other places
-        weight = next(p for p in built.trainable.parameters() if p.requires_grad).detach()
+        weight = next(p for p in components.trainable.parameters() if p.requires_grad).detach()
         weight[:2] = weight[:2].flip(0)
     with pytest.raises(TrainingError, match="weights differ after training"):
-        check_equal_weights(built.trainable)
+        check_equal_weights(components.trainable)
     del model, gradient_cache, hook  # DDP's threads must not outlive the interpreter with a function of Python
     gc.collect()
     dist.destroy_process_group()
@@ -263,9 +267,9 @@ def test_no_thread_of_the_process_group_outlives_a_run(tmp_path: Path) -> None:
 
 
 def test_a_batch_s_weights_are_those_of_its_roles() -> None:
-    built, _ = build_on_sample("B")
-    batch: Batch = next(built.data.train.steps(0))[0]
-    counts = np.bincount(batch.structure.index.flatten())
+    components, _ = build_on_sample("B")
+    batch: Batch = next(components.data.train.steps(0))[0]
+    counts = np.bincount(batch.structure.embedding_index.flatten())
     all_texts = slice(0, len(counts))
     np.testing.assert_allclose(batch.weights(all_texts, of_tokens=False), counts / counts.sum(), rtol=1e-6)
     of_tokens = batch.weights(all_texts, of_tokens=True)

@@ -22,7 +22,7 @@ from angle.config.model import KERNEL_NAMES
 from angle.kernels.linear import CpuLinear
 from angle.kernels.registry import INSTALLED
 from angle.modeling import kernel_choice
-from angle.modeling.kernel_choice import choose_together
+from angle.modeling.kernel_choice import kernels_to_skip_from_main_process
 from angle.tracking.tracker import Tracker
 from angle.training import setup
 from angle.training.accelerator import start_accelerator
@@ -48,7 +48,7 @@ def settings(folder: Path, teacher: str | None = None, **train: Any) -> TrainCon
     )
 
 
-def decide(monkeypatch: pytest.MonkeyPatch, gain: float) -> None:
+def fake_measured_gain(monkeypatch: pytest.MonkeyPatch, gain: float) -> None:
     """Let every measurement come out the same."""
     monkeypatch.setattr(
         kernel_choice, "measured_gain", lambda kernel, model: gain if kernel.benchmark is not None else None
@@ -60,9 +60,9 @@ def losses(folder: Path) -> list[float]:
     return [line["loss"] for line in lines if "loss" in line]
 
 
-def test_a_resumed_run_takes_the_kernels_it_was_started_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resumed_run_uses_the_kernels_it_was_started_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Although the machine, measured again, would choose others."""
-    decide(monkeypatch, 0.9)
+    fake_measured_gain(monkeypatch, 0.9)
     straight = fit(settings(tmp_path / "straight", logging_steps=1)).folder
     steps: list[int] = []
 
@@ -75,14 +75,14 @@ def test_a_resumed_run_takes_the_kernels_it_was_started_with(tmp_path: Path, mon
         patch.setattr(Tracker, "advance", stop)
         with pytest.raises(StoppedError):
             fit(settings(tmp_path / "resumed", logging_steps=1))
-    decide(monkeypatch, 1.5)
+    fake_measured_gain(monkeypatch, 1.5)
     resumed = fit(settings(tmp_path / "resumed", logging_steps=1)).folder
     for folder in (straight, resumed):
         record = json.loads((folder / "run.json").read_text())
         assert record["kernels"]["linear"] == "slower here: 0.90"
         assert record["kernels"]["dropout"] == INSTALLED
-        assert RunFolder(folder).resolved().model.kernels == NONE_BUT_LINEAR
-        assert RunFolder(folder).requested().model.kernels is None
+        assert RunFolder(folder).resolved_config().model.kernels == NONE_BUT_LINEAR
+        assert RunFolder(folder).requested_config().model.kernels is None
         assert "kernels packing, blocks, dropout" in (folder / "train.log").read_text()
     assert "linear slower here: 0.90" in (straight / "train.log").read_text()
     assert losses(resumed) == losses(straight)
@@ -91,30 +91,30 @@ def test_a_resumed_run_takes_the_kernels_it_was_started_with(tmp_path: Path, mon
 
 
 @pytest.mark.parametrize("gain", [0.9, 1.5])
-def test_a_teacher_takes_the_kernels_of_the_run(
+def test_teacher_uses_the_kernels_of_the_run(
     folder_of: Callable[[str], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gain: float
 ) -> None:
-    decide(monkeypatch, gain)
+    fake_measured_gain(monkeypatch, gain)
     config = settings(tmp_path, teacher="self")
-    built = setup.build(config, start_accelerator(config.train.mixed_precision))
-    assert built.teacher is not None
-    assert built.teacher.encoder is not None
-    assert built.teacher.encoder is not built.encoder
-    for encoder in (built.encoder, built.teacher.encoder):
+    components = setup.build(config, start_accelerator(config.train.mixed_precision))
+    assert components.teacher is not None
+    assert components.teacher.encoder is not None
+    assert components.teacher.encoder is not components.encoder
+    for encoder in (components.encoder, components.teacher.encoder):
         assert any(isinstance(module, CpuLinear) for module in encoder.modules()) == (gain > 1)
 
 
-def test_packing_that_is_off_is_a_kernel_that_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    decide(monkeypatch, 1.5)
+def test_packing_off_skips_the_packing_kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_measured_gain(monkeypatch, 1.5)
     config = settings(tmp_path, packing="off")
-    built = setup.build(config, start_accelerator(config.train.mixed_precision))
-    status = built.encoder.kernel_status()
+    components = setup.build(config, start_accelerator(config.train.mixed_precision))
+    status = components.encoder.kernel_status()
     assert (status["packing"], status["blocks"]) == ("train.packing=off", "no packed rows")
-    assert built.config.model.kernels == [name for name in KERNEL_NAMES if name != "packing"]
+    assert components.config.model.kernels == [name for name in KERNEL_NAMES if name != "packing"]
 
 
 @pytest.mark.slow
-def test_the_main_process_decides_for_all(tmp_path: Path) -> None:
+def test_main_process_chooses_kernels_for_all(tmp_path: Path) -> None:
     spawn(choose_as, (tmp_path, free_port()), nprocs=2)
     choices = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1)]
     assert choices == [{"linear": "slower here: 0.50"}] * 2
@@ -127,6 +127,6 @@ def choose_as(rank: int, folder: Path, port: int) -> None:
     torch.set_num_threads(1)
     kernel_choice.measured_gain = lambda kernel, _: (0.5, 2.0)[rank] if kernel.benchmark else None
     PartialState(cpu=True)
-    chosen = choose_together(nn.Sequential(nn.Linear(2, 2)), None)
+    chosen = kernels_to_skip_from_main_process(nn.Sequential(nn.Linear(2, 2)), None)
     (folder / f"{rank}.json").write_text(json.dumps(chosen))
     dist.destroy_process_group()

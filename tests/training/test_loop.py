@@ -174,7 +174,7 @@ def test_finished_run_is_only_reported(model: Path, rows: Path, tmp_path: Path) 
     fit(config)
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")}
     result = fit(config)
-    assert result.finished_before
+    assert result.already_finished
     assert "finished" in result.summary()
     assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")}
 
@@ -229,7 +229,7 @@ def test_best_model_is_kept_even_when_every_score_is_negative(
 
 
 @pytest.mark.parametrize("lora", [False, True])
-def test_the_end_of_a_run_needs_no_second_model(
+def test_best_weights_are_tested_without_a_second_model(
     model: Path, rows: Path, pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lora: bool
 ) -> None:
     """And what is trained is saved before the best model is measured: killed then, the run resumes to the same end."""
@@ -337,7 +337,9 @@ def test_validation_loss_is_reported_by_term(model: Path, rows: Path, pairs: Pat
     assert "valid/spearman" in line
 
 
-def test_validation_loss_is_the_mean_of_equal_batches(model: Path, rows: Path, pairs: Path, tmp_path: Path) -> None:
+def test_validation_loss_is_the_mean_of_evenly_sized_batches(
+    model: Path, rows: Path, pairs: Path, tmp_path: Path
+) -> None:
     """Nine rows in batches of eight at most: of five and of four, not of eight and of one, which has no loss."""
     lines = [json.loads(line) for line in pairs.read_text().splitlines()[:9]]
     pairs.write_text("\n".join(map(json.dumps, lines)))
@@ -457,10 +459,10 @@ def test_resume_refuses_another_number_of_processes(
         fit(config)
 
 
-def test_weights_too_coarse_to_train_are_refused(model: Path, rows: Path, tmp_path: Path) -> None:
+def test_training_low_precision_weights_is_refused(model: Path, rows: Path, tmp_path: Path) -> None:
     config = settings(model, rows, tmp_path / "run")
     config.model.dtype = "bfloat16"
-    with pytest.raises(ConfigError, match=r"^The weights to train are bfloat16, too coarse .* add lora=r16"):
+    with pytest.raises(ConfigError, match=r"^Trainable weights are bfloat16, .* lost to rounding: add lora=r16"):
         fit(config)
     assert not (tmp_path / "run").exists()
     config.lora = LoraConfig(enabled=True, r=4, alpha=8)
@@ -470,7 +472,7 @@ def test_weights_too_coarse_to_train_are_refused(model: Path, rows: Path, tmp_pa
 
 
 @pytest.mark.parametrize("base", ["tiny", "model"])
-def test_an_adapter_finds_its_base_from_anywhere(
+def test_adapter_run_finds_its_base_from_any_working_directory(
     base: str, model: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(model.parent)
@@ -510,11 +512,13 @@ def test_schedules() -> None:
     assert lr_factor(3, 6, 2, "cosine") == pytest.approx(0.5 * (1 + math.cos(math.pi / 4)))
 
 
-@pytest.mark.parametrize("role", ["valid", "valid_sts", "test"])
-def test_a_copy_of_the_training_rows_measures_nothing(model: Path, pairs: Path, tmp_path: Path, role: str) -> None:
+@pytest.mark.parametrize("purpose", ["valid", "valid_sts", "test"])
+def test_evaluating_on_a_copy_of_the_training_rows_is_refused(
+    model: Path, pairs: Path, tmp_path: Path, purpose: str
+) -> None:
     shutil.copy(pairs, tmp_path / "copy.jsonl")
     config = settings(model, pairs, tmp_path / "run")
-    setattr(config.data, role, SourceConfig(str(tmp_path / "copy.jsonl")))
-    with pytest.raises(DataError, match=f"^data.{role} has the rows that are trained on"):
+    setattr(config.data, purpose, SourceConfig(str(tmp_path / "copy.jsonl")))
+    with pytest.raises(DataError, match=f"^data.{purpose} has the rows that are trained on"):
         fit(config)
     assert not (tmp_path / "run").exists()

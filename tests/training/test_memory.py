@@ -17,7 +17,7 @@ from angle.training.accelerator import start_accelerator
 from angle.training.loop import fit
 
 
-def test_the_peak_of_allocations() -> None:
+def test_allocations_records_the_peak() -> None:
     weight = torch.ones(1000)
     with memory.Allocations() as allocations:
         first = weight + 1  # 4,000 bytes
@@ -30,15 +30,15 @@ def test_the_peak_of_allocations() -> None:
     assert view.sum() + third.sum() > 0
 
 
-def test_memory_is_that_of_a_micro_batch() -> None:
-    built, accelerator = build_on_sample("A", rows=200)
-    batch = next(built.data.train.steps(0))[0]
-    for parameter in built.trainable.parameters():
+def test_step_memory_is_that_of_one_micro_batch() -> None:
+    components, accelerator = build_on_sample("A", rows=200)
+    batch = next(components.data.train.steps(0))[0]
+    for parameter in components.trainable.parameters():
         parameter.grad = torch.zeros_like(parameter)
     peaks = {}
     for budget in (None, 2000, 500, 250):
         with memory.Allocations() as allocations:
-            gradient_cache_of(built, accelerator, budget).forward_backward(batch)
+            gradient_cache_of(components, accelerator, budget).forward_backward(batch)
         peaks[budget] = allocations.peak
     assert len(batch.tokens.ids) > 2000
     assert peaks[500] < 0.4 * peaks[2000] < 0.8 * peaks[None]
@@ -47,40 +47,44 @@ def test_memory_is_that_of_a_micro_batch() -> None:
 
 @pytest.mark.parametrize("data_format", ["A", "B"])
 def test_memory_grows_by_six_times_the_embeddings_at_most(data_format: str) -> None:
-    built, accelerator = build_on_sample(data_format, rows=4, loss={"cosine_w": 1.0, "ibn_w": 0.0, "angle_w": 1.0})
-    gradient_cache = gradient_cache_of(built, accelerator, 512)
-    for parameter in built.trainable.parameters():
+    components, accelerator = build_on_sample(data_format, rows=4, loss={"cosine_w": 1.0, "ibn_w": 0.0, "angle_w": 1.0})
+    gradient_cache = gradient_cache_of(components, accelerator, 512)
+    for parameter in components.trainable.parameters():
         parameter.grad = torch.zeros_like(parameter)
     peaks = []
     for rows in (4000, 8000):
-        batch = memory.trial_batch(gradient_cache, built.data.train.format, rows, 3)
+        batch = memory.trial_batch(gradient_cache, components.data.train.format, rows, 3)
         with memory.Allocations() as allocations:
             gradient_cache.forward_backward(batch)
         peaks.append(allocations.peak)
-    embeddings, _ = built.trainable(*batch.micro_batch(slice(0, 4000), accelerator.device))
-    assert peaks[1] - peaks[0] < 6 * len(built.data.train.format.roles) * embeddings.nbytes
+    embeddings, _ = components.trainable(*batch.micro_batch(slice(0, 4000), accelerator.device))
+    assert peaks[1] - peaks[0] < 6 * len(components.data.train.format.roles) * embeddings.nbytes
 
 
 @pytest.mark.parametrize("groups", [{}, OBJECTIVES["espresso"], OBJECTIVES["teacher of tokens"]], ids=str)
-def test_the_automatic_budget_fills_the_memory(monkeypatch: pytest.MonkeyPatch, groups: dict[str, Any]) -> None:
+def test_auto_token_budget_fits_into_free_memory(monkeypatch: pytest.MonkeyPatch, groups: dict[str, Any]) -> None:
     rows = 400
-    built, accelerator = build_on_sample("A", rows=rows, **groups)
-    batch = next(built.data.train.steps(0))[0]
-    trained = sum(parameter.nbytes for parameter in built.trainable.parameters() if parameter.requires_grad)
+    components, accelerator = build_on_sample("A", rows=rows, **groups)
+    batch = next(components.data.train.steps(0))[0]
+    trained = sum(parameter.nbytes for parameter in components.trainable.parameters() if parameter.requires_grad)
     room = 30 * 2**20
     monkeypatch.setattr(memory, "free_memory", lambda _: int((room + 3 * trained) / memory.USABLE_FRACTION))
     max_length = int(batch.max_lengths.max())
-    budget = memory.find_token_budget(gradient_cache_of(built, accelerator), batch.structure.format, rows, max_length)
+    budget = memory.find_token_budget(
+        gradient_cache_of(components, accelerator), batch.structure.format, rows, max_length
+    )
     assert budget < batch.max_lengths.sum() / 2
-    for parameter in built.trainable.parameters():
+    for parameter in components.trainable.parameters():
         parameter.grad = torch.zeros_like(parameter)
     with memory.Allocations() as allocations:
-        gradient_cache_of(built, accelerator, budget).forward_backward(batch)
+        gradient_cache_of(components, accelerator, budget).forward_backward(batch)
     assert 0.6 * room < allocations.peak < 1.1 * room
 
     monkeypatch.setattr(memory, "free_memory", lambda _: 3 * trained)
-    with pytest.raises(ConfigError, match=r"train.token_budget=auto found no room: the longest text has \d+ tokens"):
-        memory.find_token_budget(gradient_cache_of(built, accelerator), batch.structure.format, rows, max_length)
+    with pytest.raises(
+        ConfigError, match=r"There is not enough memory for train.token_budget=auto: the longest text has \d+ tokens"
+    ):
+        memory.find_token_budget(gradient_cache_of(components, accelerator), batch.structure.format, rows, max_length)
 
 
 def test_in_a_container_cached_files_count_as_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -96,10 +100,10 @@ def test_in_a_container_cached_files_count_as_free(tmp_path: Path, monkeypatch: 
     assert memory.free_memory(accelerator) == pytest.approx(outside, rel=0.2)
 
 
-def test_a_run_records_its_automatic_budget(tmp_path: Path) -> None:
+def test_run_saves_its_auto_token_budget(tmp_path: Path) -> None:
     settings = {"train": {"token_budget": "auto", "max_steps": 2, "batch_size": 4, "output_dir": str(tmp_path / "run")}}
     fit(build_config(settings, TrainConfig))
     resolved = load_config(tmp_path / "run" / "config.yaml").train
-    assert resolved.tokens_at_once is not None
-    assert resolved.tokens_at_once > 10_000
-    assert fit(build_config(settings, TrainConfig)).finished_before
+    assert resolved.max_tokens_per_micro_batch is not None
+    assert resolved.max_tokens_per_micro_batch > 10_000
+    assert fit(build_config(settings, TrainConfig)).already_finished

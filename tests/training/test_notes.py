@@ -26,8 +26,8 @@ def rows(tmp_path: Path, name: str, labels: list[float] | None = None) -> Path:
 def notes_of(path: Path, loss: dict[str, Any], lora: dict[str, Any] | None = None, **model: Any) -> list[str]:
     groups = {"loss": loss, "lora": lora or {}, "model": model, "pooling": {"strategy": "avg"}}
     config = build_config({"data": {"train": {"name_or_path": str(path)}}, **groups}, TrainConfig)
-    built = setup.build(config, start_accelerator(config.train.mixed_precision))
-    return notes.notes_on(built.config, built.data, built.total_steps)
+    components = setup.build(config, start_accelerator(config.train.mixed_precision))
+    return notes.notes_on(components.config, components.data, components.total_steps)
 
 
 @pytest.mark.parametrize(
@@ -90,17 +90,17 @@ def test_notes(
 @pytest.mark.parametrize(
     ("setting", "total_steps", "count"), [(1000, 1000, 1), (1000, 1001, 0), (1, 1, 1), (0.9, 1, 0)]
 )
-def test_a_warm_up_that_never_ends(setting: float, total_steps: int, count: int) -> None:
+def test_note_on_warmup_longer_than_the_run(setting: float, total_steps: int, count: int) -> None:
     warmup_notes = list(notes._on_warmup(setting, total_steps))
     assert len(warmup_notes) == count
     text = f"train.warmup_steps={setting:g} does not end within the run's {total_steps:,} step"
     assert all(text in note for note in warmup_notes)
 
 
-def test_a_note_says_that_8_bits_depend_on_batch_mates(tmp_path: Path, folder_of: Callable[[str], str]) -> None:
+def test_note_on_8_bit_embeddings_depending_on_the_batch(tmp_path: Path, folder_of: Callable[[str], str]) -> None:
     path, lora = rows(tmp_path, "B"), {"enabled": True, "r": 2}
     (note,) = notes_of(path, {}, lora, name_or_path=folder_of("llama"), load_kbit=8)
-    assert note.startswith("model.load_kbit=8 rounds the inputs of a layer by all tokens of a batch")
+    assert note.startswith("model.load_kbit=8 rounds a layer's inputs over all tokens of a batch, so the other texts")
     model = {"name_or_path": folder_of("llama"), "gradient_checkpointing": True}
     _, note = notes_of(path, {}, lora, **model, load_kbit=8)
     assert note.startswith("model.gradient_checkpointing=true saves little")
@@ -117,7 +117,7 @@ def test_a_note_says_that_8_bits_depend_on_batch_mates(tmp_path: Path, folder_of
         ({"mixed_precision": "bf16"}, True, "bfloat16", []),
     ],
 )
-def test_a_note_names_what_a_gpu_is_faster_with(
+def test_note_on_faster_precision_on_a_gpu(
     monkeypatch: pytest.MonkeyPatch, train: dict[str, Any], lora: bool, dtype: str, starts: list[str]
 ) -> None:
     groups = {"train": train, "lora": {"enabled": lora}, "model": {"dtype": dtype}}
@@ -128,7 +128,7 @@ def test_a_note_names_what_a_gpu_is_faster_with(
     assert [note[: len(text)] for note, text in zip(precision_notes, starts, strict=True)] == starts
 
 
-def test_notes_depend_on_the_run_alone(tmp_path: Path) -> None:
+def test_notes_are_repeated_by_each_call(tmp_path: Path) -> None:
     path = rows(tmp_path, "B")
     assert len(notes_of(path, {"ibn_w": 1.0})) == 1
     assert notes_of(path, {"ibn_w": 1.0}) == notes_of(path, {"ibn_w": 1.0})

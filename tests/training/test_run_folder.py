@@ -44,7 +44,7 @@ def test_a_run_is_unfinished_until_its_record_says_otherwise(run):
     assert run.check_config(config()) is RunState.UNFINISHED
     run.update(finished=True, result={"best_score": 0.5})
     assert run.check_config(config()) is RunState.FINISHED
-    assert run.requested() == config()
+    assert run.requested_config() == config()
     record = run.record()
     assert record.pop("requested")["train"]["seed"] == 42
     assert record == {"finished": True, "seed": 42, "result": {"best_score": 0.5}}
@@ -137,7 +137,7 @@ def test_only_the_newest_checkpoints_are_kept(run, keep):
     assert run.newest_checkpoint(fail_on_warning).name == names[0]
 
 
-def test_no_checkpoint(run):
+def test_run_without_checkpoints(run):
     assert run.newest_checkpoint(fail_on_warning) is None
 
 
@@ -155,7 +155,7 @@ def test_a_damaged_checkpoint_is_skipped_with_a_warning(run, name, damage):
     assert warnings == [f"{newer} is damaged, going back to the one before"]
 
 
-def test_damaged_checkpoints_alone_are_none(run):
+def test_no_checkpoint_is_found_if_all_are_damaged(run):
     for path in save(run, 1, 2):
         (path / "model.safetensors").write_bytes(b"")
     warnings: list[str] = []
@@ -189,7 +189,7 @@ def test_checkpoints_after_the_resumed_one_are_removed(run):
     """Else a damaged newer one would outlive every one that is written before its step."""
     save(run, 100)
     (run.checkpoints()[0] / "model.safetensors").write_bytes(b"")
-    run.truncate_after(0)
+    run.delete_checkpoints_after(0)
     assert run.checkpoints() == []
     save(run, 50, keep=1)
     assert run.newest_checkpoint(fail_on_warning).name == "step-00000050"
@@ -230,7 +230,7 @@ def test_a_file_is_written_completely_or_not_at_all(tmp_path, monkeypatch):
     assert path.read_text() == "old"
 
 
-def test_the_folder_of_the_model_that_is_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_training_into_the_folder_of_its_own_model_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = RunFolder(tmp_path / "run")
     folder.create(TrainConfig(), TrainConfig(), {})
     again = build_config({"model": {"name_or_path": str(tmp_path / "run")}}, TrainConfig)
@@ -243,7 +243,7 @@ def test_the_folder_of_the_model_that_is_trained(tmp_path: Path, monkeypatch: py
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), SafetensorError("No space left on device")])
-def test_a_full_disk_leaves_what_was_there(tmp_path: Path, error: Exception) -> None:
+def test_full_disk_leaves_existing_files_intact(tmp_path: Path, error: Exception) -> None:
     folder = RunFolder(tmp_path / "run")
     folder.save_checkpoint(1, lambda scratch: (scratch / "a").write_text("1"), keep=1)
     folder.replace("best", lambda scratch: [scratch.mkdir(), (scratch / "a").write_text("1")])
@@ -255,7 +255,9 @@ def test_a_full_disk_leaves_what_was_there(tmp_path: Path, error: Exception) -> 
         raise error
 
     for write in (lambda: folder.save_checkpoint(2, fail, keep=1), lambda: folder.replace("best", fail)):
-        with pytest.raises(TrainingError, match=r"No space left on device\)\. What was there is whole: make room"):
+        with pytest.raises(
+            TrainingError, match=r"No space left on device\)\. The existing files are intact: free disk space"
+        ):
             write()
         assert snapshot(tmp_path) == before
 

@@ -206,7 +206,7 @@ def check_and_start(config: TrainConfig) -> None:
         ({}, {"train": {"compile": True}}, "train.compile=true .* leave it out"),
     ],
 )
-def test_what_cannot_be_sharded_is_refused(
+def test_settings_unsupported_with_fsdp_are_refused(
     monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], groups: dict[str, Any], text: str
 ) -> None:
     for name, value in (REQUIRED_ENV | {"ACCELERATE_USE_FSDP": "true"} | variables).items():

@@ -91,7 +91,7 @@ def test_a_student_without_adapters_has_a_copy(folder_of: Callable[[str], str], 
     assert torch.equal(states_of(teacher, student), before)
 
 
-def test_the_student_s_own_name_means_itself(folder_of: Callable[[str], str], rows: Path) -> None:
+def test_teacher_named_as_the_student_is_self(folder_of: Callable[[str], str], rows: Path) -> None:
     folder = folder_of("bert")
     config = settings(folder, rows, rows, teacher={"enabled": True, "name_or_path": folder})
     assert config.teacher.name_or_path == "self"
@@ -103,7 +103,7 @@ def test_the_student_s_own_name_means_itself(folder_of: Callable[[str], str], ro
     assert cut.teacher.name_or_path == folder
     teacher = load(cut, Encoder.load(cut.model, PoolingConfig("avg")))
     assert teacher.encoder is not None
-    assert teacher.encoder.depths.layers == 3
+    assert teacher.encoder.layer_selector.num_layers == 3
 
 
 def test_a_quantised_teacher_gives_nearly_the_same_states(folder_of: Callable[[str], str], rows: Path) -> None:
@@ -116,7 +116,7 @@ def test_a_quantised_teacher_gives_nearly_the_same_states(folder_of: Callable[[s
     assert 0.99 < similarity.min() < 1
 
 
-def test_another_tokenizer(folder_of: Callable[[str], str], rows: Path, tmp_path: Path) -> None:
+def test_teacher_with_another_tokenizer_is_refused(folder_of: Callable[[str], str], rows: Path, tmp_path: Path) -> None:
     other = tmp_path / "other"
     encoder = Encoder.load(ModelConfig(folder_of("bert")), PoolingConfig("avg"))
     encoder.tokenizer.tokenizer.add_tokens(["zzz"])
@@ -148,13 +148,15 @@ def wider(folder_of: Callable[[str], str], tmp_path: Path) -> str:
     return str(tmp_path / "wider")
 
 
-def test_another_width(folder_of: Callable[[str], str], rows: Path, tmp_path: Path) -> None:
+def test_teacher_with_other_dimensions_needs_a_projection(
+    folder_of: Callable[[str], str], rows: Path, tmp_path: Path
+) -> None:
     name = wider(folder_of, tmp_path)
     with pytest.raises(ConfigError) as caught:
         fit(settings(folder_of("bert"), rows, tmp_path / "run", teacher={"enabled": True, "name_or_path": name}))
     assert str(caught.value) == (
         f"teacher.name_or_path={name} has 48 dimensions and the student 32: type teacher.projection=true to train a "
-        f"linear map between them, or choose a teacher of the same width."
+        f"linear map between them, or choose a teacher with as many."
     )
 
 
@@ -207,7 +209,9 @@ def test_cached_embeddings_train_as_fresh_ones_do(
 
 
 @pytest.mark.parametrize("pooling", ["auto", "tokens"])
-def test_alignment_by_hand(folder_of: Callable[[str], str], rows: Path, tmp_path: Path, pooling: str) -> None:
+def test_teacher_loss_matches_reference(
+    folder_of: Callable[[str], str], rows: Path, tmp_path: Path, pooling: str
+) -> None:
     """The first step's loss, from the embeddings or the states of all texts of its rows."""
     student, teacher = folder_of("llama"), folder_of("qwen2")  # without dropout
     teacher_settings = {"enabled": True, "name_or_path": teacher, "pooling": pooling, "mse_w": 2.0, "temperature": 1.5}
@@ -230,7 +234,7 @@ def test_alignment_by_hand(folder_of: Callable[[str], str], rows: Path, tmp_path
     assert losses(tmp_path / "run", "loss/alignment") == [pytest.approx(expected, rel=1e-4)]
 
 
-def test_another_teacher_than_the_student_has_a_copy(folder_of: Callable[[str], str], rows: Path) -> None:
+def test_self_teacher_with_other_settings_is_a_copy(folder_of: Callable[[str], str], rows: Path) -> None:
     teacher_settings = SELF | {"dtype": "bfloat16"}
     config = settings(folder_of("llama"), rows, rows, lora={"enabled": True, "r": 4}, teacher=teacher_settings)
     student = Encoder.load(config.model, PoolingConfig("avg"), config.lora)
@@ -251,7 +255,7 @@ def test_an_adapter_on_some_layers_above_one_on_all(
     assert len(losses(tmp_path / "run", "loss/alignment")) == 4
 
 
-def test_a_revision_makes_another_teacher(folder_of: Callable[[str], str]) -> None:
+def test_teacher_with_another_revision_is_not_self(folder_of: Callable[[str], str]) -> None:
     model, teacher = {"name_or_path": "a/b"}, {"enabled": True, "name_or_path": "a/b", "revision": "v1"}
     assert build_config({"model": model, "teacher": teacher}, TrainConfig).teacher.name_or_path == "a/b"
     same = {"name_or_path": "a/b", "revision": "v1"}

@@ -14,5 +14,7 @@ if TYPE_CHECKING:
 @cache
 def validation_evaluators() -> tuple[type[ValidationEvaluator], ...]:
     """Return what each module calls EVALUATOR, in the order of the modules' names."""
-    modules = [importlib.import_module(f"{__name__}.{module.name}") for module in pkgutil.iter_modules(__path__)]
-    return tuple(module.EVALUATOR for module in modules if hasattr(module, "EVALUATOR"))
+    evaluator_modules = [
+        importlib.import_module(f"{__name__}.{module.name}") for module in pkgutil.iter_modules(__path__)
+    ]
+    return tuple(module.EVALUATOR for module in evaluator_modules if hasattr(module, "EVALUATOR"))

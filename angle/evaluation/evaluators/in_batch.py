@@ -1,4 +1,4 @@
-"""In-batch accuracy: does a text find its positive among the candidates of a batch?"""
+"""In-batch accuracy: does a text's positive rank first among the candidates of a batch?"""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from angle.data.corpus import Corpus
-from angle.evaluation.evaluator import Encode, Metric, RunContext, equal_batches
+from angle.evaluation.evaluator import Encode, Metric, RunContext, evenly_sized_batches
 from angle.objective.contrastive import FalseNegativeMask
 from angle.structures import BatchStructure
 
@@ -18,14 +18,14 @@ MAX_COSINES = 2**22
 
 
 class InBatchAccuracy:
-    """The share of texts whose nearest candidate is their own positive; a tie is wrong.
+    """The fraction of texts whose nearest candidate is their own positive; a tie is wrong.
 
     Candidates are those of the in-batch loss: all positives of the batch and, in format B, all negatives, except
     the text's duplicates and its other known positives. It depends on the batch size, as that loss does.
     """
 
     name = "in_batch"
-    role = "valid"
+    purpose = "valid"
     formats = frozenset("BC")
     metric = Metric("in_batch_accuracy", "in-batch accuracy", "texts whose nearest candidate in a batch is their own")
 
@@ -38,13 +38,13 @@ class InBatchAccuracy:
         """Yield `in_batch_accuracy`."""
         embeddings = encode(self.corpus.tokens)
         correct = [
-            finds_positive(embeddings[batch.text_ids], batch.structure)
-            for batch in equal_batches(self.corpus, self.batch_size)
+            positive_ranks_first(embeddings[batch.text_ids], batch.structure)
+            for batch in evenly_sized_batches(self.corpus, self.batch_size)
         ]
         yield self.metric.name, float(torch.cat(correct).double().mean())
 
 
-def finds_positive(embeddings: Tensor, structure: BatchStructure) -> Tensor:
+def positive_ranks_first(embeddings: Tensor, structure: BatchStructure) -> Tensor:
     """Return (B,), bool: whether each row's text is nearer to its positive than to any other candidate.
 
     Args:
@@ -52,20 +52,20 @@ def finds_positive(embeddings: Tensor, structure: BatchStructure) -> Tensor:
         structure: its `index` (B, R) points into the embeddings.
 
     """
-    queries, *others = F.normalize(embeddings.double(), dim=-1)[structure.index].unbind(1)
+    queries, *others = F.normalize(embeddings.double(), dim=-1)[structure.embedding_index].unbind(1)
     candidates = torch.cat(others)  # (C, D); the first B are the positives
     ids = structure.text_ids
     pairs = torch.cat([ids[:, :2], structure.known_positives[:, 1:]])
     mask = FalseNegativeMask.from_text_ids(ids, ids[:, 0], ids[:, 1:].T.flatten(), *torch.cat([pairs, pairs.flip(1)]).T)
-    nearest = []
+    ranks_first = []
     for start in range(0, len(queries), max(1, MAX_COSINES // len(candidates))):
         rows = torch.arange(start, min(start + max(1, MAX_COSINES // len(candidates)), len(queries)))
         cosines = queries[rows] @ candidates.T
         positive = cosines[torch.arange(len(rows)), rows]
         excluded = mask.for_queries(slice(start, start + len(rows)))
         excluded[torch.arange(len(rows)), rows] = True
-        nearest.append(positive > cosines.masked_fill_(excluded, -torch.inf).amax(dim=1))
-    return torch.cat(nearest)
+        ranks_first.append(positive > cosines.masked_fill_(excluded, -torch.inf).amax(dim=1))
+    return torch.cat(ranks_first)
 
 
 EVALUATOR = InBatchAccuracy

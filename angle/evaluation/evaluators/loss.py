@@ -8,16 +8,16 @@ from collections.abc import Iterator
 import torch
 
 from angle.data.corpus import Corpus
-from angle.evaluation.evaluator import Encode, Metric, RunContext, equal_batches
+from angle.evaluation.evaluator import Encode, Metric, RunContext, evenly_sized_batches
 from angle.objective.combined import CombinedLoss
 from angle.structures import FORMATS
 
 
 class ValidationLoss:
-    """The mean over equal batches of the last layer's loss, with the weights and temperatures of training."""
+    """The mean over evenly sized batches of the last layer's loss, with the weights and temperatures of training."""
 
     name = "loss"
-    role = "valid"
+    purpose = "valid"
     formats = frozenset(FORMATS)
     metric = Metric("loss", "loss", "weighted sum of the loss terms", higher_is_better=False)
 
@@ -32,7 +32,7 @@ class ValidationLoss:
         """Yield `loss`, the weighted sum, then `loss/<term>` for each term before weighting."""
         embeddings, device = encode(self.corpus.tokens), self.context.device
         values: dict[str, list[float]] = defaultdict(list)
-        for batch in equal_batches(self.corpus, self.context.batch_size, self.context.duplicates):
+        for batch in evenly_sized_batches(self.corpus, self.context.batch_size, self.context.duplicates):
             loss = self.loss(embeddings[batch.text_ids].to(device), batch.structure.to(device))
             values[self.metric.name].append(float(loss.total))
             for term, value in loss.terms.items():

@@ -26,7 +26,7 @@ class StsEvaluator:
     """Spearman's correlation of the pairs' cosines with their labels, the metric that the field reports."""
 
     name = "sts"
-    role = "valid_sts"
+    purpose = "valid_sts"
     formats = frozenset("A")
     metric = Metric("spearman", "Spearman", "Spearman correlation of cosine similarities", hub_type="spearman_cosine")
 
@@ -92,15 +92,15 @@ def word_overlap(corpus: Corpus, special_ids: set[int]) -> float:
     return spearman(overlap, corpus.labels)
 
 
-def load_sts(source: SourceConfig, role: str, tokenizer: Tokenizer) -> Corpus:
+def load_sts(source: SourceConfig, purpose: str, tokenizer: Tokenizer) -> Corpus:
     """Return a format-A corpus for which a correlation can be computed.
 
     Raises:
         DataError: unreadable rows, or labels that are all the same.
 
     """
-    corpus = load_corpus(source, role, tokenizer, "A")
-    check_labels_vary(corpus, source, role)
+    corpus = load_corpus(source, purpose, tokenizer, "A")
+    check_labels_vary(corpus, source, purpose)
     return corpus
 
 
@@ -110,13 +110,13 @@ def labels_vary(corpus: Corpus) -> bool:
     return bool(np.ptp(corpus.labels) > 0)
 
 
-def check_labels_vary(corpus: Corpus, source: SourceConfig, role: str) -> None:
+def check_labels_vary(corpus: Corpus, source: SourceConfig, purpose: str) -> None:
     """Raise DataError if all labels of a format-A corpus are the same, so that nothing correlates with them."""
     if not labels_vary(corpus):
         assert corpus.labels is not None
         raise DataError(
-            f"{source_label(role, source)}: every label is {corpus.labels[0]:g}, so no correlation exists; give graded "
-            f"or mixed labels."
+            f"{source_label(purpose, source)}: every label is {corpus.labels[0]:g}, so no correlation exists; give "
+            f"graded or mixed labels."
         )
 
 

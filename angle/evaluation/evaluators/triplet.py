@@ -12,10 +12,10 @@ from angle.evaluation.metrics import cosines
 
 
 class TripletAccuracy:
-    """The share of triples whose positive has a higher cosine to the text than the negative has; a tie is wrong."""
+    """The fraction of triples whose positive has a higher cosine to the text than the negative has; a tie is wrong."""
 
     name = "triplet"
-    role = "valid"
+    purpose = "valid"
     formats = frozenset("B")
     metric = Metric("triplet_accuracy", "triplet accuracy", "triples whose positive is nearer than the negative")
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from angle.kernels.attention.blocks import RunLengths, attend_in_blocks
+from angle.kernels.attention.blocks import LengthGroups, attend_in_blocks
 from angle.kernels.attention.spec import AttentionSpec
 from angle.kernels.attention.varlen import PackedTexts, attend_texts
 from angle.kernels.operators import missing_operator
@@ -18,9 +18,9 @@ from angle.kernels.operators import missing_operator
 PACKED, PACKED_IN_BLOCKS = "angle_packed", "angle_packed_in_blocks"
 #: Arguments of some attention functions that this one does not implement: capped scores, biases, sinks.
 UNSUPPORTED_ARGUMENTS = ("softcap", "position_bias", "s_aux")
-#: Where attention is called once per run of texts of equal length. Elsewhere, many small calls cost more than some
+#: Where attention is called once per group of texts of equal length. Elsewhere, many small calls cost more than some
 #: padding in attention.
-ATTENDS_BY_RUN = ("cpu",)
+ATTENDS_BY_LENGTH_GROUP = ("cpu",)
 
 
 class NotPackableError(Exception):
@@ -39,13 +39,13 @@ def attend(
     sliding_window: int | None = None,
     packed_texts: PackedTexts | None = None,
     *,
-    in_blocks: bool = False,
+    use_blocks: bool = False,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Attend within each text of a packed row if `packed_texts` is given; else as transformers' sdpa does.
 
     Args:
-        module: the attention layer; it says whether it is causal unless `is_causal` does.
+        module: the attention layer, whose attribute `is_causal` holds unless the argument is given.
         query: (1, H, T, d).
         key: (1, G, T, d), where H is a multiple of G.
         value: (1, G, T, d).
@@ -55,7 +55,7 @@ def attend(
         is_causal: whether a token attends only to itself and to those before it.
         sliding_window: tokens at this distance or more are masked.
         packed_texts: where the texts of a packed row lie.
-        in_blocks: whether to use the kernel `blocks` on CPUs where there is dropout.
+        use_blocks: whether to use the kernel `blocks` on CPUs where there is dropout.
         kwargs: what else transformers passes on.
 
     Returns:
@@ -67,21 +67,21 @@ def attend(
     if any(kwargs.get(name) is not None for name in UNSUPPORTED_ARGUMENTS):
         raise NotPackableError
     if packed_texts is None:
-        padded: tuple[Tensor, None] = sdpa_attention_forward(
+        sdpa_output: tuple[Tensor, None] = sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout, scaling, is_causal, **kwargs
         )
-        return padded
+        return sdpa_output
     causal = bool(getattr(module, "is_causal", True) if is_causal is None else is_causal)
     spec = AttentionSpec(causal, sliding_window, scaling, dropout).within(packed_texts.max_seqlen)
-    if query.device.type not in ATTENDS_BY_RUN:
+    if query.device.type not in ATTENDS_BY_LENGTH_GROUP:
         return attend_texts(query, key, value, packed_texts, spec), None
-    attend_runs = attend_in_blocks if in_blocks and 0 < dropout < 1 else attend_by_run
-    return attend_runs(query, key, value, packed_texts.runs, spec), None
+    attend_groups = attend_in_blocks if use_blocks and 0 < dropout < 1 else attend_by_length_group
+    return attend_groups(query, key, value, packed_texts.length_groups, spec), None
 
 
 def _attend_in_blocks(*args: Any, **kwargs: Any) -> tuple[Tensor, None]:
     """Do what `attend` does, in blocks."""
-    return attend(*args, in_blocks=True, **kwargs)
+    return attend(*args, use_blocks=True, **kwargs)
 
 
 def set_packed_attention(model: Any) -> None:
@@ -108,19 +108,21 @@ def _set_attention(model: Any, name: str, function: Callable[..., tuple[Tensor, 
     model.set_attn_implementation(name)
 
 
-def attend_by_run(query: Tensor, key: Tensor, value: Tensor, runs: RunLengths, spec: AttentionSpec) -> Tensor:
-    """Return (1, T, H, d) as `attend_in_blocks` does, by one call of torch's attention per run."""
+def attend_by_length_group(
+    query: Tensor, key: Tensor, value: Tensor, length_groups: LengthGroups, spec: AttentionSpec
+) -> Tensor:
+    """Return (1, T, H, d) as `attend_in_blocks` does, by one call of torch's attention per length group."""
     dtype = compute_dtype = value.dtype  # under autocast, rotated queries and keys are float32 beside bfloat16 values
     if value.device.type == "cpu" and dtype != torch.float64:
         compute_dtype = torch.float32  # the CPU's kernels for short texts are twice as fast in it
     query, key, value = query.to(compute_dtype), key.to(compute_dtype), value.to(compute_dtype)
-    sizes = [count * length for count, length in runs]
-    # One split per tensor: the backward pass of a slice would fill a full-length tensor with zeros for every run.
+    sizes = [count * length for count, length in length_groups]
+    # One split per tensor: the backward pass of a slice would fill a full-length tensor with zeros for every group.
     parts = zip(*(torch.split(tensor[0].transpose(0, 1), sizes) for tensor in (query, key, value)), strict=True)
     attended = []
     with torch.autocast(query.device.type, enabled=False):
-        for (count, length), run in zip(runs, parts, strict=True):
-            q, k, v = (part.view(count, length, *part.shape[1:]).transpose(1, 2) for part in run)
+        for (count, length), group in zip(length_groups, parts, strict=True):
+            q, k, v = (part.view(count, length, *part.shape[1:]).transpose(1, 2) for part in group)
             mask = None if spec.within(length).window is None else spec.attention_mask(length, q.device)
             out = scaled_dot_product_attention(
                 q,

@@ -22,15 +22,15 @@ class AttentionSpec:
     """Probability with which an attention weight is set to 0; the others are scaled so that the mean is preserved."""
 
     def within(self, longest: int) -> AttentionSpec:
-        """Return the same rule for texts of at most `longest` tokens: a window of that length masks nothing."""
+        """Return the same rule for texts of at most `longest` tokens, without a window that masks nothing."""
         return self if self.window is None or self.window < longest else replace(self, window=None)
 
     def attention_mask(self, length: int, device: torch.device | None = None) -> Tensor:
         """Return (L, L): whether the token of the row attends to that of the column."""
-        place = torch.arange(length, device=device)
-        distance = place[:, None] - place
-        near = distance.abs() < (length if self.window is None else self.window)
-        return near & (distance >= 0) if self.causal else near
+        positions = torch.arange(length, device=device)
+        distance = positions[:, None] - positions
+        in_window = distance.abs() < (length if self.window is None else self.window)
+        return in_window & (distance >= 0) if self.causal else in_window
 
     @property
     def window_size(self) -> tuple[int, int]:

@@ -1,8 +1,8 @@
 """Attention over packed rows on a GPU: all texts of a row in one call.
 
-A call for each run of equal lengths, as on a CPU, would be hundreds of small kernels per layer. Variable-length kernels
-take offsets that say where each text begins. Where no such kernel fits, only attention puts the texts into a padded
-rectangle and takes them out again; the rest of a layer still sees no padding.
+A call for each group of texts of equal length, as on a CPU, would be hundreds of small kernels per layer.
+Variable-length kernels take offsets that say where each text begins. Where no such kernel fits, only attention pads the
+texts and removes the padding again; the rest of a layer still sees none.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
-from angle.kernels.attention.blocks import RunLengths, run_length_encode
+from angle.kernels.attention.blocks import LengthGroups, group_equal_lengths
 from angle.kernels.attention.spec import AttentionSpec
 from angle.kernels.operators import missing_operator
 from angle.structures import Lengths, to_device
 
-#: torch's kernel, that of the package flash-attn, and no such kernel.
-VARLEN, FLASH, PADDED = "varlen_attn", "flash_attn", "rectangle"
+#: Backends: torch's kernel, that of the package flash-attn, and torch's sdpa on a padded batch.
+VARLEN, FLASH, PADDED = "varlen_attn", "flash_attn", "padded"
 
-#: What both kernels need: one of these dtypes, and a GPU of at least this compute capability.
+#: What both kernels require: one of these dtypes, and a GPU of at least this compute capability.
 HALF_DTYPES, AMPERE = (torch.float16, torch.bfloat16), (8, 0)
 
 
@@ -47,24 +47,24 @@ class PackedTexts:
         self._masks: dict[tuple[bool, int | None], Tensor | None] = {}
 
     @cached_property
-    def runs(self) -> RunLengths:
-        """Number and length of the texts in each run of texts of equal length."""
-        return run_length_encode(self._lengths)
+    def length_groups(self) -> LengthGroups:
+        """Number and length of the texts in each group of texts of equal length."""
+        return group_equal_lengths(self._lengths)
 
     @cached_property
     def cu_seqlens(self) -> Tensor:
-        """(N + 1,) int32: text n is the tokens offsets[n] to offsets[n + 1]."""
+        """(N + 1,) int32: text n is tokens cu_seqlens[n]:cu_seqlens[n + 1]."""
         return to_device(np.concatenate([[0], self._lengths.cumsum()]).astype(np.int32), self._device)
 
     @cached_property
     def padded_indices(self) -> Tensor:
-        """(T,): each token's place in the rectangle (N, L), whose rows begin with their texts."""
+        """(T,): each token's index in the flattened padded batch (N, L), whose rows begin with their texts."""
         starts = self._lengths.cumsum() - self._lengths
-        row = np.arange(self.count) * self.max_seqlen
-        return to_device(np.arange(self._lengths.sum()) + np.repeat(row - starts, self._lengths), self._device)
+        row_starts = np.arange(self.count) * self.max_seqlen
+        return to_device(np.arange(self._lengths.sum()) + np.repeat(row_starts - starts, self._lengths), self._device)
 
     def mask(self, spec: AttentionSpec) -> Tensor | None:
-        """Return the attention mask of the rectangle: (N, 1, L, L), or what broadcasts to it.
+        """Return the attention mask of the padded batch: (N, 1, L, L), or what broadcasts to it.
 
         None to attend to everything or, if causal, to all that comes before: padding comes last, so no token would
         attend to it.
@@ -77,33 +77,40 @@ class PackedTexts:
     def _mask(self, spec: AttentionSpec) -> Tensor | None:
         if spec.window is None and (spec.causal or self._lengths.min() == self.max_seqlen):
             return None
-        real = to_device(np.arange(self.max_seqlen) < self._lengths[:, None], self._device)
+        is_token = to_device(np.arange(self.max_seqlen) < self._lengths[:, None], self._device)
         if spec.window is None:
-            return real[:, None, None]
+            return is_token[:, None, None]
         visible = spec.attention_mask(self.max_seqlen, self._device)
         if spec.causal:
             return visible[None, None]
         # Padding attends to the padding near it: a softmax over nothing would be NaN.
-        return (visible & (real[:, None] == real[:, :, None]))[:, None]
+        return (visible & (is_token[:, None] == is_token[:, :, None]))[:, None]
 
 
 def choose_backend(
-    device: str, dtype: torch.dtype, dropout: float, width: int, capability: tuple[int, int], available: frozenset[str]
+    device: str,
+    dtype: torch.dtype,
+    dropout: float,
+    head_dim: int,
+    capability: tuple[int, int],
+    available: frozenset[str],
 ) -> str:
-    """Return which way to compute attention: VARLEN, FLASH or RECTANGLE.
+    """Return how to compute attention: VARLEN, FLASH or PADDED.
 
     Args:
         device: type of the device.
         dtype: type of queries, keys and values.
-        dropout: probability of setting a weight to 0; flash-attn has a public function for it, torch an operator.
-        width: dimensions of a head.
+        dropout: probability of setting a weight to 0; flash-attn has it as an argument, torch's varlen_attn does not.
+        head_dim: head dimension.
         capability: the GPU's compute capability.
-        available: which kernels are installed.
+        available: which of VARLEN and FLASH are installed.
 
     """
-    if device != "cuda" or dtype not in HALF_DTYPES or capability < AMPERE or width % 8 or width > 256:
+    if device != "cuda" or dtype not in HALF_DTYPES or capability < AMPERE or head_dim % 8 or head_dim > 256:
         return PADDED
-    if width > 192 and (width <= 224 or dropout):  # consumer GPUs have too little shared memory for the backward pass
+    if head_dim > 192 and (
+        head_dim <= 224 or dropout
+    ):  # consumer GPUs have too little shared memory for the backward pass
         return PADDED
     if FLASH in available and (dropout or VARLEN not in available):
         return FLASH
@@ -152,11 +159,11 @@ def attend_texts(query: Tensor, key: Tensor, value: Tensor, texts: PackedTexts, 
     return call_backend(backend, q, k, v, texts, spec)[None]
 
 
-def call_backend(name: str, q: Tensor, k: Tensor, v: Tensor, texts: PackedTexts, spec: AttentionSpec) -> Tensor:
+def call_backend(backend: str, q: Tensor, k: Tensor, v: Tensor, texts: PackedTexts, spec: AttentionSpec) -> Tensor:
     """Return (T, H, d), computed by the kernel VARLEN or FLASH.
 
     Args:
-        name: which one.
+        backend: VARLEN or FLASH.
         q: (T, H, d).
         k: (T, G, d).
         v: (T, G, d).
@@ -164,21 +171,21 @@ def call_backend(name: str, q: Tensor, k: Tensor, v: Tensor, texts: PackedTexts,
         spec: which tokens attend to which, and the dropout.
 
     """
-    where = (texts.cu_seqlens, texts.cu_seqlens, texts.max_seqlen, texts.max_seqlen)
-    if name == FLASH:
+    seqlen_args = (texts.cu_seqlens, texts.cu_seqlens, texts.max_seqlen, texts.max_seqlen)
+    if backend == FLASH:
         from flash_attn import flash_attn_varlen_func
 
-        by_package: Tensor = flash_attn_varlen_func(
+        flash_output: Tensor = flash_attn_varlen_func(
             q,
             k,
             v,
-            *where,
+            *seqlen_args,
             dropout_p=spec.dropout,
             softmax_scale=spec.scaling,
             causal=spec.causal,
             window_size=spec.window_size,
         )
-        return by_package
+        return flash_output
     if spec.dropout:
         return flash_with_dropout(q, *_repeat_kv(q, k, v), texts, spec)
     from torch.nn.attention.varlen import varlen_attn  # imported where it is used: it registers operators
@@ -189,14 +196,14 @@ def call_backend(name: str, q: Tensor, k: Tensor, v: Tensor, texts: PackedTexts,
             options["enable_gqa"] = True
         else:  # torch 2.11
             k, v = _repeat_kv(q, k, v)
-    by_torch = varlen_attn(q, k, v, *where, scale=spec.scaling, window_size=spec.window_size, **options)
-    assert isinstance(by_torch, Tensor)  # further outputs are not asked for
-    return by_torch
+    output = varlen_attn(q, k, v, *seqlen_args, scale=spec.scaling, window_size=spec.window_size, **options)
+    assert isinstance(output, Tensor)  # further outputs are not requested
+    return output
 
 
 def flash_with_dropout(q: Tensor, k: Tensor, v: Tensor, texts: PackedTexts, spec: AttentionSpec) -> Tensor:
     """Return (T, H, d) for q, k and v (T, H, d) by the operator below `varlen_attn`, which fixes its dropout at 0."""
-    before, after = spec.window_size
+    window_left, window_right = spec.window_size
     out: Tensor = torch.ops.aten._flash_attention_forward(
         q,
         k,
@@ -209,8 +216,8 @@ def flash_with_dropout(q: Tensor, k: Tensor, v: Tensor, texts: PackedTexts, spec
         spec.causal and spec.window is None,
         False,
         scale=spec.scaling,
-        window_size_left=before,
-        window_size_right=after,
+        window_size_left=window_left,
+        window_size_right=window_right,
     )[0]
     return out
 
@@ -238,10 +245,10 @@ def _pad(tensor: Tensor, texts: PackedTexts) -> Tensor:
     Scattered, not gathered by an index that repeats some token for the padding: the backward pass of such a gather
     would sum over all the repeats.
     """
-    rectangle = tensor.new_zeros(texts.count * texts.max_seqlen, *tensor.shape[1:]).index_copy_(
+    padded = tensor.new_zeros(texts.count * texts.max_seqlen, *tensor.shape[1:]).index_copy_(
         0, texts.padded_indices, tensor
     )
-    return rectangle.view(texts.count, texts.max_seqlen, *tensor.shape[1:]).transpose(1, 2)
+    return padded.view(texts.count, texts.max_seqlen, *tensor.shape[1:]).transpose(1, 2)
 
 
 def _repeat_kv(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:

@@ -23,7 +23,7 @@ def accuracy(folder: Path, rows: list[dict[str, Any]], batch_size: int = 8) -> f
     return dict(evaluator.run(word_vectors(VECTORS)))["in_batch_accuracy"]
 
 
-def test_a_text_must_find_its_own_positive(tmp_path: Path) -> None:
+def test_own_positive_must_rank_first(tmp_path: Path) -> None:
     rows = [{"text": "owl", "positive": "bird"}, {"text": "red", "positive": "colour"}]
     assert accuracy(tmp_path, rows) == 1
     rows += [{"text": "green", "positive": "crow"}]  # crow is nearer to the owl than its bird is
@@ -67,7 +67,7 @@ def test_a_positive_that_was_not_drawn_is_not_wrong(tmp_path: Path) -> None:
     assert accuracy(tmp_path, rows) == 1
 
 
-def test_against_a_naive_count(tmp_path: Path) -> None:
+def test_in_batch_accuracy_matches_naive_implementation(tmp_path: Path) -> None:
     random = np.random.default_rng(0)
     words = [f"w{number}" for number in range(30)]
     vectors = {word: tuple(random.normal(size=3)) for word in words}

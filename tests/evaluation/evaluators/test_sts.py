@@ -58,7 +58,7 @@ def test_metrics_of_a_task() -> None:
     assert pairs.metrics(positive_above=4.0)["accuracy_threshold"] == pytest.approx(0.8)
 
 
-def test_a_label_is_not_above_itself(pairs_file: Path, encoder: Encoder, tmp_path: Path) -> None:
+def test_positive_above_is_compared_in_float32(pairs_file: Path, encoder: Encoder, tmp_path: Path) -> None:
     """Labels are kept in float32, where 0.8 is a little more than in float64."""
     path = write_jsonl(
         tmp_path / "tenths.jsonl",
@@ -75,7 +75,7 @@ def test_a_label_is_not_above_itself(pairs_file: Path, encoder: Encoder, tmp_pat
         assert pairs.metrics(positive_above=threshold)["accuracy"] == expected
 
 
-def test_word_overlap_by_hand(encoder: Encoder, corpus: Corpus) -> None:
+def test_word_overlap_matches_reference(encoder: Encoder, corpus: Corpus) -> None:
     special = set(encoder.tokenizer.tokenizer.all_special_ids)
     bags = [[set(encoder.tokenizer.tokenizer.tokenize(text)) for text in pair[:2]] for pair in PAIRS]
     overlap = [len(one & other) / len(one | other) for one, other in bags]
@@ -86,7 +86,7 @@ def test_word_overlap_by_hand(encoder: Encoder, corpus: Corpus) -> None:
     assert word_overlap(corpus, special) == pytest.approx(float(expected))
 
 
-def test_special_tokens_are_no_shared_words(tmp_path: Path, encoder: Encoder) -> None:
+def test_word_overlap_ignores_special_tokens(tmp_path: Path, encoder: Encoder) -> None:
     # With [CLS] and [SEP] counted, the one-word pair would share 2 of 4 and the longer one 3 of 9.
     path = tmp_path / "pairs.csv"
     path.write_text("text1,text2,label\ndog,cat,0\nthe dog sleeps on,the cat eats it,1\ndog,dog,2\n")

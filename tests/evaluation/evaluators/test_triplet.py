@@ -21,7 +21,7 @@ VECTORS = {
 }  # fmt: skip
 
 
-def test_triplet_accuracy_by_hand(tmp_path: Path) -> None:
+def test_triplet_accuracy_matches_reference(tmp_path: Path) -> None:
     evaluator = TripletAccuracy(corpus_of(tmp_path, TRIPLES), context())
     assert dict(evaluator.run(word_vectors(VECTORS))) == {"triplet_accuracy": 2 / 4}
 

@@ -31,7 +31,7 @@ def test_the_weighted_sum_and_its_terms(tmp_path: Path) -> None:
     assert next(iter(values)) == "loss"
 
 
-def test_batches_are_equal_and_no_larger_than_in_training(tmp_path: Path) -> None:
+def test_batches_are_evenly_sized_and_at_most_as_in_training(tmp_path: Path) -> None:
     """Four rows in batches of three at most: two of two, not of three and of one, which has no loss."""
     rows = [*ROWS[:2], {"text": "fox", "positive": "colour"}, {"text": "bird", "positive": "owl"}]
     evaluator = ValidationLoss(corpus_of(tmp_path, rows), context(3, ibn_w=1.0, ibn_tau=2.0))

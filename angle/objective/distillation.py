@@ -1,4 +1,4 @@
-"""Alignment (distillation): pull a student's states towards those of a frozen teacher."""
+"""Distillation: pull a student's states towards those of a frozen teacher. Logged as `loss/alignment`."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from angle.objective.dtypes import at_least_float32
 
 
 @dataclass(frozen=True)
-class AlignedStates:
+class StudentTeacherStates:
     """A student's states and those of its teacher: of distinct texts, or of their tokens."""
 
     student: Tensor
     """(M, D), with gradient."""
     teacher: Tensor
     """(M, D), without gradient."""
-    weights: Tensor
+    sample_weights: Tensor
     """(M,): the weight of each state in the mean over the global batch, in which a text that is used twice counts
     twice; they sum to 1 over the global batch."""
 
 
-def alignment_loss(states: AlignedStates, config: TeacherConfig) -> Tensor:
+def distillation_loss(states: StudentTeacherStates, config: TeacherConfig) -> Tensor:
     """Return these states' part of the mean distance between the global batch's states and the teacher's."""
     with torch.autocast(states.student.device.type, enabled=False):
         student, teacher = at_least_float32(states.student), at_least_float32(states.teacher)
-        return (states.weights * distances(student, teacher, config.mse_w, config.temperature)).sum()
+        return (states.sample_weights * distances(student, teacher, config.mse_w, config.temperature)).sum()
 
 
 def distances(states: Tensor, targets: Tensor, mse_w: float, temperature: float) -> Tensor:

@@ -1,4 +1,4 @@
-"""The contract of an encoder: how texts must be presented to it, and how its states become an embedding."""
+"""The settings saved with a model that determine its embeddings: how texts are tokenised, and how they are pooled."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from angle.errors import ConfigError
 from angle.modeling.locations import TINY, read_json
 from angle.modeling.pooling import SENTENCE_TRANSFORMERS_KEYS, is_pooling, strategy_of_mode
 
-CONTRACT_FILE = "angle_config.json"
-#: The tokens that a tokenizer puts before and after every text.
+EMBEDDING_CONFIG_FILE = "angle_config.json"
+#: (prefix tokens, suffix tokens): those that a tokenizer puts before and after every text.
 SpecialTokens = tuple[tuple[str, ...], tuple[str, ...]]
 
 
 @dataclass(frozen=True)
-class EncoderContract:
-    """What must hold wherever a model is used; saved with it.
+class EmbeddingConfig:
+    """The settings saved with the model that determine its embeddings.
 
-    `Encoder.contract` is complete: None means that there is no prompt, and so on. What a folder or repository says of
-    itself may be partial: there, None means that it says nothing.
+    `Encoder.embedding_config` is complete: None means that there is no prompt, and so on. One that was read from a
+    folder or repository may be partial: there, None means that the entry is missing.
     """
 
     pooling: str | None = None
@@ -38,14 +38,14 @@ class EncoderContract:
     load_kbit: int | None = None
     """The bits of the frozen weights that an adapter was trained on; None if they were not quantised."""
     special_tokens: SpecialTokens | None = None
-    """The tokens that the tokenizer puts before and after every text."""
+    """(prefix tokens, suffix tokens): those that the tokenizer puts before and after every text."""
     layers: int | None = None
     """How many of the original model's first layers were kept; None for all."""
     dimensions: int | None = None
     """How many of the first dimensions make up an embedding; None for all."""
 
     def __str__(self) -> str:
-        """Return the contract in human-readable form."""
+        """Return the settings in human-readable form."""
         end = self.special_tokens[1] if self.special_tokens and self.pooling == "last" else ()
         parts = [
             f"{self.pooling} pooling",
@@ -60,11 +60,11 @@ class EncoderContract:
         return ", ".join(part for part in parts if part)
 
     @classmethod
-    def parse(cls, content: Any, source: str) -> EncoderContract:
-        """Return the contract in the content of an `angle_config.json`, ours or the reference's.
+    def parse(cls, content: Any, source: str) -> EmbeddingConfig:
+        """Return the settings in the content of an `angle_config.json`, ours or angle_emb's.
 
         Args:
-            content: the parsed JSON. Entries that are not part of a contract are ignored.
+            content: the parsed JSON. Other entries are ignored.
             source: the file's name, for messages.
 
         Raises:
@@ -72,19 +72,19 @@ class EncoderContract:
 
         """
         if not isinstance(content, dict):
-            raise ConfigError(f"{source} holds a {type(content).__name__}, but a contract is a JSON object of entries.")
+            raise ConfigError(f"{source} holds a {type(content).__name__}, but it must hold a JSON object.")
         entries = dict(content)
-        entries.setdefault("pooling", entries.get("pooling_strategy"))  # the reference's name
-        if entries.get("apply_billm"):  # the reference keeps the start index only in the environment
+        entries.setdefault("pooling", entries.get("pooling_strategy"))  # angle_emb's name
+        if entries.get("apply_billm"):  # angle_emb keeps the start index only in the environment
             start = os.environ.get(START_INDEX_VARIABLE, "0")
             if not start.removeprefix("-").isdecimal():
                 raise ConfigError(f"{START_INDEX_VARIABLE}={start} cannot work: it must be the index of a layer.")
             entries["bidirectional_from"] = int(start)
         values = {field.name: entries.get(field.name) for field in dataclasses.fields(cls)}
-        for name, (expected, is_valid) in _ENTRIES.items():
+        for name, (expected, is_valid) in _ENTRY_CHECKS.items():
             if values[name] is not None and not is_valid(values[name]):
                 raise ConfigError(
-                    f"{source} says {name}={json.dumps(values[name])}, but it must be {expected}: correct the entry, "
+                    f"{source} has {name}={json.dumps(values[name])}, but it must be {expected}: correct the entry, "
                     f"or remove it."
                 )
         if values["pooling"] is not None:
@@ -94,14 +94,14 @@ class EncoderContract:
         if values["bidirectional_from"] is not None and values["bidirectional_from"] < 0:
             values["bidirectional_from"] = None
         if values["special_tokens"] is not None:
-            before, after = values["special_tokens"]
-            values["special_tokens"] = tuple(before), tuple(after)
+            prefix, suffix = values["special_tokens"]
+            values["special_tokens"] = tuple(prefix), tuple(suffix)
         return cls(**values)
 
     def save(self, folder: Path) -> None:
-        """Write the contract into a model folder."""
+        """Write the settings into a model folder."""
         text = json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False)
-        (folder / CONTRACT_FILE).write_text(text + "\n", encoding="utf-8")
+        (folder / EMBEDDING_CONFIG_FILE).write_text(text + "\n", encoding="utf-8")
 
 
 def _is_whole(value: Any) -> bool:
@@ -120,8 +120,8 @@ def _are_special_tokens(value: Any) -> bool:
     )
 
 
-#: What each entry of the file must be, in words and as a check.
-_ENTRIES: dict[str, tuple[str, Callable[[Any], bool]]] = {
+#: What each entry of the file must be: as a message says it, and as a predicate.
+_ENTRY_CHECKS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "pooling": ("the name of a pooling or the index of a token", lambda value: isinstance(value, str | int)),
     "max_length": ("a whole number above 0", _is_positive),
     "prompt": ("a template with {text}", lambda value: isinstance(value, str) and "{text}" in value),
@@ -135,51 +135,55 @@ _ENTRIES: dict[str, tuple[str, Callable[[Any], bool]]] = {
 }
 
 
-def read_contract(name_or_path: str, revision: str | None = None, *, needs_pooling: bool = True) -> EncoderContract:
-    """Return what a model says about itself: in its contract, or as a sentence-transformers folder.
+def read_embedding_config(
+    name_or_path: str, revision: str | None = None, *, needs_pooling: bool = True
+) -> EmbeddingConfig:
+    """Return the settings saved with a model: in its angle_config.json, or as a sentence-transformers folder.
 
     Args:
         name_or_path: a model folder or a hub name.
         revision: its revision on the hub.
-        needs_pooling: whether a pooling that cannot be told, or has no name here, is an error; else it is None.
+        needs_pooling: whether an unknown or unsupported pooling is an error; else it is None.
 
     Raises:
-        ConfigError: this version cannot follow what the model says.
+        ConfigError: an entry is invalid, or this version does not support it.
 
     """
-    contract, problem = _read(name_or_path, revision)
+    embedding_config, problem = _read(name_or_path, revision)
     if problem is not None and needs_pooling:
         raise ConfigError(problem)
-    return contract
+    return embedding_config
 
 
-def _read(name: str, revision: str | None) -> tuple[EncoderContract, str | None]:
-    """Return the contract, and why its pooling is unknown although the model has one."""
+def _read(name: str, revision: str | None) -> tuple[EmbeddingConfig, str | None]:
+    """Return the settings, and why the pooling is unknown although the model has one."""
     if name == TINY:
-        return EncoderContract(pooling="avg"), None
+        return EmbeddingConfig(pooling="avg"), None
     try:
-        content = read_json(name, CONTRACT_FILE, revision)
+        content = read_json(name, EMBEDDING_CONFIG_FILE, revision)
         modules = read_json(name, "modules.json", revision) if content is None else None
         if modules is not None:
             return _read_sentence_transformers(name, modules, revision)
     except OSError:
-        return EncoderContract(), (
-            f"The pooling of {name} is unknown: the hub cannot be reached, and the model's description is not in the "
+        return EmbeddingConfig(), (
+            f"The pooling of {name} is unknown: the hub cannot be reached, and the model's settings are not in the "
             f"cache. Go online once, or type pooling=avg, pooling=cls or pooling=last."
         )
-    contract = EncoderContract() if content is None else EncoderContract.parse(content, f"{CONTRACT_FILE} of {name}")
-    if contract.pooling is None or is_pooling(contract.pooling):
-        return contract, None
-    return replace(contract, pooling=None), _no_such_pooling(name, contract.pooling)
+    embedding_config = (
+        EmbeddingConfig() if content is None else EmbeddingConfig.parse(content, f"{EMBEDDING_CONFIG_FILE} of {name}")
+    )
+    if embedding_config.pooling is None or is_pooling(embedding_config.pooling):
+        return embedding_config, None
+    return replace(embedding_config, pooling=None), _unsupported_pooling(name, embedding_config.pooling)
 
 
-def _no_such_pooling(name: str, pooling: str) -> str:
-    return f"{name} pools by {pooling}, which has no name here: type pooling.strategy=... to choose another."
+def _unsupported_pooling(name: str, pooling: str) -> str:
+    return f"{name} uses pooling {pooling}, which is not supported: type pooling.strategy=... to choose another."
 
 
 def _read_sentence_transformers(
     name: str, modules: list[dict[str, Any]], revision: str | None
-) -> tuple[EncoderContract, str | None]:
+) -> tuple[EmbeddingConfig, str | None]:
     """Do what `_read` does for a sentence-transformers folder, given the content of its modules.json."""
     settings = read_json(name, "sentence_bert_config.json", revision) or {}
     metadata = read_json(name, "config_sentence_transformers.json", revision) or {}
@@ -193,12 +197,12 @@ def _read_sentence_transformers(
             modes = _pooling_modes(config)
             pooling = strategy_of_mode(modes[0]) if len(modes) == 1 else None
             if pooling is None:
-                problem = _no_such_pooling(name, " + ".join(modes))
+                problem = _unsupported_pooling(name, " + ".join(modes))
             elif prompt is not None and config.get("include_prompt") is False:
                 pooling, problem = (
                     None,
                     (
-                        f"{name} leaves its prompt's tokens out of its pooling, which cannot be done here: type "
+                        f"{name} leaves its prompt's tokens out of its pooling, which is not supported: type "
                         f"pooling.strategy=... to pool them too."
                     ),
                 )
@@ -207,13 +211,13 @@ def _read_sentence_transformers(
                 f"{name} has a {module_class} module after its pooling, which this project does not run, so "
                 f"its embeddings would differ."
             )
-    contract = EncoderContract(
+    embedding_config = EmbeddingConfig(
         pooling=pooling,
         max_length=settings.get("max_seq_length"),
         prompt=prompt,
         dimensions=metadata.get("truncate_dim"),
     )
-    return contract, problem
+    return embedding_config, problem
 
 
 def _pooling_modes(config: dict[str, Any]) -> list[str]:

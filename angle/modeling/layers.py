@@ -1,4 +1,7 @@
-"""Depths: the states at depth n are those of the model truncated after its first n layers, final norm included."""
+"""A model's layers: truncation, and states at several depths.
+
+The states at depth n are those of the model truncated after its first n layers, final norm included.
+"""
 
 from __future__ import annotations
 
@@ -60,8 +63,8 @@ def truncate_layers(backbone: Any, depth: int) -> None:
         config.layer_types = layer_types[:depth]
 
 
-class Depths:
-    """Selects the states at several depths from a model's output."""
+class LayerStateSelector:
+    """Makes functions that select the states at several depths from a model's output."""
 
     def __init__(self, backbone: Any) -> None:
         """Find out how the states between layers become those of a model that ends there.
@@ -74,15 +77,15 @@ class Depths:
 
         """
         parent, attribute, layers = find_layers(backbone)
-        self.layers = len(layers)
+        self.num_layers = len(layers)
         norms = [module for module in parent.children() if "norm" in type(module).__name__.lower()]
         self._norm: nn.Module | None = None
-        if self.layers == 1:
+        if self.num_layers == 1:
             return
         was_training = backbone.training
         backbone.eval()
         try:
-            intermediate = _probe(backbone).hidden_states[self.layers - 1]
+            intermediate = _probe(backbone).hidden_states[self.num_layers - 1]
             setattr(parent, attribute, layers[:-1])
             final = _probe(backbone).last_hidden_state
         finally:
@@ -102,11 +105,11 @@ class Depths:
             )
         self._norm = matching[0]
 
-    def selector(self, depths: Sequence[int]) -> StateSelector:
+    def at_depths(self, depths: Sequence[int]) -> StateSelector:
         """Return a function that selects the states at these depths."""
 
         def states_at(depth: int, output: Any) -> Tensor:
-            if depth == self.layers:
+            if depth == self.num_layers:
                 return last_hidden_states(output)[0]
             intermediate: Tensor = output.hidden_states[depth]
             return intermediate if self._norm is None else self._norm(intermediate)

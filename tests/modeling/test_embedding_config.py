@@ -1,4 +1,4 @@
-"""The contract file: what is written, what is read back, and what is refused in a sentence."""
+"""The settings saved with a model: what is written, what is read back, and what is refused in a sentence."""
 
 import dataclasses
 import json
@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from angle.errors import ConfigError
-from angle.modeling.contract import EncoderContract, read_contract
+from angle.modeling.embedding_config import EmbeddingConfig, read_embedding_config
 from angle.modeling.encoder import Encoder
 
-COMPLETE = EncoderContract(
+COMPLETE = EmbeddingConfig(
     "avg", 77, "Ähnlich: {text}", "left", True, 2, 4, (("<s>",), ("</s>", "!")), layers=5, dimensions=64
 )
 
@@ -22,7 +22,7 @@ def write(folder: Path, **entries: Any) -> str:
 
 
 def pooling_module(folder: Path, **config: Any) -> str:
-    """Write the files of a sentence-transformers folder that say how it pools."""
+    """Write the files of a sentence-transformers folder that configure its pooling."""
     modules = [{"path": "", "type": "sentence_transformers.models.Transformer"},
                {"path": "1_Pooling", "type": "sentence_transformers.models.Pooling"}]  # fmt: skip
     (folder / "modules.json").write_text(json.dumps(modules))
@@ -42,18 +42,18 @@ def test_the_file_has_every_entry(tmp_path: Path) -> None:
     }  # fmt: skip
 
 
-def test_what_is_saved_is_read_back(tmp_path: Path) -> None:
+def test_saving_and_reading(tmp_path: Path) -> None:
     COMPLETE.save(tmp_path)
-    assert read_contract(str(tmp_path)) == COMPLETE
+    assert read_embedding_config(str(tmp_path)) == COMPLETE
 
 
-def test_an_encoder_states_everything_that_is_not_optional() -> None:
-    contract = dataclasses.asdict(Encoder.load("tiny").contract)
+def test_an_encoder_has_all_entries_that_are_not_optional() -> None:
+    embedding_config = dataclasses.asdict(Encoder.load("tiny").embedding_config)
     optional = {"prompt", "bidirectional_from", "load_kbit", "layers", "dimensions"}
-    assert {name for name, value in contract.items() if value is None} == optional
+    assert {name for name, value in embedding_config.items() if value is None} == optional
 
 
-def test_the_contract_in_words() -> None:
+def test_human_readable_form() -> None:
     assert str(COMPLETE) == (
         "avg pooling, first 5 layers, first 64 dimensions, at most 77 tokens, template 'Ähnlich: {text}', both "
         "directions from layer 2, trained on 4-bit weights"
@@ -62,24 +62,24 @@ def test_the_contract_in_words() -> None:
     assert str(last) == "last pooling, first 5 layers, first 64 dimensions, at most 77 tokens, </s> ! after a text"
 
 
-def test_what_is_not_said_is_none(tmp_path: Path) -> None:
-    assert read_contract(write(tmp_path)) == EncoderContract()
+def test_missing_entries_are_none(tmp_path: Path) -> None:
+    assert read_embedding_config(write(tmp_path)) == EmbeddingConfig()
     (tmp_path / "angle_config.json").unlink()
-    assert read_contract(str(tmp_path)) == EncoderContract()
+    assert read_embedding_config(str(tmp_path)) == EmbeddingConfig()
 
 
-def test_the_reference_s_file_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_of_angle_emb_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     entries = {"pooling_strategy": "cls_avg", "max_length": None, "model_name_or_path": "bert", "is_llm": 0}
-    assert read_contract(write(tmp_path, **entries)) == EncoderContract(pooling="cls_avg", is_llm=False)
+    assert read_embedding_config(write(tmp_path, **entries)) == EmbeddingConfig(pooling="cls_avg", is_llm=False)
     folder = write(tmp_path, pooling_strategy=2, apply_billm=True)
-    assert read_contract(folder) == EncoderContract(pooling="2", bidirectional_from=0)
+    assert read_embedding_config(folder) == EmbeddingConfig(pooling="2", bidirectional_from=0)
     monkeypatch.setenv("BiLLM_START_INDEX", "3")
-    assert read_contract(folder).bidirectional_from == 3
+    assert read_embedding_config(folder).bidirectional_from == 3
     monkeypatch.setenv("BiLLM_START_INDEX", "-1")
-    assert read_contract(folder).bidirectional_from is None
+    assert read_embedding_config(folder).bidirectional_from is None
     monkeypatch.setenv("BiLLM_START_INDEX", "many")
     with pytest.raises(ConfigError, match=r"^BiLLM_START_INDEX=many cannot work: it must be the index of a layer\."):
-        read_contract(folder)
+        read_embedding_config(folder)
 
 
 @pytest.mark.parametrize(
@@ -100,9 +100,9 @@ def test_the_reference_s_file_is_read(tmp_path: Path, monkeypatch: pytest.Monkey
 )
 def test_a_wrong_entry_is_refused(entry: str, value: Any, expected: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as error:
-        read_contract(write(tmp_path, **{entry: value}))
+        read_embedding_config(write(tmp_path, **{entry: value}))
     assert str(error.value) == (
-        f"angle_config.json of {tmp_path} says {entry}={json.dumps(value)}, but it must be {expected}: correct the "
+        f"angle_config.json of {tmp_path} has {entry}={json.dumps(value)}, but it must be {expected}: correct the "
         f"entry, or remove it."
     )
 
@@ -111,24 +111,24 @@ def test_a_wrong_entry_is_refused(entry: str, value: Any, expected: str, tmp_pat
     ("text", "message"),
     [
         ("{", "angle_config.json of {folder} is not valid JSON: Expecting property name"),
-        ("[1]", "angle_config.json of {folder} holds a list, but a contract is a JSON object of entries."),
+        ("[1]", "angle_config.json of {folder} holds a list, but it must hold a JSON object."),
     ],
 )
 def test_a_damaged_file_is_refused(text: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "angle_config.json").write_text(text)
     with pytest.raises(ConfigError) as error:
-        read_contract(str(tmp_path))
+        read_embedding_config(str(tmp_path))
     assert str(error.value).startswith(message.replace("{folder}", str(tmp_path)))
 
 
-def test_an_unknown_pooling_matters_only_if_none_is_given(tmp_path: Path) -> None:
+def test_an_unsupported_pooling_is_an_error_only_if_it_is_needed(tmp_path: Path) -> None:
     folder = write(tmp_path, pooling_strategy="all", max_length=9)
     with pytest.raises(ConfigError) as error:
-        read_contract(folder)
+        read_embedding_config(folder)
     assert str(error.value) == (
-        f"{folder} pools by all, which has no name here: type pooling.strategy=... to choose another."
+        f"{folder} uses pooling all, which is not supported: type pooling.strategy=... to choose another."
     )
-    assert read_contract(folder, needs_pooling=False) == EncoderContract(max_length=9)
+    assert read_embedding_config(folder, needs_pooling=False) == EmbeddingConfig(max_length=9)
 
 
 @pytest.mark.parametrize(
@@ -142,7 +142,7 @@ def test_an_unknown_pooling_matters_only_if_none_is_given(tmp_path: Path) -> Non
     ],
 )
 def test_the_pooling_of_a_sentence_transformers_folder(config: Any, pooling: str, tmp_path: Path) -> None:
-    assert read_contract(pooling_module(tmp_path, **config)) == EncoderContract(pooling=pooling)
+    assert read_embedding_config(pooling_module(tmp_path, **config)) == EmbeddingConfig(pooling=pooling)
 
 
 @pytest.mark.parametrize(
@@ -154,22 +154,22 @@ def test_the_pooling_of_a_sentence_transformers_folder(config: Any, pooling: str
         ({"pooling_mode_weightedmean_tokens": True}, "weightedmean"),
     ],
 )
-def test_a_pooling_of_sentence_transformers_without_a_name_here(config: Any, modes: str, tmp_path: Path) -> None:
+def test_an_unsupported_pooling_of_sentence_transformers(config: Any, modes: str, tmp_path: Path) -> None:
     """Two modes are concatenated there, which is none of our means of two."""
     folder = pooling_module(tmp_path, **config)
-    with pytest.raises(ConfigError, match=f"pools by {modes}, which has no name here".replace("+", r"\+")):
-        read_contract(folder)
-    assert read_contract(folder, needs_pooling=False) == EncoderContract()
+    with pytest.raises(ConfigError, match=f"uses pooling {modes}, which is not supported".replace("+", r"\+")):
+        read_embedding_config(folder)
+    assert read_embedding_config(folder, needs_pooling=False) == EmbeddingConfig()
 
 
-def test_a_module_that_is_not_run_here_is_refused(tmp_path: Path) -> None:
+def test_an_unsupported_module_of_sentence_transformers_is_refused(tmp_path: Path) -> None:
     folder = pooling_module(tmp_path, pooling_mode="mean")
     modules = json.loads((tmp_path / "modules.json").read_text())
     dense = {"path": "2_Dense", "type": "sentence_transformers.models.Dense"}
     (tmp_path / "modules.json").write_text(json.dumps([*modules, dense]))
     for needs_pooling in (True, False):
         with pytest.raises(ConfigError) as error:
-            read_contract(folder, needs_pooling=needs_pooling)
+            read_embedding_config(folder, needs_pooling=needs_pooling)
         assert str(error.value) == (
             f"{folder} has a Dense module after its pooling, which this project does not run, so its embeddings would "
             f"differ."
@@ -178,5 +178,5 @@ def test_a_module_that_is_not_run_here_is_refused(tmp_path: Path) -> None:
 
 def test_pooling_is_not_guessed_when_the_hub_cannot_be_reached() -> None:
     with pytest.raises(ConfigError, match=r"^The pooling of nobody/nothing is unknown: the hub cannot be reached"):
-        read_contract("nobody/nothing")
-    assert read_contract("nobody/nothing", needs_pooling=False) == EncoderContract()
+        read_embedding_config("nobody/nothing")
+    assert read_embedding_config("nobody/nothing", needs_pooling=False) == EmbeddingConfig()

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from angle import ConfigError, Encoder, ModelConfig, PoolingConfig
 from angle.config import BillmConfig, LoraConfig
-from angle.modeling.depths import Depths, truncate_layers
+from angle.modeling.layers import LayerStateSelector, truncate_layers
 
 TEXTS = ["a dog chases the cat", "x", "the woman eats an apple in the garden", "two birds", "the cat sleeps"]
 DEPTHS = (1, 2, 3)
@@ -37,7 +37,7 @@ def embed(encoder: Encoder, depths: tuple[int, ...] | None = None) -> Tensor:
 
 @pytest.mark.parametrize("eager", [False, True], ids=["packed", "padded"])
 @pytest.mark.parametrize("name", [*MODELS, *PADDED])
-def test_a_depth_is_the_model_that_ends_there(folder_of: Callable[[str], str], name: str, eager: bool) -> None:
+def test_states_at_a_depth_match_the_truncated_model(folder_of: Callable[[str], str], name: str, eager: bool) -> None:
     settings = {"attn_implementation": "eager"} if eager else {}
     start = 2 if "num_key_value_heads" in MODELS.get(name, {}) else None
     full = load(folder_of(name), start, **settings)
@@ -78,27 +78,27 @@ def test_token_states_come_in_the_order_of_the_texts(folder_of: Callable[[str], 
     torch.testing.assert_close(embeddings, embed(encoder), rtol=0, atol=1e-6)
 
 
-def test_layers_that_are_no_list(folder_of: Callable[[str], str]) -> None:
+def test_a_model_without_a_list_of_layers_is_refused(folder_of: Callable[[str], str]) -> None:
     encoder = load(folder_of("bert"))
     encoder.backbone.encoder.layer = nn.Sequential(*encoder.backbone.encoder.layer)
     with pytest.raises(ConfigError) as caught:
-        Depths(encoder.backbone)
+        LayerStateSelector(encoder.backbone)
     assert str(caught.value) == (
         "BertModel has no list of layers, so it can only be used as a whole: type ese=none, and leave out ese_grid and "
         "model.layers."
     )
 
 
-def test_layers_that_do_something_else_at_the_end(folder_of: Callable[[str], str]) -> None:
+def test_a_model_with_other_final_states_is_refused(folder_of: Callable[[str], str]) -> None:
     encoder = load(folder_of("bert"))
     encoder.backbone.encoder.layer[-2].register_forward_hook(
         lambda layer, args, output: output * 2 if len(encoder.backbone.encoder.layer) == 3 else output
     )
     with pytest.raises(ConfigError, match="are not those of a model that ends there"):
-        Depths(encoder.backbone)
+        LayerStateSelector(encoder.backbone)
 
 
-def test_more_layers_than_there_are(folder_of: Callable[[str], str]) -> None:
+def test_more_layers_than_the_model_has(folder_of: Callable[[str], str]) -> None:
     encoder = load(folder_of("bert"))
     with pytest.raises(ConfigError) as caught:
         truncate_layers(encoder.backbone, 4)

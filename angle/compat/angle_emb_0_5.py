@@ -1,11 +1,11 @@
-"""angle_emb 0.5.4, the last release that the reference's document describes: its options, arguments and defaults.
+"""angle_emb 0.5.4, the last release that angle_emb's document describes: its options, arguments and defaults.
 
-The defaults are the reference's. Only this table records how they differ from the schema in `angle/config/`.
+The defaults are angle_emb's. Only this table records how they differ from the schema in `angle/config/`.
 """
 
 from __future__ import annotations
 
-from angle.compat.generation import NO_EFFECT, Generation, Option
+from angle.compat.angle_emb_version import NO_EFFECT, AngleEmbVersion, Option
 
 SWITCH = (0, 1)
 INTERVALS = ("steps", "epoch", "no")
@@ -24,17 +24,17 @@ def _comma_separated(value: str | None) -> list[str] | None:
 
 
 def duplicates(filter_duplicate: int) -> str:
-    """Return data.duplicates for the reference's filter_duplicate."""
+    """Return data.duplicates for angle_emb's filter_duplicate."""
     return "mask" if filter_duplicate else "keep"
 
 
 def quantised_bits(bits: int | None) -> int | None:
-    """Return model.load_kbit for the reference's load_kbit, in which 16 means not quantised."""
+    """Return model.load_kbit for angle_emb's load_kbit, in which 16 means not quantised."""
     return None if bits == 16 else bits
 
 
 def teacher_pooling(strategy: str) -> str:
-    """Return teacher.pooling for the reference's teacher_pooling_strategy."""
+    """Return teacher.pooling for angle_emb's teacher_pooling_strategy."""
     return "tokens" if strategy == "all" else strategy
 
 
@@ -223,4 +223,4 @@ _RENAMED = {
     "evaluation_strategy": "eval_strategy",
 }
 
-GENERATION_0_5 = Generation("0.5.4", _OPTIONS, _PYTHON_ONLY, _RENAMED)
+ANGLE_EMB_0_5 = AngleEmbVersion("0.5.4", _OPTIONS, _PYTHON_ONLY, _RENAMED)

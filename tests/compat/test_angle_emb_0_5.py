@@ -1,4 +1,4 @@
-"""The table of the reference's options: what the reference has, and what the documentation lists."""
+"""The table of angle_emb's options: what angle_emb has, and what the documentation lists."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from reference_command import (
 )
 
 
-def test_the_options_are_those_of_the_reference():
+def test_options_are_those_of_angle_emb():
     assert len(REFERENCE) == len(OPTIONS) == 66
     for name, expected in REFERENCE.items():
         option = OPTIONS[name]

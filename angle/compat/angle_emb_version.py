@@ -1,4 +1,4 @@
-"""A generation of the reference, angle_emb, as one table: its names for settings, and their defaults."""
+"""A version of angle_emb as one table: its names for settings, and their defaults."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ NO_EFFECT = "has no effect: "
 
 @dataclass(frozen=True)
 class Option:
-    """An option of the reference's command, the setting that it sets, and its counterpart in Python."""
+    """An option of angle_emb's command, the setting that it sets, and its counterpart in Python."""
 
     name: str
     type: type
@@ -27,7 +27,7 @@ class Option:
     requires: str | None = None
     """The option that must be on, or given, for this one to have an effect."""
     note: str = ""
-    """How it differs from the reference, as the rest of a sentence that begins with the option."""
+    """How it differs from angle_emb, as the rest of a sentence that begins with the option."""
     required: bool = False
     default_applies: bool = True
     """Whether the default applies when the option is not given; false where that default was a defect."""
@@ -44,8 +44,8 @@ class Option:
 
 
 @dataclass(frozen=True)
-class Generation:
-    """The names by which users of one generation of the reference know the settings."""
+class AngleEmbVersion:
+    """The names by which users of one version of angle_emb know the settings."""
 
     release: str
     """The release whose command and arguments these are."""
@@ -69,7 +69,7 @@ class Generation:
         return {path.removeprefix(prefix): setting for path, setting in arguments if path.startswith(prefix)}
 
     def python_defaults(self, owner: str) -> dict[str, Any]:
-        """Return the reference's defaults in Python, by setting, where they are not left to the schema."""
+        """Return angle_emb's defaults in Python, by setting, where they are not left to the schema."""
         return {
             option.setting: option.python_default
             for option in self.by_name.values()
