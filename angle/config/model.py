@@ -6,10 +6,8 @@ from dataclasses import dataclass
 
 from angle.config.values import DTYPES, check_at_least, check_one_of
 from angle.errors import ConfigError
+from angle.kernels import KERNEL_NAMES
 from angle.prompts import NAMED_PROMPTS
-
-#: Names of the kernels, in the order of their registry (`angle.kernels.registry`).
-KERNEL_NAMES = ("packing", "blocks", "lora", "dropout", "linear", "rms_norm", "allocator")
 
 
 @dataclass

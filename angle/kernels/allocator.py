@@ -9,6 +9,8 @@ from contextlib import contextmanager
 
 from torch import nn
 
+from angle.kernels.kernel import Kernel
+
 #: Options of glibc's mallopt (malloc.h): how many bytes may stay free at the top of the heap; the size in bytes from
 #: which a block gets its own mmap, which is returned to the system when freed; how many such blocks there may be.
 TRIM_THRESHOLD, MMAP_THRESHOLD, MMAP_MAX = -1, -3, -4
@@ -44,3 +46,12 @@ def keep_freed_memory(model: nn.Module, *, enabled: bool = True) -> Iterator[Non
         for option, value in AFTERWARDS.items():
             libc.mallopt(option, value)
         libc.malloc_trim(0)
+
+
+KERNEL = Kernel(
+    "allocator",
+    "Keeps freed memory for reuse while a model is trained that has a gradient of over 32 MiB.",
+    ("cpu",),
+    "the process, with glibc",
+    install_allocator,
+)

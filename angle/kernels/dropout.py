@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Size, Tensor, nn
 
+from angle.kernels.kernel import Kernel
 from angle.kernels.mixin import NO_MODULE
 
 #: Number of values that an element's 16 bits can take; the element is kept for a fraction of them.
@@ -86,3 +87,6 @@ def install_dropout(model: nn.Module) -> str | None:
             if type(module) is nn.Dropout:
                 setattr(parent, name, CpuDropout(module.p, module.inplace).train(module.training))
     return None if any(type(module) is CpuDropout for module in model.modules()) else NO_MODULE
+
+
+KERNEL = Kernel("dropout", "Draws dropout from 16 random bits an element.", ("cpu",), "nn.Dropout", install_dropout)

@@ -20,11 +20,9 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from angle.kernels.autograd import forbid_double_backward
+from angle.kernels.kernel import Benchmark, Kernel, Shapes
 from angle.kernels.mixin import NO_MODULE
 from angle.kernels.operators import missing_operator
-
-#: (D_out, D_in) of linear layers.
-LinearShapes = tuple[tuple[int, int], ...]
 
 #: Leading bits of a row count that may vary: 32 values between a number and its double, and at most 3 % of padding.
 SIGNIFICANT_BITS = 6
@@ -122,14 +120,14 @@ def _is_local_float32(weight: Tensor) -> bool:
     return weight.device.type == "cpu" and weight.dtype == torch.float32 and not hasattr(weight, "full_tensor")
 
 
-def linear_shapes(model: nn.Module) -> LinearShapes:
+def linear_shapes(model: nn.Module) -> Shapes:
     """Return (D_out, D_in) of the float32 linear layers on the CPU, each shape once, the largest first."""
     layers = [module for module in model.modules() if isinstance(module, nn.Linear) and type(module) in REPLACEABLE]
     shapes = {(layer.out_features, layer.in_features) for layer in layers if _is_local_float32(layer.weight)}
     return tuple(sorted(shapes, key=lambda shape: (-shape[0] * shape[1], shape)))
 
 
-def gain_over_torch(shapes: LinearShapes) -> float:
+def gain_over_torch(shapes: Shapes) -> float:
     """Return the time of torch's own products over that of oneDNN's, forward and backward to the input.
 
     Measured on the largest shapes, which decide the time of a model. The gradient of the weights is computed in the
@@ -177,3 +175,13 @@ def prepacked_weights(model: nn.Module, num_tokens: int) -> Iterator[None]:
     finally:
         for layer in layers:
             layer.prepacked = None
+
+
+KERNEL = Kernel(
+    "linear",
+    "Multiplies float32 matrices by oneDNN instead of the BLAS in torch's wheels.",
+    ("cpu",),
+    "nn.Linear",
+    install_linear,
+    Benchmark(linear_shapes, gain_over_torch),
+)

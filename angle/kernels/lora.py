@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from angle.kernels.autograd import forbid_double_backward
 from angle.kernels.dropout import drop, reapply_dropout
+from angle.kernels.kernel import Kernel
 from angle.kernels.linear import CpuLinear, cpu_linear
 from angle.kernels.mixin import NO_MODULE, add_mixin
 from angle.kernels.operators import missing_operator
@@ -142,3 +143,12 @@ def install_lora(model: nn.Module) -> str | None:
     for layer in adapted:
         add_mixin(_FusedLora, layer)
     return None if adapted else NO_MODULE
+
+
+KERNEL = Kernel(
+    "lora",
+    "Computes a layer's low-rank adapter as one operation that saves less for the backward pass.",
+    ("cpu", "cuda"),
+    "peft's adapters on linear layers",
+    install_lora,
+)

@@ -1,104 +1,26 @@
-"""The registry of kernels: what each replaces, where it applies, and the order in which they are installed.
+"""The registry of kernels: which a model has, and why it has no others.
 
 A kernel is a faster implementation of an operation of torch, with the same result but for rounding (and, with dropout,
 the random numbers drawn). Each can be switched off with `model.kernels`, so that a wrong number can be bisected. A new
-kernel is a module of this package, an entry here, and its name in `angle.config.model.KERNEL_NAMES`.
+kernel is a module of this package with a `KERNEL`, and its name in `angle.kernels.KERNEL_NAMES`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib import import_module
 
 from torch import nn
 
-from angle.kernels.allocator import install_allocator
-from angle.kernels.attention.packed import install_blocks
-from angle.kernels.dropout import install_dropout
-from angle.kernels.linear import LinearShapes, gain_over_torch, install_linear, linear_shapes
-from angle.kernels.lora import install_lora
+from angle.kernels import KERNEL_NAMES
+from angle.kernels.kernel import Install, Kernel
 from angle.kernels.mixin import NO_MODULE
-from angle.kernels.rms_norm import install_rms_norm
-
-#: Installs a kernel in a model; returns None if it did, otherwise why not.
-Install = Callable[[nn.Module], str | None]
 
 INSTALLED, NOT_REQUESTED = "installed", "disabled by model.kernels"
 
-
-@dataclass(frozen=True)
-class Benchmark:
-    """How a kernel whose gain depends on the machine is compared with torch."""
-
-    shapes: Callable[[nn.Module], LinearShapes]
-    """Returns what of a model the gain depends on; empty if the kernel does not apply."""
-    gain: Callable[[LinearShapes], float]
-    """Returns torch's time over the kernel's, measured here."""
-
-
-@dataclass(frozen=True)
-class Kernel:
-    """One kernel."""
-
-    name: str
-    summary: str
-    devices: tuple[str, ...]
-    """Device types on which it is used; elsewhere an installed kernel does what torch does."""
-    modules: str
-    """The modules it is installed in."""
-    install: Install | None
-    """None if the caller of `install_kernels` provides it."""
-    benchmark: Benchmark | None = None
-    """None if it is always faster."""
-
-
-#: All kernels, in the order of installation: blocks build on packing.
-KERNELS = (
-    Kernel(
-        "packing",
-        "Runs the texts of a batch as one row without padding.",
-        ("cpu", "cuda"),
-        "models whose packed rows give the same as padded ones when tested",
-        None,
-    ),
-    Kernel(
-        "blocks",
-        "Attends with dropout in a few blocks of texts of similar length, instead of once per length.",
-        ("cpu",),
-        "attention over packed rows",
-        install_blocks,
-    ),
-    Kernel(
-        "lora",
-        "Computes a layer's low-rank adapter as one operation that saves less for the backward pass.",
-        ("cpu", "cuda"),
-        "peft's adapters on linear layers",
-        install_lora,
-    ),
-    Kernel("dropout", "Draws dropout from 16 random bits an element.", ("cpu",), "nn.Dropout", install_dropout),
-    Kernel(
-        "linear",
-        "Multiplies float32 matrices by oneDNN instead of the BLAS in torch's wheels.",
-        ("cpu",),
-        "nn.Linear",
-        install_linear,
-        Benchmark(linear_shapes, gain_over_torch),
-    ),
-    Kernel(
-        "rms_norm",
-        "Computes an RMS norm in one kernel instead of eight.",
-        ("cuda",),
-        "modules that compute torch's RMS norm when tested",
-        install_rms_norm,
-    ),
-    Kernel(
-        "allocator",
-        "Keeps freed memory for reuse while a model is trained that has a gradient of over 32 MiB.",
-        ("cpu",),
-        "the process, with glibc",
-        install_allocator,
-    ),
-)
+#: All kernels, in the order of installation.
+KERNELS: tuple[Kernel, ...] = tuple(import_module(f"angle.kernels.{name}").KERNEL for name in KERNEL_NAMES)
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import rms_norm
 
+from angle.kernels.kernel import Kernel
 from angle.kernels.mixin import NO_MODULE, add_mixin
 
 #: Device types with such a kernel; elsewhere torch composes the same eight.
@@ -68,3 +69,12 @@ def install_rms_norm(model: nn.Module) -> str | None:
     for norm in norms:
         add_mixin(_FusedRMSNorm, norm)
     return None if norms else NO_MODULE
+
+
+KERNEL = Kernel(
+    "rms_norm",
+    "Computes an RMS norm in one kernel instead of eight.",
+    ("cuda",),
+    "modules that compute torch's RMS norm when tested",
+    install_rms_norm,
+)

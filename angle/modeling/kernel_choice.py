@@ -18,8 +18,8 @@ from torch import nn
 
 from angle.cache import cache_folder, load_array, save_array
 from angle.distributed.process_group import best_device
-from angle.kernels.linear import LinearShapes
-from angle.kernels.registry import KERNELS, NOT_REQUESTED, Kernel
+from angle.kernels.kernel import Kernel, Shapes
+from angle.kernels.registry import KERNELS, NOT_REQUESTED
 
 #: How much faster than torch a kernel must be to replace it. Two measurements of the same differ by 1 or 2 %, and 3 %
 #: of a step's matrix products are about 2 % of the step: with less to gain than that, torch's own operation stays.
@@ -80,7 +80,7 @@ def measured_gain(kernel: Kernel, model: nn.Module) -> float | None:
     return gain if kept is None else float(kept[0])
 
 
-def _cache_path(name: str, shapes: LinearShapes) -> Path:
+def _cache_path(name: str, shapes: Shapes) -> Path:
     """Return the cache file for everything that a measurement depends on."""
     machine = (_processor(), os.cpu_count(), torch.get_num_threads(), torch.__version__, torch.__config__.show())
     digest = hashlib.sha256(repr((name, machine, shapes)).encode()).hexdigest()[:32]

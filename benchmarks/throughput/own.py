@@ -11,7 +11,7 @@ import torch
 
 from angle import Encoder, ModelConfig, PoolingConfig, TrainConfig, build_config, fit
 from angle.config import BillmConfig, LoraConfig
-from angle.config.model import KERNEL_NAMES
+from angle.kernels import KERNEL_NAMES
 from angle.kernels.allocator import keep_freed_memory
 from angle.structures import FORMATS
 from benchmarks.throughput.clock import StepClock, peak_memory, synchronize

@@ -16,7 +16,7 @@ import pytest
 import torch
 from conftest import write_jsonl
 
-from angle.config.model import KERNEL_NAMES
+from angle.kernels import KERNEL_NAMES
 from angle.kernels.registry import INSTALLED
 from benchmarks.throughput import bench as benchmark
 from benchmarks.throughput.__main__ import parse

@@ -16,7 +16,7 @@ from peft import get_peft_model
 from torch import Tensor, nn
 
 from angle.config import LoraConfig, ModelConfig, PoolingConfig
-from angle.config.model import KERNEL_NAMES
+from angle.kernels import KERNEL_NAMES
 from angle.kernels import lora as low_rank
 from angle.kernels.lora import _FusedLora, install_lora
 from angle.modeling.encoder import Encoder

@@ -11,7 +11,7 @@ from packed_models import assert_close_to_scale, embed
 from torch import nn
 
 from angle.config import LoraConfig, ModelConfig, PoolingConfig
-from angle.config.model import KERNEL_NAMES
+from angle.kernels import KERNEL_NAMES
 from angle.kernels.attention.packed import PACKED, PACKED_IN_BLOCKS
 from angle.kernels.dropout import CpuDropout
 from angle.kernels.linear import CpuLinear

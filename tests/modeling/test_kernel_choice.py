@@ -11,10 +11,10 @@ import torch
 from torch import nn
 
 from angle.config import LoraConfig, ModelConfig, PoolingConfig
-from angle.config.model import KERNEL_NAMES
-from angle.kernels import lora
+from angle.kernels import KERNEL_NAMES, lora
+from angle.kernels.kernel import Benchmark
 from angle.kernels.linear import CpuLinear, LinearShapes, gain_over_torch, linear_shapes
-from angle.kernels.registry import KERNELS, Benchmark
+from angle.kernels.registry import KERNELS
 from angle.modeling import kernel_choice
 from angle.modeling.encoder import Encoder
 from angle.modeling.kernel_choice import MIN_GAIN, kernels_to_skip

@@ -18,7 +18,7 @@ from torch.multiprocessing.spawn import spawn
 
 from angle.config import TrainConfig
 from angle.config.build import build_config
-from angle.config.model import KERNEL_NAMES
+from angle.kernels import KERNEL_NAMES
 from angle.kernels.linear import CpuLinear
 from angle.kernels.registry import INSTALLED
 from angle.modeling import kernel_choice
