@@ -129,9 +129,8 @@ class Encoder(nn.Module):
             checkpoint_activations(backbone)
         if new_adapter or (sources.saved_adapters and not merged):
             base, revision = sources.absolute_base(), sources.base_revision
-            saved_adapters = sources.saved_adapters
             backbone = adapters.add_adapters(
-                backbone, base, revision=revision, saved_adapters=saved_adapters, new_config=new_adapter
+                backbone, base, revision=revision, saved_adapters=sources.saved_adapters, new_config=new_adapter
             )
         pack = partial(install_packing, attn_implementation=model.attn_implementation)
         kernels = install_kernels(backbone, kernel_selector(backbone, model.kernels), pack)
@@ -263,12 +262,8 @@ class Encoder(nn.Module):
             training: whether packed rows must have gradients too.
 
         """
-        self._packing_tested_device_type = self.device.type
-        if (
-            self.packable
-            and self._packing_tested_device_type != "cpu"
-            and self._packing_tested_device_type in PACKED_DEVICES
-        ):
+        device_type = self._packing_tested_device_type = self.device.type
+        if self.packable and device_type != "cpu" and device_type in PACKED_DEVICES:
             self.packable = packing_is_exact(self.backbone, training=training)
             self.packing_failed = not self.packable
 
