@@ -12,8 +12,8 @@ from torch import nn
 
 from angle.config import LoraConfig, ModelConfig, PoolingConfig
 from angle.kernels import KERNEL_NAMES, lora
-from angle.kernels.kernel import Benchmark
-from angle.kernels.linear import CpuLinear, LinearShapes, gain_over_torch, linear_shapes
+from angle.kernels.kernel import Benchmark, Shapes
+from angle.kernels.linear import CpuLinear, gain_over_torch, linear_shapes
 from angle.kernels.registry import KERNELS
 from angle.modeling import kernel_choice
 from angle.modeling.encoder import Encoder
@@ -24,14 +24,14 @@ class Clock:
     """Stands in for the measurement of `linear`, and counts how often it is made."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, gain: float) -> None:
-        self.gain, self.shapes = gain, list[LinearShapes]()
+        self.gain, self.shapes = gain, list[Shapes]()
         kernels = [
             kernel if kernel.benchmark is None else replace(kernel, benchmark=Benchmark(linear_shapes, self))
             for kernel in KERNELS
         ]
         monkeypatch.setattr(kernel_choice, "KERNELS", kernels)
 
-    def __call__(self, shapes: LinearShapes) -> float:
+    def __call__(self, shapes: Shapes) -> float:
         self.shapes.append(shapes)
         return self.gain
 
