@@ -215,7 +215,7 @@ def test_techniques_are_taken_out_of_what_is_in_use(bench: Bench, monkeypatch: p
     used = [name for name in TECHNIQUES if name not in ("products by oneDNN", "norms as one kernel")]
     expected = [(), *((name,) for name in used), tuple(used)]
     assert [job.without for job in jobs] == expected * 2
-    in_use = ("packing", "blocks", "lora", "dropout")
+    in_use = ("packing", "blocks", "lora", "dropout", "allocator")
     assert [job.kernels for job in jobs] == [None] + [in_use] * (len(jobs) - 1)
     lines = table(done, None).splitlines()
     assert lines[3].startswith("| without packed rows | 1,100 ms")

@@ -352,7 +352,7 @@ def test_label_map_takes_numbers_as_labels():
         (
             {"model.kernels": ["packing", "lineer"]},
             "model.kernels=lineer is not known; did you mean linear? Choose one of: packing, blocks, lora, dropout, "
-            "linear, rms_norm.",
+            "linear, rms_norm, allocator.",
         ),
         ({"train.packing": "of"}, "train.packing=of is not known; did you mean off? Choose one of: auto, off."),
         (
