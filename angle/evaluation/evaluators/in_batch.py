@@ -58,12 +58,12 @@ def positive_ranks_first(embeddings: Tensor, structure: BatchStructure) -> Tenso
     pairs = torch.cat([ids[:, :2], structure.known_positives[:, 1:]])
     mask = FalseNegativeMask.from_text_ids(ids, ids[:, 0], ids[:, 1:].T.flatten(), *torch.cat([pairs, pairs.flip(1)]).T)
     ranks_first = []
-    for start in range(0, len(queries), max(1, MAX_COSINES // len(candidates))):
-        rows = torch.arange(start, min(start + max(1, MAX_COSINES // len(candidates)), len(queries)))
+    for rows in torch.split(torch.arange(len(queries)), max(1, MAX_COSINES // len(candidates))):
         cosines = queries[rows] @ candidates.T
-        positive = cosines[torch.arange(len(rows)), rows]
-        excluded = mask.for_queries(slice(start, start + len(rows)))
-        excluded[torch.arange(len(rows)), rows] = True
+        own = torch.arange(len(rows)), rows
+        positive = cosines[own]
+        excluded = mask.for_queries(slice(int(rows[0]), int(rows[-1]) + 1))
+        excluded[own] = True
         ranks_first.append(positive > cosines.masked_fill_(excluded, -torch.inf).amax(dim=1))
     return torch.cat(ranks_first)
 

@@ -10,6 +10,7 @@ import pytest
 from word_vectors import context, corpus_of, word_vectors
 
 from angle.data.batching import BatchSpec
+from angle.evaluation.evaluators import in_batch
 from angle.evaluation.evaluators.in_batch import InBatchAccuracy
 
 VECTORS = {
@@ -67,7 +68,11 @@ def test_a_positive_that_was_not_drawn_is_not_wrong(tmp_path: Path) -> None:
     assert accuracy(tmp_path, rows) == 1
 
 
-def test_in_batch_accuracy_matches_naive_implementation(tmp_path: Path) -> None:
+@pytest.mark.parametrize("max_cosines", [in_batch.MAX_COSINES, 24, 1])  # all rows at once, three and one, one each
+def test_in_batch_accuracy_matches_naive_implementation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, max_cosines: int
+) -> None:
+    monkeypatch.setattr(in_batch, "MAX_COSINES", max_cosines)
     random = np.random.default_rng(0)
     words = [f"w{number}" for number in range(30)]
     vectors = {word: tuple(random.normal(size=3)) for word in words}
