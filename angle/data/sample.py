@@ -14,10 +14,11 @@ Everything is deterministic and needs only the standard library.
 import string
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import cache, lru_cache
 from itertools import islice
 from random import Random
-from typing import Any
+from typing import Any, NamedTuple
 
 SPLITS = ("train", "validation", "test")
 FORMATS = ("A", "B", "C")
@@ -83,6 +84,7 @@ COUNTS: Mapping[int, tuple[str, ...]] = {
     3: ("three", "a trio of"),
     4: ("many", "a crowd of"),
 }
+COUNT_CHOICES = tuple(COUNTS)
 OBJECT_ARTICLES = ("the", "this")
 NEGATIONS = ("not", "never")
 AUXILIARIES = ("does", "do", "is", "by")
@@ -122,12 +124,11 @@ CONCEPTS = {
 }
 
 
-@dataclass(frozen=True)
-class Meaning:
+class Meaning(NamedTuple):
     """What a sentence says, independent of its words: each role names a concept by its first synonym."""
 
     agent: str
-    count: int
+    number: int
     action: str
     object: str
     place: str
@@ -163,9 +164,9 @@ def realise(meaning: Meaning, rng: Random) -> str:
 
 
 def _verbalise(meaning: Meaning, style: _Style) -> str:
-    plural = meaning.count > 1
+    plural = meaning.number > 1
     agent, verb = style.word(meaning.agent), style.word(meaning.action)
-    agents = f"{style.pick('count', COUNTS[meaning.count])} {_with_s(agent) if plural else agent}"
+    agents = f"{style.pick('count', COUNTS[meaning.number])} {_with_s(agent) if plural else agent}"
     patient = f"{style.pick('article', OBJECT_ARTICLES)} {style.word(meaning.object)}"
     negation = style.pick("negation", NEGATIONS)
     if style.passive:
@@ -200,7 +201,7 @@ def similarity(a: Meaning, b: Meaning) -> float:
     left.
     """
     agreement = {role: _relatedness(getattr(a, role), getattr(b, role)) for role in ROLE_WEIGHTS}
-    agreement["agent"] *= 1 - COUNT_STEP * abs(a.count - b.count)
+    agreement["agent"] *= 1 - COUNT_STEP * abs(a.number - b.number)
     grade = MAX_SIMILARITY * sum(weight * agreement[role] for role, weight in ROLE_WEIGHTS.items())
     if a.negated != b.negated:
         grade *= CONTRADICTION
@@ -224,24 +225,17 @@ def columns(format: str, split: str, rows: int | None = None) -> dict[str, list[
         raise ValueError(f"unknown format {format!r}: choose one of {', '.join(FORMATS)}")
     if split not in SPLITS:
         raise ValueError(f"unknown split {split!r}: choose one of {', '.join(SPLITS)}")
-    count = DEFAULT_ROWS[split] if rows is None else rows
+    names = {"A": ("text1", "text2", "label"), "B": ("text", "positive", "negative"), "C": ("text", "positive")}[format]
+    values = _rows(format, split, DEFAULT_ROWS[split] if rows is None else rows)
+    return {name: [row[column] for row in values] for column, name in enumerate(names)}
+
+
+@lru_cache(maxsize=9)  # all jobs of a sweep read the same
+def _rows(format: str, split: str, count: int) -> tuple[tuple[Any, ...], ...]:
     # Random hashes a string seed with SHA-512, so it gives the same stream in every process.
     rng = Random(f"{format} {split}")
-    if format == "A":
-        pairs = list(islice(_graded_pairs(split, rng), count))
-        return {
-            "text1": [text1 for text1, _, _ in pairs],
-            "text2": [text2 for _, text2, _ in pairs],
-            "label": [label for _, _, label in pairs],
-        }
-    triples = list(islice(_triples(split, rng), count))
-    table: dict[str, list[str] | list[float]] = {
-        "text": [text for text, _, _ in triples],
-        "positive": [positive for _, positive, _ in triples],
-    }
-    if format == "B":
-        table["negative"] = [negative for _, _, negative in triples]
-    return table
+    rows = _graded_pairs(split, rng) if format == "A" else _triples(split, rng)
+    return tuple(islice(rows, count))
 
 
 def _graded_pairs(split: str, rng: Random) -> Iterator[tuple[str, str, float]]:
@@ -272,7 +266,7 @@ def _draw_meaning(split: str, rng: Random) -> Meaning:
     while True:
         meaning = Meaning(
             agent=rng.choice(CONCEPTS["agent"]),
-            count=rng.choice(tuple(COUNTS)),
+            number=rng.choice(COUNT_CHOICES),
             action=rng.choice(CONCEPTS["action"]),
             object=rng.choice(CONCEPTS["object"]),
             place=rng.choice(CONCEPTS["place"]),
@@ -287,9 +281,13 @@ def _split_of(meaning: Meaning) -> str:
 
     Agent and object are sorted first, so that exchanging the two stays within the split.
     """
-    participants = sorted((meaning.agent, meaning.object))
-    bucket = zlib.crc32(" ".join((meaning.action, *participants)).encode()) % 10
+    bucket = _bucket(meaning.action, *sorted((meaning.agent, meaning.object)))
     return {0: "validation", 1: "test"}.get(bucket, "train")
+
+
+@cache
+def _bucket(*words: str) -> int:
+    return zlib.crc32(" ".join(words).encode()) % 10
 
 
 def _perturb(meaning: Meaning, distance: float, rng: Random) -> Meaning:
@@ -301,9 +299,9 @@ def _perturb(meaning: Meaning, distance: float, rng: Random) -> Meaning:
         if rng.random() < distance:
             other = _replace_role(other, role, rng)
     if rng.random() < distance:
-        other = replace(other, count=rng.choice(tuple(COUNTS)))
+        other = other._replace(number=rng.choice(COUNT_CHOICES))
     if rng.random() < NEGATION_RATE:
-        other = replace(other, negated=not other.negated)
+        other = other._replace(negated=not other.negated)
     return other
 
 
@@ -314,22 +312,28 @@ def _alter(meaning: Meaning, rng: Random) -> Meaning:
         return _exchange(meaning)
     if change in ROLE_WEIGHTS:
         return _replace_role(meaning, change, rng)
-    return replace(meaning, negated=not meaning.negated)
+    return meaning._replace(negated=not meaning.negated)
 
 
 def _exchange(meaning: Meaning) -> Meaning:
     if meaning.object not in CONCEPTS["agent"]:
         return meaning
-    return replace(meaning, agent=meaning.object, object=meaning.agent)
+    return meaning._replace(agent=meaning.object, object=meaning.agent)
 
 
 def _replace_role(meaning: Meaning, role: str, rng: Random) -> Meaning:
     old = getattr(meaning, role)
-    present = (meaning.agent, meaning.action, meaning.object, meaning.place)
-    others = [concept for concept in CONCEPTS[role] if concept not in present]
-    related = [concept for concept in others if CATEGORY[concept] == CATEGORY[old]]
+    counterpart = {"agent": meaning.object, "object": meaning.agent}.get(role)
+    related, others = _replacements(role, old, counterpart)
     replacement: dict[str, Any] = {role: rng.choice(related if related and rng.random() < 0.5 else others)}
-    return replace(meaning, **replacement)
+    return meaning._replace(**replacement)
+
+
+@cache
+def _replacements(role: str, old: str, counterpart: str | None) -> tuple[list[str], list[str]]:
+    """Return the concepts that can replace `old` beside the other participant: those of its category, and all."""
+    others = [concept for concept in CONCEPTS[role] if concept not in (old, counterpart)]
+    return [concept for concept in others if CATEGORY[concept] == CATEGORY[old]], others
 
 
 def vocabulary() -> list[str]:
