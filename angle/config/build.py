@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import typing
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -46,13 +47,21 @@ def build_config(source: Mapping[str, Any] | Config | Any, schema: type[Config])
         if key not in setting_types(schema):
             raise ConfigError(unknown_setting(key, schema))
     try:
-        config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), dict(values)))
+        config = OmegaConf.to_object(OmegaConf.merge(_schema_node(typing.cast(type, schema)), dict(values)))
     except OmegaConfBaseException:  # its messages name neither the setting as typed nor what is allowed
         for key, value in flatten_groups(values, schema).items():
             check_value(key, value, schema)
         raise
     assert isinstance(config, schema)
     return config
+
+
+@cache
+def _schema_node(schema: type) -> Any:
+    """Return a schema with its defaults as OmegaConf has it; merging copies it."""
+    from omegaconf import OmegaConf
+
+    return OmegaConf.structured(schema)
 
 
 def check_value(key: str, value: Any, schema: type) -> None:

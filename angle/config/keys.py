@@ -7,24 +7,41 @@ import typing
 from collections.abc import Iterator, Mapping
 from functools import cache
 from types import UnionType
-from typing import Any
+from typing import Any, NamedTuple
 
 
-def setting_types(schema: type) -> dict[str, type]:
+def setting_types(schema: type) -> Mapping[str, type]:
     """Return the type of every setting of `schema` by its dotted key."""
-    return {key: runtime_type(hint) for key, hint in setting_hints(schema).items()}
+    return _keys(schema).types
 
 
-def group_names(schema: type) -> set[str]:
+def group_names(schema: type) -> frozenset[str]:
     """Return the dotted keys of all groups of settings of `schema`."""
-    parents = [key.split(".")[:-1] for key in setting_types(schema)]
-    return {".".join(parts[:depth]) for parts in parents for depth in range(1, len(parts) + 1)}
+    return _keys(schema).groups
+
+
+def setting_hints(schema: type) -> Mapping[str, Any]:
+    """Return the type hint of every setting of `schema` by its dotted key."""
+    return _keys(schema).hints
+
+
+class _Keys(NamedTuple):
+    """What is known of a schema by dotted key."""
+
+    hints: Mapping[str, Any]
+    types: Mapping[str, type]
+    groups: frozenset[str]
 
 
 @cache
-def setting_hints(schema: type) -> dict[str, Any]:
-    """Return the type hint of every setting of `schema` by its dotted key."""
-    return dict(_walk_hints(schema, ""))
+def _keys(schema: type) -> _Keys:
+    hints = dict(_walk_hints(schema, ""))
+    parents = [key.split(".")[:-1] for key in hints]
+    return _Keys(
+        hints,
+        types={key: runtime_type(hint) for key, hint in hints.items()},
+        groups=frozenset(".".join(parts[:depth]) for parts in parents for depth in range(1, len(parts) + 1)),
+    )
 
 
 def _walk_hints(schema: type, prefix: str) -> Iterator[tuple[str, Any]]:
