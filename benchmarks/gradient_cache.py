@@ -111,10 +111,13 @@ def _timed_steps(case: BenchmarkCase, components: setup.RunComponents, accelerat
 
 def measure_alternating(cases: Sequence[BenchmarkCase], rounds: int) -> list[list[Measurement]]:
     """Return the measurements of each case by round; cases alternate, each time in a new process."""
+    # Each process is a fork of one that has imported all of this and nothing else.
+    forkserver = multiprocessing.get_context("forkserver")
+    forkserver.set_forkserver_preload(["benchmarks.gradient_cache"])
     measurements: list[list[Measurement]] = [[] for _ in cases]
     for _ in range(rounds):
         for case, case_measurements in zip(cases, measurements, strict=True):
-            with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+            with ProcessPoolExecutor(1, forkserver) as process:
                 case_measurements.append(process.submit(measure, case).result())
             label = "one pass" if case.budget is None else f"{case_measurements[-1].num_micro_batches:,} micro-batches"
             seconds = step_time([case_measurements[-1].seconds]).median

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import gc
+import inspect
 import json
 import os
 import socket
 import subprocess
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,7 @@ import numpy as np
 import pytest
 import torch
 
+from angle.data import sample
 from angle.structures import Tokens
 
 REPO = Path(__file__).resolve().parent.parent
@@ -45,6 +49,12 @@ def pytest_configure(config: pytest.Config) -> None:
     """Hide GPUs, so that tests do the same everywhere, except from those that are asked for by `-m gpu`."""
     if "gpu" not in config.option.markexpr.replace("not gpu", ""):
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
+def pytest_collection_finish() -> None:
+    """Take what is imported out of the garbage collector's way: every run collects once, at its end."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -78,10 +88,50 @@ def start(script: str, *arguments: str, folder: Path, **env: str) -> subprocess.
     return fork_server.run([str(REPO / script), *arguments], folder, environment, timeout=300)
 
 
+def launch_ranks(
+    words: Sequence[str], folder: Path, count: int = 2, **env: str
+) -> list[subprocess.CompletedProcess[str]]:
+    """Run `python WORDS` as the processes that a launcher would start; return what became of each.
+
+    They are forked, because every new interpreter imports torch anew. What is about a launcher itself is started by it.
+    """
+    port, size = str(free_port()), str(count)
+    env |= {"WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    env |= {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+
+    def launch(rank: int) -> subprocess.CompletedProcess[str]:
+        ranks = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+        return fork_server.run(words, folder, os.environ | env | ranks, timeout=300)
+
+    with ThreadPoolExecutor(count) as pool:
+        return list(pool.map(launch, range(count)))
+
+
+def run_ranks(function: Callable[..., None], folder: Path, *arguments: Any) -> None:
+    """Call a function of a test file in each of two processes, as a launcher would; `$RANK` says which it is."""
+    words = [str(REPO / "tests" / "rank.py"), inspect.getfile(function), function.__name__, json.dumps(arguments)]
+    for done in launch_ranks(words, folder):
+        assert done.returncode == 0, done.stderr[-3000:]
+
+
 def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> Path:
     """Write one JSON object a line."""
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return path
+
+
+def sample_rows(data_format: str, split: str, count: int) -> list[dict[str, Any]]:
+    """Return the first rows of the built-in sample, of which a whole split takes seconds."""
+    columns = sample.columns(data_format, split, count)
+    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+
+def sample_files(folder: Path, data_format: str = "A") -> list[str]:
+    """Write a few rows of the built-in sample for training, validation and test; return the words that name them."""
+    write_jsonl(folder / "train.jsonl", sample_rows(data_format, "train", 64))
+    write_jsonl(folder / "valid_sts.jsonl", sample_rows("A", "validation", 20))
+    write_jsonl(folder / "test.jsonl", sample_rows("A", "test", 20))
+    return ["data=files", *(f"data.{name}.name_or_path={name}.jsonl" for name in ("train", "valid_sts", "test"))]
 
 
 def snapshot(folder: Path) -> dict[str, bytes | None]:

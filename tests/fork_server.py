@@ -7,8 +7,8 @@ down as always. Between server and command stands a guard, which waits for the c
 server ends with pytest.
 
 A fork cannot undo what a library reads from the environment when it is imported, so there is a server for each
-environment, READ_LATE left out. What is about starting itself (how fast help comes, what is imported and printed on the
-way, signals, the ranks that a launcher starts) gets a new interpreter, by `subprocess`.
+environment, without what is read late. What is about starting itself (how fast help comes, what is imported and
+printed on the way, signals, a launcher and the ranks that it starts) gets a new interpreter, by `subprocess`.
 """
 
 from __future__ import annotations
@@ -33,9 +33,11 @@ from typing import NamedTuple
 
 #: Variables that are read while a command runs, and by none of LIBRARIES when it is imported.
 READ_LATE = {
-    "ANGLE_CACHE", "BiLLM_START_INDEX", "PYTEST_CURRENT_TEST", "WANDB_MODE",
+    "ANGLE_CACHE", "BiLLM_START_INDEX", "NETRC", "PYTEST_CURRENT_TEST", "WANDB_API_KEY", "WANDB_MODE",
     "RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT",
 }  # fmt: skip
+#: Beginnings of more of them: what launchers say to accelerate.
+READ_LATE_PREFIXES = ("ACCELERATE_", "FSDP_")
 #: What most commands import. None of these starts a thread, which a fork would lose; pyarrow, and so datasets, does.
 LIBRARIES = (
     "accelerate", "hydra.main", "safetensors.torch", "scipy.stats", "torch._dynamo",
@@ -52,7 +54,8 @@ def run(words: Sequence[str], folder: Path, env: Mapping[str, str], timeout: flo
         TimeoutExpired: it ran for longer than `timeout` seconds, and was killed.
 
     """
-    early = frozenset((name, value) for name, value in env.items() if name not in READ_LATE)
+    late = {name for name in env if name in READ_LATE or name.startswith(READ_LATE_PREFIXES)}
+    early = frozenset((name, value) for name, value in env.items() if name not in late)
     with _STARTING:
         server = _server(early)
     reading, writing = os.pipe()
@@ -78,7 +81,7 @@ class _Server(NamedTuple):
     process: subprocess.Popen[bytes]
 
 
-@functools.lru_cache(maxsize=2)
+@functools.lru_cache(maxsize=3)
 def _server(env: frozenset[tuple[str, str]]) -> _Server:
     """Start a server in an environment."""
     requests, incoming = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)  # one packet, one request

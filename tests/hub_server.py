@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 
 import yaml
 
+_FREE_PORTS: list[int] = []
 TOKEN = "hf_thisIsTheOneThatNobodyMaySee"
 
 
@@ -60,7 +61,9 @@ class Hub:
 def serve() -> Iterator[Hub]:
     """Run a hub while the context is open."""
     hub = Hub()
-    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": hub}))
+    # A port that was used before makes the environment of before, for which there is a fork server.
+    port = _FREE_PORTS.pop() if _FREE_PORTS else 0
+    server = ThreadingHTTPServer(("127.0.0.1", port), type("Handler", (_Handler,), {"hub": hub}))
     hub.url = f"http://127.0.0.1:{server.server_port}"
     thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
     thread.start()
@@ -70,6 +73,7 @@ def serve() -> Iterator[Hub]:
         server.shutdown()
         thread.join()
         server.server_close()
+        _FREE_PORTS.append(server.server_port)
 
 
 class _Handler(BaseHTTPRequestHandler):

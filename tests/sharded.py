@@ -70,6 +70,7 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).parent.parent))
     folder = Path(sys.argv[1])
     held_by_job = [run(job) for job in json.loads((folder / "jobs.json").read_text())]
     (folder / f"held-{os.environ['RANK']}.json").write_text(json.dumps(held_by_job))

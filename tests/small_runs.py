@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from conftest import sample_rows, write_jsonl
 from torch import nn
 
 from angle.config import TrainConfig
@@ -32,13 +35,13 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
 def build_on_sample(
     data_format: str, *, rows: int = 24, dropout: float = 0.0, **groups: Any
 ) -> tuple[setup.RunComponents, Accelerator]:
-    """Return what a run on the built-in sentences works with."""
-    data = {"train": {"name_or_path": "sample"}}
-    config = build_config(
-        {"data": data, "data_format": {"name": data_format}, "train": {"batch_size": rows}, **groups}, TrainConfig
-    )
-    accelerator = start_accelerator(config.train.mixed_precision)
-    components = setup.build(config, accelerator)
+    """Return what a run on the built-in sentences works with, of which there are four batches."""
+    with TemporaryDirectory() as folder:
+        path = write_jsonl(Path(folder, "rows.jsonl"), sample_rows(data_format, "train", 4 * rows))
+        settings = {"data": {"train": {"name_or_path": str(path)}}, "train": {"batch_size": rows}, **groups}
+        config = build_config(settings, TrainConfig)
+        accelerator = start_accelerator(config.train.mixed_precision)
+        components = setup.build(config, accelerator)
     for module in components.trainable.modules():
         if isinstance(module, nn.Dropout):
             module.p = dropout

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import REPO, write_jsonl
+from conftest import REPO, sample_rows, write_jsonl
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from packaging.requirements import Requirement
@@ -20,7 +20,6 @@ from packaging.utils import canonicalize_name
 from angle.cli.arguments import check_arguments
 from angle.config import ConvertConfig, EvaluateConfig, TrainConfig
 from angle.config.build import build_config
-from angle.data import sample
 
 CONF = REPO / "conf"
 README, *DOCS = (path.read_text(encoding="utf-8") for path in (REPO / "README.md", *(REPO / "docs").glob("*.md")))
@@ -54,9 +53,7 @@ def test_readme_commands_are_found():
 def test_python_of_the_readme_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name, split in {"pairs": "train", "dev": "validation", "test": "test"}.items():
-        columns = sample.columns("A", split, 64)
-        cells = zip(*columns.values(), strict=True)
-        write_jsonl(tmp_path / f"{name}.jsonl", (dict(zip(columns, row, strict=True)) for row in cells))
+        write_jsonl(tmp_path / f"{name}.jsonl", sample_rows("A", split, 64))
     blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     assert len(blocks) == 2
     for code in blocks:

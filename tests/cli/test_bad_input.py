@@ -237,7 +237,7 @@ CASES = {
         "tracking.mode=online needs a key of Weights & Biases: type wandb login once, or set WANDB_API_KEY, or "
         "record offline with WANDB_MODE=offline.",
         {"rows.jsonl": lines(PAIRS)},
-        {"WANDB_MODE": "online", "WANDB_API_KEY": "", "HOME": "/nonexistent"},
+        {"WANDB_MODE": "online", "WANDB_API_KEY": "", "NETRC": "/nonexistent"},
         heavy=True,
     ),
     "other settings on resume": Case(

@@ -11,10 +11,11 @@ import sys
 import tomllib
 from pathlib import Path
 
+import fork_server
 import pytest
 import torch
 from composition import composed
-from conftest import REPO, decoder_tokenizer, free_port, write_jsonl
+from conftest import REPO, decoder_tokenizer, free_port, sample_rows, write_jsonl
 from reference_command import (
     BASE,
     DUPLICATES,
@@ -28,7 +29,6 @@ from transformers.utils.logging import disable_progress_bar
 from angle import TrainConfig, fit
 from angle.compat.angle_trainer import main
 from angle.config.build import load_config, save_config
-from angle.data import sample
 from angle.training.result import Result
 
 
@@ -112,10 +112,10 @@ def test_messages_name_the_options(monkeypatch, capsys, tmp_path, words, text):
 
 def rows_of(data_format: str, path: Path, rows: int) -> Path:
     """Write rows of the built-in sample; labels are 0 or 1, as in NLI."""
-    columns = sample.columns(data_format, "train", rows)
+    table = sample_rows(data_format, "train", rows)
     if data_format == "A":
-        columns["label"] = [int(label > 3) for label in columns["label"]]
-    return write_jsonl(path, (dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)))
+        table = [row | {"label": int(row["label"] > 3)} for row in table]
+    return write_jsonl(path, table)
 
 
 @pytest.fixture
@@ -183,14 +183,9 @@ def test_the_command_imports_nothing_heavy():
 
 def trainer(launcher: list[str], words: str, folder: Path, **env: str) -> str:
     """Run the command as a process of its own, on the CPU; return what it prints."""
-    done = subprocess.run(
-        [sys.executable, *launcher, "-m", "angle.compat.angle_trainer", *shlex.split(words)],
-        cwd=folder,
-        env=os.environ | {"PYTHONPATH": str(REPO), "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"} | env,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    command = [*launcher, "-m", "angle.compat.angle_trainer", *shlex.split(words)]
+    env |= {"PYTHONPATH": str(REPO), "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    done = fork_server.run(command, folder, os.environ | env, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,14 +15,12 @@ import pytest
 import torch
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.utils import DistributedType
-from conftest import REPO, free_port, start
+from conftest import REPO, launch_ranks, run_ranks, sample_files, sample_rows, start, write_jsonl
 from safetensors.torch import load_file
 from torch import distributed as dist
-from torch.multiprocessing.spawn import spawn
 
 from angle.cli.jobs import check_common_folder
 from angle.config import EvaluateConfig, ModelConfig
-from angle.data import sample
 from angle.distributed.environment import launch_time
 from angle.distributed.process_group import init_distributed
 from angle.errors import ConfigError
@@ -58,16 +55,9 @@ def launch(script: str, tmp_path: Path, launcher: list[str], *words: str) -> sub
     return fork_server.run([*launcher, str(REPO / script), *words], tmp_path, environment, timeout=300)
 
 
-def launch_ranks(tmp_path: Path, *words: str) -> tuple[str, str]:
+def train_ranks(tmp_path: Path, *words: str) -> tuple[str, str]:
     """Run train.py as two processes, as a launcher would, and return what both printed."""
-    env = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-
-    def rank(number: int) -> subprocess.CompletedProcess[str]:
-        ranks = {"RANK": str(number), "LOCAL_RANK": str(number)}
-        return start("train.py", *words, folder=tmp_path, **env, **ranks)
-
-    with ThreadPoolExecutor(2) as pool:
-        first, second = pool.map(rank, (0, 1))
+    first, second = launch_ranks([str(REPO / "train.py"), *words], tmp_path)
     errors = first.stderr + second.stderr
     assert first.returncode == second.returncode == 0, errors[-3000:]
     return first.stdout + second.stdout, errors
@@ -79,11 +69,9 @@ def rows_of(data_format: str, tmp_path: Path) -> Path:
 
 
 def write_rows(path: Path, data_format: str, number: int) -> Path:
-    columns = sample.columns(data_format, "train", number)
-    rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    rows = sample_rows(data_format, "train", number)
     rows[3]["text2" if data_format == "A" else "positive"] = rows[1]["text2" if data_format == "A" else "positive"]
-    path.write_text("\n".join(map(json.dumps, rows)))
-    return path
+    return write_jsonl(path, rows)
 
 
 EVALUATED = ["data.valid.name_or_path=[valid.jsonl]", "data.test.name_or_path=valid.jsonl"]
@@ -105,7 +93,7 @@ def test_two_processes_train_as_one(tmp_path: Path, data_format: str, words: lis
     common = [f"data.train.name_or_path={rows_of(data_format, tmp_path)}", "train.gradient_accumulation_steps=2",
               "train.logging_steps=1", "data=files", "train.learning_rate=1e-3", *words]  # fmt: skip
     train(tmp_path, [], *common, "train.batch_size=8", "train.output_dir=one")
-    printed, errors = launch_ranks(tmp_path, *common, "train.batch_size=4", "train.output_dir=two")
+    printed, errors = train_ranks(tmp_path, *common, "train.batch_size=4", "train.output_dir=two")
 
     assert printed.count("Saved   two/") == 1
     assert "FutureWarning" not in errors
@@ -135,10 +123,10 @@ def test_two_processes_evaluate_as_one(tmp_path: Path, words: list[str], name: s
     write_rows(tmp_path / "other.jsonl", "A", 8)
     words = ["model.name_or_path=tiny", "tasks=[one.jsonl,other.jsonl]", "batch_size=4", *words]
     by_one = run("evaluate.py", tmp_path, [], *words, "output_dir=alone")
-    printed = run("evaluate.py", tmp_path, TWO_PROCESSES, *words)
-    (by_two,) = (tmp_path / "evaluations").glob("*/*")
-    assert printed == by_one.replace("alone", str(by_two.relative_to(tmp_path)))
-    folders = (tmp_path / "alone", by_two)
+    first, second = launch_ranks([str(REPO / "evaluate.py"), *words, "output_dir=both"], tmp_path)
+    assert first.returncode == second.returncode == 0, first.stderr[-3000:]
+    assert (first.stdout, second.stdout) == (by_one.replace("alone", "both"), "")
+    folders = (tmp_path / "alone", tmp_path / "both")
     assert len({tuple(sorted(path.name for path in folder.iterdir())) for folder in folders}) == 1
     one, two = (numbers_in(json.loads((folder / name).read_text())) for folder in folders)
     assert len(one) > 10
@@ -155,7 +143,7 @@ def numbers_in(tree: Any) -> list[float]:
 
 def test_each_process_encodes_its_shard_and_one_writes(tmp_path: Path) -> None:
     write_rows(tmp_path / "pairs.jsonl", "A", 43)
-    spawn(evaluate_shard, (tmp_path, free_port()), nprocs=2)
+    run_ranks(evaluate_shard, tmp_path)
     recorded = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1)]
     assert [wrote for _, wrote in recorded] == [True, False]
     first, second = (lengths for lengths, _ in recorded)
@@ -164,10 +152,8 @@ def test_each_process_encodes_its_shard_and_one_writes(tmp_path: Path) -> None:
     assert in_turn == sorted(in_turn, reverse=True)  # dealt out by length
 
 
-def evaluate_shard(rank: int, folder: Path, port: int) -> None:
+def evaluate_shard() -> None:
     """Evaluate as one of two processes; write down the lengths of the texts that it encodes, and whether it writes."""
-    environment = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    os.environ |= {name: str(value) for name, value in environment.items()} | {"CUDA_VISIBLE_DEVICES": ""}
     lengths, wrote, encode = list[int](), list[Path](), Encoder.encode_tokens
 
     def encode_and_count(encoder: Encoder, tokens: Tokens, *args: Any, **options: Any) -> torch.Tensor:
@@ -176,9 +162,9 @@ def evaluate_shard(rank: int, folder: Path, port: int) -> None:
 
     report.save_results = lambda path, *_: wrote.append(path)  # type: ignore[assignment]
     Encoder.encode_tokens = encode_and_count  # type: ignore[method-assign]
-    config = EvaluateConfig(ModelConfig("tiny"), tasks=[str(folder / "pairs.jsonl")], output_dir=str(folder / "out"))
+    config = EvaluateConfig(ModelConfig("tiny"), tasks=["pairs.jsonl"], output_dir="out")
     report.evaluate(config, init_distributed("evaluate.py"))
-    (folder / f"{rank}.json").write_text(json.dumps([lengths, bool(wrote)]))
+    Path(f"{os.environ['RANK']}.json").write_text(json.dumps([lengths, bool(wrote)]))
     dist.destroy_process_group()
 
 
@@ -200,23 +186,28 @@ def test_gathering_in_chunks_returns_all_embeddings(monkeypatch: pytest.MonkeyPa
 def test_a_sweep_on_several_processes_ends_with_the_job_that_fails(tmp_path: Path) -> None:
     words = ["-m", "model.name_or_path=tiny,nowhere,tiny", "tasks=[pairs.jsonl]"]
     write_rows(tmp_path / "pairs.jsonl", "A", 20)
-    alone, on_two = (launch("evaluate.py", tmp_path, launcher, *words) for launcher in ([], TWO_PROCESSES))
+    alone = launch("evaluate.py", tmp_path, [], *words)
+    first, second = launch_ranks([str(REPO / "evaluate.py"), *words, "hydra.sweep.dir=sweep"], tmp_path)
     assert "\nJob 2 " in alone.stdout
-    assert on_two.returncode == alone.returncode == 1
-    assert "Error: " in on_two.stderr
-    assert "\nJob 1 " in on_two.stdout
-    assert "\nJob 2 " not in on_two.stdout
+    assert alone.returncode == first.returncode == second.returncode == 1
+    assert "Error: " in first.stderr
+    assert "\nJob 1 " in first.stdout
+    assert "\nJob 2 " not in first.stdout
 
 
-def test_the_launch_file_for_a_cpu_starts_two_processes_that_train_as_one(tmp_path: Path) -> None:
+def test_a_sweep_by_the_launch_file_for_a_cpu_trains_each_job_as_one_process_does(tmp_path: Path) -> None:
     launcher = ["-m", "accelerate.commands.launch", "--config_file", str(LAUNCH_FOLDER / "cpu_two_processes.yaml")]
-    train(tmp_path, [], "train.max_steps=3", "train.batch_size=8", "train.output_dir=one")
-    done = launch("train.py", tmp_path, launcher, "train.max_steps=3", "train.batch_size=4", "train.output_dir=two")
+    words = [*sample_files(tmp_path), "train.max_steps=3"]
+    train(tmp_path, [], *words, "loss.ibn_w=20", "train.batch_size=8", "train.output_dir=one")
+    done = launch("train.py", tmp_path, launcher, "-m", *words, "loss.ibn_w=10,20", "train.batch_size=4")
     assert done.returncode == 0, done.stderr[-3000:]
     assert "FutureWarning" not in done.stderr
-    assert "device  cpu:0, 2 processes," in done.stdout
-    assert json.loads((tmp_path / "two" / "run.json").read_text())["hardware"]["processes"] == 2
-    check_same_weights(tmp_path / "one", tmp_path / "two")
+    assert done.stdout.count("device  cpu:0, 2 processes,") == 2
+    jobs = sorted(path.parent for path in tmp_path.glob("multirun/*/*/*/run.json"))
+    assert [job.name for job in jobs] == ["0_loss.ibn_w-10", "1_loss.ibn_w-20"]
+    assert len(list(tmp_path.glob("multirun/*/*"))) == 1
+    assert all(json.loads((job / "run.json").read_text())["hardware"]["processes"] == 2 for job in jobs)
+    check_same_weights(tmp_path / "one", jobs[1])
 
 
 def test_launch_files_match_their_names() -> None:
@@ -259,10 +250,3 @@ def test_an_error_is_printed_once_and_last(tmp_path: Path) -> None:
     assert done.stderr.rstrip("=\n").endswith(f" {sentence}")  # the launcher's report ends with it
     alone = start("train.py", "train.epoch=3", folder=tmp_path, RANK="1", LOCAL_RANK="1", WORLD_SIZE="2")
     assert (alone.returncode, alone.stderr) == (1, f"Error: {sentence}\n")
-
-
-def test_sweep_on_two_processes_has_one_folder_a_job(tmp_path: Path) -> None:
-    train(tmp_path, TWO_PROCESSES, "-m", "loss.ibn_w=10,20", "train.max_steps=2", "train.batch_size=4")
-    jobs = sorted(path.parent.name for path in tmp_path.glob("multirun/*/*/*/run.json"))
-    assert jobs == ["0_loss.ibn_w-10", "1_loss.ibn_w-20"]
-    assert len(list(tmp_path.glob("multirun/*/*"))) == 1

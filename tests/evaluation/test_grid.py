@@ -9,10 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import write_jsonl
+from conftest import sample_rows, write_jsonl
 
 from angle import ConfigError, Encoder, EvaluateConfig, ModelConfig, PoolingConfig, build_config
-from angle.data import sample
 from angle.evaluation.grid import Grid, evaluate_grid
 from angle.evaluation.metrics import spearman
 from angle.modeling.embedding_config import EmbeddingConfig
@@ -20,9 +19,7 @@ from angle.modeling.embedding_config import EmbeddingConfig
 
 @pytest.fixture
 def pairs(tmp_path: Path) -> Path:
-    columns = sample.columns("A", "test", 40)
-    cells = zip(*columns.values(), strict=True)
-    return write_jsonl(tmp_path / "pairs.jsonl", [dict(zip(columns, row, strict=True)) for row in cells])
+    return write_jsonl(tmp_path / "pairs.jsonl", sample_rows("A", "test", 40))
 
 
 def settings(folder: str, pairs: Path, **overrides: object) -> EvaluateConfig:

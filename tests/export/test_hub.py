@@ -16,13 +16,12 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from conftest import REPO, snapshot, start, write_jsonl
+from conftest import REPO, launch_ranks, sample_rows, snapshot, start, write_jsonl
 from hub_server import TOKEN, Hub, Repository, serve
 
 from angle import AnglE
 from angle.config import LoraConfig, ModelConfig, PoolingConfig, TrainConfig
 from angle.config.build import build_config
-from angle.data import sample
 from angle.errors import ConfigError, HubError
 from angle.export.hub import check_push, push_folder, stage_files
 from angle.export.model_card import PushedModel, SentenceTransformersSupport, model_card
@@ -92,11 +91,7 @@ def train(folder: Path, hub: Hub, *words: str, **env: str) -> subprocess.Complet
 
 def write_rows(folder: Path) -> None:
     for role, rows in {"train": 40, "test": 20, "valid_sts": 20}.items():
-        columns = sample.columns("A", "train" if role == "train" else "test", rows)
-        write_jsonl(
-            folder / f"{role}.jsonl",
-            (dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)),
-        )
+        write_jsonl(folder / f"{role}.jsonl", sample_rows("A", "train" if role == "train" else "test", rows))
 
 
 def reads(content: bytes) -> dict[str, Any]:
@@ -260,21 +255,14 @@ def test_the_same_command_again_pushes_nothing(pushed: PushedRun) -> None:
 @pytest.mark.slow
 def test_two_processes_push_once(tmp_path: Path) -> None:
     write_rows(tmp_path)
-    launcher = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", "0"]
     words = ["data=files", f"data.train.name_or_path={tmp_path / 'train.jsonl'}", "train.max_steps=2",
              "train.batch_size=4", "train.output_dir=run", *PUSH]  # fmt: skip
     with serve() as hub:
-        done = subprocess.run(
-            [sys.executable, *launcher, str(REPO / "train.py"), *words],
-            cwd=tmp_path,
-            env=os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"} | hub.environment(),
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
-        assert done.returncode == 0, done.stderr[-3000:]
-        assert f"Saved   run/final\nPushed  {hub.url}/{NAME}\n" in done.stdout
-        assert done.stdout.count("Pushed ") == len(hub.created) == len(hub.repositories[NAME].commits) == 1
+        first, second = launch_ranks([str(REPO / "train.py"), *words], tmp_path, **hub.environment())
+        assert first.returncode == second.returncode == 0, first.stderr[-3000:]
+        assert f"Saved   run/final\nPushed  {hub.url}/{NAME}\n" in first.stdout
+        assert "Pushed " not in second.stdout
+        assert len(hub.created) == len(hub.repositories[NAME].commits) == 1
 
 
 @pytest.mark.slow

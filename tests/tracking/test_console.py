@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import sample_rows, write_jsonl
 
 from angle import TrainConfig, build_config, fit
 from angle.config import TrackingConfig
@@ -54,7 +55,9 @@ def test_close_restores_the_loggers(tmp_path: Path) -> None:
 def test_run_restores_the_loggers(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """A program that calls `fit` and then logs under the package's name is heard as before."""
     before = state()
-    fit(build_config({"train": {"max_steps": 1, "batch_size": 4, "output_dir": str(tmp_path / "run")}}, TrainConfig))
+    data = {"train": {"name_or_path": str(write_jsonl(tmp_path / "rows.jsonl", sample_rows("A", "train", 8)))}}
+    train = {"max_steps": 1, "batch_size": 4, "output_dir": str(tmp_path / "run")}
+    fit(build_config({"data": data, "train": train}, TrainConfig))
     assert state() == before
     caplog.clear()
     LOGGER.warning("after the run")

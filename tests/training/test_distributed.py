@@ -7,9 +7,8 @@ import os
 from pathlib import Path
 
 import pytest
-from conftest import free_port
+from conftest import run_ranks, sample_files
 from torch import distributed as dist
-from torch.multiprocessing.spawn import spawn
 
 from angle.config import TrainConfig
 from angle.config.build import build_config
@@ -17,14 +16,12 @@ from angle.training.loop import fit
 from angle.training.run_folder import RunFolder
 
 
-def _resume_by_main_process(rank: int, folder: str, port: int) -> None:
+def _resume_by_main_process() -> None:
     """Resume a run on each of two processes, of which only the main one can choose a checkpoint."""
-    launcher = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    os.environ |= {name: str(value) for name, value in launcher.items()} | {"ACCELERATE_USE_CPU": "true"}
-    train = {"batch_size": 8, "max_steps": 2, "save_steps": 1, "logging_steps": 1, "output_dir": f"{folder}/run"}
-    config = build_config({"data": {"train": {"name_or_path": "sample"}}, "train": train}, TrainConfig)
+    train = {"batch_size": 8, "max_steps": 2, "save_steps": 1, "logging_steps": 1, "output_dir": "run"}
+    config = build_config({"data": {"train": {"name_or_path": "train.jsonl"}}, "train": train}, TrainConfig)
     run = RunFolder(fit(config).folder)
-    if rank == 0:
+    if os.environ["RANK"] == "0":
         run.update(finished=False)
         (run.checkpoints()[0] / "model.safetensors").write_bytes(b"damaged")
     else:
@@ -35,7 +32,8 @@ def _resume_by_main_process(rank: int, folder: str, port: int) -> None:
 
 @pytest.mark.slow
 def test_the_main_process_chooses_the_checkpoint_for_all(tmp_path: Path) -> None:
-    spawn(_resume_by_main_process, (str(tmp_path), free_port()), nprocs=2)
+    sample_files(tmp_path)
+    run_ranks(_resume_by_main_process, tmp_path)
     assert "is damaged, going back to the one before" in (tmp_path / "run" / "train.log").read_text()
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if "loss" in line] == [1, 2]

@@ -13,11 +13,10 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from conftest import free_port
+from conftest import run_ranks, sample_files
 from small_runs import OBJECTIVES, build_on_sample, gradient_cache_of
 from torch import Tensor, nn
 from torch import distributed as dist
-from torch.multiprocessing.spawn import spawn
 
 from angle.config import TrainConfig
 from angle.config.build import build_config
@@ -200,10 +199,9 @@ def test_micro_batches_are_few_and_even(seed: int) -> None:
     assert micro_batches(max_lengths, None) == [slice(0, len(max_lengths))]
 
 
-def _count_exchanges(rank: int, folder: str, port: int) -> None:
+def _count_exchanges() -> None:
     """Run on each of two processes: a step of two batches, in several micro-batches each."""
-    launcher = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    os.environ |= {name: str(value) for name, value in launcher.items()} | {"ACCELERATE_USE_CPU": "true"}
+    rank = int(os.environ["RANK"])
     components, accelerator = build_on_sample("A", rows=8, train={"batch_size": 8, "gradient_accumulation_steps": 2})
     assert accelerator.num_processes == 2
     calls: list[int] = []
@@ -225,7 +223,7 @@ def _count_exchanges(rank: int, folder: str, port: int) -> None:
     for batch in batches:
         gradient_cache.forward_backward(batch, 0.5, sync_gradients=batch is batches[-1])
     assert len(calls) == len(set(calls)) >= 1
-    torch.save(gradients(components.trainable), f"{folder}/{rank}.pt")
+    torch.save(gradients(components.trainable), f"{rank}.pt")
 
     check_equal_weights(components.trainable)
     if rank:  # the same numbers in other places
@@ -240,26 +238,25 @@ def _count_exchanges(rank: int, folder: str, port: int) -> None:
 
 @pytest.mark.slow
 def test_processes_exchange_gradients_once_a_step(tmp_path: Path) -> None:
-    spawn(_count_exchanges, (str(tmp_path), free_port()), nprocs=2)
+    run_ranks(_count_exchanges, tmp_path)
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-def _train_and_leave(rank: int, folder: str, port: int) -> None:
+def _train_and_leave() -> None:
     """Train on each of two processes, and write the names of the threads that are left at the end."""
-    launcher = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    os.environ |= {name: str(value) for name, value in launcher.items()} | {"ACCELERATE_USE_CPU": "true"}
-    settings = {"batch_size": 8, "max_steps": 1, "output_dir": f"{folder}/run"}
-    fit(build_config({"train": settings}, TrainConfig))
+    settings = {"batch_size": 8, "max_steps": 1, "output_dir": "run"}
+    fit(build_config({"data": {"train": {"name_or_path": "train.jsonl"}}, "train": settings}, TrainConfig))
     shutdown_distributed()
     names = [path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")]
-    Path(folder, f"{rank}.txt").write_text(" ".join(names))
+    Path(f"{os.environ['RANK']}.txt").write_text(" ".join(names))
 
 
 @pytest.mark.slow
 def test_no_thread_of_the_process_group_outlives_a_run(tmp_path: Path) -> None:
     """Such a thread can abort the process while the interpreter ends, after a finished run."""
-    spawn(_train_and_leave, (str(tmp_path), free_port()), nprocs=2)
+    sample_files(tmp_path)
+    run_ranks(_train_and_leave, tmp_path)
     for rank in (0, 1):
         names = (tmp_path / f"{rank}.txt").read_text()
         assert names

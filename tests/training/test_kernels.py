@@ -9,12 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from accelerate import PartialState
-from conftest import free_port
+from conftest import run_ranks
 from torch import distributed as dist
 from torch import nn
-from torch.multiprocessing.spawn import spawn
 
 from angle.config import TrainConfig
 from angle.config.build import build_config
@@ -115,18 +113,16 @@ def test_packing_off_skips_the_packing_kernel(tmp_path: Path, monkeypatch: pytes
 
 @pytest.mark.slow
 def test_main_process_chooses_kernels_for_all(tmp_path: Path) -> None:
-    spawn(choose_as, (tmp_path, free_port()), nprocs=2)
+    run_ranks(choose_as, tmp_path)
     choices = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1)]
     assert choices == [{"linear": "slower here: 0.50"}] * 2
 
 
-def choose_as(rank: int, folder: Path, port: int) -> None:
+def choose_as() -> None:
     """Choose as one of two processes, each of which measures something else."""
-    env = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    os.environ |= {name: str(value) for name, value in env.items()} | {"CUDA_VISIBLE_DEVICES": ""}
-    torch.set_num_threads(1)
+    rank = int(os.environ["RANK"])
     kernel_choice.measured_gain = lambda kernel, _: (0.5, 2.0)[rank] if kernel.benchmark else None
     PartialState(cpu=True)
     chosen = kernels_to_skip_from_main_process(nn.Sequential(nn.Linear(2, 2)), None)
-    (folder / f"{rank}.json").write_text(json.dumps(chosen))
+    Path(f"{rank}.json").write_text(json.dumps(chosen))
     dist.destroy_process_group()

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import write_jsonl
+from conftest import sample_rows, write_jsonl
 from safetensors.torch import load_file
 
 from angle import ConfigError, DataError, Encoder, ModelConfig, TrainConfig, TrainingError, build_config, fit
@@ -51,22 +51,17 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def rows(tmp_path: Path) -> Path:
     """Rows of format C whose positives are lists to draw from."""
-    columns = sample.columns("C", "train", 70)
-    path = tmp_path / "rows.jsonl"
-    texts, positives = columns["text"], columns["positive"]
-    with path.open("w") as file:
-        for number, (text, positive) in enumerate(zip(texts, positives, strict=True)):
-            file.write(json.dumps({"text": text, "positive": [positive, positives[number - 1]]}) + "\n")
-    return path
+    table = sample_rows("C", "train", 70)
+    rows = (
+        row | {"positive": [row["positive"], before["positive"]]}
+        for row, before in zip(table, [table[-1], *table], strict=False)
+    )
+    return write_jsonl(tmp_path / "rows.jsonl", rows)
 
 
 @pytest.fixture
 def pairs(tmp_path: Path) -> Path:
-    columns = sample.columns("A", "validation", 40)
-    path = tmp_path / "pairs.jsonl"
-    rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
-    path.write_text("\n".join(map(json.dumps, rows)))
-    return path
+    return write_jsonl(tmp_path / "pairs.jsonl", sample_rows("A", "validation", 40))
 
 
 def settings(model: Path, rows: Path, folder: Path, **train: Any) -> TrainConfig:
@@ -285,9 +280,7 @@ def test_best_weights_are_tested_without_a_second_model(
 def test_a_metric_of_the_format_chooses_the_best_model(
     model: Path, rows: Path, tmp_path: Path, data_format: str, metric: str, best_of: Callable[..., float]
 ) -> None:
-    columns = sample.columns(data_format, "validation", 40)
-    cells = zip(*columns.values(), strict=True)
-    write_jsonl(tmp_path / "valid.jsonl", [dict(zip(columns, row, strict=True)) for row in cells])
+    write_jsonl(tmp_path / "valid.jsonl", sample_rows(data_format, "validation", 40))
     config = settings(model, rows, tmp_path / "run", eval_steps=2, best_metric=metric, learning_rate=0.01)
     config.data.valid.name_or_path = str(tmp_path / "valid.jsonl")
 

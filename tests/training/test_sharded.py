@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from conftest import REPO, SMALL, write_jsonl
+from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+from accelerate.utils import prepare_multi_gpu_env
+from conftest import REPO, SMALL, launch_ranks, sample_rows, write_jsonl
 from safetensors.torch import load_file
 
 from angle.config import LoraConfig, ModelConfig, TrainConfig
 from angle.config.build import build_config
-from angle.data import sample
 from angle.errors import ConfigError
 from angle.modeling.encoder import Encoder
 from angle.training.accelerator import start_accelerator
@@ -37,16 +36,25 @@ JOBS: dict[str, tuple[list[tuple[bool, int | None]], dict[str, Any]]] = {
     "stopped": ([(True, 2), (True, None)], {}),
     "sharded, then full": ([(True, 2), (False, None)], {}),
     "full, then sharded": ([(False, 2), (True, None)], {"train": {"packing": "off"}}),
-    "best earlier": ([(True, None)], {"train": {"learning_rate": 0.03, "eval_steps": 1, "best_metric": "loss"}}),
+    "best earlier": ([(True, None)], {"train": {"learning_rate": 0.03, "eval_steps": 1}}),
     "bf16": ([(True, None)], BF16),
     "bf16 full": ([(False, None)], BF16),
 }
+
+
+def launcher_env(launch_file: Path) -> dict[str, str]:
+    """Return what accelerate sets in the environment of two processes that it starts with a launch file."""
+    parser = launch_command_parser()
+    words = ["--config_file", str(launch_file), "--num_processes", "2", "script.py"]
+    arguments, _, _ = _validate_launch_command(parser.parse_args(words))
+    return {name: value for name, value in prepare_multi_gpu_env(arguments).items() if os.environ.get(name) != value}
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory, folder_of: Callable[[str], str]) -> Path:
     """A folder with the runs of two processes by name, the run "one" of one process, and what each of the two held."""
     folder = tmp_path_factory.mktemp("runs")
+    torch.manual_seed(0)
     below = Encoder.load(ModelConfig(folder_of("llama")), lora=LoraConfig(enabled=True, r=2, dropout=0.0))
     with torch.no_grad():
         for name, weight in below.named_parameters():
@@ -54,9 +62,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory, folder_of: Callable[[str], st
                 weight.normal_(std=0.02)
     below.save(folder / "below")
     for split, number in (("train", 37), ("validation", 23)):
-        columns = sample.columns("A", split, number)
-        rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
-        write_jsonl(folder / f"{split}.jsonl", rows)
+        write_jsonl(folder / f"{split}.jsonl", sample_rows("A", split, number))
 
     def settings(run: str, rows: int, more: dict[str, Any]) -> dict[str, Any]:
         """Four steps of two batches, all of whose gradients are clipped, of an adapter above one that is frozen."""
@@ -76,15 +82,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory, folder_of: Callable[[str], st
         for sharded, step in starts
     ]
     (folder / "jobs.json").write_text(json.dumps(jobs))
-    launch = ["-m", "accelerate.commands.launch", "--config_file", str(LAUNCH_FILE), "--num_processes", "2"]
-    done = subprocess.run(
-        [sys.executable, *launch, str(REPO / "tests" / "sharded.py"), str(folder)],
-        env=os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPO)},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr[-5000:]
+    for rank in launch_ranks([str(REPO / "tests" / "sharded.py"), str(folder)], folder, **launcher_env(LAUNCH_FILE)):
+        assert rank.returncode == 0, rank.stderr[-5000:]
     fit(build_config(settings("one", 8, {}), TrainConfig))
     return folder
 
@@ -139,7 +138,7 @@ def test_two_processes_train_as_one(runs: Path, name: str) -> None:
 
 
 def test_a_saved_adapter_gives_one_process_the_same_embeddings(runs: Path) -> None:
-    texts = sample.columns("A", "validation", 40)["text1"]
+    texts = [row["text1"] for row in sample_rows("A", "validation", 40)]
     expected = Encoder.load(str(runs / "one")).encode(texts)
     torch.testing.assert_close(Encoder.load(str(runs / "plain")).encode(texts), expected, rtol=0, atol=1e-5)
 

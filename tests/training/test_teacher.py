@@ -11,13 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import write_jsonl
+from conftest import sample_rows, write_jsonl
 from torch import Tensor, nn
 
 from angle import ConfigError, Encoder, ModelConfig, PoolingConfig, TrainConfig, build_config, fit
 from angle.cache import cache_folder
 from angle.config import LoraConfig
-from angle.data import sample
 from angle.training.teacher import Teacher, load_teacher
 
 SELF = {"enabled": True, "name_or_path": "self"}
@@ -27,9 +26,7 @@ TEXTS = ["a dog chases the cat", "x", "the woman eats an apple in the garden", "
 @pytest.fixture
 def rows(tmp_path: Path) -> Path:
     """Triples; some texts stand in several."""
-    columns = sample.columns("B", "train", 24)
-    cells = zip(*columns.values(), strict=True)
-    return write_jsonl(tmp_path / "rows.jsonl", [dict(zip(columns, row, strict=True)) for row in cells])
+    return write_jsonl(tmp_path / "rows.jsonl", sample_rows("B", "train", 24))
 
 
 def settings(folder: str, rows: Path, output: Path, **groups: dict[str, Any]) -> TrainConfig:
