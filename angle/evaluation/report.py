@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from angle.config import EvaluateConfig, TrainConfig
+from angle.config import EvaluateConfig
 from angle.evaluation.evaluators.sts import PairScores, StsEvaluator
 from angle.evaluation.tasks import ALIASES, HUB_TASKS, RESULTS_FILE, load_tasks
 from angle.modeling.embedding_config import EmbeddingConfig
@@ -59,20 +59,11 @@ def evaluate(config: EvaluateConfig, processes: PartialState | None = None) -> E
     """
     tasks = load_tasks(config, processes)
     pairs = {name: StsEvaluator(corpus).score_pairs(encode) for name, corpus, encode in tasks}
-    positive_above = _positive_above(config, tasks.run)
-    results = {name: scored.metrics(positive_above) for name, scored in pairs.items()}
+    results = {name: scored.metrics(tasks.positive_above) for name, scored in pairs.items()}
     path, embedding_config = tasks.folder / RESULTS_FILE, tasks.encoder.embedding_config
     if tasks.is_main:
         save_results(path, config.model.name_or_path, embedding_config, results, pairs)
     return Evaluation(results, path, embedding_config)
-
-
-def _positive_above(config: EvaluateConfig, run: TrainConfig | None) -> float:
-    """Return the label above which a pair is positive: as given, or else, on a run's own test set, as in training."""
-    if config.positive_above is not None:
-        return config.positive_above
-    in_training = None if run is None else run.loss.positive_above
-    return max(0.5, in_training or 0.0)
 
 
 def average(results: dict[str, dict[str, float]]) -> float | None:

@@ -51,10 +51,12 @@ class EvaluationTasks:
 
     folder: Path
     """Where the results are written."""
-    run: TrainConfig | None
-    """The settings of the run if the task is its own test set, else None."""
     encoder: Encoder
     sources: dict[str, SourceConfig]
+    purpose: str
+    """What the sources are to the model: a run's own test set, or tasks."""
+    positive_above: float
+    """Label above which a pair is positive."""
     processes: PartialState | None
     """Those that split the work, None for just this one."""
     batch_size: int
@@ -67,9 +69,8 @@ class EvaluationTasks:
 
     def __iter__(self) -> Iterator[tuple[str, Corpus, Encode]]:
         """Yield each task's name, its pairs, and a way to encode their texts that shows the progress."""
-        purpose = TASKS if self.run is None else RUN_TEST_SET
         for name, source in self.sources.items():
-            yield name, load_sts(source, purpose, self.encoder.tokenizer), partial(self._encode, name)
+            yield name, load_sts(source, self.purpose, self.encoder.tokenizer), partial(self._encode, name)
 
     def _encode(self, name: str, tokens: Tokens, depths: Sequence[int] | None = None) -> Tensor:
         """Return the embeddings of a task's texts, as `Encode` does."""
@@ -93,11 +94,18 @@ def load_tasks(config: EvaluateConfig, processes: PartialState | None = None) ->
     """
     folder = _new_folder(config)
     run = None if config.tasks is not None else _run_config(config)
-    sources = _sources(config, run)
+    if config.tasks is not None:
+        sources = {task: task_source(task, config.columns, config.label_map) for task in expand_tasks(config.tasks)}
+    else:
+        sources = _test_set(config, SourceConfig() if run is None else run.data.test)
+    positive_above = config.positive_above
+    if positive_above is None:  # on a run's own test set, the same as in training
+        positive_above = max(0.5, (run and run.loss.positive_above) or 0.0)
     kernel_selector = kernels_to_skip if processes is None else kernels_to_skip_from_main_process
     encoder = Encoder.load(config.model, config.pooling, kernel_selector=kernel_selector)
     encoder.to(best_device() if processes is None else processes.device).eval()
-    return EvaluationTasks(folder, run, encoder, sources, processes, config.batch_size)
+    purpose = TASKS if run is None else RUN_TEST_SET
+    return EvaluationTasks(folder, encoder, sources, purpose, positive_above, processes, config.batch_size)
 
 
 def _new_folder(config: EvaluateConfig) -> Path:
@@ -117,11 +125,13 @@ def _run_config(config: EvaluateConfig) -> TrainConfig | None:
     return load_config(saved) if saved.is_file() else None
 
 
-def _sources(config: EvaluateConfig, run: TrainConfig | None) -> dict[str, SourceConfig]:
-    """Return what to measure on, by name: the tasks given, or else the run's own test set."""
-    if config.tasks is not None:
-        return {task: task_source(task, config.columns, config.label_map) for task in expand_tasks(config.tasks)}
-    source = run.data.test if run is not None else SourceConfig()
+def _test_set(config: EvaluateConfig, source: SourceConfig) -> dict[str, SourceConfig]:
+    """Return a run's own test set by name.
+
+    Raises:
+        ConfigError: the model is no run, or a run without a test set.
+
+    """
     if not source.names():
         name = config.model.name_or_path
         looked_for = "" if Path(name).exists() or name == TINY else f"There is no folder {name} here. "

@@ -14,7 +14,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from angle.config import HUB_NAME, SourceConfig, TrainConfig
+from angle.config import HUB_NAME, DataConfig, SourceConfig, TrainConfig
 from angle.data.sources import SAMPLE
 from angle.evaluation.evaluator import Metric
 from angle.evaluation.run_evaluators import TEST_METRIC, metric_named, validation_purpose
@@ -51,6 +51,22 @@ class PushedModel:
     sentence_transformers: SentenceTransformersSupport
 
 
+@dataclass(frozen=True)
+class Score:
+    """What a run measured of its model."""
+
+    metric: Metric
+    source: SourceConfig
+    """What it was measured on."""
+    split: str
+    """That source's default split."""
+    value: float
+    remark: str
+    """When it was measured, or of what."""
+    is_of_this_model: bool
+    """Whether the model that is pushed was measured, not what it is compared with."""
+
+
 def model_card(model: PushedModel, config: TrainConfig | None = None, record: dict[str, Any] | None = None) -> str:
     """Return the README.md of a model, metadata first.
 
@@ -60,24 +76,20 @@ def model_card(model: PushedModel, config: TrainConfig | None = None, record: di
         record: the content of that run's run.json.
 
     """
-    parts = [
-        f"---\n{_metadata(model, config, record)}\n---",
-        f"# {model.model_id.split('/')[1]}",
-        _introduction(model),
-        f"## Use\n\n{_use(model)}",
-        *(_run_sections(config, record) if config is not None and record is not None else ()),
-    ]
-    return "\n\n".join(part for part in parts if part) + "\n"
-
-
-def _run_sections(config: TrainConfig, record: dict[str, Any]) -> list[str]:
-    tables = [_table(("measured on", label), rows) for label, rows in _scores(config, record).items()]
-    return [
-        "\n\n".join(["## Scores", *tables]) if tables else "",
-        f"## Training\n\n{_table(('', ''), _training(config, record))}",
-        _command(record["command"]),
-        f"Versions: {', '.join(f'{name} {number}' for name, number in record['versions'].items())}.",
-    ]
+    scores: list[Score] = []
+    trained_on: list[str] = []
+    sections = [f"# {model.model_id.split('/')[1]}", _introduction(model), f"## Use\n\n{_use(model)}"]
+    if config is not None and record is not None:
+        scores = _scores(config.data, config.train.best_metric, record["result"])
+        trained_on = config.data.train.names()
+        sections += [
+            _score_tables(scores),
+            f"## Training\n\n{_table(('', ''), _training(config, record))}",
+            _command(record["command"]),
+            f"Versions: {', '.join(f'{name} {number}' for name, number in record['versions'].items())}.",
+        ]
+    sections.insert(0, f"---\n{_metadata(model, scores, trained_on)}\n---")
+    return "\n\n".join(filter(None, sections)) + "\n"
 
 
 def public_name(name: str) -> str:
@@ -85,7 +97,7 @@ def public_name(name: str) -> str:
     return Path(name).name if Path(name).is_absolute() else name
 
 
-def _metadata(model: PushedModel, config: TrainConfig | None, record: dict[str, Any] | None) -> str:
+def _metadata(model: PushedModel, scores: Sequence[Score], trained_on: Sequence[str]) -> str:
     from huggingface_hub import EvalResult, ModelCardData
 
     library = "peft" if model.has_adapters else "transformers"
@@ -93,36 +105,28 @@ def _metadata(model: PushedModel, config: TrainConfig | None, record: dict[str, 
     if model.sentence_transformers is SentenceTransformersSupport.AS_IS:
         library = "sentence-transformers"
         tags.insert(0, library)
-    scores: list[tuple[SourceConfig, str, Metric, float | None]] = []
-    trained_on: list[str] = []
-    if config is not None and record is not None:
-        scores = [
-            (config.data.test, "test", TEST_METRIC, record["result"]["test_after"]),
-            (_validated_on(config), "validation", _best_metric(config), record["result"]["best_score"]),
-        ]
-        trained_on = [name for name in config.data.train.names() if _may_be_on_the_hub(name)]
     base = split_gguf(model.base)[0]
     data = ModelCardData(
         library_name=library,
         tags=tags,
         pipeline_tag="sentence-similarity",
         base_model=base if _may_be_on_the_hub(base) else None,
-        datasets=trained_on or None,
+        datasets=list(filter(_may_be_on_the_hub, trained_on)) or None,
         model_name=model.model_id.split("/")[1],
         eval_results=[
             EvalResult(
                 task_type="semantic-similarity",
                 task_name="Semantic Similarity",
-                dataset_type=next(filter(_may_be_on_the_hub, source.names()), "unknown"),
-                dataset_name=_name_of(source, split),
-                dataset_config=source.subset,
-                dataset_split=source.split or split,
-                metric_type=metric.hub_type,
-                metric_name=metric.description,
-                metric_value=round(score, 6),
+                dataset_type=next(filter(_may_be_on_the_hub, score.source.names()), "unknown"),
+                dataset_name=_name_of(score.source, score.split),
+                dataset_config=score.source.subset,
+                dataset_split=score.source.split or score.split,
+                metric_type=score.metric.hub_type,
+                metric_name=score.metric.description,
+                metric_value=round(score.value, 6),
             )
-            for source, split, metric, score in scores
-            if score is not None and metric.hub_type is not None
+            for score in scores
+            if score.is_of_this_model and score.metric.hub_type is not None
         ]
         or None,
     )
@@ -176,21 +180,32 @@ def _use(model: PushedModel) -> str:
     return f"{code}\n\nIt loads in angle-hydra only: sentence-transformers has no way to say how its texts are read."
 
 
-def _scores(config: TrainConfig, record: dict[str, Any]) -> dict[str, list[tuple[str, str]]]:
-    """Return rows (what was measured on, value) by the label of what was measured."""
-    result, test = record["result"], _name_of(config.data.test, "test")
-    validation = _name_of(_validated_on(config), "validation")
-    rows = [
-        (_best_metric(config), f"{validation}, step {result['best_step']}", result["best_score"]),
-        (TEST_METRIC, test, result["test_after"]),
-        (TEST_METRIC, f"{test}, before training", result["test_before"]),
-        (TEST_METRIC, f"{test}, of shared words alone", result["test_word_overlap"]),
+def _scores(data: DataConfig, best_metric: str | None, result: dict[str, Any]) -> list[Score]:
+    """Return what a run measured, from its data, `train.best_metric` and the result in its record."""
+    on_sts = validation_purpose(best_metric) == "valid_sts" and data.valid_sts.names()
+    validation = (metric_named(best_metric), data.valid_sts if on_sts else data.valid, "validation")
+    test = (TEST_METRIC, data.test, "test")
+    measured = [
+        (*validation, result["best_score"], f"step {result['best_step']}", True),
+        (*test, result["test_after"], "", True),
+        (*test, result["test_before"], "before training", False),
+        (*test, result["test_word_overlap"], "of shared words alone", False),
     ]
+    return [
+        Score(metric, source, split, value, remark, is_of_this_model)
+        for metric, source, split, value, remark, is_of_this_model in measured
+        if value is not None
+    ]
+
+
+def _score_tables(scores: Sequence[Score]) -> str:
+    """Return the section of the scores, a table for each metric; nothing without scores."""
     tables: dict[str, list[tuple[str, str]]] = {}
-    for metric, name, score in rows:
-        if score is not None:
-            tables.setdefault(metric.label, []).append((name, f"{score:.4f}"))
-    return tables
+    for score in scores:
+        measured_on = ", ".join(filter(None, [_name_of(score.source, score.split), score.remark]))
+        tables.setdefault(score.metric.label, []).append((measured_on, f"{score.value:.4f}"))
+    sections = [_table(("measured on", label), rows) for label, rows in tables.items()]
+    return "\n\n".join(["## Scores", *sections]) if sections else ""
 
 
 def _training(config: TrainConfig, record: dict[str, Any]) -> list[tuple[str, str]]:
@@ -236,16 +251,6 @@ def _without_folders(argument: str) -> str:
         return (text.rstrip("/").rpartition("/")[2] or text) if is_path else text
 
     return PATH_LIKE.sub(strip, argument)
-
-
-def _best_metric(config: TrainConfig) -> Metric:
-    return metric_named(config.train.best_metric)
-
-
-def _validated_on(config: TrainConfig) -> SourceConfig:
-    """Return the rows on which the best model was chosen."""
-    on_sts = validation_purpose(config.train.best_metric) == "valid_sts" and config.data.valid_sts.names()
-    return config.data.valid_sts if on_sts else config.data.valid
 
 
 def _name_of(source: SourceConfig, split: str) -> str:

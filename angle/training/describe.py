@@ -26,15 +26,12 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 
-def describe_environment(config: TrainConfig, data: RunData, accelerator: Accelerator) -> dict[str, Any]:
-    """Return the first entries of run.json, which show later how a result was produced."""
+def describe_environment(accelerator: Accelerator) -> dict[str, Any]:
+    """Return the part of run.json that says how and where a run was started."""
     packages = ("angle-hydra", "torch", "transformers", "accelerate", "datasets", "peft", "tokenizers", "numpy")
     return {
-        "finished": False,
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "command": _command(sys.argv),
-        "seed": config.train.seed,
-        "data": data.fingerprints,
         "versions": {"python": platform.python_version()} | {name: version(name) for name in packages},
         "git_commit": _git_commit(),
         "hardware": {

@@ -171,7 +171,8 @@ def _prepare(
     if accelerator.is_main_process:
         stack.enter_context(folder.locked())
         if state is RunState.NEW and folder.check_config(requested_config) is RunState.NEW:
-            record = describe_environment(config, data, accelerator) | {"kernels": components.encoder.kernel_status()}
+            record = {"finished": False, "seed": config.train.seed, "data": data.fingerprints}
+            record |= describe_environment(accelerator) | {"kernels": components.encoder.kernel_status()}
             folder.create(config, requested_config, record)
     accelerator.wait_for_everyone()
     run_info = RunInfo(folder.path, config.tracking, asdict(config), folder.record())

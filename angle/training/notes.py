@@ -30,7 +30,7 @@ def notes_on(config: TrainConfig, data: RunData, total_steps: int) -> list[str]:
     return [
         *notes,
         *_on_bits(config.model),
-        *_on_precision(config),
+        *_on_precision(config.model, config.train.mixed_precision, lora=config.lora.enabled),
         *_on_warmup(config.train.warmup_steps, total_steps),
     ]
 
@@ -50,14 +50,13 @@ def _on_bits(model: ModelConfig) -> Iterator[str]:
         )
 
 
-def _on_precision(config: TrainConfig) -> Iterator[str]:
+def _on_precision(model: ModelConfig, mixed_precision: str, *, lora: bool) -> Iterator[str]:
     """Yield the setting that would be faster on a GPU."""
-    model, mixed_precision = config.model, config.train.mixed_precision
     if not torch.cuda.is_available() or model.dtype != "float32":
         return
     if mixed_precision == "no":
         yield "everything is computed in float32; train.mixed_precision=bf16 is what recent GPUs are fast in"
-    elif config.lora.enabled:
+    elif lora:
         yield (
             f"the frozen weights are float32, and converted at every use for train.mixed_precision={mixed_precision}; "
             f"model.dtype=bfloat16 saves that, and half of their memory"

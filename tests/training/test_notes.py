@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import start, write_jsonl
+from conftest import sample_rows, start, write_jsonl
 
 from angle import TrainConfig, build_config
-from angle.data import sample
 from angle.training import notes, setup
 from angle.training.accelerator import start_accelerator
 
 
 def rows(tmp_path: Path, name: str, labels: list[float] | None = None) -> Path:
-    columns = sample.columns(name, "train", 20)
+    table = sample_rows(name, "train", 20)
     if labels:
-        columns["label"] = (labels * 20)[:20]
-    cells = zip(*columns.values(), strict=True)
-    return write_jsonl(tmp_path / f"{name}.jsonl", [dict(zip(columns, row, strict=True)) for row in cells])
+        table = [row | {"label": label} for row, label in zip(table, cycle(labels), strict=False)]
+    return write_jsonl(tmp_path / f"{name}.jsonl", table)
 
 
 def notes_of(path: Path, loss: dict[str, Any], lora: dict[str, Any] | None = None, **model: Any) -> list[str]:
@@ -120,11 +119,10 @@ def test_note_on_8_bit_embeddings_depending_on_the_batch(tmp_path: Path, folder_
 def test_note_on_faster_precision_on_a_gpu(
     monkeypatch: pytest.MonkeyPatch, train: dict[str, Any], lora: bool, dtype: str, starts: list[str]
 ) -> None:
-    groups = {"train": train, "lora": {"enabled": lora}, "model": {"dtype": dtype}}
-    config = build_config(groups, TrainConfig)
-    assert list(notes._on_precision(config)) == []
+    config = build_config({"train": train, "model": {"dtype": dtype}}, TrainConfig)
+    assert list(notes._on_precision(config.model, config.train.mixed_precision, lora=lora)) == []
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
-    precision_notes = list(notes._on_precision(config))
+    precision_notes = list(notes._on_precision(config.model, config.train.mixed_precision, lora=lora))
     assert [note[: len(text)] for note, text in zip(precision_notes, starts, strict=True)] == starts
 
 
