@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import gc
 import inspect
 import json
 import os
+import shutil
 import socket
 import subprocess
 import zlib
@@ -43,6 +45,7 @@ PADDED: dict[str, dict[str, Any]] = {"mpnet": {}, "deberta-v2": {"relative_atten
 torch.set_num_threads(1)  # test files run side by side, and models are tiny: threads would only wait for each other
 #: Read when libraries are imported, so they are set before any test file is.
 os.environ |= {"HF_HUB_OFFLINE": "1", "WANDB_MODE": "disabled"}
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # every command would compile this project anew
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -70,6 +73,21 @@ def command(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
         return start(script, *arguments, folder=folder, **env)
 
     return run
+
+
+def made_once(paths: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
+    """Return a folder that is made by the first of all pytest workers that asks for it; the others wait for it."""
+    root = paths.getbasetemp()
+    root = root.parent if "PYTEST_XDIST_WORKER" in os.environ else root
+    with Path(root, f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        folder, done = root / name, root / f"{name}.done"
+        if not done.exists():
+            shutil.rmtree(folder, ignore_errors=True)  # of a worker that failed
+            folder.mkdir()
+            make(folder)
+            done.touch()
+    return folder
 
 
 def free_port() -> int:

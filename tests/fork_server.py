@@ -47,8 +47,12 @@ LIBRARIES = (
 _STARTING = threading.Lock()
 
 
-def run(words: Sequence[str], folder: Path, env: Mapping[str, str], timeout: float) -> subprocess.CompletedProcess[str]:
+def run(
+    words: Sequence[str], folder: Path, env: Mapping[str, str], timeout: float, stdout: int | None = None
+) -> subprocess.CompletedProcess[str]:
     """Run `python WORDS` in a folder: WORDS are a script, or -m and a module, and its arguments.
+
+    What it prints is returned, unless `stdout` is a file descriptor to print to.
 
     Raises:
         TimeoutExpired: it ran for longer than `timeout` seconds, and was killed.
@@ -61,7 +65,7 @@ def run(words: Sequence[str], folder: Path, env: Mapping[str, str], timeout: flo
     reading, writing = os.pipe()
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err, open(reading) as reports:
         request = json.dumps([list(words), str(folder), dict(env)]).encode()
-        socket.send_fds(server.requests, [request], [out.fileno(), err.fileno(), writing])
+        socket.send_fds(server.requests, [request], [out.fileno() if stdout is None else stdout, err.fileno(), writing])
         os.close(writing)
         pid = int(reports.readline() or "0")
         assert pid, "the server ended before the command started; see what it printed"

@@ -26,6 +26,12 @@ LAYERS = (
     ("api", "angle_trainer"),
 )
 LAYER = {part: number for number, parts in enumerate(LAYERS) for part in parts}
+#: Where a function is given all settings of a run: to compose, save, compare, take apart or describe them.
+TAKE_ALL_SETTINGS = {
+    "api/in_memory", "cli/sweep", "config/build", "config/overrides", "config/resume", "export/hub",
+    "export/model_card", "training/describe", "training/dry_run", "training/loop", "training/notes", "training/resolve",
+    "training/run_folder", "training/setup", "training/sharding",
+}  # fmt: skip
 KNOW_HYDRA = ("config/build", "config/overrides", "cli/app", "cli/arguments", "cli/jobs", "cli/sweep")
 
 
@@ -91,6 +97,18 @@ def test_upward_import_is_detected(tmp_path, monkeypatch):
 def test_few_modules_import_hydra(path):
     tops = {name.split(".")[0] for name in imports(path)}
     assert not tops & {"hydra", "omegaconf"} or name_of(path) in [f"angle/{name}.py" for name in KNOW_HYDRA]
+
+
+def test_few_modules_are_given_all_settings():
+    taking = {
+        str(path.relative_to(REPO / "angle").with_suffix(""))
+        for path in MODULES
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.FunctionDef)
+        for argument in (*node.args.args, *node.args.kwonlyargs)
+        if argument.annotation is not None and "TrainConfig" in ast.unparse(argument.annotation)
+    }
+    assert taking == TAKE_ALL_SETTINGS
 
 
 @pytest.mark.parametrize("path", [*MODULES, *SCRIPTS], ids=name_of)

@@ -133,10 +133,12 @@ def test_loss_is_the_same_without_techniques(folder_of: Callable[[str], str], tm
             for number, (text, other) in enumerate(itertools.pairwise(texts))
         )
     )
-    (tmp_path / "scratch").mkdir()
-    plain = Job(OWN, "loss", str(model), str(rows), str(tmp_path / "scratch"), batch_size=3, max_length=32)
+    for scratch in ("with", "without"):
+        (tmp_path / scratch).mkdir()
+    plain = Job(OWN, "loss", str(model), str(rows), str(tmp_path / "with"), batch_size=3, max_length=32)
     answer = start(plain)
-    command = ["-m", "benchmarks.throughput.worker", json.dumps(asdict(replace(plain, without=TECHNIQUES)))]
+    job = replace(plain, scratch=str(tmp_path / "without"), without=TECHNIQUES)
+    command = ["-m", "benchmarks.throughput.worker", json.dumps(asdict(job))]
     without = fork_server.run(command, REPO, os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}, 100)
     assert without.returncode == 0, without.stderr
     assert json.loads(without.stdout)["loss"] == pytest.approx(answer["loss"], rel=1e-5)

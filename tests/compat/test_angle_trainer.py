@@ -15,7 +15,7 @@ import fork_server
 import pytest
 import torch
 from composition import composed
-from conftest import REPO, decoder_tokenizer, free_port, sample_rows, write_jsonl
+from conftest import REPO, decoder_tokenizer, launch_ranks, sample_rows, write_jsonl
 from reference_command import (
     BASE,
     DUPLICATES,
@@ -181,27 +181,19 @@ def test_the_command_imports_nothing_heavy():
     assert done.stdout == "[]\n"
 
 
-def trainer(launcher: list[str], words: str, folder: Path, **env: str) -> str:
-    """Run the command as a process of its own, on the CPU; return what it prints."""
-    command = [*launcher, "-m", "angle.compat.angle_trainer", *shlex.split(words)]
-    env |= {"PYTHONPATH": str(REPO), "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
-    done = fork_server.run(command, folder, os.environ | env, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
-
-
 @pytest.mark.slow
 def test_angle_emb_command_for_bert_on_two_processes(tmp_path):
     rows_of("A", tmp_path / "nli.jsonl", 300)
-    printed = trainer(
-        ["-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={free_port()}"],
+    words = (
         "--train_name_or_path nli.jsonl --save_dir ckpts/bert-base-nli-test --model_name_or_path tiny "
         "--pooling_strategy cls --maxlen 64 --ibn_w 30.0 --cosine_w 0.0 --angle_w 1.0 --angle_tau 20.0 "
         "--learning_rate 5e-5 --push_to_hub 0 --logging_steps 10 --save_steps 100 --warmup_steps 50 --batch_size 128 "
-        "--seed 42 --gradient_accumulation_steps 16 --epochs 10 --fp16 1",
-        tmp_path,
-        WANDB_MODE="disabled",
+        "--seed 42 --gradient_accumulation_steps 16 --epochs 10 --fp16 1"
     )
+    command = ["-m", "angle.compat.angle_trainer", *shlex.split(words)]
+    ranks = launch_ranks(command, tmp_path, WANDB_MODE="disabled")
+    assert [rank.returncode for rank in ranks] == [0, 0], ranks[0].stderr[-3000:]
+    printed = ranks[0].stdout + ranks[1].stdout
     assert printed.count("same as accelerate launch --multi_gpu --num_processes 2 train.py ") == 1
     assert "note    --fp16 1 needs a GPU, and there is none: the run goes on in " in printed
     assert "note    --gradient_accumulation_steps 16 counts all 2 processes: 8 for each\n" in printed
@@ -214,17 +206,18 @@ def test_angle_emb_command_for_bert_on_two_processes(tmp_path):
 @pytest.mark.slow
 def test_angle_emb_command_for_llama_trains_as_the_printed_command(tmp_path, llama, monkeypatch):
     rows_of("B", tmp_path / "nli.jsonl", 130)
-    printed = trainer(
-        [],
+    words = (
         "--train_name_or_path nli.jsonl --save_dir ckpts/NLI-STS-angle-llama-7b --model_name_or_path llama "
         "--apply_billm 1 --billm_model_class LlamaForCausalLM --load_kbit 4 --apply_lora 1 --lora_r 64 "
         "--lora_alpha 128 --lora_dropout 0.1 --is_llm 1 --pooling_strategy avg --maxlen 60 --ibn_w 20.0 --cosine_w 0.0 "
         "--angle_w 1.0 --learning_rate 2e-4 --push_to_hub 0 --logging_steps 5 --save_steps 50 --warmup_steps 50 "
-        "--batch_size 120 --seed 42 --gradient_accumulation_steps 32 --epochs 2 --fp16 1",
-        tmp_path,
-        BiLLM_START_INDEX="0",
-        WANDB_MODE="disabled",
+        "--batch_size 120 --seed 42 --gradient_accumulation_steps 32 --epochs 2 --fp16 1"
     )
+    command = ["-m", "angle.compat.angle_trainer", *shlex.split(words)]
+    env = {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "BiLLM_START_INDEX": "0", "WANDB_MODE": "disabled"}
+    done = fork_server.run(command, tmp_path, os.environ | env, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    printed = done.stdout
     assert "both directions" in printed
     assert "Saved   ckpts/NLI-STS-angle-llama-7b/final\n" in printed
     words = shlex.split(printed.splitlines()[0])
