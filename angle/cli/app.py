@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from string import Template
 
@@ -84,10 +85,26 @@ def _run_hydra(words: list[str], runner: JobRunner[Config], name: str, conf: Pat
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let exceptions through, to turn them into one sentence
     version.setbase("1.3")
     parser = get_args_parser()
+    arguments = parser.parse_args(words)
     try:
-        _run_hydra(parser.parse_args(words), parser, runner.run, str(conf), name)
+        with _composing_once(arguments.overrides):
+            _run_hydra(arguments, parser, runner.run, str(conf), name)
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(". ".join(str(error).split("\n")[:2])) from None
+
+
+@contextmanager
+def _composing_once(overrides: list[str]) -> Iterator[None]:
+    """Spare Hydra composing everything twice: the first time it only looks for hydra.mode, in place of the flag -m."""
+    from hydra._internal.hydra import Hydra
+
+    get_mode = Hydra.get_mode
+    if not any(word.lstrip("+").startswith("hydra.mode") for word in overrides):
+        Hydra.get_mode = lambda *_, **__: None  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        Hydra.get_mode = get_mode  # type: ignore[method-assign]
 
 
 def overridden_settings() -> set[str]:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import fork_server
 import pytest
 from conftest import REPO, write_jsonl
 
@@ -63,13 +62,8 @@ def test_the_command_writes_a_section(folder_of: Callable[[str], str], tmp_path:
     rows, markdown = write_jsonl(tmp_path / "rows.jsonl", triples(30)), tmp_path / "section.md"
     words = f"--model {folder_of('bert')} --rows-file {rows} --rows 6 --budgets 40 --steps 1 --rounds 1 --large 30"
     words += f" --large-budget 60 --max-length 64 --markdown {markdown}"
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.gradient_cache", *words.split()],
-        cwd=REPO,
-        env=os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-    )
+    env = os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    done = fork_server.run(["-m", "benchmarks.gradient_cache", *words.split()], REPO, env, timeout=300)
     assert done.returncode == 0, done.stderr
     lines = markdown.read_text().splitlines()
     batches = [line.split(" | ")[0].removeprefix("| ") for line in lines if " rows, " in line]

@@ -118,7 +118,7 @@ def test_the_other_formats_of_the_sample_learn(command: Command, tmp_path, name)
 
 def test_a_sweep_has_a_folder_per_job_each_of_which_can_be_resumed(tmp_path):
     """The sweep is killed in its third job; that one resumes, and ends as if it had never been killed."""
-    common = [*sample_files(tmp_path), "train.batch_size=8", "train.max_steps=60", "train.save_steps=10"]
+    common = [*sample_files(tmp_path), "train.batch_size=8", "train.max_steps=40", "train.save_steps=10"]
     words = ["-m", "loss.ibn_w=10,20", "loss.angle_tau=1,20", *common]
     sweep = subprocess.Popen(
         [sys.executable, str(REPO / "train.py"), *words, "hydra.sweep.dir=sweep"],
@@ -139,7 +139,7 @@ def test_a_sweep_has_a_folder_per_job_each_of_which_can_be_resumed(tmp_path):
     done = start("train.py", *words, "hydra.sweep.dir=sweep", folder=tmp_path)  # the same command does what is left
     assert (done.returncode, done.stderr) == (0, "")
     assert len(re.findall(r"holds this run already, finished", done.stdout)) == 2
-    assert len(re.findall(r"^resume  at step [2-5]0 ", done.stdout, re.MULTILINE)) == 1
+    assert len(re.findall(r"^resume  at step [23]0 ", done.stdout, re.MULTILINE)) == 1
     jobs = sorted(path for path in (tmp_path / "sweep").iterdir() if path.is_dir())
     ends = [f"loss.ibn_w-{weight}_loss.angle_tau-{tau}" for weight in (10, 20) for tau in (1, 20)]
     assert [job.name for job in jobs] == [f"{number}_{end}" for number, end in enumerate(ends)]

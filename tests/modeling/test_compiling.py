@@ -58,7 +58,7 @@ def load(folder: str, packed: bool, start: int | None, adapted: bool) -> Encoder
     encoder = Encoder.load(
         ModelConfig(folder, attn_implementation=None if packed else "sdpa", gradient_checkpointing=adapted, layers=2),
         PoolingConfig("avg"),
-        LoraConfig(enabled=True, dropout=0.0) if adapted else None,
+        LoraConfig(enabled=True, dropout=0.0, target_modules=["q_proj", "down_proj"]) if adapted else None,
         None if start is None else BillmConfig(enabled=True, start_index=start),
     )
     for module in encoder.modules():
