@@ -100,7 +100,8 @@ def load_tasks(config: EvaluateConfig, processes: PartialState | None = None) ->
         sources = _test_set(config, SourceConfig() if run is None else run.data.test)
     positive_above = config.positive_above
     if positive_above is None:  # on a run's own test set, the same as in training
-        positive_above = max(0.5, (run and run.loss.positive_above) or 0.0)
+        in_training = None if run is None else run.loss.positive_above
+        positive_above = max(0.5, in_training or 0.0)
     kernel_selector = kernels_to_skip if processes is None else kernels_to_skip_from_main_process
     encoder = Encoder.load(config.model, config.pooling, kernel_selector=kernel_selector)
     encoder.to(best_device() if processes is None else processes.device).eval()

@@ -11,6 +11,7 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -61,9 +62,9 @@ class Score:
     split: str
     """That source's default split."""
     value: float
-    remark: str
+    remark: str = ""
     """When it was measured, or of what."""
-    is_of_this_model: bool
+    is_of_this_model: bool = True
     """Whether the model that is pushed was measured, not what it is compared with."""
 
 
@@ -183,19 +184,15 @@ def _use(model: PushedModel) -> str:
 def _scores(data: DataConfig, best_metric: str | None, result: dict[str, Any]) -> list[Score]:
     """Return what a run measured, from its data, `train.best_metric` and the result in its record."""
     on_sts = validation_purpose(best_metric) == "valid_sts" and data.valid_sts.names()
-    validation = (metric_named(best_metric), data.valid_sts if on_sts else data.valid, "validation")
-    test = (TEST_METRIC, data.test, "test")
-    measured = [
-        (*validation, result["best_score"], f"step {result['best_step']}", True),
-        (*test, result["test_after"], "", True),
-        (*test, result["test_before"], "before training", False),
-        (*test, result["test_word_overlap"], "of shared words alone", False),
+    validation = partial(Score, metric_named(best_metric), data.valid_sts if on_sts else data.valid, "validation")
+    test = partial(Score, TEST_METRIC, data.test, "test")
+    scores = [
+        validation(result["best_score"], f"step {result['best_step']}"),
+        test(result["test_after"]),
+        test(result["test_before"], "before training", is_of_this_model=False),
+        test(result["test_word_overlap"], "of shared words alone", is_of_this_model=False),
     ]
-    return [
-        Score(metric, source, split, value, remark, is_of_this_model)
-        for metric, source, split, value, remark, is_of_this_model in measured
-        if value is not None
-    ]
+    return [score for score in scores if score.value is not None]
 
 
 def _score_tables(scores: Sequence[Score]) -> str:
