@@ -253,6 +253,24 @@ def test_the_task_sees_the_command_line_as_typed(monkeypatch, tmp_path):
     assert seen == [("train.py", "data.train.columns={text1: a}", "--multirun", "train.seed=1", "a")]
 
 
+def test_settings_are_composed_once(monkeypatch, tmp_path):
+    from hydra._internal.hydra import Hydra
+
+    compose, get_mode, composed_names = Hydra.compose_config, Hydra.get_mode, list[str]()
+
+    def compose_and_count(self, config_name, *arguments, **options):
+        composed_names.append(config_name)
+        return compose(self, config_name, *arguments, **options)
+
+    monkeypatch.setattr(Hydra, "compose_config", compose_and_count)
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["train.py", "train.seed=1"])
+    launch(lambda _: None, TrainConfig, "train", CONF)
+    assert composed_names == ["train"]
+    assert Hydra.get_mode is get_mode
+
+
 @pytest.mark.parametrize(("script", "parent"), [("train.py", "runs"), ("evaluate.py", "evaluations")])
 def test_a_run_is_named_by_date_and_time(command, script, parent):
     done = command(script, "--cfg", "hydra", "--resolve", "--package", "hydra.run")
