@@ -18,6 +18,10 @@ class TrainingError(RuntimeError):
     """A run that must stop: its loss is no longer finite, or its folder cannot be trusted."""
 
 
+class StoppedError(KeyboardInterrupt):
+    """A run that a signal has ended; a checkpoint has all of it. Like Ctrl-C, it is no error of a job's."""
+
+
 class HubError(RuntimeError):
     """A model that could not be pushed to the Hugging Face hub. Files on disk are unchanged."""
 

@@ -8,17 +8,35 @@ import os
 import shutil
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
+#: How the name of a file or a folder ends, after a dot in front, while it is being written.
+NEW_SUFFIX = ".new"
+#: In a folder of a run's: the checksums of its files.
+MANIFEST = "manifest.json"
+
 
 def write_durably(path: Path, text: str) -> None:
-    """Write a file so that a reader, or a crash, finds either the old text or the new one."""
-    temp_path = path.with_name(f".{path.name}.new")
-    temp_path.write_text(text, encoding="utf-8")
-    sync(temp_path)
-    os.replace(temp_path, path)
+    """Write a file so that a reader, or a crash, finds either the old text or the new one; a failure leaves the old."""
+    temp_path = _temp_path(path)
+    try:
+        temp_path.write_text(text, encoding="utf-8")
+        sync(temp_path)
+        os.replace(temp_path, path)
+    except BaseException:
+        temp_path.unlink(missing_ok=True)
+        raise
     sync(path.parent)
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it that are missing, so that a power cut does not lose them."""
+    if not path.is_dir():
+        make_folder(path.parent)
+        path.mkdir(exist_ok=True)
+        sync(path.parent)
 
 
 def replace_folder(target: Path, write: Callable[[Path], object]) -> None:
@@ -34,7 +52,7 @@ def replace_folder(target: Path, write: Callable[[Path], object]) -> None:
     """
     restore_folder(target)
     temp_path, backup_path = _temp_path(target), _backup_path(target)
-    target.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(target.parent)
     try:
         write(temp_path)
         sync_tree(temp_path)
@@ -45,15 +63,15 @@ def replace_folder(target: Path, write: Callable[[Path], object]) -> None:
         restore_folder(target)
         raise
     sync(target.parent)
-    shutil.rmtree(backup_path, ignore_errors=True)
+    remove(backup_path)
 
 
 def restore_folder(target: Path) -> None:
     """Clean up after a crash in `replace_folder`: put the old folder back unless the new one is in place."""
-    shutil.rmtree(_temp_path(target), ignore_errors=True)
+    remove(_temp_path(target))
     backup_path = _backup_path(target)
     if target.exists():
-        shutil.rmtree(backup_path, ignore_errors=True)
+        remove(backup_path)
     elif backup_path.exists():
         backup_path.rename(target)
 
@@ -64,8 +82,22 @@ def readable_folder(target: Path) -> Path:
     return backup_path if backup_path.exists() and not target.exists() else target
 
 
+def is_scratch(path: Path) -> bool:
+    """Return whether a file or folder is what a crash left of one that was being written."""
+    return path.name.startswith(".") and path.suffix == NEW_SUFFIX
+
+
+def remove(path: Path) -> None:
+    """Remove a folder with its contents, or a file, as far as that is possible."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with suppress(OSError):
+            path.unlink()
+
+
 def _temp_path(target: Path) -> Path:
-    return target.with_name(f".{target.name}.new")
+    return target.with_name(f".{target.name}{NEW_SUFFIX}")
 
 
 def _backup_path(target: Path) -> Path:

@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from angle.config import CONFIG_FILE
-from angle.config.build import load_config
 from angle.export.hub import push_model
 from angle.modeling.embedding_config import read_embedding_config
 from angle.modeling.encoder import Encoder
@@ -34,7 +32,7 @@ def push_encoder(encoder: Encoder, loaded_from: str, hub_model_id: str, *, priva
         run.state() is RunState.FINISHED
         and read_embedding_config(locate_model(loaded_from)) == encoder.embedding_config
     )
-    config = load_config(run.path / CONFIG_FILE) if is_run else None
+    config = run.resolved_config() if is_run else None
     base = loaded_from if not run.path.exists() else str(run.path.resolve())
     if config is not None:
         base = config.model.name_or_path

@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from angle.config import CONFIG_FILE, ConvertConfig, EvaluateConfig, TrainConfig
-from angle.config.build import Config, build_config, load_config
+from angle.config import ConvertConfig, EvaluateConfig, TrainConfig
+from angle.config.build import Config, build_config
+from angle.config.record import read_config
 from angle.errors import ConfigError
 
 #: Maximum length of a job's folder name: file systems allow 255 bytes.
@@ -97,9 +98,7 @@ def best_metric(config: TrainConfig | EvaluateConfig | ConvertConfig) -> str | N
     if not isinstance(config, TrainConfig):
         return None
     train = config.train
-    return (
-        train.best_metric if train.resume is None else load_config(Path(train.resume) / CONFIG_FILE).train.best_metric
-    )
+    return train.best_metric if train.resume is None else read_config(Path(train.resume)).train.best_metric
 
 
 def comparison_table(jobs: Sequence[JobResult]) -> str:

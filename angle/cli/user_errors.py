@@ -10,12 +10,14 @@ from contextlib import contextmanager
 from typing import NoReturn
 
 from angle.distributed.environment import is_local_main_process, report_failure
-from angle.errors import ConfigError, DataError, HubError, TrainingError
+from angle.errors import ConfigError, DataError, HubError, StoppedError, TrainingError
 
 USER_ERRORS = (ConfigError, DataError, TrainingError)
 
 #: Exit codes as shells report them: 128 + SIGINT, 128 + SIGPIPE.
 EXIT_SIGINT, EXIT_SIGPIPE = 130, 141
+#: Exit code of a run that a signal has stopped and that can go on: try again later (EX_TEMPFAIL).
+EXIT_STOPPED = 75
 
 #: Seconds within which a launcher that lost a process has ended the others: it polls ten times a second.
 LAUNCHER_SHUTDOWN_SECONDS = 3
@@ -29,6 +31,9 @@ def exit_on_user_error() -> Iterator[None]:
     except (*USER_ERRORS, HubError) as error:
         print_error(error)
         sys.exit(1)
+    except StoppedError as stopped:
+        report_failure(str(stopped))
+        sys.exit(EXIT_STOPPED)
     except KeyboardInterrupt:
         sys.exit(EXIT_SIGINT)
     except BrokenPipeError:

@@ -9,7 +9,7 @@ from typing import Any
 
 from angle.compat.angle_emb_version import NO_EFFECT
 from angle.compat.command_line import CommandLine
-from angle.config import CONFIG_FILE, RUN_FILE, START_INDEX_VARIABLE
+from angle.config import RUN_FILE, START_INDEX_VARIABLE
 from angle.distributed.environment import is_multi_node, launch_start_time, world_size
 from angle.errors import ConfigError
 
@@ -173,7 +173,7 @@ def _seed(options: CommandLine, result: Translation) -> None:
 
 
 def _saved_seed(folder: str | None) -> int | None:
-    if folder is None or not all((Path(folder) / name).is_file() for name in (CONFIG_FILE, RUN_FILE)):
+    if folder is None or not (Path(folder) / RUN_FILE).is_file():
         return None
     from angle.training.run_folder import RunFolder
 

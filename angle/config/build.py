@@ -133,15 +133,15 @@ def _settings_in(group: str, schema: type) -> list[str]:
     return [key for key in setting_types(schema) if key.startswith(f"{group}.")]
 
 
-def save_config(config: TrainConfig, path: Path) -> None:
-    """Write `config` as YAML."""
+def config_text(config: TrainConfig) -> str:
+    """Return `config` as YAML."""
     from omegaconf import OmegaConf
 
-    path.write_text(OmegaConf.to_yaml(OmegaConf.create(dataclasses.asdict(config))), encoding="utf-8")
+    return OmegaConf.to_yaml(OmegaConf.create(dataclasses.asdict(config)))
 
 
 def load_config(path: Path) -> TrainConfig:
-    """Load a file that `save_config` wrote.
+    """Load a file with the text of `config_text`.
 
     Raises:
         ConfigError: the file is not such a configuration.

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 #: How long processes wait for each other: one may have to download a model, save or upload first.
 TIMEOUT = timedelta(hours=6)
+#: The default group, and a group of the same processes that reduces on the CPU.
+_cpu_groups: tuple[dist.ProcessGroup | None, dist.ProcessGroup | None] | None = None
 
 
 def best_device() -> torch.device:
@@ -88,6 +90,24 @@ def all_reduce_sum(value: Tensor, processes: int) -> Tensor:
     if processes > 1:
         dist.all_reduce(value)
     return value
+
+
+def all_reduce_max(numbers: Tensor, processes: int) -> Tensor:
+    """Return the largest of a few numbers (on the CPU) over all processes, which no device has to be waited for."""
+    if processes > 1:
+        dist.all_reduce(numbers, dist.ReduceOp.MAX, group=_cpu_group())
+    return numbers
+
+
+def _cpu_group() -> dist.ProcessGroup | None:
+    """Return the group of all processes that reduces on the CPU."""
+    global _cpu_groups
+    default = dist.group.WORLD
+    if dist.get_backend() != "nccl":
+        return default
+    if _cpu_groups is None or _cpu_groups[0] is not default:  # the second job of a sweep may have a new one
+        _cpu_groups = default, dist.new_group(backend="gloo", timeout=TIMEOUT)
+    return _cpu_groups[1]
 
 
 def all_reduce_min(number: int, processes: int) -> int:

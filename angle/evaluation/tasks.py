@@ -12,7 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from angle.config import CONFIG_FILE, EvaluateConfig, SourceConfig, TrainConfig
-from angle.config.build import load_config
+from angle.config.record import read_config
 from angle.data.corpus import Corpus
 from angle.data.purposes import RUN_TEST_SET, TASKS, default_split
 from angle.distributed.process_group import best_device
@@ -122,8 +122,8 @@ def _new_folder(config: EvaluateConfig) -> Path:
 
 def _run_config(config: EvaluateConfig) -> TrainConfig | None:
     """Return the settings saved with the model if it is a training run, else None."""
-    saved = Path(config.model.name_or_path) / CONFIG_FILE
-    return load_config(saved) if saved.is_file() else None
+    folder = Path(config.model.name_or_path)
+    return read_config(folder) if (folder / CONFIG_FILE).is_file() else None
 
 
 def _test_set(config: EvaluateConfig, source: SourceConfig) -> dict[str, SourceConfig]:

@@ -15,7 +15,7 @@ from angle.config.hub import check_model_id
 from angle.errors import ConfigError, HubError, first_line
 from angle.export.model_card import PushedModel, SentenceTransformersSupport, model_card, public_name
 from angle.export.sentence_transformers import check_supported, write_sentence_transformers_files
-from angle.files import checksum
+from angle.files import MANIFEST, checksum
 from angle.modeling.embedding_config import EmbeddingConfig, read_embedding_config
 from angle.modeling.locations import ADAPTER_FILE
 from angle.quiet import quiet_hub
@@ -164,7 +164,7 @@ def stage_files(model: Path, folder: Path, model_id: str, base: str) -> PushedMo
     support = _support(embedding_config, has_adapters=bool(adapter), hidden_size=hidden_size)
     for source in sorted(model.rglob("*")):
         target = folder / source.relative_to(model)
-        if source.is_dir() or source.name == "README.md":  # peft writes one that contains a local path
+        if source.is_dir() or source.name in ("README.md", MANIFEST):  # peft's README contains a local path
             continue
         target.parent.mkdir(parents=True, exist_ok=True)
         if source.name == ADAPTER_FILE:

@@ -60,5 +60,8 @@ class Sink:
     def log_metrics(self, step: int, values: Mapping[str, float], *, console_summary: str | None = None) -> None:
         """Record a step's metrics; `console_summary` is None where they are not worth showing."""
 
+    def sync(self) -> None:
+        """Make what was recorded so far survive a power cut: a checkpoint is about to be written."""
+
     def close(self, *, failed: bool) -> None:
         """Complete the record of a run that has ended."""

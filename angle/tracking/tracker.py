@@ -67,6 +67,11 @@ class Tracker:
         for sink in self.sinks:
             sink.log_metrics(step, values, console_summary=console_summary)
 
+    def sync(self) -> None:
+        """Make what was recorded so far survive a power cut."""
+        for sink in self.sinks:
+            sink.sync()
+
     def _close_last(
         self, error_type: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:

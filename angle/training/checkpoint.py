@@ -6,7 +6,7 @@ import dataclasses
 import json
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,6 +42,8 @@ class Progress:
     """The step at which it was reached."""
     seconds: float = 0.0
     """Time spent training, including before each resume."""
+    unreported: dict[str, Any] = field(default_factory=dict)
+    """Of the steps since the last report of metrics, what the next one takes; see `Meter`."""
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from angle.config import CONFIG_FILE, TrainConfig
+from angle.config import RUN_FILE, TrainConfig
 from angle.config.resume import resume_config
 from angle.data.prefetch import prefetch
 from angle.distributed.environment import launch_command, script_command, world_size
-from angle.errors import ConfigError, DataError
+from angle.errors import ConfigError, DataError, StoppedError
 from angle.evaluation.encoding import encode_distributed
 from angle.evaluation.evaluators.sts import word_overlap
 from angle.evaluation.run_evaluators import TEST_METRIC, RunEvaluators, metric_named
@@ -48,6 +48,7 @@ from angle.training.result import Result
 from angle.training.run_folder import RunFolder, RunState
 from angle.training.schedule import lr_factor, warmup_steps
 from angle.training.sharding import check_shardable, full_adapter_weights, prepare
+from angle.training.stop_signals import SAVE, StopSignals
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -94,6 +95,7 @@ def fit(config: TrainConfig, explicit_keys: Collection[str] = ()) -> Result:
     Raises:
         ConfigError, DataError: anything wrong with the settings or the data, before any training.
         TrainingError: a loss that is not finite.
+        StoppedError: a signal has ended the run, which can go on; a KeyboardInterrupt.
 
     """
     if config.train.dry_run:
@@ -103,7 +105,7 @@ def fit(config: TrainConfig, explicit_keys: Collection[str] = ()) -> Result:
     if requested_config.train.resume is None:
         state = folder.check_config(requested_config)
     elif (state := folder.state()) is RunState.NEW:
-        raise ConfigError(f"train.resume={folder.path} is no run folder: it has no {CONFIG_FILE}.")
+        raise ConfigError(f"train.resume={folder.path} is no run folder: it has no {RUN_FILE}.")
     if state is not RunState.NEW:
         config = resume_config(folder.resolved_config(), requested_config, folder.requested_config(), explicit_keys)
     if requested_config.hub.push or requested_config.train.resume is None:
@@ -122,20 +124,23 @@ def fit(config: TrainConfig, explicit_keys: Collection[str] = ()) -> Result:
     accelerator = start_accelerator(config.train.mixed_precision)
     with ExitStack() as stack:
         run = _prepare(config, requested_config, accelerator, folder, state, stack)
+        signals = StopSignals(accelerator.num_processes)
+        stack.enter_context(signals.noted())
         try:
             run.tracker.info(banner(run.config, run.encoder, run.data, run.total_steps, accelerator))
             for note in notes_on(run.config, run.data, run.total_steps):
                 run.tracker.note(note)
             _resume(run)
-            with closing(prefetch(run.data.train.steps(run.progress.step))) as steps:
-                _train(run, steps)
+            with closing(prefetch(run.data.train.steps(run.progress.step))) as steps, signals.steps():
+                _train(run, steps, signals)
             result = _finish(run)
             if accelerator.is_main_process:
                 result = publish(folder, config.hub, result)
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as stop:
             run.tracker.stop_progress()
+            cause = f" by {stop}" if isinstance(stop, StoppedError) else ""
             run.tracker.info(
-                f"Stopped at step {run.progress.step}; go on, from step {folder.last_step}, with "
+                f"Stopped at step {run.progress.step}{cause}; go on, from step {folder.last_step}, with "
                 f"{launch_command(world_size())} {script_command('train.py')} "
                 f"train.resume={relative_to_cwd(folder.path)}"
             )
@@ -202,23 +207,34 @@ def _resume(run: Run) -> None:
     """Resume from the newest intact checkpoint; without one, evaluate the untrained model and start."""
     accelerator, config = run.accelerator, run.config
     seed_everything(config.train.seed, rank=accelerator.process_index)
-    checkpoint = from_main_process(lambda: run.folder.newest_checkpoint(run.tracker.warning), accelerator)
+    folder = run.folder
+    checkpoint, best = from_main_process(
+        lambda: (folder.newest_checkpoint(run.tracker.warning), folder.model_notes("best")), accelerator
+    )
     if checkpoint is not None:
         run.progress = load_state(checkpoint, run.trainable, run.optimizer, accelerator)
         run.tracker.info(f"{'resume':8}at step {run.progress.step} from {relative_to_cwd(checkpoint)}")
+    if best is not None and best["step"] > run.progress.step:
+        # It was chosen after the checkpoint, and steps are repeated from there: no earlier one was better.
+        run.progress.best_score, run.progress.best_step = best["score"], best["step"]
     run.tracker.rewind(run.progress.step)
     if accelerator.is_main_process:
-        run.folder.delete_checkpoints_after(run.progress.step)
+        folder.prune_checkpoints(run.progress.step, config.train.save_total_limit)
     if run.data.test is None or run.progress.step:
         return
     score = run.evaluators.score_test(run.encode)
     if accelerator.is_main_process:
         overlap = word_overlap(run.data.test, set(run.encoder.tokenizer.tokenizer.all_special_ids))
-        run.folder.update(test_before=score, test_word_overlap=overlap)
+        folder.update(test_before=score, test_word_overlap=overlap)
 
 
-def _train(run: Run, steps: Iterator[list[Batch]]) -> None:
-    """Take the optimiser steps that are left; report, evaluate and save at their intervals."""
+def _train(run: Run, steps: Iterator[list[Batch]], signals: StopSignals) -> None:
+    """Take the optimiser steps that are left; report, evaluate and save at their intervals, or when signals say so.
+
+    Raises:
+        StoppedError: a signal has ended the run; a checkpoint has all steps.
+
+    """
     config, progress, tracker = run.config.train, run.progress, run.tracker
     assert config.learning_rate is not None  # `setup.build` sets it
     peak_lr, warmup = config.learning_rate, warmup_steps(config.warmup_steps, run.total_steps)
@@ -253,10 +269,16 @@ def _train(run: Run, steps: Iterator[list[Batch]]) -> None:
             meter.report(lr, grad_norm, show=log)
         if evaluate:
             _evaluate(run)
-        if save:
+        stop_now, save_now = signals.agree()
+        if save or save_now:
+            progress.unreported = meter.unreported()
             _checkpoint(run)
-        if evaluate or save:
+        if evaluate or save or save_now:
             meter.restart_clock()
+        if stop_now:
+            raise signals.stopped()
+        if save_now:
+            tracker.info(f"step {progress.step}  saved, as {SAVE} asked")
     tracker.stop_progress()
 
 
@@ -271,7 +293,7 @@ def _evaluate(run: Run) -> None:
     values = run.evaluators.validate(run.encode)
     if best_metric is not None and best_metric.is_better(values[best_metric.name], progress.best_score):
         progress.best_score, progress.best_step = values[best_metric.name], progress.step
-        _save(run, "best")
+        _save(run, "best", step=progress.step, score=progress.best_score)
     if values and run.accelerator.is_main_process:
         run.tracker.log_metrics(progress.step, {f"valid/{name}": value for name, value in values.items()})
         summary = ", ".join(f"{name} {value:.4f}" for name, value in values.items())
@@ -280,21 +302,23 @@ def _evaluate(run: Run) -> None:
     run.accelerator.wait_for_everyone()
 
 
-def _save(run: Run, name: str) -> None:
-    """Save the current model in the run folder, under the given name."""
+def _save(run: Run, name: str, **notes: Any) -> None:
+    """Save the current model in the run folder, under the given name, with notes for the folder's manifest."""
     adapters = full_adapter_weights(run.encoder, run.accelerator)
     if run.accelerator.is_main_process:
-        run.folder.replace(name, lambda temp_folder: run.encoder.save(temp_folder, adapters))
+        run.folder.replace(name, lambda temp_folder: run.encoder.save(temp_folder, adapters), **notes)
 
 
 def _checkpoint(run: Run) -> None:
     """Save everything needed to resume from here."""
     state = collect_state(run.trainable, run.optimizer, run.accelerator)
     if run.accelerator.is_main_process:
+        run.tracker.sync()
         run.folder.save_checkpoint(
             run.progress.step,
             lambda temp_folder: save_state(temp_folder, state, run.accelerator, run.progress),
             run.config.train.save_total_limit,
+            run.progress.best_step,
         )
     run.accelerator.wait_for_everyone()
 

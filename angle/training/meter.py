@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,10 +25,14 @@ class Meter:
     def __init__(self, encoder: Encoder, data: TrainingData, tracker: Tracker, progress: Progress) -> None:
         """Start the clock; `progress` is read at each batch and added to at each report."""
         self._encoder, self._data, self._tracker, self._progress = encoder, data, tracker, progress
+        unreported = progress.unreported
+        self._names: list[str] = unreported.get("names", [])
+        self._values: list[list[float]] = unreported.get("values", [])
         self._losses: list[dict[str, Tensor]] = []
-        self._steps: list[int] = []
-        self._texts = 0
-        self._padding_fractions: list[float] = []
+        self._steps: list[int] = unreported.get("steps", [])
+        self._texts: int = unreported.get("texts", 0)
+        self._padding_fractions: list[float] = unreported.get("padding_fractions", [])
+        self._seconds: float = unreported.get("seconds", 0.0)
         self._is_first_report = progress.step == 0
         self._start_time = time.perf_counter()
 
@@ -46,20 +51,17 @@ class Meter:
 
         """
         progress = self._progress
-        names = list(self._losses[0])
-        values = torch.stack([torch.stack([loss[name] for name in names]) for loss in self._losses]).tolist()
-        self._check_losses(values)
-        means = dict(zip(names, np.mean(values, axis=0).tolist(), strict=True))
-        seconds = max(time.perf_counter() - self._start_time, 1e-9)
+        self._fetch()
+        means = dict(zip(self._names, np.mean(self._values, axis=0).tolist(), strict=True))
         progress.texts += self._texts
-        progress.seconds += seconds
+        progress.seconds += self._seconds
         steps_per_epoch = self._data.steps_per_epoch
         metrics = {
             "loss": means.pop("loss"),
             **{f"loss/{name}": value for name, value in means.items()},
             "learning_rate": lr,
             "gradient_norm": float(full_tensor(grad_norm)) if grad_norm is not None else 0.0,
-            "texts_per_second": self._texts / seconds,
+            "texts_per_second": self._texts / self._seconds,
             "padding_share": float(np.mean(self._padding_fractions)),
             "texts": progress.texts,
             **({"epoch": progress.step / steps_per_epoch} if steps_per_epoch else {}),
@@ -67,12 +69,41 @@ class Meter:
         terms = ", ".join(f"{name} {value:.3f}" for name, value in means.items())
         summary = f"loss {metrics['loss']:.3f} ({terms})  {metrics['texts_per_second']:,.0f} texts/s"
         self._tracker.log_metrics(progress.step, metrics, console_summary=summary if show else None)
-        self._losses, self._steps, self._texts, self._padding_fractions = [], [], 0, []
-        self.restart_clock()
+        self._values, self._steps, self._texts, self._padding_fractions, self._seconds = [], [], 0, [], 0.0
+
+    def unreported(self) -> dict[str, Any]:
+        """Return what a checkpoint between two reports must hold, so that the next report is as it would have been.
+
+        Raises:
+            TrainingError: a loss among them is not finite, so the weights are not worth saving.
+
+        """
+        if not self._steps:
+            return {}
+        self._fetch()
+        return {
+            "names": self._names,
+            "values": self._values,
+            "steps": self._steps,
+            "texts": self._texts,
+            "padding_fractions": self._padding_fractions,
+            "seconds": self._seconds,
+        }
 
     def restart_clock(self) -> None:
         """Exclude the time since the last report."""
         self._start_time = time.perf_counter()
+
+    def _fetch(self) -> None:
+        """Wait for the losses that are still on the device, and for the time until then."""
+        if self._losses:
+            self._names = list(self._losses[0])
+            stacked = torch.stack([torch.stack([loss[name] for name in self._names]) for loss in self._losses])
+            self._values += stacked.tolist()
+            self._losses = []
+        self._check_losses(self._values)
+        self._seconds += max(time.perf_counter() - self._start_time, 1e-9)
+        self.restart_clock()
 
     def _check_losses(self, values: list[list[float]]) -> None:
         """Raise at the first non-finite loss, since the weights are worthless after it; warn if all losses are 0."""

@@ -7,8 +7,7 @@ from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
-from angle.config import CONFIG_FILE, HubConfig
-from angle.config.build import load_config
+from angle.config import HubConfig
 from angle.distributed.environment import is_main_process, script_command
 from angle.errors import ConfigError, HubError
 from angle.export.hub import check_push, push_model
@@ -49,7 +48,7 @@ def publish(folder: RunFolder, hub: HubConfig, result: Result) -> Result:
     if not hub.push:
         return result
     model_id, model = str(hub.model_id), Path(locate_model(str(folder.path)))
-    config, record = load_config(folder.path / CONFIG_FILE), folder.record()
+    config, record = folder.resolved_config(), folder.record()
     try:
         url = push_model(model, model_id, config.model.name_or_path, config, record, private=hub.private)
     except (ConfigError, HubError, OSError) as error:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,13 +14,24 @@ from typing import Any
 from safetensors import SafetensorError
 
 from angle.config import CONFIG_FILE, RUN_FILE, TrainConfig
-from angle.config.build import build_config, load_config, save_config
+from angle.config.build import build_config
+from angle.config.record import CONFIG_CHECKSUM, read_config, read_record, write_config, write_record
 from angle.config.resume import config_diff
 from angle.distributed.environment import world_size
 from angle.errors import ConfigError, TrainingError, first_line
-from angle.files import checksum, replace_folder, restore_folder, try_lock, write_durably
+from angle.files import (
+    MANIFEST,
+    checksum,
+    is_scratch,
+    make_folder,
+    remove,
+    replace_folder,
+    restore_folder,
+    sync,
+    try_lock,
+)
 
-MANIFEST, LOCK_FILE = "manifest.json", ".lock"
+LOCK_FILE, CHECKPOINTS = ".lock", "checkpoints"
 #: Rows that `AnglE.fit` got in memory; they are there before the run is.
 DATA_FOLDER = "fit_data"
 
@@ -63,9 +73,9 @@ class RunFolder:
         """
         if self.path.is_file():
             raise ConfigError(f"train.output_dir={self.path} is a file and no folder; give a new folder.")
-        if not self.path.exists() or all(path.name in (LOCK_FILE, DATA_FOLDER) for path in self.path.iterdir()):
+        if self._is_new():
             return RunState.NEW
-        if not all((self.path / name).is_file() for name in (CONFIG_FILE, RUN_FILE)):
+        if not all((self.path / name).is_file() for name in (CONFIG_FILE, RUN_FILE)) and not self._is_resumable():
             raise ConfigError(
                 f"train.output_dir={self.path} holds other files and no run, so nothing is written "
                 f"there; give an empty or a new folder."
@@ -82,15 +92,25 @@ class RunFolder:
             )
         return self.state()
 
+    def _is_new(self) -> bool:
+        """Return whether the folder is missing or empty, or holds just what a run that was killed at once leaves."""
+        names = {path.name for path in self.path.iterdir() if not is_scratch(path)} if self.path.exists() else set()
+        # The record comes last. The lock tells a run's settings from a file of that name of somebody else.
+        return names <= {LOCK_FILE, DATA_FOLDER} or ({LOCK_FILE} < names <= {LOCK_FILE, DATA_FOLDER, CONFIG_FILE})
+
+    def _is_resumable(self) -> bool:
+        """Return whether the record is one that a run can go on from."""
+        return {"requested", CONFIG_CHECKSUM} <= self.record().keys()
+
     def state(self) -> RunState:
         """Return how far the run in the folder has got."""
-        if not (self.path / CONFIG_FILE).is_file():
+        if not (self.path / RUN_FILE).is_file():
             return RunState.NEW
         return RunState.FINISHED if self.record().get("finished") else RunState.UNFINISHED
 
     def resolved_config(self) -> TrainConfig:
         """Return the run's settings, with everything decided."""
-        return load_config(self.path / CONFIG_FILE)
+        return read_config(self.path)
 
     def requested_config(self) -> TrainConfig:
         """Return the settings as requested when the run was started, before anything was decided.
@@ -100,7 +120,7 @@ class RunFolder:
 
         """
         record = self.record()
-        if record and "requested" not in record:
+        if record and not self._is_resumable():
             raise ConfigError(
                 f"{self.path} holds a run that another version of angle-hydra started, so it cannot go on here: start "
                 f"a new one with another train.output_dir. Its models can be used all the same."
@@ -133,70 +153,100 @@ class RunFolder:
             yield
 
     def _restore(self) -> None:
-        """Clean up what a crash left while a model or a checkpoint was being written."""
-        unfinished = [path.with_name(path.stem[1:]) for path in (self.path / "checkpoints").glob(".step-*")]
+        """Clean up what a crash left while a file, a model or a checkpoint was being written."""
+        unfinished = [path.with_name(path.stem[1:]) for path in (self.path / CHECKPOINTS).glob(".step-*")]
         for folder in (self.path / "best", self.path / "final", *unfinished):
             restore_folder(folder)
+        for scratch in filter(is_scratch, self.path.iterdir()):
+            remove(scratch)
 
     def create(self, config: TrainConfig, requested_config: TrainConfig, record: dict[str, Any]) -> None:
-        """Write the settings once, as decided and as requested, and the initial record."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        self.update(**record, requested=dataclasses.asdict(requested_config))
-        temp_path = self.path / f".{CONFIG_FILE}.new"
-        save_config(config, temp_path)
-        temp_path.rename(self.path / CONFIG_FILE)
+        """Write the settings, as decided and as requested, and the initial record, which comes last: it makes a run."""
+        make_folder(self.path)
+        config_checksum = write_config(self.path, config)
+        write_record(
+            self.path,
+            record | {"requested": dataclasses.asdict(requested_config), CONFIG_CHECKSUM: config_checksum},
+        )
+        for parent in list(self.path.resolve().parents)[:2]:  # runs/<date> may be new too
+            sync(parent)
 
     def record(self) -> dict[str, Any]:
         """Return what run.json says."""
-        path = self.path / RUN_FILE
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-        return content
+        return read_record(self.path)
 
     def update(self, **changes: Any) -> None:
         """Update entries of run.json atomically."""
-        write_durably(self.path / RUN_FILE, json.dumps(self.record() | changes, indent=2, default=str) + "\n")
+        with self.writing():
+            write_record(self.path, self.record() | changes)
 
-    def delete_checkpoints_after(self, step: int) -> None:
-        """Delete checkpoints newer than the one resumed from; they failed their checksums."""
+    def prune_checkpoints(self, step: int, keep: int) -> None:
+        """Delete checkpoints newer than `step`, which cannot be resumed from, and all but the `keep` newest others."""
+        usable = [checkpoint for checkpoint in self.checkpoints() if _step_of(checkpoint) <= step]
         for checkpoint in self.checkpoints():
-            if checkpoint.name > _checkpoint_name(step):
-                shutil.rmtree(checkpoint)
+            if checkpoint not in usable[:keep]:
+                remove(checkpoint)
 
-    def replace(self, name: str, write: Callable[[Path], None]) -> Path:
-        """Replace the folder of that name (best, final), completely or not at all; `write` creates the new one."""
+    def replace(self, name: str, write: Callable[[Path], None], **notes: Any) -> Path:
+        """Replace the folder of that name (best, final), completely or not at all.
+
+        Args:
+            name: the folder's.
+            write: creates the new one at the path that it is given.
+            notes: what its manifest says beside checksums, for `model_notes`.
+
+        """
         target = self.path / name
-        with self._explained_errors():
-            replace_folder(target, write)
+
+        def write_with_manifest(folder: Path) -> None:
+            write(folder)
+            _write_manifest(folder, notes)
+
+        with self.writing():
+            replace_folder(target, write_with_manifest)
         return target
 
-    def save_checkpoint(self, step: int, write: Callable[[Path], None], keep: int) -> Path:
+    def model_notes(self, name: str) -> dict[str, Any] | None:
+        """Return what `replace` was told about the folder of that name; None if it is missing or damaged."""
+        return _read_manifest(self.path / name)
+
+    def save_checkpoint(
+        self, step: int, write: Callable[[Path], None], keep: int, best_step: int | None = None
+    ) -> Path:
         """Write a checkpoint with checksums, completely or not at all, then drop all but the `keep` newest.
 
-        `write` fills the empty folder that it is given.
-        """
-        target = self.path / "checkpoints" / _checkpoint_name(step)
+        Args:
+            step: optimiser steps done.
+            write: fills the empty folder that it is given.
+            keep: how many checkpoints stay.
+            best_step: the step of the model in best/, without which it cannot be resumed from; None if there is none.
 
-        def write_with_checksums(folder: Path) -> None:
+        """
+        target = self.path / CHECKPOINTS / _checkpoint_name(step)
+
+        def write_with_manifest(folder: Path) -> None:
             folder.mkdir()
             write(folder)
-            files = sorted(path for path in folder.rglob("*") if path.is_file())
-            checksums = {file.relative_to(folder).as_posix(): checksum(file) for file in files}
-            (folder / MANIFEST).write_text(json.dumps(checksums, indent=2), encoding="utf-8")
+            _write_manifest(folder, {"best_step": best_step})
 
-        with self._explained_errors():
-            replace_folder(target, write_with_checksums)
-        for outdated in self.checkpoints()[keep:]:
-            shutil.rmtree(outdated)
+        with self.writing():
+            replace_folder(target, write_with_manifest)
+        self.prune_checkpoints(step, keep)
         return target
 
     @contextmanager
-    def _explained_errors(self) -> Iterator[None]:
-        """Say what to do if a folder cannot be written, for example on a full disk.
+    def writing(self) -> Iterator[None]:
+        """Say what to do if the folder cannot be written to, for example on a full disk.
 
         Raises:
-            TrainingError: it could not be written.
+            TrainingError: it could not be written to, or it is no longer there.
 
         """
+        if not (self.path / RUN_FILE).is_file():
+            raise TrainingError(
+                f"{self.path} was moved or deleted while its run was going on, so the run cannot be saved there: "
+                f"put the folder back and go on with train.resume={self.path}, or start a new run."
+            )
         try:
             yield
         except (OSError, SafetensorError) as error:
@@ -207,21 +257,31 @@ class RunFolder:
 
     def checkpoints(self) -> list[Path]:
         """Return the checkpoints, newest first."""
-        return sorted((self.path / "checkpoints").glob("step-*"), reverse=True)
+        named = [path for path in (self.path / CHECKPOINTS).glob("step-*") if path.name[len("step-") :].isdecimal()]
+        return sorted(named, key=_step_of, reverse=True)
 
     @property
     def last_step(self) -> int:
         """The step of the newest checkpoint, 0 without one."""
-        return max((int(path.name.removeprefix("step-")) for path in self.checkpoints()), default=0)
+        return max(map(_step_of, self.checkpoints()), default=0)
 
     def newest_checkpoint(self, warn: Callable[[str], object]) -> Path | None:
-        """Return the newest checkpoint whose files all match their checksums; warn about any that does not."""
-        checkpoints = self.checkpoints()
+        """Return the newest checkpoint that can be resumed from; warn about any that cannot.
+
+        Its files match their checksums, and so do those of the best model if it was chosen before the checkpoint: from
+        an earlier one, the run will choose it again.
+        """
+        checkpoints, best = self.checkpoints(), self.model_notes("best")
         for number, checkpoint in enumerate(checkpoints, 1):
-            if _is_intact(checkpoint):
+            notes = _read_manifest(checkpoint)
+            best_step = None if notes is None else notes["best_step"]
+            problem = f"{checkpoint} is damaged" if notes is None else None
+            if best_step is not None and (best is None or best["step"] < best_step):
+                problem = f"{self.path / 'best'} is damaged, with which {checkpoint} would go on"
+            if problem is None:
                 return checkpoint
             fallback = "going back to the one before" if number < len(checkpoints) else "starting from the beginning"
-            warn(f"{checkpoint} is damaged, {fallback}")
+            warn(f"{problem}, {fallback}")
         return None
 
 
@@ -229,10 +289,24 @@ def _checkpoint_name(step: int) -> str:
     return f"step-{step:08d}"
 
 
-def _is_intact(checkpoint: Path) -> bool:
-    """Return whether all files listed in the manifest exist and match their checksums."""
+def _step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix("step-"))
+
+
+def _write_manifest(folder: Path, notes: dict[str, Any]) -> None:
+    """Write the checksums of all files in a folder into it, and `notes`."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    checksums = {file.relative_to(folder).as_posix(): checksum(file) for file in files}
+    content = json.dumps({"files": checksums, "notes": notes}, indent=2)
+    (folder / MANIFEST).write_text(content + "\n", encoding="utf-8")
+
+
+def _read_manifest(folder: Path) -> dict[str, Any] | None:
+    """Return the notes in a folder's manifest; None unless all files listed there exist and match their checksums."""
     try:
-        checksums = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
-        return bool(checksums) and all(checksum(checkpoint / name) == digest for name, digest in checksums.items())
-    except (OSError, ValueError, AttributeError):  # missing files, or a damaged manifest
-        return False
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        checksums, notes = dict(manifest["files"]), dict(manifest["notes"])
+        intact = bool(checksums) and all(checksum(folder / name) == digest for name, digest in checksums.items())
+    except (OSError, ValueError, TypeError, KeyError):  # missing files, or a damaged manifest
+        return None
+    return notes if intact else None

@@ -181,7 +181,7 @@ CASES = {
     ),
     "nothing to resume": Case(
         ("train.resume=thesis",),
-        "train.resume=thesis is no run folder: it has no config.yaml.",
+        "train.resume=thesis is no run folder: it has no run.json.",
         {"thesis/chapter.txt": "x"},
         heavy=True,
     ),

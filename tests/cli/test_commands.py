@@ -24,6 +24,7 @@ from safetensors.torch import load_file
 from angle import TrainConfig, build_config, fit
 from angle.data import sample
 from angle.evaluation.metrics import spearman
+from angle.training.run_folder import RunFolder
 
 pytestmark = pytest.mark.slow
 
@@ -214,8 +215,7 @@ def test_explicit_default_counts_as_a_change_on_resume(
     command: Command, adapter_run: Path, tmp_path: Path, word: str, change: str
 ) -> None:
     shutil.copytree(adapter_run, tmp_path / "run")
-    record = tmp_path / "run" / "run.json"
-    record.write_text(record.read_text().replace('"finished": true', '"finished": false'))
+    RunFolder(tmp_path / "run").update(finished=False)
     done = command("train.py", "train.resume=run", word)
     assert done.returncode == 1
     assert f"these would change it: {change}. Leave them out" in done.stderr

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from angle.cli.sweep import JobResult, best_metric, comparison_table
 from angle.config import EvaluateConfig, TrainConfig
-from angle.config.build import build_config, save_config
+from angle.config.build import build_config
+from angle.config.record import write_config
 
 
 def job(number: int, score: float | None, metric: str | None = None, failed: bool = False) -> JobResult:
@@ -47,5 +48,5 @@ def test_a_resumed_run_is_scored_by_its_own_metric(tmp_path: Path) -> None:
     assert best_metric(build_config({"train": {"best_metric": "loss"}}, TrainConfig)) == "loss"
     assert best_metric(build_config({}, TrainConfig)) is None
     assert best_metric(EvaluateConfig()) is None
-    save_config(build_config({"train": {"best_metric": "loss"}}, TrainConfig), tmp_path / "config.yaml")
+    write_config(tmp_path, build_config({"train": {"best_metric": "loss"}}, TrainConfig))
     assert best_metric(build_config({"train": {"resume": str(tmp_path)}}, TrainConfig)) == "loss"

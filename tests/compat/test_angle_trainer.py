@@ -28,7 +28,8 @@ from transformers.utils.logging import disable_progress_bar
 
 from angle import TrainConfig, fit
 from angle.compat.angle_trainer import main
-from angle.config.build import load_config, save_config
+from angle.config.build import load_config
+from angle.config.record import write_config
 from angle.training.result import Result
 
 
@@ -43,7 +44,7 @@ def run_main(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, words: str) -> Tra
 
     def record_config(config: TrainConfig) -> Result:
         ran.append(config)
-        save_config(config, tmp_path / "config.yaml")
+        write_config(tmp_path, config)
         return Result(tmp_path, best_score=0.5, best_step=1)
 
     monkeypatch.setattr("angle.training.loop.fit", record_config)

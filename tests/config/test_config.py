@@ -13,9 +13,10 @@ from conftest import REPO
 
 from angle.cli.arguments import check_arguments
 from angle.config import FORMAT_NAMES, LOSS_TERM_SPECS, POOLING_NAMES, EvaluateConfig, LossConfig, TrainConfig
-from angle.config.build import build_config, load_config, save_config
+from angle.config.build import build_config, load_config
 from angle.config.keys import flatten, setting_types, unflatten
 from angle.config.overrides import hydra_overrides
+from angle.config.record import write_config
 from angle.config.resume import config_diff, resume_config
 from angle.errors import ConfigError
 
@@ -455,7 +456,7 @@ def test_config_survives_saving_and_loading(tmp_path, prompt):
             "train.learning_rate": 2e-5,
         }
     )
-    save_config(config, tmp_path / "config.yaml")
+    write_config(tmp_path, config)
     assert load_config(tmp_path / "config.yaml") == config
 
 

@@ -8,7 +8,7 @@ import pytest
 from sts_pairs import write_pairs
 
 from angle.config import DataConfig, EvaluateConfig, ModelConfig, SourceConfig, TrainConfig
-from angle.config.build import save_config
+from angle.config.record import write_config
 from angle.errors import ConfigError, DataError
 from angle.evaluation.report import evaluate
 from angle.evaluation.tasks import expand_tasks, task_source
@@ -80,7 +80,7 @@ def test_command_suggested_by_an_error_works(tmp_path: Path) -> None:
 def test_the_run_s_own_test_set_can_be_renamed_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "pairs.csv"
     path.write_text("s1,s2,score\ndog,cat,low\ndog,dog,high\n")
-    save_config(TrainConfig(data=DataConfig(test=SourceConfig(str(path)))), tmp_path / "config.yaml")
+    write_config(tmp_path, TrainConfig(data=DataConfig(test=SourceConfig(str(path)))))
     encoder = Encoder.load(ModelConfig())
     monkeypatch.setattr(Encoder, "load", lambda *_, **__: encoder)
     config = EvaluateConfig(ModelConfig(str(tmp_path)), output_dir=str(tmp_path / "out"))

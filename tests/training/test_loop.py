@@ -21,6 +21,7 @@ from angle.modeling.tiny import tiny_tokenizer
 from angle.objective.combined import CombinedLoss
 from angle.structures import FORMATS, BatchStructure
 from angle.tracking.tracker import Tracker
+from angle.training.run_folder import RunFolder
 from angle.training.schedule import lr_factor, warmup_steps
 
 TIMINGS = ("texts_per_second",)
@@ -444,9 +445,8 @@ def test_resume_refuses_another_number_of_processes(
     stop_after(3)
     with pytest.raises(KilledError):
         fit(config)
-    record = json.loads((tmp_path / "run" / "run.json").read_text())
-    record["hardware"]["processes"] = 4
-    (tmp_path / "run" / "run.json").write_text(json.dumps(record))
+    folder = RunFolder(tmp_path / "run")
+    folder.update(hardware=folder.record()["hardware"] | {"processes": 4})
     words = "accelerate launch --multi_gpu --num_processes 4 train.py"
     with pytest.raises(ConfigError, match=rf"started with 4 processes .* with 1: go on with {words}"):
         fit(config)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from angle import ConfigError, Encoder, ModelConfig, PoolingConfig, TrainConfig, build_config, fit
 from angle.cache import cache_folder
 from angle.config import LoraConfig
+from angle.training.run_folder import RunFolder
 from angle.training.teacher import Teacher, load_teacher
 
 SELF = {"enabled": True, "name_or_path": "self"}
@@ -173,8 +174,7 @@ def test_a_projection_learns_and_is_resumed(
     assert not any("projection" in path.name for path in (tmp_path / "run" / "final").iterdir())
 
     # The second half again, from its checkpoint, is the same to the bit.
-    record = json.loads((tmp_path / "run" / "run.json").read_text())
-    (tmp_path / "run" / "run.json").write_text(json.dumps(record | {"finished": False}))
+    RunFolder(tmp_path / "run").update(finished=False)
     shutil.rmtree(tmp_path / "run" / "checkpoints" / "step-00000012")
     fit(config)
     assert losses(tmp_path / "run", "loss/alignment") == measured

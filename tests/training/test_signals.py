@@ -1,0 +1,87 @@
+"""Signals to a run, through the real command: a checkpoint of the very step, and how to go on."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import fork_server
+import pytest
+from conftest import REPO, launch_ranks, sample_files, start
+from safetensors.numpy import load_file
+
+TEST = str(REPO / "tests" / "signalled.py")
+SETTINGS = [
+    "train.batch_size=8", "train.max_steps=7", "train.eval_steps=5", "train.save_steps=5", "train.logging_steps=3",
+    "train.output_dir=run",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with data and a run that nothing stopped; for reading."""
+    folder = tmp_path_factory.mktemp("straight")
+    done = start("train.py", *sample_files(folder), *SETTINGS, folder=folder)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def signalled(signals: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Start the run anew, with signals while it takes the fourth step."""
+    words = [TEST, f"{signals}@4", "train.py", *sample_files(folder), *SETTINGS]
+    return fork_server.run(words, folder, os.environ | {"OMP_NUM_THREADS": "1"}, timeout=300)
+
+
+def metrics(run: Path) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name != "texts_per_second"} for line in lines]
+
+
+def checkpoints(run: Path) -> list[str]:
+    return sorted(path.name for path in (run / "checkpoints").glob("*"))
+
+
+def assert_same_run(run: Path, expected: Path) -> None:
+    assert metrics(run) == metrics(expected)
+    weights, expected_weights = (load_file(folder / "final" / "model.safetensors") for folder in (run, expected))
+    assert all((weights[name] == expected_weights[name]).all() for name in expected_weights)
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGINT"])
+def test_a_signal_ends_the_run_after_its_step_with_a_checkpoint(name: str, straight: Path, tmp_path: Path) -> None:
+    done = signalled(name, tmp_path)
+    assert (done.returncode, done.stderr) == (75, "")
+    command = f"python {REPO / 'train.py'} train.resume=run"
+    assert done.stdout.splitlines()[-1] == f"Stopped at step 4 by {name}; go on, from step 4, with {command}"
+    assert checkpoints(tmp_path / "run") == ["step-00000004"]
+    if name != "SIGTERM":
+        return
+    done = start("train.py", "train.resume=run", folder=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "resume  at step 4" in done.stdout
+    assert_same_run(tmp_path / "run", straight / "run")
+
+
+def test_a_second_signal_ends_the_run_at_once(tmp_path: Path) -> None:
+    assert signalled("SIGINT+SIGTERM", tmp_path).returncode == 128 + signal.SIGTERM
+    assert checkpoints(tmp_path / "run") == []
+
+
+def test_sigusr1_saves_and_goes_on(straight: Path, tmp_path: Path) -> None:
+    done = signalled("SIGUSR1", tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "step 4  saved, as SIGUSR1 asked" in done.stdout
+    assert_same_run(tmp_path / "run", straight / "run")
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_signal_to_one_rank_ends_all_of_them(rank: int, tmp_path: Path) -> None:
+    words = [TEST, "SIGTERM@4", "train.py", *sample_files(tmp_path), *SETTINGS]
+    ends = launch_ranks(words, tmp_path, SIGNALLED=str(rank))
+    assert [end.returncode for end in ends] == [75, 75], ends[0].stderr
+    assert "train.resume=run" in ends[0].stdout
+    assert checkpoints(tmp_path / "run") == ["step-00000004"]
