@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from angle.config.values import check_at_least
 from angle.errors import ConfigError
 
 #: Name of a user or a repository on the Hugging Face hub.
@@ -21,8 +22,11 @@ class HubConfig:
     """The repository to push to: user/name."""
     private: bool = True
     """Whether a new repository is private."""
+    timeout: float = 20.0
+    """Seconds to wait for an answer of the hub; a run goes on without it."""
 
     def __post_init__(self) -> None:
+        check_at_least("hub.timeout", self.timeout, 0, above=True)
         if self.push and self.model_id is None:
             raise ConfigError("hub.push=true needs hub.model_id: add for example hub.model_id=user/my-encoder.")
         if self.model_id is None:

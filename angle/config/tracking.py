@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from angle.config.values import check_one_of
+from angle.config.values import check_at_least, check_one_of
 
 TRACKING_MODES = ("disabled", "online", "offline")
 
@@ -25,8 +25,11 @@ class TrackingConfig:
     """Labels to find the run by."""
     tensorboard: bool = False
     """Write TensorBoard's event files into the run folder."""
+    timeout: float = 20.0
+    """Seconds to wait for Weights & Biases, at the start and at the end; a run goes on without it, offline."""
 
     def __post_init__(self) -> None:
+        check_at_least("tracking.timeout", self.timeout, 0, above=True)
         check_one_of("tracking.mode", self.mode, TRACKING_MODES)
 
     @property

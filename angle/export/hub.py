@@ -10,7 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from angle.config import TrainConfig
+from angle.config import HubConfig, TrainConfig
 from angle.config.hub import check_model_id
 from angle.errors import ConfigError, HubError, first_line
 from angle.export.model_card import PushedModel, SentenceTransformersSupport, model_card, public_name
@@ -18,6 +18,7 @@ from angle.export.sentence_transformers import check_supported, write_sentence_t
 from angle.files import MANIFEST, checksum
 from angle.modeling.embedding_config import EmbeddingConfig, read_embedding_config
 from angle.modeling.locations import ADAPTER_FILE
+from angle.patience import within
 from angle.quiet import quiet_hub
 
 if TYPE_CHECKING:
@@ -30,28 +31,32 @@ TOKENIZER_FILE = "tokenizer_config.json"
 LOCAL_TOKENIZER_ENTRIES = ("is_local", "local_files_only", "name_or_path")
 
 
-def check_push(model_id: str, *, private: bool) -> None:
+def check_push(model_id: str, *, private: bool, timeout: float = HubConfig.timeout) -> None:
     """Check before training, as far as that is possible, whether a new model can be pushed there.
 
     Raises:
-        ConfigError: there is no token, it may not write there, the repository is taken, or the hub does not answer.
+        ConfigError: there is no token, it may not write there, the repository is taken, or the hub refuses to say.
+        HubError: the hub does not answer within `timeout` seconds, or not as a hub does.
 
     """
     try:
         api = _api(model_id)
         with _hub_requests(model_id):
-            account = api.whoami()
-        _check_account(account, model_id, api.endpoint)
-        _fetch_repository(api, model_id, private=private)
+            account = within(timeout, api.whoami)
+            owners = [account["name"], *(organization["name"] for organization in account.get("orgs") or [])]
+        _check_account(account, owners, model_id, api.endpoint)
+        _fetch_repository(api, model_id, private=private, timeout=timeout)
     except HubError as error:
+        if not _is_refusal(error):
+            raise
         raise ConfigError(
-            f"hub.push=true cannot work now: {error} Go online and try hf auth whoami, or leave hub.push out and push "
-            f"later with python train.py train.resume=RUN hub.push=true hub.model_id={model_id}"
+            f"hub.push=true cannot work now: {error} Try hf auth whoami, or leave hub.push out and push later with "
+            f"python train.py train.resume=RUN hub.push=true hub.model_id={model_id}"
         ) from error
 
 
-def _check_account(account: dict[str, Any], model_id: str, endpoint: str) -> None:
-    """Raise ConfigError if an account or its token may not write to the repository `model_id`."""
+def _check_account(account: dict[str, Any], owners: list[str], model_id: str, endpoint: str) -> None:
+    """Raise ConfigError if an account or its token may not write to `model_id`, which must be one of its owners'."""
     token = (account.get("auth") or {}).get("accessToken") or {}
     if token.get("role") == "read":
         raise ConfigError(
@@ -59,7 +64,6 @@ def _check_account(account: dict[str, Any], model_id: str, endpoint: str) -> Non
             f"{endpoint}/settings/tokens and type hf auth login."
         )
     namespace, name = model_id.split("/")
-    owners = [account["name"], *(organization["name"] for organization in account.get("orgs") or [])]
     if namespace.lower() not in map(str.lower, owners):
         raise ConfigError(
             f"hub.model_id={model_id} cannot work: the token is one of {owners[0]}, who may push to "
@@ -76,6 +80,7 @@ def push_model(
     *,
     private: bool,
     exist_ok: bool = False,
+    timeout: float = HubConfig.timeout,
 ) -> str:
     """Push a saved model with its card in one commit, and return its URL.
 
@@ -87,6 +92,7 @@ def push_model(
         record: that run's record.
         private: as in `push_folder`.
         exist_ok: as in `push_folder`.
+        timeout: as in `push_folder`.
 
     Raises:
         ConfigError, HubError: as `push_folder`.
@@ -96,7 +102,7 @@ def push_model(
         folder = Path(scratch)
         pushed = stage_files(model, folder, model_id, base)
         (folder / "README.md").write_text(model_card(pushed, config, record), encoding="utf-8")
-        return push_folder(folder, model_id, private=private, exist_ok=exist_ok)
+        return push_folder(folder, model_id, private=private, exist_ok=exist_ok, timeout=timeout)
 
 
 @quiet_hub()
@@ -107,6 +113,7 @@ def push_folder(
     private: bool = True,
     exist_ok: bool = False,
     message: str = "Push a model that angle-hydra trained",
+    timeout: float = HubConfig.timeout,
 ) -> str:
     """Push the files of a folder to a repository in one commit, and return its URL.
 
@@ -117,6 +124,7 @@ def push_folder(
         exist_ok: whether all files of a repository that already holds others may be replaced; its history keeps them.
             Otherwise it must be new or empty, or hold the same weights, because an earlier push was interrupted.
         message: title of the commit.
+        timeout: seconds to wait for an answer; the upload itself takes as long as it moves.
 
     Raises:
         ConfigError: the name is invalid, there is no token, or the repository is taken.
@@ -126,7 +134,7 @@ def push_folder(
     from huggingface_hub import CommitOperationAdd, CommitOperationCopy, CommitOperationDelete
 
     api = _api(model_id)
-    repository = _fetch_repository(api, model_id, private=private, exist_ok=exist_ok, folder=folder)
+    repository = _fetch_repository(api, model_id, private=private, exist_ok=exist_ok, folder=folder, timeout=timeout)
     files = {str(path.relative_to(folder)): path.resolve() for path in sorted(folder.rglob("*")) if path.is_file()}
     stale = _file_names(repository) - files.keys() if exist_ok else set()
     operations: list[CommitOperationAdd | CommitOperationCopy | CommitOperationDelete] = [
@@ -134,12 +142,13 @@ def push_folder(
         *(CommitOperationAdd(name, str(path)) for name, path in files.items()),
     ]
     try:
-        if repository is None:
-            api.create_repo(model_id, private=private)
-        # Not upload_folder, which splits a large folder into several commits. With the parent commit given, only what
-        # was checked is replaced.
-        parent_commit = None if repository is None else repository.sha
-        api.create_commit(model_id, operations, commit_message=message, parent_commit=parent_commit)
+        with _timeout_of_reads(timeout):
+            if repository is None:
+                within(timeout, lambda: api.create_repo(model_id, private=private))
+            # Not upload_folder, which splits a large folder into several commits. With the parent commit given, only
+            # what was checked is replaced.
+            parent_commit = None if repository is None else repository.sha
+            api.create_commit(model_id, operations, commit_message=message, parent_commit=parent_commit)
     except Exception as error:  # three more libraries raise errors of their own types
         raise HubError(f"Pushing to {api.endpoint}/{model_id} failed: {_reason(error)}.") from error
     return f"{api.endpoint}/{model_id}"
@@ -231,14 +240,20 @@ def _api(model_id: str) -> HfApi:
 
 
 def _fetch_repository(
-    api: HfApi, model_id: str, *, private: bool, exist_ok: bool = False, folder: Path | None = None
+    api: HfApi,
+    model_id: str,
+    *,
+    private: bool,
+    exist_ok: bool = False,
+    folder: Path | None = None,
+    timeout: float = HubConfig.timeout,
 ) -> ModelInfo | None:
     """Return the hub's information on a repository that may be pushed to, or None if it does not exist yet."""
     from huggingface_hub.errors import RepositoryNotFoundError
 
     with _hub_requests(model_id):
         try:
-            repository = api.model_info(model_id, files_metadata=True)
+            repository = within(timeout, lambda: api.model_info(model_id, files_metadata=True))
         except RepositoryNotFoundError:
             return None
     if private and repository.private is False:
@@ -274,6 +289,27 @@ def _hub_requests(model_id: str) -> Iterator[None]:
             yield
     except Exception as error:  # three more libraries raise errors of their own types
         raise HubError(f"The request to the hub about {model_id} failed: {_reason(error)}.") from error
+
+
+@contextmanager
+def _timeout_of_reads(seconds: float) -> Iterator[None]:
+    """Let uploads end in an error if nothing moves for some time; by default the library waits for ever."""
+    from huggingface_hub import get_session
+
+    session = get_session()
+    before, session.timeout = session.timeout, seconds
+    try:
+        yield
+    finally:
+        session.timeout = before
+
+
+def _is_refusal(error: HubError) -> bool:
+    """Return whether the hub has answered that it will not, for which trying again later is no help."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    cause = error.__cause__
+    return isinstance(cause, HfHubHTTPError) and cause.response.status_code in (400, 401, 403)
 
 
 def _reason(error: BaseException) -> str:

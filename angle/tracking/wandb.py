@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Mapping
-from typing import Any, Literal, cast
+from pathlib import Path
+from typing import Any, Literal
 
 from angle.config import TRACKING_MODES, TrackingConfig
-from angle.errors import ConfigError
+from angle.errors import ConfigError, first_line
+from angle.files import relative_to_cwd
+from angle.patience import within
 from angle.tracking import sink
+from angle.tracking.console import LOGGER
 from angle.tracking.sink import RunInfo
 
 #: Key in run.json of the id under which Weights & Biases knows the run.
@@ -16,35 +21,50 @@ ID_KEY = "wandb_id"
 
 
 class Sink(sink.Sink):
-    """Records into a run of Weights & Biases; a resumed run continues its own."""
+    """Records into a run of Weights & Biases; a resumed run continues its own. Without its server: offline."""
 
     def __init__(self, run: RunInfo) -> None:
         """Start the run, or continue the one whose id run.json holds."""
-        import wandb
+        self._timeout = run.tracking.timeout
+        if run.tracking.mode == "online":
+            try:
+                self._run = self._start(run, "online")
+            except Exception as error:  # of several types, for a server that is away, wrong or full
+                self._run = self._start(run, "offline")
+                LOGGER.warning(
+                    "Warning: Weights & Biases cannot be reached (%s), so the run is recorded offline; to send it "
+                    "later, type %s",
+                    first_line(error),
+                    self._sync_command,
+                )
+        else:
+            self._run = self._start(run, "offline")
+        self._run.define_metric("*", step_metric="step")
 
-        config = run.tracking
-        self._run = wandb.init(
+    def _start(self, run: RunInfo, mode: Literal["online", "offline"]) -> Any:
+        wandb, config = _import_wandb(), run.tracking
+        return wandb.init(
             project=config.project,
             entity=config.entity,
             name=config.name or run.folder.name,
             tags=config.tags or None,
-            mode=cast(Literal["online", "offline"], config.mode),
+            mode=mode,
             dir=run.folder,
             config=run.settings,
             id=run.metadata.get(ID_KEY),
             resume="allow",
-            settings=wandb.Settings(silent=True),
+            settings=wandb.Settings(silent=True, init_timeout=self._timeout),
         )
-        self._run.define_metric("*", step_metric="step")
+
+    @property
+    def _sync_command(self) -> str:
+        """How to send later what is recorded here."""
+        return f"wandb sync {shlex.quote(relative_to_cwd(Path(self._run.dir).parent))}"
 
     @classmethod
     def check(cls, config: TrackingConfig) -> None:
         """Raise ConfigError if Weights & Biases would ask for a key in the middle of a run."""
-        if config.mode != "online":
-            return
-        import wandb
-
-        if not wandb.login(prompt=False, verify=False):
+        if config.mode == "online" and not _import_wandb().login(prompt=False, verify=False):
             raise ConfigError(
                 "tracking.mode=online needs a key of Weights & Biases: type wandb login once, or set WANDB_API_KEY, or "
                 "record offline with WANDB_MODE=offline."
@@ -59,8 +79,25 @@ class Sink(sink.Sink):
         self._run.log({"step": step, **values})
 
     def close(self, *, failed: bool) -> None:
-        """Finish the run as completed or failed."""
-        self._run.finish(exit_code=int(failed))
+        """Finish the run as completed or failed.
+
+        Raises:
+            TimeoutError: the server did not take all of it in time; how to send it later.
+
+        """
+        try:
+            within(self._timeout, lambda: self._run.finish(exit_code=int(failed)))
+        except TimeoutError as error:
+            raise TimeoutError(f"{error}; to send them later, type {self._sync_command}") from None
+
+
+def _import_wandb() -> Any:
+    if not os.environ.get("WANDB_MODE"):  # empty means not set, but it would not accept that
+        os.environ.pop("WANDB_MODE", None)
+    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # for its own crash reports it waits 15 seconds at the end
+    import wandb
+
+    return wandb
 
 
 def tracking_mode(setting: str) -> str:

@@ -158,10 +158,11 @@ def _prepare(
     stack: ExitStack,
 ) -> Run:
     """Build everything; write to the run folder only once all of it has been built."""
+    hub_warning = None
     if state is RunState.UNFINISHED:
         check_resumed_processes(folder.record()["hardware"]["processes"], accelerator.num_processes)
     if accelerator.is_main_process:
-        check_hub(requested_config.hub, folder.requested_config().hub)
+        hub_warning = check_hub(requested_config.hub, folder.requested_config().hub)
         check_sinks(config.tracking)
     components = setup.build(config, accelerator)
     config, data, kernels = components.config, components.data, components.encoder.kernels
@@ -182,6 +183,8 @@ def _prepare(
     accelerator.wait_for_everyone()
     run_info = RunInfo(folder.path, config.tracking, asdict(config), folder.record())
     tracker = stack.enter_context(open_tracker(run_info, is_main=accelerator.is_main_process))
+    if hub_warning is not None:
+        tracker.warning(hub_warning)
     if metadata := tracker.run_metadata():
         folder.update(**metadata)
     model, optimizer = prepare(

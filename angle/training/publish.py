@@ -17,7 +17,7 @@ from angle.training.result import Result
 from angle.training.run_folder import RunFolder
 
 
-def check_hub(hub: HubConfig, started_with: HubConfig) -> None:
+def check_hub(hub: HubConfig, started_with: HubConfig) -> str | None:
     """Check before training, as far as possible, that the model can be pushed.
 
     The check runs only if the push is newly requested: a hub that is down must not keep a killed run from resuming,
@@ -27,12 +27,19 @@ def check_hub(hub: HubConfig, started_with: HubConfig) -> None:
         hub: the settings as requested now.
         started_with: the settings as requested when the run was started; the defaults for a new run.
 
+    Returns:
+        What to warn of if the hub is away: the end tries again.
+
     Raises:
         ConfigError: what `check_push` refuses.
 
     """
     if hub.push and hub != started_with:
-        check_push(str(hub.model_id), private=hub.private)
+        try:
+            check_push(str(hub.model_id), private=hub.private, timeout=hub.timeout)
+        except HubError as error:
+            return f"{error} The run goes on, and tries to push to {hub.model_id} at its end."
+    return None
 
 
 def publish(folder: RunFolder, hub: HubConfig, result: Result) -> Result:
@@ -50,7 +57,9 @@ def publish(folder: RunFolder, hub: HubConfig, result: Result) -> Result:
     model_id, model = str(hub.model_id), Path(locate_model(str(folder.path)))
     config, record = folder.resolved_config(), folder.record()
     try:
-        url = push_model(model, model_id, config.model.name_or_path, config, record, private=hub.private)
+        url = push_model(
+            model, model_id, config.model.name_or_path, config, record, private=hub.private, timeout=hub.timeout
+        )
     except (ConfigError, HubError, OSError) as error:
         run = shlex.quote(f"train.resume={relative_to_cwd(folder.path)}")
         retry = f"{run} hub.push=true hub.model_id={model_id}{'' if hub.private else ' hub.private=false'}"

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import faulty_server
 import pytest
+from conftest import sample_files, start
 
 from angle import ConfigError, TrainConfig, build_config, fit
 from angle.config import TrackingConfig
@@ -63,3 +67,20 @@ def test_wandb_mode_decides_whether_there_is_a_sink(
     monkeypatch.setenv("WANDB_MODE", variable)
     assert apply_environment(TrackingConfig(mode=setting)).sinks == sinks
     assert apply_environment(TrackingConfig(mode=setting, tensorboard=True)).sinks == [*sinks, "tensorboard"]
+
+
+def test_a_server_that_hangs_costs_seconds_and_the_run_is_recorded_offline(tmp_path: Path) -> None:
+    words = [*sample_files(tmp_path), "train.batch_size=8", "train.max_steps=2", "train.output_dir=run"]
+    with faulty_server.serve("hangs") as url:
+        env = {"WANDB_BASE_URL": url, "WANDB_API_KEY": "0123456789" * 4, "WANDB_MODE": "", "NO_PROXY": "127.0.0.1"}
+        begin = time.monotonic()
+        done = start("train.py", *words, "tracking=online", "tracking.timeout=1", folder=tmp_path, **env)
+        assert time.monotonic() - begin < 40
+    assert done.returncode == 0
+    (warning,) = re.findall(r"^Warning: Weights & Biases .*$", done.stdout, re.MULTILINE)
+    (log,) = (tmp_path / "run").glob("wandb/offline-run-*")
+    assert warning.endswith(
+        f"so the run is recorded offline; to send it later, type wandb sync {log.relative_to(tmp_path)}"
+    )
+    assert "Traceback" not in done.stderr
+    assert (tmp_path / "run" / "final").exists()

@@ -1,0 +1,48 @@
+"""A server that is there and does not work, in each of the ways in which servers do not."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+#: How it fails; one that refuses does not listen.
+FAULTS = ("refuses", "hangs", "half an answer", "a byte at a time", "500", "no JSON")
+_HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nConnection: close\r\nContent-Length: "
+_ANSWERS = {
+    "half an answer": _HEAD + b"1000\r\n\r\n{",
+    "500": b"HTTP/1.1 500 Internal Server Error\r\nContent-Length: 2\r\nConnection: close\r\n\r\n{}",
+    "no JSON": _HEAD + b"7\r\n\r\n<html>!",
+}
+
+
+@contextmanager
+def serve(fault: str) -> Iterator[str]:
+    """Run a server while the context is open, and yield its address."""
+    closed = threading.Event()
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+
+        def answer(client: socket.socket) -> None:
+            with client, suppress(OSError):
+                client.recv(65536)
+                client.sendall(_ANSWERS.get(fault, b""))
+                if fault == "a byte at a time":
+                    for byte in _HEAD + b"20000\r\n\r\n" + b" " * 20000:
+                        client.sendall(bytes([byte]))
+                        if closed.wait(0.1):
+                            return
+                if fault in ("hangs", "half an answer"):
+                    closed.wait()
+
+        def accept() -> None:
+            with suppress(OSError):
+                while True:
+                    threading.Thread(target=answer, args=(server.accept()[0],), daemon=True).start()
+
+        if fault != "refuses":
+            server.listen(16)
+            threading.Thread(target=accept, daemon=True).start()
+        yield f"http://127.0.0.1:{server.getsockname()[1]}"
+        closed.set()
