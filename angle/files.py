@@ -22,7 +22,7 @@ def write_durably(path: Path, text: str) -> None:
     """Write a file so that a reader, or a crash, finds either the old text or the new one; a failure leaves the old."""
     temp_path = _temp_path(path)
     try:
-        temp_path.write_text(text, encoding="utf-8")
+        temp_path.write_text(text, encoding="utf-8", newline="")
         sync(temp_path)
         os.replace(temp_path, path)
     except BaseException:

@@ -15,7 +15,7 @@ from angle.cli.user_errors import USER_ERRORS, exit_on_broken_pipe, print_error
 from angle.config import ConvertConfig, TrainConfig
 from angle.config.build import Config, build_config
 from angle.distributed.environment import is_main_process, is_multi_node, launch_time, print_once, world_size
-from angle.errors import ConfigError, HubError
+from angle.errors import ConfigError, HubError, explained_disk_errors
 
 
 @dataclass
@@ -42,7 +42,8 @@ class JobRunner(Generic[Config]):
         try:
             config = build_config(composed, self.schema)
             result.folder = _set_output_dir(config, hydra_folder)
-            result.score = self.task(config)
+            with explained_disk_errors(result.folder, "type the same command again."):
+                result.score = self.task(config)
             result.best_metric = best_metric(config)
             result.failed = False
             result.trained = isinstance(config, TrainConfig) and not config.train.dry_run

@@ -14,6 +14,7 @@ from angle.errors import ConfigError
 from angle.evaluation.evaluators.espresso_grid import EspressoGridEvaluator
 from angle.evaluation.metrics import Floats
 from angle.evaluation.tasks import GRID_FILE, load_tasks
+from angle.files import write_durably
 from angle.modeling.embedding_config import EmbeddingConfig
 
 if TYPE_CHECKING:
@@ -161,7 +162,7 @@ def _write(grid: Grid, model: str) -> None:
             for depth, width, score in grid.pareto()
         ],
     }
-    (grid.folder / GRID_FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    write_durably(grid.folder / GRID_FILE, json.dumps(content, indent=2) + "\n")
 
 
 def heat_map(grid: Grid, path: Path, title: str) -> None:

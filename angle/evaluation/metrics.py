@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -36,18 +37,20 @@ def cosines(left: Tensor, right: Tensor) -> Floats:
 
 
 def spearman(scores: npt.ArrayLike, labels: npt.ArrayLike) -> float:
-    """Return Spearman's rank correlation, with ties sharing ranks; 0 if either side is constant or not finite."""
+    """Return Spearman's rank correlation, with ties sharing ranks; 0 if a side is constant, nan if not finite."""
     return _correlation(stats.spearmanr, scores, labels)
 
 
 def pearson(scores: npt.ArrayLike, labels: npt.ArrayLike) -> float:
-    """Return Pearson's correlation; 0 if either side is constant or not finite."""
+    """Return Pearson's correlation; 0 if a side is constant, nan if not finite."""
     return _correlation(stats.pearsonr, scores, labels)
 
 
 def _correlation(function: Callable[..., Any], scores: npt.ArrayLike, labels: npt.ArrayLike) -> float:
     x, y = np.asarray(scores, np.float64), np.asarray(labels, np.float64)
-    if len(x) < 2 or any(not np.isfinite(side).all() or np.ptp(side) == 0 for side in (x, y)):
+    if not (np.isfinite(x).all() and np.isfinite(y).all()):
+        return math.nan
+    if len(x) < 2 or np.ptp(x) == 0 or np.ptp(y) == 0:
         return 0.0
     return float(function(x, y).statistic)
 

@@ -6,6 +6,7 @@ import csv
 import json
 import math
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,7 @@ import numpy as np
 from angle.config import EvaluateConfig
 from angle.evaluation.evaluators.sts import PairScores, StsEvaluator
 from angle.evaluation.tasks import ALIASES, HUB_TASKS, RESULTS_FILE, load_tasks
+from angle.files import make_folder, write_durably
 from angle.modeling.embedding_config import EmbeddingConfig
 
 if TYPE_CHECKING:
@@ -85,12 +87,13 @@ def save_results(
 
     A non-finite number, which JSON cannot represent, becomes null: the threshold that calls all or none positive.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     for number, (_, scored) in enumerate(pairs.items(), 1):
-        with (path.parent / f"pairs-{number}.csv").open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            writer.writerow(["label", *scored.scores])
-            writer.writerows(zip(scored.labels, *scored.scores.values(), strict=True))
+        text = StringIO(newline="")
+        writer = csv.writer(text)
+        writer.writerow(["label", *scored.scores])
+        writer.writerows(zip(scored.labels, *scored.scores.values(), strict=True))
+        write_durably(path.parent / f"pairs-{number}.csv", text.getvalue())
     content = {
         "model": model,
         "pooling": embedding_config.pooling,
@@ -103,7 +106,7 @@ def save_results(
         "average_spearman": average(results),
         "pairs": {task: f"pairs-{number}.csv" for number, task in enumerate(pairs, 1)},
     }
-    path.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    write_durably(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
 
 
 def table(results: dict[str, dict[str, float]]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from tqdm import tqdm
@@ -24,7 +24,7 @@ class Sink(sink.Sink):
 
     def __init__(self, run: RunInfo) -> None:
         """Open the log, and direct the package's loggers to it and to the console until `close`."""
-        log_file = logging.FileHandler(run.folder / LOG_FILE, encoding="utf-8")
+        log_file = _LogFile(run.folder / LOG_FILE, encoding="utf-8")
         log_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         self._handlers = [_ConsoleHandler(), log_file]
         self._bar: tqdm[Any] | None = None
@@ -106,6 +106,19 @@ def without_repeated_notes() -> Iterator[None]:
         yield
     finally:
         NOTES_LOGGER.removeFilter(is_new)
+
+
+class _LogFile(logging.FileHandler):
+    """Raises what keeps it from writing, of which logging prints a traceback for every line."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
+        """Raise the error that is being handled."""
+        raise
+
+    def close(self) -> None:
+        """Close the file; what it could not write it cannot write now."""
+        with suppress(OSError):
+            super().close()
 
 
 class _ConsoleHandler(logging.Handler):

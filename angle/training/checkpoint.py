@@ -42,6 +42,8 @@ class Progress:
     """The step at which it was reached."""
     seconds: float = 0.0
     """Time spent training, including before each resume."""
+    overflows: int = 0
+    """Optimiser steps that were left out because their gradient was too large for fp16."""
     unreported: dict[str, Any] = field(default_factory=dict)
     """Of the steps since the last report of metrics, what the next one takes; see `Meter`."""
 
@@ -72,13 +74,9 @@ def collect_state(model: nn.Module, optimizer: AcceleratedOptimizer, accelerator
 def save_state(folder: Path, state: CheckpointState, accelerator: Accelerator, progress: Progress) -> None:
     """Write weights, optimiser, loss scale, every process's RNG state and progress into an existing folder."""
     save_file(state.weights, folder / "model.safetensors")
-    torch.save(
-        {
-            "optimizer": state.optimizer,
-            "scaler": accelerator.scaler.state_dict() if accelerator.scaler else None,
-        },
-        folder / "optimizer.pt",
-    )
+    scaler = accelerator.scaler.state_dict() if accelerator.scaler else None
+    with (folder / "optimizer.pt").open("wb") as file:  # a path of its own would hide why it cannot be written
+        torch.save({"optimizer": state.optimizer, "scaler": scaler}, file)
     for rank, states in enumerate(state.rng_states):
         save_file(states, folder / f"random-{rank}.safetensors")
     (folder / "progress.json").write_text(json.dumps(dataclasses.asdict(progress)), encoding="utf-8")

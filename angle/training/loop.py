@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from angle.config import RUN_FILE, TrainConfig
+from angle.config import RUN_FILE, TrainConfig, enumerate_words
 from angle.config.resume import resume_config
 from angle.data.prefetch import prefetch
 from angle.distributed.environment import launch_command, script_command, world_size
-from angle.errors import ConfigError, DataError, StoppedError
+from angle.errors import ConfigError, DataError, StoppedError, TrainingError
 from angle.evaluation.encoding import encode_distributed
 from angle.evaluation.evaluators.sts import word_overlap
 from angle.evaluation.run_evaluators import TEST_METRIC, RunEvaluators, metric_named
@@ -75,6 +75,13 @@ class Run:
         """The encoder that is trained."""
         return self.trainable.encoder
 
+    def way_back(self) -> str:
+        """Return what is left of the run if it fails now."""
+        checkpoint = next(iter(self.folder.checkpoints()), None)
+        if checkpoint is None:
+            return "There is no checkpoint before it."
+        return f"The last good checkpoint is {relative_to_cwd(checkpoint)}."
+
     def encode(self, tokens: Tokens, depths: Sequence[int] | None = None) -> Tensor:
         """Return embeddings for an evaluator, computed across all processes in the precision of training."""
         with self.accelerator.autocast():
@@ -94,7 +101,7 @@ def fit(config: TrainConfig, explicit_keys: Collection[str] = ()) -> Result:
 
     Raises:
         ConfigError, DataError: anything wrong with the settings or the data, before any training.
-        TrainingError: a loss that is not finite.
+        TrainingError: a loss or a gradient that is not finite.
         StoppedError: a signal has ended the run, which can go on; a KeyboardInterrupt.
 
     """
@@ -126,6 +133,7 @@ def fit(config: TrainConfig, explicit_keys: Collection[str] = ()) -> Result:
         run = _prepare(config, requested_config, accelerator, folder, state, stack)
         signals = StopSignals(accelerator.num_processes)
         stack.enter_context(signals.noted())
+        stack.enter_context(folder.explained_disk_errors())
         try:
             run.tracker.info(banner(run.config, run.encoder, run.data, run.total_steps, accelerator))
             for note in notes_on(run.config, run.data, run.total_steps):
@@ -243,7 +251,7 @@ def _train(run: Run, steps: Iterator[list[Batch]], signals: StopSignals) -> None
     peak_lr, warmup = config.learning_rate, warmup_steps(config.warmup_steps, run.total_steps)
     steps_per_epoch = run.data.train.steps_per_epoch
     save_every = math.ceil(run.total_steps / 10) if config.save_steps is None else config.save_steps
-    meter = Meter(run.encoder, run.data.train, run.tracker, progress)
+    meter = Meter(run.encoder, run.data.train, run.tracker, progress, run.way_back)
     tracker.start_progress(progress.step, run.total_steps)
     gradient_cache = run.gradient_cache
     gradient_cache.model.train()
@@ -259,6 +267,7 @@ def _train(run: Run, steps: Iterator[list[Batch]], signals: StopSignals) -> None
         grad_norm = clip_gradients(gradient_cache.model.parameters(), config.max_grad_norm or math.inf, run.accelerator)
         run.optimizer.step()
         run.optimizer.zero_grad()
+        meter.add_step(grad_norm, overflowed=run.optimizer.step_was_skipped)
         progress.step += 1
         tracker.advance()
 
@@ -269,7 +278,7 @@ def _train(run: Run, steps: Iterator[list[Batch]], signals: StopSignals) -> None
         save = save_every > 0 and (is_last_step or _is_due(progress.step, save_every))
         log = evaluate or _is_due(progress.step, config.logging_steps)
         if log or save:  # record all that precedes a checkpoint, so that a resumed run records the same
-            meter.report(lr, grad_norm, show=log)
+            meter.report(lr, show=log)
         if evaluate:
             _evaluate(run)
         stop_now, save_now = signals.agree()
@@ -294,6 +303,12 @@ def _evaluate(run: Run) -> None:
     """Evaluate on the validation sets, across all processes; save the model if it is the best so far."""
     progress, best_metric = run.progress, run.evaluators.best_metric
     values = run.evaluators.validate(run.encode)
+    bad = {name: value for name, value in values.items() if not math.isfinite(value)}
+    if bad:
+        raise TrainingError(
+            f"{enumerate_words([f'valid/{name} is {value}' for name, value in bad.items()])} after step "
+            f"{progress.step}. {run.way_back()} Start a new run with a lower train.learning_rate."
+        )
     if best_metric is not None and best_metric.is_better(values[best_metric.name], progress.best_score):
         progress.best_score, progress.best_step = values[best_metric.name], progress.step
         _save(run, "best", step=progress.step, score=progress.best_score)
@@ -352,6 +367,8 @@ def _finish(run: Run) -> Result:
         if test_score is not None:
             run.tracker.log_metrics(progress.step, {f"test/{TEST_METRIC.name}": test_score})
         folder.update(finished=True, result=scores, seconds=round(progress.seconds, 1), texts=progress.texts)
+        if progress.overflows:
+            folder.update(overflows=progress.overflows)
         result = Result(folder.path, **scores)
     run.accelerator.wait_for_everyone()
     return result

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -18,18 +19,37 @@ from angle.tracking.tracker import Tracker
 from angle.training.checkpoint import Progress
 from angle.training.sharding import full_tensor
 
+#: Steps in a row that may overflow in fp16. The loss is scaled by half as much after each, from 2^16 on: after so many,
+#: by less than 2^-16.
+MAX_OVERFLOWS = 33
+
 
 class Meter:
     """Accumulates the steps since the last report, without waiting for the device at each one."""
 
-    def __init__(self, encoder: Encoder, data: TrainingData, tracker: Tracker, progress: Progress) -> None:
-        """Start the clock; `progress` is read at each batch and added to at each report."""
+    def __init__(
+        self, encoder: Encoder, data: TrainingData, tracker: Tracker, progress: Progress, way_back: Callable[[], str]
+    ) -> None:
+        """Start the clock.
+
+        Args:
+            encoder: the encoder that is trained.
+            data: what it is trained on.
+            tracker: takes the reports.
+            progress: read at each batch and added to at each report.
+            way_back: returns what is left of the run if it fails, as a sentence.
+
+        """
         self._encoder, self._data, self._tracker, self._progress = encoder, data, tracker, progress
+        self._way_back = way_back
         unreported = progress.unreported
         self._names: list[str] = unreported.get("names", [])
         self._values: list[list[float]] = unreported.get("values", [])
         self._losses: list[dict[str, Tensor]] = []
         self._steps: list[int] = unreported.get("steps", [])
+        self._norms: list[tuple[int, Tensor]] = []
+        self._norm: float = unreported.get("norm", 0.0)
+        self._overflows_in_row = 0
         self._texts: int = unreported.get("texts", 0)
         self._padding_fractions: list[float] = unreported.get("padding_fractions", [])
         self._seconds: float = unreported.get("seconds", 0.0)
@@ -43,11 +63,35 @@ class Meter:
         self._texts += batch.structure.embedding_index.numel()
         self._padding_fractions.append(self._encoder.padding_fraction(batch.tokens.lengths))
 
-    def report(self, lr: float, grad_norm: Tensor | None, *, show: bool) -> None:
+    def add_step(self, grad_norm: Tensor, *, overflowed: bool) -> None:
+        """Count an optimiser step.
+
+        Args:
+            grad_norm: the norm of its gradient (scalar).
+            overflowed: whether the gradient was too large for fp16, so that the step was left out.
+
+        Raises:
+            TrainingError: too many steps in a row were left out.
+
+        """
+        if not overflowed:
+            self._norms.append((self._progress.step, grad_norm))
+            self._overflows_in_row = 0
+            return
+        self._progress.overflows += 1
+        self._overflows_in_row += 1
+        if self._overflows_in_row == MAX_OVERFLOWS:
+            raise TrainingError(
+                f"The gradients of {MAX_OVERFLOWS} steps in a row, up to step {self._progress.step + 1}, overflowed in "
+                f"fp16, so nothing is learned any more (rows of the last: {self._data.describe(self._progress.step)}). "
+                f"{self._way_back()} Start a new run with train.mixed_precision=bf16, or a lower train.learning_rate."
+            )
+
+    def report(self, lr: float, *, show: bool) -> None:
         """Record the means since the last report; with `show`, also print them on the console.
 
         Raises:
-            TrainingError: a loss among them is not finite.
+            TrainingError: a loss among them, or a gradient, is not finite.
 
         """
         progress = self._progress
@@ -60,11 +104,12 @@ class Meter:
             "loss": means.pop("loss"),
             **{f"loss/{name}": value for name, value in means.items()},
             "learning_rate": lr,
-            "gradient_norm": float(full_tensor(grad_norm)) if grad_norm is not None else 0.0,
+            "gradient_norm": self._norm,
             "texts_per_second": self._texts / self._seconds,
             "padding_share": float(np.mean(self._padding_fractions)),
             "texts": progress.texts,
             **({"epoch": progress.step / steps_per_epoch} if steps_per_epoch else {}),
+            **({"overflows": progress.overflows} if progress.overflows else {}),
         }
         terms = ", ".join(f"{name} {value:.3f}" for name, value in means.items())
         summary = f"loss {metrics['loss']:.3f} ({terms})  {metrics['texts_per_second']:,.0f} texts/s"
@@ -85,6 +130,7 @@ class Meter:
             "names": self._names,
             "values": self._values,
             "steps": self._steps,
+            "norm": self._norm,
             "texts": self._texts,
             "padding_fractions": self._padding_fractions,
             "seconds": self._seconds,
@@ -102,6 +148,11 @@ class Meter:
             self._values += stacked.tolist()
             self._losses = []
         self._check_losses(self._values)
+        if self._norms:
+            steps, norms = zip(*self._norms, strict=True)
+            values = torch.stack([full_tensor(norm) for norm in norms]).tolist()
+            self._check_norms(steps, values)
+            self._norm, self._norms = values[-1], []
         self._seconds += max(time.perf_counter() - self._start_time, 1e-9)
         self.restart_clock()
 
@@ -109,15 +160,24 @@ class Meter:
         """Raise at the first non-finite loss, since the weights are worthless after it; warn if all losses are 0."""
         bad = next((index for index, row in enumerate(values) if not np.isfinite(row).all()), None)
         if bad is not None:
-            step = self._steps[bad]
-            raise TrainingError(
-                f"The loss of step {step + 1} is {values[bad][0]} (rows: {self._data.describe(step)}). Going on would "
-                f"end the same way: look at those rows, and start a new run with a lower train.learning_rate or "
-                f"train.max_grad_norm."
-            )
+            named = zip(self._names, values[bad], strict=True)
+            terms = ", ".join(f"{name} {value:g}" for name, value in named if name != "loss")
+            self._stop(self._steps[bad], f"The loss of step {self._steps[bad] + 1} is {values[bad][0]} ({terms})")
         if self._is_first_report and not np.any(values):
             self._tracker.warning(
                 "the loss is exactly 0 from the first step on, so nothing is learned: no row has another text to be "
                 "compared with, or no label is higher than another."
             )
         self._is_first_report = False
+
+    def _check_norms(self, steps: Sequence[int], norms: Sequence[float]) -> None:
+        """Raise at the first gradient that is not finite although its loss is: it has made the weights so."""
+        for step, norm in zip(steps, norms, strict=True):
+            if not np.isfinite(norm):
+                self._stop(step, f"The gradient of step {step + 1} is {norm}, though its loss is finite")
+
+    def _stop(self, step: int, problem: str) -> NoReturn:
+        raise TrainingError(
+            f"{problem}; rows: {self._data.describe(step)}. {self._way_back()} Going on from it would end the same "
+            f"way: look at those rows, and start a new run with a lower train.learning_rate or train.max_grad_norm."
+        )

@@ -6,7 +6,7 @@ import dataclasses
 import json
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from angle.config.build import build_config
 from angle.config.record import CONFIG_CHECKSUM, read_config, read_record, write_config, write_record
 from angle.config.resume import config_diff
 from angle.distributed.environment import world_size
-from angle.errors import ConfigError, TrainingError, first_line
+from angle.errors import ConfigError, TrainingError, explained_disk_errors, first_line
 from angle.files import (
     MANIFEST,
     checksum,
@@ -137,7 +137,7 @@ class RunFolder:
 
         """
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
+            make_folder(self.path)
             lock_file = (self.path / LOCK_FILE).open("w")
         except OSError as error:
             raise ConfigError(
@@ -248,12 +248,17 @@ class RunFolder:
                 f"put the folder back and go on with train.resume={self.path}, or start a new run."
             )
         try:
-            yield
+            with self.explained_disk_errors():
+                yield
         except (OSError, SafetensorError) as error:
             raise TrainingError(
-                f"{self.path} cannot be written to ({first_line(error)}). The existing files are intact: free "
-                f"disk space, then resume with train.resume={self.path}"
+                f"{self.path} cannot be written to ({first_line(error)}). The existing files are intact: mend that, "
+                f"then resume with train.resume={self.path}"
             ) from error
+
+    def explained_disk_errors(self) -> AbstractContextManager[None]:
+        """Say what to do if the disk is full, whoever writes: also metrics, log and trackers are in the folder."""
+        return explained_disk_errors(self.path, f"resume with train.resume={self.path}")
 
     def checkpoints(self) -> list[Path]:
         """Return the checkpoints, newest first."""

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from conftest import sample_rows, write_jsonl
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from angle import ConfigError, DataError, Encoder, ModelConfig, TrainConfig, TrainingError, build_config, fit
 from angle.config import LoraConfig, SourceConfig
@@ -21,6 +23,9 @@ from angle.modeling.tiny import tiny_tokenizer
 from angle.objective.combined import CombinedLoss
 from angle.structures import FORMATS, BatchStructure
 from angle.tracking.tracker import Tracker
+from angle.training import loop
+from angle.training.checkpoint import Progress
+from angle.training.meter import MAX_OVERFLOWS, Meter
 from angle.training.run_folder import RunFolder
 from angle.training.schedule import lr_factor, warmup_steps
 
@@ -408,10 +413,62 @@ def test_non_finite_loss_stops_the_run_and_names_the_rows(model: Path, rows: Pat
     message = str(caught.value)
     assert message.startswith("The loss of step ")
     assert f"{rows} line " in message
+    assert re.match(r"The loss of step \d+ is (nan|inf) \(ibn (nan|inf)\); rows: ", message)
+    assert re.search(r" The last good checkpoint is \S*/run/checkpoints/step-0000000\d\. ", message)
     assert "start a new run with a lower train.learning_rate" in message
     assert not (tmp_path / "run" / "final").exists()
     for checkpoint in (tmp_path / "run" / "checkpoints").iterdir():
         assert json.loads((checkpoint / "progress.json").read_text())["step"] < 4
+
+
+def test_a_gradient_that_is_not_finite_stops_the_run_before_its_weights_are_saved(
+    model: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clip, steps = loop.clip_gradients, 0
+
+    def break_third(parameters: Any, max_norm: float, accelerator: Any) -> torch.Tensor:
+        nonlocal steps
+        steps += 1
+        parameters = list(parameters)
+        if steps == 3:
+            next(parameter.grad for parameter in parameters if parameter.grad is not None).fill_(math.inf)
+        return clip(parameters, max_norm, accelerator)
+
+    monkeypatch.setattr(loop, "clip_gradients", break_third)
+    with pytest.raises(TrainingError) as caught:
+        fit(settings(model, rows, tmp_path / "run", save_steps=1, logging_steps=9))
+    message = str(caught.value)
+    assert message.startswith("The gradient of step 3 is inf, though its loss is finite; rows: ")
+    assert "run/checkpoints/step-00000002. " in message
+    assert sorted(path.name[-1] for path in (tmp_path / "run" / "checkpoints").iterdir()) == ["1", "2"]
+
+
+def test_steps_that_overflow_in_fp16_are_counted_and_too_many_in_a_row_stop_the_run() -> None:
+    data, progress = SimpleNamespace(describe=lambda step: f"rows of step {step}"), Progress(step=4)
+    meter = Meter(None, data, None, progress, lambda: "There is no checkpoint before it.")  # type: ignore[arg-type]
+    for _ in range(3):
+        for _ in range(MAX_OVERFLOWS - 1):
+            meter.add_step(torch.tensor(math.inf), overflowed=True)
+        meter.add_step(torch.tensor(1.0), overflowed=False)
+    assert progress.overflows == 3 * (MAX_OVERFLOWS - 1)
+    for _ in range(MAX_OVERFLOWS - 1):
+        meter.add_step(torch.tensor(math.inf), overflowed=True)
+    with pytest.raises(TrainingError, match=r"up to step 5, .* \(rows of the last: rows of step 4\)\. There is no"):
+        meter.add_step(torch.tensor(math.inf), overflowed=True)
+
+
+def test_a_model_whose_embeddings_are_not_finite_has_no_score(
+    model: Path, rows: Path, pairs: Path, tmp_path: Path
+) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(model, broken)
+    tensors = load_file(broken / "model.safetensors")
+    tensors["encoder.layer.0.output.dense.weight"][0] = math.nan
+    save_file(tensors, broken / "model.safetensors", metadata={"format": "pt"})
+    config = settings(broken, rows, tmp_path / "run")
+    config.data.test.name_or_path = str(pairs)
+    with pytest.raises((ConfigError, DataError), match=r"not finite"):
+        fit(config)
 
 
 def test_checkpoints_are_limited(model: Path, rows: Path, tmp_path: Path) -> None:

@@ -248,7 +248,10 @@ def test_training_into_the_folder_of_its_own_model_is_refused(tmp_path: Path, mo
     assert RunFolder(Path("tiny")).check_config(TrainConfig()) is RunState.UNFINISHED
 
 
-@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), SafetensorError("No space left on device")])
+@pytest.mark.parametrize(
+    "error",
+    [OSError(28, "No space left on device"), SafetensorError("I/O error: No space left on device (os error 28)")],
+)
 def test_full_disk_leaves_existing_files_intact(tmp_path: Path, error: Exception) -> None:
     folder = RunFolder(tmp_path / "run")
     folder.create(config(), config(), {})

@@ -1,0 +1,16 @@
+"""Runs a script of the repository that can write no file beyond a size, as on a full disk: BYTES SCRIPT WORDS."""
+
+from __future__ import annotations
+
+import resource
+import runpy
+import sys
+from pathlib import Path
+
+REPO = Path(__file__).resolve().parent.parent
+
+if __name__ == "__main__":
+    resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]), int(sys.argv[1])))
+    sys.argv = [str(REPO / sys.argv[2]), *sys.argv[3:]]
+    sys.path[0] = str(REPO)
+    runpy.run_path(sys.argv[0], run_name="__main__")
