@@ -64,8 +64,8 @@ def find_adapters(name: str, setting: str, revision: str | None = None) -> Saved
 def add_adapters(
     backbone: PreTrainedModel,
     base_name: str,
-    *,
     revision: str | None = None,
+    *,
     saved_adapters: SavedAdapters | None = None,
     new_config: LoraConfig | None = None,
 ) -> PeftModel:

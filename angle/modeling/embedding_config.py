@@ -43,6 +43,8 @@ class EmbeddingConfig:
     """How many of the original model's first layers were kept; None for all."""
     dimensions: int | None = None
     """How many of the first dimensions make up an embedding; None for all."""
+    base_fingerprint: str | None = None
+    """Hash of the weights that an adapter was trained on; None for a model without adapters."""
 
     def __str__(self) -> str:
         """Return the settings in human-readable form."""
@@ -132,6 +134,7 @@ _ENTRY_CHECKS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "special_tokens": ("two lists of tokens, those before and those after a text", _are_special_tokens),
     "layers": ("a whole number above 0", _is_positive),
     "dimensions": ("a whole number above 0", _is_positive),
+    "base_fingerprint": ("a hash in hexadecimal digits", lambda value: isinstance(value, str)),
 }
 
 

@@ -72,6 +72,8 @@ class Encoder(nn.Module):
         self.packing_failed = False
         #: Type of the device on which packed rows were last tested.
         self._packing_tested_device_type = self.device.type
+        #: Hashes of the weights that were loaded, by part: base, adapters.
+        self.fingerprints: dict[str, str] = {}
         self.layers: int | None = None
         self.truncate_dim: int | None = None
 
@@ -109,6 +111,7 @@ class Encoder(nn.Module):
         merge = sources.name_is_adapter if merge is None else merge
         merged = sources.adapter is not None and new_adapter is None and merge
         embedding_config = sources.read_embedding_config(needs_pooling=pooling is None or pooling.strategy == "auto")
+        sources.check_base(embedding_config)
         # An adapter belongs to the weights it was trained on: the values that the quantised weights stand for.
         follows_adapter = sources.adapter is not None and (merged or model.load_kbit is None)
         load_kbit = embedding_config.load_kbit if follows_adapter else model.load_kbit
@@ -128,17 +131,13 @@ class Encoder(nn.Module):
         if model.gradient_checkpointing:
             checkpoint_activations(backbone)
         if new_adapter or (sources.saved_adapters and not merged):
-            base, revision = sources.absolute_base(), sources.base_revision
-            backbone = adapters.add_adapters(
-                backbone, base, revision=revision, saved_adapters=sources.saved_adapters, new_config=new_adapter
-            )
+            base, revision, saved = sources.absolute_base(), sources.base_revision, sources.saved_adapters
+            backbone = adapters.add_adapters(backbone, base, revision, saved_adapters=saved, new_config=new_adapter)
         pack = partial(install_packing, attn_implementation=model.attn_implementation)
         kernels = install_kernels(backbone, kernel_selector(backbone, model.kernels), pack)
         encoder = cls(backbone, tokenizer, strategy, is_llm, bidirectional_from, None if merged else load_kbit, kernels)
-        truncate_dim = (
-            None if embedding_config.dimensions is None else min(embedding_config.dimensions, encoder.dimensions)
-        )
-        encoder.truncate(embedding_config.layers, truncate_dim)
+        encoder.fingerprints, saved_dim = sources.fingerprints, embedding_config.dimensions
+        encoder.truncate(embedding_config.layers, saved_dim and min(saved_dim, encoder.dimensions))
         encoder.truncate(model.layers, model.dimensions)
         return encoder
 
@@ -204,6 +203,7 @@ class Encoder(nn.Module):
             special_tokens=tokenizer.special_tokens,
             layers=self.layers,
             dimensions=self.truncate_dim,
+            base_fingerprint=self.fingerprints.get("base") if self.has_adapters else None,
         )
 
     def forward(self, ids: Tensor, lengths: Lengths, depths: Sequence[int] | None = None) -> Tensor:

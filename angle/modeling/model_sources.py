@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from angle.config import ModelConfig
 from angle.errors import ConfigError
 from angle.modeling.adapters import SavedAdapters, find_adapters
-from angle.modeling.embedding_config import EmbeddingConfig, read_embedding_config
+from angle.modeling.embedding_config import EMBEDDING_CONFIG_FILE, EmbeddingConfig, read_embedding_config
 from angle.modeling.locations import adapter_base, locate_model, read_json
+from angle.modeling.weight_files import ADAPTER_WEIGHT_FILES, fingerprint, weight_files
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,32 @@ class ModelSources:
             if embedding_config != EmbeddingConfig():
                 return embedding_config
         return read_embedding_config(self.base, self.base_revision, needs_pooling=needs_pooling)
+
+    @cached_property
+    def fingerprints(self) -> dict[str, str]:
+        """Fingerprints of the weights that are loaded: of the base and, if there are any, of adapters."""
+        adapters = self.saved_adapters.folders if self.saved_adapters else ()
+        files = {
+            "base": weight_files(self.base, self.base_revision),
+            "adapters": [Path(folder, name) for folder in adapters for name in ADAPTER_WEIGHT_FILES],
+        }
+        existing = {part: [path for path in paths if path.is_file()] for part, paths in files.items()}
+        return {part: fingerprint(paths) for part, paths in existing.items() if paths}
+
+    def check_base(self, embedding_config: EmbeddingConfig) -> None:
+        """Check that an adapter is put on the weights that it was trained on, as the settings saved with it say.
+
+        Raises:
+            ConfigError: it was trained on others.
+
+        """
+        expected, found = embedding_config.base_fingerprint, self.fingerprints.get("base", "none")
+        if self.adapter is not None and expected not in (None, found):
+            raise ConfigError(
+                f"{self.adapter} was trained on other weights than those that are in {self.base} now, so its "
+                f"embeddings would be others (fingerprint {found:.12}, in training {expected:.12}): put the old weights "
+                f"back, or, to use it on these all the same, remove base_fingerprint from its {EMBEDDING_CONFIG_FILE}."
+            )
 
     def absolute_base(self) -> str:
         """Return where the weights are, for a file that is read from any working directory."""

@@ -53,6 +53,12 @@ class RunComponents:
         return self.trainable.encoder
 
     @property
+    def fingerprints(self) -> dict[str, dict[str, str]]:
+        """Hashes of the weights that the run starts from and, with a teacher, learns from."""
+        models = {"model": self.encoder, "teacher": self.teacher}
+        return {name: model.fingerprints for name, model in models.items() if model is not None}
+
+    @property
     def total_steps(self) -> int:
         """Optimiser steps of the run."""
         train_config = self.config.train

@@ -43,6 +43,7 @@ class Teacher:
         """
         self.encoder: Encoder | None = encoder
         self.distillation_level = distillation_level
+        self.fingerprints = encoder.fingerprints
         self.embedding_dim = (
             int(encoder.backbone.config.hidden_size) if distillation_level == "tokens" else encoder.dimensions
         )

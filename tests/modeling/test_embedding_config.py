@@ -38,7 +38,7 @@ def test_the_file_has_every_entry(tmp_path: Path) -> None:
     assert json.loads(text) == {
         "pooling": "avg", "max_length": 77, "prompt": "Ähnlich: {text}", "padding_side": "left", "is_llm": True,
         "bidirectional_from": 2, "load_kbit": 4, "special_tokens": [["<s>"], ["</s>", "!"]], "layers": 5,
-        "dimensions": 64,
+        "dimensions": 64, "base_fingerprint": None,
     }  # fmt: skip
 
 
@@ -49,7 +49,7 @@ def test_saving_and_reading(tmp_path: Path) -> None:
 
 def test_an_encoder_has_all_entries_that_are_not_optional() -> None:
     embedding_config = dataclasses.asdict(Encoder.load("tiny").embedding_config)
-    optional = {"prompt", "bidirectional_from", "load_kbit", "layers", "dimensions"}
+    optional = {"prompt", "bidirectional_from", "load_kbit", "layers", "dimensions", "base_fingerprint"}
     assert {name for name, value in embedding_config.items() if value is None} == optional
 
 
@@ -96,6 +96,7 @@ def test_a_file_of_angle_emb_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyP
         ("special_tokens", ["<s>", "</s>"], "two lists of tokens, those before and those after a text"),
         ("layers", 0, "a whole number above 0"),
         ("dimensions", -1, "a whole number above 0"),
+        ("base_fingerprint", 7, "a hash in hexadecimal digits"),
     ],
 )
 def test_a_wrong_entry_is_refused(entry: str, value: Any, expected: str, tmp_path: Path) -> None:
