@@ -175,6 +175,9 @@ class SpyTokenizer:
     def check_known(self, tokens: Tokens) -> None:
         pass
 
+    def unknown_fraction(self, tokens: Tokens) -> float:
+        return 0.0
+
 
 def decoder_tokenizer(*, start: bool, end: bool = False) -> Any:
     """Return a tokenizer as decoders have it: words, an end token that also pads, perhaps a start token."""

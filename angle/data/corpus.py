@@ -24,6 +24,8 @@ IntArray = npt.NDArray[np.int64]
 
 #: The largest label, as labels are stored in float32.
 MAX_LABEL = float(np.finfo(np.float32).max)
+#: Fractions of unknown tokens above which texts are noted, and refused: half of their words would mean nothing.
+NOTED_UNKNOWN, MAX_UNKNOWN = 0.1, 0.5
 
 
 class Tokenizer(Protocol):
@@ -42,6 +44,9 @@ class Tokenizer(Protocol):
 
     def check_known(self, tokens: Tokens) -> None:
         """Raise ConfigError, a ValueError, if the model has no embedding for one of the tokens."""
+
+    def unknown_fraction(self, tokens: Tokens) -> float:
+        """Return the fraction of tokens that stand for what the vocabulary does not have."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +74,8 @@ class Corpus:
     """Number of rows that `label_map` dropped."""
     fingerprint: str
     """Hash of texts, structure and labels, before tokenisation."""
+    unknown: float
+    """Fraction of tokens that stand for what the vocabulary does not have."""
 
     def __len__(self) -> int:
         return len(self.cell_starts)
@@ -250,9 +257,10 @@ class CorpusBuilder:
         texts_digest = digest.hexdigest()
         for array in (cell_sizes, cell_texts, labels):
             digest.update(b"" if array is None else array.tobytes())
+        tokens = self._tokens(tokenizer, texts_digest, cache)
         return Corpus(
             format=self.format,
-            tokens=self._tokens(tokenizer, texts_digest, cache),
+            tokens=tokens,
             cell_starts=(np.cumsum(cell_sizes) - cell_sizes).reshape(shape),
             cell_sizes=cell_sizes.reshape(shape),
             cell_texts=cell_texts,
@@ -262,6 +270,7 @@ class CorpusBuilder:
             numbers=np.array(self._numbers, np.int64),
             dropped=self._dropped,
             fingerprint=digest.hexdigest(),
+            unknown=tokenizer.unknown_fraction(tokens),
         )
 
     def _tokens(self, tokenizer: Tokenizer, texts_digest: str, cache: bool) -> Tokens:
@@ -325,7 +334,24 @@ def load_corpus(source: SourceConfig, purpose: str, tokenizer: Tokenizer, data_f
         check_extra_columns(table, tokenizer.columns, purpose)
         for number, row in table.rows:
             builder.add(table, number, row)
-    return builder.build(tokenizer)
+    corpus = builder.build(tokenizer)
+    if corpus.unknown > MAX_UNKNOWN:
+        raise DataError(
+            f"{source_label(purpose, source)} is not in the model's language: {corpus.unknown:.0%} of its tokens are "
+            f"unknown to the tokenizer, and at most {MAX_UNKNOWN:.0%} may be; choose another model, or the right "
+            f"tokenizer by model.tokenizer_name_or_path=..."
+        )
+    return corpus
+
+
+def note_on_unknown(corpus: Corpus, name: str) -> str | None:
+    """Return what to say about a corpus of which much, but not too much, is unknown to the tokenizer."""
+    if corpus.unknown <= NOTED_UNKNOWN:
+        return None
+    return (
+        f"{corpus.unknown:.0%} of the tokens of {name} are unknown to the tokenizer, so texts that differ in them "
+        f"alone look the same to the model; more than {MAX_UNKNOWN:.0%} would be refused"
+    )
 
 
 def common_format(tables: Iterable[Table], requested: str, purpose: str) -> DataFormat:

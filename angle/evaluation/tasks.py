@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -13,7 +14,7 @@ from tqdm import tqdm
 
 from angle.config import CONFIG_FILE, EvaluateConfig, SourceConfig, TrainConfig
 from angle.config.record import read_config
-from angle.data.corpus import Corpus
+from angle.data.corpus import Corpus, note_on_unknown
 from angle.data.purposes import RUN_TEST_SET, TASKS, default_split
 from angle.distributed.process_group import best_device
 from angle.errors import ConfigError, did_you_mean
@@ -70,7 +71,11 @@ class EvaluationTasks:
     def __iter__(self) -> Iterator[tuple[str, Corpus, Encode]]:
         """Yield each task's name, its pairs, and a way to encode their texts that shows the progress."""
         for name, source in self.sources.items():
-            yield name, load_sts(source, self.purpose, self.encoder.tokenizer), partial(self._encode, name)
+            corpus = load_sts(source, self.purpose, self.encoder.tokenizer)
+            note = note_on_unknown(corpus, name)
+            if note is not None and self.is_main:
+                print(f"{'note':8}{note}", file=sys.stderr)
+            yield name, corpus, partial(self._encode, name)
 
     def _encode(self, name: str, tokens: Tokens, depths: Sequence[int] | None = None) -> Tensor:
         """Return the embeddings of a task's texts, as `Encode` does."""

@@ -62,8 +62,9 @@ class ModelSources:
         if self.adapter is not None and expected not in (None, found):
             raise ConfigError(
                 f"{self.adapter} was trained on other weights than those that are in {self.base} now, so its "
-                f"embeddings would be others (fingerprint {found:.12}, in training {expected:.12}): put the old weights "
-                f"back, or, to use it on these all the same, remove base_fingerprint from its {EMBEDDING_CONFIG_FILE}."
+                f"embeddings would be others (fingerprint {found:.12}, in training {expected:.12}): put the old "
+                f"weights back, or, to use it on these all the same, remove base_fingerprint from its "
+                f"{EMBEDDING_CONFIG_FILE}."
             )
 
     def absolute_base(self) -> str:

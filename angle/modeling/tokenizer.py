@@ -17,8 +17,12 @@ from angle.modeling.embedding_config import SpecialTokens
 from angle.structures import Lengths, Tokens
 
 DEFAULT_MAX_LENGTH = 512
+#: The words of a vocabulary that are tried as a text, at most, to see what is put around it.
+MAX_PROBES = 10_000
 #: Number of texts passed to the tokenizer at once: bounds the memory of its Python lists.
 TOKENIZE_BATCH = 20_000
+#: Number of tokens that are compared at once.
+COUNTED_TOKENS = 2**24
 
 
 def template_fields(prompt: str) -> list[str]:
@@ -48,11 +52,27 @@ def ends_with_literal(prompt: str | None) -> bool:
 
 
 def special_tokens_around(tokenizer: Any) -> SpecialTokens:
-    """Return (prefix tokens, suffix tokens): what a transformers tokenizer puts before and after every text."""
-    encoded = tokenizer("a", return_special_tokens_mask=True)
-    tokens = tokenizer.convert_ids_to_tokens(encoded["input_ids"])
-    text_positions = [position for position, special in enumerate(encoded["special_tokens_mask"]) if not special]
-    return tuple(tokens[: text_positions[0]]), tuple(tokens[text_positions[-1] + 1 :])
+    """Return (prefix tokens, suffix tokens): what a transformers tokenizer puts before and after every text.
+
+    Raises:
+        ConfigError: its vocabulary has no word that a text could be written with.
+
+    """
+    special_ids = set(tokenizer.all_special_ids)
+    for token_id in range(min(len(tokenizer), MAX_PROBES)):
+        if token_id in special_ids:
+            continue
+        encoded = tokenizer(tokenizer.decode([token_id]), return_special_tokens_mask=True, verbose=False)
+        ids, mask = encoded["input_ids"], encoded["special_tokens_mask"]
+        positions = [position for position, special in enumerate(mask) if not special]
+        if any(ids[position] not in special_ids for position in positions):  # not just unknown
+            tokens = tokenizer.convert_ids_to_tokens(ids)
+            return tuple(tokens[: positions[0]]), tuple(tokens[positions[-1] + 1 :])
+    raise ConfigError(
+        f"{type(tokenizer).__name__} has a vocabulary of {len(tokenizer)} tokens, with none of which a text can be "
+        f"written; transformers makes up such a one where a folder has no tokenizer.json: copy the tokenizer's files "
+        f"there, or give its folder by model.tokenizer_name_or_path=..."
+    )
 
 
 class TextTokenizer:
@@ -99,14 +119,15 @@ class TextTokenizer:
             and tokenizer.truncation_side == "right"
         )
         self.columns = tuple(name for name in template_fields(prompt) if name != "text") if prompt else ()
-        if prompt is not None:
-            empty = prompt.format(**dict.fromkeys(("text", *self.columns), ""))
-            self._template_length = self._count(empty)
-            if self._template_length >= max_length:
-                raise ConfigError(
-                    f"model.max_length={max_length} leaves no room for a text: the template {prompt!r} alone takes "
-                    f"{self._template_length} tokens; raise model.max_length or shorten model.prompt."
-                )
+        empty = "" if prompt is None else prompt.format(**dict.fromkeys(("text", *self.columns), ""))
+        self._empty_text = self._token_ids([empty], truncate=False)[0]
+        self._template_length = len(self._empty_text)
+        if self._template_length >= max_length:
+            around = f"the template {prompt!r} alone takes" if prompt else "the tokens around every text take"
+            raise ConfigError(
+                f"model.max_length={max_length} leaves no room for a text: {around} {self._template_length} tokens; "
+                f"raise model.max_length{' or shorten model.prompt' if prompt else ''}."
+            )
 
     @property
     def pad_id(self) -> int:
@@ -189,6 +210,20 @@ class TextTokenizer:
         tokens = Tokens(np.concatenate(ids), offsets)
         self.check_known(tokens)
         return tokens
+
+    def unknown_fraction(self, tokens: Tokens) -> float:
+        """Return the fraction of tokens that stand for what the vocabulary does not have, without those around texts.
+
+        Tokenizers that can write any text have no such token, or use one of another meaning for it.
+        """
+        tokenizer = self.tokenizer
+        unknown = tokenizer.unk_token_id
+        if unknown in (None, tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id):
+            return 0.0
+        chunks = range(0, len(tokens.ids), COUNTED_TOKENS)
+        count = sum(int(np.count_nonzero(tokens.ids[start : start + COUNTED_TOKENS] == unknown)) for start in chunks)
+        count -= len(tokens) * self._empty_text.count(unknown)
+        return max(0, count) / max(1, len(tokens.ids) - len(tokens) * len(self._empty_text))
 
     def check_known(self, tokens: Tokens) -> None:
         """Raise ConfigError for a token without an embedding, which a GPU would report late and as an assertion."""

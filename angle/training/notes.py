@@ -11,6 +11,7 @@ import torch
 
 from angle.config import LOSS_TERM_SPECS, LossConfig, ModelConfig, TrainConfig, enumerate_words
 from angle.data.batching import InMemoryTrainingData
+from angle.data.corpus import note_on_unknown
 from angle.data.sources import SAMPLE
 from angle.modeling.locations import TINY
 
@@ -29,10 +30,20 @@ def notes_on(config: TrainConfig, data: RunData, total_steps: int) -> list[str]:
         notes.insert(0, "sample is toy data, to try things out; for a real model add data=nli_b")
     return [
         *notes,
+        *_on_unknown_tokens(data),
         *_on_bits(config.model),
         *_on_precision(config.model, config.train.mixed_precision, lora=config.lora.enabled),
         *_on_warmup(config.train.warmup_steps, total_steps),
     ]
+
+
+def _on_unknown_tokens(data: RunData) -> Iterator[str]:
+    """Yield which texts are partly unknown to the tokenizer."""
+    train = data.train.corpus if isinstance(data.train, InMemoryTrainingData) else None
+    for purpose, corpus in {"train": train, **data.evaluated}.items():
+        note = None if corpus is None else note_on_unknown(corpus, f"data.{purpose}")
+        if note is not None:
+            yield note
 
 
 def _on_bits(model: ModelConfig) -> Iterator[str]:

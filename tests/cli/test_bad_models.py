@@ -74,6 +74,25 @@ def unfinish(folder: Path) -> None:
     scale_one(folder)
 
 
+def nothing(_: Path) -> None:
+    """Change nothing: it is the command that cannot work."""
+
+
+def another_language(folder: Path) -> None:
+    """Write most words in a language that the vocabulary does not know."""
+    write_jsonl(folder / "rows.jsonl", [row | {"text2": "\u732b " * (2 + number)} for number, row in enumerate(PAIRS)])
+
+
+def remove(*names: str) -> Callable[[Path], None]:
+    """Return a change that removes files."""
+    return lambda folder: [(folder / name).unlink() for name in names] and None
+
+
+NO_WORDS = (
+    "BertTokenizer has a vocabulary of 5 tokens, with none of which a text can be written; transformers makes up such "
+    "a one where a folder has no tokenizer.json: copy the tokenizer's files there, or give its folder by "
+    "model.tokenizer_name_or_path=..."
+)
 OTHER_BASE = (
     "run/final was trained on other weights than those that are in FOLDER/model now, so its embeddings would be "
     "others (fingerprint HASH, in training HASH): put the old weights back, or, to use it on these all the same, "
@@ -86,6 +105,40 @@ CASES = {
         scale_one,
         OTHER_BASE.replace("FOLDER/model", "model"),
         (*TRAIN, "model.adapter=run"),
+    ),
+    "train without a tokenizer": Case(remove("model/tokenizer.json"), NO_WORDS),
+    "evaluate without a tokenizer": Case(
+        remove("model/tokenizer.json"), NO_WORDS, (*EVALUATE, "model.name_or_path=model")
+    ),
+    "convert without a tokenizer": Case(
+        remove("model/tokenizer.json", "model/tokenizer_config.json"),
+        NO_WORDS,
+        (*CONVERT, "model.name_or_path=model"),
+    ),
+    "evaluate a finished run that has lost its tokenizer": Case(
+        remove("run/final/tokenizer.json"), NO_WORDS, (*EVALUATE, "model.name_or_path=run")
+    ),
+    "train on texts of another language": Case(
+        another_language,
+        "data.train is not in the model's language: 73% of its tokens are unknown to the tokenizer, and at most 50% "
+        "may be; choose another model, or the right tokenizer by model.tokenizer_name_or_path=...",
+    ),
+    "evaluate on texts of another language": Case(
+        another_language,
+        "tasks: rows.jsonl is not in the model's language: 73% of its tokens are unknown to the tokenizer, and at most "
+        "50% may be; choose another model, or the right tokenizer by model.tokenizer_name_or_path=...",
+        (*EVALUATE, "model.name_or_path=model"),
+    ),
+    "no room for a text": Case(
+        nothing,
+        "model.max_length=2 leaves no room for a text: the tokens around every text take 2 tokens; raise "
+        "model.max_length.",
+        (*TRAIN, "model.max_length=2"),
+    ),
+    "no room for a text by the saved settings": Case(
+        lambda folder: (folder / "model" / "angle_config.json").write_text('{"max_length": 1}'),
+        "model.max_length=1 leaves no room for a text: the tokens around every text take 2 tokens; raise "
+        "model.max_length.",
     ),
     "resume a run whose base has changed": Case(
         unfinish,
@@ -118,3 +171,14 @@ def masked(text: str, *folders: Path) -> str:
     for folder in folders:
         text = text.replace(str(folder), "FOLDER")
     return re.sub(r"\b[0-9a-f]{12}\b", "HASH", text)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("words", [TRAIN, (*EVALUATE, "model.name_or_path=model")])
+def test_texts_that_are_partly_unknown_are_noted(words: tuple[str, ...], good: Path, tmp_path: Path) -> None:
+    shutil.copytree(good / "model", tmp_path / "model")
+    write_jsonl(tmp_path / "rows.jsonl", [row | {"text2": f"{row['text2']} \u732b"} for row in PAIRS])
+    done = start(*words, folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    name = "data.train" if words is TRAIN else "rows.jsonl"
+    assert f"note    20% of the tokens of {name} are unknown to the tokenizer" in done.stdout + done.stderr
