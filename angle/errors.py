@@ -80,6 +80,12 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of a library's error message, without the full stop; its type if the message is empty."""
+    """Return a library's error message up to its first line's end, without the full stop; its type if it is empty.
+
+    A line that ends in a colon only announces the next one.
+    """
+    if isinstance(error, KeyError):  # nothing but the key
+        return f"{error} is missing or not known"
     lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0].rstrip(".")
+    announced = lines[0].endswith(":") and len(lines) > 1
+    return (f"{lines[0]} {lines[1].strip()}" if announced else lines[0]).rstrip(".")

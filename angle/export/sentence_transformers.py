@@ -18,7 +18,7 @@ from angle.files import replace_folder
 from angle.modeling.embedding_config import EmbeddingConfig
 from angle.modeling.encoder import Encoder
 from angle.modeling.locations import TINY, adapter_base, locate_model
-from angle.modeling.pooling import POOLINGS, SENTENCE_TRANSFORMERS_KEYS
+from angle.modeling.pooling import POOLINGS, SENTENCE_TRANSFORMERS_KEYS, averaging_matrix
 from angle.quiet import quiet_transformers
 
 
@@ -124,7 +124,8 @@ def write_sentence_transformers_files(
     prefix, modes = _prompt_prefix(embedding_config.prompt), _pooling_modes(embedding_config.pooling)
     modules = [_module(0, "", "Transformer"), _module(1, "1_Pooling", "Pooling")]
     _write_json(
-        folder / "sentence_bert_config.json", {"max_seq_length": embedding_config.max_length, "do_lower_case": False}
+        folder / "sentence_bert_config.json",
+        {"max_seq_length": embedding_config.max_length, "do_lower_case": bool(embedding_config.lower_case)},
     )
     _write_json(
         folder / "1_Pooling" / "config.json",
@@ -231,8 +232,7 @@ def _write_averaging_layer(folder: Path, hidden_size: int, dimensions: int, num_
             "activation_function": "torch.nn.modules.linear.Identity",
         },
     )
-    block = torch.eye(hidden_size)[:dimensions] / num_modes
-    save_file({"linear.weight": torch.cat([block] * num_modes, dim=1).contiguous()}, folder / "model.safetensors")
+    save_file({"linear.weight": averaging_matrix(hidden_size, dimensions, num_modes)}, folder / "model.safetensors")
 
 
 def _write_json(path: Path, content: Any) -> None:

@@ -27,6 +27,9 @@ TRAINED, FROZEN = "default", "frozen-{}"
 #: The prefix that peft adds to the name of every weight.
 PREFIX = "base_model.model."
 
+#: Seconds that matching a saved adapter's pattern with a layer's name may take.
+PATTERN_SECONDS = 1.0
+
 
 @dataclass(frozen=True)
 class SavedAdapters:
@@ -181,10 +184,11 @@ def _add_saved_adapter(model: Any, folder: str, name: str, setting: str) -> Any:
     backbone = model.get_base_model() if isinstance(model, peft.PeftModel) else model
     config, weights = _read_saved_adapter(folder, setting, backbone.base_model_prefix)
     config.base_model_name_or_path = backbone.name_or_path
+    _check_patterns(config, backbone, setting)
     try:
         model = _add_adapter(model, config, name)
-    except ValueError as error:  # none of the target modules exists
-        raise ConfigError(f"{setting} does not fit {type(backbone).__name__}: {error}") from None
+    except Exception as error:  # none of the target modules exists, or what is there cannot be adapted
+        raise ConfigError(f"{setting} does not fit {type(backbone).__name__}: {first_line(error)}.") from error
     expected = peft.get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
     expected = {key.removeprefix(PREFIX): weight for key, weight in expected.items()}
     mismatched = sorted(weights.keys() ^ expected.keys())
@@ -198,6 +202,30 @@ def _add_saved_adapter(model: Any, folder: str, name: str, setting: str) -> Any:
     return model
 
 
+def _check_patterns(config: peft.LoraConfig, backbone: PreTrainedModel, setting: str) -> None:
+    """Check that the regular expressions in a saved adapter can be matched in a bounded time.
+
+    Raises:
+        ConfigError: one takes too long, or is none.
+
+    """
+    import regex  # which transformers needs too: unlike re, it stops in time
+
+    patterns = [pattern for pattern in (config.target_modules, config.exclude_modules) if isinstance(pattern, str)]
+    patterns += [*(config.alpha_pattern or {}), *(config.rank_pattern or {})]
+    names = [name for name, _ in backbone.named_modules()] if patterns else []
+    for pattern in patterns:
+        try:
+            for name in names:
+                regex.fullmatch(pattern, name, timeout=PATTERN_SECONDS)
+        except (TimeoutError, regex.error) as error:
+            reason = "takes too long" if isinstance(error, TimeoutError) else "cannot be read"
+            raise ConfigError(
+                f"{setting} cannot be used: matching its pattern {pattern[:80]!r} with the names of layers {reason}; "
+                f"list the layers' names as target_modules in its {ADAPTER_FILE} instead."
+            ) from None
+
+
 def _read_saved_adapter(folder: str, setting: str, model_prefix: str) -> tuple[peft.LoraConfig, dict[str, Tensor]]:
     """Return a saved adapter's settings and weights, with the module names of a model without a head.
 
@@ -208,7 +236,10 @@ def _read_saved_adapter(folder: str, setting: str, model_prefix: str) -> tuple[p
     from peft.utils import load_peft_weights
     from safetensors import SafetensorError
 
-    config = peft.PeftConfig.from_pretrained(folder)
+    try:
+        config = peft.PeftConfig.from_pretrained(folder)
+    except Exception as error:  # whatever a damaged file leads to in there
+        raise ConfigError(f"{setting} could not be read: {first_line(error)}.") from error
     if not isinstance(config, peft.LoraConfig):
         peft_type = str(config.peft_type).rsplit(".", 1)[-1]
         raise ConfigError(f"{setting} is an adapter of type {peft_type}, but only LoRA adapters can be read.")

@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import io
-import struct
 from typing import TYPE_CHECKING, Any
 
 from angle.config import ModelConfig
 from angle.errors import ConfigError, first_line
+from angle.modeling.consistency import check_files, check_weights
 from angle.modeling.locations import TINY, split_gguf
 from angle.modeling.packing import position_embedding, position_offset
 from angle.modeling.quantization import keep_weight_layout, process_device, quantization_kwargs
@@ -37,8 +37,9 @@ def load_backbone(config: ModelConfig, name: str, load_kbit: int | None = None) 
                 f"model.load_kbit={load_kbit} cannot work with tiny, which is small enough: leave it out."
             )
         return tiny_model()
+    check_files(name, config.revision)
     model, loading_info = _from_pretrained(config, name, load_kbit)
-    _check_weights(name, loading_info)
+    check_weights(name, config.revision, model, loading_info)
     _check_architecture(config, name, model)
     if config.attn_implementation is None and getattr(model.config, "attn_logit_softcapping", None) is not None:
         model.set_attn_implementation("eager")  # transformers 5.17 chooses sdpa, which would leave scores uncapped
@@ -50,7 +51,6 @@ def _from_pretrained(
 ) -> tuple[PreTrainedModel, dict[str, list[Any]]]:
     """Return the model, and which of its weights were missing or of another shape."""
     import torch
-    from safetensors import SafetensorError
     from transformers import AutoModel
 
     folder, gguf_file = split_gguf(name)
@@ -66,30 +66,20 @@ def _from_pretrained(
                 dtype=config.dtype if config.dtype == "auto" else getattr(torch, config.dtype),
                 attn_implementation=config.attn_implementation,
                 output_loading_info=True,
-                ignore_mismatched_sizes=True,  # reported by `_check_weights`, in one sentence
+                ignore_mismatched_sizes=True,  # reported by `check_weights`, in one sentence
                 **kwargs,
             )
-    except (OSError, ValueError, KeyError, ImportError, SafetensorError, struct.error) as error:
+    except Exception as error:  # whatever a damaged file, or a number in config.json, leads to in there
+        reason = first_line(error)
+        if "Weights only load failed" in reason:  # torch goes on to say how to run what is in the file
+            reason = "its .bin file holds more than weights, which is not run here"
         raise ConfigError(
-            f"model.name_or_path={name} could not be loaded: {first_line(error)}. Give a hub name or a "
+            f"model.name_or_path={name} could not be loaded: {reason}. Give a hub name or a "
             f"folder with config.json and model.safetensors."
-        ) from None
+        ) from error
     if load_kbit == 4:
         keep_weight_layout(model)
     return model, loading_info
-
-
-def _check_weights(name: str, loading_info: dict[str, list[Any]]) -> None:
-    """Raise ConfigError if any weight that an embedding depends on was not loaded."""
-    missing = sorted(key for key in loading_info["missing_keys"] if "pooler" not in key and "position_ids" not in key)
-    mismatched = sorted(key for key, *_ in loading_info["mismatched_keys"])
-    if missing or mismatched:
-        example = (missing or mismatched)[0]
-        raise ConfigError(
-            f"model.name_or_path={name} does not fit its config.json: {len(missing)} weights are missing "
-            f"and {len(mismatched)} have another shape, {example} for one. Those would "
-            f"start at random; give the right folder."
-        )
 
 
 def _check_architecture(config: ModelConfig, name: str, model: PreTrainedModel) -> None:

@@ -13,7 +13,8 @@ from typing import Any
 from angle.config import START_INDEX_VARIABLE
 from angle.errors import ConfigError
 from angle.modeling.locations import TINY, read_json
-from angle.modeling.pooling import SENTENCE_TRANSFORMERS_KEYS, is_pooling, strategy_of_mode
+from angle.modeling.pooling import is_pooling
+from angle.modeling.sentence_transformers_files import read_modules, read_settings, unsupported_pooling
 
 EMBEDDING_CONFIG_FILE = "angle_config.json"
 #: (prefix tokens, suffix tokens): those that a tokenizer puts before and after every text.
@@ -45,6 +46,8 @@ class EmbeddingConfig:
     """How many of the first dimensions make up an embedding; None for all."""
     base_fingerprint: str | None = None
     """Hash of the weights that an adapter was trained on; None for a model without adapters."""
+    lower_case: bool | None = None
+    """Whether the tokenizer must be made to lower-case texts; None to leave it as it is."""
 
     def __str__(self) -> str:
         """Return the settings in human-readable form."""
@@ -74,7 +77,7 @@ class EmbeddingConfig:
 
         """
         if not isinstance(content, dict):
-            raise ConfigError(f"{source} holds a {type(content).__name__}, but it must hold a JSON object.")
+            raise ConfigError(f"{source} holds no JSON object, which it must: copy or download it again.")
         entries = dict(content)
         entries.setdefault("pooling", entries.get("pooling_strategy"))  # angle_emb's name
         if entries.get("apply_billm"):  # angle_emb keeps the start index only in the environment
@@ -135,6 +138,7 @@ _ENTRY_CHECKS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "layers": ("a whole number above 0", _is_positive),
     "dimensions": ("a whole number above 0", _is_positive),
     "base_fingerprint": ("a hash in hexadecimal digits", lambda value: isinstance(value, str)),
+    "lower_case": ("true or false", lambda value: isinstance(value, bool)),
 }
 
 
@@ -164,9 +168,10 @@ def _read(name: str, revision: str | None) -> tuple[EmbeddingConfig, str | None]
         return EmbeddingConfig(pooling="avg"), None
     try:
         content = read_json(name, EMBEDDING_CONFIG_FILE, revision)
-        modules = read_json(name, "modules.json", revision) if content is None else None
+        modules = read_modules(name, revision) if content is None else None
         if modules is not None:
-            return _read_sentence_transformers(name, modules, revision)
+            values, problem = read_settings(name, modules, revision)
+            return EmbeddingConfig(**values), problem
     except OSError:
         return EmbeddingConfig(), (
             f"The pooling of {name} is unknown: the hub cannot be reached, and the model's settings are not in the "
@@ -177,56 +182,4 @@ def _read(name: str, revision: str | None) -> tuple[EmbeddingConfig, str | None]
     )
     if embedding_config.pooling is None or is_pooling(embedding_config.pooling):
         return embedding_config, None
-    return replace(embedding_config, pooling=None), _unsupported_pooling(name, embedding_config.pooling)
-
-
-def _unsupported_pooling(name: str, pooling: str) -> str:
-    return f"{name} uses pooling {pooling}, which is not supported: type pooling.strategy=... to choose another."
-
-
-def _read_sentence_transformers(
-    name: str, modules: list[dict[str, Any]], revision: str | None
-) -> tuple[EmbeddingConfig, str | None]:
-    """Do what `_read` does for a sentence-transformers folder, given the content of its modules.json."""
-    settings = read_json(name, "sentence_bert_config.json", revision) or {}
-    metadata = read_json(name, "config_sentence_transformers.json", revision) or {}
-    prefix = (metadata.get("prompts") or {}).get(metadata.get("default_prompt_name"))
-    prompt = prefix.replace("{", "{{").replace("}", "}}") + "{text}" if prefix else None
-    pooling = problem = None
-    for module in modules:
-        module_class = str(module["type"]).rsplit(".", 1)[-1]
-        if module_class == "Pooling":
-            config = read_json(name, f"{module['path']}/config.json", revision) or {}
-            modes = _pooling_modes(config)
-            pooling = strategy_of_mode(modes[0]) if len(modes) == 1 else None
-            if pooling is None:
-                problem = _unsupported_pooling(name, " + ".join(modes))
-            elif prompt is not None and config.get("include_prompt") is False:
-                pooling, problem = (
-                    None,
-                    (
-                        f"{name} leaves its prompt's tokens out of its pooling, which is not supported: type "
-                        f"pooling.strategy=... to pool them too."
-                    ),
-                )
-        elif module_class not in ("Transformer", "Normalize"):
-            raise ConfigError(
-                f"{name} has a {module_class} module after its pooling, which this project does not run, so "
-                f"its embeddings would differ."
-            )
-    embedding_config = EmbeddingConfig(
-        pooling=pooling,
-        max_length=settings.get("max_seq_length"),
-        prompt=prompt,
-        dimensions=metadata.get("truncate_dim"),
-    )
-    return embedding_config, problem
-
-
-def _pooling_modes(config: dict[str, Any]) -> list[str]:
-    """Return the modes of a Pooling module; version 6 of sentence-transformers writes them without a key for each."""
-    modes = [mode for mode, key in SENTENCE_TRANSFORMERS_KEYS.items() if config.get(key) is True]
-    if modes:
-        return modes
-    mode = config.get("pooling_mode")
-    return list(mode) if isinstance(mode, list) else [str(mode)]
+    return replace(embedding_config, pooling=None), unsupported_pooling(name, embedding_config.pooling)

@@ -111,7 +111,6 @@ class Encoder(nn.Module):
         merge = sources.name_is_adapter if merge is None else merge
         merged = sources.adapter is not None and new_adapter is None and merge
         embedding_config = sources.read_embedding_config(needs_pooling=pooling is None or pooling.strategy == "auto")
-        sources.check_base(embedding_config)
         # An adapter belongs to the weights it was trained on: the values that the quantised weights stand for.
         follows_adapter = sources.adapter is not None and (merged or model.load_kbit is None)
         load_kbit = embedding_config.load_kbit if follows_adapter else model.load_kbit
@@ -203,6 +202,7 @@ class Encoder(nn.Module):
             special_tokens=tokenizer.special_tokens,
             layers=self.layers,
             dimensions=self.truncate_dim,
+            lower_case=tokenizer.lower_case,
             base_fingerprint=self.fingerprints.get("base") if self.has_adapters else None,
         )
 
@@ -375,6 +375,7 @@ def _load_weights(
 ) -> Any:
     """Return the transformers model, with the layers that its adapter has weights for, and with the adapter merged."""
     backbone = load_backbone(replace(model, revision=sources.base_revision), sources.base, load_kbit)
+    sources.check_base(embedding_config)
     if embedding_config.layers is not None:
         truncate_layers(backbone, embedding_config.layers)
     if merged and sources.saved_adapters:

@@ -61,7 +61,7 @@ def adapter_base(name_or_path: str, revision: str | None = None) -> tuple[str, s
     from huggingface_hub import try_to_load_from_cache
 
     try:
-        adapter = read_json(name_or_path, ADAPTER_FILE, revision)
+        adapter = read_json_object(name_or_path, ADAPTER_FILE, revision)
     except OSError:  # without its configuration in the cache, an adapter could not be loaded anyway
         if not isinstance(try_to_load_from_cache(name_or_path, "config.json", revision=revision), str):
             raise ConfigError(
@@ -69,7 +69,15 @@ def adapter_base(name_or_path: str, revision: str | None = None) -> tuple[str, s
                 f"the hub cannot be reached. Give a folder with config.json and model.safetensors, or go online."
             ) from None
         return None
-    return None if adapter is None else (str(adapter["base_model_name_or_path"]), adapter.get("revision"))
+    if adapter is None:
+        return None
+    base = adapter.get("base_model_name_or_path")
+    if not isinstance(base, str):
+        raise ConfigError(
+            f"{ADAPTER_FILE} of {name_or_path} does not say which model the adapter was made for: give that as "
+            f"model.name_or_path and the adapter as model.adapter={name_or_path}."
+        )
+    return base, adapter.get("revision")
 
 
 def read_json(name_or_path: str, filename: str, revision: str | None = None) -> Any:
@@ -82,14 +90,40 @@ def read_json(name_or_path: str, filename: str, revision: str | None = None) -> 
     """
     if name_or_path == TINY or name_or_path.endswith(".gguf"):
         return None
-    folder = Path(name_or_path)
-    path = folder / filename if folder.is_dir() else _hub_file(name_or_path, filename, revision)
-    if path is None or not path.is_file():
+    path = find_file(name_or_path, filename, revision)
+    if path is None:
         return None
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{filename} of {name_or_path} is not valid JSON: {first_line(error)}.") from None
+
+
+def find_file(name_or_path: str, filename: str, revision: str | None = None) -> Path | None:
+    """Return where a file of a model folder or hub repository is, downloaded if need be; None if it has no such file.
+
+    Raises:
+        OSError: the hub cannot be reached, so whether the file exists is unknown.
+
+    """
+    folder = Path(name_or_path)
+    path = folder / filename if folder.is_dir() else _hub_file(name_or_path, filename, revision)
+    return path if path is not None and path.is_file() else None
+
+
+def read_json_object(name_or_path: str, filename: str, revision: str | None = None) -> dict[str, Any] | None:
+    """Return what `read_json` does for a file that must hold an object.
+
+    Raises:
+        OSError, ConfigError: as `read_json`; or the file holds something else.
+
+    """
+    content = read_json(name_or_path, filename, revision)
+    if content is not None and not isinstance(content, dict):
+        raise ConfigError(
+            f"{filename} of {name_or_path} holds no JSON object, which it must: copy or download it again."
+        )
+    return content
 
 
 @quiet_hub()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -11,6 +11,7 @@ from angle.errors import ConfigError
 from angle.modeling.adapters import SavedAdapters, find_adapters
 from angle.modeling.embedding_config import EMBEDDING_CONFIG_FILE, EmbeddingConfig, read_embedding_config
 from angle.modeling.locations import adapter_base, locate_model, read_json
+from angle.modeling.sentence_transformers_files import transformer_folder
 from angle.modeling.weight_files import ADAPTER_WEIGHT_FILES, fingerprint, weight_files
 
 
@@ -26,6 +27,8 @@ class ModelSources:
     name_is_adapter: bool = False
     """Whether model.name_or_path is the adapter, which then was not given as model.adapter."""
     saved_adapters: SavedAdapters | None = None
+    settings: str | None = None
+    """Where the settings saved with the base are, if not beside its weights."""
 
     def read_embedding_config(self, *, needs_pooling: bool = True) -> EmbeddingConfig:
         """Return the settings saved with the adapter or, if there are none, with the base.
@@ -38,11 +41,11 @@ class ModelSources:
             embedding_config = read_embedding_config(self.adapter, self.adapter_revision, needs_pooling=needs_pooling)
             if embedding_config != EmbeddingConfig():
                 return embedding_config
-        return read_embedding_config(self.base, self.base_revision, needs_pooling=needs_pooling)
+        return read_embedding_config(self.settings or self.base, self.base_revision, needs_pooling=needs_pooling)
 
     @cached_property
     def fingerprints(self) -> dict[str, str]:
-        """Fingerprints of the weights that are loaded: of the base and, if there are any, of adapters."""
+        """Fingerprints of the weights, once they are loaded: of the base and, if there are any, of adapters."""
         adapters = self.saved_adapters.folders if self.saved_adapters else ()
         files = {
             "base": weight_files(self.base, self.base_revision),
@@ -91,13 +94,12 @@ def resolve_sources(model: ModelConfig) -> ModelSources:
     """
     name = locate_model(model.name_or_path)
     base = adapter_base(name, model.revision)
-    if base is None and model.adapter is None:
-        return ModelSources(name, model.revision)
     if base is None:
-        adapter = locate_model(str(model.adapter), "model.adapter")
-        return ModelSources(
-            name, model.revision, adapter, saved_adapters=find_adapters(adapter, setting="model.adapter")
-        )
+        plain = ModelSources(transformer_folder(name, model.revision), model.revision, settings=name)
+        if model.adapter is None:
+            return plain
+        adapter = locate_model(model.adapter, "model.adapter")
+        return replace(plain, adapter=adapter, saved_adapters=find_adapters(adapter, setting="model.adapter"))
     if model.adapter is not None:
         raise ConfigError(
             f"model.adapter={model.adapter} cannot work with model.name_or_path={name}, which is an adapter itself: "

@@ -57,9 +57,17 @@ def is_pooling(strategy: str) -> bool:
     return strategy in POOLINGS or strategy.isdecimal()
 
 
-def strategy_of_mode(mode: str) -> str | None:
-    """Return the strategy that equals a pooling mode of sentence-transformers, None if there is none."""
-    return next((name for name, pooling in POOLINGS.items() if pooling.sentence_transformers == (mode,)), None)
+def strategy_of_modes(modes: tuple[str, ...]) -> str | None:
+    """Return the strategy that is the mean of pooling modes of sentence-transformers, None if there is none."""
+    return next(
+        (name for name, pooling in POOLINGS.items() if sorted(pooling.sentence_transformers) == sorted(modes)), None
+    )
+
+
+def averaging_matrix(width: int, dimensions: int, num_modes: int) -> Tensor:
+    """Return (dimensions, num_modes * width): maps concatenated embeddings to the first dimensions of their mean."""
+    block = torch.eye(width)[:dimensions] / num_modes
+    return torch.cat([block] * num_modes, dim=1).contiguous()
 
 
 def _first(states: Tensor, lengths: Lengths) -> Tensor:

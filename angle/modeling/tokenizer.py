@@ -110,6 +110,8 @@ class TextTokenizer:
             self._set_end_token(end_token)
         self.max_length = max_length
         self.prompt = prompt
+        #: Whether texts are lower-cased by what `angle_config.json` says: saved tokenizers do not all keep it.
+        self.lower_case: bool | None = None
         self.num_embeddings = num_embeddings
         # If the text is the only field and ends the template, the tokenizer truncates nothing but the text.
         self._tokenizer_truncates = (

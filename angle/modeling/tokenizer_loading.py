@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from angle.config import ModelConfig
 from angle.errors import ConfigError, first_line
 from angle.modeling.backbone import position_limit
+from angle.modeling.consistency import check_tokenizer_files
 from angle.modeling.embedding_config import EmbeddingConfig, SpecialTokens
 from angle.modeling.locations import TINY, split_gguf
 from angle.modeling.tiny import tiny_tokenizer
@@ -36,6 +37,8 @@ def load_tokenizer(
 
     """
     tokenizer = _load_pretrained(config, name)
+    if embedding_config.lower_case:
+        _lower_case(tokenizer)
     _set_padding(tokenizer, config, embedding_config, pooling)
     special_tokens = special_tokens_around(tokenizer)
     if config.end_token is None and embedding_config.special_tokens not in (None, special_tokens):
@@ -49,7 +52,9 @@ def load_tokenizer(
         # Otherwise, an embedding would be the state of whatever word a text happens to end with.
         end_token = True if tokenizer.eos_token and not special_tokens[1] else None
     max_length = _max_length(config, embedding_config, position_limit(backbone))
-    return TextTokenizer(tokenizer, max_length, prompt, end_token, partial(num_token_embeddings, backbone))
+    text_tokenizer = TextTokenizer(tokenizer, max_length, prompt, end_token, partial(num_token_embeddings, backbone))
+    text_tokenizer.lower_case = embedding_config.lower_case
+    return text_tokenizer
 
 
 def _load_pretrained(config: ModelConfig, name: str) -> Any:
@@ -60,18 +65,21 @@ def _load_pretrained(config: ModelConfig, name: str) -> Any:
         return tiny_tokenizer()
     source = config.tokenizer_name_or_path or name
     folder, gguf_file = split_gguf(source)
+    check_tokenizer_files(source, config.revision)
     try:
-        return AutoTokenizer.from_pretrained(
+        tokenizer = AutoTokenizer.from_pretrained(
             folder,
             **({"gguf_file": gguf_file} if gguf_file else {}),
             revision=config.revision,
             trust_remote_code=config.trust_remote_code,
         )
-    except (OSError, ValueError, KeyError) as error:
+        tokenizer("")  # some settings are looked at only here
+        return tokenizer
+    except Exception as error:  # whatever a damaged file leads to in there
         raise ConfigError(
             f"No tokenizer could be loaded from {source}: {first_line(error)}. Give one by "
             f"model.tokenizer_name_or_path=..."
-        ) from None
+        ) from error
 
 
 def _set_padding(tokenizer: Any, config: ModelConfig, embedding_config: EmbeddingConfig, pooling: str) -> None:
@@ -88,10 +96,20 @@ def _set_padding(tokenizer: Any, config: ModelConfig, embedding_config: Embeddin
         tokenizer.padding_side = "left"
 
 
+def _lower_case(tokenizer: Any) -> None:
+    """Let a tokenizer lower-case texts before all else, unless it does so already."""
+    from tokenizers.normalizers import Lowercase, Sequence
+
+    backend = tokenizer.backend_tokenizer
+    if backend.normalizer is None or backend.normalizer.normalize_str("A") != "a":
+        backend.normalizer = Sequence([Lowercase(), *([backend.normalizer] if backend.normalizer else [])])
+
+
 def _max_length(config: ModelConfig, embedding_config: EmbeddingConfig, limit: int | None) -> int:
     """Return the maximum number of tokens of a text, for a model with positions for `limit` tokens."""
     default = min(DEFAULT_MAX_LENGTH, limit or DEFAULT_MAX_LENGTH)
-    max_length = config.max_length or embedding_config.max_length or default
+    saved = embedding_config.max_length and min(embedding_config.max_length, limit or embedding_config.max_length)
+    max_length = config.max_length or saved or default
     if limit is not None and max_length > limit:
         raise ConfigError(
             f"model.max_length={max_length} cannot work: the model has positions for {limit} "

@@ -15,6 +15,9 @@ import pytest
 from conftest import WORDS, snapshot, start, write_jsonl
 from safetensors.torch import load_file, save_file
 
+from angle.errors import ConfigError
+from angle.modeling.encoder import Encoder
+
 #: Seconds that a refusal may take: of a command that starts at once, on a machine that runs other tests too.
 SECONDS = 30
 TEXTS = ("a fox", "the owl", "red moon", "green moon", "a word", "the query", "sleep", "in the moon")
@@ -38,6 +41,8 @@ class Case:
     text: str
     """The message after "Error: "."""
     words: tuple[str, ...] = TRAIN
+    by_command: bool = True
+    """Whether to run the command; the model is only loaded, which is quick, where another case is found as deep."""
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +93,88 @@ def remove(*names: str) -> Callable[[Path], None]:
     return lambda folder: [(folder / name).unlink() for name in names] and None
 
 
+def edit(name: str, **entries: Any) -> Callable[[Path], None]:
+    """Return a change of entries in a JSON file."""
+
+    def change(folder: Path) -> None:
+        path = folder / name
+        path.write_text(json.dumps((json.loads(path.read_text()) if path.exists() else {}) | entries))
+
+    return change
+
+
+def write(name: str, text: str) -> Callable[[Path], None]:
+    """Return a change that writes a file."""
+
+    def change(folder: Path) -> None:
+        (folder / name).write_text(text)
+
+    return change
+
+
+def edit_weight(edit_one: Callable[[Any], Any]) -> Callable[[Path], None]:
+    """Return a change of one of the model's matrices."""
+
+    def change(folder: Path) -> None:
+        change_weights(folder / "model", lambda weights: weights.update({MATRIX: edit_one(weights[MATRIX])}))
+
+    return change
+
+
+def with_a_nan(weight: Any) -> Any:
+    """Return the weight with one value that is no number."""
+    weight[1, 2] = float("nan")
+    return weight
+
+
+def pickled_code(folder: Path) -> None:
+    """Put a pickle of more than weights in the place of the model's weights."""
+    import torch
+
+    (folder / "model" / "model.safetensors").unlink()
+    torch.save({MATRIX: Path("code")}, folder / "model" / "pytorch_model.bin")
+
+
+def with_pattern(folder: Path) -> None:
+    """Give the adapter a pattern that takes for ever to match."""
+    edit("run/final/adapter_config.json", target_modules=r"(([a-z_.0-9]+)+)+\\$")(folder)
+
+
+def not_loaded(reason: str) -> str:
+    """Return what is said of a model that transformers cannot load."""
+    return (
+        f"model.name_or_path=model could not be loaded: {reason}. Give a hub name or a folder with config.json and "
+        f"model.safetensors."
+    )
+
+
+def no_tokenizer(reason: str) -> str:
+    """Return what is said of a tokenizer that transformers cannot load."""
+    return f"No tokenizer could be loaded from model: {reason}. Give one by model.tokenizer_name_or_path=..."
+
+
+def impossible(entry: str) -> str:
+    """Return what is said of an entry in config.json that cannot be of the model's weights."""
+    return (
+        f"config.json of model says {entry}, which no model with these weights can have: copy or download the model "
+        f"again."
+    )
+
+
+MATRIX = "encoder.layer.0.output.dense.weight"
+INTEGERS = (
+    f"The weights of model are integers, {MATRIX} (I32) for one, but its config.json has no quantization_config that "
+    f"says what they stand for: give the model in float32, bfloat16 or float16."
+)
+NO_OBJECT = "{} of model holds no JSON object, which it must: copy or download it again."
+NO_MODULES = (
+    "modules.json of model must hold a list of modules, each with a type and a path: copy or download the model again."
+)
+MANY_TOKENS = (
+    "The tokenizer of model adds 100,000 tokens to its vocabulary, and at most 50,000 are loaded in seconds: make them "
+    "part of the vocabulary itself, or give another tokenizer by model.tokenizer_name_or_path=..."
+)
+CONFIG, SETTINGS = "model/config.json", "model/tokenizer_config.json"
 NO_WORDS = (
     "BertTokenizer has a vocabulary of 5 tokens, with none of which a text can be written; transformers makes up such "
     "a one where a folder has no tokenizer.json: copy the tokenizer's files there, or give its folder by "
@@ -139,6 +226,114 @@ CASES = {
         lambda folder: (folder / "model" / "angle_config.json").write_text('{"max_length": 1}'),
         "model.max_length=1 leaves no room for a text: the tokens around every text take 2 tokens; raise "
         "model.max_length.",
+        by_command=False,
+    ),
+    "a weight that is no number": Case(
+        edit_weight(with_a_nan),
+        f"The weights of model are damaged: {MATRIX} has values that are no finite numbers; copy or download the model "
+        f"again.",
+    ),
+    "weights that are integers": Case(edit_weight(lambda weight: weight.int()), INTEGERS, by_command=False),
+    "evaluate weights that are integers": Case(
+        edit_weight(lambda weight: weight.int()), INTEGERS, (*EVALUATE, "model.name_or_path=model")
+    ),
+    "fewer layers than the weights": Case(
+        edit(CONFIG, num_hidden_layers=1),
+        "model.name_or_path=model does not fit its config.json, which leaves out layers that it has weights for, "
+        "encoder.layer.1.attention.output.LayerNorm.bias for one: correct num_hidden_layers there, and cut layers off "
+        "by model.layers=...",
+    ),
+    "no layers": Case(edit(CONFIG, num_hidden_layers=0), impossible("num_hidden_layers=0"), by_command=False),
+    "a million layers": Case(edit(CONFIG, num_hidden_layers=10**6), impossible("num_hidden_layers=1,000,000")),
+    "a vocabulary of a billion": Case(
+        edit(CONFIG, vocab_size=10**9), impossible("vocab_size=1,000,000,000"), by_command=False
+    ),
+    "states of a billion": Case(
+        edit(CONFIG, hidden_size=10**9), impossible("hidden_size=1,000,000,000"), by_command=False
+    ),
+    "a negative vocabulary": Case(edit(CONFIG, vocab_size=-1), impossible("vocab_size=-1"), by_command=False),
+    "a billion positions": Case(
+        edit(CONFIG, max_position_embeddings=10**9),
+        impossible("max_position_embeddings=1,000,000,000"),
+        by_command=False,
+    ),
+    "layers in words": Case(
+        edit(CONFIG, num_hidden_layers="two"),
+        not_loaded(
+            "Validation error for field 'num_hidden_layers': TypeError: Field 'num_hidden_layers' expected int, got "
+            "str (value: 'two')"
+        ),
+        by_command=False,
+    ),
+    "no attention heads": Case(
+        edit(CONFIG, num_attention_heads=0), not_loaded("integer modulo by zero"), by_command=False
+    ),
+    "a padding token beyond the vocabulary": Case(
+        edit(CONFIG, pad_token_id=99), not_loaded("Padding_idx must be within num_embeddings"), by_command=False
+    ),
+    "an activation that does not exist": Case(
+        edit(CONFIG, hidden_act="nope"), not_loaded("'nope' is missing or not known"), by_command=False
+    ),
+    "a configuration that is a number": Case(write(CONFIG, "3"), NO_OBJECT.format("config.json"), by_command=False),
+    "a configuration that is cut off": Case(
+        write(CONFIG, "{"),
+        "config.json of model is not valid JSON: Expecting property name enclosed in double quotes: line 1 column 2 "
+        "(char 1).",
+        by_command=False,
+    ),
+    "a configuration of brackets": Case(
+        write(CONFIG, "[" * 100_000),
+        "config.json of model is not valid JSON: maximum recursion depth exceeded while decoding a JSON array from a "
+        "unicode string.",
+    ),
+    "weights that are cut off": Case(
+        write("model/model.safetensors", "x" * 99),
+        "model.safetensors of model is damaged: Error while deserializing header: header too large; copy or download "
+        "the model again.",
+        by_command=False,
+    ),
+    "weights with code": Case(pickled_code, not_loaded("its .bin file holds more than weights, which is not run here")),
+    "settings of a tokenizer that are a list": Case(
+        write(SETTINGS, "[]"), NO_OBJECT.format("tokenizer_config.json"), by_command=False
+    ),
+    "padding in the middle": Case(
+        edit(SETTINGS, padding_side="middle"),
+        no_tokenizer("Padding side should be selected between 'right' and 'left', current value: middle"),
+        by_command=False,
+    ),
+    "a maximum length in words": Case(
+        edit(SETTINGS, model_max_length="x"),
+        no_tokenizer("'>' not supported between instances of 'int' and 'str'"),
+        by_command=False,
+    ),
+    "a tokenizer that is empty": Case(
+        write("model/tokenizer.json", "{}"), no_tokenizer("'added_tokens' is missing or not known"), by_command=False
+    ),
+    "many added tokens": Case(
+        edit("model/added_tokens.json", **{f"word{number}": number for number in range(10**5)}), MANY_TOKENS
+    ),
+    "modules that are no list": Case(write("model/modules.json", "{}"), NO_MODULES, by_command=False),
+    "modules without a type": Case(write("model/modules.json", '[{"path": ""}]'), NO_MODULES, by_command=False),
+    "pooling by a token before the first": Case(
+        write("model/angle_config.json", '{"pooling": -1}'),
+        "model uses pooling -1, which is not supported: type pooling.strategy=... to choose another.",
+        by_command=False,
+    ),
+    "an adapter for no model": Case(
+        write("model/adapter_config.json", "{}"),
+        "adapter_config.json of model does not say which model the adapter was made for: give that as "
+        "model.name_or_path and the adapter as model.adapter=model.",
+    ),
+    "an adapter of an unknown type": Case(
+        edit("run/final/adapter_config.json", peft_type="NOPE"),
+        "model.name_or_path=run/final could not be read: 'NOPE' is missing or not known.",
+        (*EVALUATE, "model.name_or_path=run"),
+    ),
+    "an adapter whose pattern takes for ever": Case(
+        with_pattern,
+        "model.name_or_path=run/final cannot be used: matching its pattern '(([a-z_.0-9]+)+)+\\\\$' with the names of "
+        "layers takes too long; list the layers' names as target_modules in its adapter_config.json instead.",
+        (*EVALUATE, "model.name_or_path=run"),
     ),
     "resume a run whose base has changed": Case(
         unfinish,
@@ -149,13 +344,19 @@ CASES = {
 }
 
 
+@pytest.fixture
+def folder(good: Path, tmp_path: Path) -> Path:
+    """A copy of the good folder, with the paths in it."""
+    copy = shutil.copytree(good, tmp_path / "good")
+    for path in (copy / "run" / "config.yaml", copy / "run" / "final" / "adapter_config.json"):
+        path.write_text(path.read_text().replace(str(good), str(copy)))
+    return copy
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", CASES)
-def test_a_bad_model_is_a_one_line_error_and_changes_nothing(name: str, good: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.by_command])
+def test_a_bad_model_is_a_one_line_error_and_changes_nothing(name: str, folder: Path, good: Path) -> None:
     case = CASES[name]
-    folder = shutil.copytree(good, tmp_path / "good")
-    for path in (folder / "run" / "config.yaml", folder / "run" / "final" / "adapter_config.json"):
-        path.write_text(path.read_text().replace(str(good), str(folder)))
     case.change(folder)
     before = snapshot(folder)
     started = time.monotonic()
@@ -164,6 +365,19 @@ def test_a_bad_model_is_a_one_line_error_and_changes_nothing(name: str, good: Pa
     assert masked(done.stderr, folder, good) == f"Error: {case.text}\n"
     assert (done.stdout, done.returncode) == ("", 1)
     assert snapshot(folder) == before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if not case.by_command])
+def test_a_bad_model_is_not_loaded(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = CASES[name]
+    case.change(folder)
+    monkeypatch.chdir(folder)
+    started = time.monotonic()
+    with pytest.raises(ConfigError) as error:
+        Encoder.load("model")
+    assert time.monotonic() - started < SECONDS
+    assert str(error.value) == case.text
 
 
 def masked(text: str, *folders: Path) -> str:

@@ -1,6 +1,7 @@
 """Converted folders: sentence-transformers must give the encoder's own embeddings."""
 
 import importlib.util
+import json
 import logging
 import shutil
 from collections.abc import Callable, Iterator
@@ -16,12 +17,13 @@ from sentence_transformers import SentenceTransformer
 from torch import Tensor
 
 from angle.config import ConvertConfig, LoraConfig, ModelConfig, PoolingConfig
+from angle.data.sample import vocabulary
 from angle.errors import ConfigError
 from angle.export.sentence_transformers import convert, save_sentence_transformers
 from angle.modeling import adapters
 from angle.modeling.encoder import Encoder
 from angle.modeling.pooling import POOLINGS
-from angle.modeling.tiny import tiny_tokenizer
+from angle.modeling.tiny import tiny_model, tiny_tokenizer
 
 EXPRESSIBLE = [name for name, pooling in POOLINGS.items() if pooling.sentence_transformers]
 TEXTS = [
@@ -63,6 +65,45 @@ def embed(folder: Path, texts: list[str] = TEXTS) -> Tensor:
 def assert_same(actual: Tensor, expected: Tensor) -> None:
     assert torch.cosine_similarity(actual, expected).min() > 0.99999
     torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("settings", [{}, {"dimensions": 32}, {"prompt": "a {x: {text}"}])
+@pytest.mark.parametrize("strategy", ["avg", "cls_avg", "cls_max"])
+def test_a_folder_that_sentence_transformers_saved_again(
+    strategy: str, settings: dict[str, Any], tmp_path: Path
+) -> None:
+    settings = {name: value.replace("{x", "{{x") if name == "prompt" else value for name, value in settings.items()}
+    encoder = Encoder.load(ModelConfig("tiny", max_length=16, **settings), PoolingConfig(strategy)).eval()
+    save_sentence_transformers(encoder, tmp_path / "ours")
+    SentenceTransformer(str(tmp_path / "ours"), device="cpu").save(str(tmp_path / "again"))
+    assert not (tmp_path / "again" / "angle_config.json").exists()
+    again = Encoder.load(str(tmp_path / "again")).eval()
+    assert_same(again.encode(TEXTS), encoder.encode(TEXTS))
+    assert (again.pooling, again.tokenizer.max_length) == (strategy, 16)
+
+
+def test_a_folder_of_the_first_sentence_transformers(tmp_path: Path) -> None:
+    """Weights in 0_Transformer, settings in a file named after the model, and texts lower-cased before all else."""
+    tiny_model().save_pretrained(tmp_path / "old" / "0_Transformer")
+    vocab = {piece: number for number, piece in enumerate(vocabulary())}
+    transformers.BertTokenizer(vocab=vocab, do_lower_case=False).save_pretrained(tmp_path / "old" / "0_Transformer")
+    files = {
+        "modules.json": [
+            {"idx": 0, "name": "0", "path": "0_Transformer", "type": "sentence_transformers.models.Transformer"},
+            {"idx": 1, "name": "1", "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"},
+        ],
+        "0_Transformer/sentence_roberta_config.json": {"max_seq_length": 11, "do_lower_case": True},
+        "1_Pooling/config.json": {"word_embedding_dimension": 128, "pooling_mode_max_tokens": True},
+    }
+    (tmp_path / "old" / "1_Pooling").mkdir()
+    for name, content in files.items():
+        (tmp_path / "old" / name).write_text(json.dumps(content))
+    encoder = Encoder.load(str(tmp_path / "old")).eval()
+    assert (encoder.pooling, encoder.tokenizer.max_length) == ("max", 11)
+    assert_same(encoder.encode(TEXTS), embed(tmp_path / "old"))
+    save_sentence_transformers(encoder, tmp_path / "new")
+    assert_same(Encoder.load(str(tmp_path / "new")).eval().encode(TEXTS), encoder.encode(TEXTS))
+    assert_same(embed(tmp_path / "new"), encoder.encode(TEXTS))
 
 
 def files_in(folder: Path) -> set[str]:

@@ -38,7 +38,7 @@ def test_the_file_has_every_entry(tmp_path: Path) -> None:
     assert json.loads(text) == {
         "pooling": "avg", "max_length": 77, "prompt": "Ähnlich: {text}", "padding_side": "left", "is_llm": True,
         "bidirectional_from": 2, "load_kbit": 4, "special_tokens": [["<s>"], ["</s>", "!"]], "layers": 5,
-        "dimensions": 64, "base_fingerprint": None,
+        "dimensions": 64, "base_fingerprint": None, "lower_case": None,
     }  # fmt: skip
 
 
@@ -49,7 +49,7 @@ def test_saving_and_reading(tmp_path: Path) -> None:
 
 def test_an_encoder_has_all_entries_that_are_not_optional() -> None:
     embedding_config = dataclasses.asdict(Encoder.load("tiny").embedding_config)
-    optional = {"prompt", "bidirectional_from", "load_kbit", "layers", "dimensions", "base_fingerprint"}
+    optional = {"prompt", "bidirectional_from", "load_kbit", "layers", "dimensions", "base_fingerprint", "lower_case"}
     assert {name for name, value in embedding_config.items() if value is None} == optional
 
 
@@ -96,6 +96,7 @@ def test_a_file_of_angle_emb_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyP
         ("special_tokens", ["<s>", "</s>"], "two lists of tokens, those before and those after a text"),
         ("layers", 0, "a whole number above 0"),
         ("dimensions", -1, "a whole number above 0"),
+        ("lower_case", "no", "true or false"),
         ("base_fingerprint", 7, "a hash in hexadecimal digits"),
     ],
 )
@@ -112,7 +113,7 @@ def test_a_wrong_entry_is_refused(entry: str, value: Any, expected: str, tmp_pat
     ("text", "message"),
     [
         ("{", "angle_config.json of {folder} is not valid JSON: Expecting property name"),
-        ("[1]", "angle_config.json of {folder} holds a list, but it must hold a JSON object."),
+        ("[1]", "angle_config.json of {folder} holds no JSON object, which it must: copy or download it again."),
     ],
 )
 def test_a_damaged_file_is_refused(text: str, message: str, tmp_path: Path) -> None:
@@ -172,9 +173,66 @@ def test_an_unsupported_module_of_sentence_transformers_is_refused(tmp_path: Pat
         with pytest.raises(ConfigError) as error:
             read_embedding_config(folder, needs_pooling=needs_pooling)
         assert str(error.value) == (
-            f"{folder} has a Dense module after its pooling, which this project does not run, so its embeddings would "
-            f"differ."
+            f"{folder} has a Dense module, which this project does not run, so its embeddings would differ."
         )
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "expected"),
+    [
+        ("sentence_bert_config.json", {"max_seq_length": 99}, {"max_length": 99}),
+        ("sentence_xlm-roberta_config.json", {"max_seq_length": 99, "do_lower_case": False}, {"max_length": 99}),
+        ("sentence_distilbert_config.json", {"do_lower_case": True}, {"lower_case": True}),
+        ("tokenizer_config.json", {"model_max_length": 256}, {"max_length": 256}),  # where version 6 keeps it
+        ("tokenizer_config.json", {"model_max_length": int(1e30)}, {}),
+        ("config_sentence_transformers.json", {"prompts": {"query": "q: "}, "default_prompt_name": None}, {}),
+        (
+            "config_sentence_transformers.json",
+            {"prompts": {"query": "q {x}: "}, "default_prompt_name": "query", "truncate_dim": 8},
+            {"prompt": "q {{x}}: {text}", "dimensions": 8},
+        ),
+    ],
+)
+def test_the_settings_of_every_generation_of_sentence_transformers(
+    file: str, content: Any, expected: Any, tmp_path: Path
+) -> None:
+    folder = pooling_module(tmp_path, pooling_mode="mean")
+    (tmp_path / file).write_text(json.dumps(content))
+    assert read_embedding_config(folder) == EmbeddingConfig(pooling="avg", **expected)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        (
+            "sentence_bert_config.json",
+            {"transformer_task": "fill-mask"},
+            "has transformer_task=fill-mask where",
+        ),
+        ("sentence_bert_config.json", {"module_output_name": "pooler"}, "has module_output_name=pooler where sentence"),
+        ("config_sentence_transformers.json", {"model_type": "CrossEncoder"}, "is a CrossEncoder, whose output"),
+        (
+            "config_sentence_transformers.json",
+            {"default_prompt_name": "query"},
+            "has default_prompt_name=query, but",
+        ),
+        ("config_sentence_transformers.json", ["query"], "holds no JSON object"),
+    ],
+)
+def test_settings_of_sentence_transformers_that_are_not_supported(
+    file: str, content: Any, message: str, tmp_path: Path
+) -> None:
+    folder = pooling_module(tmp_path, pooling_mode="mean")
+    (tmp_path / file).write_text(json.dumps(content))
+    with pytest.raises(ConfigError, match=message):
+        read_embedding_config(folder)
+
+
+def test_a_folder_of_sentence_transformers_without_pooling(tmp_path: Path) -> None:
+    folder = pooling_module(tmp_path)
+    (tmp_path / "modules.json").write_text(json.dumps(json.loads((tmp_path / "modules.json").read_text())[:1]))
+    with pytest.raises(ConfigError, match=r"has no Pooling module, so its pooling is unknown: type pooling.strategy="):
+        read_embedding_config(folder)
 
 
 def test_pooling_is_not_guessed_when_the_hub_cannot_be_reached() -> None:

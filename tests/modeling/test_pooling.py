@@ -11,7 +11,7 @@ from sentence_transformers.sentence_transformer.modules.pooling import Pooling a
 from torch import Tensor
 
 from angle.config.pooling import POOLING_NAMES
-from angle.modeling.pooling import POOLINGS, SENTENCE_TRANSFORMERS_KEYS, pool, strategy_of_mode
+from angle.modeling.pooling import POOLINGS, SENTENCE_TRANSFORMERS_KEYS, pool, strategy_of_modes
 
 GOLDENS = np.load(REPO / "tests" / "fixtures" / "pooling.npz")
 STRATEGIES = (*POOLING_NAMES, "0", "1")
@@ -121,5 +121,5 @@ def test_the_mean_of_the_modes_is_the_pooling(name: str) -> None:
 
 def test_the_modes_and_keys_are_those_of_sentence_transformers() -> None:
     assert SENTENCE_TRANSFORMERS_KEYS.keys() == set(TheirPooling.POOLING_MODES)
-    known = {mode: strategy_of_mode(mode) for mode in ("cls", "mean", "max", "lasttoken", "weightedmean")}
+    known = {mode: strategy_of_modes((mode,)) for mode in ("cls", "mean", "max", "lasttoken", "weightedmean")}
     assert known == {"cls": "cls", "mean": "avg", "max": "max", "lasttoken": "last", "weightedmean": None}
