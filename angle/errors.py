@@ -6,19 +6,42 @@ import difflib
 import errno
 import os
 import re
-from collections.abc import Iterable, Iterator
+import reprlib
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
+#: Characters of a message: about a screen of a terminal.
+MESSAGE_LENGTH = 1500
+#: Names in a list that a message shows, and characters of each.
+LISTED_NAMES, NAME_LENGTH = 20, 60
 
-class ConfigError(ValueError):
+_BRIEF = reprlib.Repr()
+_BRIEF.maxstring = _BRIEF.maxother = _BRIEF.maxlong = 80
+
+
+class _SentenceError(Exception):
+    """An error whose message is one line of at most a screen, whatever of a user's data stands in it."""
+
+    def __str__(self) -> str:
+        """Return the message; control characters are written as escapes, and of a long one the middle is left out."""
+        text = super().__str__()
+        if not text.isprintable():
+            text = "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+        if len(text) <= MESSAGE_LENGTH:
+            return text
+        half = MESSAGE_LENGTH // 2
+        return f"{text[:half]} [...] {text[-half:]}"
+
+
+class ConfigError(_SentenceError, ValueError):
     """A setting, or a combination of settings, that cannot work."""
 
 
-class DataError(ValueError):
+class DataError(_SentenceError, ValueError):
     """Data that cannot be read, or rows that cannot be trained on."""
 
 
-class TrainingError(RuntimeError):
+class TrainingError(_SentenceError, RuntimeError):
     """A run that must stop: its loss is no longer finite, or its folder cannot be trusted."""
 
 
@@ -30,7 +53,7 @@ class StoppedError(KeyboardInterrupt):
     """A run that a signal has ended; a checkpoint has all of it. Like Ctrl-C, it is no error of a job's."""
 
 
-class HubError(RuntimeError):
+class HubError(_SentenceError, RuntimeError):
     """A model that could not be pushed to the Hugging Face hub. Files on disk are unchanged."""
 
     def __init__(self, message: str, score: float | None = None) -> None:
@@ -71,6 +94,17 @@ def explained_disk_errors(place: object, hint: str) -> Iterator[None]:
         raise DiskError(
             f"{place} cannot be written to ({problem}). The existing files are intact: free disk space, then {hint}"
         ) from error
+
+
+def brief(value: object) -> str:
+    """Return a value as Python writes it, of a long one the beginning and the end."""
+    return _BRIEF.repr(value)
+
+
+def listed(names: Sequence[str]) -> str:
+    """Return names with commas between them, of many the first ones and how many others there are."""
+    shown = ", ".join(name if len(name) <= NAME_LENGTH else f"{name[:NAME_LENGTH]}..." for name in names[:LISTED_NAMES])
+    return shown if len(names) <= LISTED_NAMES else f"{shown} and {len(names) - LISTED_NAMES:,} others"
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -121,6 +121,8 @@ def _as_dataset(data: Any, argument: str) -> Dataset:
             data = datasets.Dataset.from_dict(_columns(rows))
         except (ArrowInvalid, ArrowTypeError) as error:
             raise DataError(f"{argument} has a column with cells of several types: {first_line(error)}.") from None
+        except (OverflowError, UnicodeEncodeError) as error:
+            raise DataError(f"{argument} has a cell that cannot be stored: {first_line(error)}.") from None
     return data.remove_columns([EXTRA_COLUMN]) if preparation_of(data) else data
 
 

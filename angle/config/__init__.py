@@ -11,6 +11,7 @@ from angle.config.billm import START_INDEX_VARIABLE, BillmConfig
 from angle.config.data import DataConfig, DataFormatConfig, SourceConfig, label_name
 from angle.config.ese import EseConfig
 from angle.config.hub import HUB_NAME, HubConfig
+from angle.config.limits import LimitsConfig
 from angle.config.lora import LoraConfig
 from angle.config.loss import ANGLE, COSINE, IN_BATCH, LOSS_TERM_SPECS, LossConfig, LossTermSpec, enumerate_words
 from angle.config.model import ModelConfig
@@ -42,6 +43,7 @@ __all__ = [
     "EseConfig",
     "EvaluateConfig",
     "HubConfig",
+    "LimitsConfig",
     "LoraConfig",
     "LossConfig",
     "LossTermSpec",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from angle.config.limits import LimitsConfig
 from angle.config.values import FORMAT_NAMES, check_at_least, check_one_of
 from angle.errors import ConfigError
 
@@ -39,8 +40,9 @@ class SourceConfig:
     file has none."""
     revision: str | None = None
     """Branch, tag or commit on the hub."""
-    columns: dict[str, str] = field(default_factory=dict)
-    """Columns to rename, as {new name: existing name}: {text1: sentence1, text2: sentence2, label: score}."""
+    columns: dict[str, str | None] = field(default_factory=dict)
+    """Columns to rename, as {new name: existing name}: {text1: sentence1, text2: sentence2, label: score}. A column's
+    own name with null leaves it out: {hard_negative: null}."""
     label_map: dict[Any, float | None] = field(default_factory=dict)
     """Numbers for labels, for example {entailment: 1, contradiction: 0, neutral: null}; null drops the row."""
 
@@ -77,11 +79,14 @@ class DataConfig:
     """Stream the training rows instead of loading them all at once; needs train.max_steps."""
     stream_window: int = 10_000
     """Streaming: number of rows held in memory, and shuffled among themselves, at a time."""
+    limits: LimitsConfig = field(default_factory=LimitsConfig)
+    """What is read at most."""
 
     def __post_init__(self) -> None:
         check_one_of("data.duplicates", self.duplicates, ("mask", "drop", "keep"))
         check_at_least("data.stream_window", self.stream_window, 1)
         check_at_least("data.seed", self.seed, 0)
+        self.limits.check("data.limits")
         for purpose in ("train", "valid", "valid_sts", "test"):
             value = getattr(self, purpose).name_or_path
             names = value if isinstance(value, list) else [value]

@@ -11,6 +11,7 @@ from angle.config.billm import BillmConfig
 from angle.config.data import DataConfig, DataFormatConfig
 from angle.config.ese import EseConfig
 from angle.config.hub import HubConfig
+from angle.config.limits import LimitsConfig
 from angle.config.lora import LoraConfig
 from angle.config.loss import LossConfig
 from angle.config.model import ModelConfig
@@ -98,12 +99,14 @@ class EvaluateConfig:
     pooling: PoolingConfig = field(default_factory=PoolingConfig)
     tasks: list[str] | None = None
     """stsb, sickr, sts12 ... sts16, sts (all seven), or files in format A; null: the run's own test set."""
-    columns: dict[str, str] = field(default_factory=dict)
-    """A file's columns to rename, as {new: old}."""
+    columns: dict[str, str | None] = field(default_factory=dict)
+    """A file's columns to rename, as {new: old}; {old: null} leaves one out."""
     label_map: dict[Any, float | None] = field(default_factory=dict)
     """Numbers for a file's labels; null drops the row."""
     positive_above: float | None = None
     """For the accuracy, labels above this are positive; null: 0.5, or for a run's own test set as in its training."""
+    limits: LimitsConfig = field(default_factory=LimitsConfig)
+    """What is read of a file at most."""
     batch_size: int = 64
     """Texts per batch."""
     ese_grid: bool = False
@@ -117,6 +120,7 @@ class EvaluateConfig:
 
     def __post_init__(self) -> None:
         check_at_least("batch_size", self.batch_size, 1)
+        self.limits.check("limits")
         for name in ("ese_depths", "ese_widths"):
             numbers = getattr(self, name)
             if numbers is None:

@@ -13,9 +13,11 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from angle.config import SourceConfig
+from angle.config import LimitsConfig, SourceConfig
 from angle.data import sources
-from angle.data.corpus import Corpus, CorpusBuilder, IntArray, Tokenizer, check_extra_columns, common_format
+from angle.data.corpus import Corpus, CorpusBuilder, IntArray, Tokenizer, common_format
+from angle.data.table import Table
+from angle.errors import DataError
 from angle.structures import Batch, BatchStructure, DataFormat, partition_by_length
 
 
@@ -157,7 +159,13 @@ class StreamingTrainingData:
     """
 
     def __init__(
-        self, source: SourceConfig, data_format: str, tokenizer: Tokenizer, batch_spec: BatchSpec, window: int
+        self,
+        source: SourceConfig,
+        data_format: str,
+        tokenizer: Tokenizer,
+        batch_spec: BatchSpec,
+        window: int,
+        limits: LimitsConfig | None = None,
     ) -> None:
         """Check the columns; `steps` reads the rows.
 
@@ -167,13 +175,16 @@ class StreamingTrainingData:
             tokenizer: turns texts into tokens; it must be this stream's own if `steps` runs in another thread.
             batch_spec: how batches are formed.
             window: number of rows that are held, and shuffled among themselves, at a time; rounded up to whole steps.
+            limits: what is read at most; None: the defaults.
 
         """
         self._source, self._data_format, self._tokenizer, self._batch_spec = source, data_format, tokenizer, batch_spec
         rows_per_step = batch_spec.global_batch_size * batch_spec.accumulation
         self._window = -(-window // rows_per_step) * rows_per_step
-        tables = sources.open_tables(source, "train", data_format, streaming=True)
-        self.format = common_format(tables, data_format, "train")
+        self._limits = limits or LimitsConfig()
+        self._file_states = sources.file_states(source)
+        tables = self._tables()
+        self.format = common_format(tables, data_format, "train", tokenizer.columns)
         self._names = ", ".join(table.name for table in tables)
         self.steps_per_epoch: int | None = None
         self.fingerprint = sources.fingerprint_of_files(source)
@@ -187,22 +198,36 @@ class StreamingTrainingData:
         """Yield full windows of rows, pass after pass; the last window of a pass may be smaller."""
         while True:
             builder, pass_has_rows = self._builder(), False
-            for table in sources.open_tables(self._source, "train", self._data_format, streaming=True):
-                check_extra_columns(table, self._tokenizer.columns, "train")
+            for table in self._tables():
                 for number, row in table.rows:
                     builder.add(table, number, row)
                     if len(builder) == self._window:
-                        builder.check()
+                        self._check(builder)
                         yield builder
                         builder, pass_has_rows = self._builder(), True
-            builder.check()
+            self._check(builder)
             if len(builder):
                 yield builder
             elif not pass_has_rows:
                 builder.build(self._tokenizer, cache=False)  # raises, saying why there is no row
 
+    def _tables(self) -> list[Table]:
+        columns, limits = self._tokenizer.columns, self._limits
+        return sources.open_tables(
+            self._source, "train", self._data_format, template_columns=columns, limits=limits, streaming=True
+        )
+
     def _builder(self) -> CorpusBuilder:
-        return CorpusBuilder(self.format, self._source, "train", self._tokenizer.columns)
+        return CorpusBuilder(self.format, self._source, "train", self._tokenizer.columns, self._limits)
+
+    def _check(self, builder: CorpusBuilder) -> None:
+        """Raise DataError for rows with problems, and for files that are no longer those that training began with."""
+        if sources.file_states(self._source) != self._file_states:
+            raise DataError(
+                f"data.train: {self._names} was written to during the run, which would go on with other rows: put the "
+                f"file back and resume the run, or start a new one."
+            )
+        builder.check()
 
     def steps(self, start: int) -> Iterator[list[Batch]]:
         """Yield this process's batches for each step from `start` onwards, without end."""

@@ -13,11 +13,12 @@ import numpy as np
 import numpy.typing as npt
 
 from angle.cache import cache_folder, load_array, save_array
-from angle.config import SourceConfig, label_name
+from angle.config import LimitsConfig, SourceConfig, label_name
 from angle.data import formats, sources
-from angle.data.purposes import setting_name, source_label
-from angle.data.sources import Row, Table
-from angle.errors import DataError
+from angle.data.cells import describe_non_text, parse_label, text_problem
+from angle.data.purposes import limit_name, setting_name, source_label
+from angle.data.table import Row, Table
+from angle.errors import NAME_LENGTH, DataError, brief, listed
 from angle.structures import DataFormat, Tokens
 
 IntArray = npt.NDArray[np.int64]
@@ -124,10 +125,16 @@ class CorpusBuilder:
     """Checks rows one at a time, and collects them and their problems until the corpus is built."""
 
     def __init__(
-        self, data_format: DataFormat, source: SourceConfig, purpose: str, extra_columns: tuple[str, ...]
+        self,
+        data_format: DataFormat,
+        source: SourceConfig,
+        purpose: str,
+        extra_columns: tuple[str, ...],
+        limits: LimitsConfig,
     ) -> None:
         """Start empty; `purpose` (one of `angle.data.purposes`) and `source` are for checks and messages."""
         self.format = data_format
+        self.text_length = limits.text_length
         self.source = source
         self.label_map = source.label_map
         self.purpose = purpose
@@ -154,10 +161,12 @@ class CorpusBuilder:
         cells = [self._cell(table, number, row, column) for column in self.format.roles]
         extras = [row.get(name) for name in self.extra_columns]
         for name, value in zip(self.extra_columns, extras, strict=True):
-            if not isinstance(value, str):
-                description = f"is {_describe_non_text(value)[1]}, but the template model.prompt uses it"
+            may_be_used = isinstance(value, str) and not value.strip()  # unlike a text, it may be empty
+            if not may_be_used and (problem := self._text_problem(value)):
+                description = f"{problem[1]}, but the template model.prompt uses it"
                 self._report(table, number, name, "template", description)
-        if any(cell is None for cell in cells) or not all(isinstance(value, str) for value in extras):
+                return
+        if any(cell is None for cell in cells):
             return
         for cell in cells:
             assert cell is not None
@@ -176,18 +185,21 @@ class CorpusBuilder:
             self._report(table, number, column, "empty list", "is an empty list")
             return None
         for text in texts:
-            if not isinstance(text, str) or not text.strip():
-                problem, description = _describe_non_text(text)
-                self._report(table, number, column, problem, f"is {description}")
+            usual = isinstance(text, str) and text.isascii() and len(text) <= self.text_length and text.strip()
+            if not usual and (problem := self._text_problem(text)):
+                self._report(table, number, column, *problem)
                 return None
         return texts
+
+    def _text_problem(self, value: object) -> tuple[str, str] | None:
+        return text_problem(value, self.text_length, limit_name(self.purpose, "text_length"))
 
     def _label(self, table: Table, number: int, row: Row) -> float | None:
         value = row.get("label")
         if self.label_map:
             if label_name(value) not in self.label_map:
-                known = ", ".join(self.label_map)
-                description = f"is {value!r}, which label_map does not name (it names {known})"
+                known = listed(tuple(self.label_map))
+                description = f"is {brief(value)}, which label_map does not name (it names {known})"
                 self._report(table, number, "label", "not in label_map", description)
                 return None
             mapped = self.label_map[label_name(value)]
@@ -196,19 +208,17 @@ class CorpusBuilder:
                 return None
             return self._finite_label(table, number, mapped, f"is {value}, for which label_map has {mapped}")
         if value is None or (isinstance(value, str) and not value.strip()):
-            problem, description = _describe_non_text(value)
+            problem, description = describe_non_text(value)
             self._report(table, number, "label", problem, f"is {description}")
             return None
-        try:
-            if isinstance(value, bool):
-                raise TypeError
-            label = float(value)
-        except (TypeError, ValueError):
-            if str(value) not in self._label_names and len(self._label_names) < 8:
+        label = parse_label(value)
+        if label is None:
+            is_word = isinstance(value, (str, bool)) and len(str(value)) <= NAME_LENGTH
+            if is_word and str(value) not in self._label_names and len(self._label_names) < 8:
                 self._label_names.append(str(value))
-            self._report(table, number, "label", "no number", f"is {value!r}, which is not a number")
+            self._report(table, number, "label", "no number", f"is {brief(value)}, which is not a number")
             return None
-        return self._finite_label(table, number, label, f"is {value}")
+        return self._finite_label(table, number, label, f"is {value if isinstance(value, str) else brief(value)}")
 
     def _finite_label(self, table: Table, number: int, label: float, description: str) -> float | None:
         if math.isnan(label) or abs(label) > MAX_LABEL:
@@ -231,7 +241,8 @@ class CorpusBuilder:
             hint = ""
             if problem == "no number":
                 numbers = ", ".join(f"{word}: NUMBER" for word in self._label_names)
-                hint = f"; give numbers, or map names: '{setting_name(self.purpose, 'label_map')}={{{numbers}}}'"
+                label_map = f"'{setting_name(self.purpose, 'label_map')}={{{numbers}}}'"
+                hint = f"; give numbers, or map names: {label_map}" if numbers else "; give numbers"
             others = len(self._problems) - 1
             more = f", and {others} other kind{'s' if others > 1 else ''} of problem" if others else ""
             raise DataError(f"{message} ({count} such row{'s' if count > 1 else ''}{more}){hint}.")
@@ -287,15 +298,6 @@ class CorpusBuilder:
         return tokens
 
 
-def _describe_non_text(value: object) -> tuple[str, str]:
-    """Return the kind of a value found where a text should be, and how a message describes it."""
-    if value is None:
-        return "null", "null"
-    if isinstance(value, str):
-        return "empty", "empty"
-    return "no text", f"not a text but {value!r}"
-
-
 def cached_tokens(folder: Path, tokenize: Callable[[], Tokens]) -> Tokens:
     """Return the tokens cached in `folder`, memory-mapped; if missing or damaged, compute and save them."""
     cached = _load_cached_tokens(folder)
@@ -315,7 +317,13 @@ def _load_cached_tokens(folder: Path) -> Tokens | None:
     return Tokens(ids, offsets) if consistent else None
 
 
-def load_corpus(source: SourceConfig, purpose: str, tokenizer: Tokenizer, data_format: str = "auto") -> Corpus:
+def load_corpus(
+    source: SourceConfig,
+    purpose: str,
+    tokenizer: Tokenizer,
+    data_format: str = "auto",
+    limits: LimitsConfig | None = None,
+) -> Corpus:
     """Read, check and tokenise all rows of a source.
 
     Args:
@@ -323,15 +331,17 @@ def load_corpus(source: SourceConfig, purpose: str, tokenizer: Tokenizer, data_f
         purpose: one of `angle.data.purposes`.
         tokenizer: turns texts into tokens.
         data_format: A, B, C or auto.
+        limits: what is read at most; None: the defaults.
 
     Raises:
         DataError: anything wrong with the data.
 
     """
-    tables = sources.open_tables(source, purpose, data_format)
-    builder = CorpusBuilder(common_format(tables, data_format, purpose), source, purpose, tokenizer.columns)
+    limits = limits or LimitsConfig()
+    columns = tokenizer.columns
+    tables = sources.open_tables(source, purpose, data_format, template_columns=columns, limits=limits)
+    builder = CorpusBuilder(common_format(tables, data_format, purpose, columns), source, purpose, columns, limits)
     for table in tables:
-        check_extra_columns(table, tokenizer.columns, purpose)
         for number, row in table.rows:
             builder.add(table, number, row)
     corpus = builder.build(tokenizer)
@@ -354,24 +364,34 @@ def note_on_unknown(corpus: Corpus, name: str) -> str | None:
     )
 
 
-def common_format(tables: Iterable[Table], requested: str, purpose: str) -> DataFormat:
-    """Return the format that all tables share, which is `requested` unless that is "auto"."""
+def common_format(
+    tables: Iterable[Table], requested: str, purpose: str, template_columns: tuple[str, ...] = ()
+) -> DataFormat:
+    """Return the format that all tables share, which is `requested` unless that is "auto".
+
+    Raises:
+        DataError: there is none, or a table has a column that is probably meant to be used and is not, or lacks one
+            that the template uses.
+
+    """
     first, *others = tables
     data_format = formats.resolve_format(first.columns, requested, purpose, first.name)
     for table in others:
-        if not set(table.columns).issuperset(data_format.columns):
+        if requested == "auto":
+            same = formats.detect_format(table.columns) is data_format
+        else:
+            same = set(table.columns).issuperset(data_format.columns)
+        if not same:
             raise DataError(
                 f"{setting_name(purpose)}: {first.name} is format {data_format.name}, but {table.name} has the columns "
-                f"{', '.join(table.columns)}: all sources of a list must have the same format."
+                f"{listed(table.columns)}: all sources of a list must have the same format."
+            )
+    for table in (first, *others):
+        formats.check_unused_columns(table.columns, data_format, template_columns, requested, purpose, table.name)
+        missing = [name for name in template_columns if name not in table.columns]
+        if missing:
+            raise DataError(
+                f"{setting_name(purpose)}: the template model.prompt uses {{{missing[0]}}}, but {table.name} has the "
+                f"columns {listed(table.columns)}."
             )
     return data_format
-
-
-def check_extra_columns(table: Table, columns: tuple[str, ...], purpose: str) -> None:
-    """Raise DataError if the template uses a column that the table does not have."""
-    missing = [name for name in columns if name not in table.columns]
-    if missing:
-        raise DataError(
-            f"{setting_name(purpose)}: the template model.prompt uses {{{missing[0]}}}, but {table.name} has the "
-            f"columns {', '.join(table.columns)}."
-        )

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Collection, Mapping, Sequence
 
 from angle.data.purposes import setting_name
-from angle.errors import DataError
+from angle.errors import DataError, brief, listed
 from angle.structures import FORMATS, DataFormat
 
 #: Names of delimiters between cells, to recognise files whose names do not match their contents.
@@ -60,18 +61,18 @@ def resolve_format(columns: Sequence[str], requested: str, purpose: str, source_
         delimiter_name = next(matching, None) if len(columns) == 1 else None
         if delimiter_name is not None:
             raise DataError(
-                f"{setting_name(purpose)}: {source_name} has one column, {columns[0]!r}, whose cells seem to be "
+                f"{setting_name(purpose)}: {source_name} has one column, {brief(columns[0])}, whose cells seem to be "
                 f"separated by {delimiter_name}: a .csv file has commas, a .tsv file tabs."
             )
         raise DataError(
-            f"{setting_name(purpose)}: {source_name} has the columns {', '.join(columns)}, which match no format "
+            f"{setting_name(purpose)}: {source_name} has the columns {listed(columns)}, which match no format "
             f"({formats}).{_rename_hint(columns, _nearest_format(columns), purpose)}"
         )
     data_format = FORMATS[requested]
     if set(columns).issuperset(data_format.columns):
         return data_format
     message = (
-        f"{setting_name(purpose)}: {source_name} has the columns {', '.join(columns)}"
+        f"{setting_name(purpose)}: {source_name} has the columns {listed(columns)}"
         f"{f' (format {detected.name})' if detected else ''}, but format {requested} needs "
         f"{', '.join(data_format.columns)}."
     )
@@ -80,6 +81,46 @@ def resolve_format(columns: Sequence[str], requested: str, purpose: str, source_
     if detected is not None:
         raise DataError(f"{message} Type loss=format_{detected.name.lower()} to train on it as it is.")
     raise DataError(f"{message}{_rename_hint(columns, data_format, purpose)}")
+
+
+def check_unused_columns(
+    columns: Sequence[str],
+    data_format: DataFormat,
+    template_columns: Collection[str],
+    requested: str,
+    purpose: str,
+    source_name: str,
+) -> None:
+    """Raise DataError if a column looks like one of the format, or has a number more than it, and is not used.
+
+    Of a format that is requested by name, only its own columns count: it may be meant to leave out what others have.
+
+    Args:
+        columns: the table's columns.
+        data_format: the table's format.
+        template_columns: columns that the template uses.
+        requested: A, B, C or auto.
+        purpose: one of `angle.data.purposes`, for messages.
+        source_name: the table's name, for messages.
+
+    """
+    role_of = {alias: role for role in data_format.columns for alias in (role, *ALIASES[role])}
+    if requested == "auto":
+        role_of = {role: role for role in ALIASES} | role_of
+        if data_format.name == "C":  # which has all that B has but this
+            role_of |= dict.fromkeys(ALIASES["negative"], "negative")
+    for column in columns:
+        if column in data_format.columns or column in template_columns:
+            continue
+        name = column.lower()
+        role = role_of.get(name) or role_of.get(re.sub(r"[ _-]?\d+$", "", name))
+        if role is not None:
+            setting = setting_name(purpose, "columns")
+            raise DataError(
+                f"{setting_name(purpose)}: {source_name} has the column {column}, which looks like {role} and is not "
+                f"used in format {data_format.name}. To leave it out type '{setting}={{{column}: null}}', to use it "
+                f"'{setting}={{{role}: {column}}}'."
+            )
 
 
 def _nearest_format(columns: Sequence[str]) -> DataFormat:

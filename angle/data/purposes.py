@@ -23,6 +23,11 @@ def setting_name(purpose: str, name: str = "") -> str:
     return name or purpose
 
 
+def limit_name(purpose: str, name: str) -> str:
+    """Return the setting in `angle.config.LimitsConfig`, as a user types it; one for all sources of a script."""
+    return f"data.limits.{name}" if purpose in DEFAULT_SPLITS else f"limits.{name}"
+
+
 def source_label(purpose: str, source: SourceConfig) -> str:
     """Return the start of a message about all rows of a source; evaluate.py may have several, so they are named."""
     return setting_name(purpose) if purpose in DEFAULT_SPLITS else f"{purpose}: {', '.join(source.names())}"

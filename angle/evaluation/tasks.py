@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 from tqdm import tqdm
 
-from angle.config import CONFIG_FILE, EvaluateConfig, SourceConfig, TrainConfig
+from angle.config import CONFIG_FILE, EvaluateConfig, LimitsConfig, SourceConfig, TrainConfig
 from angle.config.record import read_config
 from angle.data.corpus import Corpus, note_on_unknown
 from angle.data.purposes import RUN_TEST_SET, TASKS, default_split
@@ -62,6 +62,8 @@ class EvaluationTasks:
     """Those that split the work, None for just this one."""
     batch_size: int
     """Texts per batch."""
+    limits: LimitsConfig
+    """What is read of a source at most."""
 
     @property
     def is_main(self) -> bool:
@@ -71,7 +73,7 @@ class EvaluationTasks:
     def __iter__(self) -> Iterator[tuple[str, Corpus, Encode]]:
         """Yield each task's name, its pairs, and a way to encode their texts that shows the progress."""
         for name, source in self.sources.items():
-            corpus = load_sts(source, self.purpose, self.encoder.tokenizer)
+            corpus = load_sts(source, self.purpose, self.encoder.tokenizer, self.limits)
             note = note_on_unknown(corpus, name)
             if note is not None and self.is_main:
                 print(f"{'note':8}{note}", file=sys.stderr)
@@ -111,7 +113,9 @@ def load_tasks(config: EvaluateConfig, processes: PartialState | None = None) ->
     encoder = Encoder.load(config.model, config.pooling, kernel_selector=kernel_selector)
     encoder.to(best_device() if processes is None else processes.device).eval()
     purpose = TASKS if run is None else RUN_TEST_SET
-    return EvaluationTasks(folder, encoder, sources, purpose, positive_above, processes, config.batch_size)
+    return EvaluationTasks(
+        folder, encoder, sources, purpose, positive_above, processes, config.batch_size, config.limits
+    )
 
 
 def _new_folder(config: EvaluateConfig) -> Path:
@@ -155,7 +159,7 @@ def expand_tasks(tasks: list[str]) -> list[str]:
     return [name for task in tasks for name in (HUB_TASKS if task == "sts" else (task,))]
 
 
-def task_source(task: str, columns: dict[str, str], label_map: dict[str, float | None]) -> SourceConfig:
+def task_source(task: str, columns: dict[str, str | None], label_map: dict[str, float | None]) -> SourceConfig:
     """Return the source of a task's pairs; the task is a known name or a file in format A.
 
     Raises:

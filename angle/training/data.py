@@ -67,24 +67,28 @@ def load_data(
     train: TrainingData
     if config.streaming:
         # Its thread tokenises while the model is saved, which changes the encoder's own tokenizer.
-        train = StreamingTrainingData(config.train, data_format, tokenizer.copy(), batch_spec, config.stream_window)
+        train = StreamingTrainingData(
+            config.train, data_format, tokenizer.copy(), batch_spec, config.stream_window, config.limits
+        )
     else:
-        train = InMemoryTrainingData(load_corpus(config.train, "train", tokenizer, data_format), batch_spec)
+        train = InMemoryTrainingData(
+            load_corpus(config.train, "train", tokenizer, data_format, config.limits), batch_spec
+        )
     if batch_spec.global_batch_size == 1 and train.format.name != "B":
         raise ConfigError(
             "train.batch_size=1 leaves a row no other row to be compared with: choose 2 or more, or use "
             "triples (format B)."
         )
-    valid = load_corpus(config.valid, "valid", tokenizer) if config.valid.names() else None
+    valid = load_corpus(config.valid, "valid", tokenizer, limits=config.limits) if config.valid.names() else None
     if config.valid_sts.names():
-        valid_sts: Corpus | None = load_sts(config.valid_sts, "valid_sts", tokenizer)
+        valid_sts: Corpus | None = load_sts(config.valid_sts, "valid_sts", tokenizer, config.limits)
     else:
         valid_sts = valid if valid is not None and valid.format.name == "A" else None
         if valid_sts is not None and not needs_correlation and not labels_vary(valid_sts):
             valid_sts = None  # it is the loss that matters
         if valid_sts is not None:
             check_labels_vary(valid_sts, config.valid, "valid")
-    test = load_sts(config.test, "test", tokenizer) if config.test.names() else None
+    test = load_sts(config.test, "test", tokenizer, config.limits) if config.test.names() else None
     data = RunData(train, valid, valid_sts, test)
     for purpose, corpus in data.evaluated.items():
         if corpus is not None and corpus.fingerprint == train.fingerprint:

@@ -12,7 +12,7 @@ import pytest
 from conftest import snapshot
 
 from angle import AnglE, ConfigError, DataError, fit
-from angle.api.in_memory import stored_temporarily
+from angle.api.in_memory import data_argument, stored_temporarily
 from angle.cache import cache_folder
 from angle.config import TrainConfig
 from angle.config.build import build_config, load_config
@@ -114,3 +114,9 @@ def test_fit_leaves_other_files_in_the_output_dir_alone(angle: AnglE, tmp_path: 
     with pytest.raises(ConfigError, match="holds other files and no run"):
         angle.fit(rows("train", 20), output_dir=str(tmp_path / "thesis"), config=STEPS)
     assert snapshot(tmp_path / "thesis") == {"data.txt": b"x"}
+
+
+@pytest.mark.parametrize("cell", ["a \ud83d", 10**400])
+def test_cells_that_cannot_be_stored_are_refused(tmp_path, cell):
+    with pytest.raises(DataError, match=r"^train_ds has a cell that cannot be stored: "):
+        data_argument([{"text": cell, "positive": "b"}], "train_ds", tmp_path)

@@ -285,7 +285,9 @@ def test_reading_lazily_changes_no_batch(tmp_path, monkeypatch):
     path = write_rows(tmp_path / "a.jsonl", 50)
     lazy = [texts_in(step) for step in islice(stream(path).steps(0), 60)]
     open_tables = sources.open_tables
-    monkeypatch.setattr(sources, "open_tables", lambda *args, streaming: open_tables(*args, streaming=False))
+    monkeypatch.setattr(
+        sources, "open_tables", lambda *args, **kwargs: open_tables(*args, **kwargs | {"streaming": False})
+    )
     assert [texts_in(step) for step in islice(stream(path).steps(0), 60)] == lazy
 
 
@@ -297,6 +299,16 @@ def test_a_stream_reports_a_broken_line_when_it_is_reached(tmp_path):
     assert len(list(islice(steps, 900))) == 900
     with pytest.raises(DataError, match=r"line 2001 is not valid JSON: Expecting value \(column 10\)"):
         list(islice(steps, 200))
+
+
+def test_a_stream_whose_file_changes_between_passes_ends(tmp_path):
+    path = write_rows(tmp_path / "a.jsonl", 40)
+    steps = stream(path).steps(0)
+    list(islice(steps, 25))
+    rows = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(rows[::-1]))
+    with pytest.raises(DataError, match=r"a\.jsonl was written to during the run, which would go on with other rows"):
+        list(islice(steps, 40))
 
 
 def test_what_a_stream_skips_is_not_tokenised(tmp_path):

@@ -199,6 +199,15 @@ def test_sources_of_a_list_are_concatenated(tmp_path, tokenizer):
         load_corpus(SourceConfig([*paths, str(tmp_path / "a.jsonl")]), "train", tokenizer)
 
 
+@pytest.mark.parametrize("first", [0, 1])
+def test_sources_of_different_formats_are_refused_in_any_order(tmp_path, tokenizer, first):
+    rows = [TRIPLES, [{"text": row["text"], "positive": row["positive"]} for row in TRIPLES]]
+    paths = [str(write_jsonl(tmp_path / f"{n}.jsonl", rows[n])) for n in (first, 1 - first)]
+    with pytest.raises(DataError, match=r"all sources of a list must have the same format\."):
+        load_corpus(SourceConfig(paths), "train", tokenizer)
+    assert len(load_corpus(SourceConfig(paths), "train", tokenizer, "C")) == 2 * len(TRIPLES)
+
+
 def test_label_map(tmp_path, tokenizer):
     labels = ["entailment", "neutral", "contradiction", "neutral", 2]
     path = write_jsonl(

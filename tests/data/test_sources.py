@@ -12,7 +12,7 @@ import pytest
 
 from angle.config import SourceConfig
 from angle.data.purposes import RUN_TEST_SET, TASKS
-from angle.data.sources import open_tables
+from angle.data.sources import fingerprint_of_files, open_tables
 from angle.errors import DataError
 
 ROWS = [{"text": 'a, "b"', "positive": "é 漢"}, {"text": "NA", "positive": "null"}, {"text": "None", "positive": "3"}]
@@ -184,17 +184,19 @@ def all_cell_types():
     "change",
     [
         lambda data: data,
-        lambda data: data.with_format(None, columns=["text", "label"]),
+        lambda data: data.with_format(None, columns=["score"]),
         lambda data: data.with_format("numpy", columns=["label", "score"]),
+        lambda data: data.shuffle(seed=1),
     ],
-    ids=["all", "some columns", "numpy"],
+    ids=["all", "some columns", "numpy", "shuffled"],
 )
-def test_rows_of_a_data_set_are_those_that_it_yields(tmp_path, all_cell_types, change):
-    expected = change(all_cell_types)
-    expected.save_to_disk(tmp_path / "saved")
+def test_rows_of_a_data_set_are_its_own_whatever_format_it_was_saved_with(tmp_path, all_cell_types, change):
+    change(all_cell_types).save_to_disk(tmp_path / "saved")
     rows = rows_of(tmp_path / "saved")
-    assert [n for n, _ in rows] == list(range(1, len(expected) + 1))
-    assert [repr(row) for _, row in rows] == [repr(row) for row in expected]  # the types too
+    assert [n for n, _ in rows] == list(range(1, 2501))
+    roles = ["text", "positive", "label"]
+    expected = change(all_cell_types).with_format(None)
+    assert [repr(row) for _, row in rows] == [repr({role: row[role] for role in roles}) for row in expected]
 
 
 def test_rows_of_a_data_set_are_not_decoded_one_by_one(tmp_path, all_cell_types, monkeypatch):
@@ -369,3 +371,103 @@ def test_progress_bars_are_as_before_once_hub_data_is_loaded(monkeypatch, enable
         assert (bars, datasets.is_progress_bar_enabled()) == ([False], enabled)
     finally:
         datasets.enable_progress_bars()
+
+
+@pytest.mark.parametrize("feature", ["Image", "Audio"])
+def test_columns_that_are_not_used_are_not_decoded(tmp_path, feature):
+    datasets = pytest.importorskip("datasets")
+    rows = [row | {"media": {"bytes": b"neither image nor sound", "path": None}} for row in ROWS]
+    data = datasets.Dataset.from_list(rows).cast_column("media", getattr(datasets, feature)())
+    data.save_to_disk(tmp_path / "saved")
+    assert rows_of(tmp_path / "saved") == NUMBERED
+    data.to_parquet(tmp_path / "a.parquet")
+    assert rows_of(tmp_path / "a.parquet") == NUMBERED
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.csv", "a.tsv", "a.parquet"])
+@pytest.mark.parametrize("streaming", [False, True])
+def test_columns_that_are_not_used_are_not_kept(tmp_path, name, streaming):
+    import pandas as pd
+
+    table = pd.DataFrame([row | {"id": n, "vector": "0.1" * 9} for n, row in NUMBERED])
+    writers = {
+        ".jsonl": lambda path: table.to_json(path, orient="records", lines=True),
+        ".json": lambda path: table.to_json(path, orient="records"),
+        ".csv": lambda path: table.to_csv(path, index=False),
+        ".tsv": lambda path: table.to_csv(path, index=False, sep="\t", quoting=3),
+        ".parquet": table.to_parquet,
+    }
+    path = tmp_path / name
+    writers[path.suffix](path)
+    (read,) = open_tables(SourceConfig(str(path)), "train", streaming=streaming)
+    assert [(number, dict(row)) for number, row in read.rows] == NUMBERED
+    assert read.columns == ("text", "positive", "id", "vector")
+    (read,) = open_tables(SourceConfig(str(path)), "train", template_columns=("vector",), streaming=streaming)
+    assert [set(row) for _, row in read.rows] == [{"text", "positive", "vector"}] * 3
+    renamed = SourceConfig(str(path), columns={"label": "id", "vector": None})
+    (read,) = open_tables(renamed, "train", streaming=streaming)
+    assert set(read.columns) == {"text", "positive", "label"}
+    assert [set(row) for _, row in read.rows] == [{"text", "positive", "label"}] * 3
+
+
+def test_columns_to_leave_out_must_be_there(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text(JSONL)
+    assert complaint(str(path), columns={"negative": None}) == (
+        f"data.train.columns names negative, but {path} has: text, positive."
+    )
+    assert complaint(str(path), columns={"text1": "text", "text2": "text"}) == (
+        "data.train.columns gives text several names: a column can have one."
+    )
+
+
+def test_a_list_is_read_piece_by_piece(tmp_path, monkeypatch):
+    from angle.data import text_files
+
+    path = tmp_path / "a.json"
+    rows = [{"text": f"{n}" * (n % 50 + 1), "positive": "é 漢"} for n in range(300)]
+    for size in (1, 7, 64, 2**20):
+        monkeypatch.setattr(text_files, "LIST_CHUNK", size)
+        for content in (json.dumps(rows), json.dumps(rows, indent=2), json.dumps(rows, indent=2) + " \n"):
+            path.write_text(content)
+            for streaming in (False, True):
+                assert [row for _, row in rows_of(path, streaming=streaming)] == rows
+        path.write_text(json.dumps(rows, indent=1)[:-9])
+        assert "is not valid JSON" in complaint(str(path))
+
+
+def test_lines_of_prose_in_a_cell_are_no_rows(tmp_path):
+    verse = (
+        "Shall I compare thee\nto a summer's day?\nThou art more lovely,\nand more temperate:\nRough winds\ndo shake"
+    )
+    (tmp_path / "a.csv").write_text(f'text,positive\n"{verse}",b\n')
+    assert rows_of(tmp_path / "a.csv") == [(1, {"text": verse, "positive": "b"})]
+
+
+def test_a_csv_file_may_have_tsv_in_its_name(tmp_path):
+    (tmp_path / "from.tsv.csv").write_text("text,positive\na,b\n")
+    assert rows_of(tmp_path / "from.tsv.csv") == [(1, {"text": "a", "positive": "b"})]
+
+
+def test_a_file_that_grows_while_it_is_read_is_refused(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(many("a.jsonl", b""))
+    (table,) = open_tables(SourceConfig(str(path)), "train", streaming=True)
+    rows = iter(table.rows)
+    next(rows)
+    with path.open("a") as file:
+        file.write('{"text": "a", "positive": "b"}\n')
+    with pytest.raises(DataError, match=r"a\.jsonl was written to while it was read: start again once it is complete"):
+        list(rows)
+
+
+@pytest.mark.parametrize("place", [0.2, 0.5, 0.8])
+def test_the_fingerprint_of_a_streamed_file_sees_more_than_its_ends(tmp_path, place):
+    path = tmp_path / "a.jsonl"
+    content = bytearray(many("a.jsonl", b"", rows=200_000))
+    path.write_bytes(content)
+    before = fingerprint_of_files(SourceConfig(str(path)))
+    position = int(len(content) * place)
+    content[position : position + 2**19] = content[position : position + 2**19][::-1]
+    path.write_bytes(content)
+    assert fingerprint_of_files(SourceConfig(str(path))) != before

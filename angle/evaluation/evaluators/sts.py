@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from angle.config import SourceConfig
+from angle.config import LimitsConfig, SourceConfig
 from angle.data.corpus import Corpus, Tokenizer, load_corpus
 from angle.data.purposes import source_label
 from angle.errors import DataError
@@ -92,14 +92,14 @@ def word_overlap(corpus: Corpus, special_ids: set[int]) -> float:
     return spearman(overlap, corpus.labels)
 
 
-def load_sts(source: SourceConfig, purpose: str, tokenizer: Tokenizer) -> Corpus:
+def load_sts(source: SourceConfig, purpose: str, tokenizer: Tokenizer, limits: LimitsConfig | None = None) -> Corpus:
     """Return a format-A corpus for which a correlation can be computed.
 
     Raises:
         DataError: unreadable rows, or labels that are all the same.
 
     """
-    corpus = load_corpus(source, purpose, tokenizer, "A")
+    corpus = load_corpus(source, purpose, tokenizer, "A", limits)
     check_labels_vary(corpus, source, purpose)
     return corpus
 

@@ -1,0 +1,24 @@
+"""Bounds on what is read of data, far above what texts need: a damaged or hostile file ends in a sentence."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from angle.config.values import check_at_least
+
+
+@dataclass
+class LimitsConfig:
+    """What a source may have at most."""
+
+    text_length: int = 10_000_000
+    """Characters of a text. (The tokenizer takes a second and 60 MB for a million.)"""
+    row_length: int = 2**25
+    """Characters of a row of a JSON, CSV or TSV file."""
+    columns: int = 10_000
+    """Columns."""
+
+    def check(self, group: str) -> None:
+        """Raise ConfigError if nothing could be read; `group` is where these settings are in their script."""
+        for name in ("text_length", "row_length", "columns"):
+            check_at_least(f"{group}.{name}", getattr(self, name), 1)
