@@ -13,7 +13,8 @@ MODULES = sorted((REPO / "angle").rglob("*.py"))
 SCRIPTS = [REPO / name for name in ("train.py", "evaluate.py", "convert.py")]
 #: Packages and modules from the bottom up; one imports from those below, and from its own package.
 LAYERS = (
-    ("structures", "errors", "prompts", "cache", "files", "patience", "quiet"),
+    ("structures", "errors"),
+    ("prompts", "cache", "files", "patience", "quiet"),
     ("kernels", "distributed"),
     ("config",),
     ("data", "objective", "tracking"),

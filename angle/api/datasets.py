@@ -8,8 +8,7 @@ from typing import Any
 from angle.config import FORMAT_NAMES
 from angle.data.formats import resolve_format
 from angle.errors import ConfigError, DataError
-from angle.modeling.tokenizer import template_fields
-from angle.prompts import NAMED_PROMPTS
+from angle.prompts import NAMED_PROMPTS, template_fields
 from angle.structures import FORMATS
 
 #: Column that `AngleDataTokenizer` adds, which says how to read the rows.

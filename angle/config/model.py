@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from angle.config.values import DTYPES, check_at_least, check_one_of
 from angle.errors import ConfigError
 from angle.kernels import KERNEL_NAMES
-from angle.prompts import NAMED_PROMPTS
+from angle.prompts import NAMED_PROMPTS, template_fields
 
 
 @dataclass
@@ -67,8 +67,10 @@ class ModelConfig:
         check_at_least("model.layers", self.layers, 1)
         check_at_least("model.dimensions", self.dimensions, 1)
         self.prompt = NAMED_PROMPTS.get(self.prompt or "", self.prompt)
-        if self.prompt is not None and "{text}" not in self.prompt:
+        if self.prompt is not None and "{text" not in self.prompt:
             raise ConfigError(
                 f"model.prompt={self.prompt!r} has no {{text}}: write where the text goes, "
                 f"for example 'model.prompt=\"Query: {{text}}\"', or choose one of {', '.join(NAMED_PROMPTS)}."
             )
+        if self.prompt is not None:
+            template_fields(self.prompt)

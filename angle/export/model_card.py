@@ -21,7 +21,7 @@ from angle.evaluation.evaluator import Metric
 from angle.evaluation.run_evaluators import TEST_METRIC, metric_named, validation_purpose
 from angle.modeling.embedding_config import EmbeddingConfig
 from angle.modeling.locations import TINY, split_gguf
-from angle.modeling.tokenizer import template_fields
+from angle.prompts import template_fields
 
 #: Beginnings of the arguments that say where output goes, not what is learned.
 OUTPUT_ARGUMENTS = ("hub.", "hydra.", "tracking.", "tracking=", "train.output_dir=", "train.resume=")

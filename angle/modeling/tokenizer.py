@@ -14,6 +14,7 @@ import numpy as np
 
 from angle.errors import ConfigError
 from angle.modeling.embedding_config import SpecialTokens
+from angle.prompts import template_fields
 from angle.structures import Lengths, Tokens
 
 DEFAULT_MAX_LENGTH = 512
@@ -23,27 +24,6 @@ MAX_PROBES = 10_000
 TOKENIZE_BATCH = 20_000
 #: Number of tokens that are compared at once.
 COUNTED_TOKENS = 2**24
-
-
-def template_fields(prompt: str) -> list[str]:
-    """Return the names in a template's braces, `text` among them.
-
-    Raises:
-        ConfigError: braces do not pair up, or hold more than a name.
-
-    """
-    try:
-        fields = [name for _, name, _, _ in string.Formatter().parse(prompt) if name is not None]
-    except ValueError as error:
-        raise ConfigError(
-            f"model.prompt={prompt!r} cannot be read: {error}; write a literal brace twice: {{{{ or }}}}."
-        ) from None
-    if "text" not in fields or not all(name.isidentifier() for name in fields):
-        raise ConfigError(
-            f"model.prompt={prompt!r} needs {{text}}, and braces may hold only {{text}} and names of "
-            f"columns; write a literal brace twice: {{{{ or }}}}."
-        )
-    return fields
 
 
 def ends_with_literal(prompt: str | None) -> bool:

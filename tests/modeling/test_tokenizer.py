@@ -13,8 +13,8 @@ from transformers import AutoTokenizer, BertTokenizer, PreTrainedTokenizerFast
 from angle.config import ModelConfig
 from angle.errors import ConfigError
 from angle.modeling import tokenizer as tokenizer_module
-from angle.modeling.tokenizer import TextTokenizer, template_fields
-from angle.prompts import Prompts
+from angle.modeling.tokenizer import TextTokenizer
+from angle.prompts import Prompts, template_fields
 from angle.structures import Tokens
 
 ENDING_TEMPLATE = 'query: "{text}" in one word:"'
@@ -135,7 +135,7 @@ def test_template_longer_than_max_length(small: Any) -> None:
     ]
 
 
-@pytest.mark.parametrize("prompt", ["query:", "{colour}", "{text} {0}", "{}", "{text} {a.b}"])
+@pytest.mark.parametrize("prompt", ["query:", "{colour}", "{text} {0}", "{}", "{text} {a.b}", "{text!r}", "{text:.3}"])
 def test_template_without_text_or_with_more_than_names(prompt: str, small: Any) -> None:
     with pytest.raises(ConfigError) as error:
         TextTokenizer(small, 16, prompt)
