@@ -289,19 +289,22 @@ class CorpusBuilder:
             extras = [dict(zip(self.extra_columns, key[1:], strict=True)) for key in self._texts]
             return tokenizer([key[0] for key in self._texts], extras if self.extra_columns else None)
 
-        key = hashlib.sha256(f"{tokenizer.fingerprint}/{texts_digest}".encode()).hexdigest()
+        # With the lengths, because a text may hold the characters that separate texts in the digest.
+        lengths = np.fromiter((len(part) for key in self._texts for part in key), np.int64)
+        key = hashlib.sha256(f"{tokenizer.fingerprint}/{texts_digest}/".encode() + lengths.tobytes()).hexdigest()
         try:
-            tokens = cached_tokens(cache_folder("tokens") / key, tokenize) if cache else tokenize()
+            folder = cache_folder("tokens") / key
+            tokens = cached_tokens(folder, tokenize, len(self._texts)) if cache else tokenize()
             tokenizer.check_known(tokens)  # the cache knows the tokenizer, but not the model
         except ValueError as error:
             raise DataError(f"{setting_name(self.purpose)}: {str(error).rstrip('.')}.") from None
         return tokens
 
 
-def cached_tokens(folder: Path, tokenize: Callable[[], Tokens]) -> Tokens:
-    """Return the tokens cached in `folder`, memory-mapped; if missing or damaged, compute and save them."""
+def cached_tokens(folder: Path, tokenize: Callable[[], Tokens], texts: int) -> Tokens:
+    """Return the tokens of so many texts, cached in `folder`; if missing or damaged, compute and save them."""
     cached = _load_cached_tokens(folder)
-    if cached is not None:
+    if cached is not None and len(cached) == texts:
         return cached
     tokens = tokenize()
     save_array(folder / "ids.npy", tokens.ids)

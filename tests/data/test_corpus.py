@@ -117,6 +117,13 @@ def cut(path: Path) -> None:
     os.truncate(path, path.stat().st_size // 2)
 
 
+def flip_a_byte(path: Path) -> None:
+    """Change one bit of the array."""
+    content = bytearray(path.read_bytes())
+    content[-9] ^= 1
+    path.write_bytes(content)
+
+
 @pytest.mark.parametrize("name", ["ids.npy", "offsets.npy"])
 @pytest.mark.parametrize(
     "damage",
@@ -128,8 +135,12 @@ def cut(path: Path) -> None:
         lambda path: path.write_bytes(path.read_bytes().replace(b"'<i", b"'<?", 1)),
         lambda path: np.save(path, np.load(path)[:-1]),
         lambda path: np.save(path, np.load(path).reshape(-1, 1)[:0]),
+        lambda path: np.save(path, np.zeros_like(np.load(path))),
+        flip_a_byte,
+        lambda path: path.write_bytes(bytes(path.stat().st_size)),
+        lambda path: path.write_bytes(path.read_bytes() + b"more"),
     ],
-    ids=["missing", "cut", "empty", "zip", "header", "shorter", "nothing"],
+    ids=["missing", "cut", "empty", "zip", "header", "shorter", "nothing", "zeros", "byte", "power cut", "longer"],
 )
 def test_damaged_cached_tokens_are_replaced(tmp_path, tokenizer, monkeypatch, damage, name):
     monkeypatch.setenv("ANGLE_CACHE", str(tmp_path / "cache"))
@@ -143,11 +154,30 @@ def test_damaged_cached_tokens_are_replaced(tmp_path, tokenizer, monkeypatch, da
     assert sorted(file.name for file in folder.iterdir()) == ["ids.npy", "offsets.npy"]
 
 
+def test_cached_tokens_of_another_key_are_not_taken(tmp_path, tokenizer, monkeypatch):
+    monkeypatch.setenv("ANGLE_CACHE", str(tmp_path / "cache"))
+    first, second = (write_jsonl(tmp_path / f"{n}.jsonl", TRIPLES[n : n + 2]) for n in (0, 2))
+    load(first, tokenizer)
+    (other,) = (tmp_path / "cache" / "tokens").iterdir()
+    intact = texts_of(load(second, tokenizer))
+    (own,) = set((tmp_path / "cache" / "tokens").iterdir()) - {other}
+    for name in ("ids.npy", "offsets.npy"):
+        (own / name).write_bytes((other / name).read_bytes())
+    assert texts_of(load(second, tokenizer)) == intact
+
+
+def test_texts_that_hold_what_separates_them_are_not_confused(tmp_path, tokenizer, monkeypatch):
+    monkeypatch.setenv("ANGLE_CACHE", str(tmp_path / "cache"))
+    for texts in (["a\1b", "c"], ["a", "b\1c"]):
+        corpus = load(write_jsonl(tmp_path / "a.jsonl", [{"text": texts[0], "positive": texts[1]}]), tokenizer)
+        assert texts_of(corpus) == [tokens_of(text) for text in texts]
+
+
 def test_cached_tokens_have_the_permissions_that_the_umask_allows(tmp_path):
     tokens = Tokens(np.arange(3, dtype=np.int32), np.array([0, 3]))
     before = os.umask(0o027)
     try:
-        cached_tokens(tmp_path / "cache" / "key", lambda: tokens)
+        cached_tokens(tmp_path / "cache" / "key", lambda: tokens, 1)
     finally:
         os.umask(before)
     modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "cache").rglob("*")}
