@@ -44,6 +44,40 @@ def script_command(script: str) -> str:
     return shlex.quote(str(running.with_name(script))) if running.name in SCRIPTS else script
 
 
+def launcher_flags() -> dict[str, str]:
+    """Return what accelerate's launcher was told about training, by flag, without what it would do anyway."""
+    if "ACCELERATE_MIXED_PRECISION" not in os.environ:  # which it always sets
+        return {}
+    variables = ("mixed_precision", "dynamo_backend", "use_deepspeed", "use_megatron_lm", "use_parallelism_config")
+    flags = {name: os.environ.get(f"ACCELERATE_{name.upper()}", "no").lower() for name in variables}
+    words = _words_of_launcher()
+    flags["gradient_accumulation_steps"] = words.get("gradient_accumulation_steps", "no")
+    nothing = {"no", "false", "none"}
+    return {
+        name: value
+        for name, value in flags.items()
+        if value not in nothing and (name, value) != ("gradient_accumulation_steps", "1")
+    }
+
+
+def _words_of_launcher() -> dict[str, str]:
+    """Return the flags of the command line that started this process's launcher: not all reach the environment."""
+    import psutil
+
+    try:
+        words = psutil.Process(os.getppid()).cmdline()
+    except psutil.Error:
+        return {}
+    if "launch" not in words:
+        return {}
+    flags = [word.removeprefix("--").partition("=") for word in words]
+    return {
+        name.replace("-", "_"): value if equals else next_word
+        for word, (name, equals, value), next_word in zip(words, flags, [*words[1:], ""], strict=True)
+        if word.startswith("--")
+    }
+
+
 def launch_start_time() -> float:
     """Return when this launch began, in seconds since the epoch: for several processes, when their launcher started."""
     if world_size() > 1:

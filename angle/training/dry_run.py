@@ -19,6 +19,7 @@ from angle.training import setup
 from angle.training.accelerator import start_accelerator
 from angle.training.describe import banner
 from angle.training.gradient_cache import GradientCache
+from angle.training.launcher import check_launcher
 from angle.training.memory import Allocations
 from angle.training.notes import notes_on
 from angle.training.sharding import check_shardable
@@ -76,6 +77,7 @@ def dry_run(config: TrainConfig) -> DryRun:
 
     """
     config = replace(config, train=replace(config.train, dry_run=True))  # check its requirements whoever calls it
+    check_launcher(config.train)
     check_shardable(config)
     accelerator = start_accelerator(config.train.mixed_precision)
     components = setup.build(config, accelerator)

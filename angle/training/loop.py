@@ -41,6 +41,7 @@ from angle.training.data import RunData
 from angle.training.describe import banner, describe_environment
 from angle.training.distributed import check_equal_weights, from_main_process
 from angle.training.gradient_cache import GradientCache
+from angle.training.launcher import check_launcher
 from angle.training.meter import Meter
 from angle.training.notes import notes_on
 from angle.training.publish import check_hub, publish, publish_finished
@@ -127,6 +128,7 @@ def fit(config: TrainConfig, explicit_keys: Collection[str] = ()) -> Result:
         tracking=apply_environment(config.tracking),
     )
     metric_named(config.train.best_metric)  # refuses what does not exist before anything is loaded
+    check_launcher(config.train)
     check_shardable(config)
     accelerator = start_accelerator(config.train.mixed_precision)
     with ExitStack() as stack:

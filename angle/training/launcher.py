@@ -1,0 +1,34 @@
+"""What accelerate's launcher was told that has a home in our settings: the same there, or refused, never ignored."""
+
+from __future__ import annotations
+
+from angle.config import TrainingConfig
+from angle.distributed.environment import launcher_flags
+from angle.errors import ConfigError
+
+#: What to do instead of each flag that asks for a way of training that is not accelerate's here.
+INSTEAD = {
+    "use_deepspeed": "to shard weights, start with --config_file conf/accelerate/fsdp2_lora.yaml",
+    "use_megatron_lm": "to shard weights, start with --config_file conf/accelerate/fsdp2_lora.yaml",
+    "use_parallelism_config": "start with --config_file conf/accelerate/several_gpus.yaml",
+    "dynamo_backend": "type train.compile=true",
+}
+
+
+def check_launcher(train: TrainingConfig) -> None:
+    """Raise ConfigError if the launcher was told something that the settings contradict or nothing here does."""
+    settings = {
+        "mixed_precision": train.mixed_precision,
+        "gradient_accumulation_steps": str(train.gradient_accumulation_steps),
+    }
+    for flag, told in launcher_flags().items():
+        if flag in INSTEAD:
+            words = f"{flag} {told}" if told != "true" else flag
+            raise ConfigError(f"accelerate launch --{words} is not supported: leave the flag out, and {INSTEAD[flag]}.")
+        setting = f"train.{flag}"
+        if told != settings[flag]:
+            value = "bf16" if told == "fp8" else told
+            raise ConfigError(
+                f"accelerate launch --{flag} {told} contradicts {setting}={settings[flag]}: type {setting}={value}, or "
+                f"leave out the flag (a line in the file that accelerate config wrote is one too)."
+            )
