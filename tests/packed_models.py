@@ -10,7 +10,7 @@ from conftest import MODELS
 from torch import Tensor
 
 from angle.config import BillmConfig, LoraConfig, ModelConfig, PoolingConfig
-from angle.modeling import packing
+from angle.modeling import trials
 from angle.modeling.encoder import Encoder
 
 DECODERS = [name for name, options in MODELS.items() if "num_key_value_heads" in options]
@@ -89,7 +89,7 @@ def check_adapters(folder: str, bits: int | None = None) -> None:
         model = ModelConfig(folder, attn_implementation=attention, load_kbit=bits)
         encoder = Encoder.load(model, PoolingConfig("avg"), LoraConfig(enabled=True, dropout=0.0)).eval()
         assert encoder.packable == (attention is None)
-        assert attention is not None or packing.packing_is_exact(encoder.backbone, training=True)
+        assert attention is not None or trials.packing_is_exact(encoder.backbone, training=True)
         with torch.no_grad():  # without these the other half of an adapter has no gradient
             for name, weight in encoder.named_parameters():
                 if "lora_B" in name:

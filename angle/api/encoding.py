@@ -5,9 +5,7 @@ from __future__ import annotations
 import copy
 
 from angle.errors import ConfigError
-from angle.modeling.backbone import position_limit
 from angle.modeling.encoder import Encoder
-from angle.modeling.layers import base_model
 from angle.modeling.tokenizer import TextTokenizer
 from angle.prompts import NAMED_PROMPTS
 
@@ -24,7 +22,7 @@ def tokenizer_for(
     default = encoder.tokenizer
     if max_length is None and end_with_eos is None and prompt is None:
         return default
-    limit = position_limit(base_model(encoder.backbone))
+    limit = encoder.position_limit
     if max_length is not None and max_length < 2:
         raise ConfigError(f"max_length={max_length} cannot work: it must be at least 2.")
     if max_length is not None and limit is not None and max_length > limit:

@@ -17,8 +17,10 @@ from angle.export.merging import embed_unmerged
 from angle.files import replace_folder
 from angle.modeling.embedding_config import EmbeddingConfig
 from angle.modeling.encoder import Encoder
+from angle.modeling.layers import base_model
 from angle.modeling.locations import TINY, adapter_base, locate_model
 from angle.modeling.pooling import POOLINGS, SENTENCE_TRANSFORMERS_KEYS, averaging_matrix
+from angle.modeling.trials import padding_is_exact
 from angle.quiet import quiet_transformers
 
 
@@ -69,14 +71,19 @@ def save_sentence_transformers(encoder: Encoder, folder: Path, *, normalize: boo
 
     """
     check_supported(encoder.embedding_config)
+    tokenizer = encoder.tokenizer
+    if not padding_is_exact(encoder.backbone, tokenizer.max_length, tokenizer.pad_id):
+        raise ConfigError(
+            f"{type(base_model(encoder.backbone)).__name__} has no equivalent in sentence-transformers, whose padding "
+            f"would change its embeddings: load this model with angle's Encoder."
+        )
 
     def write(scratch: Path) -> None:
         # Padding never changes our embeddings. In sentence-transformers, left padding changes those of a model with a
         # table of positions; right padding is harmless for any model.
-        tokenizer = encoder.tokenizer.tokenizer
-        padding_side, tokenizer.padding_side = tokenizer.padding_side, "right"
+        padding_side, tokenizer.tokenizer.padding_side = tokenizer.tokenizer.padding_side, "right"
         encoder.save(scratch)
-        tokenizer.padding_side = padding_side
+        tokenizer.tokenizer.padding_side = padding_side
         if encoder.has_adapters or encoder.bidirectional_from == 0:
             _check_stock_model(encoder, scratch)
         write_sentence_transformers_files(

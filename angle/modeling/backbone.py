@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from angle.config import ModelConfig
 from angle.errors import ConfigError, first_line
+from angle.modeling.bidirectional import is_bidirectional_by_config
 from angle.modeling.consistency import check_files, check_weights
 from angle.modeling.locations import TINY, split_gguf
-from angle.modeling.packing import position_embedding, position_offset
 from angle.modeling.quantization import keep_weight_layout, process_device, quantization_kwargs
 from angle.modeling.tiny import tiny_model
 
@@ -40,7 +40,7 @@ def load_backbone(config: ModelConfig, name: str, load_kbit: int | None = None) 
     check_files(name, config.revision)
     model, loading_info = _from_pretrained(config, name, load_kbit)
     check_weights(name, config.revision, model, loading_info)
-    _check_architecture(config, name, model)
+    _check_architecture(name, model)
     if config.attn_implementation is None and getattr(model.config, "attn_logit_softcapping", None) is not None:
         model.set_attn_implementation("eager")  # transformers 5.17 chooses sdpa, which would leave scores uncapped
     return model
@@ -82,18 +82,12 @@ def _from_pretrained(
     return model, loading_info
 
 
-def _check_architecture(config: ModelConfig, name: str, model: PreTrainedModel) -> None:
-    """Raise ConfigError for an encoder-decoder, and for a decoder or an encoder that the settings call the other."""
+def _check_architecture(name: str, model: PreTrainedModel) -> None:
+    """Raise ConfigError for an encoder-decoder."""
     if model.config.is_encoder_decoder:
         raise ConfigError(
             f"model.name_or_path={name} cannot work: {type(model).__name__} is an encoder with a decoder behind it; "
             f"choose an encoder such as bert_base or a decoder such as qwen3_0.6b."
-        )
-    is_llm = is_decoder(model)
-    if config.is_llm is not None and config.is_llm != is_llm:
-        raise ConfigError(
-            f"model.is_llm={str(config.is_llm).lower()} contradicts the model: "
-            f"{type(model).__name__} is {'a decoder' if is_llm else 'an encoder'}; leave it out."
         )
 
 
@@ -118,8 +112,29 @@ def _gguf_kwargs(name: str, load_kbit: int | None) -> dict[str, Any]:
     return {"gguf_file": gguf_file, "quantization_config": GgufConfig(dequantize=True)}
 
 
-def is_decoder(model: PreTrainedModel) -> bool:
-    """Return whether the architecture is a decoder: transformers has a causal LM head for it, but no masked one."""
+def resolve_direction(is_llm: bool | None, model: PreTrainedModel, *, is_causal: bool | None) -> bool:
+    """Return whether the model is a decoder: causal, or made bidirectional by a switch in its configuration.
+
+    Args:
+        is_llm: `model.is_llm`.
+        model: the model.
+        is_causal: what it was seen to be; None if that cannot be seen.
+
+    Raises:
+        ConfigError: the setting contradicts the model.
+
+    """
+    is_decoder = _has_causal_head(model) if is_causal is None or is_bidirectional_by_config(model.config) else is_causal
+    if is_llm is not None and is_llm != is_decoder:
+        raise ConfigError(
+            f"model.is_llm={str(is_llm).lower()} contradicts the model: "
+            f"{type(model).__name__} is {'a decoder' if is_decoder else 'an encoder'}; leave it out."
+        )
+    return is_decoder
+
+
+def _has_causal_head(model: PreTrainedModel) -> bool:
+    """Return whether transformers has a causal head for the architecture, but no masked one."""
     from transformers.models.auto.modeling_auto import (
         MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
         MODEL_FOR_MASKED_LM_MAPPING_NAMES,
@@ -141,11 +156,3 @@ def checkpoint_activations(model: PreTrainedModel) -> None:
     # renamed in the course of transformers 5
     enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
     enable({"use_reentrant": False})
-
-
-def position_limit(model: PreTrainedModel) -> int | None:
-    """Return how many tokens the model has positions for; None if they are rotary or relative, not learned."""
-    limit: int | None = getattr(model.config, "max_position_embeddings", None)
-    if limit is None or position_embedding(model) is None:
-        return None
-    return limit - position_offset(model)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from angle.errors import ConfigError
 from angle.kernels.linear import prepacked_weights
 from angle.kernels.registry import InstalledKernels, install_kernels
 from angle.modeling import adapters
-from angle.modeling.backbone import checkpoint_activations, freeze_pooler, is_decoder, load_backbone
+from angle.modeling.backbone import checkpoint_activations, freeze_pooler, load_backbone, resolve_direction
 from angle.modeling.bidirectional import first_bidirectional_layer, make_bidirectional
 from angle.modeling.embedding_config import EmbeddingConfig
 from angle.modeling.host_copy import COPY_ELEMENTS, copy_to_host
@@ -26,17 +26,18 @@ from angle.modeling.kernel_choice import KernelSelector, kernels_to_skip
 from angle.modeling.layers import LayerStateSelector, StateSelector, last_hidden_states, truncate_layers
 from angle.modeling.model_sources import ModelSources, resolve_sources
 from angle.modeling.packing import (
-    install_packing,
-    packing_is_exact,
+    Layout,
     padding_fraction,
+    run_in_groups,
     run_packed,
-    run_padded_buckets,
+    split_into_groups,
     token_positions,
 )
-from angle.modeling.pooling import pool
+from angle.modeling.pooling import check_causal_pooling, pool, resolve_pooling
 from angle.modeling.quantization import dequantize
 from angle.modeling.tokenizer import TextTokenizer
 from angle.modeling.tokenizer_loading import load_tokenizer
+from angle.modeling.trials import LayoutTrial, call_options, observe, packing_is_exact
 from angle.quiet import quiet_transformers
 from angle.structures import Lengths, Tokens, to_device
 
@@ -58,6 +59,8 @@ class Encoder(nn.Module):
         bidirectional_from: int | None = None,
         load_kbit: int | None = None,
         kernels: InstalledKernels | None = None,
+        unpacked_layout: Layout = Layout.PADDED,
+        position_limit: int | None = None,
     ) -> None:
         """Put the parts together; use `load` to get them from a name or a folder."""
         super().__init__()
@@ -68,6 +71,9 @@ class Encoder(nn.Module):
         self.bidirectional_from = bidirectional_from
         self.load_kbit = load_kbit
         self.kernels = kernels
+        #: How texts run where they are not packed, and how many tokens of a text the model has positions for.
+        self.unpacked_layout, self.position_limit = unpacked_layout, position_limit
+        self._call_options = call_options(backbone)
         self.packable = kernels is not None and kernels.reasons["packing"] is None
         self.packing_failed = False
         #: Type of the device on which packed rows were last tested.
@@ -115,28 +121,33 @@ class Encoder(nn.Module):
         follows_adapter = sources.adapter is not None and (merged or model.load_kbit is None)
         load_kbit = embedding_config.load_kbit if follows_adapter else model.load_kbit
         backbone = _load_weights(model, sources, embedding_config, load_kbit, merged=merged)
-        is_llm = is_decoder(backbone)
-        strategy = _resolve_pooling(pooling, embedding_config, is_llm=is_llm)
+        observation = observe(backbone, model.name_or_path)
+        is_llm = resolve_direction(model.is_llm, backbone, is_causal=observation.is_causal)
+        strategy = resolve_pooling(pooling, embedding_config.pooling, is_llm=is_llm)
         name, revision = sources.find_tokenizer()
-        tokenizer = load_tokenizer(replace(model, revision=revision), name, embedding_config, strategy, backbone)
+        limit = observation.position_limit
+        tokenizer = load_tokenizer(replace(model, revision=revision), name, embedding_config, strategy, backbone, limit)
         bidirectional_from = first_bidirectional_layer(
             backbone, billm, embedding_config, is_llm=is_llm, num_layers=model.layers
         )
         if bidirectional_from is not None:
             make_bidirectional(backbone, bidirectional_from)
         if is_llm and bidirectional_from != 0:
-            _check_causal_pooling(strategy, backbone)
+            check_causal_pooling(strategy, type(backbone).__name__)
         freeze_pooler(backbone)
         if model.gradient_checkpointing:
             checkpoint_activations(backbone)
         if new_adapter or (sources.saved_adapters and not merged):
             base, revision, saved = sources.absolute_base(), sources.base_revision, sources.saved_adapters
             backbone = adapters.add_adapters(backbone, base, revision, saved_adapters=saved, new_config=new_adapter)
-        pack = partial(install_packing, attn_implementation=model.attn_implementation)
-        kernels = install_kernels(backbone, kernel_selector(backbone, model.kernels), pack)
-        encoder = cls(backbone, tokenizer, strategy, is_llm, bidirectional_from, None if merged else load_kbit, kernels)
-        encoder.fingerprints, saved_dim = sources.fingerprints, embedding_config.dimensions
-        encoder.truncate(embedding_config.layers, saved_dim and min(saved_dim, encoder.dimensions))
+        trial = LayoutTrial(backbone, model.name_or_path, tokenizer.max_length, tokenizer.pad_id)
+        skipped = kernel_selector(backbone, model.kernels)
+        kernels = install_kernels(backbone, skipped, lambda _: trial.install_packing(model.attn_implementation))
+        layout = trial.choose_layout(packed=kernels.reasons["packing"] is None)
+        load_kbit = None if merged else load_kbit
+        encoder = cls(backbone, tokenizer, strategy, is_llm, bidirectional_from, load_kbit, kernels, layout, limit)
+        encoder.fingerprints, dimensions = sources.fingerprints, embedding_config.dimensions
+        encoder.truncate(embedding_config.layers, dimensions and min(dimensions, encoder.dimensions))
         encoder.truncate(model.layers, model.dimensions)
         return encoder
 
@@ -242,19 +253,20 @@ class Encoder(nn.Module):
 
     def _states(self, ids: Tensor, lengths: Lengths, depths: Sequence[int] | None) -> list[Tensor]:
         """Return the states (T, D), by depth, of the tokens of texts sorted longest first."""
-        options = {"use_cache": False} if self.is_llm else {}
+        options = dict(self._call_options)
         select: StateSelector = last_hidden_states
         if depths is not None:
             select = self.layer_selector.at_depths(depths)
             options["output_hidden_states"] = True
         if self.device.type != self._packing_tested_device_type:
             self.verify_packing()
-        if self.is_packed:
+        if self.layout is Layout.PACKED:
             return run_packed(self.backbone, ids, lengths, select, **options)
-        return run_padded_buckets(self.backbone, ids, lengths, self.tokenizer.pad_id, select, **options)
+        groups = split_into_groups(lengths, self.layout, self.device.type)
+        return run_in_groups(self.backbone, ids, groups, self.tokenizer.pad_id, select, **options)
 
     def verify_packing(self, *, training: bool = False) -> None:
-        """Test packed rows on the current device, under the active autocast, and pad from now on if they fail.
+        """Test packed rows on the current device, under the active autocast, and do without if they fail.
 
         `load` did so on the device that it loaded the weights on. On another one, the first call of `forward` does.
 
@@ -281,9 +293,14 @@ class Encoder(nn.Module):
         """Whether the texts of a batch are run as one row without padding."""
         return self.packable and self.device.type in PACKED_DEVICES
 
+    @property
+    def layout(self) -> Layout:
+        """How the texts of a batch are run."""
+        return Layout.PACKED if self.is_packed else self.unpacked_layout
+
     def padding_fraction(self, lengths: Lengths) -> float:
         """Return the fraction of padding in the positions that `forward` runs, not counting `round_up_rows`."""
-        return 0.0 if self.is_packed else padding_fraction(lengths, self.device.type)
+        return padding_fraction(lengths, self.layout, self.device.type)
 
     @torch.no_grad()
     def encode_tokens(
@@ -382,19 +399,3 @@ def _load_weights(
         plain = backbone if load_kbit is None else dequantize(backbone)
         backbone = adapters.merge_adapters(plain, sources.saved_adapters)
     return backbone
-
-
-def _resolve_pooling(pooling: PoolingConfig | None, embedding_config: EmbeddingConfig, *, is_llm: bool) -> str:
-    """Return the pooling strategy: from the settings, else from the model, else the usual one."""
-    if pooling is not None and pooling.strategy != "auto":
-        return pooling.strategy
-    return embedding_config.pooling or ("avg" if is_llm else "cls")
-
-
-def _check_causal_pooling(strategy: str, backbone: Any) -> None:
-    """Raise ConfigError if a decoder whose first layer is causal is pooled by its first token."""
-    if strategy in ("cls", "0"):
-        raise ConfigError(
-            f"pooling.strategy={strategy} cannot work with {type(backbone).__name__}: in a decoder "
-            f"the first token has seen no other; choose avg or last, or billm=all."
-        )

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from angle.config import PoolingConfig
+from angle.errors import ConfigError
 from angle.structures import Lengths, to_device
 
 #: Pools the states (T, D) of the tokens of N texts, of lengths (N,), into their embeddings (N, D).
@@ -50,6 +52,22 @@ def pool(states: Tensor, lengths: Lengths, strategy: str) -> Tensor:
     if strategy in POOLINGS:
         return POOLINGS[strategy].function(states, lengths)
     return _token_at(int(strategy), states, lengths)
+
+
+def resolve_pooling(config: PoolingConfig | None, saved: str | None, *, is_llm: bool) -> str:
+    """Return the pooling strategy: from the settings, else the one saved with the model, else the usual one."""
+    if config is not None and config.strategy != "auto":
+        return config.strategy
+    return saved or ("avg" if is_llm else "cls")
+
+
+def check_causal_pooling(strategy: str, model_class: str) -> None:
+    """Raise ConfigError if a decoder whose first layer is causal is pooled by its first token."""
+    if strategy in ("cls", "0"):
+        raise ConfigError(
+            f"pooling.strategy={strategy} cannot work with {model_class}: in a decoder the first token has seen no "
+            f"other; choose avg or last, or billm=all."
+        )
 
 
 def is_pooling(strategy: str) -> bool:

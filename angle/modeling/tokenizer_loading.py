@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 from angle.config import ModelConfig
 from angle.errors import ConfigError, first_line
-from angle.modeling.backbone import position_limit
 from angle.modeling.consistency import check_tokenizer_files
 from angle.modeling.embedding_config import EmbeddingConfig, SpecialTokens
 from angle.modeling.locations import TINY, split_gguf
@@ -20,7 +19,12 @@ if TYPE_CHECKING:
 
 
 def load_tokenizer(
-    config: ModelConfig, name: str, embedding_config: EmbeddingConfig, pooling: str, backbone: PreTrainedModel
+    config: ModelConfig,
+    name: str,
+    embedding_config: EmbeddingConfig,
+    pooling: str,
+    backbone: PreTrainedModel,
+    position_limit: int | None,
 ) -> TextTokenizer:
     """Return a model's tokenizer, set up by the settings given and those saved with the model.
 
@@ -30,6 +34,7 @@ def load_tokenizer(
         embedding_config: the settings saved with the model.
         pooling: the pooling strategy.
         backbone: the model that reads the tokens.
+        position_limit: how many tokens it has positions for; None for any number.
 
     Raises:
         ConfigError: there is no tokenizer, it writes texts differently than in the model's training, or it cannot
@@ -51,7 +56,7 @@ def load_tokenizer(
     if end_token is None and embedding_config.pooling != "last" and pooling == "last" and not ends_with_literal(prompt):
         # Otherwise, an embedding would be the state of whatever word a text happens to end with.
         end_token = True if tokenizer.eos_token and not special_tokens[1] else None
-    max_length = _max_length(config, embedding_config, position_limit(backbone))
+    max_length = _max_length(config, embedding_config, position_limit)
     text_tokenizer = TextTokenizer(tokenizer, max_length, prompt, end_token, partial(num_token_embeddings, backbone))
     text_tokenizer.lower_case = embedding_config.lower_case
     return text_tokenizer

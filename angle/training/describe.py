@@ -18,6 +18,7 @@ from angle.config import TrainConfig
 from angle.data.batching import InMemoryTrainingData
 from angle.kernels.registry import describe_kernels
 from angle.modeling.encoder import Encoder
+from angle.modeling.packing import Layout
 from angle.modeling.quantization import count_weights
 from angle.modeling.token_embeddings import partly_trained_embedding
 from angle.training.data import RunData
@@ -86,9 +87,11 @@ def banner(config: TrainConfig, encoder: Encoder, data: RunData, total_steps: in
     if isinstance(data.train, InMemoryTrainingData):
         rows = min(rows, len(data.train.corpus))
     max_tokens = train.max_tokens_per_micro_batch
-    layout = "packed" if encoder.is_packed else "padded"
+    layout = str(encoder.layout)
     if encoder.packing_failed:
-        layout = "padded, for packed ones failed the comparison on this device"
+        layout += ", for packed ones failed the comparison on this device"
+    elif encoder.layout in (Layout.EQUAL_LENGTHS, Layout.ALONE):
+        layout += ", for padding changes their embeddings in this architecture"
     lines = [
         ("model", f"{model.name_or_path}: {all_weights:,} weights{trained}, {encoder.embedding_config}"),
         ("data", f"{data.train.summary}, format {config.data_format.name}"),

@@ -187,6 +187,7 @@ def _prepare(
             record: dict[str, Any] = {"finished": False, "seed": config.train.seed}
             record |= {"data": data.fingerprints, "weights": components.fingerprints}
             record |= describe_environment(accelerator) | {"kernels": components.encoder.kernel_status()}
+            record["layout"] = str(components.encoder.layout)
             folder.create(config, requested_config, record)
     accelerator.wait_for_everyone()
     run_info = RunInfo(folder.path, config.tracking, asdict(config), folder.record())

@@ -15,7 +15,6 @@ from angle.cache import cache_folder, load_array, save_array
 from angle.config import SELF_TEACHER, BillmConfig, ModelConfig, PoolingConfig, TeacherConfig
 from angle.errors import ConfigError
 from angle.modeling.adapters import disable_trained_adapter
-from angle.modeling.backbone import position_limit
 from angle.modeling.encoder import Encoder
 from angle.structures import Lengths, Tokens, to_device
 
@@ -186,7 +185,7 @@ def _check_same_tokens(name: str, teacher: Encoder, student: Encoder) -> None:
             f"{'no token' if token_id is None else f'number {token_id}'} for the teacher), so the student's tokens "
             f"would mean something else to it: choose a teacher with the student's tokenizer."
         )
-    limit = position_limit(teacher.backbone)
+    limit = teacher.position_limit
     if limit is not None and student.tokenizer.max_length > limit:
         raise ConfigError(
             f"model.max_length={student.tokenizer.max_length} cannot work: the teacher has positions for {limit} "

@@ -40,7 +40,7 @@ from angle.config.build import build_config
 from angle.kernels.attention import packed, varlen
 from angle.kernels.attention.spec import AttentionSpec
 from angle.kernels.attention.varlen import FLASH, PADDED, VARLEN, PackedTexts, choose_backend
-from angle.modeling import packing
+from angle.modeling import packing, trials
 from angle.modeling.encoder import Encoder
 from angle.tracking.tracker import Tracker
 from angle.training import loop, setup
@@ -298,7 +298,7 @@ def test_autocast(
     encoder = load(folder_of(name)).eval()
     expected = embed(encoder)
     with torch.autocast("cpu", torch.bfloat16):
-        assert packing.packing_is_exact(encoder.backbone, training=True)
+        assert trials.packing_is_exact(encoder.backbone, training=True)
         actual = embed(encoder)
     assert torch.nn.functional.cosine_similarity(actual, expected).min() > 0.99
     actual.sum().backward()
@@ -459,10 +459,10 @@ def test_packing_is_verified_on_the_current_device(
     encoder = load(folder_of("bert")).train()
     encoder.backbone.embeddings.dropout.p = 0.1
     state = torch.get_rng_state()
-    assert packing.packing_is_exact(encoder.backbone, training=True)
+    assert trials.packing_is_exact(encoder.backbone, training=True)
     assert encoder.backbone.training
     encoder.eval()
-    assert packing.packing_is_exact(encoder.backbone, training=True)
+    assert trials.packing_is_exact(encoder.backbone, training=True)
     assert not encoder.backbone.training
     assert not gradients(encoder)
     assert torch.equal(torch.get_rng_state(), state)
@@ -472,14 +472,14 @@ def test_packing_is_verified_on_the_current_device(
         return reference_varlen_attention(*args[:3], everything, window_size, kwargs["scale"])
 
     force_backend(VARLEN, attend_across_texts)
-    assert not packing.packing_is_exact(encoder.backbone, training=False)
+    assert not trials.packing_is_exact(encoder.backbone, training=False)
     force_backend(VARLEN, lambda *args, **kwargs: Untrainable.apply(varlen_attn(*args, **kwargs)))
-    assert packing.packing_is_exact(encoder.backbone, training=False)
-    assert not packing.packing_is_exact(encoder.backbone, training=True)
+    assert trials.packing_is_exact(encoder.backbone, training=False)
+    assert not trials.packing_is_exact(encoder.backbone, training=True)
     force_backend(
         VARLEN, lambda *args, **kwargs: varlen_attn(*args, **kwargs) * (torch.nan if torch.is_grad_enabled() else 1)
     )
-    assert not packing.packing_is_exact(encoder.backbone, training=True)
+    assert not trials.packing_is_exact(encoder.backbone, training=True)
 
 
 @pytest.mark.parametrize("works", [True, False])

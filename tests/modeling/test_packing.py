@@ -24,7 +24,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModel
 
 from angle.kernels.attention import packed
-from angle.modeling import packing
+from angle.modeling import trials
 from angle.modeling.encoder import Encoder
 from angle.modeling.tiny import tiny_tokenizer
 
@@ -136,7 +136,7 @@ def test_a_model_that_cannot_run_packed_rows_is_padded(
     def broken(*args: Any, **kwargs: Any) -> Tensor:
         raise IndexError("positions beyond the table")
 
-    monkeypatch.setattr(packing, "run_packed", broken)
+    monkeypatch.setattr(trials, "run_packed", broken)
     encoder = load(folder_of("bert"))
     assert not encoder.packable
     assert encoder.backbone.config._attn_implementation == "sdpa"
