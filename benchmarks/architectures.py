@@ -84,6 +84,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "ministral": {"head_dim": 8},
     "convbert": {"head_ratio": 2},
     "longformer": {"attention_window": 8},
+    "deepseek_v2": {"num_experts_per_tok": 2},
+    "nemotron": {"num_key_value_heads": 2},
     "codegen": {"rotary_dim": 8},
     "gptj": {"rotary_dim": 8},
 }
@@ -131,6 +133,8 @@ def small_config(config_class: Any, vocabulary: int, **settings: Any) -> Any:
         if name in given
         and (isinstance(given[name], (int, float)) or name.endswith("_token_id") or name == "vocab_size")
     }
+    if "kv_lora_rank" in given:  # multi-latent attention has no groups of heads
+        sizes["num_key_value_heads"] = sizes["num_attention_heads"]
     parts = {
         name: small_config(part_class, vocabulary).to_dict()
         for name, part_class in (getattr(config_class, "sub_configs", None) or {}).items()

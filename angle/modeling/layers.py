@@ -5,13 +5,15 @@ The states at depth n are those of the model truncated after its first n layers,
 
 from __future__ import annotations
 
+import copy
+import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from angle.errors import ConfigError
+from angle.errors import ConfigError, first_line
 
 #: Selects the states (1, T, D) or (N, L, D), at one or several depths, from a model's output.
 StateSelector = Callable[[Any], list[Tensor]]
@@ -55,12 +57,71 @@ def truncate_layers(backbone: Any, depth: int) -> None:
     parent, attribute, layers = find_layers(backbone)
     if not 1 <= depth <= len(layers):
         raise ConfigError(f"model.layers={depth} cannot work: the model has {len(layers)}; choose 1 to {len(layers)}.")
+    if (problem := loading_problem(backbone, depth)) is not None:
+        raise ConfigError(
+            f"model.layers={depth} cannot work with {type(base_model(backbone)).__name__}: a model of so many layers "
+            f"would not load once it is saved ({problem}); leave the setting out."
+        )
     setattr(parent, attribute, layers[:depth])
-    config = base_model(backbone).config
-    layer_types = getattr(config, "layer_types", None)
+    _truncate_config(base_model(backbone).config, depth)
+
+
+def check_depths(backbone: Any) -> None:
+    """Check that the models that end between the layers could be saved and loaded.
+
+    Raises:
+        ConfigError: they could not.
+
+    """
+    for depth in sorted({1, max(1, len(find_layers(backbone)[2]) - 1)}):
+        if (problem := loading_problem(backbone, depth)) is not None:
+            raise ConfigError(
+                f"ese.enabled=true cannot work with {type(base_model(backbone)).__name__}: a model of its first layers "
+                f"alone, here {depth}, would not load once it is saved ({problem}); type ese=none."
+            )
+
+
+def loading_problem(backbone: Any, depth: int) -> str | None:
+    """Return why a model's first layers would not load once they are saved, None if they would.
+
+    The configuration is written, read and made into a model without weights, which must have the layers' parameters.
+    """
+    model = base_model(backbone)
+    parent, attribute, layers = find_layers(backbone)
+    config = copy.deepcopy(model.config)
+    try:
+        _truncate_config(config, depth)
+        with torch.device("meta"):
+            loaded = type(model)(type(config).from_dict(json.loads(config.to_json_string())))
+    except Exception as error:  # whatever fewer layers contradict
+        return first_line(error.__cause__ or error)
+    setattr(parent, attribute, layers[:depth])
+    try:
+        saved, expected = _parameter_shapes(model), _parameter_shapes(loaded)
+    finally:
+        setattr(parent, attribute, layers)
+    if saved.keys() != expected.keys():
+        return f"{min(saved.keys() ^ expected.keys())} is not where the configuration says"
+    different = [name for name, shape in saved.items() if shape is not None and shape != expected[name]]
+    return f"{different[0]} is of another shape than the configuration says" if different else None
+
+
+def _parameter_shapes(model: nn.Module) -> dict[str, torch.Size | None]:
+    """Return the parameters' shapes by name, without adapters; None for quantised ones, whose shapes say nothing."""
+    return {
+        name.replace(".base_layer.", "."): parameter.shape if parameter.is_floating_point() else None
+        for name, parameter in model.named_parameters()
+        if ".lora_" not in name
+    }
+
+
+def _truncate_config(config: Any, depth: int) -> None:
+    """Let a configuration, and whatever it lists layer by layer, describe the first layers alone."""
+    available = config.num_hidden_layers
     config.num_hidden_layers = depth
-    if layer_types is not None:
-        config.layer_types = layer_types[:depth]
+    for name, value in list(vars(config).items()):
+        if isinstance(value, (list, tuple)) and len(value) == available:
+            setattr(config, name, value[:depth])
 
 
 class LayerStateSelector:

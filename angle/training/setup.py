@@ -17,6 +17,7 @@ from angle.evaluation.run_evaluators import DEFAULT_METRIC, RunEvaluators, metri
 from angle.modeling.bidirectional import check_bidirectional_layers
 from angle.modeling.compiling import compile_layers
 from angle.modeling.encoder import Encoder
+from angle.modeling.layers import check_depths
 from angle.modeling.token_embeddings import freeze_unused_tokens
 from angle.modeling.trainable import TrainableEncoder
 from angle.objective.combined import CombinedLoss
@@ -96,6 +97,8 @@ def build(config: TrainConfig, accelerator: Accelerator) -> RunComponents:
     if isinstance(data.train, InMemoryTrainingData) and not train_config.weight_decay:
         freeze_unused_tokens(encoder.backbone, data.train.corpus.tokens.ids)
 
+    if config.ese.enabled:
+        check_depths(encoder.backbone)
     duplicates, width = config.data.duplicates, encoder.dimensions
     loss = CombinedLoss(config.loss, data.train.format, width, duplicates, query_shards(accelerator))
     espresso = EspressoLoss(loss, config.ese, encoder.layer_selector.num_layers, width) if config.ese.enabled else None

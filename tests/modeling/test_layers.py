@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from conftest import MODELS, PADDED
+from conftest import MODELS, PADDED, folders_of, sample_files, start
 from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel
 
 from angle import ConfigError, Encoder, ModelConfig, PoolingConfig
 from angle.config import BillmConfig, LoraConfig
-from angle.modeling.layers import LayerStateSelector, truncate_layers
+from angle.modeling.layers import LayerStateSelector, check_depths, find_layers, truncate_layers
+from angle.modeling.tiny import tiny_tokenizer
 
 TEXTS = ["a dog chases the cat", "x", "the woman eats an apple in the garden", "two birds", "the cat sleeps"]
 DEPTHS = (1, 2, 3)
@@ -103,3 +107,79 @@ def test_more_layers_than_the_model_has(folder_of: Callable[[str], str]) -> None
     with pytest.raises(ConfigError) as caught:
         truncate_layers(encoder.backbone, 4)
     assert str(caught.value) == "model.layers=4 cannot work: the model has 3; choose 1 to 3."
+
+
+SMALL_OTHERS: dict[str, dict[str, Any]] = {
+    "gpt_neo": {
+        "attention_types": [[["global", "local"], 2]], "window_size": 4, "num_layers": 4, "num_heads": 4,
+        "hidden_size": 32, "max_position_embeddings": 64,
+    },
+    "longformer": {
+        "attention_window": [4, 4, 8, 8], "num_hidden_layers": 4, "num_attention_heads": 4, "hidden_size": 32,
+        "intermediate_size": 48, "max_position_embeddings": 66, "pad_token_id": 1,
+    },
+    "mamba": {"num_hidden_layers": 4, "hidden_size": 32, "state_size": 4},
+    "xlm": {"emb_dim": 32, "n_heads": 4, "n_layers": 4, "max_position_embeddings": 64, "pad_index": 0},
+    "gpt_neox_japanese": {
+        "num_hidden_layers": 4, "hidden_size": 32, "num_attention_heads": 4, "intermediate_multiple_size": 1,
+    },
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def other_folder_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
+    """Return a function that gives the folder of a small model of an architecture that lists its layers elsewhere."""
+
+    def model_of(name: str) -> Any:
+        torch.manual_seed(1)
+        config = AutoConfig.for_model(name, vocab_size=len(tiny_tokenizer()), **SMALL_OTHERS[name])
+        return AutoModel.from_config(config)
+
+    return folders_of(tmp_path_factory, model_of)
+
+
+@pytest.mark.parametrize("name", ["gpt_neo", "longformer", "mamba"])
+def test_whatever_a_configuration_lists_by_layer_is_cut_with_the_layers(
+    other_folder_of: Callable[[str], str], name: str, tmp_path: Path
+) -> None:
+    """Such a model trained to its end, and then could not be saved or loaded."""
+    encoder = load(other_folder_of(name), layers=2).eval()
+    encoder.save(tmp_path / "saved")
+    with torch.no_grad():
+        torch.testing.assert_close(embed(load(str(tmp_path / "saved")).eval()), embed(encoder), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "problem"),
+    [
+        ("xlm", r"XLMModel: .*\(ffns.2.lin1.bias is not where the configuration says\); "),
+        ("gpt_neox_japanese", r"GPTNeoXJapaneseModel: .*\(layers.1.attention.dense_bias is not where the "),
+    ],
+)
+def test_first_layers_that_would_not_load_are_refused(
+    other_folder_of: Callable[[str], str], name: str, problem: str
+) -> None:
+    with pytest.raises(ConfigError, match=rf"^model.layers=2 cannot work with {problem}.*leave the setting out\.$"):
+        Encoder.load(ModelConfig(other_folder_of(name), layers=2))
+    encoder = Encoder.load(ModelConfig(other_folder_of(name)))
+    with pytest.raises(ConfigError, match=r"^ese.enabled=true cannot work with .* type ese=none\.$"):
+        check_depths(encoder.backbone)
+    assert len(find_layers(encoder.backbone)[2]) == 4
+
+
+def test_a_run_refuses_depths_that_could_not_be_saved(other_folder_of: Callable[[str], str], tmp_path: Path) -> None:
+    words = [f"model.name_or_path={other_folder_of('xlm')}", *sample_files(tmp_path), "ese=on", "train.output_dir=run"]
+    done = start("train.py", *words, "ese.compression_size=8", folder=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
+    assert "ese.enabled=true cannot work with XLMModel" in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("lora", [False, True])
+@pytest.mark.parametrize("bits", [None, 4])
+def test_depths_of_models_with_adapters_and_quantised_weights_load(
+    folder_of: Callable[[str], str], lora: bool, bits: int | None
+) -> None:
+    config = LoraConfig(enabled=True, r=2, alpha=4) if lora else None
+    check_depths(load(folder_of("llama"), lora=config, load_kbit=bits).backbone)
