@@ -25,6 +25,7 @@ import runpy
 import shutil
 import sys
 import tempfile
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -80,8 +81,8 @@ class Recorder:
         sys.addaudithook(self._hear)
 
     def _hear(self, event: str, arguments: tuple[Any, ...]) -> None:
-        if self.busy or event not in CHANGES:
-            return
+        if self.busy or event not in CHANGES or threading.current_thread() is not threading.main_thread():
+            return  # other threads write nothing in the folder, and would look at it while the main one does
         if event == "open" and not (isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR)):
             return
         path = arguments[0]
