@@ -5,8 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from angle.config.values import check_at_least, check_one_of
+from angle.errors import ConfigError
 
 TRACKING_MODES = ("disabled", "online", "offline")
+#: What Weights & Biases refuses in the name of a project.
+NOT_IN_PROJECT, MAX_PROJECT_LENGTH = "/\\#?%:", 128
 
 
 @dataclass
@@ -31,6 +34,13 @@ class TrackingConfig:
     def __post_init__(self) -> None:
         check_at_least("tracking.timeout", self.timeout, 0, above=True)
         check_one_of("tracking.mode", self.mode, TRACKING_MODES)
+        wrong = sorted(set(self.project) & set(NOT_IN_PROJECT))
+        if wrong or not 0 < len(self.project) <= MAX_PROJECT_LENGTH:
+            raise ConfigError(
+                f"tracking.project={self.project[:MAX_PROJECT_LENGTH]} cannot work: Weights & Biases takes 1 to "
+                f"{MAX_PROJECT_LENGTH} characters, and none of {' '.join(NOT_IN_PROJECT)}; a user or team goes into "
+                f"tracking.entity."
+            )
 
     @property
     def sinks(self) -> list[str]:

@@ -99,7 +99,13 @@ def add_adapters(
                 model, folder, TRAINED if is_trained else FROZEN.format(number), saved_adapters.setting
             )
         if new_peft_config is not None:
-            model = _add_adapter(model, new_peft_config, TRAINED)
+            try:
+                model = _add_adapter(model, new_peft_config, TRAINED)
+            except Exception as error:  # peft's reasons are many: a layer that it cannot adapt, a tied one, ...
+                raise ConfigError(
+                    f"lora.enabled=true cannot work with {type(backbone).__name__}: {first_line(error)}. Choose other "
+                    f"lora.target_modules, or type lora=none."
+                ) from error
         model.base_model.set_adapter(list(model.peft_config))
         for config in model.peft_config.values():
             config.revision = revision
@@ -143,6 +149,11 @@ def _peft_config(backbone: PreTrainedModel, config: LoraConfig) -> peft.LoraConf
         for name, module in backbone.named_modules()
         if isinstance(module, torch.nn.Linear) and "pooler" not in name
     }
+    if not linear:
+        raise ConfigError(
+            f"lora.enabled=true cannot work with {type(backbone).__name__}, which has no linear layers of torch's "
+            f"(those of GPT-2 are Conv1D): type lora=none, or choose another model."
+        )
     unknown = set(config.target_modules or ()) - linear
     if unknown:
         raise ConfigError(

@@ -152,7 +152,17 @@ def freeze_pooler(model: PreTrainedModel) -> None:
 
 
 def checkpoint_activations(model: PreTrainedModel) -> None:
-    """Let the model keep only each layer's input, and recompute the rest in the backward pass."""
+    """Let the model keep only each layer's input, and recompute the rest in the backward pass.
+
+    Raises:
+        ConfigError: its architecture cannot.
+
+    """
+    if not model.supports_gradient_checkpointing:
+        raise ConfigError(
+            f"model.gradient_checkpointing=true cannot work with {type(model).__name__}, which transformers cannot "
+            f"recompute: leave it out, and save memory by train.token_budget=8192."
+        )
     # renamed in the course of transformers 5
     enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
     enable({"use_reentrant": False})

@@ -44,6 +44,12 @@ def check_files(name: str, revision: str | None = None) -> None:
 
     """
     config = _read_if_there(name, "config.json", revision)
+    for modality in ("vision", "audio"):
+        if config.get(f"{modality}_config"):
+            raise ConfigError(
+                f"model.name_or_path={name} has {modality} parts, which embeddings of texts have no use for: choose a "
+                f"model of its family for texts only."
+            )
     headers = read_headers(name, weight_files(name, revision))  # none of a model that is yet to be downloaded
     for text_config in (config, config.get("text_config")):
         if isinstance(text_config, dict):

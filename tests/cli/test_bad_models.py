@@ -335,6 +335,24 @@ CASES = {
         "layers takes too long; list the layers' names as target_modules in its adapter_config.json instead.",
         (*EVALUATE, "model.name_or_path=run"),
     ),
+    "vision parts": Case(
+        edit(CONFIG, vision_config={"hidden_size": 8}),
+        "model.name_or_path=model has vision parts, which embeddings of texts have no use for: choose a model of its "
+        "family for texts only.",
+        by_command=False,
+    ),
+    "a project with a slash": Case(
+        nothing,
+        "tracking.project=team/angle cannot work: Weights & Biases takes 1 to 128 characters, and none of / \\ # ? % "
+        ":; a user or team goes into tracking.entity.",
+        (*TRAIN, "tracking=offline", "tracking.project=team/angle"),
+    ),
+    "half-precision weights as they are": Case(
+        edit(CONFIG, dtype="float16"),
+        "Trainable weights are float16, in which updates of a usual learning rate are lost to rounding: add lora=r16 "
+        "(its weights are float32), or model.dtype=float32 with train.mixed_precision=bf16.",
+        (*TRAIN, "model.dtype=auto"),
+    ),
     "resume a run whose base has changed": Case(
         unfinish,
         "The weights of model.name_or_path=FOLDER/model have changed since the run in run was started, so going on "

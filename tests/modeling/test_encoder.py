@@ -481,3 +481,12 @@ def test_prompts_of_a_sentence_transformers_folder_are_applied_or_refused(tmp_pa
     with pytest.raises(ConfigError, match="leaves its prompt's tokens out of its pooling"):
         load(folder)
     assert load(folder, "avg").embedding_config.prompt == "query: {text}"
+
+
+def test_checkpointing_is_refused_where_a_model_lacks_it(folder_of: Callable[[str], str]) -> None:
+    with pytest.raises(ConfigError) as error:
+        Encoder.load(ModelConfig(folder_of("mpnet"), gradient_checkpointing=True))
+    assert str(error.value) == (
+        "model.gradient_checkpointing=true cannot work with MPNetModel, which transformers cannot recompute: leave it "
+        "out, and save memory by train.token_budget=8192."
+    )
