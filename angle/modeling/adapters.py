@@ -27,9 +27,6 @@ TRAINED, FROZEN = "default", "frozen-{}"
 #: The prefix that peft adds to the name of every weight.
 PREFIX = "base_model.model."
 
-#: Seconds that matching a saved adapter's pattern with a layer's name may take.
-PATTERN_SECONDS = 1.0
-
 
 @dataclass(frozen=True)
 class SavedAdapters:
@@ -195,7 +192,6 @@ def _add_saved_adapter(model: Any, folder: str, name: str, setting: str) -> Any:
     backbone = model.get_base_model() if isinstance(model, peft.PeftModel) else model
     config, weights = _read_saved_adapter(folder, setting, backbone.base_model_prefix)
     config.base_model_name_or_path = backbone.name_or_path
-    _check_patterns(config, backbone, setting)
     try:
         model = _add_adapter(model, config, name)
     except Exception as error:  # none of the target modules exists, or what is there cannot be adapted
@@ -211,30 +207,6 @@ def _add_saved_adapter(model: Any, folder: str, name: str, setting: str) -> Any:
         )
     peft.set_peft_model_state_dict(model, {PREFIX + key: weight for key, weight in weights.items()}, adapter_name=name)
     return model
-
-
-def _check_patterns(config: peft.LoraConfig, backbone: PreTrainedModel, setting: str) -> None:
-    """Check that the regular expressions in a saved adapter can be matched in a bounded time.
-
-    Raises:
-        ConfigError: one takes too long, or is none.
-
-    """
-    import regex  # which transformers needs too: unlike re, it stops in time
-
-    patterns = [pattern for pattern in (config.target_modules, config.exclude_modules) if isinstance(pattern, str)]
-    patterns += [*(config.alpha_pattern or {}), *(config.rank_pattern or {})]
-    names = [name for name, _ in backbone.named_modules()] if patterns else []
-    for pattern in patterns:
-        try:
-            for name in names:
-                regex.fullmatch(pattern, name, timeout=PATTERN_SECONDS)
-        except (TimeoutError, regex.error) as error:
-            reason = "takes too long" if isinstance(error, TimeoutError) else "cannot be read"
-            raise ConfigError(
-                f"{setting} cannot be used: matching its pattern {pattern[:80]!r} with the names of layers {reason}; "
-                f"list the layers' names as target_modules in its {ADAPTER_FILE} instead."
-            ) from None
 
 
 def _read_saved_adapter(folder: str, setting: str, model_prefix: str) -> tuple[peft.LoraConfig, dict[str, Tensor]]:

@@ -135,11 +135,6 @@ def pickled_code(folder: Path) -> None:
     torch.save({MATRIX: Path("code")}, folder / "model" / "pytorch_model.bin")
 
 
-def with_pattern(folder: Path) -> None:
-    """Give the adapter a pattern that takes for ever to match."""
-    edit("run/final/adapter_config.json", target_modules=r"(([a-z_.0-9]+)+)+\\$")(folder)
-
-
 def not_loaded(reason: str) -> str:
     """Return what is said of a model that transformers cannot load."""
     return (
@@ -327,12 +322,6 @@ CASES = {
     "an adapter of an unknown type": Case(
         edit("run/final/adapter_config.json", peft_type="NOPE"),
         "model.name_or_path=run/final could not be read: 'NOPE' is missing or not known.",
-        (*EVALUATE, "model.name_or_path=run"),
-    ),
-    "an adapter whose pattern takes for ever": Case(
-        with_pattern,
-        "model.name_or_path=run/final cannot be used: matching its pattern '(([a-z_.0-9]+)+)+\\\\$' with the names of "
-        "layers takes too long; list the layers' names as target_modules in its adapter_config.json instead.",
         (*EVALUATE, "model.name_or_path=run"),
     ),
     "vision parts": Case(
