@@ -11,12 +11,15 @@ from angle.config import TrainConfig
 from angle.config.build import check_value, unknown_setting, value_for_group
 from angle.config.keys import group_names, setting_types
 from angle.config.overrides import format_value
+from angle.config.values import PATH_NAMES, expand_home
 from angle.errors import ConfigError, did_you_mean
 
 #: The folder in conf/ that is not a group of presets: its files are for `accelerate launch`.
 LAUNCH_FOLDER = "accelerate"
 #: Groups of which several options can be chosen at once: tracking=[online,tensorboard].
 MULTIPLE_CHOICE_GROUPS = ("tracking",)
+#: Settings of Hydra that take a path.
+HYDRA_FOLDERS = ("hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir")
 
 
 def check_arguments(arguments: list[str], schema: type, conf: Path) -> list[str]:
@@ -36,6 +39,12 @@ def check_arguments(arguments: list[str], schema: type, conf: Path) -> list[str]
         raise ConfigError(f"{unknown[0]} is not a flag: a setting is written without dashes, as group.name=value{hint}")
     if parsed.experimental_rerun is not None:
         raise ConfigError("--experimental-rerun is not supported: python train.py train.resume=RUN resumes a run.")
+    for flag in ("config_dir", "config_name", "config_path"):
+        if (value := getattr(parsed, flag)) is not None:
+            raise ConfigError(
+                f"--{flag.replace('_', '-')}={value} is not supported: put the settings into conf/experiment/NAME.yaml "
+                f"and type experiment=NAME."
+            )
     overrides = [_hydra_override(word, schema, conf, multirun=parsed.multirun) for word in parsed.overrides]
     flags = [word for word in arguments if word not in parsed.overrides]
     return [*flags, *overrides]  # Hydra accepts no flag between two settings
@@ -44,13 +53,14 @@ def check_arguments(arguments: list[str], schema: type, conf: Path) -> list[str]
 def _hydra_override(word: str, schema: type, conf: Path, *, multirun: bool) -> str:
     """Check a word, and return it as Hydra needs it: with ++ if it adds entries to a mapping."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.core.override_parser.types import OverrideType
+    from hydra.core.override_parser.types import Glob, OverrideType
     from hydra.errors import HydraException
 
     if "=" not in word and not word.startswith("~"):
         example = f"{word}=..." if word in setting_types(schema) else f"model.name_or_path={word}"
         raise ConfigError(f"{word} sets nothing: write name=value, for example {example}")
     parser = OverridesParser.create()
+    word = _literal(word, schema)
     try:
         override = parser.parse_override(word)
     except HydraException:
@@ -59,8 +69,14 @@ def _hydra_override(word: str, schema: type, conf: Path, *, multirun: bool) -> s
             f"commas, for example 'model.prompt=\"Query: {{text}}\"'."
         ) from None
     key = override.key_or_group
+    if key.startswith("hydra.sweeper.params"):
+        raise ConfigError(f"{key} is not supported: type -m and the values of each setting, such as loss.ibn_w=10,20.")
     if key == "hydra" or key.startswith(("hydra.", "hydra/")):
         return word
+    if isinstance(override.value(), Glob):
+        return _hydra_override(
+            f"{key}={_matching(word, key, override.value(), schema, conf)}", schema, conf, multirun=multirun
+        )
     if override.package is not None:
         raise ConfigError(f"{word} cannot work: a group has one place only; write {key}={override.value()}.")
     values = [override.value()]
@@ -76,6 +92,43 @@ def _hydra_override(word: str, schema: type, conf: Path, *, multirun: bool) -> s
     if override.is_sweep_override() and not multirun:
         raise ConfigError(f"{word} names several values: add -m to run a job for each, or write one.")
     return f"++{word}" if sets_entries and override.type is OverrideType.CHANGE else word
+
+
+def _literal(word: str, schema: type) -> str:
+    """Return a word that sets a path or a text, quoted if Hydra would read something else than what is typed.
+
+    So paths may hold any character, and the revision 1e5 or the folder 2024_11_29 does not become a number.
+    """
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.core.override_parser.types import Quote, QuotedString
+    from hydra.errors import HydraException
+
+    key, _, typed = word.partition("=")
+    name = key.lstrip("+")
+    is_path = name.rpartition(".")[2] in PATH_NAMES or name in HYDRA_FOLDERS
+    if not (is_path or setting_types(schema).get(name) is str) or typed[:1] in ("", "'", '"'):
+        return word
+    text = expand_home(name, typed) if is_path else typed
+    try:
+        override = OverridesParser.create().parse_override(word)
+    except HydraException:
+        keep = not is_path
+    else:
+        value = override.value()
+        one_path = is_path and (name in HYDRA_FOLDERS or setting_types(schema).get(name) is str)
+        several = override.is_sweep_override() or (isinstance(value, (list, dict)) and not one_path)
+        keep = value is None or str(value) == text or (several and not Path(text).exists())
+    return word if keep else f"{key}={QuotedString(text=text, quote=Quote.single).with_quotes()}"
+
+
+def _matching(word: str, key: str, glob: Any, schema: type, conf: Path) -> str:
+    """Return the options of a group that a glob() selects, as a sweep writes them."""
+    options = _options(conf, key) if key in _groups(schema, conf) else []
+    selected = glob.filter(options)
+    if not selected:
+        known = f"{key} can be: {', '.join(options)}." if options else f"{key} is not a group of presets."
+        raise ConfigError(f"{word} selects nothing: {known}")
+    return ",".join(selected)
 
 
 def _check_key(key: str, schema: type, conf: Path, *, is_entry: bool) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from angle.config.limits import LimitsConfig
-from angle.config.values import FORMAT_NAMES, check_at_least, check_one_of
+from angle.config.values import FORMAT_NAMES, check_at_least, check_one_of, expand_home
 from angle.errors import ConfigError
 
 
@@ -47,6 +47,7 @@ class SourceConfig:
     """Numbers for labels, for example {entailment: 1, contradiction: 0, neutral: null}; null drops the row."""
 
     def __post_init__(self) -> None:
+        self.name_or_path = expand_home("name_or_path", self.name_or_path)
         self.label_map = {label_name(label): number for label, number in self.label_map.items()}
 
     def names(self) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from angle.config.values import DTYPES, check_at_least, check_one_of
+from angle.config.values import DTYPES, check_at_least, check_one_of, expand_home
 from angle.errors import ConfigError
 from angle.kernels import KERNEL_NAMES
 from angle.prompts import NAMED_PROMPTS, template_fields
@@ -56,6 +56,9 @@ class ModelConfig:
     """Recompute activations in the backward pass: less memory for about a third more time."""
 
     def __post_init__(self) -> None:
+        self.name_or_path = expand_home("model.name_or_path", self.name_or_path)
+        self.tokenizer_name_or_path = expand_home("model.tokenizer_name_or_path", self.tokenizer_name_or_path)
+        self.adapter = expand_home("model.adapter", self.adapter)
         check_one_of("model.dtype", self.dtype, DTYPES)
         for name in self.kernels or ():
             check_one_of("model.kernels", name, KERNEL_NAMES)

@@ -19,7 +19,7 @@ from angle.config.pooling import PoolingConfig
 from angle.config.teacher import TeacherConfig
 from angle.config.tracking import TrackingConfig
 from angle.config.training import TrainingConfig
-from angle.config.values import SELF_TEACHER, check_at_least
+from angle.config.values import SELF_TEACHER, check_at_least, expand_home
 from angle.errors import ConfigError
 
 
@@ -119,6 +119,8 @@ class EvaluateConfig:
     """Folder for results.json and the scores of the pairs; null: evaluations/<date>/<time>."""
 
     def __post_init__(self) -> None:
+        self.output_dir = expand_home("output_dir", self.output_dir)
+        self.tasks = expand_home("tasks", self.tasks)
         check_at_least("batch_size", self.batch_size, 1)
         self.limits.check("limits")
         for name in ("ese_depths", "ese_widths"):
@@ -151,3 +153,6 @@ class ConvertConfig:
     """Add a module that scales every embedding to unit length."""
     output_dir: str | None = None
     """The new folder; null: sentence_transformers inside the run folder."""
+
+    def __post_init__(self) -> None:
+        self.output_dir = expand_home("output_dir", self.output_dir)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from angle.config.pooling import POOLING_NAMES
-from angle.config.values import DTYPES, SELF_TEACHER, check_at_least, check_one_of, refuse_fields_while_off
+from angle.config.values import DTYPES, SELF_TEACHER, check_at_least, check_one_of, expand_home, refuse_fields_while_off
 from angle.errors import ConfigError
 
 
@@ -42,6 +42,7 @@ class TeacherConfig:
     disk."""
 
     def __post_init__(self) -> None:
+        self.name_or_path = expand_home("teacher.name_or_path", self.name_or_path)
         refuse_fields_while_off("teacher", self, "teacher=self")
         if self.dtype is not None:
             check_one_of("teacher.dtype", self.dtype, DTYPES)

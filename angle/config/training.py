@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from angle.config.values import check_at_least, check_one_of
+from angle.config.values import check_at_least, check_one_of, expand_home
 from angle.errors import ConfigError
 
 
@@ -60,6 +60,8 @@ class TrainingConfig:
     """Build everything, train once on the longest batch, print memory and time, and write nothing."""
 
     def __post_init__(self) -> None:
+        self.resume = expand_home("train.resume", self.resume)
+        self.output_dir = expand_home("train.output_dir", self.output_dir)
         for name in (
             "epochs",
             "max_steps",

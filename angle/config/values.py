@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any
+import os
+from typing import Any, TypeVar
 
 from angle.errors import ConfigError, did_you_mean
 
@@ -14,6 +15,31 @@ CONFIG_FILE, RUN_FILE = "config.yaml", "run.json"
 SELF_TEACHER = "self"
 FORMAT_NAMES = ("A", "B", "C")
 DTYPES = ("float32", "bfloat16", "float16", "auto")
+
+
+#: The last part of every setting that takes a path.
+PATH_NAMES = ("name_or_path", "tokenizer_name_or_path", "adapter", "resume", "output_dir")
+
+PathValue = TypeVar("PathValue")
+
+
+def expand_home(setting: str, path: PathValue) -> PathValue:
+    """Return a path, or each of a list, with the home folder in place of a leading ~, which shells leave behind a "=".
+
+    Raises:
+        ConfigError: there is no such user, so the path would be one in a folder called ~USER.
+
+    """
+    if isinstance(path, list):
+        return type(path)(expand_home(setting, item) for item in path)
+    if not isinstance(path, str) or not path.startswith("~"):
+        return path
+    expanded = os.path.expanduser(path)
+    if expanded.startswith("~"):
+        raise ConfigError(
+            f"{setting}={path} names the home folder of no user: write the path out, or ./{path} for one of that name."
+        )
+    return type(path)(expanded)
 
 
 def check_one_of(setting: str, value: object, allowed: tuple[str, ...]) -> None:

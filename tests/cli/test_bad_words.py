@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-import pytest
-from conftest import snapshot, start
+import json
 
-from angle.config import ModelConfig, TrainingConfig
+import pytest
+from conftest import REPO, sample_rows, snapshot, start, write_jsonl
+
+from angle.cli.arguments import check_arguments
+from angle.config import EvaluateConfig, ModelConfig, SourceConfig, TrainConfig, TrainingConfig
 from angle.distributed import environment
 from angle.errors import ConfigError
 from angle.training.launcher import check_launcher
@@ -85,3 +88,129 @@ def test_the_command_refuses_what_its_launcher_was_told(tmp_path):
     message = LAUNCHER_FLAGS["mixed_precision bf16"]
     assert done.stderr == f"Error: accelerate launch --mixed_precision bf16 {message}\n"
     assert (done.stdout, done.returncode, snapshot(tmp_path)) == ("", 1, {})
+
+
+ODD = [
+    "it's",
+    "a b",
+    "a#b",
+    "a=b",
+    "a[1]",
+    "[a]",
+    "a(1)",
+    "a{1}",
+    'a"b',
+    "é",
+    "a;b",
+    "a&b",
+    "<a>",
+    "a!b",
+    "a\\b",
+    "a,(b",
+]
+PATHS = ["data.train.name_or_path", "model.name_or_path", "train.output_dir", "train.resume", "hydra.sweep.dir"]
+
+
+def value_of(word: str) -> object:
+    """Return the value that Hydra reads in a word once it is checked."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    (checked,) = check_arguments([word], TrainConfig, REPO / "conf")
+    return OverridesParser.create().parse_override(checked).value()
+
+
+@pytest.mark.parametrize("setting", PATHS)
+@pytest.mark.parametrize("name", ODD)
+def test_paths_may_hold_any_character(setting, name):
+    is_list = name == "[a]" and setting.startswith("data.")  # unless there is such a folder
+    assert value_of(f"{setting}={name}") == (["a"] if is_list else name)
+
+
+def test_what_exists_is_meant_even_if_it_reads_as_several(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a,b").mkdir()
+    (tmp_path / "[a,b]").mkdir()
+    assert value_of("train.output_dir=a,b") == "a,b"
+    assert value_of("data.train.name_or_path=[a,b]") == "[a,b]"
+    assert value_of("data.train.name_or_path=[a,c]") == ["a", "c"]
+
+
+@pytest.mark.parametrize(
+    "word", ["train.output_dir=2024_11_29", "model.revision=1e5", "data.train.subset=1_000", "model.revision=true"]
+)
+def test_a_text_that_reads_as_a_number_stays_as_typed(word):
+    assert value_of(word) == word.partition("=")[2]
+
+
+@pytest.mark.parametrize("setting", [*PATHS, "hydra.run.dir"])
+def test_a_tilde_is_the_home_folder(setting, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/ada")
+    assert value_of(f"{setting}=~/x y") == "/home/ada/x y"
+    with pytest.raises(ConfigError) as caught:
+        value_of(f"{setting}=~nobody-here/x")
+    assert str(caught.value) == (
+        f"{setting}=~nobody-here/x names the home folder of no user: write the path out, or ./~nobody-here/x for one "
+        f"of that name."
+    )
+
+
+def test_a_tilde_is_the_home_folder_in_python_too(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/ada")
+    assert SourceConfig(["~/a.jsonl", "b.jsonl"]).names() == ["/home/ada/a.jsonl", "b.jsonl"]
+    assert ModelConfig("~/m", adapter="~/a").adapter == "/home/ada/a"
+    assert TrainingConfig(output_dir="~", resume="~/r").output_dir == "/home/ada"
+    assert EvaluateConfig(tasks=["~/t.jsonl"]).tasks == ["/home/ada/t.jsonl"]
+
+
+EXPERIMENT = "is not supported: put the settings into conf/experiment/NAME.yaml and type experiment=NAME."
+HYDRA = {
+    "--config-dir=mine": f"--config-dir=mine {EXPERIMENT}",
+    "--config-name=mine": f"--config-name=mine {EXPERIMENT}",
+    "--config-path=mine": f"--config-path=mine {EXPERIMENT}",
+    "hydra.sweeper.params={loss.ibn_w: 1}": (
+        "hydra.sweeper.params is not supported: type -m and the values of each setting, such as loss.ibn_w=10,20."
+    ),
+    "+hydra.sweeper.params.a=1": (
+        "hydra.sweeper.params.a is not supported: type -m and the values of each setting, such as loss.ibn_w=10,20."
+    ),
+    "lora=glob(x*)": "lora=glob(x*) selects nothing: lora can be: none, r16, r32, r64, r8.",
+    "train.epochs=glob(x*)": "train.epochs=glob(x*) selects nothing: train.epochs is not a group of presets.",
+}
+
+
+@pytest.mark.parametrize("word", HYDRA)
+def test_what_hydra_offers_and_is_not_here_is_refused(word):
+    with pytest.raises(ConfigError) as caught:
+        check_arguments(["-m", word], TrainConfig, REPO / "conf")
+    assert str(caught.value) == HYDRA[word]
+
+
+def test_a_glob_selects_presets():
+    assert check_arguments(["-m", "lora=glob(r?)"], TrainConfig, REPO / "conf") == ["-m", "lora=r8"]
+    assert check_arguments(["-m", "lora=glob(r*,exclude=[r8,r64])"], TrainConfig, REPO / "conf")[1] == "lora=r16,r32"
+
+
+@pytest.mark.slow
+def test_commands_work_in_folders_of_any_name(tmp_path):
+    """Train, resume, evaluate and convert, with what shells, Hydra and YAML would each take for something else."""
+    home = tmp_path / "it's [my] #1 = home"
+    home.mkdir()
+    for split in ("train", "validation"):
+        write_jsonl(home / f"{split} (1).jsonl", sample_rows("A", split, 24))
+    data = [f"data.train.name_or_path={home}/train (1).jsonl", "data.valid_sts.name_or_path=~/validation (1).jsonl"]
+    run = home / "a run, 100% {new}"
+    done = start(
+        "train.py", "data=files", *data, f"train.output_dir={run}", "train.max_steps=2", folder=tmp_path, HOME=str(home)
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads((run / "run.json").read_text())["finished"]
+    for script, words in {
+        "train.py": [f"train.resume={run}"],
+        "evaluate.py": [f"model.name_or_path={run}", "tasks=['~/validation (1).jsonl']", "output_dir=~/scores #1"],
+        "convert.py": ["model.name_or_path=~/a run, 100% {new}", "output_dir=~/for [st]"],
+    }.items():
+        done = start(script, *words, folder=tmp_path, HOME=str(home))
+        assert done.returncode == 0, done.stderr
+    assert (home / "scores #1" / "results.json").is_file()
+    assert (home / "for [st]" / "modules.json").is_file()
+    assert [path.name for path in tmp_path.iterdir()] == [home.name]
