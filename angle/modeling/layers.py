@@ -6,7 +6,7 @@ The states at depth n are those of the model truncated after its first n layers,
 from __future__ import annotations
 
 import copy
-import json
+import tempfile
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,6 +17,10 @@ from angle.errors import ConfigError, first_line
 
 #: Selects the states (1, T, D) or (N, L, D), at one or several depths, from a model's output.
 StateSelector = Callable[[Any], list[Tensor]]
+
+#: Attributes in which modules keep the number of layers, and those that a run sets.
+LAYER_COUNTS = ("n_layer", "n_layers", "num_layers", "num_hidden_layers")
+SET_BY_RUNS = ("training", "gradient_checkpointing", "p")
 
 
 def last_hidden_states(output: Any) -> list[Tensor]:
@@ -63,7 +67,12 @@ def truncate_layers(backbone: Any, depth: int) -> None:
             f"would not load once it is saved ({problem}); leave the setting out."
         )
     setattr(parent, attribute, layers[:depth])
-    _truncate_config(base_model(backbone).config, depth)
+    model = base_model(backbone)
+    for module in model.modules():  # XLNet and others keep the number of layers beside the configuration
+        for name, value in list(vars(module).items()):
+            if type(value) is int and value == len(layers) and name in LAYER_COUNTS:
+                setattr(module, name, depth)
+    _truncate_config(model.config, depth)
 
 
 def check_depths(backbone: Any) -> None:
@@ -91,19 +100,25 @@ def loading_problem(backbone: Any, depth: int) -> str | None:
     config = copy.deepcopy(model.config)
     try:
         _truncate_config(config, depth)
-        with torch.device("meta"):
-            loaded = type(model)(type(config).from_dict(json.loads(config.to_json_string())))
+        with tempfile.TemporaryDirectory() as folder, torch.device("meta"):
+            config.save_pretrained(folder)
+            loaded = type(model)(type(config).from_pretrained(folder))
     except Exception as error:  # whatever fewer layers contradict
         return first_line(error.__cause__ or error)
     setattr(parent, attribute, layers[:depth])
     try:
         saved, expected = _parameter_shapes(model), _parameter_shapes(loaded)
+        numbers, expected_numbers = _numbers(model), _numbers(loaded)
     finally:
         setattr(parent, attribute, layers)
     if saved.keys() != expected.keys():
         return f"{min(saved.keys() ^ expected.keys())} is not where the configuration says"
     different = [name for name, shape in saved.items() if shape is not None and shape != expected[name]]
-    return f"{different[0]} is of another shape than the configuration says" if different else None
+    if different:
+        return f"{different[0]} is of another shape than the configuration says"
+    # Some models scale every layer by the number of layers: its own would not be what it was trained with.
+    changed = [name for name in numbers.keys() & expected_numbers.keys() if numbers[name] != expected_numbers[name]]
+    return f"{min(changed)} would be {expected_numbers[min(changed)]}" if changed else None
 
 
 def _parameter_shapes(model: nn.Module) -> dict[str, torch.Size | None]:
@@ -112,6 +127,16 @@ def _parameter_shapes(model: nn.Module) -> dict[str, torch.Size | None]:
         name.replace(".base_layer.", "."): parameter.shape if parameter.is_floating_point() else None
         for name, parameter in model.named_parameters()
         if ".lora_" not in name
+    }
+
+
+def _numbers(model: nn.Module) -> dict[str, float]:
+    """Return the numbers that modules hold, such as scales, by name; not those that a run may change."""
+    return {
+        f"{name}.{attribute}": value
+        for name, module in model.named_modules()
+        for attribute, value in vars(module).items()
+        if type(value) in (bool, int, float) and attribute not in (*SET_BY_RUNS, *LAYER_COUNTS)
     }
 
 

@@ -24,7 +24,7 @@ def load_tokenizer(
     embedding_config: EmbeddingConfig,
     pooling: str,
     backbone: PreTrainedModel,
-    position_limit: int | None,
+    position_limit: int | None = None,
 ) -> TextTokenizer:
     """Return a model's tokenizer, set up by the settings given and those saved with the model.
 

@@ -120,6 +120,12 @@ SMALL_OTHERS: dict[str, dict[str, Any]] = {
     },
     "mamba": {"num_hidden_layers": 4, "hidden_size": 32, "state_size": 4},
     "xlm": {"emb_dim": 32, "n_heads": 4, "n_layers": 4, "max_position_embeddings": 64, "pad_index": 0},
+    "xlnet": {"d_model": 32, "n_head": 4, "n_layer": 4, "d_inner": 48},
+    "minicpm3": {
+        "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4, "num_attention_heads": 4,
+        "num_key_value_heads": 4, "qk_nope_head_dim": 8, "qk_rope_head_dim": 8, "v_head_dim": 8, "q_lora_rank": 16,
+        "kv_lora_rank": 16, "pad_token_id": 0,
+    },
     "gpt_neox_japanese": {
         "num_hidden_layers": 4, "hidden_size": 32, "num_attention_heads": 4, "intermediate_multiple_size": 1,
     },
@@ -138,7 +144,7 @@ def other_folder_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str],
     return folders_of(tmp_path_factory, model_of)
 
 
-@pytest.mark.parametrize("name", ["gpt_neo", "longformer", "mamba"])
+@pytest.mark.parametrize("name", ["gpt_neo", "longformer", "mamba", "xlnet"])
 def test_whatever_a_configuration_lists_by_layer_is_cut_with_the_layers(
     other_folder_of: Callable[[str], str], name: str, tmp_path: Path
 ) -> None:
@@ -153,6 +159,7 @@ def test_whatever_a_configuration_lists_by_layer_is_cut_with_the_layers(
     ("name", "problem"),
     [
         ("xlm", r"XLMModel: .*\(ffns.2.lin1.bias is not where the configuration says\); "),
+        ("minicpm3", r"MiniCPM3Model: .*\(layers.0.residual_scale would be 0.98"),
         ("gpt_neox_japanese", r"GPTNeoXJapaneseModel: .*\(layers.1.attention.dense_bias is not where the "),
     ],
 )
