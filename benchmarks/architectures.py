@@ -149,7 +149,6 @@ def build(name: str, folder: Path) -> None:
 
     torch.manual_seed(1)
     tokenizer = tiny_tokenizer()
-    tokenizer.model_input_names = ["input_ids", "attention_mask"]  # not BERT's token types
     config = small_config(CONFIG_MAPPING[name], len(tokenizer), **SETTINGS.get(name, {}))
     with torch.device("meta"):
         size = sum(parameter.numel() for parameter in AutoModel.from_config(config).parameters())
