@@ -94,6 +94,8 @@ class Recorder:
 
     def _note_sync(self, path: Path) -> None:
         inode = path.stat().st_ino
+        for known in (self.synced_files, self.synced_names):
+            known.pop(inode, None)  # of something removed whose number is used again
         if path.is_dir():
             self.synced_names[inode] = {entry.name: entry.stat().st_ino for entry in path.iterdir()}
         else:
@@ -167,7 +169,10 @@ def write_disk(folder: Path, disk: Disk) -> None:
     folder.mkdir(parents=True)
     for name, content in sorted(disk.items()):
         path = folder / name
-        path.mkdir(parents=True, exist_ok=True) if content is None else path.write_bytes(content)
+        folder_of = path if content is None else path.parent
+        folder_of.mkdir(parents=True, exist_ok=True)
+        if content is not None:
+            path.write_bytes(content)
 
 
 def outcome(disk: Disk) -> dict[str, Any]:

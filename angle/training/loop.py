@@ -392,6 +392,7 @@ def _finish(run: Run) -> Result:
         }
         if test_score is not None:
             run.tracker.log_metrics(progress.step, {f"test/{TEST_METRIC.name}": test_score})
+        run.tracker.sync()
         folder.update(finished=True, result=scores, seconds=round(progress.seconds, 1), texts=progress.texts)
         if progress.overflows:
             folder.update(overflows=progress.overflows)
