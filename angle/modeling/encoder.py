@@ -78,8 +78,7 @@ class Encoder(nn.Module):
         self.packing_failed = False
         #: Type of the device on which packed rows were last tested.
         self._packing_tested_device_type = self.device.type
-        #: Hashes of the weights that were loaded, by part: base, adapters.
-        self.fingerprints: dict[str, str] = {}
+        self.fingerprints: dict[str, str] = {}  # hashes of the weights that were loaded, by part: base, adapters
         self.layers: int | None = None
         self.truncate_dim: int | None = None
 
@@ -144,8 +143,8 @@ class Encoder(nn.Module):
         skipped = kernel_selector(backbone, model.kernels)
         kernels = install_kernels(backbone, skipped, lambda _: trial.install_packing(model.attn_implementation))
         layout = trial.choose_layout(packed=kernels.reasons["packing"] is None)
-        load_kbit = None if merged else load_kbit
-        encoder = cls(backbone, tokenizer, strategy, is_llm, bidirectional_from, load_kbit, kernels, layout, limit)
+        bits = None if merged else load_kbit
+        encoder = cls(backbone, tokenizer, strategy, is_llm, bidirectional_from, bits, kernels, layout, limit)
         encoder.fingerprints, dimensions = sources.fingerprints, embedding_config.dimensions
         encoder.truncate(embedding_config.layers, dimensions and min(dimensions, encoder.dimensions))
         encoder.truncate(model.layers, model.dimensions)
