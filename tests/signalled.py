@@ -29,6 +29,7 @@ def main() -> None:
 
     Meter.add = add_signalled  # type: ignore[method-assign]
     signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where tests run in the background
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # ignored below nohup
     sys.argv = [str(REPO / sys.argv[2]), *sys.argv[3:]]
     sys.path[0] = str(REPO)
     runpy.run_path(sys.argv[0], run_name="__main__")

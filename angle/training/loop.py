@@ -15,7 +15,7 @@ from angle.config import RUN_FILE, TrainConfig, enumerate_words
 from angle.config.resume import resume_config
 from angle.data.prefetch import prefetch
 from angle.distributed.environment import launch_command, script_command, world_size
-from angle.errors import ConfigError, DataError, StoppedError, TrainingError
+from angle.errors import ConfigError, StoppedError, TrainingError
 from angle.evaluation.encoding import encode_distributed
 from angle.evaluation.evaluators.sts import word_overlap
 from angle.evaluation.run_evaluators import TEST_METRIC, RunEvaluators, metric_named
@@ -180,7 +180,7 @@ def _prepare(
         keep_freed_memory(components.trainable, enabled=kernels is not None and kernels.has("allocator"))
     )
     if state is RunState.UNFINISHED:
-        _check_unchanged(folder, components)
+        folder.check_inputs(data.fingerprints, components.fingerprints, config)
     if accelerator.is_main_process:
         stack.enter_context(folder.locked())
         if state is RunState.NEW and folder.check_config(requested_config) is RunState.NEW:
@@ -213,31 +213,6 @@ def _prepare(
         evaluators=components.evaluators,
         total_steps=components.total_steps,
     )
-
-
-def _check_unchanged(folder: RunFolder, components: setup.RunComponents) -> None:
-    """Check that a run goes on with the data and the weights that it was started with.
-
-    A checkpoint has only the weights that are trained. The others are read again, from where they were.
-
-    Raises:
-        DataError, ConfigError: the data, or the weights, are others.
-
-    """
-    record = folder.record()
-    if record["data"] != components.data.fingerprints:
-        raise DataError(
-            f"The data has changed since the run in {folder.path} was started, so going on would mix two "
-            f"data sets: start a new run with another train.output_dir."
-        )
-    names = {"model": components.config.model.name_or_path, "teacher": components.config.teacher.name_or_path}
-    for part, fingerprints in record.get("weights", {}).items():  # an earlier version recorded none
-        if fingerprints != components.fingerprints.get(part):
-            raise ConfigError(
-                f"The weights of {part}.name_or_path={names[part]} have changed since the run in {folder.path} was "
-                f"started, so going on would mix two models: put the old ones back, or start a new run with another "
-                f"train.output_dir."
-            )
 
 
 def _resume(run: Run) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from enum import Enum
 from pathlib import Path
@@ -18,7 +18,7 @@ from angle.config.build import build_config
 from angle.config.record import CONFIG_CHECKSUM, read_config, read_record, write_config, write_record
 from angle.config.resume import config_diff
 from angle.distributed.environment import world_size
-from angle.errors import ConfigError, TrainingError, explained_disk_errors, first_line
+from angle.errors import ConfigError, DataError, TrainingError, explained_disk_errors, first_line
 from angle.files import (
     MANIFEST,
     checksum,
@@ -127,6 +127,35 @@ class RunFolder:
             )
         requested: dict[str, Any] = record.get("requested", {})
         return build_config(requested, TrainConfig)
+
+    def check_inputs(self, data: Mapping[str, Any], weights: Mapping[str, Any], config: TrainConfig) -> None:
+        """Check that the run goes on with the data and the weights that it was started with.
+
+        A checkpoint has only the weights that are trained. The others are read again, from where they were.
+
+        Args:
+            data: fingerprints of the data, as they are now.
+            weights: those of the model's and the teacher's weights.
+            config: the run's settings, for messages.
+
+        Raises:
+            DataError, ConfigError: the data, or the weights, are others.
+
+        """
+        record = self.record()
+        if record["data"] != data:
+            raise DataError(
+                f"The data has changed since the run in {self.path} was started, so going on would mix two "
+                f"data sets: start a new run with another train.output_dir."
+            )
+        names = {"model": config.model.name_or_path, "teacher": config.teacher.name_or_path}
+        for part, fingerprints in record["weights"].items():
+            if fingerprints != weights.get(part):
+                raise ConfigError(
+                    f"The weights of {part}.name_or_path={names[part]} have changed since the run in {self.path} was "
+                    f"started, so going on would mix two models: put the old ones back, or start a new run with "
+                    f"another train.output_dir."
+                )
 
     @contextmanager
     def locked(self) -> Iterator[None]:

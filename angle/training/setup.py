@@ -94,11 +94,11 @@ def build(config: TrainConfig, accelerator: Accelerator) -> RunComponents:
         )
     check_text_lengths(data, encoder.pooling)
     config = resolve_config(config, encoder, data.train.format.name)
+    if config.ese.enabled:
+        check_depths(encoder.backbone)
     if isinstance(data.train, InMemoryTrainingData) and not train_config.weight_decay:
         freeze_unused_tokens(encoder.backbone, data.train.corpus.tokens.ids)
 
-    if config.ese.enabled:
-        check_depths(encoder.backbone)
     duplicates, width = config.data.duplicates, encoder.dimensions
     loss = CombinedLoss(config.loss, data.train.format, width, duplicates, query_shards(accelerator))
     espresso = EspressoLoss(loss, config.ese, encoder.layer_selector.num_layers, width) if config.ese.enabled else None

@@ -74,8 +74,9 @@ def scale_one(folder: Path) -> None:
 
 def unfinish(folder: Path) -> None:
     """Make the run look as if it had been killed after its first checkpoint, and change the model."""
-    record = json.loads((folder / "run" / "run.json").read_text())
-    (folder / "run" / "run.json").write_text(json.dumps(record | {"finished": False}))
+    from angle.training.run_folder import RunFolder
+
+    RunFolder(folder / "run").update(finished=False)
     scale_one(folder)
 
 

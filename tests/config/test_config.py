@@ -513,6 +513,7 @@ MAY_CHANGE = {
     "hub.push": True,
     "hub.model_id": "user/name",
     "hub.private": False,
+    "hub.timeout": 7.5,
     "train.resume": "r",
     "train.output_dir": "o",
     "train.logging_steps": 3,

@@ -421,6 +421,13 @@ def test_steps_synchronize_with_the_device_only_for_logging(
 
     monkeypatch.setattr(loop, "_train", train_with_spy)
     monkeypatch.setattr(Tracker, "advance", advance_and_look)
+    to_list = torch.Tensor.tolist
+
+    def to_list_with_spy(tensor: torch.Tensor) -> Any:
+        spy.blocking_operators.append("tolist")
+        return to_list(tensor)
+
+    monkeypatch.setattr(torch.Tensor, "tolist", to_list_with_spy)
     usual = {"max_steps": 4, "logging_steps": 3, "save_steps": 0, "batch_size": 8, "output_dir": str(tmp_path / "run")}
     settings = {"model": {"name_or_path": folder_of("bert")}, "data": {"train": {"name_or_path": str(rows)}}}
     loop.fit(build_config({**settings, **groups, "train": usual | groups.get("train", {})}, TrainConfig))

@@ -4,6 +4,7 @@ import importlib.util
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -299,7 +300,7 @@ def test_weights_of_another_shape_are_refused(model_folder: Callable[[str], Path
 def test_git_lfs_pointers_instead_of_weights_are_refused(model_folder: Callable[[str], Path], tmp_path: Path) -> None:
     folder = without_weights(model_folder("bert"), tmp_path / "pointer")
     (folder / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
-    with pytest.raises(ConfigError, match=r"could not be loaded: .* Give a hub name or a folder"):
+    with pytest.raises(ConfigError, match=r"model.safetensors of .* is damaged: .*; copy or download the model again"):
         load(folder)
 
 
@@ -392,7 +393,9 @@ def test_only_adapters_are_trained_and_saved(model_folder: Callable[[str], Path]
     assert sum(value.numel() for value in saved.values()) < sum(p.numel() for p in encoder.parameters()) / 3
 
     reloaded = load(tmp_path / "adapters")
-    assert reloaded.embedding_config == encoder.embedding_config
+    assert reloaded.embedding_config == replace(
+        encoder.embedding_config, base_fingerprint=None
+    )  # merged, so no adapter
     assert not any("lora_" in name for name, _ in reloaded.named_parameters())
     assert close(reloaded.encode(TEXTS), changed)
 
