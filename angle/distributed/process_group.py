@@ -92,11 +92,14 @@ def all_reduce_sum(value: Tensor, processes: int) -> Tensor:
     return value
 
 
-def all_reduce_max(numbers: Tensor, processes: int) -> Tensor:
-    """Return the largest of a few numbers (on the CPU) over all processes, which no device has to be waited for."""
-    if processes > 1:
-        dist.all_reduce(numbers, dist.ReduceOp.MAX, group=_cpu_group())
-    return numbers
+def all_reduce_max(numbers: list[int], processes: int) -> list[int]:
+    """Return the largest of each of a few numbers over all processes, on the CPU: no device has to be waited for."""
+    if processes == 1:
+        return numbers
+    reduced = torch.tensor(numbers)
+    dist.all_reduce(reduced, dist.ReduceOp.MAX, group=_cpu_group())
+    result: list[int] = reduced.tolist()
+    return result
 
 
 def _cpu_group() -> dist.ProcessGroup | None:

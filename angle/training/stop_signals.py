@@ -11,8 +11,6 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-import torch
-
 from angle.distributed.process_group import all_reduce_max
 from angle.errors import StoppedError
 
@@ -70,7 +68,7 @@ class StopSignals:
         """Return whether to stop after this step, and whether to save it. Every process must call this."""
         wishes = [self._stop is not None, self._stop is not None or self._save]
         self._save = False
-        stop, save = all_reduce_max(torch.tensor(wishes, dtype=torch.int32), self._processes).tolist()
+        stop, save = all_reduce_max([int(wish) for wish in wishes], self._processes)
         return bool(stop), bool(save)
 
     def stopped(self) -> StoppedError:
