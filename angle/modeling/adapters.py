@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from angle.config import LoraConfig
 from angle.errors import ConfigError, first_line
+from angle.modeling.linear_layers import find_linear_layers, shortest_endings
 from angle.modeling.locations import ADAPTER_FILE
 from angle.modeling.quantization import import_bitsandbytes
 
@@ -139,31 +140,30 @@ def disable_trained_adapter(model: Any) -> Iterator[None]:
 def _peft_config(backbone: PreTrainedModel, config: LoraConfig) -> peft.LoraConfig:
     """Return peft's settings of a new adapter."""
     import peft
-    import torch
+    from transformers.pytorch_utils import Conv1D
 
-    linear = {
-        name.rsplit(".", 1)[-1]
-        for name, module in backbone.named_modules()
-        if isinstance(module, torch.nn.Linear) and "pooler" not in name
-    }
+    linear = find_linear_layers(backbone)
     if not linear:
         raise ConfigError(
-            f"lora.enabled=true cannot work with {type(backbone).__name__}, which has no linear layers of torch's "
-            f"(those of GPT-2 are Conv1D): type lora=none, or choose another model."
+            f"lora.enabled=true cannot work with {type(backbone).__name__}, which has no linear layers that "
+            f"adapters could be put on: type lora=none, or choose another model."
         )
-    unknown = set(config.target_modules or ()) - linear
+    names = sorted({name.rsplit(".", 1)[-1] for name in linear})
+    unknown = set(config.target_modules or ()) - set(names)
     if unknown:
         raise ConfigError(
             f"lora.target_modules={config.target_modules} names {', '.join(sorted(unknown))}, which "
-            f"this model does not have. Its linear layers are: {', '.join(sorted(linear))}."
+            f"this model does not have. Its linear layers are: {', '.join(names)}."
         )
+    if config.target_modules:
+        linear = [name for name in linear if name.rsplit(".", 1)[-1] in config.target_modules]
     return peft.LoraConfig(
         task_type=peft.TaskType.FEATURE_EXTRACTION,
         r=config.r,
         lora_alpha=config.alpha,
         lora_dropout=config.dropout,
-        target_modules=sorted(config.target_modules or linear),
-        exclude_modules=r".*pooler.*" if hasattr(backbone, "pooler") else None,
+        target_modules=shortest_endings(backbone, linear),
+        fan_in_fan_out=any(isinstance(backbone.get_submodule(name), Conv1D) for name in linear),
     )
 
 
@@ -205,7 +205,9 @@ def _add_saved_adapter(model: Any, folder: str, name: str, setting: str) -> Any:
             f"{setting} does not fit {type(backbone).__name__}: {len(mismatched)} of its weights and layers "
             f"have no counterpart of their shape, {mismatched[0]} for one. Choose the model that it was made for."
         )
-    peft.set_peft_model_state_dict(model, {PREFIX + key: weight for key, weight in weights.items()}, adapter_name=name)
+    # Not by peft, which would rename them as transformers renames the weights of older checkpoints, and lose some.
+    for key, weight in weights.items():
+        expected[key].copy_(weight)  # shares the memory of the model's
     return model
 
 

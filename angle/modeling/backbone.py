@@ -5,14 +5,19 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import io
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from angle.config import ModelConfig
 from angle.errors import ConfigError, first_line
+from angle.modeling import adapters
 from angle.modeling.bidirectional import is_bidirectional_by_config
 from angle.modeling.consistency import check_files, check_weights
+from angle.modeling.embedding_config import EmbeddingConfig
+from angle.modeling.layers import truncate_layers
 from angle.modeling.locations import TINY, split_gguf
-from angle.modeling.quantization import keep_weight_layout, process_device, quantization_kwargs
+from angle.modeling.model_sources import ModelSources
+from angle.modeling.quantization import dequantize, keep_weight_layout, process_device, quantization_kwargs
 from angle.modeling.tiny import tiny_model
 
 if TYPE_CHECKING:
@@ -44,6 +49,20 @@ def load_backbone(config: ModelConfig, name: str, load_kbit: int | None = None) 
     if config.attn_implementation is None and getattr(model.config, "attn_logit_softcapping", None) is not None:
         model.set_attn_implementation("eager")  # transformers 5.17 chooses sdpa, which would leave scores uncapped
     return model
+
+
+def load_weights(
+    model: ModelConfig, sources: ModelSources, embedding_config: EmbeddingConfig, load_kbit: int | None, *, merged: bool
+) -> Any:
+    """Return the transformers model, with the layers that its adapter has weights for, and with the adapter merged."""
+    backbone = load_backbone(replace(model, revision=sources.base_revision), sources.base, load_kbit)
+    sources.check_base(embedding_config)
+    if embedding_config.layers is not None:
+        truncate_layers(backbone, embedding_config.layers)
+    if merged and sources.saved_adapters:
+        plain = backbone if load_kbit is None else dequantize(backbone)
+        backbone = adapters.merge_adapters(plain, sources.saved_adapters)
+    return backbone
 
 
 def _from_pretrained(

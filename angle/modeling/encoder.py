@@ -18,13 +18,13 @@ from angle.errors import ConfigError
 from angle.kernels.linear import prepacked_weights
 from angle.kernels.registry import InstalledKernels, install_kernels
 from angle.modeling import adapters
-from angle.modeling.backbone import checkpoint_activations, freeze_pooler, load_backbone, resolve_direction
+from angle.modeling.backbone import checkpoint_activations, freeze_pooler, load_weights, resolve_direction
 from angle.modeling.bidirectional import first_bidirectional_layer, make_bidirectional
 from angle.modeling.embedding_config import EmbeddingConfig
 from angle.modeling.host_copy import COPY_ELEMENTS, copy_to_host
 from angle.modeling.kernel_choice import KernelSelector, kernels_to_skip
 from angle.modeling.layers import LayerStateSelector, StateSelector, last_hidden_states, truncate_layers
-from angle.modeling.model_sources import ModelSources, resolve_sources
+from angle.modeling.model_sources import resolve_sources
 from angle.modeling.packing import (
     Layout,
     padding_fraction,
@@ -34,7 +34,6 @@ from angle.modeling.packing import (
     token_positions,
 )
 from angle.modeling.pooling import check_causal_pooling, pool, resolve_pooling
-from angle.modeling.quantization import dequantize
 from angle.modeling.tokenizer import TextTokenizer
 from angle.modeling.tokenizer_loading import load_tokenizer
 from angle.modeling.trials import LayoutTrial, call_options, observe, packing_is_exact
@@ -119,7 +118,7 @@ class Encoder(nn.Module):
         # An adapter belongs to the weights it was trained on: the values that the quantised weights stand for.
         follows_adapter = sources.adapter is not None and (merged or model.load_kbit is None)
         load_kbit = embedding_config.load_kbit if follows_adapter else model.load_kbit
-        backbone = _load_weights(model, sources, embedding_config, load_kbit, merged=merged)
+        backbone = load_weights(model, sources, embedding_config, load_kbit, merged=merged)
         observation = observe(backbone, model.name_or_path)
         is_llm = resolve_direction(model.is_llm, backbone, is_causal=observation.is_causal)
         strategy = resolve_pooling(pooling, embedding_config.pooling, is_llm=is_llm)
@@ -139,6 +138,8 @@ class Encoder(nn.Module):
         if new_adapter or (sources.saved_adapters and not merged):
             base, revision, saved = sources.absolute_base(), sources.base_revision, sources.saved_adapters
             backbone = adapters.add_adapters(backbone, base, revision, saved_adapters=saved, new_config=new_adapter)
+        if model.layers is not None:  # what is tried is the model that will run
+            truncate_layers(backbone, model.layers)
         trial = LayoutTrial(backbone, model.name_or_path, tokenizer.max_length, tokenizer.pad_id)
         skipped = kernel_selector(backbone, model.kernels)
         kernels = install_kernels(backbone, skipped, lambda _: trial.install_packing(model.attn_implementation))
@@ -384,17 +385,3 @@ class Encoder(nn.Module):
         (folder / "README.md").unlink(missing_ok=True)  # a card of blanks, which peft writes
         self.tokenizer.save(folder)
         self.embedding_config.save(folder)
-
-
-def _load_weights(
-    model: ModelConfig, sources: ModelSources, embedding_config: EmbeddingConfig, load_kbit: int | None, *, merged: bool
-) -> Any:
-    """Return the transformers model, with the layers that its adapter has weights for, and with the adapter merged."""
-    backbone = load_backbone(replace(model, revision=sources.base_revision), sources.base, load_kbit)
-    sources.check_base(embedding_config)
-    if embedding_config.layers is not None:
-        truncate_layers(backbone, embedding_config.layers)
-    if merged and sources.saved_adapters:
-        plain = backbone if load_kbit is None else dequantize(backbone)
-        backbone = adapters.merge_adapters(plain, sources.saved_adapters)
-    return backbone

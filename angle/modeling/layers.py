@@ -61,6 +61,8 @@ def truncate_layers(backbone: Any, depth: int) -> None:
     parent, attribute, layers = find_layers(backbone)
     if not 1 <= depth <= len(layers):
         raise ConfigError(f"model.layers={depth} cannot work: the model has {len(layers)}; choose 1 to {len(layers)}.")
+    if depth == len(layers):
+        return
     if (problem := loading_problem(backbone, depth)) is not None:
         raise ConfigError(
             f"model.layers={depth} cannot work with {type(base_model(backbone)).__name__}: a model of so many layers "

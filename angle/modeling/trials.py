@@ -321,7 +321,9 @@ def probe_ids(backbone: Any, count: int) -> Tensor:
 
 def states_agree(backbone: Any, states: Tensor, expected: Tensor, lengths: Lengths) -> bool:
     """Return whether the states (T, D) of every text of these lengths (N,) agree with the expected ones."""
-    errors = (states.float() - expected.float()).norm(dim=1) / expected.float().norm(dim=1)
+    states, expected = states.float(), expected.float()
+    # A token that pads, inside a text, may have a state of zeros.
+    errors = (states - expected).norm(dim=1) / expected.norm(dim=1).clamp_min(torch.finfo(torch.float32).tiny)
     low_precision = (
         torch.is_autocast_enabled(states.device.type)
         or backbone.dtype != torch.float32

@@ -13,7 +13,7 @@ import pytest
 import torch
 from conftest import decoder_tokenizer
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, GPT2Config, GPT2Model, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from angle.config import BillmConfig, LoraConfig, ModelConfig, PoolingConfig
 from angle.errors import ConfigError
@@ -187,14 +187,6 @@ def test_an_adapter_of_another_model(first: Path, tmp_path: Path) -> None:
     (narrow / "adapter_config.json").write_text(json.dumps(described))
     with pytest.raises(ConfigError, match=r"does not fit LlamaModel: 24 of its weights and layers have no counterpart"):
         load(make_base(tmp_path / "again"), adapter=str(narrow))
-
-
-def test_a_new_adapter_on_a_model_without_linear_layers(tmp_path: Path) -> None:
-    config = GPT2Config(vocab_size=30, n_embd=8, n_layer=1, n_head=1)
-    GPT2Model(config).save_pretrained(tmp_path)
-    decoder_tokenizer(start=True).save_pretrained(tmp_path)
-    with pytest.raises(ConfigError, match=r"^lora.enabled=true cannot work with GPT2Model, which has no linear layers"):
-        load(tmp_path, LORA)
 
 
 def test_other_adapters_than_lora_are_refused(base: Path, first: Path, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from conftest import DECODER, MODELS, PADDED, SMALL, folders_of, sample_files, start
@@ -45,6 +46,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "causal_bert": {"model_type": "bert", "is_decoder": True},
     "xlnet": {"d_model": 32, "n_head": 4, "n_layer": 2, "d_inner": 48},
     "bert-generation": {"bos_token_id": 2, "eos_token_id": 3},
+    "doge": DECODER,
     "perceiver": {"d_model": 32, "d_latents": 32, "num_latents": 4},
 }  # fmt: skip
 SENTENCE = "a dog chases the cat and two birds watch the old man who eats an apple in the garden"
@@ -190,3 +192,32 @@ def test_a_run_says_how_its_texts_run(folder_of: Callable[[str], str], tmp_path:
     assert refused.stderr.count("\n") == 1
     assert "type model.max_length=16." in refused.stderr
     assert not (tmp_path / "other").exists()
+
+
+def test_a_token_whose_state_is_zero_is_no_difference(folder_of: Callable[[str], str]) -> None:
+    """As that of a token that pads is, where nothing but single tokens is mixed in."""
+    encoder, states = load(folder_of("fnet")), torch.tensor([[0.0, 0.0], [3.0, 4.0]])
+    lengths = np.array([2])
+    assert trials.states_agree(encoder.backbone, states.clone(), states, lengths)
+    assert not trials.states_agree(encoder.backbone, states + torch.tensor([[1e-3, 0.0], [0.0, 0.0]]), states, lengths)
+    assert not trials.states_agree(encoder.backbone, states * torch.nan, states, lengths)
+
+
+def test_what_is_tried_is_the_model_that_will_run(
+    folder_of: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+    trial = trials.LayoutTrial.__init__
+
+    def watched(self: Any, backbone: Any, *args: Any) -> None:
+        seen.append(backbone.config.num_hidden_layers)
+        trial(self, backbone, *args)
+
+    monkeypatch.setattr(trials.LayoutTrial, "__init__", watched)
+    load(folder_of("fnet"), layers=1)
+    assert seen == [1]
+
+
+def test_a_mask_that_the_model_makes_itself_is_not_left_out(folder_of: Callable[[str], str]) -> None:
+    """Doge adds what it learns to its mask; at first that is the same for all tokens, and changes nothing."""
+    assert load(folder_of("doge")).layout is Layout.PADDED

@@ -71,6 +71,8 @@ def attend(
             module, query, key, value, attention_mask, dropout, scaling, is_causal, **kwargs
         )
         return sdpa_output
+    if attention_mask is not None and attention_mask.numel() > 1:  # the model's own, such as a bias that it learns
+        raise NotPackableError
     causal = bool(getattr(module, "is_causal", True) if is_causal is None else is_causal)
     spec = AttentionSpec(causal, sliding_window, scaling, dropout).within(packed_texts.max_seqlen)
     if query.device.type not in ATTENDS_BY_LENGTH_GROUP:

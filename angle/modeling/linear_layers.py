@@ -1,0 +1,78 @@
+"""The linear layers of a model that adapters can be put on, and how a saved adapter names them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from angle.modeling.trials import call_options, probe_ids
+
+#: Number of tokens of the text that is run.
+NUM_TOKENS = 24
+
+
+def find_linear_layers(backbone: Any) -> list[str]:
+    """Return the names of the linear layers that the states of a text come from, with a gradient.
+
+    Models have others too: poolers, heads, vision parts, layers that choose what attention looks at, and layers whose
+    weights are used without them. An adapter there would never be trained, or break the model. So a short text is run,
+    and a zero is added to what each layer returns: it has a gradient where an adapter would have one.
+
+    Args:
+        backbone: a model without adapters.
+
+    """
+    from transformers.pytorch_utils import Conv1D
+
+    layers = {name: module for name, module in backbone.named_modules() if isinstance(module, (nn.Linear, Conv1D))}
+    zeros: dict[str, Tensor] = {}
+
+    def add_zero(name: str, layer: Any, arguments: tuple[Any, ...], output: Any) -> Any:
+        width = layer.nf if isinstance(layer, Conv1D) else layer.out_features
+        # Routers and grouped layers are linear layers by class, but return something else.
+        if not arguments or not isinstance(output, Tensor) or output.shape != (*arguments[0].shape[:-1], width):
+            return output
+        zero = zeros.setdefault(name, torch.zeros((), dtype=output.dtype, device=output.device, requires_grad=True))
+        return output + zero
+
+    hooks = [
+        layer.register_forward_hook(lambda *call, name=name: add_zero(name, *call)) for name, layer in layers.items()
+    ]
+    was_training = backbone.training
+    backbone.eval()
+    try:
+        with torch.enable_grad():
+            ids = probe_ids(backbone, NUM_TOKENS)[None]
+            states = backbone(
+                input_ids=ids, attention_mask=torch.ones_like(ids), **call_options(backbone)
+            ).last_hidden_state
+            gradients = torch.autograd.grad(states.float().norm(), list(zeros.values()), allow_unused=True)
+    finally:
+        backbone.train(was_training)
+        for hook in hooks:
+            hook.remove()
+    # Of layers that differ in their number alone, all or none are adapted: a few tokens do not reach every expert.
+    reached = {_kind(name) for name, gradient in zip(zeros, gradients, strict=True) if gradient is not None}
+    return [name for name in layers if _kind(name) in reached]
+
+
+def _kind(name: str) -> str:
+    """Return a module's name without numbers."""
+    return re.sub(r"\b\d+\b", "*", name)
+
+
+def shortest_endings(backbone: nn.Module, names: Collection[str]) -> list[str]:
+    """Return the shortest endings of modules' names that no other module's name has, such as "q_proj"."""
+    wanted = set(names)
+    others = {ending for name, _ in backbone.named_modules() if name not in wanted for ending in _endings(name)}
+    return sorted({next((ending for ending in _endings(name) if ending not in others), name) for name in names})
+
+
+def _endings(name: str) -> list[str]:
+    """Return what a name ends with, the shortest first: "c", "b.c", "a.b.c"."""
+    parts = name.split(".")
+    return [".".join(parts[start:]) for start in range(len(parts) - 1, -1, -1)]
