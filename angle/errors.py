@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import difflib
-import errno
-import os
-import re
 import reprlib
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 
 #: Characters of a message: about a screen of a terminal.
 MESSAGE_LENGTH = 1500
@@ -60,40 +56,6 @@ class HubError(_SentenceError, RuntimeError):
         """Keep the message, and the score of the run that produced the model, which is still valid."""
         super().__init__(message)
         self.score = score
-
-
-def disk_problem(error: BaseException | None) -> str | None:
-    """Return why nothing can be written if a disk, or a quota, is full; libraries hide that in errors of their own."""
-    if error is None:
-        return None
-    hidden = re.search(r"\(os error (\d+)\)", str(error))  # as Rust writes it
-    number = error.errno if isinstance(error, OSError) else int(hidden[1]) if hidden else None
-    if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return os.strerror(number)
-    return disk_problem(error.__cause__ or error.__context__)
-
-
-@contextmanager
-def explained_disk_errors(place: object, hint: str) -> Iterator[None]:
-    """Turn any error of a full disk into one sentence.
-
-    Args:
-        place: what was being written.
-        hint: what to do once there is space again.
-
-    Raises:
-        DiskError: the disk is full.
-
-    """
-    try:
-        yield
-    except Exception as error:
-        problem = disk_problem(error)
-        if problem is None:
-            raise
-        raise DiskError(
-            f"{place} cannot be written to ({problem}). The existing files are intact: free disk space, then {hint}"
-        ) from error
 
 
 def brief(value: object) -> str:

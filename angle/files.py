@@ -1,16 +1,19 @@
-"""Files and folders that survive a crash, locks, and how to write paths."""
+"""Files and folders that survive a crash or a full disk, locks, and how to write paths."""
 
 from __future__ import annotations
 
 import errno
 import hashlib
 import os
+import re
 import shutil
 import sys
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
+
+from angle.errors import DiskError
 
 #: How the name of a file or a folder ends, after a dot in front, while it is being written.
 NEW_SUFFIX = ".new"
@@ -123,6 +126,40 @@ def sync(path: Path) -> None:
             raise
     finally:
         os.close(descriptor)
+
+
+def disk_problem(error: BaseException | None) -> str | None:
+    """Return why nothing can be written if a disk, or a quota, is full; libraries hide that in errors of their own."""
+    if error is None:
+        return None
+    hidden = re.search(r"\(os error (\d+)\)", str(error))  # as Rust writes it
+    number = error.errno if isinstance(error, OSError) else int(hidden[1]) if hidden else None
+    if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return os.strerror(number)
+    return disk_problem(error.__cause__ or error.__context__)
+
+
+@contextmanager
+def explained_disk_errors(place: object, hint: str) -> Iterator[None]:
+    """Turn any error of a full disk into one sentence.
+
+    Args:
+        place: what was being written.
+        hint: what to do once there is space again.
+
+    Raises:
+        DiskError: the disk is full.
+
+    """
+    try:
+        yield
+    except Exception as error:
+        problem = disk_problem(error)
+        if problem is None:
+            raise
+        raise DiskError(
+            f"{place} cannot be written to ({problem}). The existing files are intact: free disk space, then {hint}"
+        ) from error
 
 
 def try_lock(file: IO[str]) -> bool:

@@ -237,7 +237,7 @@ class Recording:
 def record(words: Sequence[str], root: Path) -> Recording:
     """Run a command in the current folder, which keeps its run in root/run, and return all disks."""
     folder, saved = root / "run", root / "disks"
-    words = [*words, f"train.output_dir={folder}"]
+    words, known = [*words, f"train.output_dir={folder}"], set(sys.modules)
     folder.mkdir(parents=True)
 
     def run() -> None:
@@ -247,11 +247,13 @@ def record(words: Sequence[str], root: Path) -> Recording:
             train(words)
         finally:
             recorder.after_change()
-            saved.write_bytes(pickle.dumps((recorder.changes, recorder.found)))
+            saved.write_bytes(pickle.dumps((recorder.changes, recorder.found, sys.modules.keys() - known)))
 
     code, printed = in_child(run, root / "printed")
     assert code == 0, printed
-    changes, disks = pickle.loads(saved.read_bytes())
+    changes, disks, modules = pickle.loads(saved.read_bytes())
+    for name in modules - {"__main__"}:
+        importlib.import_module(name)  # so that the forks that resume need not
     return Recording(list(words), read_disk(folder), changes, disks)
 
 

@@ -18,8 +18,8 @@ from angle.export.sentence_transformers import check_supported, write_sentence_t
 from angle.files import MANIFEST, checksum
 from angle.modeling.embedding_config import EmbeddingConfig, read_embedding_config
 from angle.modeling.locations import ADAPTER_FILE
-from angle.patience import within
 from angle.quiet import quiet_hub
+from angle.timeouts import call_with_timeout
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi, ModelInfo
@@ -42,7 +42,7 @@ def check_push(model_id: str, *, private: bool, timeout: float = HubConfig.timeo
     try:
         api = _api(model_id)
         with _hub_requests(model_id):
-            account = within(timeout, api.whoami)
+            account = call_with_timeout(timeout, api.whoami)
             owners = [account["name"], *(organization["name"] for organization in account.get("orgs") or [])]
         _check_account(account, owners, model_id, api.endpoint)
         _fetch_repository(api, model_id, private=private, timeout=timeout)
@@ -144,7 +144,7 @@ def push_folder(
     try:
         with _timeout_of_reads(timeout):
             if repository is None:
-                within(timeout, lambda: api.create_repo(model_id, private=private))
+                call_with_timeout(timeout, lambda: api.create_repo(model_id, private=private))
             # Not upload_folder, which splits a large folder into several commits. With the parent commit given, only
             # what was checked is replaced.
             parent_commit = None if repository is None else repository.sha
@@ -253,7 +253,7 @@ def _fetch_repository(
 
     with _hub_requests(model_id):
         try:
-            repository = within(timeout, lambda: api.model_info(model_id, files_metadata=True))
+            repository = call_with_timeout(timeout, lambda: api.model_info(model_id, files_metadata=True))
         except RepositoryNotFoundError:
             return None
     if private and repository.private is False:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from angle.config import TRACKING_MODES, TrackingConfig
 from angle.errors import ConfigError, first_line
 from angle.files import relative_to_cwd
-from angle.patience import within
+from angle.timeouts import call_with_timeout
 from angle.tracking import sink
 from angle.tracking.console import LOGGER
 from angle.tracking.sink import RunInfo
@@ -86,7 +86,7 @@ class Sink(sink.Sink):
 
         """
         try:
-            within(self._timeout, lambda: self._run.finish(exit_code=int(failed)))
+            call_with_timeout(self._timeout, lambda: self._run.finish(exit_code=int(failed)))
         except TimeoutError as error:
             raise TimeoutError(f"{error}; to send them later, type {self._sync_command}") from None
 

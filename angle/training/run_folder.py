@@ -18,10 +18,11 @@ from angle.config.build import build_config
 from angle.config.record import CONFIG_CHECKSUM, read_config, read_record, write_config, write_record
 from angle.config.resume import config_diff
 from angle.distributed.environment import world_size
-from angle.errors import ConfigError, DataError, TrainingError, explained_disk_errors, first_line
+from angle.errors import ConfigError, DataError, TrainingError, first_line
 from angle.files import (
     MANIFEST,
     checksum,
+    explained_disk_errors,
     is_scratch,
     make_folder,
     remove,

@@ -9,7 +9,7 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-def within(seconds: float, call: Callable[[], T]) -> T:
+def call_with_timeout(seconds: float, call: Callable[[], T]) -> T:
     """Return what `call` returns, which runs in a thread of its own and is left behind there if it takes longer.
 
     A library's own limits count each read, or each try: against a server that answers a byte at a time, or never, and
