@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -11,7 +12,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from angle.errors import DiskError
 
@@ -182,6 +183,42 @@ def checksum(path: Path) -> str:
     """Return the SHA-256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_manifest(folder: Path, notes: dict[str, Any]) -> None:
+    """Write the checksums of all files in a folder into it, and `notes`."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    checksums = {file.relative_to(folder).as_posix(): checksum(file) for file in files}
+    content = json.dumps({"files": checksums, "notes": notes}, indent=2)
+    (folder / MANIFEST).write_text(content + "\n", encoding="utf-8")
+
+
+def read_manifest(folder: Path) -> dict[str, Any] | None:
+    """Return the notes in a folder's manifest; None unless all files listed there exist and match their checksums."""
+    return None if changed_file(folder) else dict(_manifest(folder)["notes"])
+
+
+def changed_file(folder: Path) -> str | None:
+    """Return the name of a file that does not match its checksum in the folder's manifest; None if all do.
+
+    It is the manifest's own if that is missing or none.
+    """
+    try:
+        checksums = _manifest(folder)["files"]
+    except (OSError, ValueError, TypeError, KeyError):
+        return MANIFEST
+    for name, expected in checksums.items():
+        try:
+            if checksum(folder / name) != expected:
+                return str(name)
+        except OSError:
+            return str(name)
+    return None if checksums else MANIFEST
+
+
+def _manifest(folder: Path) -> dict[str, dict[str, Any]]:
+    content = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    return {key: dict(content[key]) for key in ("files", "notes")}
 
 
 def relative_to_cwd(path: Path) -> str:

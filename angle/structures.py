@@ -143,6 +143,8 @@ class Batch:
     """Number of tokens in all roles of all rows."""
     rows: npt.NDArray[np.int64]
     """(B,): indices of all rows in the training data, for messages."""
+    rows_read: str | None = None
+    """Of a stream, a hash of the rows that were read for this batch and those before it; None: all are in memory."""
 
     def micro_batch(self, part: slice, device: torch.device) -> tuple[Tensor, npt.NDArray[np.int64]]:
         """Return the `Tokens.model_inputs` of a slice of the texts."""

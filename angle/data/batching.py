@@ -5,6 +5,7 @@ So resuming is just seeking. Every process computes the same global batch and ta
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -15,7 +16,8 @@ import torch
 
 from angle.config import LimitsConfig, SourceConfig
 from angle.data import sources
-from angle.data.corpus import Corpus, CorpusBuilder, IntArray, Tokenizer, common_format
+from angle.data.corpus import Corpus, CorpusBuilder, IntArray, Tokenizer
+from angle.data.formats import common_format
 from angle.data.table import Table
 from angle.errors import DataError
 from angle.structures import Batch, BatchStructure, DataFormat, partition_by_length
@@ -99,8 +101,17 @@ class TrainingData(Protocol):
     def fingerprint(self) -> str | None:
         """Hash of all rows; of a stream, one of its files, or None if it comes from elsewhere."""
 
-    def steps(self, start: int) -> Iterator[list[Batch]]:
-        """Yield this process's batches for each step from `start` onwards, without end."""
+    def steps(self, start: int, rows_read: str | None = None) -> Iterator[list[Batch]]:
+        """Yield this process's batches for each step from `start` onwards, without end.
+
+        Args:
+            start: the number of steps that were taken.
+            rows_read: what the last batch of these said of itself; None: it is not known.
+
+        Raises:
+            DataError: the rows of a stream are not those of these steps.
+
+        """
 
     def describe(self, step: int) -> str:
         """Return where the rows of a step come from, for a message."""
@@ -137,7 +148,7 @@ class InMemoryTrainingData:
         """Hash of all rows."""
         return self.corpus.fingerprint
 
-    def steps(self, start: int) -> Iterator[list[Batch]]:
+    def steps(self, start: int, rows_read: str | None = None) -> Iterator[list[Batch]]:
         """Yield this process's batches for each step from `start` onwards, without end."""
         step = start
         while True:
@@ -229,25 +240,37 @@ class StreamingTrainingData:
             )
         builder.check()
 
-    def steps(self, start: int) -> Iterator[list[Batch]]:
-        """Yield this process's batches for each step from `start` onwards, without end."""
-        window_start = 0  # the first step of a window
+    def steps(self, start: int, rows_read: str | None = None) -> Iterator[list[Batch]]:
+        """Yield this process's batches for each step from `start` onwards, without end.
+
+        Every batch carries a hash of all rows up to the end of its window, for the run that resumes after it.
+        """
+        window_start, hash_of_rows = 0, hashlib.sha256()  # the first step of a window
         for number, builder in enumerate(self._windows()):
             plan = BatchPlan(len(builder), self._batch_spec)
-            if window_start + plan.steps_per_epoch > start:
-                corpus = builder.build(self._tokenizer, cache=False)
+            window_end = window_start + plan.steps_per_epoch
+            corpus = builder.build(self._tokenizer, cache=False) if window_end > start else None
+            hash_of_rows.update((builder.fingerprint() if corpus is None else corpus.fingerprint).encode())
+            rows_up_to_here = hash_of_rows.hexdigest()
+            if window_start < start <= window_end and rows_read not in (None, rows_up_to_here):
+                raise DataError(
+                    f"data.train: {self._names} does not have the rows that the first {start:,} steps were trained "
+                    f"on, so going on would mix two data sets: put the old rows back, or start a new run "
+                    f"with another train.output_dir."
+                )
+            if corpus is not None:
                 # Windows are shuffled as the epochs of their plan: each in another order.
                 for step in range(max(start - window_start, 0), plan.steps_per_epoch):
                     batches = plan.batches(number * plan.steps_per_epoch + step)
-                    yield [collate(corpus, rows, epoch, self._batch_spec) for epoch, rows in batches]
-            window_start += plan.steps_per_epoch
+                    yield [collate(corpus, rows, epoch, self._batch_spec, rows_up_to_here) for epoch, rows in batches]
+            window_start = window_end
 
     def describe(self, step: int) -> str:
         """Return where the rows of a step come from, for a message."""
         return f"a window of {self._names}"
 
 
-def collate(corpus: Corpus, rows: IntArray, epoch: int, batch_spec: BatchSpec) -> Batch:
+def collate(corpus: Corpus, rows: IntArray, epoch: int, batch_spec: BatchSpec, rows_read: str | None = None) -> Batch:
     """Return a global batch with this process's shard of its texts, in which each distinct text occurs once."""
     text_ids = corpus.draw_text_ids(rows, batch_spec.seed, epoch)  # (B, R)
     if batch_spec.duplicates == "drop":
@@ -276,6 +299,7 @@ def collate(corpus: Corpus, rows: IntArray, epoch: int, batch_spec: BatchSpec) -
         ),
         token_count=int((occurrences * lengths).sum()),
         rows=rows,
+        rows_read=rows_read,
     )
 
 

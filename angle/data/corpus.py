@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -259,15 +259,8 @@ class CorpusBuilder:
             dropped = f": label_map dropped all {self._dropped}" if self._dropped else ""
             raise DataError(f"{source_label(self.purpose, self.source)} has no usable rows{dropped}.")
         shape = (len(self._numbers), len(self.format.roles))
-        cell_sizes = np.array(self._cell_sizes, np.int64)
-        cell_texts = np.array(self._cell_texts, np.int64)
-        labels = np.array(self._labels, np.float32) if self.format.labelled else None
-        digest = hashlib.sha256(self.format.name.encode())
-        for key in self._texts:
-            digest.update("\0".join(key).encode(errors="surrogatepass") + b"\1")
-        texts_digest = digest.hexdigest()
-        for array in (cell_sizes, cell_texts, labels):
-            digest.update(b"" if array is None else array.tobytes())
+        cell_sizes, cell_texts, labels = arrays = self._arrays()
+        texts_digest, digest = self._digests(*arrays)
         tokens = self._tokens(tokenizer, texts_digest, cache)
         return Corpus(
             format=self.format,
@@ -280,9 +273,27 @@ class CorpusBuilder:
             origin=np.array(self._origin, np.int32),
             numbers=np.array(self._numbers, np.int64),
             dropped=self._dropped,
-            fingerprint=digest.hexdigest(),
+            fingerprint=digest,
             unknown=tokenizer.unknown_fraction(tokens),
         )
+
+    def fingerprint(self) -> str:
+        """Return the fingerprint that the corpus of all rows added would have."""
+        return self._digests(*self._arrays())[1]
+
+    def _arrays(self) -> tuple[IntArray, IntArray, npt.NDArray[np.float32] | None]:
+        labels = np.array(self._labels, np.float32) if self.format.labelled else None
+        return np.array(self._cell_sizes, np.int64), np.array(self._cell_texts, np.int64), labels
+
+    def _digests(self, *arrays: npt.NDArray[Any] | None) -> tuple[str, str]:
+        """Return a hash of the distinct texts, and one of these arrays too."""
+        digest = hashlib.sha256(self.format.name.encode())
+        for key in self._texts:
+            digest.update("\0".join(key).encode(errors="surrogatepass") + b"\1")
+        texts_digest = digest.hexdigest()
+        for array in arrays:
+            digest.update(b"" if array is None else array.tobytes())
+        return texts_digest, digest.hexdigest()
 
     def _tokens(self, tokenizer: Tokenizer, texts_digest: str, cache: bool) -> Tokens:
         def tokenize() -> Tokens:
@@ -343,7 +354,8 @@ def load_corpus(
     limits = limits or LimitsConfig()
     columns = tokenizer.columns
     tables = sources.open_tables(source, purpose, data_format, template_columns=columns, limits=limits)
-    builder = CorpusBuilder(common_format(tables, data_format, purpose, columns), source, purpose, columns, limits)
+    row_format = formats.common_format(tables, data_format, purpose, columns)
+    builder = CorpusBuilder(row_format, source, purpose, columns, limits)
     for table in tables:
         for number, row in table.rows:
             builder.add(table, number, row)
@@ -365,36 +377,3 @@ def note_on_unknown(corpus: Corpus, name: str) -> str | None:
         f"{corpus.unknown:.0%} of the tokens of {name} are unknown to the tokenizer, so texts that differ in them "
         f"alone look the same to the model; more than {MAX_UNKNOWN:.0%} would be refused"
     )
-
-
-def common_format(
-    tables: Iterable[Table], requested: str, purpose: str, template_columns: tuple[str, ...] = ()
-) -> DataFormat:
-    """Return the format that all tables share, which is `requested` unless that is "auto".
-
-    Raises:
-        DataError: there is none, or a table has a column that is probably meant to be used and is not, or lacks one
-            that the template uses.
-
-    """
-    first, *others = tables
-    data_format = formats.resolve_format(first.columns, requested, purpose, first.name)
-    for table in others:
-        if requested == "auto":
-            same = formats.detect_format(table.columns) is data_format
-        else:
-            same = set(table.columns).issuperset(data_format.columns)
-        if not same:
-            raise DataError(
-                f"{setting_name(purpose)}: {first.name} is format {data_format.name}, but {table.name} has the columns "
-                f"{listed(table.columns)}: all sources of a list must have the same format."
-            )
-    for table in (first, *others):
-        formats.check_unused_columns(table.columns, data_format, template_columns, requested, purpose, table.name)
-        missing = [name for name in template_columns if name not in table.columns]
-        if missing:
-            raise DataError(
-                f"{setting_name(purpose)}: the template model.prompt uses {{{missing[0]}}}, but {table.name} has the "
-                f"columns {listed(table.columns)}."
-            )
-    return data_format

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from angle.data.purposes import setting_name
+from angle.data.table import Table
 from angle.errors import DataError, brief, listed
 from angle.structures import FORMATS, DataFormat
 
@@ -148,3 +149,36 @@ def _rename_hint(columns: Sequence[str], data_format: DataFormat, purpose: str) 
         f"{column}: {guessed.get(column, 'COLUMN')}" for column in data_format.columns if guessed.get(column) != column
     )
     return f" Rename them: '{setting_name(purpose, 'columns')}={{{pairs}}}'"
+
+
+def common_format(
+    tables: Iterable[Table], requested: str, purpose: str, template_columns: tuple[str, ...] = ()
+) -> DataFormat:
+    """Return the format that all tables share, which is `requested` unless that is "auto".
+
+    Raises:
+        DataError: there is none, or a table has a column that is probably meant to be used and is not, or lacks one
+            that the template uses.
+
+    """
+    first, *others = tables
+    data_format = resolve_format(first.columns, requested, purpose, first.name)
+    for table in others:
+        if requested == "auto":
+            same = detect_format(table.columns) is data_format
+        else:
+            same = set(table.columns).issuperset(data_format.columns)
+        if not same:
+            raise DataError(
+                f"{setting_name(purpose)}: {first.name} is format {data_format.name}, but {table.name} has the columns "
+                f"{listed(table.columns)}: all sources of a list must have the same format."
+            )
+    for table in (first, *others):
+        check_unused_columns(table.columns, data_format, template_columns, requested, purpose, table.name)
+        missing = [name for name in template_columns if name not in table.columns]
+        if missing:
+            raise DataError(
+                f"{setting_name(purpose)}: the template model.prompt uses {{{missing[0]}}}, but {table.name} has the "
+                f"columns {listed(table.columns)}."
+            )
+    return data_format

@@ -12,11 +12,10 @@ from typing import Any
 
 from angle.config import START_INDEX_VARIABLE
 from angle.errors import ConfigError
-from angle.modeling.locations import TINY, read_json
+from angle.modeling.locations import EMBEDDING_CONFIG_FILE, TINY, read_json
 from angle.modeling.pooling import is_pooling
 from angle.modeling.sentence_transformers_files import read_modules, read_settings, unsupported_pooling
 
-EMBEDDING_CONFIG_FILE = "angle_config.json"
 #: (prefix tokens, suffix tokens): those that a tokenizer puts before and after every text.
 SpecialTokens = tuple[tuple[str, ...], tuple[str, ...]]
 

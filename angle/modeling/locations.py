@@ -8,12 +8,14 @@ from typing import Any
 
 from angle.config import RUN_FILE
 from angle.errors import ConfigError, first_line
-from angle.files import readable_folder
+from angle.files import MANIFEST, changed_file, readable_folder
 from angle.quiet import quiet_hub
 
 #: The name of the built-in model.
 TINY = "tiny"
 ADAPTER_FILE = "adapter_config.json"
+#: What a model folder says of how texts become embeddings: see `EmbeddingConfig`.
+EMBEDDING_CONFIG_FILE = "angle_config.json"
 
 
 def split_gguf(name_or_path: str) -> tuple[str, str | None]:
@@ -49,6 +51,25 @@ def locate_model(name_or_path: str, setting: str = "model.name_or_path") -> str:
             f".gguf file or a hub name."
         )
     return name_or_path
+
+
+def check_unchanged(name_or_path: str, setting: str = "model.name_or_path") -> None:
+    """Check that a model that a run saved is as it was saved, by its checksums; other models have none.
+
+    Raises:
+        ConfigError: one of its files is another one, or is missing.
+
+    """
+    folder = Path(name_or_path)
+    if not (folder / MANIFEST).is_file() or (name := changed_file(folder)) is None:
+        return
+    if name == MANIFEST and not (folder / EMBEDDING_CONFIG_FILE).is_file():
+        return  # another program's
+    problem = "is not as it was saved" if (folder / name).exists() else "is missing"
+    raise ConfigError(
+        f"{setting}={name_or_path} is damaged ({name} {problem}): put the original back or, if you have changed it on "
+        f"purpose, delete {folder / MANIFEST}."
+    )
 
 
 def adapter_base(name_or_path: str, revision: str | None = None) -> tuple[str, str | None] | None:

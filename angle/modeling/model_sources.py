@@ -8,9 +8,16 @@ from pathlib import Path
 
 from angle.config import ModelConfig
 from angle.errors import ConfigError
+from angle.files import MANIFEST
 from angle.modeling.adapters import SavedAdapters, find_adapters
-from angle.modeling.embedding_config import EMBEDDING_CONFIG_FILE, EmbeddingConfig, read_embedding_config
-from angle.modeling.locations import adapter_base, locate_model, read_json
+from angle.modeling.embedding_config import EmbeddingConfig, read_embedding_config
+from angle.modeling.locations import (
+    EMBEDDING_CONFIG_FILE,
+    adapter_base,
+    check_unchanged,
+    locate_model,
+    read_json,
+)
 from angle.modeling.sentence_transformers_files import transformer_folder
 from angle.modeling.weight_files import ADAPTER_WEIGHT_FILES, fingerprint, weight_files
 
@@ -67,7 +74,7 @@ class ModelSources:
                 f"{self.adapter} was trained on other weights than those that are in {self.base} now, so its "
                 f"embeddings would be others (fingerprint {found:.12}, in training {expected:.12}): put the old "
                 f"weights back, or, to use it on these all the same, remove base_fingerprint from its "
-                f"{EMBEDDING_CONFIG_FILE}."
+                f"{EMBEDDING_CONFIG_FILE}, and its {MANIFEST}."
             )
 
     def absolute_base(self) -> str:
@@ -89,16 +96,18 @@ def resolve_sources(model: ModelConfig) -> ModelSources:
     """Return where the parts of a model are, with adapters downloaded if need be.
 
     Raises:
-        ConfigError: a name leads nowhere, or an adapter is put on an adapter.
+        ConfigError: a name leads nowhere or to a damaged model, or an adapter is put on an adapter.
 
     """
     name = locate_model(model.name_or_path)
+    check_unchanged(name)
     base = adapter_base(name, model.revision)
     if base is None:
         plain = ModelSources(transformer_folder(name, model.revision), model.revision, settings=name)
         if model.adapter is None:
             return plain
         adapter = locate_model(model.adapter, "model.adapter")
+        check_unchanged(adapter, "model.adapter")
         return replace(plain, adapter=adapter, saved_adapters=find_adapters(adapter, setting="model.adapter"))
     if model.adapter is not None:
         raise ConfigError(

@@ -44,6 +44,8 @@ class Progress:
     """Time spent training, including before each resume."""
     overflows: int = 0
     """Optimiser steps that were left out because their gradient was too large for fp16."""
+    rows_read: str | None = None
+    """Of the last batch: a resumed run checks that a stream still has these rows."""
     unreported: dict[str, Any] = field(default_factory=dict)
     """Of the steps since the last report of metrics, what the next one takes; see `Meter`."""
 

@@ -141,8 +141,9 @@ def fit(config: TrainConfig, explicit_keys: Collection[str] = ()) -> Result:
             for note in notes_on(run.config, run.data, run.total_steps):
                 run.tracker.note(note)
             _resume(run)
-            with closing(prefetch(run.data.train.steps(run.progress.step))) as steps, signals.steps():
-                _train(run, steps, signals)
+            steps = run.data.train.steps(run.progress.step, run.progress.rows_read)
+            with closing(prefetch(steps)) as prepared_steps, signals.steps():
+                _train(run, prepared_steps, signals)
             result = _finish(run)
             if accelerator.is_main_process:
                 result = publish(folder, config.hub, result)
@@ -270,6 +271,7 @@ def _train(run: Run, steps: Iterator[list[Batch]], signals: StopSignals) -> None
         run.optimizer.zero_grad()
         meter.add_step(grad_norm, overflowed=run.optimizer.step_was_skipped)
         progress.step += 1
+        progress.rows_read = batches[-1].rows_read
         tracker.advance()
 
         is_last_step = progress.step == run.total_steps

@@ -12,7 +12,7 @@ from angle.distributed.environment import is_main_process, script_command
 from angle.errors import ConfigError, HubError
 from angle.export.hub import check_push, push_model
 from angle.files import relative_to_cwd
-from angle.modeling.locations import locate_model
+from angle.modeling.locations import check_unchanged, locate_model
 from angle.training.result import Result
 from angle.training.run_folder import RunFolder
 
@@ -57,6 +57,7 @@ def publish(folder: RunFolder, hub: HubConfig, result: Result) -> Result:
     model_id, model = str(hub.model_id), Path(locate_model(str(folder.path)))
     config, record = folder.resolved_config(), folder.record()
     try:
+        check_unchanged(str(model))
         url = push_model(
             model, model_id, config.model.name_or_path, config, record, private=hub.private, timeout=hub.timeout
         )

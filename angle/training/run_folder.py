@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
@@ -20,16 +19,16 @@ from angle.config.resume import config_diff
 from angle.distributed.environment import world_size
 from angle.errors import ConfigError, DataError, TrainingError, first_line
 from angle.files import (
-    MANIFEST,
-    checksum,
     explained_disk_errors,
     is_scratch,
     make_folder,
+    read_manifest,
     remove,
     replace_folder,
     restore_folder,
     sync,
     try_lock,
+    write_manifest,
 )
 
 LOCK_FILE, CHECKPOINTS = ".lock", "checkpoints"
@@ -230,7 +229,7 @@ class RunFolder:
 
         def write_with_manifest(folder: Path) -> None:
             write(folder)
-            _write_manifest(folder, notes)
+            write_manifest(folder, notes)
 
         with self.writing():
             replace_folder(target, write_with_manifest)
@@ -238,7 +237,7 @@ class RunFolder:
 
     def model_notes(self, name: str) -> dict[str, Any] | None:
         """Return what `replace` was told about the folder of that name; None if it is missing or damaged."""
-        return _read_manifest(self.path / name)
+        return read_manifest(self.path / name)
 
     def save_checkpoint(
         self, step: int, write: Callable[[Path], None], keep: int, best_step: int | None = None
@@ -257,7 +256,7 @@ class RunFolder:
         def write_with_manifest(folder: Path) -> None:
             folder.mkdir()
             write(folder)
-            _write_manifest(folder, {"best_step": best_step})
+            write_manifest(folder, {"best_step": best_step})
 
         with self.writing():
             replace_folder(target, write_with_manifest)
@@ -308,7 +307,7 @@ class RunFolder:
         """
         checkpoints, best = self.checkpoints(), self.model_notes("best")
         for number, checkpoint in enumerate(checkpoints, 1):
-            notes = _read_manifest(checkpoint)
+            notes = read_manifest(checkpoint)
             best_step = None if notes is None else notes["best_step"]
             problem = f"{checkpoint} is damaged" if notes is None else None
             if best_step is not None and (best is None or best["step"] < best_step):
@@ -326,22 +325,3 @@ def _checkpoint_name(step: int) -> str:
 
 def _step_of(checkpoint: Path) -> int:
     return int(checkpoint.name.removeprefix("step-"))
-
-
-def _write_manifest(folder: Path, notes: dict[str, Any]) -> None:
-    """Write the checksums of all files in a folder into it, and `notes`."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    checksums = {file.relative_to(folder).as_posix(): checksum(file) for file in files}
-    content = json.dumps({"files": checksums, "notes": notes}, indent=2)
-    (folder / MANIFEST).write_text(content + "\n", encoding="utf-8")
-
-
-def _read_manifest(folder: Path) -> dict[str, Any] | None:
-    """Return the notes in a folder's manifest; None unless all files listed there exist and match their checksums."""
-    try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        checksums, notes = dict(manifest["files"]), dict(manifest["notes"])
-        intact = bool(checksums) and all(checksum(folder / name) == digest for name, digest in checksums.items())
-    except (OSError, ValueError, TypeError, KeyError):  # missing files, or a damaged manifest
-        return None
-    return notes if intact else None

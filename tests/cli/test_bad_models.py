@@ -179,7 +179,7 @@ NO_WORDS = (
 OTHER_BASE = (
     "run/final was trained on other weights than those that are in FOLDER/model now, so its embeddings would be "
     "others (fingerprint HASH, in training HASH): put the old weights back, or, to use it on these all the same, "
-    "remove base_fingerprint from its angle_config.json."
+    "remove base_fingerprint from its angle_config.json, and its manifest.json."
 )
 CASES = {
     "evaluate an adapter whose base has changed": Case(scale_one, OTHER_BASE, (*EVALUATE, "model.name_or_path=run")),

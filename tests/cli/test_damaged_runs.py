@@ -10,7 +10,7 @@ from pathlib import Path
 
 import fork_server
 import pytest
-from conftest import REPO, sample_files, snapshot, start
+from conftest import REPO, sample_files, sample_rows, snapshot, start
 
 SETTINGS = [
     "train.batch_size=8", "train.max_steps=7", "train.eval_steps=2", "train.save_steps=3", "train.logging_steps=3",
@@ -132,3 +132,53 @@ def test_a_damaged_line_before_kept_ones_is_left_out_and_said(stopped: Path, tmp
     assert (done.returncode, done.stderr) == (0, "")
     assert "Warning: line 1 of run/metrics.jsonl is damaged and is left out" in done.stdout
     assert metrics.read_text().startswith("".join(others))
+
+
+CHANGED: dict[str, tuple[str, Callable[[Path], object], str]] = {
+    "evaluate, a flipped bit": ("evaluate.py", flip, "model.safetensors is not as it was saved"),
+    "convert, a missing file": ("convert.py", Path.unlink, "tokenizer.json is missing"),
+    "train, an edited file": (
+        "train.py",
+        lambda path: edit(path, '"max_length": ', '"max_length": 1'),
+        "angle_config.json is not as it was saved",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CHANGED)
+def test_a_model_that_is_not_as_it_was_saved_is_not_used(name: str, expected: Path, tmp_path: Path) -> None:
+    script, change, problem = CHANGED[name]
+    shutil.copytree(expected, tmp_path / "run")
+    change(tmp_path / "run" / "best" / problem.partition(" ")[0])
+    done = start(script, "model.name_or_path=run", folder=tmp_path)
+    assert (done.returncode, done.stderr) == (
+        1,
+        f"Error: model.name_or_path=run/best is damaged ({problem}): put the original back or, if you have changed it "
+        f"on purpose, delete run/best/manifest.json.\n",
+    )
+
+
+def test_a_stream_of_other_rows_is_not_gone_on_with(tmp_path: Path) -> None:
+    from datasets import Dataset
+
+    def save(rows: list[dict[str, object]]) -> None:
+        Dataset.from_list(rows).save_to_disk(tmp_path / "rows")
+
+    rows = sample_rows("A", "train", 64)
+    save(rows)
+    words = ["data=files", "data.train.name_or_path=rows", "data.streaming=true", "data.stream_window=16", *SETTINGS]
+    signalled = [str(REPO / "tests" / "signalled.py"), "SIGTERM@4", "train.py", *words]
+    done = fork_server.run(signalled, tmp_path, os.environ | {"OMP_NUM_THREADS": "1"}, timeout=300)
+    assert done.returncode == 75, done.stderr
+    shutil.rmtree(tmp_path / "rows")
+    save([*rows[:9], rows[9] | {"text1": "another text"}, *rows[10:]])
+    done = start("train.py", "train.resume=run", folder=tmp_path)
+    assert (done.returncode, done.stderr) == (
+        1,
+        f"Error: data.train: {tmp_path}/rows does not have the rows that the first 4 steps were trained on, so going "
+        f"on would mix two data sets: put the old rows back, or start a new run with another train.output_dir.\n",
+    )
+    shutil.rmtree(tmp_path / "rows")
+    save(rows)
+    done = start("train.py", "train.resume=run", folder=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")

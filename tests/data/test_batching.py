@@ -281,6 +281,23 @@ def test_seeking_in_a_stream_matches_iterating(tmp_path, rows):
         assert texts_in(next(data.steps(number))) == texts_in(step)
 
 
+@pytest.mark.parametrize("rows", [21, 24])
+def test_a_resumed_stream_must_have_the_rows_that_were_read(tmp_path, rows):
+    path = write_rows(tmp_path / "a.jsonl", rows)
+    read = [step[-1].rows_read for step in islice(stream(path).steps(0), 15)]
+    assert len(set(read)) == 4  # one a window
+    for start in range(1, 15):
+        next(stream(path).steps(start, read[start - 1]))
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join([*lines[:9], lines[9].replace("t2 x", "s2 x"), *lines[10:]]))
+    for start in range(1, 15):
+        if start <= 4:  # the second window was not read yet
+            next(stream(path).steps(start, read[start - 1]))
+        else:
+            with pytest.raises(DataError, match=f"does not have the rows that the first {start} steps were trained on"):
+                next(stream(path).steps(start, read[start - 1]))
+
+
 def test_reading_lazily_changes_no_batch(tmp_path, monkeypatch):
     path = write_rows(tmp_path / "a.jsonl", 50)
     lazy = [texts_in(step) for step in islice(stream(path).steps(0), 60)]
