@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from angle.modeling.trials import call_options, probe_ids
 
-#: Number of tokens of the text that is run.
-NUM_TOKENS = 24
+#: Number of tokens of the text that is run: as few as `trials.observe` runs, since every model has positions for them.
+NUM_TOKENS = 8
 
 
 def find_linear_layers(backbone: Any) -> list[str]:
