@@ -21,14 +21,15 @@ def check_launcher(train: TrainingConfig) -> None:
         "mixed_precision": train.mixed_precision,
         "gradient_accumulation_steps": str(train.gradient_accumulation_steps),
     }
-    for flag, told in launcher_flags().items():
+    for flag, value in launcher_flags().items():
         if flag in INSTEAD:
-            words = f"{flag} {told}" if told != "true" else flag
+            words = f"{flag} {value}" if value != "true" else flag
             raise ConfigError(f"accelerate launch --{words} is not supported: leave the flag out, and {INSTEAD[flag]}.")
         setting = f"train.{flag}"
-        if told != settings[flag]:
-            value = "bf16" if told == "fp8" else told
+        if value != settings[flag]:
+            supported = "bf16" if value == "fp8" else value
             raise ConfigError(
-                f"accelerate launch --{flag} {told} contradicts {setting}={settings[flag]}: type {setting}={value}, or "
-                f"leave out the flag (a line in the file that accelerate config wrote is one too)."
+                f"accelerate launch --{flag} {value} contradicts {setting}={settings[flag]}: type "
+                f"{setting}={supported}, or leave out the flag (a line in the "
+                f"file that accelerate config wrote is one too)."
             )

@@ -76,7 +76,7 @@ class Run:
         """The encoder that is trained."""
         return self.trainable.encoder
 
-    def way_back(self) -> str:
+    def recovery(self) -> str:
         """Return what is left of the run if it fails now."""
         checkpoint = next(iter(self.folder.checkpoints()), None)
         if checkpoint is None:
@@ -253,7 +253,7 @@ def _train(run: Run, steps: Iterator[list[Batch]], signals: StopSignals) -> None
     peak_lr, warmup = config.learning_rate, warmup_steps(config.warmup_steps, run.total_steps)
     steps_per_epoch = run.data.train.steps_per_epoch
     save_every = math.ceil(run.total_steps / 10) if config.save_steps is None else config.save_steps
-    meter = Meter(run.encoder, run.data.train, run.tracker, progress, run.way_back)
+    meter = Meter(run.encoder, run.data.train, run.tracker, progress, run.recovery)
     tracker.start_progress(progress.step, run.total_steps)
     gradient_cache = run.gradient_cache
     gradient_cache.model.train()
@@ -310,7 +310,7 @@ def _evaluate(run: Run) -> None:
     if bad:
         raise TrainingError(
             f"{enumerate_words([f'valid/{name} is {value}' for name, value in bad.items()])} after step "
-            f"{progress.step}. {run.way_back()} Start a new run with a lower train.learning_rate."
+            f"{progress.step}. {run.recovery()} Start a new run with a lower train.learning_rate."
         )
     if best_metric is not None and best_metric.is_better(values[best_metric.name], progress.best_score):
         progress.best_score, progress.best_step = values[best_metric.name], progress.step

@@ -28,7 +28,7 @@ class Meter:
     """Accumulates the steps since the last report, without waiting for the device at each one."""
 
     def __init__(
-        self, encoder: Encoder, data: TrainingData, tracker: Tracker, progress: Progress, way_back: Callable[[], str]
+        self, encoder: Encoder, data: TrainingData, tracker: Tracker, progress: Progress, recovery: Callable[[], str]
     ) -> None:
         """Start the clock.
 
@@ -37,11 +37,11 @@ class Meter:
             data: what it is trained on.
             tracker: takes the reports.
             progress: read at each batch and added to at each report.
-            way_back: returns what is left of the run if it fails, as a sentence.
+            recovery: returns what is left of the run if it fails, as a sentence.
 
         """
         self._encoder, self._data, self._tracker, self._progress = encoder, data, tracker, progress
-        self._way_back = way_back
+        self._recovery = recovery
         unreported = progress.unreported
         self._names: list[str] = unreported.get("names", [])
         self._values: list[list[float]] = unreported.get("values", [])
@@ -84,7 +84,7 @@ class Meter:
             raise TrainingError(
                 f"The gradients of {MAX_OVERFLOWS} steps in a row, up to step {self._progress.step + 1}, overflowed in "
                 f"fp16, so nothing is learned any more (rows of the last: {self._data.describe(self._progress.step)}). "
-                f"{self._way_back()} Start a new run with train.mixed_precision=bf16, or a lower train.learning_rate."
+                f"{self._recovery()} Start a new run with train.mixed_precision=bf16, or a lower train.learning_rate."
             )
 
     def report(self, lr: float, *, show: bool) -> None:
@@ -178,6 +178,6 @@ class Meter:
 
     def _stop(self, step: int, problem: str) -> NoReturn:
         raise TrainingError(
-            f"{problem}; rows: {self._data.describe(step)}. {self._way_back()} Going on from it would end the same "
+            f"{problem}; rows: {self._data.describe(step)}. {self._recovery()} Going on from it would end the same "
             f"way: look at those rows, and start a new run with a lower train.learning_rate or train.max_grad_norm."
         )
