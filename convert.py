@@ -16,6 +16,12 @@ def main(config: ConvertConfig) -> None:
     done = convert(config)
     if done.merge_distance is not None:
         print(f"Merged  the adapter; the largest cosine distance on held-out texts is {done.merge_distance:.1e}")
+    if done.verification is None:
+        print("Checked nothing: pip install sentence-transformers, to compare what it makes of the folder")
+    else:
+        print(f"Checked {done.verification}")
+    if done.needs_version_6:
+        print("Needs   sentence-transformers 6: version 5 would give other embeddings, so it refuses the folder")
     print(
         f"Saved   {done.folder}\n\nfrom sentence_transformers import SentenceTransformer\n"
         f'model = SentenceTransformer("{done.folder}")',

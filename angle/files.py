@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 from angle.errors import DiskError
 
@@ -20,6 +20,8 @@ from angle.errors import DiskError
 NEW_SUFFIX = ".new"
 #: In a folder of a run's: the checksums of its files.
 MANIFEST = "manifest.json"
+#: What a function that writes a folder returns.
+Result = TypeVar("Result")
 
 
 def write_durably(path: Path, text: str) -> None:
@@ -43,7 +45,7 @@ def make_folder(path: Path) -> None:
         sync(path.parent)
 
 
-def replace_folder(target: Path, write: Callable[[Path], object]) -> None:
+def replace_folder(target: Path, write: Callable[[Path], Result]) -> Result:
     """Write a folder so that a crash at any moment leaves the old one or the new one, complete.
 
     If the crash comes between the two renames, the old one is at another path: `readable_folder` finds it there, and
@@ -53,12 +55,15 @@ def replace_folder(target: Path, write: Callable[[Path], object]) -> None:
         target: the folder to create or replace.
         write: creates the folder whose path it is given, with its contents; if it fails, the old folder stays.
 
+    Returns:
+        What `write` returns.
+
     """
     restore_folder(target)
     temp_path, backup_path = _temp_path(target), _backup_path(target)
     make_folder(target.parent)
     try:
-        write(temp_path)
+        result = write(temp_path)
         sync_tree(temp_path)
         if target.exists():
             target.rename(backup_path)
@@ -68,6 +73,7 @@ def replace_folder(target: Path, write: Callable[[Path], object]) -> None:
         raise
     sync(target.parent)
     remove(backup_path)
+    return result
 
 
 def restore_folder(target: Path) -> None:

@@ -75,6 +75,12 @@ def command(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     return run
 
 
+@pytest.fixture
+def unverified(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let conversions end without the new process that takes seconds, where tests compare embeddings themselves."""
+    monkeypatch.setattr("angle.export.sentence_transformers.can_verify", lambda: False)
+
+
 def made_once(paths: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
     """Return a folder that is made by the first of all pytest workers that asks for it; the others wait for it."""
     root = paths.getbasetemp()

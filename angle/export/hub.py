@@ -14,7 +14,7 @@ from angle.config import HubConfig, TrainConfig
 from angle.config.hub import check_model_id
 from angle.errors import ConfigError, HubError, first_line
 from angle.export.model_card import PushedModel, SentenceTransformersSupport, model_card, public_name
-from angle.export.sentence_transformers import check_supported, write_sentence_transformers_files
+from angle.export.sentence_transformers import TOKENIZER_FILE, check_supported, write_sentence_transformers_files
 from angle.files import MANIFEST, checksum
 from angle.modeling.embedding_config import EmbeddingConfig, read_embedding_config
 from angle.modeling.locations import ADAPTER_FILE
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
 #: The hub itself writes this file into every new repository.
 GIT_ATTRIBUTES = ".gitattributes"
-TOKENIZER_FILE = "tokenizer_config.json"
 #: Entries of that file that tell from where on this machine the tokenizer was loaded.
 LOCAL_TOKENIZER_ENTRIES = ("is_local", "local_files_only", "name_or_path")
 
@@ -180,16 +179,13 @@ def stage_files(model: Path, folder: Path, model_id: str, base: str) -> PushedMo
             _write_json(target, _read_json(source) | {"base_model_name_or_path": public_name(base)})
         elif source.name == TOKENIZER_FILE:
             content = _read_json(source)
-            content = {key: value for key, value in content.items() if key not in LOCAL_TOKENIZER_ENTRIES}
-            if support is SentenceTransformersSupport.AS_IS:
-                # As in save_sentence_transformers; our encoder reads its side from angle_config.json.
-                content["padding_side"] = "right"
-            _write_json(target, content)
+            _write_json(target, {key: value for key, value in content.items() if key not in LOCAL_TOKENIZER_ENTRIES})
         else:
             target.symlink_to(source.resolve())
     if support is SentenceTransformersSupport.AS_IS:
         assert hidden_size is not None
-        write_sentence_transformers_files(embedding_config, hidden_size, folder)
+        if write_sentence_transformers_files(embedding_config, hidden_size, folder):
+            support = SentenceTransformersSupport.IN_VERSION_6
     return PushedModel(model_id, embedding_config, base, bool(adapter), hidden_size, support)
 
 

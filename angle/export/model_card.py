@@ -34,8 +34,12 @@ class SentenceTransformersSupport(Enum):
     """Whether sentence-transformers can load a pushed model."""
 
     AS_IS = "as it is"
+    IN_VERSION_6 = "as it is, in version 6 or later"
     CONVERTED = "once it is converted"
     NEVER = "never"
+
+
+LOADABLE = (SentenceTransformersSupport.AS_IS, SentenceTransformersSupport.IN_VERSION_6)
 
 
 @dataclass(frozen=True)
@@ -103,7 +107,7 @@ def _metadata(model: PushedModel, scores: Sequence[Score], trained_on: Sequence[
 
     library = "peft" if model.has_adapters else "transformers"
     tags = ["sentence-similarity", "feature-extraction", "angle"]
-    if model.sentence_transformers is SentenceTransformersSupport.AS_IS:
+    if model.sentence_transformers in LOADABLE:
         library = "sentence-transformers"
         tags.insert(0, library)
     base = split_gguf(model.base)[0]
@@ -163,9 +167,10 @@ def _use(model: PushedModel) -> str:
         row = ", ".join(f'"{column}": "..."' for column in columns)
         texts += f", [{{{row}}}, {{{row}}}]"
     code = f"```python\nfrom angle import {imports}\n\nembeddings = Encoder.load({name}).encode({texts})\n```"
-    if model.sentence_transformers is SentenceTransformersSupport.AS_IS:
+    if model.sentence_transformers in LOADABLE:
+        versions = "" if model.sentence_transformers is SentenceTransformersSupport.AS_IS else " 6 or later"
         return (
-            f"{code}\n\nThe same embeddings with [sentence-transformers](https://sbert.net):\n\n```python\n"
+            f"{code}\n\nThe same embeddings with [sentence-transformers](https://sbert.net){versions}:\n\n```python\n"
             f"from sentence_transformers import SentenceTransformer\n\n"
             f'embeddings = SentenceTransformer("{model.model_id}").encode({texts})\n```'
         )

@@ -13,15 +13,22 @@ from safetensors.torch import save_file
 
 from angle.config import RUN_FILE, ConvertConfig
 from angle.errors import ConfigError
+from angle.export.generations import needs_version_6, shared_model_config, shared_tokenizer_config
 from angle.export.merging import embed_unmerged
+from angle.export.verification import Verification, can_verify, texts_to_compare, verify
 from angle.files import replace_folder
+from angle.modeling.bidirectional import bidirectional_switches
 from angle.modeling.embedding_config import EmbeddingConfig
 from angle.modeling.encoder import Encoder
 from angle.modeling.layers import base_model
-from angle.modeling.locations import TINY, adapter_base, locate_model
+from angle.modeling.locations import ADAPTER_FILE, TINY, adapter_base, locate_model, read_json_object
 from angle.modeling.pooling import POOLINGS, SENTENCE_TRANSFORMERS_KEYS, averaging_matrix
 from angle.modeling.trials import padding_is_exact
 from angle.quiet import quiet_transformers
+
+TOKENIZER_FILE = "tokenizer_config.json"
+#: What version 6 calls the module that version 5 has as sentence_transformers.models.Transformer.
+VERSION_6_TRANSFORMER = "sentence_transformers.base.modules.transformer.Transformer"
 
 
 @dataclass(frozen=True)
@@ -31,14 +38,18 @@ class Conversion:
     folder: Path
     merge_distance: float | None
     """Largest cosine distance that merging an adapter caused; None if none was merged."""
+    needs_version_6: bool
+    """Whether sentence-transformers 5 refuses to load the folder, because its embeddings would differ."""
+    verification: Verification | None
+    """How the embeddings compare with the encoder's; None without sentence-transformers to load the folder."""
 
 
 def convert(config: ConvertConfig) -> Conversion:
-    """Write a model as a sentence-transformers folder.
+    """Write a model as a sentence-transformers folder, and load that in a new process to compare embeddings.
 
     Raises:
-        ConfigError: sentence-transformers does not support the pooling or the template, the folder is not empty, or
-            merging the adapter changes the embeddings.
+        ConfigError: sentence-transformers does not support the pooling or the template, the folder is not empty,
+            merging the adapter changes the embeddings, or sentence-transformers gives others.
 
     """
     source = Path(config.model.name_or_path)
@@ -59,17 +70,31 @@ def convert(config: ConvertConfig) -> Conversion:
     unmerged = embed_unmerged(model, config.pooling) if has_adapter and config.merge else None
     encoder = Encoder.load(model, config.pooling, merge=config.merge).eval()
     distance = None if unmerged is None else unmerged.distance(encoder)
-    save_sentence_transformers(encoder, folder, normalize=config.normalize)
-    return Conversion(folder, distance)
+    _check_expressible(encoder)
+
+    def write(scratch: Path) -> Conversion:
+        needs_version_6 = _write_folder(encoder, scratch, normalize=config.normalize)
+        verification = _verify(encoder, scratch, config) if can_verify() else None
+        return Conversion(folder, distance, needs_version_6, verification)
+
+    return replace_folder(folder, write)
 
 
-def save_sentence_transformers(encoder: Encoder, folder: Path, *, normalize: bool = False) -> None:
-    """Write an encoder as a sentence-transformers folder, atomically.
+def save_sentence_transformers(encoder: Encoder, folder: Path, *, normalize: bool = False) -> bool:
+    """Write an encoder as a sentence-transformers folder, atomically; unlike `convert`, without loading it.
+
+    Returns whether only version 6 of sentence-transformers can load it.
 
     Raises:
         ConfigError: sentence-transformers does not support the pooling or the template.
 
     """
+    _check_expressible(encoder)
+    return replace_folder(folder, lambda scratch: _write_folder(encoder, scratch, normalize=normalize))
+
+
+def _check_expressible(encoder: Encoder) -> None:
+    """Raise ConfigError if sentence-transformers cannot express an encoder, as far as that is known without writing."""
     check_supported(encoder.embedding_config)
     tokenizer = encoder.tokenizer
     if not padding_is_exact(encoder.backbone, tokenizer.max_length, tokenizer.pad_id):
@@ -78,19 +103,24 @@ def save_sentence_transformers(encoder: Encoder, folder: Path, *, normalize: boo
             f"would change its embeddings: load this model with angle's Encoder."
         )
 
-    def write(scratch: Path) -> None:
-        # Padding never changes our embeddings. In sentence-transformers, left padding changes those of a model with a
-        # table of positions; right padding is harmless for any model.
-        padding_side, tokenizer.tokenizer.padding_side = tokenizer.tokenizer.padding_side, "right"
-        encoder.save(scratch)
-        tokenizer.tokenizer.padding_side = padding_side
-        if encoder.has_adapters or encoder.bidirectional_from == 0:
-            _check_stock_model(encoder, scratch)
-        write_sentence_transformers_files(
-            encoder.embedding_config, encoder.backbone.config.hidden_size, scratch, normalize=normalize
-        )
 
-    replace_folder(folder, write)
+def _write_folder(encoder: Encoder, folder: Path, *, normalize: bool) -> bool:
+    """Write an encoder into a new folder, and return whether only version 6 of sentence-transformers can load that."""
+    encoder.save(folder)
+    if encoder.has_adapters or encoder.bidirectional_from == 0:
+        _check_stock_model(encoder, folder)
+    hidden_size = encoder.backbone.config.hidden_size
+    return write_sentence_transformers_files(encoder.embedding_config, hidden_size, folder, normalize=normalize)
+
+
+def _verify(encoder: Encoder, folder: Path, config: ConvertConfig) -> Verification:
+    """Compare the embeddings of a written folder with the encoder's, whose weights are then gone."""
+    texts, dtype = texts_to_compare(encoder.tokenizer.max_length), encoder.backbone.dtype
+    expected = encoder.encode(texts)
+    encoder.to("meta")  # the other process needs as much memory
+    expected = torch.nn.functional.normalize(expected) if config.normalize else expected
+    flags = ("--trust-remote-code",) if config.model.trust_remote_code else ()
+    return verify(folder, texts, expected, dtype, *flags)
 
 
 def check_supported(embedding_config: EmbeddingConfig) -> None:
@@ -112,10 +142,11 @@ def check_supported(embedding_config: EmbeddingConfig) -> None:
 
 def write_sentence_transformers_files(
     embedding_config: EmbeddingConfig, hidden_size: int, folder: Path, *, normalize: bool = False
-) -> None:
+) -> bool:
     """Write, into a folder with a model, the small files that tell sentence-transformers how to use it.
 
-    Weights and tokenizer stay as they are; the tokenizer must pad on the right.
+    The settings of its model and tokenizer are written anew, for both generations; if they are links, what they lead
+    to stays.
 
     Args:
         embedding_config: how texts are tokenised and pooled.
@@ -123,13 +154,20 @@ def write_sentence_transformers_files(
         folder: the folder with the model.
         normalize: whether to scale every embedding to unit length.
 
+    Returns:
+        Whether only version 6 of sentence-transformers can load it.
+
     Raises:
         ConfigError: sentence-transformers does not support the pooling or the template; nothing is written.
 
     """
     check_supported(embedding_config)
     prefix, modes = _prompt_prefix(embedding_config.prompt), _pooling_modes(embedding_config.pooling)
+    _write_json(folder / TOKENIZER_FILE, shared_tokenizer_config(_read_json(folder / TOKENIZER_FILE)))
+    version_6_only = _share_model_config(folder)
     modules = [_module(0, "", "Transformer"), _module(1, "1_Pooling", "Pooling")]
+    if version_6_only:  # 5 has no module of that name, and ends in an error before it loads anything
+        modules[0]["type"] = VERSION_6_TRANSFORMER
     _write_json(
         folder / "sentence_bert_config.json",
         {"max_seq_length": embedding_config.max_length, "do_lower_case": bool(embedding_config.lower_case)},
@@ -156,32 +194,53 @@ def write_sentence_transformers_files(
             "prompts": {"text": prefix} if prefix else {},
             "default_prompt_name": "text" if prefix else None,
             "similarity_fn_name": "cosine",
+            # 5 says first that the folder was made by a later version, and to update.
+            **({"__version__": {"sentence_transformers": "6.0.0"}} if version_6_only else {}),
         },
     )
+    return version_6_only
+
+
+def _share_model_config(folder: Path) -> bool:
+    """Write the model's settings where both generations read them, and return whether only the later one can do so."""
+    adapter_file, model_file = folder / ADAPTER_FILE, folder / "config.json"
+    if not adapter_file.is_file():
+        content = shared_model_config(_read_json(model_file))
+        _write_json(model_file, content)
+        return needs_version_6(content)
+    base = _read_json(adapter_file)["base_model_name_or_path"]
+    content = read_json_object(base, "config.json", None) or {}  # which stays as it is
+    return needs_version_6(content) or content != shared_model_config(content)
 
 
 def _check_stock_model(encoder: Encoder, folder: Path) -> None:
     """Check that plain transformers reproduces the encoder's hidden states from a saved folder; if not, remove it.
+
+    A bidirectional decoder's configuration is changed, if need be, to one that lets transformers do so.
 
     Raises:
         ConfigError: transformers interprets bidirectional layers, or an adapter, differently.
 
     """
     if encoder.has_adapters:
+        changes: list[dict[str, Any]] = [{}]
         problem = (
             "merge=false cannot work with this model: sentence-transformers would put the adapter on its base as that "
             "is stored, which gives other embeddings; type merge=true."
         )
     else:
-        path = folder / "config.json"
-        _write_json(path, json.loads(path.read_text(encoding="utf-8")) | {"is_causal": False})
+        changes = bidirectional_switches(encoder.backbone.config)
         problem = (
             f"{type(encoder.backbone).__name__} cannot attend in both directions by its configuration alone, which is "
             f"all that sentence-transformers reads: load this model with angle's Encoder."
         )
-    if not _transformers_gives_same_states(encoder, folder):
-        shutil.rmtree(folder)
-        raise ConfigError(problem)
+    for change in changes:
+        if change:
+            _write_json(folder / "config.json", _read_json(folder / "config.json") | change)
+        if _transformers_gives_same_states(encoder, folder):
+            return
+    shutil.rmtree(folder)
+    raise ConfigError(problem)
 
 
 @quiet_transformers()
@@ -242,6 +301,11 @@ def _write_averaging_layer(folder: Path, hidden_size: int, dimensions: int, num_
     save_file({"linear.weight": averaging_matrix(hidden_size, dimensions, num_modes)}, folder / "model.safetensors")
 
 
+def _read_json(path: Path) -> dict[str, Any]:
+    return dict(json.loads(path.read_text(encoding="utf-8")))
+
+
 def _write_json(path: Path, content: Any) -> None:
     path.parent.mkdir(exist_ok=True)
+    path.unlink(missing_ok=True)  # it may be a link
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -101,6 +101,20 @@ def is_bidirectional_by_config(config: Any) -> bool:
     return getattr(config, "is_causal", True) is False or getattr(config, "use_bidirectional_attention", None) is True
 
 
+def bidirectional_switches(config: Any) -> list[dict[str, Any]]:
+    """Return changes of a decoder's config.json, each of which may let all of its layers attend in both directions.
+
+    Which one does is seen by trying; none is needed if the decoder attends so by its own configuration.
+    """
+    if is_bidirectional_by_config(config):
+        return [{}]
+    switches: list[dict[str, Any]] = [{"is_causal": False}]
+    if config.model_type == "gemma3_text":  # has one of its own, with which windows are saved as wide to both sides
+        width = 2 * (config.sliding_window - 1)
+        switches.insert(0, {"use_bidirectional_attention": True, "sliding_window": width})
+    return switches
+
+
 def decoder_layers(decoder: PreTrainedModel) -> nn.ModuleList:
     """Return the decoder's layers.
 

@@ -101,6 +101,11 @@ def test_sentence_transformers_finds_the_same_score(default_run):
     (record,) = folder.glob("runs/*/*/run.json")
     done = start("convert.py", f"model.name_or_path={record.parent.relative_to(folder)}", folder=folder)
     assert (done.returncode, done.stderr) == (0, "")
+    (distance,) = re.findall(
+        r"^Checked the folder in a new process; the largest cosine distance on 20 texts is (\S+) "
+        r"\(sentence-transformers [\d.]+ and transformers [\d.]+\)$", done.stdout, re.MULTILINE,
+    )  # fmt: skip
+    assert float(distance) < 1e-5
     (path,) = re.findall(r'SentenceTransformer\("(.+)"\)', done.stdout)
     model = SentenceTransformer(str(folder / path), device="cpu")
     pairs = sample.columns("A", "test")
@@ -241,6 +246,7 @@ def test_the_sweep_that_is_suggested_is_one_of_the_run(command: Command, tmp_pat
             assert setting in run.read_text()
 
 
+@pytest.mark.slow
 def test_suggested_commands_quote_the_folder(command: Command, tmp_path: Path) -> None:
     done = command("train.py", *sample_files(tmp_path), "train.max_steps=1", "train.output_dir='out dïr [a]'")
     line = next(line for line in done.stdout.splitlines() if "convert.py" in line)

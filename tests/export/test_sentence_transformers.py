@@ -25,6 +25,7 @@ from angle.modeling.encoder import Encoder
 from angle.modeling.pooling import POOLINGS
 from angle.modeling.tiny import tiny_model, tiny_tokenizer
 
+pytestmark = pytest.mark.usefixtures("unverified")
 EXPRESSIBLE = [name for name, pooling in POOLINGS.items() if pooling.sentence_transformers]
 TEXTS = [
     "Rain.",

@@ -95,6 +95,7 @@ def test_embeddings_match_the_original_model(file: Path) -> None:
         torch.testing.assert_close(encoder.encode([text])[0], expected, rtol=0, atol=1e-5)
 
 
+@pytest.mark.usefixtures("unverified")
 def test_converting_makes_a_folder_of_plain_weights(file: Path, tmp_path: Path) -> None:
     folder = convert(ConvertConfig(ModelConfig(str(file)), output_dir=str(tmp_path / "plain"))).folder
     original, plain = (Encoder.load(str(source)).eval().encode(TEXTS) for source in (file, folder))

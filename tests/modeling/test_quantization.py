@@ -111,6 +111,7 @@ def test_4_bit_weights_are_counted_singly(folder, load_kbit):
 
 
 @pytest.mark.parametrize("load_kbit", [4, 8])
+@pytest.mark.usefixtures("unverified")
 def test_merging_changes_no_embedding(folder, load_kbit, tmp_path):
     from sentence_transformers import SentenceTransformer
 

@@ -1,0 +1,107 @@
+"""Compare what sentence-transformers makes of a written folder, in a new process, with the encoder's own embeddings."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from itertools import cycle, islice
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from angle.data import sample
+from angle.errors import ConfigError
+from angle.export.merging import LOW_PRECISION_TOLERANCE
+
+#: Largest distance of two embeddings of a text, if weights and states are float32.
+TOLERANCE = 1e-5
+#: Words of the texts to compare on; one more has twice as many as the encoder reads tokens, so it is cut off.
+NUM_WORDS = (1, 1, 2, 3, 3, 5, 8, 8, 13, 13, 21, 34, 55, 89, 144, 233)
+OTHER_TEXTS = ("SHOUTING costs 37 % more!", 'Naïve "façades": (1) Größe, {2} coöperation; 3/4…', "x1-Yz_09")
+
+
+@dataclass(frozen=True)
+class Verification:
+    """The result of a comparison."""
+
+    distance: float
+    """The largest distance of two embeddings of a text."""
+    num_texts: int
+    versions: dict[str, str]
+    """Versions of the packages that loaded the folder."""
+
+    def __str__(self) -> str:
+        """Return the result in human-readable form."""
+        versions = " and ".join(f"{name.replace('_', '-')} {version}" for name, version in self.versions.items())
+        return (
+            f"the folder in a new process; the largest cosine distance on {self.num_texts} texts is "
+            f"{self.distance:.1e} ({versions})"
+        )
+
+
+def can_verify() -> bool:
+    """Return whether sentence-transformers is installed."""
+    return importlib.util.find_spec("sentence_transformers") is not None
+
+
+def texts_to_compare(max_length: int) -> list[str]:
+    """Return texts that are short, long, and longer than the `max_length` tokens that an encoder reads."""
+    words = " ".join(map(str, sample.columns("A", "test", 100)["text1"])).split()
+    counts = (*NUM_WORDS, 2 * max_length)
+    endless = cycle(words)
+    return [*(" ".join(islice(endless, count)) for count in counts), *OTHER_TEXTS]
+
+
+def distances(actual: Tensor, expected: Tensor) -> Tensor:
+    """Return the distances (N,) of embeddings (N, D): cosine distances, to which differences in length are added.
+
+    They are half the squared relative differences: for embeddings of one length, that is the cosine distance, but
+    without its rounding errors.
+    """
+    actual, expected = actual.double(), expected.double()
+    errors: Tensor = (actual - expected).norm(dim=1) / expected.norm(dim=1)
+    return errors.square() / 2
+
+
+def verify(folder: Path, texts: list[str], expected: Tensor, dtype: torch.dtype, *flags: str) -> Verification:
+    """Load a folder with sentence-transformers in a new process, and compare embeddings.
+
+    Args:
+        folder: what was written.
+        texts: N texts.
+        expected: their embeddings (N, D) by the encoder.
+        dtype: of the encoder's weights.
+        flags: of `plain_encode`.
+
+    Raises:
+        ConfigError: it does not load, or embeddings differ.
+
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        input_file, output_file = Path(scratch, "texts.json"), Path(scratch, "embeddings.npy")
+        input_file.write_text(json.dumps(texts), encoding="utf-8")
+        script = str(Path(__file__).with_name("plain_encode.py"))
+        # -P: modules beside the script are not importable by their bare names, such as sentence_transformers.
+        words = [sys.executable, "-P", script, str(folder), str(input_file), str(output_file), *flags]
+        done = subprocess.run(words, capture_output=True, text=True)
+        if done.returncode != 0:
+            reason = (done.stderr.strip().splitlines() or [f"it ended with exit code {done.returncode}"])[-1]
+            raise ConfigError(
+                f"sentence-transformers does not load what was written ({reason[:300]}), so nothing is kept: use the "
+                f"model as it is, with angle's Encoder."
+            )
+        actual = torch.from_numpy(np.load(output_file))
+    tolerance = TOLERANCE if dtype == torch.float32 else LOW_PRECISION_TOLERANCE
+    distance = float(distances(actual, expected).max())
+    if not distance <= tolerance:
+        raise ConfigError(
+            f"sentence-transformers makes other embeddings of what was written, by {distance:.1e} in cosine where "
+            f"{tolerance:.0e} is allowed, so nothing is kept: use the model as it is, with angle's Encoder."
+        )
+    return Verification(distance, len(texts), json.loads(done.stdout.splitlines()[-1]))
