@@ -8,8 +8,11 @@ in a file (--results), so that a few architectures can be run at a time; --table
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import json
 import logging
+import shutil
 import tempfile
 import time
 import traceback
@@ -17,93 +20,47 @@ import warnings
 from collections import Counter
 from collections.abc import Callable
 from importlib.metadata import version
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
+from safetensors.torch import load_file
 from torch import Tensor
 
-from angle.config import LoraConfig, ModelConfig, PoolingConfig
+from angle.config import LoraConfig, ModelConfig, PoolingConfig, TrainConfig
+from angle.config.build import build_config
 from angle.errors import ConfigError, DataError
 from angle.export.sentence_transformers import save_sentence_transformers
 from angle.modeling.bidirectional import check_bidirectional_layers
 from angle.modeling.encoder import Encoder
-from angle.modeling.tiny import tiny_tokenizer
+from angle.modeling.trials import call_options
 from angle.structures import Tokens
+from angle.training.loop import fit
+from angle.training.run_folder import RunFolder
+from benchmarks.small_models import build, text_architectures
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
-#: Sizes of small models, by the names that configurations have for them.
-SIZES: dict[str, Any] = {
-    size: value
-    for value, names in (
-        (
-            32,
-            "hidden_size d_model n_embd emb_dim dim model_dim embedding_size input_embedding_size hidden_dim d_latents",
-        ),
-        (
-            48,
-            "intermediate_size ffn_dim n_inner d_ff decoder_ffn_dim encoder_ffn_dim moe_intermediate_size dff d_inner "
-            "shared_expert_intermediate_size ffn_hidden_size mlp_hidden_size moe_shared_expert_intermediate_size "
-            "intermediate_size_mlp shared_intermediate_size feed_forward_size expert_ffn_hidden_size",
-        ),
-        (4, "num_hidden_layers n_layer num_layers n_layers encoder_layers decoder_layers num_encoder_layers"),
-        (4, "num_attention_heads n_head n_heads encoder_attention_heads decoder_attention_heads num_heads"),
-        (4, "mamba_n_heads mamba_num_heads linear_num_key_heads linear_num_value_heads"),
-        (2, "num_key_value_heads num_kv_heads n_kv_heads num_global_key_value_heads"),
-        (
-            8,
-            "head_dim attention_head_dim qk_rope_head_dim qk_nope_head_dim v_head_dim dim_head global_head_dim d_kv "
-            "kv_channels qk_head_dim swa_head_dim swa_v_head_dim mamba_d_head mamba_head_dim linear_key_head_dim "
-            "linear_value_head_dim hidden_size_per_layer_input",
-        ),
-        (16, "q_lora_rank kv_lora_rank mamba_d_state state_size ssm_state_size lru_width"),
-        (
-            160,
-            "max_position_embeddings n_positions n_ctx max_seq_len max_sequence_length seq_length max_seq_length "
-            "original_max_position_embeddings",
-        ),
-        (4, "num_experts num_local_experts n_routed_experts moe_num_experts num_local_expert"),
-        (2, "num_experts_per_tok moe_topk moe_k num_experts_per_token moe_top_k experts_per_token"),
-        (1, "n_group topk_group n_groups num_expert_groups first_k_dense_replace"),
-        (8, "sliding_window local_attention attention_window window_size attention_window_size image_size patch_size"),
-        (0.2, "initializer_range init_std"),
-        (0, "pad_token_id"),
-        (2, "bos_token_id"),
-        (3, "eos_token_id"),
-    )
-    for size in names.split()
-}
-#: What else an architecture's configuration needs in order to be small.
-SETTINGS: dict[str, dict[str, Any]] = {
-    "esm": {"position_embedding_type": "rotary"},
-    "funnel": {"block_sizes": [2, 2], "architectures": ["FunnelModel"]},
-    "gpt_neo": {"attention_types": [[["global", "local"], 2]], "window_size": 8},
-    "reformer": {"axial_pos_embds_dim": [16, 16], "axial_pos_shape": [16, 16], "attention_head_size": 8},
-    "hunyuan_v1_dense": {"head_dim": 8},
-    "hunyuan_v1_moe": {"head_dim": 8},
-    "ministral": {"head_dim": 8},
-    "convbert": {"head_ratio": 2},
-    "longformer": {"attention_window": 8},
-    "deepseek_v2": {"num_experts_per_tok": 2},
-    "nemotron": {"num_key_value_heads": 2},
-    "codegen": {"rotary_dim": 8},
-    "gptj": {"rotary_dim": 8},
-}
 SENTENCE = "a dog chases the cat and two birds watch an old man who eats red apples in the garden by the river"
 WORDS = SENTENCE.split()
 #: Texts of many lengths, some of them equal.
-TEXTS = [
-    " ".join((WORDS * 6)[start : start + count]) for start, count in enumerate([1, 3, 3, 12, 40, 7, 100, 2, 12, 60])
-]
-MAX_LENGTH = 128
-#: Largest relative distance of two embeddings that should be the same.
-TOLERANCE = 1e-4
-CHECKS = ("loads", "alone", "truth", "gradients", "saved", "layers", "lora", "converted")
+TEXTS = [" ".join((WORDS * 6)[start : start + count]) for start, count in enumerate([1, 3, 3, 12, 70, 7, 2, 24])]
+MAX_LENGTH = 80
+#: Largest distance of two embeddings that should be the same, relative to their length; of two gradients.
+TOLERANCE, GRADIENT_TOLERANCE = 1e-5, 1e-4
+#: A run's settings, with which it is resumed after its first step.
+RUN = {"max_steps": 2, "save_steps": 1, "batch_size": 4, "learning_rate": 1e-3}
+CHECKS = ("loads", "alone", "truth", "direction", "gradients", "resumed", "saved", "layers", "lora", "converted")
+#: Those that compare numbers.
+MEASURED = ("alone", "truth", "gradients", "saved", "layers", "lora", "converted")
 TITLES = {
     "loads": "loads",
     "alone": "alone equals among others",
     "truth": "equals transformers",
-    "gradients": "gradients",
+    "direction": "direction as measured",
+    "gradients": "gradients equal transformers'",
+    "resumed": "resumed equals straight",
     "saved": "saved and loaded",
     "layers": "cut, saved and loaded",
     "lora": "LoRA, saved and loaded",
@@ -111,63 +68,9 @@ TITLES = {
 }
 
 
-def text_architectures() -> list[str]:
-    """Return the names of transformers' architectures with a masked or a causal language model."""
-    from transformers.models.auto.modeling_auto import (
-        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
-        MODEL_FOR_MASKED_LM_MAPPING_NAMES,
-        MODEL_MAPPING_NAMES,
-    )
-
-    heads = {*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, *MODEL_FOR_MASKED_LM_MAPPING_NAMES}
-    return [name for name in MODEL_MAPPING_NAMES if name in heads]
-
-
-def small_config(config_class: Any, vocabulary: int, **settings: Any) -> Any:
-    """Return a configuration of a small model."""
-    default = config_class()
-    given = default.to_dict()
-    sizes = {
-        name: size
-        for name, size in (SIZES | dict.fromkeys(("vocab_size", "vocab_size_per_layer_input"), vocabulary)).items()
-        if name in given
-        and (isinstance(given[name], (int, float)) or name.endswith("_token_id") or name == "vocab_size")
-    }
-    if "kv_lora_rank" in given:  # multi-latent attention has no groups of heads
-        sizes["num_key_value_heads"] = sizes["num_attention_heads"]
-    parts = {
-        name: small_config(part_class, vocabulary).to_dict()
-        for name, part_class in (getattr(config_class, "sub_configs", None) or {}).items()
-        if getattr(default, name, None) is not None and hasattr(part_class, "to_dict")
-    }
-    return config_class(**sizes | parts | settings)
-
-
-def build(name: str, folder: Path) -> None:
-    """Write a small random model of an architecture, and a tokenizer."""
-    from transformers import CONFIG_MAPPING, AutoModel
-
-    torch.manual_seed(1)
-    tokenizer = tiny_tokenizer()
-    config = small_config(CONFIG_MAPPING[name], len(tokenizer), **SETTINGS.get(name, {}))
-    with torch.device("meta"):
-        size = sum(parameter.numel() for parameter in AutoModel.from_config(config).parameters())
-    if size > 50_000_000:
-        raise ValueError(f"{size:,} weights")
-    model = AutoModel.from_config(config)
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-
-
 def distance(actual: Tensor, expected: Tensor) -> float:
     """Return the largest relative distance of two embeddings of a text."""
     return float(((actual - expected).norm(dim=1) / expected.norm(dim=1)).max())
-
-
-def expect_same(actual: Tensor, expected: Tensor) -> None:
-    """Raise AssertionError if embeddings differ."""
-    found = distance(actual.float(), expected.float())
-    assert found <= TOLERANCE, f"off by {found:.1e}"
 
 
 def model_config(folder: Path, **settings: Any) -> ModelConfig:
@@ -183,6 +86,8 @@ class Checks:
         self.folder, self.scratch = folder, scratch
         self.encoder: Encoder | None = None
         self.expected: Tensor | None = None
+        self.stock: Any = None
+        self.largest = 0.0
 
     def loads(self) -> None:
         """Load the model, and embed every text alone."""
@@ -191,38 +96,86 @@ class Checks:
             check_bidirectional_layers(self.encoder.backbone, self.encoder.bidirectional_from)
         self.expected = torch.cat([self.encoder.encode([text]) for text in TEXTS])
 
+    def expect_same(self, actual: Tensor, expected: Tensor, tolerance: float = TOLERANCE) -> None:
+        """Raise AssertionError if rows differ, and remember by how much they do."""
+        found = distance(actual.float(), expected.float())
+        self.largest = max(self.largest, found)
+        assert found <= tolerance, f"off by {found:.1e}"
+
     def alone(self) -> None:
         """Compare with the text among others, in two orders."""
-        expect_same(self.encoder.encode(TEXTS), self.expected)
-        expect_same(self.encoder.encode(TEXTS[::-1], batch_size=4).flip(0), self.expected)
+        self.expect_same(self.encoder.encode(TEXTS), self.expected)
+        self.expect_same(self.encoder.encode(TEXTS[::-1], batch_size=4).flip(0), self.expected)
         tokens: Tokens = self.encoder.tokenizer(TEXTS)
         ids = torch.from_numpy(tokens.ids).long()
-        expect_same(self.encoder(ids, tokens.lengths).detach(), self.expected)
+        self.expect_same(self.encoder(ids, tokens.lengths).detach(), self.expected)
+
+    def _stock(self, ids: Tensor) -> Tensor:
+        """Return the states (L, D) of tokens (L,) by transformers' own model."""
+        if self.stock is None:
+            from transformers import AutoModel
+
+            self.stock = AutoModel.from_pretrained(self.folder).eval()
+        return self.stock(input_ids=ids[None], **call_options(self.stock)).last_hidden_state[0]
+
+    def _text_ids(self) -> list[Tensor]:
+        return [torch.from_numpy(self.encoder.tokenizer([text]).ids).long() for text in TEXTS]
 
     def truth(self) -> None:
         """Compare with transformers' own model, one text at a time."""
-        from transformers import AutoModel
+        with torch.no_grad():
+            self.expect_same(self.expected, torch.stack([self._stock(ids).mean(0) for ids in self._text_ids()]))
 
-        stock, rows = AutoModel.from_pretrained(self.folder).eval(), []
-        for text in TEXTS:
-            ids = torch.from_numpy(self.encoder.tokenizer([text]).ids).long()[None]
-            with torch.no_grad():
-                rows.append(stock(input_ids=ids).last_hidden_state[0].mean(0))
-        expect_same(self.expected, torch.stack(rows))
+    def direction(self) -> None:
+        """Change the last token of a text, and see whether the states before it change in transformers' own model."""
+        ids = max(self._text_ids(), key=len)
+        with torch.no_grad():
+            states, others = self._stock(ids), self._stock(torch.cat([ids[:-1], ids[1:2]]))
+        is_causal = torch.equal(states[:-1], others[:-1])
+        assert is_causal == self.encoder.is_llm, f"causal: {is_causal}"
 
     def gradients(self) -> None:
-        """Train one step: every gradient is finite, and most weights have one."""
-        encoder = Encoder.load(model_config(self.folder), PoolingConfig("avg")).train()
-        tokens = encoder.tokenizer(TEXTS)
+        """Compare the gradients of a step with those of transformers' own model, one text at a time."""
+        encoder, tokens = self.encoder, self.encoder.tokenizer(TEXTS)
         encoder(torch.from_numpy(tokens.ids).long(), tokens.lengths).sin().sum().backward()
-        found = [parameter.grad for parameter in encoder.parameters() if parameter.grad is not None]
-        assert all(bool(gradient.isfinite().all()) for gradient in found), "a gradient is not finite"
-        assert sum(bool(gradient.any()) for gradient in found) > 5, "hardly any weight has a gradient"
+        for ids in self._text_ids():
+            self._stock(ids).mean(0).sin().sum().backward()
+        expected = dict(self.stock.named_parameters())
+        found = {name: parameter.grad for name, parameter in encoder.backbone.named_parameters()}
+        without = [name for name, weight in expected.items() if weight.grad is not None and found[name] is None]
+        assert not without, f"{without[0]} has no gradient"
+        pairs = [(found[name], weight.grad) for name, weight in expected.items() if weight.grad is not None]
+        assert len(pairs) > 5, "hardly any weight has a gradient"
+        found_all, expected_all = (
+            torch.cat([part.flatten() for part in side])[None] for side in zip(*pairs, strict=True)
+        )
+        assert found_all.isfinite().all(), "a gradient is not finite"
+        self.expect_same(found_all, expected_all, GRADIENT_TOLERANCE)
+
+    def resumed(self) -> None:
+        """Train two steps, and the second one again from its checkpoint: the weights are the same to the bit."""
+        rows, run = self.scratch / "rows.jsonl", self.scratch / "run"
+        texts = [text for text in TEXTS if len(text) < 100]
+        pairs = [{"text1": text, "text2": other, "label": 1} for text, other in product(texts, texts[:2])]
+        rows.write_text("".join(json.dumps(pair) + "\n" for pair in pairs[:8]), encoding="utf-8")
+        model = {"name_or_path": str(self.folder), "max_length": MAX_LENGTH}
+        data = {"train": {"name_or_path": str(rows)}}
+        settings = {"model": model, "data": data, "train": RUN | {"output_dir": str(run)}}
+        weights = []
+        for _ in range(2):
+            with contextlib.redirect_stdout(io.StringIO()):
+                fit(build_config(settings, TrainConfig))
+            weights.append(load_file(run / "final" / "model.safetensors"))
+            RunFolder(run).update(finished=False)
+            shutil.rmtree(run / "checkpoints" / "step-00000002")
+        assert weights[0].keys() == weights[1].keys()
+        changed = [name for name, weight in weights[0].items() if not torch.equal(weight, weights[1][name])]
+        assert not changed, f"{changed[0]} differs"
 
     def _reloaded(self, encoder: Encoder, name: str) -> None:
         expected = encoder.eval().encode(TEXTS)
         encoder.save(self.scratch / name)
-        expect_same(Encoder.load(str(self.scratch / name)).eval().encode(TEXTS), expected)
+        self.expect_same(Encoder.load(str(self.scratch / name)).eval().encode(TEXTS), expected)
 
     def saved(self) -> None:
         """Save the whole model and load it."""
@@ -253,7 +206,7 @@ class Checks:
 
         save_sentence_transformers(self.encoder, self.scratch / "converted")
         theirs = SentenceTransformer(str(self.scratch / "converted"), device="cpu")
-        expect_same(theirs.encode(TEXTS, convert_to_tensor=True, batch_size=4), self.expected)
+        self.expect_same(theirs.encode(TEXTS, convert_to_tensor=True, batch_size=4), self.expected)
 
 
 def outcome(check: Callable[[], None]) -> str:
@@ -285,9 +238,12 @@ def check(name: str) -> dict[str, str]:
         result = {"name": name, "built": "right", "loads": outcome(checks.loads)}
         if checks.encoder is not None:
             result["layout"] = str(checks.encoder.layout)
-            result["direction"] = "causal" if checks.encoder.is_llm else "bidirectional"
+            result["attends"] = "causal" if checks.encoder.is_llm else "bidirectional"
         if checks.expected is not None:
-            result |= {kind: outcome(getattr(checks, kind)) for kind in CHECKS[1:]}
+            for kind in CHECKS[1:]:
+                checks.largest = 0.0
+                result[kind] = outcome(getattr(checks, kind))
+            result[f"{kind} off by"] = f"{checks.largest:.1e}"
         return result | {"seconds": f"{time.perf_counter() - started:.1f}"}
 
 
@@ -307,12 +263,14 @@ def table(results: list[dict[str, str]]) -> str:
         f"architectures, {len(built)} of them built small; others need more than a configuration class "
         f"to be small.",
         "",
-        "| check | right | refused | fault |",
-        "|---|---|---|---|",
+        "| check | right | refused | fault | largest distance |",
+        "|---|---|---|---|---|",
     ]
     for kind in CHECKS:
         counts = Counter(result[kind].split(":")[0] for result in built if kind in result)
-        lines.append(f"| {TITLES[kind]} | {counts['right']} | {counts['refused']} | {counts['fault']} |")
+        largest = max((float(result[f"{kind} off by"]) for result in built if result.get(kind) == "right"), default=0.0)
+        counted = " | ".join(str(counts[mark]) for mark in ("right", "refused", "fault"))
+        lines.append(f"| {TITLES[kind]} | {counted} | {f'{largest:.0e}' if kind in MEASURED else '-'} |")
     layouts = Counter(result["layout"] for result in built if "layout" in result)
     lines += ["", "Texts run " + ", ".join(f"{name} in {count}" for name, count in layouts.most_common()) + ".", ""]
     lines += ["| architecture | texts run | attends | " + " | ".join(TITLES[kind] for kind in CHECKS) + " |"]
@@ -321,7 +279,7 @@ def table(results: list[dict[str, str]]) -> str:
         marks = [result.get(kind, "-").split(":")[0].replace("right", "✓") for kind in CHECKS]
         lines.append(
             f"| {result['name']} | "
-            + " | ".join([result.get("layout", "-"), result.get("direction", "-"), *marks])
+            + " | ".join([result.get("layout", "-"), result.get("attends", "-"), *marks])
             + " |"
         )
     for mark, title in (("refused", "Refused"), ("fault", "Faults")):
@@ -353,6 +311,7 @@ def main() -> None:
         return
     warnings.filterwarnings("ignore")
     logging.disable(logging.WARNING)
+    transformers.utils.logging.disable_progress_bar()
     torch.set_num_threads(1)
     started = time.perf_counter()
     for name in arguments.names or [name for name in text_architectures() if name not in results]:

@@ -34,9 +34,10 @@ from angle.modeling.packing import (
     token_positions,
 )
 from angle.modeling.pooling import check_causal_pooling, pool, resolve_pooling
+from angle.modeling.token_types import TokenTypes, find_token_types
 from angle.modeling.tokenizer import TextTokenizer
 from angle.modeling.tokenizer_loading import load_tokenizer
-from angle.modeling.trials import LayoutTrial, call_options, observe, packing_is_exact
+from angle.modeling.trials import LayoutTrial, call_options, observe, packing_is_exact, probe_ids
 from angle.quiet import quiet_transformers
 from angle.structures import Lengths, Tokens, to_device
 
@@ -60,6 +61,7 @@ class Encoder(nn.Module):
         kernels: InstalledKernels | None = None,
         unpacked_layout: Layout = Layout.PADDED,
         position_limit: int | None = None,
+        token_types: TokenTypes | None = None,
     ) -> None:
         """Put the parts together; use `load` to get them from a name or a folder."""
         super().__init__()
@@ -72,7 +74,7 @@ class Encoder(nn.Module):
         self.kernels = kernels
         #: How texts run where they are not packed, and how many tokens of a text the model has positions for.
         self.unpacked_layout, self.position_limit = unpacked_layout, position_limit
-        self._call_options = call_options(backbone)
+        self._call_options: dict[str, Any] = {"token_types": token_types, **call_options(backbone)}
         self.packable = kernels is not None and kernels.reasons["packing"] is None
         self.packing_failed = False
         #: Type of the device on which packed rows were last tested.
@@ -125,6 +127,7 @@ class Encoder(nn.Module):
         name, revision = sources.find_tokenizer()
         limit = observation.position_limit
         tokenizer = load_tokenizer(replace(model, revision=revision), name, embedding_config, strategy, backbone, limit)
+        types = find_token_types(backbone, tokenizer.tokenizer, probe_ids(backbone, 9))
         bidirectional_from = first_bidirectional_layer(
             backbone, billm, embedding_config, is_llm=is_llm, num_layers=model.layers
         )
@@ -140,12 +143,12 @@ class Encoder(nn.Module):
             backbone = adapters.add_adapters(backbone, base, revision, saved_adapters=saved, new_config=new_adapter)
         if model.layers is not None:  # what is tried is the model that will run
             truncate_layers(backbone, model.layers)
-        trial = LayoutTrial(backbone, model.name_or_path, tokenizer.max_length, tokenizer.pad_id)
+        trial = LayoutTrial(backbone, model.name_or_path, tokenizer.max_length, tokenizer.pad_id, types)
         skipped = kernel_selector(backbone, model.kernels)
         kernels = install_kernels(backbone, skipped, lambda _: trial.install_packing(model.attn_implementation))
         layout = trial.choose_layout(packed=kernels.reasons["packing"] is None)
         bits = None if merged else load_kbit
-        encoder = cls(backbone, tokenizer, strategy, is_llm, bidirectional_from, bits, kernels, layout, limit)
+        encoder = cls(backbone, tokenizer, strategy, is_llm, bidirectional_from, bits, kernels, layout, limit, types)
         encoder.fingerprints, dimensions = sources.fingerprints, embedding_config.dimensions
         encoder.truncate(embedding_config.layers, dimensions and min(dimensions, encoder.dimensions))
         encoder.truncate(model.layers, model.dimensions)

@@ -23,6 +23,7 @@ from angle.kernels.attention.packed import ATTENDS_BY_LENGTH_GROUP
 from angle.kernels.attention.varlen import PackedTexts
 from angle.kernels.linear import round_up_rows
 from angle.modeling.layers import StateSelector, last_hidden_states
+from angle.modeling.token_types import TokenTypes
 from angle.structures import Lengths, to_device
 
 #: Number of buckets of similar length that a padded batch is split into. CPUs pay for padding, GPUs for launches.
@@ -39,7 +40,12 @@ class Layout(StrEnum):
 
 
 def run_packed(
-    backbone: Any, ids: Tensor, lengths: Lengths, select: StateSelector = last_hidden_states, **options: bool
+    backbone: Any,
+    ids: Tensor,
+    lengths: Lengths,
+    select: StateSelector = last_hidden_states,
+    token_types: TokenTypes | None = None,
+    **options: bool,
 ) -> list[Tensor]:
     """Return the states (T, D), by depth, of the tokens of texts, which are sorted longest first.
 
@@ -48,6 +54,7 @@ def run_packed(
         ids: (T,) tokens of all texts.
         lengths: (N,) tokens of each text.
         select: which states to return.
+        token_types: the types of tokens, for a model that uses them.
         options: further arguments of the model.
 
     """
@@ -62,6 +69,7 @@ def run_packed(
         # wait for the device to do so.
         attention_mask=torch.ones(1, 1, 1, 1, dtype=torch.bool, device=ids.device),
         packed_texts=PackedTexts(lengths, ids.device),
+        **({} if token_types is None else {"token_type_ids": token_types.of_texts(lengths, ids.device)[None]}),
         **options,
     )
     return [states[0, :num_tokens] for states in select(output)]
@@ -85,16 +93,19 @@ def run_padded(
     lengths: Lengths,
     pad_id: int,
     select: StateSelector = last_hidden_states,
+    token_types: TokenTypes | None = None,
     **options: bool,
 ) -> list[Tensor]:
     """Return the same as `run_packed`, for any model and any order of texts, run as one padded batch."""
     positions = np.arange(lengths.max())
     is_token = positions < lengths[:, None]
-    gather_indices = np.where(is_token, (lengths.cumsum() - lengths)[:, None] + positions, 0)
-    mask = to_device(is_token, ids.device)
+    gather = np.where(is_token, (lengths.cumsum() - lengths)[:, None] + positions, 0)
+    gather_indices, mask = to_device(gather, ids.device), to_device(is_token, ids.device)
+    types = None if token_types is None else token_types.of_texts(lengths, ids.device)
     output = backbone(
-        input_ids=torch.where(mask, ids[to_device(gather_indices, ids.device)], pad_id),
+        input_ids=torch.where(mask, ids[gather_indices], pad_id),
         attention_mask=mask.long(),
+        **({} if types is None else {"token_type_ids": types[gather_indices]}),
         **options,
     )
     token_indices = to_device(np.flatnonzero(is_token), ids.device)
@@ -107,12 +118,14 @@ def run_in_groups(
     groups: list[Lengths],
     pad_id: int,
     select: StateSelector = last_hidden_states,
+    token_types: TokenTypes | None = None,
     **options: bool,
 ) -> list[Tensor]:
     """Return the same as `run_padded`, for texts that are run as one padded batch per group of their lengths."""
     parts = torch.split(ids, [int(group.sum()) for group in groups])
     states = [
-        run_padded(backbone, part, group, pad_id, select, **options) for part, group in zip(parts, groups, strict=True)
+        run_padded(backbone, part, group, pad_id, select, token_types, **options)
+        for part, group in zip(parts, groups, strict=True)
     ]
     return [torch.cat(layer_states) for layer_states in zip(*states, strict=True)]
 

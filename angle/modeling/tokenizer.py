@@ -38,6 +38,18 @@ def special_tokens_around(tokenizer: Any) -> SpecialTokens:
         ConfigError: its vocabulary has no word that a text could be written with.
 
     """
+    encoded, start, end = encode_a_word(tokenizer)
+    tokens = tokenizer.convert_ids_to_tokens(encoded["input_ids"])
+    return tuple(tokens[:start]), tuple(tokens[end:])
+
+
+def encode_a_word(tokenizer: Any) -> tuple[Mapping[str, list[int]], int, int]:
+    """Return what a transformers tokenizer makes of some word that it knows, and where in there the word lies.
+
+    Raises:
+        ConfigError: its vocabulary has none.
+
+    """
     special_ids = set(tokenizer.all_special_ids)
     for token_id in range(min(len(tokenizer), MAX_PROBES)):
         if token_id in special_ids:
@@ -46,8 +58,7 @@ def special_tokens_around(tokenizer: Any) -> SpecialTokens:
         ids, mask = encoded["input_ids"], encoded["special_tokens_mask"]
         positions = [position for position, special in enumerate(mask) if not special]
         if any(ids[position] not in special_ids for position in positions):  # not just unknown
-            tokens = tokenizer.convert_ids_to_tokens(ids)
-            return tuple(tokens[: positions[0]]), tuple(tokens[positions[-1] + 1 :])
+            return encoded, positions[0], positions[-1] + 1
     raise ConfigError(
         f"{type(tokenizer).__name__} has a vocabulary of {len(tokenizer)} tokens, with none of which a text can be "
         f"written; transformers makes up such a one where a folder has no tokenizer.json: copy the tokenizer's files "

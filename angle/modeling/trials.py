@@ -26,6 +26,7 @@ from angle.kernels.attention.packed import set_packed_attention
 from angle.modeling.layers import base_model, last_hidden_states
 from angle.modeling.packing import Layout, run_in_groups, run_packed, run_padded, split_into_groups
 from angle.modeling.token_embeddings import num_token_embeddings
+from angle.modeling.token_types import TokenTypes
 from angle.structures import Lengths
 
 #: Architectures of which tests show that padding and other texts change nothing, whatever their settings.
@@ -162,7 +163,9 @@ def _rope_types(config: Any) -> set[str]:
 class LayoutTrial:
     """Texts run alone, with which layouts are compared. Created before any kernel is installed."""
 
-    def __init__(self, backbone: Any, name: str, max_length: int, pad_id: int) -> None:
+    def __init__(
+        self, backbone: Any, name: str, max_length: int, pad_id: int, token_types: TokenTypes | None = None
+    ) -> None:
         """Run the texts as they should be: alone, shortest first; or padded, if that is known to give the same.
 
         Args:
@@ -170,6 +173,7 @@ class LayoutTrial:
             name: `model.name_or_path`, for messages.
             max_length: number of tokens of the longest text.
             pad_id: the token that pads.
+            token_types: the types of tokens, for a model that uses them.
 
         Raises:
             ConfigError: the model fails on texts of that length.
@@ -178,7 +182,7 @@ class LayoutTrial:
         self.backbone, self.name = backbone, name
         self.pad_id = pad_id
         self.proved = is_proved(backbone)
-        self.options = call_options(backbone)
+        self.options: dict[str, Any] = {"token_types": token_types, **call_options(backbone)}
         longest = _trial_tokens(base_model(backbone).config, max_length)
         self.lengths = np.minimum([6, 4, 4] if self.proved else [longest, 17, 5, 5], max_length)
         self.ids = probe_ids(backbone, int(self.lengths.sum()))

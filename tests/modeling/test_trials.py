@@ -115,7 +115,9 @@ def test_embeddings_that_depend_on_chance_are_refused(
     folder_of: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run_padded = trials.run_padded
-    monkeypatch.setattr(trials, "run_padded", lambda *args: [states + torch.rand(1) for states in run_padded(*args)])
+    monkeypatch.setattr(
+        trials, "run_padded", lambda *args, **options: [states + torch.rand(1) for states in run_padded(*args)]
+    )
     with pytest.raises(ConfigError, match=r"FNetModel gives a text embeddings that depend on the texts before it, or"):
         load(folder_of("fnet"))
 
