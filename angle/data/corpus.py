@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from angle.cache import cache_folder, load_array, save_array
+from angle.cache import cache_folder
 from angle.config import LimitsConfig, SourceConfig, label_name
 from angle.data import formats, sources
 from angle.data.cells import describe_non_text, parse_label, text_problem
 from angle.data.purposes import limit_name, setting_name, source_label
 from angle.data.table import Row, Table
+from angle.data.token_cache import cached_tokens
 from angle.errors import NAME_LENGTH, DataError, brief, listed
 from angle.structures import DataFormat, Tokens
 
@@ -144,6 +144,9 @@ class CorpusBuilder:
         self._cell_sizes: list[int] = []
         self._labels: list[float] = []
         self._origins: dict[str, int] = {}
+        self._table: Table | None = None  # that of the last row, whose origin is `_table_origin`
+        self._table_origin = 0
+        self._ones = [1] * len(data_format.roles)
         self._origin: list[int] = []
         self._numbers: list[int] = []
         self._dropped = 0
@@ -158,38 +161,63 @@ class CorpusBuilder:
         label = self._label(table, number, row) if self.format.labelled else 0.0
         if label is None:
             return
-        cells = [self._cell(table, number, row, column) for column in self.format.roles]
-        extras = [row.get(name) for name in self.extra_columns]
-        for name, value in zip(self.extra_columns, extras, strict=True):
-            may_be_used = isinstance(value, str) and not value.strip()  # unlike a text, it may be empty
-            if not may_be_used and (problem := self._text_problem(value)):
-                description = f"{problem[1]}, but the template model.prompt uses it"
-                self._report(table, number, name, "template", description)
-                return
-        if any(cell is None for cell in cells):
+        cells = self._cells(table, number, row)
+        extras = self._extras(table, number, row) if self.extra_columns else ()
+        if cells is None or extras is None:
             return
-        for cell in cells:
-            assert cell is not None
-            for text in cell:
-                self._cell_texts.append(self._texts.setdefault((text, *map(str, extras)), len(self._texts)))
-            self._cell_sizes.append(len(cell))
+        texts, sizes = cells
+        text_ids = self._texts
+        for text in texts:
+            key = (text, *extras) if extras else (text,)
+            self._cell_texts.append(text_ids.setdefault(key, len(text_ids)))
+        self._cell_sizes += sizes
         self._labels.append(label)
-        origin = f"{table.name} {table.unit}"
-        self._origin.append(self._origins.setdefault(origin, len(self._origins)))
+        if table is not self._table:
+            self._table = table
+            self._table_origin = self._origins.setdefault(f"{table.name} {table.unit}", len(self._origins))
+        self._origin.append(self._table_origin)
         self._numbers.append(number)
 
-    def _cell(self, table: Table, number: int, row: Row, column: str) -> Sequence[str] | None:
-        value = row.get(column)
+    def _cells(self, table: Table, number: int, row: Row) -> tuple[Sequence[str], Sequence[int]] | None:
+        """Return the texts of a row, cell after cell, and how many each cell has; None if there is a problem."""
+        values: list[Any] = [row.get(column) for column in self.format.roles]
+        if self._are_plain(values):
+            return values, self._ones
+        cells = [self._cell(table, number, *cell) for cell in zip(self.format.roles, values, strict=True)]
+        if None in cells:
+            return None
+        return [text for cell in cells for text in cell or ()], [len(cell or ()) for cell in cells]
+
+    def _are_plain(self, values: Sequence[Any]) -> bool:
+        """Return whether these are texts, one a cell and without problems, as nearly all are: each by itself costs."""
+        try:
+            joined = "".join(values)
+            encodable = joined.isascii() or bool(joined.encode())
+        except (TypeError, UnicodeEncodeError):
+            return False
+        return encodable and len(joined) <= self.text_length and all(text and not text.isspace() for text in values)
+
+    def _cell(self, table: Table, number: int, column: str, value: Any) -> Sequence[str] | None:
         texts: list[Any] = value if isinstance(value, list) else [value]
         if not texts:
             self._report(table, number, column, "empty list", "is an empty list")
             return None
         for text in texts:
-            usual = isinstance(text, str) and text.isascii() and len(text) <= self.text_length and text.strip()
-            if not usual and (problem := self._text_problem(text)):
+            if problem := self._text_problem(text):
                 self._report(table, number, column, *problem)
                 return None
         return texts
+
+    def _extras(self, table: Table, number: int, row: Row) -> Sequence[str] | None:
+        """Return what the additional columns hold; None if the template could not use one."""
+        values = [row.get(name) for name in self.extra_columns]
+        for name, value in zip(self.extra_columns, values, strict=True):
+            may_be_used = isinstance(value, str) and not value.strip()  # unlike a text, it may be empty
+            if not may_be_used and (problem := self._text_problem(value)):
+                description = f"{problem[1]}, but the template model.prompt uses it"
+                self._report(table, number, name, "template", description)
+                return None
+        return list(map(str, values))
 
     def _text_problem(self, value: object) -> tuple[str, str] | None:
         return text_problem(value, self.text_length, limit_name(self.purpose, "text_length"))
@@ -310,25 +338,6 @@ class CorpusBuilder:
         except ValueError as error:
             raise DataError(f"{setting_name(self.purpose)}: {str(error).rstrip('.')}.") from None
         return tokens
-
-
-def cached_tokens(folder: Path, tokenize: Callable[[], Tokens], texts: int) -> Tokens:
-    """Return the tokens of so many texts, cached in `folder`; if missing or damaged, compute and save them."""
-    cached = _load_cached_tokens(folder)
-    if cached is not None and len(cached) == texts:
-        return cached
-    tokens = tokenize()
-    save_array(folder / "ids.npy", tokens.ids)
-    save_array(folder / "offsets.npy", tokens.offsets)
-    return tokens
-
-
-def _load_cached_tokens(folder: Path) -> Tokens | None:
-    ids, offsets = load_array(folder / "ids.npy"), load_array(folder / "offsets.npy")
-    if ids is None or offsets is None or ids.ndim != 1 or offsets.ndim != 1 or not len(offsets):
-        return None
-    consistent = offsets[0] == 0 and offsets[-1] == len(ids) and (np.diff(offsets) >= 0).all()
-    return Tokens(ids, offsets) if consistent else None
 
 
 def load_corpus(

@@ -16,9 +16,10 @@ from conftest import SpyTokenizer, tokens_of, write_jsonl
 
 from angle import structures
 from angle.config import SourceConfig
-from angle.data.corpus import Corpus, cached_tokens, load_corpus
+from angle.data.corpus import Corpus, load_corpus
 from angle.data.purposes import TASKS
 from angle.data.sources import open_tables
+from angle.data.token_cache import cached_tokens
 from angle.errors import DataError
 from angle.modeling.tiny import tiny_tokenizer
 from angle.modeling.tokenizer import TextTokenizer
