@@ -29,7 +29,7 @@ ROPE_BASES_BY_LAYER = {
 ROPE_NAMES = {"gpt_neox": {"rope_theta": "rotary_emb_base", "partial_rotary_factor": "rotary_pct"}}
 
 
-def shared_tokenizer_config(content: dict[str, Any]) -> dict[str, Any]:
+def shared_tokenizer_config(content: dict[str, Any], *, uses_token_types: bool) -> dict[str, Any]:
     """Return a tokenizer_config.json with which both generations write texts as the encoder's tokenizer does.
 
     Both have the class that takes tokenizer.json as it is. Others are missing in one of them, or build the tokenizer
@@ -40,8 +40,8 @@ def shared_tokenizer_config(content: dict[str, Any]) -> dict[str, Any]:
         # Padding never changes our embeddings. In sentence-transformers, left padding changes those of a model with a
         # table of positions; right padding is harmless for any model.
         "padding_side": "right",
-        # The encoder passes no types of tokens, and decoders such as GPT-2 add the embedding of token 0 for type 0.
-        "model_input_names": ["input_ids", "attention_mask"],
+        # Decoders such as GPT-2 would add the embedding of token 0 for type 0.
+        "model_input_names": ["input_ids", *(["token_type_ids"] if uses_token_types else []), "attention_mask"],
     }
     if isinstance(shared.get("extra_special_tokens"), list):  # transformers 4 knows the list by another name
         shared["additional_special_tokens"] = shared.pop("extra_special_tokens")

@@ -18,6 +18,7 @@ from angle.export.sentence_transformers import TOKENIZER_FILE, check_supported, 
 from angle.files import MANIFEST, checksum
 from angle.modeling.embedding_config import EmbeddingConfig, read_embedding_config
 from angle.modeling.locations import ADAPTER_FILE
+from angle.modeling.trials import is_proved_config
 from angle.quiet import quiet_hub
 from angle.timeouts import call_with_timeout
 
@@ -169,7 +170,7 @@ def stage_files(model: Path, folder: Path, model_id: str, base: str) -> PushedMo
     embedding_config, adapter = read_embedding_config(str(model)), _read_json(model / ADAPTER_FILE)
     base = str(adapter.get("base_model_name_or_path", base))
     hidden_size = _read_json(model / "config.json").get("hidden_size")
-    support = _support(embedding_config, has_adapters=bool(adapter), hidden_size=hidden_size)
+    support = SentenceTransformersSupport.CONVERTED if adapter else _support(embedding_config, model)
     for source in sorted(model.rglob("*")):
         target = folder / source.relative_to(model)
         if source.is_dir() or source.name in ("README.md", MANIFEST):  # peft's README contains a local path
@@ -189,17 +190,18 @@ def stage_files(model: Path, folder: Path, model_id: str, base: str) -> PushedMo
     return PushedModel(model_id, embedding_config, base, bool(adapter), hidden_size, support)
 
 
-def _support(
-    embedding_config: EmbeddingConfig, *, has_adapters: bool, hidden_size: int | None
-) -> SentenceTransformersSupport:
+def _support(embedding_config: EmbeddingConfig, model: Path) -> SentenceTransformersSupport:
+    from transformers import AutoConfig
+
     try:
         check_supported(embedding_config)
     except ConfigError:
         return SentenceTransformersSupport.NEVER
-    # A bidirectional decoder must be loaded to find out whether transformers computes the same; convert does that.
-    if has_adapters or embedding_config.bidirectional_from is not None or hidden_size is None:
-        return SentenceTransformersSupport.CONVERTED
-    return SentenceTransformersSupport.AS_IS
+    # Others must be loaded to find out whether padding, or a bidirectional decoder, is the same; convert does that.
+    is_known = embedding_config.bidirectional_from is None and "auto_map" not in _read_json(model / "config.json")
+    if is_known and is_proved_config(AutoConfig.from_pretrained(model)):
+        return SentenceTransformersSupport.AS_IS
+    return SentenceTransformersSupport.CONVERTED
 
 
 def _read_json(path: Path) -> dict[str, Any]:

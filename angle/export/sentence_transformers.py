@@ -110,7 +110,10 @@ def _write_folder(encoder: Encoder, folder: Path, *, normalize: bool) -> bool:
     if encoder.has_adapters or encoder.bidirectional_from == 0:
         _check_stock_model(encoder, folder)
     hidden_size = encoder.backbone.config.hidden_size
-    return write_sentence_transformers_files(encoder.embedding_config, hidden_size, folder, normalize=normalize)
+    uses_token_types = encoder.token_types is not None
+    return write_sentence_transformers_files(
+        encoder.embedding_config, hidden_size, folder, normalize=normalize, uses_token_types=uses_token_types
+    )
 
 
 def _verify(encoder: Encoder, folder: Path, config: ConvertConfig) -> Verification:
@@ -141,7 +144,12 @@ def check_supported(embedding_config: EmbeddingConfig) -> None:
 
 
 def write_sentence_transformers_files(
-    embedding_config: EmbeddingConfig, hidden_size: int, folder: Path, *, normalize: bool = False
+    embedding_config: EmbeddingConfig,
+    hidden_size: int,
+    folder: Path,
+    *,
+    normalize: bool = False,
+    uses_token_types: bool = False,
 ) -> bool:
     """Write, into a folder with a model, the small files that tell sentence-transformers how to use it.
 
@@ -153,6 +161,7 @@ def write_sentence_transformers_files(
         hidden_size: dimension of the model's hidden states.
         folder: the folder with the model.
         normalize: whether to scale every embedding to unit length.
+        uses_token_types: whether the model is given the types of tokens.
 
     Returns:
         Whether only version 6 of sentence-transformers can load it.
@@ -163,7 +172,8 @@ def write_sentence_transformers_files(
     """
     check_supported(embedding_config)
     prefix, modes = _prompt_prefix(embedding_config.prompt), _pooling_modes(embedding_config.pooling)
-    _write_json(folder / TOKENIZER_FILE, shared_tokenizer_config(_read_json(folder / TOKENIZER_FILE)))
+    tokenizer_config = shared_tokenizer_config(_read_json(folder / TOKENIZER_FILE), uses_token_types=uses_token_types)
+    _write_json(folder / TOKENIZER_FILE, tokenizer_config)
     version_6_only = _share_model_config(folder)
     modules = [_module(0, "", "Transformer"), _module(1, "1_Pooling", "Pooling")]
     if version_6_only:  # 5 has no module of that name, and ends in an error before it loads anything

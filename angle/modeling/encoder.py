@@ -74,6 +74,7 @@ class Encoder(nn.Module):
         self.kernels = kernels
         #: How texts run where they are not packed, and how many tokens of a text the model has positions for.
         self.unpacked_layout, self.position_limit = unpacked_layout, position_limit
+        self.token_types = token_types
         self._call_options: dict[str, Any] = {"token_types": token_types, **call_options(backbone)}
         self.packable = kernels is not None and kernels.reasons["packing"] is None
         self.packing_failed = False

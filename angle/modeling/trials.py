@@ -143,11 +143,12 @@ def _reason(error: Exception) -> str:
 def is_proved(backbone: Any) -> bool:
     """Return whether a model's texts are known to change nothing in each other when padded."""
     model = base_model(backbone)
-    return (
-        type(model).__module__.startswith("transformers.")
-        and model.config.model_type in PROVED
-        and not any(name in _rope_types(model.config) for name in LENGTH_DEPENDENT_ROPE)
-    )
+    return type(model).__module__.startswith("transformers.") and is_proved_config(model.config)
+
+
+def is_proved_config(config: Any) -> bool:
+    """Return the same of the models that transformers has for a configuration."""
+    return config.model_type in PROVED and not any(name in _rope_types(config) for name in LENGTH_DEPENDENT_ROPE)
 
 
 def _rope_parameters(config: Any) -> list[dict[str, Any]]:

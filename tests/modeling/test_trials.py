@@ -15,6 +15,8 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModel
 
 from angle import ConfigError, Encoder, ModelConfig, PoolingConfig
+from angle.export.hub import stage_files
+from angle.export.model_card import SentenceTransformersSupport
 from angle.export.sentence_transformers import save_sentence_transformers
 from angle.modeling import trials
 from angle.modeling.packing import Layout
@@ -175,9 +177,16 @@ def test_a_model_that_runs_no_texts_is_refused(folder_of: Callable[[str], str]) 
 
 def test_what_only_padding_breaks_is_not_converted(folder_of: Callable[[str], str], tmp_path: Path) -> None:
     """It pads; a model that packs and is exact when padded is converted."""
+    encoder = load(folder_of("fnet"))
     with pytest.raises(ConfigError, match=r"^FNetModel has no equivalent in sentence-transformers, whose padding"):
-        save_sentence_transformers(load(folder_of("fnet")), tmp_path / "fnet")
+        save_sentence_transformers(encoder, tmp_path / "fnet")
     assert not (tmp_path / "fnet").exists()
+    encoder.save(tmp_path / "saved")
+    (tmp_path / "staged").mkdir()
+    assert stage_files(tmp_path / "saved", tmp_path / "staged", "user/fnet", "tiny").sentence_transformers is (
+        SentenceTransformersSupport.CONVERTED
+    )
+    assert not (tmp_path / "staged" / "modules.json").exists()
     save_sentence_transformers(load(folder_of("gpt2")), tmp_path / "gpt2")
 
 
