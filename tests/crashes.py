@@ -32,6 +32,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import fork_server
+
 REPO = Path(__file__).resolve().parent.parent
 KINDS = ("killed", "emptied", "torn", "synced")
 #: A file's content, or None for a folder, by path.
@@ -42,7 +44,7 @@ CHANGES = {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir"}
 UNCHECKED = ("train.log", ".lock")
 EMPTY = b""
 #: What every run needs.
-LIBRARIES = ("accelerate", "hydra.main", "safetensors.torch", "scipy.stats", "angle.training.loop", "angle.cli.app")
+LIBRARIES = (*fork_server.LIBRARIES, "angle.training.loop", "angle.cli.app")
 
 
 @dataclass
@@ -94,12 +96,16 @@ class Recorder:
 
     def _note_sync(self, path: Path) -> None:
         inode = path.stat().st_ino
-        for known in (self.synced_files, self.synced_names):
-            known.pop(inode, None)  # of something removed whose number is used again
         if path.is_dir():
             self.synced_names[inode] = {entry.name: entry.stat().st_ino for entry in path.iterdir()}
         else:
             self.synced_files[inode] = self._read(path)
+
+    def _forget_all_but(self, inodes: set[int]) -> None:
+        """Forget what was synced of things that are removed: their numbers are used again."""
+        for known in (self.synced_files, self.synced_names):
+            for inode in known.keys() - inodes:
+                del known[inode]
 
     def _read(self, path: Path) -> bytes:
         """Return a file's content, which is mostly known already."""
@@ -127,7 +133,9 @@ class Recorder:
         try:
             self.changes += 1
             killed, emptied, torn = Disk(), Disk(), Disk()
-            for path in sorted(self.folder.rglob("*")):
+            paths = sorted(self.folder.rglob("*"))
+            self._forget_all_but({path.stat().st_ino for path in (self.folder, *paths)})
+            for path in paths:
                 name = str(path.relative_to(self.folder))
                 if path.is_dir():
                     killed[name] = emptied[name] = torn[name] = None
@@ -192,8 +200,8 @@ def outcome(disk: Disk) -> dict[str, Any]:
     return result
 
 
-def in_child(task: Callable[[], object], out: Path) -> tuple[int, str]:
-    """Run a task in a fork of this process; return its exit code and what it printed."""
+def fork(task: Callable[[], object], out: Path) -> int:
+    """Run a task in a fork of this process, which prints to a file; return the number of the fork."""
     child = os.fork()
     if not child:
         descriptor = os.open(out, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
@@ -213,7 +221,12 @@ def in_child(task: Callable[[], object], out: Path) -> tuple[int, str]:
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(code)
-    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    return child
+
+
+def in_child(task: Callable[[], object], out: Path) -> tuple[int, str]:
+    """Run a task in a fork of this process; return its exit code and what it printed."""
+    code = os.waitstatus_to_exitcode(os.waitpid(fork(task, out), 0)[1])
     return code, out.read_text(errors="replace")
 
 
@@ -268,15 +281,20 @@ def resume(recording: Recording, disk: Disk, root: Path) -> str | None:
     shutil.rmtree(folder, ignore_errors=True)
     write_disk(folder, disk)
     code, printed = in_child(lambda: train(recording.words), root / "printed")
-    after = read_disk(folder)
     if code:
         errors = [line for line in printed.splitlines() if line.startswith("Error: ")]
         if code == 1 and len(errors) == 1 and "Traceback" not in printed:
             return f"refused: {errors[0]}"
         return f"wrong: exit code {code}: {printed[-1500:]}"
-    found, expected = outcome(after), outcome(recording.expected)
+    differing = differences(folder, recording.expected)
+    return f"wrong: {differing}" if differing else None
+
+
+def differences(folder: Path, expected_disk: Disk) -> str:
+    """Return in which files a finished run differs from the one that nothing stopped, "" if in none."""
+    found, expected = outcome(read_disk(folder)), outcome(expected_disk)
     differing = sorted(name for name in found.keys() | expected.keys() if found.get(name, 0) != expected.get(name, 0))
-    return f"wrong: other than uninterrupted: {', '.join(differing)}" if differing else None
+    return f"other than uninterrupted: {', '.join(differing)}" if differing else ""
 
 
 def small_run(folder: Path) -> list[str]:
@@ -298,16 +316,16 @@ def all_runs(folder: Path) -> Iterator[tuple[str, list[str]]]:
     yield "espresso and teacher", [*words, "ese=on", "ese.compression_size=32", "teacher=self"]
 
 
-def warm_up() -> None:
-    """Import it, so that forks need not."""
+def import_libraries() -> None:
+    """Import what every run needs, so that forks need not, and set what is read then."""
+    os.environ |= {"CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1", "WANDB_MODE": "disabled", "OMP_NUM_THREADS": "1"}
     for name in LIBRARIES:
         importlib.import_module(name)
 
 
 def main() -> int:
     """Try every disk of every kind of run; print what happened, and return how often it was wrong."""
-    os.environ |= {"CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1", "WANDB_MODE": "disabled", "OMP_NUM_THREADS": "1"}
-    warm_up()
+    import_libraries()
     share, *names = sys.argv[1:] or ["1/1"]
     part, parts = map(int, share.split("/"))
     wrong = 0

@@ -33,7 +33,7 @@ from typing import NamedTuple
 
 #: Variables that are read while a command runs, and by none of LIBRARIES when it is imported.
 READ_LATE = {
-    "ANGLE_CACHE", "BiLLM_START_INDEX", "NETRC", "PYTEST_CURRENT_TEST", "WANDB_API_KEY", "WANDB_MODE",
+    "ANGLE_CACHE", "BiLLM_START_INDEX", "NETRC", "PYTEST_CURRENT_TEST", "SIGNALLED", "WANDB_API_KEY", "WANDB_MODE",
     "RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT",
 }  # fmt: skip
 #: Beginnings of more of them: what launchers say to accelerate.

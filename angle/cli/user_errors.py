@@ -32,7 +32,7 @@ def exit_on_user_error() -> Iterator[None]:
         print_error(error)
         sys.exit(1)
     except StoppedError as stopped:
-        report_failure(str(stopped))
+        report_failure(f"stopped by {stopped}; the run can go on")
         sys.exit(EXIT_STOPPED)
     except KeyboardInterrupt:
         sys.exit(EXIT_SIGINT)

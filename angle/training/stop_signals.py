@@ -19,6 +19,8 @@ STOP = ("SIGINT", "SIGTERM", "SIGHUP")
 SAVE = "SIGUSR1"
 #: A launcher passes on what its processes have got already from the terminal. Within this time it is the same signal.
 LAUNCHER_SECONDS = 5.0
+#: Once one process has ended, a launcher sends the others a signal, and gives them this time.
+SHUTDOWN_SECONDS = 30.0
 
 
 class StopSignals:
@@ -27,8 +29,8 @@ class StopSignals:
     def __init__(self, processes: int) -> None:
         """Start without a signal; `processes` is how many train together."""
         self._processes = processes
-        self._stop: signal.Signals | None = None
-        self._stop_time = 0.0
+        self._cause: str | None = None  # what ends the run
+        self._patient_until = 0.0  # until then, what several processes get is no second signal
         self._save = False
         self._in_step = False
 
@@ -61,26 +63,33 @@ class StopSignals:
             yield
         finally:
             self._in_step = False
-        if self._stop is not None:
+        if self._cause is not None:
             raise self.stopped()
 
     def agree(self) -> tuple[bool, bool]:
         """Return whether to stop after this step, and whether to save it. Every process must call this."""
-        wishes = [self._stop is not None, self._stop is not None or self._save]
+        wishes = [self._cause is not None, self._cause is not None or self._save]
         self._save = False
         stop, save = all_reduce_max([int(wish) for wish in wishes], self._processes)
+        if stop and self._cause is None:
+            self._begin_to_stop("another process's signal")
         return bool(stop), bool(save)
 
     def stopped(self) -> StoppedError:
-        """Return the error that ends the run."""
-        return StoppedError("another process's signal" if self._stop is None else self._stop.name)
+        """Return the error that ends the run; whichever process ends first, the others have time to say so."""
+        assert self._cause is not None
+        self._patient_until = time.monotonic() + SHUTDOWN_SECONDS
+        return StoppedError(self._cause)
+
+    def _begin_to_stop(self, cause: str) -> None:
+        self._cause, self._patient_until = cause, time.monotonic() + LAUNCHER_SECONDS
 
     def _on_stop(self, number: int, frame: FrameType | None) -> None:
-        if self._stop is not None:
-            if self._processes == 1 or time.monotonic() - self._stop_time > LAUNCHER_SECONDS:
+        if self._cause is not None:
+            if self._processes == 1 or time.monotonic() > self._patient_until:
                 os._exit(128 + number)
             return
-        self._stop, self._stop_time = signal.Signals(number), time.monotonic()
+        self._begin_to_stop(signal.Signals(number).name)
         if not self._in_step:
             raise self.stopped()
 

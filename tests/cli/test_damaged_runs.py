@@ -12,6 +12,8 @@ import fork_server
 import pytest
 from conftest import REPO, sample_files, sample_rows, snapshot, start
 
+pytestmark = pytest.mark.slow
+
 SETTINGS = [
     "train.batch_size=8", "train.max_steps=7", "train.eval_steps=2", "train.save_steps=3", "train.logging_steps=3",
     "train.output_dir=run",

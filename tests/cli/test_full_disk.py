@@ -10,6 +10,8 @@ import fork_server
 import pytest
 from conftest import REPO, sample_files, snapshot, start
 
+pytestmark = pytest.mark.slow
+
 COMMON = ["train.batch_size=8", "train.max_steps=24", "train.logging_steps=1"]
 
 

@@ -51,6 +51,7 @@ def assert_same_run(run: Path, expected: Path) -> None:
     assert all((weights[name] == expected_weights[name]).all() for name in expected_weights)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGINT"])
 def test_a_signal_ends_the_run_after_its_step_with_a_checkpoint(name: str, straight: Path, tmp_path: Path) -> None:
     done = signalled(name, tmp_path)
@@ -71,6 +72,7 @@ def test_a_second_signal_ends_the_run_at_once(tmp_path: Path) -> None:
     assert checkpoints(tmp_path / "run") == []
 
 
+@pytest.mark.slow
 def test_sigusr1_saves_and_goes_on(straight: Path, tmp_path: Path) -> None:
     done = signalled("SIGUSR1", tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
@@ -78,6 +80,7 @@ def test_sigusr1_saves_and_goes_on(straight: Path, tmp_path: Path) -> None:
     assert_same_run(tmp_path / "run", straight / "run")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_signal_to_one_rank_ends_all_of_them(rank: int, tmp_path: Path) -> None:
     words = [TEST, "SIGTERM@4", "train.py", *sample_files(tmp_path), *SETTINGS]
@@ -85,3 +88,16 @@ def test_a_signal_to_one_rank_ends_all_of_them(rank: int, tmp_path: Path) -> Non
     assert [end.returncode for end in ends] == [75, 75], ends[0].stderr
     assert "train.resume=run" in ends[0].stdout
     assert checkpoints(tmp_path / "run") == ["step-00000004"]
+
+
+@pytest.mark.slow
+def test_a_signal_to_the_launcher_and_its_processes_ends_the_run_after_its_step(tmp_path: Path) -> None:
+    launcher = ["-m", "accelerate.commands.launch", "--config_file", f"{REPO}/conf/accelerate/cpu_two_processes.yaml"]
+    words = [*launcher, TEST, "SIGTERM@4", "train.py", *sample_files(tmp_path), *SETTINGS]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "SIGNALLED": "everyone"}
+    done = fork_server.run(words, tmp_path, environment, timeout=300)
+    assert "Stopped at step 4 by SIGTERM; go on, from step 4, with accelerate launch" in done.stdout, done.stderr
+    assert checkpoints(tmp_path / "run") == ["step-00000004"]
+    # The launcher's own, which nothing that it starts can change: README.md says so.
+    assert done.returncode == 1
+    assert done.stderr.count("Traceback") == done.stderr.count("SignalException: ") == 1
