@@ -34,7 +34,7 @@ KINDS: dict[str, tuple[list[str], int]] = {
     "accumulation": (["train.gradient_accumulation_steps=2"], 1),
     "bf16": (["train.mixed_precision=bf16"], 1),
     "stream": (["data.streaming=true", "data.stream_window=24"], 1),
-    "two processes, lora": (["train.batch_size=4", "lora=r16"], 2),
+    "lora in two processes": (["train.batch_size=4", "lora=r16"], 2),
 }
 
 
