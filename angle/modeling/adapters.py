@@ -15,6 +15,7 @@ from angle.errors import ConfigError, first_line
 from angle.modeling.linear_layers import find_linear_layers, shortest_endings
 from angle.modeling.locations import ADAPTER_FILE
 from angle.modeling.quantization import import_bitsandbytes
+from angle.modeling.weight_files import ADAPTER_WEIGHT_FILES
 
 if TYPE_CHECKING:
     import peft
@@ -119,6 +120,37 @@ def merge_adapters(backbone: PreTrainedModel, saved_adapters: SavedAdapters) -> 
     return merged.requires_grad_(True)
 
 
+def save_adapters(model: PeftModel, folder: Path, weights: dict[str, Tensor] | None = None, *, is_llm: bool) -> None:
+    """Write the adapters, the trained one at the top of a folder, those frozen beneath it into subfolders.
+
+    Args:
+        model: the model with its adapters.
+        folder: where to write them.
+        weights: the adapters' weights; None for those in the model.
+        is_llm: whether the model is a decoder, which others load with a language model's head around it.
+
+    """
+    # The base's embeddings are not part of an adapter; to find that out, peft would look for the base.
+    model.save_pretrained(str(folder), state_dict=weights, save_embedding_layers=False)
+    (folder / "README.md").unlink(missing_ok=True)  # a card of blanks
+    if is_llm:
+        _name_as_in_language_model(folder, model.get_base_model().base_model_prefix)
+
+
+def _name_as_in_language_model(folder: Path, inner: str) -> None:
+    """Write every weight of adapters once more, under its name in the class with a language model's head.
+
+    peft finds weights by their full names, and passes over others with no more than a warning: with one of the two
+    names, an adapter would leave either `AutoModel` or `AutoModelForCausalLM`, which angle_emb loads, as it was.
+    """
+    from safetensors.torch import load, save_file
+
+    for path in folder.rglob(ADAPTER_WEIGHT_FILES[0]):
+        weights = load(path.read_bytes())
+        renamed = {f"{PREFIX}{inner}.{key.removeprefix(PREFIX)}": weight.clone() for key, weight in weights.items()}
+        save_file(weights | renamed, path, {"format": "pt"})
+
+
 @contextmanager
 def disable_trained_adapter(model: Any) -> Iterator[None]:
     """Disable the adapter being trained: if it was new, the model is then what it was before training."""
@@ -214,8 +246,8 @@ def _add_saved_adapter(model: Any, folder: str, name: str, setting: str) -> Any:
 def _read_saved_adapter(folder: str, setting: str, model_prefix: str) -> tuple[peft.LoraConfig, dict[str, Tensor]]:
     """Return a saved adapter's settings and weights, with the module names of a model without a head.
 
-    An adapter made on a class with a head has the name of the model inside that class, such as "model", in its keys.
-    Embeddings need no head.
+    An adapter made on a class with a head has the name of the model inside that class, such as "model", in its keys;
+    ours have both. Embeddings need no head.
     """
     import peft
     from peft.utils import load_peft_weights
@@ -233,11 +265,17 @@ def _read_saved_adapter(folder: str, setting: str, model_prefix: str) -> tuple[p
     except (OSError, ValueError, pickle.UnpicklingError, SafetensorError) as error:
         raise ConfigError(f"{setting} could not be read: {first_line(error)}.") from None
     inner, head = f"{model_prefix}.", "lm_head"
-    weights = {
-        key.removeprefix(PREFIX).removeprefix(inner): weight
-        for key, weight in state_dict.items()
-        if not key.startswith(f"{PREFIX}{head}.")
-    }
+    weights: dict[str, Tensor] = {}
+    for key, weight in state_dict.items():
+        if key.startswith(f"{PREFIX}{head}."):
+            continue
+        name = key.removeprefix(PREFIX).removeprefix(inner)
+        if name in weights and not weight.equal(weights[name]):
+            raise ConfigError(
+                f"{setting} has two weights for {name}, with and without {inner} in their names, that differ: save the "
+                f"adapter again."
+            )
+        weights[name] = weight
     if isinstance(config.target_modules, set):
         config.target_modules = {target.removeprefix(inner) for target in config.target_modules - {head}}
     for pattern in ("alpha_pattern", "rank_pattern"):

@@ -383,9 +383,9 @@ class Encoder(nn.Module):
     def save(self, folder: Path, weights: dict[str, Tensor] | None = None) -> None:
         """Write the weights (the given ones, or only the adapters), tokenizer and settings into a new folder."""
         folder.mkdir(parents=True)
-        # The base's embeddings are not part of an adapter; to find that out, peft would look for the base.
-        options = {"save_embedding_layers": False} if self.has_adapters else {}
-        self.backbone.save_pretrained(folder, state_dict=weights, **options)
-        (folder / "README.md").unlink(missing_ok=True)  # a card of blanks, which peft writes
+        if self.has_adapters:
+            adapters.save_adapters(self.backbone, folder, weights, is_llm=self.is_llm)
+        else:
+            self.backbone.save_pretrained(folder, state_dict=weights)
         self.tokenizer.save(folder)
         self.embedding_config.save(folder)

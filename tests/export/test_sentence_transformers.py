@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from conftest import decoder_tokenizer
+from conftest import decoder_tokenizer, sample_files, start
 from sentence_transformers import SentenceTransformer
 from torch import Tensor
 
@@ -328,6 +328,31 @@ def test_adapters_are_merged(minilm: str, tmp_path: Path) -> None:
     assert done.merge_distance is not None
     assert "adapter_config.json" not in files_in(tmp_path / "beside")
     assert_same(embed(tmp_path / "beside"), expected)
+
+
+@pytest.mark.slow
+def test_an_unmerged_adapter_is_trained_further(folder_of: Callable[[str], str], tmp_path: Path) -> None:
+    """From its folder alone, merged or frozen, and as an adapter on its base."""
+    base, data = folder_of("llama"), sample_files(tmp_path, "B")
+    few = [*data, "train.max_steps=2", "train.batch_size=8", "model.max_length=24"]
+
+    def run(script: str, *words: str) -> None:
+        done = start(script, *words, folder=tmp_path)
+        assert done.returncode == 0, done.stderr
+
+    run("train.py", f"model.name_or_path={base}", "pooling=avg", "lora=r8", *few, "train.output_dir=first")
+    run("convert.py", "model.name_or_path=first", "merge=false", "output_dir=apart")
+    first = Encoder.load(str(tmp_path / "apart")).eval().encode(TEXTS)
+    assert_same(embed(tmp_path / "apart"), first)
+    run("train.py", "model.name_or_path=apart", *few, "train.output_dir=merged")
+    run("train.py", "model.name_or_path=apart", "lora=r8", *few, "train.output_dir=above")
+    run("train.py", f"model.name_or_path={base}", "model.adapter=apart", *few, "train.output_dir=further")
+    for name, is_adapter in (("merged", False), ("above", True), ("further", True)):
+        record = json.loads((tmp_path / name / "run.json").read_text())
+        assert record["result"] is not None
+        best = next(tmp_path / name / part for part in ("best", "final") if (tmp_path / name / part).exists())
+        assert (best / "adapter_model.safetensors").exists() == is_adapter
+        assert Encoder.load(str(tmp_path / name)).pooling == "avg"
 
 
 def test_an_unmerged_adapter_needs_the_base_as_stored(minilm: str, tmp_path: Path) -> None:

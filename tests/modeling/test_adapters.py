@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,9 @@ import peft
 import pytest
 import torch
 from conftest import decoder_tokenizer
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModel, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from angle.config import BillmConfig, LoraConfig, ModelConfig, PoolingConfig
 from angle.errors import ConfigError
@@ -112,6 +114,37 @@ def test_an_adapter_is_frozen_below_a_new_one(setting: str, base: Path, first: P
     continued = load(base, adapter=str(tmp_path / "third"))  # the topmost is the one that is trained
     close(continued.encode(TEXTS), third.encode(TEXTS))
     assert trained(continued) == trained(third)
+
+
+def test_peft_puts_our_adapters_on_models_with_and_without_a_head(base: Path, first: Path, tmp_path: Path) -> None:
+    """As angle_emb and others load them: by full names, and names that are not there would only give a warning."""
+    second = load(base, LORA, adapter=str(first))
+    learn(second, 2)
+    second.save(tmp_path / "second")
+    ids = torch.tensor([[2, 7, 9, 8]])
+    with torch.no_grad():
+        expected = second.backbone(input_ids=ids).last_hidden_state
+    for plain in (AutoModel.from_pretrained(base), AutoModelForCausalLM.from_pretrained(base)):
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", message=".*missing adapter keys")
+            model: Any = peft.PeftModel.from_pretrained(plain, tmp_path / "second" / "frozen-0", "below")
+            model.load_adapter(tmp_path / "second", "above")
+        model.base_model.set_adapter(["below", "above"])
+        with torch.no_grad():
+            states = model.eval()(input_ids=ids, output_hidden_states=True).hidden_states[-1]
+        close(states, expected)
+    weights = load_file(tmp_path / "second" / "adapter_model.safetensors")
+    with_head = {key.replace("model.model.", "model.", 1) for key in weights if ".model.model.layers." in key}
+    assert with_head == weights.keys() - {key for key in weights if ".model.model.layers." in key} != set()
+
+
+def test_an_adapter_whose_names_disagree_is_refused(base: Path, first: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(first, tmp_path / "changed")
+    weights = load_file(folder / "adapter_model.safetensors")
+    changed = next(key for key in weights if ".model.model.layers." in key)
+    save_file(weights | {changed: weights[changed] + 1}, folder / "adapter_model.safetensors")
+    with pytest.raises(ConfigError, match=r"^model.adapter=.* has two weights for layers\.0\..* that differ: save the"):
+        load(base, adapter=str(folder))
 
 
 def test_an_adapter_below_a_new_one_on_4_bit_weights(base: Path, tmp_path: Path) -> None:
