@@ -98,6 +98,7 @@ class AnglE(AngleBase):
             "model.adapter": pretrained_lora_path,
             "model.padding_side": tokenizer_padding_side,
             "model.prompt": prompt_template,
+            "model.end_token": False if pooling_strategy == "last" else None,  # null would append one, unlike angle_emb
             "pooling.strategy": "auto" if pooling_strategy is None else str(pooling_strategy),
         }
         settings = model_settings(
@@ -318,7 +319,8 @@ class AnglE(AngleBase):
         Args:
             inputs: one text or any number of them; for a template with more columns, mappings of `text` and those.
             max_length: maximum tokens per text; None: the model's own.
-            end_with_eos: whether texts end with the end token; None: as the model was trained.
+            end_with_eos: True: texts end with the end token; False: training may have appended one, which is left
+                out, but not what the tokenizer itself ends texts with; None: as the model was trained.
             to_numpy: whether to return an array instead of a tensor on the CPU.
             embedding_start: the first dimension to return.
             embedding_size: how many dimensions to return; None: all from there on.

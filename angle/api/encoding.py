@@ -30,8 +30,9 @@ def tokenizer_for(
             f"max_length={max_length} cannot work: the model has positions for {limit} tokens; give {limit} or less."
         )
     template = default.prompt if prompt is None else NAMED_PROMPTS.get(prompt, prompt) or None
-    tokenizer = copy.deepcopy(default.tokenizer) if end_with_eos is not None else default.tokenizer
-    return TextTokenizer(tokenizer, max_length or default.max_length, template, end_with_eos, default.num_embeddings)
+    other_end = end_with_eos is not None and end_with_eos != default.ends_with_end_token
+    tokenizer, end_token = (copy.deepcopy(default.tokenizer), end_with_eos) if other_end else (default.tokenizer, None)
+    return TextTokenizer(tokenizer, max_length or default.max_length, template, end_token, default.num_embeddings)
 
 
 def depth_for(encoder: Encoder, layer_index: int) -> int | None:

@@ -51,6 +51,7 @@ _OPTIONS: dict[str, tuple[Option, ...]] = {
                "model.name_or_path", note="works for decoders too, with the tokenizer of --model_name_or_path",
                python="AnglE.pretrained_model_path"),
         Option("pretrained_lora_path", str, None, "a LoRA adapter to train further", "model.adapter",
+               note="is trained further without --apply_lora too; angle_emb ignores it then",
                python="AnglE.pretrained_lora_path"),
         Option("pooling_strategy", str, "cls", "cls, avg, max, last, cls_avg, cls_max or the index of a token",
                "pooling.strategy", note="depends on the text alone; in angle_emb some depend on its batch",

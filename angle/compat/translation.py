@@ -80,11 +80,15 @@ def _model(options: CommandLine, result: Translation) -> None:
         if options["is_llm"]:
             result.notes.append(options.note("pretrained_model_path"))
     if options["pretrained_lora_path"] is not None:
-        # angle_emb trains it further, with or without --apply_lora; here --apply_lora would add a new one on top.
+        # angle_emb trains it further with --apply_lora, which here would add a new one on top.
         for key in [key for key in result.settings if key.startswith("lora.")]:
             del result.settings[key]
         ignored = sorted(name for name in options.given if name.startswith("lora_"))
+        if not options["apply_lora"]:
+            result.notes.append(options.note("pretrained_lora_path"))
         result.notes += [f"--{name} {NO_EFFECT}the adapter of --pretrained_lora_path has its own" for name in ignored]
+    if options["pooling_strategy"] == "last":
+        result.settings["model.end_token"] = False  # null would append one
     if "is_llm" in options.given and not options["is_llm"]:
         result.notes.append(options.note("is_llm"))
     if options["teacher_name_or_path"] is not None:

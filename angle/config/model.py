@@ -50,8 +50,9 @@ class ModelConfig:
     """Template applied to every text, with {text} and the names of any other columns; or A, B or C for one of
     angle_emb's templates; null: the model's own."""
     end_token: bool | None = None
-    """Whether every text ends with the tokenizer's end token; null: as the tokenizer does. Last-token pooling needs an
-    end, so null means true there if neither the tokenizer, the template nor the model's own description gives one."""
+    """true: every text ends with the tokenizer's end token; false: nothing is added to what the tokenizer writes; null:
+    as false, except that last-token pooling needs an end, so null means true there if neither the tokenizer, the
+    template nor the model's own description gives one."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory for about a third more time."""
 

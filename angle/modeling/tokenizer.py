@@ -66,6 +66,14 @@ def encode_a_word(tokenizer: Any) -> tuple[Mapping[str, list[int]], int, int]:
     )
 
 
+def _processors_before_end_token(post_processor: Any, eos_token: str) -> int | None:
+    """Return how many steps of a post-processor precede one that just appends the end token; None without such."""
+    state = json.loads(post_processor.__getstate__())
+    steps = state.get("processors", [])
+    appended = [{"Sequence": {"id": "A", "type_id": 0}}, {"SpecialToken": {"id": eos_token, "type_id": 0}}]
+    return len(steps) - 1 if steps and steps[-1].get("single") == appended else None
+
+
 class TextTokenizer:
     """A tokenizer with a template and a maximum length. Truncation shortens the text, never the template."""
 
@@ -83,12 +91,12 @@ class TextTokenizer:
             tokenizer: the tokenizer.
             max_length: maximum number of tokens of a text, template included.
             prompt: the template.
-            end_token: whether to end every text with the end token; None to leave that to the tokenizer.
+            end_token: True to end every text with the end token, False to undo what an earlier True has done to the
+                tokenizer, also before it was saved; None for neither.
             num_embeddings: returns how many tokens the model has embeddings for, None if any number.
 
         Raises:
-            ConfigError: the tokenizer is not fast, the template leaves no room for a text, or the end token does not
-                exist or cannot be left out.
+            ConfigError: the tokenizer is not fast, the template leaves no room for a text, or there is no end token.
 
         """
         if not tokenizer.is_fast:
@@ -138,28 +146,40 @@ class TextTokenizer:
         """(prefix tokens, suffix tokens): those that the tokenizer puts before and after every text."""
         return special_tokens_around(self.tokenizer)
 
+    @property
+    def ends_with_end_token(self) -> bool:
+        """Whether every text ends with the end token, by the tokenizer's own doing or by ours."""
+        return self.tokenizer.eos_token is not None and self.tokenizer.eos_token in self.special_tokens[1]
+
     def _set_end_token(self, enabled: bool) -> None:
-        """Let the tokenizer end every text with its end token, even after it is saved and loaded elsewhere."""
+        """Let the tokenizer end every text with its end token, even after it is saved and loaded elsewhere; or undo it.
+
+        One that the tokenizer writes by itself is neither doubled nor taken away.
+        """
         from tokenizers.processors import Sequence as ProcessorSequence
         from tokenizers.processors import TemplateProcessing
 
-        eos_token, suffix_tokens = self.tokenizer.eos_token, self.special_tokens[1]
-        if enabled == (eos_token is not None and eos_token in suffix_tokens):
+        eos_token, backend = self.tokenizer.eos_token, self.tokenizer.backend_tokenizer
+        if enabled == self.ends_with_end_token:
             return
-        if eos_token is None or not enabled:
-            reason = "has no end token" if eos_token is None else f"puts {eos_token} after every text itself"
-            raise ConfigError(
-                f"model.end_token={str(enabled).lower()} cannot work: the tokenizer {reason}; leave the setting out."
+        if enabled:
+            if eos_token is None:
+                raise ConfigError(
+                    "model.end_token=true cannot work: the tokenizer has no end token; leave the setting out."
+                )
+            append_eos = TemplateProcessing(
+                single=f"$A {eos_token}",
+                pair=f"$A $B:1 {eos_token}:1",
+                special_tokens=[(eos_token, self.tokenizer.eos_token_id)],
             )
-        backend = self.tokenizer.backend_tokenizer
-        append_eos = TemplateProcessing(
-            single=f"$A {eos_token}",
-            pair=f"$A $B:1 {eos_token}:1",
-            special_tokens=[(eos_token, self.tokenizer.eos_token_id)],
-        )
-        backend.post_processor = ProcessorSequence(
-            [backend.post_processor, append_eos] if backend.post_processor else [append_eos]
-        )
+            backend.post_processor = ProcessorSequence(
+                [backend.post_processor, append_eos] if backend.post_processor else [append_eos]
+            )
+            return
+        count = _processors_before_end_token(backend.post_processor, eos_token)
+        if count is not None:
+            remaining = [backend.post_processor[number] for number in range(count)]
+            backend.post_processor = ProcessorSequence(remaining) if remaining else None
 
     @property
     def fingerprint(self) -> str:

@@ -44,21 +44,22 @@ def load_tokenizer(
     tokenizer = _load_pretrained(config, name)
     if embedding_config.lower_case:
         _lower_case(tokenizer)
-    _set_padding(tokenizer, config, embedding_config, pooling)
     special_tokens = special_tokens_around(tokenizer)
-    if config.end_token is None and embedding_config.special_tokens not in (None, special_tokens):
+    if not config.end_token and embedding_config.special_tokens not in (None, special_tokens):
         raise ConfigError(
             f"{name} was trained on texts {_pattern(embedding_config.special_tokens)}, but its tokenizer now writes "
             f"{_pattern(special_tokens)}: give the right one by model.tokenizer_name_or_path=..."
         )
     prompt = config.prompt if config.prompt is not None else embedding_config.prompt
-    end_token = config.end_token
-    if end_token is None and embedding_config.pooling != "last" and pooling == "last" and not ends_with_literal(prompt):
+    end_token = config.end_token or None
+    newly_last = pooling == "last" and embedding_config.pooling != "last"
+    if config.end_token is None and newly_last and not ends_with_literal(prompt):
         # Otherwise, an embedding would be the state of whatever word a text happens to end with.
         end_token = True if tokenizer.eos_token and not special_tokens[1] else None
     max_length = _max_length(config, embedding_config, position_limit)
     text_tokenizer = TextTokenizer(tokenizer, max_length, prompt, end_token, partial(num_token_embeddings, backbone))
     text_tokenizer.lower_case = embedding_config.lower_case
+    _set_padding(text_tokenizer, config, embedding_config, pooling)
     return text_tokenizer
 
 
@@ -87,18 +88,22 @@ def _load_pretrained(config: ModelConfig, name: str) -> Any:
         ) from error
 
 
-def _set_padding(tokenizer: Any, config: ModelConfig, embedding_config: EmbeddingConfig, pooling: str) -> None:
+def _set_padding(
+    text_tokenizer: TextTokenizer, config: ModelConfig, embedding_config: EmbeddingConfig, pooling: str
+) -> None:
     """Set the side on which a tokenizer pads, and its padding token if it has none."""
+    tokenizer = text_tokenizer.tokenizer
     tokenizer.padding_side = config.padding_side or embedding_config.padding_side or tokenizer.padding_side
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     if pooling == "last" and tokenizer.pad_token is not None and tokenizer.pad_token == tokenizer.eos_token:
-        if config.padding_side == "right":
+        if config.padding_side != "right":
+            tokenizer.padding_side = "left"
+        elif text_tokenizer.ends_with_end_token:
             raise ConfigError(
                 f"model.padding_side=right cannot work with pooling.strategy=last: {tokenizer.pad_token} both pads and "
                 f"ends texts, so other software would take the end of a text for padding; type model.padding_side=left."
             )
-        tokenizer.padding_side = "left"
 
 
 def _lower_case(tokenizer: Any) -> None:

@@ -63,7 +63,7 @@ def _resolve_model(model: ModelConfig, encoder: Encoder) -> ModelConfig:
         prompt=embedding_config.prompt,
         is_llm=embedding_config.is_llm,
         padding_side=embedding_config.padding_side,
-        end_token=encoder.tokenizer.tokenizer.eos_token in encoder.tokenizer.special_tokens[1],
+        end_token=encoder.tokenizer.ends_with_end_token,
         kernels=None if encoder.kernels is None else list(encoder.kernels.selected),
     )
 

@@ -11,9 +11,11 @@ from typing import Any
 
 import datasets
 import numpy as np
+import peft
 import pytest
 import torch
-from conftest import snapshot
+from conftest import decoder_tokenizer, snapshot
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from angle import AnglE, AngleDataTokenizer, ConfigError, DataError, DatasetFormats, Encoder, ModelConfig, Prompts
 from angle.config import EvaluateConfig, TrainConfig
@@ -168,6 +170,67 @@ def test_encode_with_a_prompt(angle: AnglE) -> None:
         np.testing.assert_array_equal(angle.encode([{"text": text} for text in TEXTS], prompt=prompt), written)
     with_column = angle.encode([{"text": "cat", "kind": "dog"}], prompt="{kind}: {text}")
     np.testing.assert_array_equal(with_column, angle.encode(["dog: cat"]))
+
+
+@pytest.fixture(scope="module")
+def decoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Write a small decoder with its head, and an adapter made on it by peft, as angle_emb does."""
+    folder = tmp_path_factory.mktemp("decoder")
+    torch.manual_seed(0)
+    tokenizer = decoder_tokenizer(start=True)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        initializer_range=0.3,
+    )  # fmt: skip
+    model = LlamaForCausalLM(config)
+    model.save_pretrained(folder / "base")
+    tokenizer.save_pretrained(folder / "base")
+    lora = peft.LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+    peft.get_peft_model(model, lora).save_pretrained(folder / "adapter")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("options", "written"),
+    [
+        ({}, "<s> {text}"),
+        ({"prompt": "the {text} in one word"}, "<s> the {text} in one word"),
+        ({"prompt": "query : {text}"}, "<s> query : {text}"),
+        ({"prompt": "query : {text}", "end_with_eos": True}, "<s> query : {text} </s>"),
+        ({"end_with_eos": True, "max_length": 3}, "<s> {first} </s>"),
+        ({"end_with_eos": False}, "<s> {text}"),
+    ],
+)
+def test_last_tokens_are_those_of_angle_emb(options: dict[str, Any], written: str, decoder: Path) -> None:
+    base, adapter = decoder / "base", decoder / "adapter"
+    angle = AnglE.from_pretrained(str(base), pretrained_lora_path=str(adapter), pooling_strategy="last", is_llm=True)
+    model = peft.PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), adapter).eval()
+    for text in ("red moon", "the owl sleep under the moon"):
+        words = written.format(text=text, first=text.split()[0]).split()
+        ids = torch.tensor([angle.tokenizer.convert_tokens_to_ids(words)])
+        with torch.no_grad():
+            expected = model(input_ids=ids, output_hidden_states=True).hidden_states[-1][0, -1]
+        np.testing.assert_allclose(angle.encode([text, "a"], **options)[0], expected, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_an_end_token_is_trained_on_when_it_is_asked_for(decoder: Path, tmp_path: Path) -> None:
+    words = ["a fox", "the owl", "red moon", "green word", "under the moon", "a word", "one colour", "the fox sleep"]
+    triples = datasets.Dataset.from_list(
+        [{"text": words[n], "positive": words[n - 1], "negative": words[n - 3]} for n in range(8)]
+    )
+    for end_with_eos in (False, True):
+        angle = AnglE(str(decoder / "base"), pooling_strategy="last", max_length=16)
+        prepare = AngleDataTokenizer(angle.tokenizer, 16, end_with_eos=end_with_eos)
+        folder = tmp_path / str(end_with_eos)
+        angle.fit(triples.map(prepare), batch_size=4, output_dir=str(folder), argument_kwargs={"max_steps": 1})
+        end = ["</s>"] if end_with_eos else []
+        assert json.loads((folder / "final" / "angle_config.json").read_text())["special_tokens"] == [["<s>"], end]
+        without_end = angle.encode(words, end_with_eos=False)  # also of the end token that training appended
+        assert (np.abs(angle.encode(words) - without_end).max() > 0.01) == end_with_eos
+        np.testing.assert_array_equal(AnglE(str(folder)).encode(words), angle.encode(words))
+        expected = without_end if not end_with_eos else angle.encode(words, end_with_eos=True)
+        np.testing.assert_array_equal(angle.encode(words), expected)
 
 
 def test_evaluate_matches_reference(angle: AnglE) -> None:

@@ -38,6 +38,7 @@ CLASS: list[tuple[dict[str, Any], dict[str, Any]]] = [
         {"pretrained_model_path": "weights"},
         {"model.name_or_path": "weights", "model.tokenizer_name_or_path": "tiny"},
     ),
+    ({"pooling_strategy": "last"}, {"pooling.strategy": "last", "model.end_token": False}),
     ({"pretrained_lora_path": "adapter"}, {"model.adapter": "adapter"}),
     ({"pooling_strategy": 3}, {"pooling.strategy": "3"}),
     ({"max_length": 7}, {"model.max_length": 7}),

@@ -74,6 +74,7 @@ SETTINGS_OF: list[tuple[str, dict[str, Any]]] = [
     ("--pretrained_lora_path x", {"model.adapter": "x"}),
     ("--pretrained_lora_path x --apply_lora 1 --lora_r 8", {"model.adapter": "x"}),
     ("--pooling_strategy cls_avg", {"pooling.strategy": "cls_avg"}),
+    ("--pooling_strategy last", {"pooling.strategy": "last", "model.end_token": False}),
     ("--pooling_strategy 3", {"pooling.strategy": "3"}),
     ("--maxlen 60", {"model.max_length": 60}),
     ("--prompt_template 'Say {text}:'", {"model.prompt": "Say {text}:"}),
@@ -292,6 +293,10 @@ def test_an_error_is_one_sentence(words, text):
         (
             "--pretrained_lora_path x --lora_r 8 --apply_lora 1",
             ["--lora_r has no effect: the adapter of --pretrained_lora_path has its own"],
+        ),
+        (
+            "--pretrained_lora_path x",
+            ["--pretrained_lora_path is trained further without --apply_lora too; angle_emb ignores it then"],
         ),
         ("--is_llm 0", ["--is_llm matters only when it is 1: decoders are detected"]),
         ("--is_llm 1", ["--fp16 defaults to 1 with --is_llm 1, as in angle_emb"]),

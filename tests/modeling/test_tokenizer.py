@@ -276,17 +276,23 @@ def test_the_end_token_stands_behind_the_template() -> None:
     assert pieces(texts, wrapped.tokenizer) == ["<s> the a fox under the word </s>", "<s> the owl word </s>"]
 
 
-def test_an_end_token_that_is_missing_or_always_added(small: Any) -> None:
+def test_an_end_token_that_is_missing(small: Any) -> None:
     with pytest.raises(ConfigError) as error:
         TextTokenizer(small, 16, end_token=True)
     assert str(error.value) == (
         "model.end_token=true cannot work: the tokenizer has no end token; leave the setting out."
     )
-    with pytest.raises(ConfigError) as error:
-        TextTokenizer(decoder_tokenizer(start=True, end=True), 16, end_token=False)
-    assert str(error.value) == (
-        "model.end_token=false cannot work: the tokenizer puts </s> after every text itself; leave the setting out."
-    )
+
+
+@pytest.mark.parametrize("start", [False, True])
+def test_an_end_token_is_taken_away_again_but_not_the_tokenizer_s_own(start: bool, tmp_path: Path) -> None:
+    texts, first = ["a fox", "owl"], "<s> " if start else ""
+    TextTokenizer(decoder_tokenizer(start=start), 16, end_token=True).save(tmp_path)
+    saved = AutoTokenizer.from_pretrained(tmp_path)
+    assert pieces(TextTokenizer(saved, 16)(texts), saved) == [f"{first}a fox </s>", f"{first}owl </s>"]
+    assert pieces(TextTokenizer(saved, 16, end_token=False)(texts), saved) == [f"{first}a fox", f"{first}owl"]
+    own = decoder_tokenizer(start=start, end=True)
+    assert pieces(TextTokenizer(own, 16, end_token=False)(texts), own) == [f"{first}a fox </s>", f"{first}owl </s>"]
     assert TextTokenizer(decoder_tokenizer(start=False), 16, end_token=False).special_tokens == ((), ())
 
 

@@ -49,11 +49,20 @@ def test_padding_with_the_end_token_is_on_the_left(tmp_path: Path) -> None:
     )
 
 
-def test_other_special_tokens_than_in_training_are_refused(tmp_path: Path) -> None:
+def test_without_an_end_token_any_side_may_pad(tmp_path: Path) -> None:
+    decoder_tokenizer(start=True).save_pretrained(tmp_path)
+    config = ModelConfig(str(tmp_path), padding_side="right", end_token=False)
+    wrapped = load_tokenizer(config, str(tmp_path), EmbeddingConfig(), "last", tiny_model())
+    assert (wrapped.special_tokens, wrapped.tokenizer.padding_side) == ((("<s>",), ()), "right")
+
+
+@pytest.mark.parametrize("end_token", [None, False])
+def test_other_special_tokens_than_in_training_are_refused(end_token: bool | None, tmp_path: Path) -> None:
     decoder_tokenizer(start=True).save_pretrained(tmp_path)
     embedding_config = EmbeddingConfig(pooling="last", special_tokens=(("<s>",), ("</s>",)))
+    config = ModelConfig(str(tmp_path), end_token=end_token)
     with pytest.raises(ConfigError) as error:
-        load_tokenizer(ModelConfig(str(tmp_path)), str(tmp_path), embedding_config, "last", tiny_model())
+        load_tokenizer(config, str(tmp_path), embedding_config, "last", tiny_model())
     assert str(error.value) == (
         f"{tmp_path} was trained on texts <s> ... </s>, but its tokenizer now writes <s> ...: give the right one by "
         f"model.tokenizer_name_or_path=..."
