@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import gc
 import io
 import json
 import logging
+import re
 import shutil
+import subprocess
 import tempfile
 import time
 import traceback
@@ -224,6 +227,12 @@ def outcome(check: Callable[[], None]) -> str:
     return "right"
 
 
+def commit() -> str:
+    """Return the commit that is checked out."""
+    words = ["git", "-C", str(DOCS), "rev-parse", "--short", "HEAD"]
+    return subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip()
+
+
 def check(name: str) -> dict[str, str]:
     """Return what became of an architecture: the outcome of every check, and how its texts run."""
     with tempfile.TemporaryDirectory() as scratch:
@@ -233,9 +242,9 @@ def check(name: str) -> dict[str, str]:
             build(name, folder)
         except Exception as error:  # whatever a small configuration lacks
             reason = (str(error).strip().splitlines() or [""])[0]
-            return {"name": name, "built": f"{type(error).__name__}: {reason[:160]}"}
+            return {"name": name, "commit": commit(), "built": f"{type(error).__name__}: {reason[:160]}"}
         checks = Checks(folder, Path(scratch))
-        result = {"name": name, "built": "right", "loads": outcome(checks.loads)}
+        result = {"name": name, "commit": commit(), "built": "right", "loads": outcome(checks.loads)}
         if checks.encoder is not None:
             result["layout"] = str(checks.encoder.layout)
             result["attends"] = "causal" if checks.encoder.is_llm else "bidirectional"
@@ -243,7 +252,7 @@ def check(name: str) -> dict[str, str]:
             for kind in CHECKS[1:]:
                 checks.largest = 0.0
                 result[kind] = outcome(getattr(checks, kind))
-            result[f"{kind} off by"] = f"{checks.largest:.1e}"
+                result[f"{kind} off by"] = f"{checks.largest:.1e}"
         return result | {"seconds": f"{time.perf_counter() - started:.1f}"}
 
 
@@ -258,7 +267,11 @@ def table(results: list[dict[str, str]]) -> str:
         "benchmarks.architectures`. Where padding or other texts would change an embedding, texts run one length at a "
         "time; what cannot work is refused in one sentence before training.",
         "",
-        f"Made with transformers {version('transformers')}, torch {version('torch').split('+')[0]}, peft "
+        f"Embeddings that should be the same differ by at most {TOLERANCE:.0e} of their length (their cosine, by half "
+        f"the square of that), gradients by {GRADIENT_TOLERANCE:.0e}, in float32; a resumed run by nothing.",
+        "",
+        f"Made at commit {', '.join(sorted({result['commit'] for result in results}))} with transformers "
+        f"{version('transformers')}, torch {version('torch').split('+')[0]}, peft "
         f"{version('peft')} and sentence-transformers {version('sentence-transformers')}. {len(results)} "
         f"architectures, {len(built)} of them built small; others need more than a configuration class "
         f"to be small.",
@@ -292,7 +305,7 @@ def table(results: list[dict[str, str]]) -> str:
         lines += ["", f"## {title}", "", *(found or ["None."])]
     missing = [f"- {result['name']}: {result['built']}" for result in results if result["built"] != "right"]
     lines += ["", "## Not built", "", *missing]
-    return "\n".join(lines) + "\n"
+    return re.sub(r"/\S*?/tmp\w+(?=/)", "FOLDER", "\n".join(lines)) + "\n"
 
 
 def main() -> None:
@@ -313,6 +326,7 @@ def main() -> None:
     logging.disable(logging.WARNING)
     transformers.utils.logging.disable_progress_bar()
     torch.set_num_threads(1)
+    gc.freeze()  # every run collects once, at its end
     started = time.perf_counter()
     for name in arguments.names or [name for name in text_architectures() if name not in results]:
         if time.perf_counter() - started > arguments.seconds:

@@ -101,9 +101,11 @@ def add_adapters(
             try:
                 model = _add_adapter(model, new_peft_config, TRAINED)
             except Exception as error:  # peft's reasons are many: a layer that it cannot adapt, a tied one, ...
+                reason = first_line(error).partition(". ")[0].removesuffix(".")
+                names = ", ".join(sorted(new_peft_config.target_modules or ()))
                 raise ConfigError(
-                    f"lora.enabled=true cannot work with {type(backbone).__name__}: {first_line(error)}. Choose other "
-                    f"lora.target_modules, or type lora=none."
+                    f"lora.enabled=true cannot work with {type(backbone).__name__}: {reason}; choose others of its "
+                    f"layers ({names}) by lora.target_modules=[...], or type lora=none."
                 ) from error
         model.base_model.set_adapter(list(model.peft_config))
         for config in model.peft_config.values():

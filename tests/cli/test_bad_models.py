@@ -415,3 +415,21 @@ def test_texts_that_are_partly_unknown_are_noted(words: tuple[str, ...], kept: P
     assert done.returncode == 0, done.stderr
     name = "data.train" if words is TRAIN else "rows.jsonl"
     assert f"note    20% of the tokens of {name} are unknown to the tokenizer" in done.stdout + done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["gemma3", "qwen2_vl"])
+def test_a_model_of_texts_and_images_is_refused(name: str, kept: Path, tmp_path: Path) -> None:
+    from transformers import AutoConfig
+
+    shutil.copytree(kept / "model", tmp_path / "model")
+    shutil.copy(kept / "rows.jsonl", tmp_path)
+    AutoConfig.for_model(name).save_pretrained(tmp_path / "model")  # the other files are not read
+    before = snapshot(tmp_path)
+    done = start(*TRAIN, folder=tmp_path)
+    assert done.stderr == (
+        "Error: model.name_or_path=model has vision parts, which embeddings of texts have no use for: choose a model "
+        "of its family for texts only.\n"
+    )
+    assert (done.stdout, done.returncode) == ("", 1)
+    assert snapshot(tmp_path) == before
