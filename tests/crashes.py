@@ -17,6 +17,7 @@ The test suite tries a few of the disks; `python tests/crashes.py` tries all of 
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import json
 import os
@@ -43,6 +44,8 @@ CHANGES = {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir"}
 #: Written without being synced, and read by nobody.
 UNCHECKED = ("train.log", ".lock")
 EMPTY = b""
+#: The kind of run that is itself what goes on after a crash.
+RESUMED = "resumed"
 #: What every run needs.
 LIBRARIES = (*fork_server.LIBRARIES, "angle.training.loop", "angle.cli.app")
 
@@ -247,11 +250,19 @@ class Recording:
     """The kind of crash, the change after which it came, what it left."""
 
 
-def record(words: Sequence[str], root: Path) -> Recording:
-    """Run a command in the current folder, which keeps its run in root/run, and return all disks."""
+def record(words: Sequence[str], root: Path, start: Disk | None = None) -> Recording:
+    """Run a command in the current folder, which keeps its run in root/run, and return all disks.
+
+    Args:
+        words: what `python train.py` is given.
+        root: the folder of the run.
+        start: what a crash has left of it; None: nothing.
+
+    """
     folder, saved = root / "run", root / "disks"
     words, known = [*words, f"train.output_dir={folder}"], set(sys.modules)
-    folder.mkdir(parents=True)
+    shutil.rmtree(folder, ignore_errors=True)
+    write_disk(folder, start or {})
 
     def run() -> None:
         recorder = Recorder(folder)
@@ -314,6 +325,14 @@ def all_runs(folder: Path) -> Iterator[tuple[str, list[str]]]:
     yield "plain", words
     yield "lora", [*words, "lora=r16"]
     yield "espresso and teacher", [*words, "ese=on", "ese.compression_size=32", "teacher=self"]
+    yield RESUMED, words
+
+
+def record_resumed(words: Sequence[str], root: Path) -> Recording:
+    """Record a run that goes on from what a crash has left between the two renames that replace best/."""
+    straight = record(words, root)
+    start = next(disk for kind, _, disk in reversed(straight.disks) if kind == "killed" and ".best.old" in disk)
+    return dataclasses.replace(record(words, root, start), expected=straight.expected)
 
 
 def import_libraries() -> None:
@@ -336,7 +355,7 @@ def main() -> int:
             if names and name not in names:
                 continue
             root = Path(scratch, str(number))
-            recording = record(words, root)
+            recording = record_resumed(words, root) if name == RESUMED else record(words, root)
             print(f"{name}: {recording.changes} changes, {len(recording.disks)} different disks", flush=True)
             ends: Counter[str] = Counter()
             for kind, at, disk in recording.disks[part - 1 :: parts]:
