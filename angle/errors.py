@@ -75,6 +75,11 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {matches[0]}?" if matches else ""
 
 
+def is_failure(error: BaseException) -> bool:
+    """Return whether a library has failed, in Python or in Rust, whose panics are no Exception; else it is an exit."""
+    return isinstance(error, Exception) or type(error).__name__ == "PanicException"
+
+
 def first_line(error: BaseException) -> str:
     """Return a library's error message up to its first line's end, without the full stop; its type if it is empty.
 

@@ -5,14 +5,18 @@ from __future__ import annotations
 import fcntl
 import gc
 import inspect
+import io
 import json
 import os
+import runpy
 import shutil
 import socket
 import subprocess
+import sys
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +114,21 @@ def start(script: str, *arguments: str, folder: Path, **env: str) -> subprocess.
     """
     environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"} | env
     return fork_server.run([str(REPO / script), *arguments], folder, environment, timeout=300)
+
+
+def start_here(script: str, *arguments: str, folder: Path, **env: str) -> subprocess.CompletedProcess[str]:
+    """Do what `start` does, but in this process, which has imported everything: for commands that are refused."""
+    out, err, code = io.StringIO(), io.StringIO(), 0
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+        patch.chdir(folder)
+        patch.setattr(sys, "argv", [str(REPO / script), *arguments])
+        for name, value in ({"CUDA_VISIBLE_DEVICES": ""} | env).items():
+            patch.setenv(name, value)
+        try:
+            runpy.run_path(sys.argv[0], run_name="__main__")
+        except SystemExit as end:
+            code = end.code if isinstance(end.code, int) else 1
+    return subprocess.CompletedProcess([script, *arguments], code, out.getvalue(), err.getvalue())
 
 
 def launch_ranks(

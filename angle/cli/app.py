@@ -14,7 +14,7 @@ from angle.cli.jobs import JobRunner
 from angle.cli.sweep import check_jobs, comparison_table, select_overrides, slug, swept_keys
 from angle.cli.user_errors import exit_on_user_error
 from angle.config.build import Config
-from angle.distributed.environment import launch_time, print_once, world_size
+from angle.distributed.environment import check_launcher_environment, launch_time, print_once, world_size
 from angle.errors import ConfigError
 
 
@@ -26,6 +26,7 @@ def launch(task: Callable[[Config], float | None], schema: type[Config], name: s
     from hydra._internal.utils import get_args_parser
 
     with exit_on_user_error():
+        check_launcher_environment()
         words = check_arguments(sys.argv[1:], schema, conf)
         arguments = get_args_parser().parse_args(words)
         swept = swept_keys(arguments.overrides) if arguments.multirun else set()

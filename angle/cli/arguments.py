@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from angle.errors import ConfigError, did_you_mean
 LAUNCH_FOLDER = "accelerate"
 #: Groups of which several options can be chosen at once: tracking=[online,tensorboard].
 MULTIPLE_CHOICE_GROUPS = ("tracking",)
+#: Jobs of a sweep, at most: the settings of all are checked before the first, which takes seconds for so many.
+MAX_JOBS = 1000
 #: Settings of Hydra that take a path.
 HYDRA_FOLDERS = ("hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir")
 
@@ -83,7 +86,10 @@ def _hydra_override(word: str, schema: type, conf: Path, *, multirun: bool) -> s
     if override.is_delete():
         values = []
     elif override.is_sweep_override():
-        values = [parser.parse_override(f"{key}={value}").value() for value in override.sweep_string_iterator()]
+        typed = list(islice(override.sweep_string_iterator(), MAX_JOBS + 1))
+        if len(typed) > MAX_JOBS:
+            raise ConfigError(f"{word} names more than {MAX_JOBS:,} values, each of which would be a job: give fewer.")
+        values = [parser.parse_override(f"{key}={value}").value() for value in typed]
     types = setting_types(schema)
     sets_entries = dict in (types.get(key), types.get(key.rpartition(".")[0]))
     _check_key(key, schema, conf, is_entry=sets_entries)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from angle.cli.arguments import MAX_JOBS
 from angle.config import ConvertConfig, EvaluateConfig, TrainConfig
 from angle.config.build import Config, build_config
 from angle.config.record import read_config
@@ -63,6 +65,9 @@ def check_jobs(words: Sequence[str], schema: type[Config], name: str, conf: Path
     overrides = OverridesParser.create().parse_overrides(list(words))
     if any(override.key_or_group == "hydra/sweeper" for override in overrides):
         return  # which values another sweeper tries is not known beforehand
+    count = math.prod(len(list(o.sweep_string_iterator())) for o in overrides if o.is_sweep_override())
+    if count > MAX_JOBS:
+        raise ConfigError(f"-m names {count:,} jobs, and one command runs at most {MAX_JOBS:,}: give fewer values.")
     (jobs,) = BasicSweeper.split_arguments(overrides, None)
     folders = list[str]()
     with initialize_config_dir(str(conf), version_base="1.3"):

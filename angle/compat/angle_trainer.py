@@ -22,7 +22,13 @@ from angle.config import TrainConfig
 from angle.config.build import build_config
 from angle.config.keys import unflatten
 from angle.config.overrides import hydra_overrides
-from angle.distributed.environment import launch_command, launch_time, print_once, world_size
+from angle.distributed.environment import (
+    check_launcher_environment,
+    launch_command,
+    launch_time,
+    print_once,
+    world_size,
+)
 from angle.errors import HubError
 
 #: Advice in error messages -> the same as options of this command.
@@ -32,6 +38,7 @@ ADVICE = {"lora=r16": "--apply_lora 1", "billm=all": "--apply_billm 1", "teacher
 def main() -> None:
     """Train as the command line says, after printing the equivalent train.py command and the differences."""
     with exit_on_user_error():
+        check_launcher_environment()
         command_line = parse(sys.argv[1:], ANGLE_EMB_0_5)
         with _options_in_errors(command_line.version):
             translation = translate(command_line)

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from angle.config.keys import group_names, runtime_type, setting_hints, setting_types
 from angle.config.overrides import format_value
 from angle.config.scripts import ConvertConfig, EvaluateConfig, TrainConfig
+from angle.config.values import check_representable
 from angle.errors import ConfigError, did_you_mean, first_line
 
 Config = TypeVar("Config", TrainConfig, EvaluateConfig, ConvertConfig)
@@ -41,11 +42,13 @@ def build_config(source: Mapping[str, Any] | Config | Any, schema: type[Config])
     values = OmegaConf.to_container(source, resolve=True) if OmegaConf.is_config(source) else source
     if not isinstance(values, Mapping):
         raise ConfigError(f"A configuration is a mapping of groups, not {type(source).__name__}.")
-    for key in flatten_groups(values, schema):
+    types = setting_types(schema)
+    for key, value in flatten_groups(values, schema).items():
         if key in values and "." in key:
             raise ConfigError(f"{key} must be written as a group and a name in it: {{{key.replace('.', ': {')}: ...")
-        if key not in setting_types(schema):
+        if key not in types:
             raise ConfigError(unknown_setting(key, schema))
+        check_representable(key, value, is_float=types[key] is float)
     try:
         config = OmegaConf.to_object(OmegaConf.merge(_schema_node(typing.cast(type, schema)), dict(values)))
     except OmegaConfBaseException:  # its messages name neither the setting as typed nor what is allowed

@@ -27,5 +27,7 @@ class LoraConfig:
         refuse_fields_while_off("lora", self, "lora=r16")
         check_at_least("lora.r", self.r, 1)
         check_at_least("lora.alpha", self.alpha, 1)
+        if self.target_modules == []:
+            raise ConfigError("lora.target_modules=[] adapts nothing: name layers, or leave it out for all.")
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"lora.dropout={self.dropout:g} cannot work: it must be at least 0 and below 1.")

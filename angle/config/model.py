@@ -9,6 +9,9 @@ from angle.errors import ConfigError
 from angle.kernels import KERNEL_NAMES
 from angle.prompts import NAMED_PROMPTS, template_fields
 
+#: What transformers can compute attention with.
+ATTENTION_NAMES = ("sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_attention")
+
 
 @dataclass
 class ModelConfig:
@@ -61,6 +64,8 @@ class ModelConfig:
         self.tokenizer_name_or_path = expand_home("model.tokenizer_name_or_path", self.tokenizer_name_or_path)
         self.adapter = expand_home("model.adapter", self.adapter)
         check_one_of("model.dtype", self.dtype, DTYPES)
+        if self.attn_implementation is not None:
+            check_one_of("model.attn_implementation", self.attn_implementation, ATTENTION_NAMES)
         for name in self.kernels or ():
             check_one_of("model.kernels", name, KERNEL_NAMES)
         if self.load_kbit not in (None, 4, 8):

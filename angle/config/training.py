@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from angle.config.values import check_at_least, check_one_of, expand_home
+from angle.config.values import LARGEST_INT, check_at_least, check_one_of, expand_home
 from angle.errors import ConfigError
 
 
@@ -74,12 +74,18 @@ class TrainingConfig:
         for name in ("weight_decay", "warmup_steps", "max_grad_norm", "seed", "eval_steps", "save_steps"):
             check_at_least(f"train.{name}", getattr(self, name), 0)
         check_at_least("train.learning_rate", self.learning_rate, 0, above=True)
+        if self.learning_rate is not None and self.learning_rate > 1:
+            raise ConfigError(
+                f"train.learning_rate={self.learning_rate:g} cannot work: AdamW changes every weight by about as much "
+                f"in a step; 1e-5 to 1e-3 are usual."
+            )
         if self.dry_run and self.resume is not None:
             raise ConfigError(
                 f"train.resume={self.resume} cannot work with train.dry_run=true, which tries a new run's settings: "
                 f"leave one out."
             )
-        if self.token_budget not in (None, "auto") and not (self.token_budget.isdigit() and int(self.token_budget)):
+        is_number = self.token_budget is not None and self.token_budget.isdecimal()
+        if self.token_budget not in (None, "auto") and not (is_number and 0 < int(self.token_budget) <= LARGEST_INT):
             raise ConfigError(
                 f"train.token_budget={self.token_budget} cannot work: give a number of tokens, such as 8192, auto for "
                 f"as many as fit into memory, or null for whole batches."

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
+from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
 
 from angle.errors import ConfigError, did_you_mean
@@ -19,6 +20,11 @@ DTYPES = ("float32", "bfloat16", "float16", "auto")
 
 #: The last part of every setting that takes a path.
 PATH_NAMES = ("name_or_path", "tokenizer_name_or_path", "adapter", "resume", "output_dir")
+
+#: The smallest and the largest number that float32, in which losses are computed, holds with all of its digits.
+SMALLEST_FLOAT, LARGEST_FLOAT = 2.0**-126, 3.4e38
+#: The largest whole number: one that torch, numpy and csv take, even a little more of it.
+LARGEST_INT = 10**18
 
 PathValue = TypeVar("PathValue")
 
@@ -40,6 +46,63 @@ def expand_home(setting: str, path: PathValue) -> PathValue:
             f"{setting}={path} names the home folder of no user: write the path out, or ./{path} for one of that name."
         )
     return type(path)(expanded)
+
+
+def check_representable(setting: str, value: object, *, is_float: bool = False) -> None:
+    """Check what no setting can be: numbers that would become infinite or 0, and texts that are empty or no text.
+
+    Args:
+        setting: its name.
+        value: what it was given; of a list, every item is checked.
+        is_float: whether a text in it will be read as a number.
+
+    Raises:
+        ConfigError: it is one of these.
+
+    """
+    for item in _items(value):
+        if isinstance(item, str) and is_float:
+            try:
+                item = float(item)
+            except ValueError:  # what is no number is reported with the setting's type
+                continue
+        if isinstance(item, str):
+            _check_text(setting, item)
+        elif isinstance(item, float) and not (item == 0 or SMALLEST_FLOAT <= abs(item) <= LARGEST_FLOAT):
+            raise ConfigError(
+                f"{setting}={item:g} cannot work: it must be a finite number, between {SMALLEST_FLOAT:.0e} and "
+                f"{LARGEST_FLOAT:.0e} (of either sign) or 0."
+            )
+        elif isinstance(item, int) and abs(item) > LARGEST_INT:
+            raise ConfigError(f"{setting} cannot work with more than 18 digits: give a smaller number.")
+
+
+def _items(value: object) -> Iterator[object]:
+    if isinstance(value, Mapping):  # a column may be called "", and is no number of a setting's
+        value = [number for number in value.values() if not isinstance(number, str)]
+    yield from value if isinstance(value, list | tuple) else [value]
+
+
+def _check_text(setting: str, text: str) -> None:
+    if not text.strip():
+        raise ConfigError(f"{setting}={text!r} is empty: leave the setting out, or give it a value.")
+    if not is_text(text):
+        raise ConfigError(f"{setting}={text!r} cannot work: it has characters that are no text; type it anew.")
+    if setting.rpartition(".")[2] in (*PATH_NAMES, "tasks") and not is_name(text):
+        raise ConfigError(f"{setting}={text[:60]}... is too long for the name of a file, a folder or a repository.")
+
+
+def is_text(text: str) -> bool:
+    """Return whether a string can be written to a file and given to the system."""
+    try:
+        return "\0" not in text and bool(text.encode())
+    except UnicodeEncodeError:  # half of a character
+        return False
+
+
+def is_name(text: str) -> bool:
+    """Return whether a text is short enough for a path."""
+    return is_text(text) and all(len(part.encode()) <= 255 for part in text.split("/")) and len(text.encode()) < 4096
 
 
 def check_one_of(setting: str, value: object, allowed: tuple[str, ...]) -> None:

@@ -43,11 +43,16 @@ def disk_table(path: Path, split: str, request: Request) -> Table:
     """Return the table of a folder that `save_to_disk` wrote."""
     import datasets
 
+    for part in path.rglob("*"):
+        if part.exists() and not (part.is_file() or part.is_dir()):  # reading a pipe would wait for ever
+            raise request.error(path, f"is damaged: {part.name} is no file. Copy or write it again.")
     try:
         loaded = datasets.load_from_disk(str(path))
     except Exception as error:  # of a damaged folder, a different one for each way in which it is
         raise request.error(path, f"is not a folder that datasets' save_to_disk wrote: {first_line(error)}.") from None
     if isinstance(loaded, datasets.DatasetDict):
+        if not loaded:
+            raise request.error(path, "is empty: it has no split.")
         if split not in loaded:
             purpose, first = request.purpose, next(iter(loaded))
             suggestion = (

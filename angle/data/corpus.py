@@ -336,7 +336,7 @@ class CorpusBuilder:
             tokens = cached_tokens(folder, tokenize, len(self._texts)) if cache else tokenize()
             tokenizer.check_known(tokens)  # the cache knows the tokenizer, but not the model
         except ValueError as error:
-            raise DataError(f"{setting_name(self.purpose)}: {str(error).rstrip('.')}.") from None
+            raise DataError(f"{setting_name(self.purpose)}: {str(error).removesuffix('.')}.") from None
         return tokens
 
 

@@ -7,30 +7,60 @@ import os
 import shlex
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
+
+from angle.errors import ConfigError
 
 #: The scripts of this project, which are in one folder.
 SCRIPTS = ("train.py", "evaluate.py", "convert.py")
 
 
+def check_launcher_environment() -> None:
+    """Check the variables that a launcher sets, which may be left over, or set by hand.
+
+    Raises:
+        ConfigError: one is no number, or they contradict each other: processes would wait for others that never come.
+
+    """
+    names = ("WORLD_SIZE", "RANK", "LOCAL_WORLD_SIZE", "LOCAL_RANK") + (("MASTER_PORT",) if world_size() > 1 else ())
+    values = {name: os.environ[name] for name in names if name in os.environ}
+    wrong = [f"{name}={value}" for name, value in values.items() if not value.isdecimal()]
+    for name, default, size in (("RANK", "0", "WORLD_SIZE"), ("LOCAL_RANK", "0", "LOCAL_WORLD_SIZE")):
+        count = _number(size, world_size())
+        if not wrong and int(values.get(name, default)) >= count:
+            wrong = [f"{name}={values.get(name, default)} with {size}={count}"]
+    if wrong:
+        raise ConfigError(
+            f"The environment has {wrong[0]}, with which processes cannot find each other: unset it, or start with "
+            f"accelerate launch, which sets it."
+        )
+
+
+def _number(name: str, default: int) -> int:
+    """Return a variable's value; the default if it is not set or, until that is refused, no number."""
+    value = os.environ.get(name, "")
+    return int(value) if value.isdecimal() else default
+
+
 def world_size() -> int:
     """Return the number of processes; 1 without a launcher."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    return _number("WORLD_SIZE", 1)
 
 
 def is_main_process() -> bool:
     """Return whether this is rank 0, the one process that prints and writes."""
-    return int(os.environ.get("RANK", "0")) == 0
+    return _number("RANK", 0) == 0
 
 
 def is_local_main_process() -> bool:
     """Return whether this is local rank 0, the first process on its machine."""
-    return int(os.environ.get("LOCAL_RANK", "0")) == 0
+    return _number("LOCAL_RANK", 0) == 0
 
 
 def is_multi_node() -> bool:
     """Return whether the processes run on several machines."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE", world_size())) < world_size()
+    return _number("LOCAL_WORLD_SIZE", world_size()) < world_size()
 
 
 def launch_command(processes: int) -> str:
@@ -96,7 +126,8 @@ def launch_time() -> str:
 def report_failure(message: str) -> None:
     """Tell torchrun why this process fails: it ends its own report with the message that it finds in a file."""
     if (report := os.environ.get("TORCHELASTIC_ERROR_FILE")) is not None:
-        Path(report).write_text(json.dumps({"message": message, "timestamp": int(time.time())}))
+        with suppress(OSError):  # what is reported is worse
+            Path(report).write_text(json.dumps({"message": message, "timestamp": int(time.time())}))
 
 
 def print_once(text: object) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
@@ -14,7 +16,7 @@ import torch.distributed.nn.functional
 from torch import Tensor
 
 from angle.distributed.environment import launch_command, world_size
-from angle.errors import ConfigError
+from angle.errors import ConfigError, first_line
 
 if TYPE_CHECKING:
     from accelerate import PartialState
@@ -42,16 +44,29 @@ def init_distributed(script: str) -> PartialState:
     """Join the process group of the launcher, and return this process's rank and device.
 
     Raises:
-        ConfigError: as `check_world_size`.
+        ConfigError: as `check_world_size`, or accelerate cannot read its variables.
 
     """
     from accelerate import PartialState
     from accelerate.utils import parse_flag_from_env
 
-    on_cpu = not has_gpu() or parse_flag_from_env("ACCELERATE_USE_CPU")  # set by accelerate launch --cpu
-    state = PartialState(cpu=on_cpu, timeout=TIMEOUT)
+    with explained_environment():
+        on_cpu = not has_gpu() or parse_flag_from_env("ACCELERATE_USE_CPU")  # set by accelerate launch --cpu
+        state = PartialState(cpu=on_cpu, timeout=TIMEOUT)
     check_world_size(state.num_processes, script)
     return state
+
+
+@contextmanager
+def explained_environment() -> Iterator[None]:
+    """Turn what accelerate raises when it starts, of variables that it cannot read or follow, into ConfigError."""
+    try:
+        yield
+    except Exception as error:
+        raise ConfigError(
+            f"accelerate cannot start with the environment that it finds ({first_line(error)}): start with accelerate "
+            f"launch, or unset what that sets: WORLD_SIZE, and what begins with ACCELERATE_ or FSDP_."
+        ) from error
 
 
 def shutdown_distributed() -> None:

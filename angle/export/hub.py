@@ -326,4 +326,4 @@ def _reason(error: BaseException) -> str:
 
 
 def _without_token(message: str) -> str:
-    return re.sub(r"hf_\w+|Bearer \S+", "[token]", message[:200]).rstrip(".")
+    return re.sub(r"hf_\w{10,}|Bearer \S+", "[token]", message[:200]).rstrip(".")

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-import pickle
+import json
+import re
+import subprocess
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from angle.config import LoraConfig
-from angle.errors import ConfigError, first_line
+from angle.errors import ConfigError, brief, first_line
 from angle.modeling.linear_layers import find_linear_layers, shortest_endings
 from angle.modeling.locations import ADAPTER_FILE
 from angle.modeling.quantization import import_bitsandbytes
@@ -28,6 +31,23 @@ TRAINED, FROZEN = "default", "frozen-{}"
 
 #: The prefix that peft adds to the name of every weight.
 PREFIX = "base_model.model."
+
+#: The rank up to which adapters are small, whatever the width of layers.
+HARMLESS_RANK = 1024
+#: What entries of an adapter's file that hold names of layers must be.
+ENTRY_TYPES = {"rank_pattern": dict, "alpha_pattern": dict, "modules_to_save": list, "layers_pattern": str | list}
+#: Expressions that are matched in no time: a name, perhaps with anything before and behind it.
+SIMPLE_PATTERN = re.compile(r"(\.\*)?[\w.]*(\.\*)?")
+#: Seconds that it may take to match an adapter's expressions with the names of all layers.
+PATTERN_SECONDS = 10
+#: Matches in a process of its own: nothing else can stop `re`, which peft uses, while it searches.
+_MATCH = """
+import json, re, sys
+patterns, names = json.load(sys.stdin)
+for pattern in patterns:
+    for name in names:
+        re.fullmatch(pattern, name)
+"""
 
 
 @dataclass(frozen=True)
@@ -59,7 +79,8 @@ def find_adapters(name: str, setting: str, revision: str | None = None) -> Saved
             raise ConfigError(f"{setting}={name} could not be fetched: {first_line(error)}.") from None
     if not (folder / ADAPTER_FILE).is_file():
         raise ConfigError(f"{setting}={name} is not an adapter: it has no {ADAPTER_FILE}.")
-    frozen = sorted(folder.glob(FROZEN.format("*")), key=lambda path: int(path.name.rsplit("-", 1)[-1]))
+    numbers = [path.name.rpartition("-")[2] for path in folder.glob(FROZEN.format("*"))]
+    frozen = [folder / FROZEN.format(number) for number in sorted((n for n in numbers if n.isdecimal()), key=int)]
     return SavedAdapters(f"{setting}={name}", tuple(str(path) for path in (*frozen, folder)))
 
 
@@ -182,6 +203,12 @@ def _peft_config(backbone: PreTrainedModel, config: LoraConfig) -> peft.LoraConf
             f"lora.enabled=true cannot work with {type(backbone).__name__}, which has no linear layers that "
             f"adapters could be put on: type lora=none, or choose another model."
         )
+    widest = max(max(backbone.get_submodule(name).weight.shape) for name in linear)
+    if config.r > max(widest, HARMLESS_RANK):
+        raise ConfigError(
+            f"lora.r={config.r:,} cannot work: the widest layer has {widest:,} dimensions, beyond which a rank adds "
+            f"nothing but memory; 8 to 64 are usual."
+        )
     names = sorted({name.rsplit(".", 1)[-1] for name in linear})
     unknown = set(config.target_modules or ()) - set(names)
     if unknown:
@@ -226,6 +253,7 @@ def _add_saved_adapter(model: Any, folder: str, name: str, setting: str) -> Any:
     backbone = model.get_base_model() if isinstance(model, peft.PeftModel) else model
     config, weights = _read_saved_adapter(folder, setting, backbone.base_model_prefix)
     config.base_model_name_or_path = backbone.name_or_path
+    _check_patterns(config, backbone, setting)
     try:
         model = _add_adapter(model, config, name)
     except Exception as error:  # none of the target modules exists, or what is there cannot be adapted
@@ -245,6 +273,36 @@ def _add_saved_adapter(model: Any, folder: str, name: str, setting: str) -> Any:
     return model
 
 
+def _check_patterns(config: peft.LoraConfig, backbone: PreTrainedModel, setting: str) -> None:
+    """Check that matching the expressions of a saved adapter comes to an end.
+
+    Raises:
+        ConfigError: it does not in `PATTERN_SECONDS`.
+
+    """
+    whole = [pattern for pattern in (config.target_modules, config.exclude_modules) if isinstance(pattern, str)]
+    ends = [*(config.rank_pattern or ()), *(config.alpha_pattern or ()), *(config.modules_to_save or ())]
+    ends += [config.layers_pattern] if isinstance(config.layers_pattern, str) else config.layers_pattern or []
+    patterns = [pattern for pattern in whole if not SIMPLE_PATTERN.fullmatch(pattern)]
+    patterns += [rf"(.*\.)?({end})(\..*)?" for end in map(str, ends) if not SIMPLE_PATTERN.fullmatch(end)]
+    if not patterns:
+        return
+    names = [name for name, _ in backbone.named_modules()]
+    try:
+        subprocess.run(
+            [sys.executable, "-I", "-S", "-c", _MATCH],
+            input=json.dumps([patterns, names]),
+            text=True,
+            capture_output=True,
+            timeout=PATTERN_SECONDS,
+        )  # what is no expression is reported by peft
+    except subprocess.TimeoutExpired:
+        raise ConfigError(
+            f"{setting} cannot be used: matching its expressions, such as {brief(patterns[0])}, with the names of "
+            f"layers does not end; list the layers' names as target_modules in its {ADAPTER_FILE} instead."
+        ) from None
+
+
 def _read_saved_adapter(folder: str, setting: str, model_prefix: str) -> tuple[peft.LoraConfig, dict[str, Tensor]]:
     """Return a saved adapter's settings and weights, with the module names of a model without a head.
 
@@ -253,7 +311,6 @@ def _read_saved_adapter(folder: str, setting: str, model_prefix: str) -> tuple[p
     """
     import peft
     from peft.utils import load_peft_weights
-    from safetensors import SafetensorError
 
     try:
         config = peft.PeftConfig.from_pretrained(folder)
@@ -262,10 +319,24 @@ def _read_saved_adapter(folder: str, setting: str, model_prefix: str) -> tuple[p
     if not isinstance(config, peft.LoraConfig):
         peft_type = str(config.peft_type).rsplit(".", 1)[-1]
         raise ConfigError(f"{setting} is an adapter of type {peft_type}, but only LoRA adapters can be read.")
+    for entry, expected in ENTRY_TYPES.items():
+        if not isinstance(value := getattr(config, entry), expected | None):
+            raise ConfigError(f"{setting} could not be read: {entry}={brief(value)} has the wrong type.")
+    if not isinstance(config.lora_alpha, int | float) or not config.lora_alpha > 0:
+        raise ConfigError(f"{setting} could not be read: lora_alpha={brief(config.lora_alpha)} is no number above 0.")
+    for name in ADAPTER_WEIGHT_FILES:
+        if (file := Path(folder, name)).exists() and not file.is_file():  # reading a pipe would wait for ever
+            raise ConfigError(f"{setting} could not be read: {name} is no file.")
     try:
         state_dict = load_peft_weights(folder, device="cpu")  # a .bin file with weights_only=True
-    except (OSError, ValueError, pickle.UnpicklingError, SafetensorError) as error:
+        damaged = [k for k, w in state_dict.items() if not (w.is_floating_point() and w.isfinite().all())]
+    except Exception as error:  # whatever a damaged file leads to in there
         raise ConfigError(f"{setting} could not be read: {first_line(error)}.") from None
+    if damaged:
+        raise ConfigError(
+            f"The weights of {setting} are damaged: {damaged[0]} has values that are no finite numbers, or integers; "
+            f"copy or download the adapter again."
+        )
     inner, head = f"{model_prefix}.", "lm_head"
     weights: dict[str, Tensor] = {}
     for key, weight in state_dict.items():
@@ -278,6 +349,13 @@ def _read_saved_adapter(folder: str, setting: str, model_prefix: str) -> tuple[p
                 f"adapter again."
             )
         weights[name] = weight
+    ranks = [config.r, *(config.rank_pattern or {}).values()]
+    largest = max((size for weight in weights.values() for size in weight.shape), default=0)
+    too_large = [rank for rank in ranks if isinstance(rank, int) and rank > largest]
+    if too_large:  # refused before peft makes room for it
+        raise ConfigError(
+            f"{setting} could not be read: its {ADAPTER_FILE} has the rank {too_large[0]:,}, but its weights have not."
+        )
     if isinstance(config.target_modules, set):
         config.target_modules = {target.removeprefix(inner) for target in config.target_modules - {head}}
     for pattern in ("alpha_pattern", "rank_pattern"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
@@ -9,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from angle.errors import ConfigError, first_line
-from angle.modeling.locations import TINY, read_json_object
-from angle.modeling.weight_files import model_folder, weight_files
+from angle.modeling.locations import read_json_object
+from angle.modeling.weight_files import weight_files
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -23,9 +24,13 @@ SIZES = (
 LAYER_COUNTS = ("num_hidden_layers", "num_layers", "n_layers", "n_layer", "encoder_layers", "decoder_layers")
 #: Up to this size, a number in config.json costs nothing, whatever the weights say.
 HARMLESS_SIZE = 2**16
-#: Tokens that may be added to a vocabulary: loading these takes about 10 seconds.
-MAX_ADDED_TOKENS = 50_000
+COMPLEX_DTYPES = ("C64",)
 INTEGER_DTYPES = ("BOOL", "U8", "I8", "U16", "I16", "U32", "I32", "U64", "I64")
+#: Those that weights cannot have, as torch calls them.
+TORCH_DTYPES = {
+    "torch.bool": "BOOL", "torch.uint8": "U8", "torch.int8": "I8", "torch.int16": "I16", "torch.int32": "I32",
+    "torch.int64": "I64", "torch.complex64": "C64",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -43,7 +48,7 @@ def check_files(name: str, revision: str | None = None) -> None:
         ConfigError: config.json describes another model than the weights are of.
 
     """
-    config = _read_if_there(name, "config.json", revision)
+    config = read_if_there(name, "config.json", revision)
     for modality in ("vision", "audio"):
         if config.get(f"{modality}_config"):
             raise ConfigError(
@@ -57,7 +62,7 @@ def check_files(name: str, revision: str | None = None) -> None:
 
 
 def read_headers(name: str, files: Collection[Path]) -> dict[str, TensorHeader]:
-    """Return what safetensors files say of their tensors; other files are left out.
+    """Return what files of weights say of their tensors; those of other kinds are left out.
 
     Raises:
         ConfigError: a file is damaged.
@@ -65,8 +70,10 @@ def read_headers(name: str, files: Collection[Path]) -> dict[str, TensorHeader]:
     """
     from safetensors import SafetensorError, safe_open
 
-    headers = {}
+    headers: dict[str, TensorHeader] = {}
     for file in files:
+        if file.suffix == ".bin":
+            headers |= _read_bin_headers(file)
         if file.suffix != ".safetensors":
             continue
         try:
@@ -79,6 +86,20 @@ def read_headers(name: str, files: Collection[Path]) -> dict[str, TensorHeader]:
                 f"{file.name} of {name} is damaged: {first_line(error)}; copy or download the model again."
             ) from None
     return headers
+
+
+def _read_bin_headers(file: Path) -> dict[str, TensorHeader]:
+    """Return the same for a file that torch has written, without its tensors; nothing if it cannot be read so."""
+    import torch
+
+    try:
+        weights = torch.load(file, map_location="meta", weights_only=True, mmap=True)
+        return {
+            key: TensorHeader(TORCH_DTYPES.get(str(weight.dtype), ""), tuple(weight.shape))
+            for key, weight in weights.items()
+        }
+    except Exception:  # what is wrong with it is reported when it is loaded
+        return {}
 
 
 def _check_sizes(name: str, config: Mapping[str, Any], headers: Mapping[str, TensorHeader]) -> None:
@@ -102,38 +123,17 @@ def _check_sizes(name: str, config: Mapping[str, Any], headers: Mapping[str, Ten
 
 
 def _check_dtypes(name: str, headers: Mapping[str, TensorHeader]) -> None:
-    """Check that weights are no integers, which transformers would take for the numbers that they stand for."""
+    """Check that weights are real numbers: transformers would take integers for the numbers that they stand for."""
     for key, header in headers.items():
-        if key.endswith(".weight") and header.dtype in INTEGER_DTYPES:
+        if key.endswith((".weight", ".bias")) and header.dtype in (*INTEGER_DTYPES, *COMPLEX_DTYPES):
+            kind = "complex numbers" if header.dtype in COMPLEX_DTYPES else "integers"
             raise ConfigError(
-                f"The weights of {name} are integers, {key} ({header.dtype}) for one, but its config.json has no "
+                f"The weights of {name} are {kind}, {key} ({header.dtype}) for one, but its config.json has no "
                 f"quantization_config that says what they stand for: give the model in float32, bfloat16 or float16."
             )
 
 
-def check_tokenizer_files(name: str, revision: str | None = None) -> None:
-    """Check that no more tokens are added to the vocabulary than can be loaded in seconds.
-
-    Raises:
-        ConfigError: there are more, or a file is damaged.
-
-    """
-    added = _read_if_there(name, "tokenizer_config.json", revision).get("added_tokens_decoder")
-    count = max(len(_read_if_there(name, "added_tokens.json", revision)), len(added) if isinstance(added, dict) else 0)
-    folder = None if name == TINY else model_folder(name, revision)
-    if (
-        folder is not None and (folder / "tokenizer.json").is_file()
-    ):  # counted, as parsing takes seconds where the vocabulary is large
-        count = max(count, (folder / "tokenizer.json").read_bytes().count(b'"single_word"'))
-    if count > MAX_ADDED_TOKENS:
-        raise ConfigError(
-            f"The tokenizer of {name} adds {count:,} tokens to its vocabulary, and at most {MAX_ADDED_TOKENS:,} are "
-            f"loaded in seconds: make them part of the vocabulary itself, or give another tokenizer by "
-            f"model.tokenizer_name_or_path=..."
-        )
-
-
-def _read_if_there(name: str, filename: str, revision: str | None) -> dict[str, Any]:
+def read_if_there(name: str, filename: str, revision: str | None) -> dict[str, Any]:
     """Return the content of a model's file; nothing if it has none, or the hub cannot be reached."""
     try:
         return read_json_object(name, filename, revision) or {}
@@ -171,14 +171,33 @@ def check_weights(
             f"model.name_or_path={name} does not fit its config.json, which leaves out layers that it has weights for, "
             f"{left_out} for one: correct num_hidden_layers there, and cut layers off by model.layers=..."
         )
-    if "quantization_config" not in _read_if_there(name, "config.json", revision):
+    unused = next(_unused_parts(model, loading_info["unexpected_keys"]), None)
+    if unused is not None:
+        raise ConfigError(
+            f"model.name_or_path={name} has weights inside its layers that {type(model).__name__} of transformers has "
+            f"no use for, {unused} for one, so its embeddings would differ from those of the model: choose another."
+        )
+    if "quantization_config" not in read_if_there(name, "config.json", revision):
         _check_dtypes(name, read_headers(name, weight_files(name, revision)))
+    matrices, zeros = 0, list[str]()
     for key, weight in model.named_parameters():
-        if weight.is_floating_point() and not weight.sum().isfinite() and not weight.isfinite().all():
+        if not weight.is_floating_point():
+            continue
+        weight = weight.detach()
+        total = float(weight.sum())
+        if not math.isfinite(total) and not weight.isfinite().all():
             raise ConfigError(
                 f"The weights of {name} are damaged: {key} has values that are no finite numbers; copy or download the "
                 f"model again."
             )
+        matrices += weight.ndim > 1
+        if weight.ndim > 1 and total == 0 and not weight.any():
+            zeros.append(key)
+    if len(zeros) > matrices / 2:  # as of a file whose download has only reserved its space
+        raise ConfigError(
+            f"The weights of {name} are damaged: {len(zeros)} of its {matrices} matrices, {zeros[0]} for one, are all "
+            f"zeros; copy or download the model again."
+        )
 
 
 def _left_out_layers(model: PreTrainedModel, unexpected_keys: Collection[str]) -> Iterator[str]:
@@ -189,3 +208,14 @@ def _left_out_layers(model: PreTrainedModel, unexpected_keys: Collection[str]) -
 
     known = {pattern(key) for key, _ in model.named_parameters()}
     yield from (key for key in sorted(unexpected_keys) if pattern(key) in known)
+
+
+def _unused_parts(model: PreTrainedModel, unexpected_keys: Collection[str]) -> Iterator[str]:
+    """Yield the matrices that were not loaded although they belong to layers that the model has; heads have none."""
+
+    def layer(key: str) -> str | None:
+        match = re.match(r".*?\.\d+\.", key.removeprefix(f"{model.base_model_prefix}."))
+        return match and match[0]
+
+    layers = {layer(key) for key, _ in model.named_parameters()} - {None}
+    yield from (key for key in sorted(unexpected_keys) if key.endswith(".weight") and layer(key) in layers)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from angle.config import RUN_FILE
+from angle.config.values import is_name
 from angle.errors import ConfigError, first_line
 from angle.files import MANIFEST, changed_file, readable_folder
 from angle.quiet import quiet_hub
@@ -93,7 +94,7 @@ def adapter_base(name_or_path: str, revision: str | None = None) -> tuple[str, s
     if adapter is None:
         return None
     base = adapter.get("base_model_name_or_path")
-    if not isinstance(base, str):
+    if not isinstance(base, str) or not is_name(base):
         raise ConfigError(
             f"{ADAPTER_FILE} of {name_or_path} does not say which model the adapter was made for: give that as "
             f"model.name_or_path and the adapter as model.adapter={name_or_path}."
@@ -115,9 +116,16 @@ def read_json(name_or_path: str, filename: str, revision: str | None = None) -> 
     if path is None:
         return None
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8"), parse_constant=_parse_constant)
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"{filename} of {name_or_path} is not valid JSON: {first_line(error)}.") from None
+
+
+def _parse_constant(name: str) -> float:
+    """Return an infinity, as some configurations have it; NaN is no value of theirs."""
+    if name == "NaN":
+        raise ValueError("it has the value NaN")
+    return float(name)
 
 
 def find_file(name_or_path: str, filename: str, revision: str | None = None) -> Path | None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from angle.errors import ConfigError
+from angle.errors import ConfigError, first_line, is_failure
 from angle.modeling.embedding_config import SpecialTokens
 from angle.prompts import template_fields
 from angle.structures import Lengths, Tokens
@@ -29,6 +29,24 @@ COUNTED_TOKENS = 2**24
 def ends_with_literal(prompt: str | None) -> bool:
     """Return whether a template has words after its last field, so that every text ends with the same token."""
     return prompt is not None and list(string.Formatter().parse(prompt))[-1][1] is None
+
+
+def call_tokenizer(tokenizer: Any, texts: str | list[str], **options: Any) -> Any:
+    """Return what a transformers tokenizer makes of texts.
+
+    Raises:
+        ConfigError: its rules fail on one of them.
+
+    """
+    try:
+        return tokenizer(texts, verbose=False, **options)
+    except BaseException as error:
+        if not is_failure(error):
+            raise
+        raise ConfigError(
+            f"The tokenizer of {tokenizer.name_or_path} fails on a text ({first_line(error)}): give another by "
+            f"model.tokenizer_name_or_path=..."
+        ) from error
 
 
 def special_tokens_around(tokenizer: Any) -> SpecialTokens:
@@ -54,7 +72,7 @@ def encode_a_word(tokenizer: Any) -> tuple[Mapping[str, list[int]], int, int]:
     for token_id in range(min(len(tokenizer), MAX_PROBES)):
         if token_id in special_ids:
             continue
-        encoded = tokenizer(tokenizer.decode([token_id]), return_special_tokens_mask=True, verbose=False)
+        encoded = call_tokenizer(tokenizer, tokenizer.decode([token_id]), return_special_tokens_mask=True)
         ids, mask = encoded["input_ids"], encoded["special_tokens_mask"]
         positions = [position for position, special in enumerate(mask) if not special]
         if any(ids[position] not in special_ids for position in positions):  # not just unknown
@@ -263,12 +281,12 @@ class TextTokenizer:
         if extras is None:
             extras = [{}] * len(texts)
         limits = self._text_limits(extras).tolist()
-        encoded = self.tokenizer(
+        encoded = call_tokenizer(
+            self.tokenizer,
             list(texts),
             add_special_tokens=False,
             return_offsets_mapping=True,
             return_attention_mask=False,
-            verbose=False,
         )
         spans = encoded["offset_mapping"]
         rendered = [
@@ -318,12 +336,12 @@ class TextTokenizer:
 
     def _token_ids(self, texts: list[str], *, truncate: bool, special_tokens: bool = True) -> list[list[int]]:
         truncation = {"truncation": True, "max_length": self.max_length} if truncate else {}
-        encoded = self.tokenizer(
+        encoded = call_tokenizer(
+            self.tokenizer,
             texts,
             add_special_tokens=special_tokens,
             return_attention_mask=False,
             return_token_type_ids=False,
-            verbose=False,
             **truncation,
         )
         ids: list[list[int]] = encoded["input_ids"]

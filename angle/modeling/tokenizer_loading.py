@@ -6,13 +6,13 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from angle.config import ModelConfig
-from angle.errors import ConfigError, first_line
-from angle.modeling.consistency import check_tokenizer_files
+from angle.errors import ConfigError, first_line, is_failure
 from angle.modeling.embedding_config import EmbeddingConfig, SpecialTokens
 from angle.modeling.locations import TINY, split_gguf
 from angle.modeling.tiny import tiny_tokenizer
 from angle.modeling.token_embeddings import num_token_embeddings
 from angle.modeling.tokenizer import DEFAULT_MAX_LENGTH, TextTokenizer, ends_with_literal, special_tokens_around
+from angle.modeling.tokenizer_files import check_tokenizer_files
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -81,7 +81,9 @@ def _load_pretrained(config: ModelConfig, name: str) -> Any:
         )
         tokenizer("")  # some settings are looked at only here
         return tokenizer
-    except Exception as error:  # whatever a damaged file leads to in there
+    except BaseException as error:  # whatever a damaged file leads to in there
+        if not is_failure(error):
+            raise
         raise ConfigError(
             f"No tokenizer could be loaded from {source}: {first_line(error)}. Give one by "
             f"model.tokenizer_name_or_path=..."

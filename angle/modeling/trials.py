@@ -82,6 +82,8 @@ def observe(backbone: Any, name: str) -> Observation:
         )
     if not states.isfinite().all():
         raise _cannot_work(name, backbone, "gives states that are not finite")
+    if other != tokens[-1] and states[0, -1].equal(states[1, -1]) and states[0, 0].equal(states[2, 0]):
+        raise _cannot_work(name, backbone, "gives every text the same states, as if its weights were lost")
     sees_later = not torch.equal(states[0, :-1], states[1, :-1])
     sees_earlier = not torch.equal(states[0, 1:], states[2, 1:])
     return Observation(None if sees_later == sees_earlier is False else not sees_later, lookups.limit)

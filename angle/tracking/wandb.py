@@ -24,7 +24,12 @@ class Sink(sink.Sink):
     """Records into a run of Weights & Biases; a resumed run continues its own. Without its server: offline."""
 
     def __init__(self, run: RunInfo) -> None:
-        """Start the run, or continue the one whose id run.json holds."""
+        """Start the run, or continue the one whose id run.json holds.
+
+        Raises:
+            ConfigError: it cannot be recorded even offline.
+
+        """
         self._timeout = run.tracking.timeout
         if run.tracking.mode == "online":
             try:
@@ -38,7 +43,13 @@ class Sink(sink.Sink):
                     self._sync_command,
                 )
         else:
-            self._run = self._start(run, "offline")
+            try:
+                self._run = self._start(run, "offline")
+            except Exception as error:  # of a variable of its own, or a folder that cannot be written to
+                raise ConfigError(
+                    f"tracking.mode=offline cannot work: Weights & Biases says {first_line(error)}. Unset the "
+                    f"variables that begin with WANDB_, or type tracking=none."
+                ) from error
         self._run.define_metric("*", step_metric="step")
 
     def _start(self, run: RunInfo, mode: Literal["online", "offline"]) -> Any:
@@ -63,11 +74,17 @@ class Sink(sink.Sink):
 
     @classmethod
     def check(cls, config: TrackingConfig) -> None:
-        """Raise ConfigError if Weights & Biases would ask for a key in the middle of a run."""
-        if config.mode == "online" and not _import_wandb().login(prompt=False, verify=False):
+        """Raise ConfigError if Weights & Biases would ask for a key in the middle of a run, or does not take it."""
+        if config.mode != "online":
+            return
+        try:
+            problem = "" if _import_wandb().login(prompt=False, verify=False) else "there is none"
+        except Exception as error:  # of several types, for a key, an address or a file of settings that cannot be
+            problem = first_line(error)
+        if problem:
             raise ConfigError(
-                "tracking.mode=online needs a key of Weights & Biases: type wandb login once, or set WANDB_API_KEY, or "
-                "record offline with WANDB_MODE=offline."
+                f"tracking.mode=online needs a key of Weights & Biases ({problem}): type wandb login once, or set "
+                f"WANDB_API_KEY, or record offline with WANDB_MODE=offline."
             )
 
     def run_metadata(self) -> dict[str, Any]:
@@ -82,13 +99,13 @@ class Sink(sink.Sink):
         """Finish the run as completed or failed.
 
         Raises:
-            TimeoutError: the server did not take all of it in time; how to send it later.
+            RuntimeError: the server did not take all of it, or not in time; how to send it later.
 
         """
         try:
             call_with_timeout(self._timeout, lambda: self._run.finish(exit_code=int(failed)))
-        except TimeoutError as error:
-            raise TimeoutError(f"{error}; to send them later, type {self._sync_command}") from None
+        except Exception as error:  # also of the process that sends, which a wrong answer can end
+            raise RuntimeError(f"{first_line(error)}; to send them later, type {self._sync_command}") from None
 
 
 def _import_wandb() -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from angle.distributed.environment import launch_command
-from angle.distributed.process_group import TIMEOUT, check_world_size, has_gpu
+from angle.distributed.process_group import TIMEOUT, check_world_size, explained_environment, has_gpu
 from angle.errors import ConfigError
 from angle.training.sharding import enable_fsdp_on_cpu, sharding_plugin
 
@@ -20,8 +20,8 @@ def start_accelerator(mixed_precision: str) -> Accelerator:
         mixed_precision: no, bf16 or fp16.
 
     Raises:
-        ConfigError: a precision that the device lacks, a kind of sharding other than ours, or a process
-            group whose size is not WORLD_SIZE.
+        ConfigError: a precision that the device lacks, a kind of sharding other than ours, variables that accelerate
+            cannot read, or a process group whose size is not WORLD_SIZE.
 
     """
     from accelerate import Accelerator
@@ -36,15 +36,16 @@ def start_accelerator(mixed_precision: str) -> Accelerator:
         raise ConfigError(
             "train.mixed_precision=fp16 needs a GPU, and none is here: type train.mixed_precision=bf16 or leave it out."
         )
-    accelerator = Accelerator(
-        cpu=on_cpu,
-        mixed_precision=mixed_precision,
-        fsdp_plugin=plugin,
-        kwargs_handlers=[
-            InitProcessGroupKwargs(timeout=TIMEOUT),
-            DistributedDataParallelKwargs(gradient_as_bucket_view=True),  # one copy of the gradients, not two
-        ],
-    )
+    with explained_environment():
+        accelerator = Accelerator(
+            cpu=on_cpu,
+            mixed_precision=mixed_precision,
+            fsdp_plugin=plugin,
+            kwargs_handlers=[
+                InitProcessGroupKwargs(timeout=TIMEOUT),
+                DistributedDataParallelKwargs(gradient_as_bucket_view=True),  # one copy of the gradients, not two
+            ],
+        )
     if plugin is not None and on_cpu:
         enable_fsdp_on_cpu(accelerator, plugin)
     check_world_size(accelerator.num_processes, "train.py")

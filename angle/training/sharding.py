@@ -38,8 +38,21 @@ REQUIRED_ENV = {
 
 
 def sharding_requested() -> bool:
-    """Return whether the launcher requests sharded weights."""
-    return os.environ.get("ACCELERATE_USE_FSDP") == "true"
+    """Return whether the launcher requests sharded weights.
+
+    Raises:
+        ConfigError: its variable says neither yes nor no.
+
+    """
+    value = os.environ.get("ACCELERATE_USE_FSDP", "").lower()
+    if value in ("", "0", "f", "n", "no", "off", "false"):  # as accelerate reads it
+        return False
+    if value not in ("1", "t", "y", "yes", "on", "true"):
+        raise ConfigError(
+            f"ACCELERATE_USE_FSDP={value} cannot work: unset it, or start with accelerate launch --config_file "
+            f"{LAUNCH_FILE} train.py ..."
+        )
+    return True
 
 
 def check_shardable(config: TrainConfig) -> None:

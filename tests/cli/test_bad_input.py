@@ -1,6 +1,6 @@
 """A user's mistake ends in exactly one line that says what to do, and writes nothing.
 
-Each case is the real command as a process of its own, in a folder of its own.
+Each case is the real command in a folder of its own.
 """
 
 from __future__ import annotations
@@ -11,10 +11,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from conftest import snapshot, start
+from conftest import snapshot, start, start_here
 
 PAIRS = [{"text1": f"a cat {n}", "text2": f"the dog {n}", "label": n % 5} for n in range(8)]
 FORMATS = "(A: text1, text2, label; B: text, positive, negative; C: text, positive)"
+FINITE = "cannot work: it must be a finite number, between 1e-38 and 3e+38 (of either sign) or 0."
+LAUNCHER = "with which processes cannot find each other: unset it, or start with accelerate launch, which sets it."
+UNSET = "start with accelerate launch, or unset what that sets: WORLD_SIZE, and what begins with ACCELERATE_ or FSDP_."
 TRAIN = ("data=files", "data.train.name_or_path=rows.jsonl")
 
 
@@ -234,8 +237,8 @@ CASES = {
     ),
     "no key": Case(
         ("tracking=online", *TRAIN),
-        "tracking.mode=online needs a key of Weights & Biases: type wandb login once, or set WANDB_API_KEY, or "
-        "record offline with WANDB_MODE=offline.",
+        "tracking.mode=online needs a key of Weights & Biases (there is none): type wandb login once, or set "
+        "WANDB_API_KEY, or record offline with WANDB_MODE=offline.",
         {"rows.jsonl": lines(PAIRS)},
         {"WANDB_MODE": "online", "WANDB_API_KEY": "", "NETRC": "/nonexistent"},
         heavy=True,
@@ -245,6 +248,69 @@ CASES = {
         "train.resume=run resumes the run with its own settings, and these would change it: train.epochs: 1 -> 3. "
         "Leave them out, or start a new run.",
         {"run": other_run},
+        heavy=True,
+    ),
+    "NaN": Case(("loss.positive_above=nan",), f"loss.positive_above=nan {FINITE}"),
+    "infinity": Case(("loss.positive_above=-inf",), f"loss.positive_above=-inf {FINITE}"),
+    "a number that is 0 in float32": Case(("train.learning_rate=1e-50",), f"train.learning_rate=1e-50 {FINITE}"),
+    "a number that is infinite in float32": Case(("loss.ibn_w=1e300",), f"loss.ibn_w=1e+300 {FINITE}"),
+    "a number of 31 digits": Case(
+        (f"train.seed={10**30}",), "train.seed cannot work with more than 18 digits: give a smaller number."
+    ),
+    "a number of tokens of 20 digits": Case(
+        (f"train.token_budget={10**19}",),
+        "train.token_budget=10000000000000000000 cannot work: give a number of tokens, such as 8192, auto for as many "
+        "as fit into memory, or null for whole batches.",
+    ),
+    "an empty text": Case(
+        ("train.output_dir=",), "train.output_dir='' is empty: leave the setting out, or give it a value."
+    ),
+    "a blank in a list": Case(
+        ("tracking.tags=[a,' ']",), "tracking.tags=' ' is empty: leave the setting out, or give it a value."
+    ),
+    "a name without end": Case(
+        (f"model.name_or_path={'a' * 5000}",),
+        f"model.name_or_path={'a' * 60}... is too long for the name of a file, a folder or a repository.",
+    ),
+    "adapters nowhere": Case(
+        ("lora=r8", "lora.target_modules=[]"),
+        "lora.target_modules=[] adapts nothing: name layers, or leave it out for all.",
+    ),
+    "WORLD_SIZE in words": Case((), f"The environment has WORLD_SIZE=abc, {LAUNCHER}", env={"WORLD_SIZE": "abc"}),
+    "a rank beyond the last": Case((), f"The environment has RANK=5 with WORLD_SIZE=1, {LAUNCHER}", env={"RANK": "5"}),
+    "a process alone": Case(
+        (),
+        "accelerate cannot start with the environment that it finds (Error initializing torch.distributed using env:// "
+        "rendezvous: environment variable MASTER_ADDR expected, but not set): "
+        f"{UNSET}",
+        env={"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"},
+        heavy=True,
+    ),
+    "a local rank beyond the last": Case(
+        (),
+        f"The environment has LOCAL_RANK=7 with LOCAL_WORLD_SIZE=1, {LAUNCHER}",
+        env={"LOCAL_RANK": "7", "TORCHELASTIC_ERROR_FILE": "/nonexistent/file"},
+    ),
+    "a flag of accelerate's": Case(
+        TRAIN,
+        f"accelerate cannot start with the environment that it finds (invalid truth value bogus): {UNSET}",
+        {"rows.jsonl": lines(PAIRS)},
+        {"ACCELERATE_USE_CPU": "bogus"},
+        heavy=True,
+    ),
+    "a flag of sharding": Case(
+        (),
+        "ACCELERATE_USE_FSDP=bogus cannot work: unset it, or start with accelerate launch --config_file "
+        "conf/accelerate/fsdp2_lora.yaml train.py ...",
+        env={"ACCELERATE_USE_FSDP": "bogus"},
+        heavy=True,
+    ),
+    "a key that is too short": Case(
+        ("tracking=online", *TRAIN),
+        "tracking.mode=online needs a key of Weights & Biases (WANDB_API_KEY invalid: API key must have 40+ "
+        "characters, has 5): type wandb login once, or set WANDB_API_KEY, or record offline with WANDB_MODE=offline.",
+        {"rows.jsonl": lines(PAIRS)},
+        {"WANDB_MODE": "online", "WANDB_API_KEY": "short"},
         heavy=True,
     ),
     "WANDB_MODE": Case(
@@ -257,16 +323,24 @@ CASES = {
 }
 
 
+#: One of each kind is also a process of its own: before anything is imported, by the environment, with files.
+FORKED = ("typo", "WANDB_MODE", "no key", "another run", "a hub name")
+
+
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.slow] if case.heavy else []) for name, case in CASES.items()]
+    ("name", "run"),
+    [
+        *(pytest.param(n, start_here, marks=[pytest.mark.slow] if case.heavy else []) for n, case in CASES.items()),
+        *(pytest.param(name, start, marks=[pytest.mark.slow]) for name in FORKED),
+    ],
 )
-def test_bad_input_is_a_one_line_error_and_writes_nothing(name, tmp_path):
+def test_bad_input_is_a_one_line_error_and_writes_nothing(name, run, tmp_path):
     case = CASES[name]
     for file, content in case.files.items():
         (tmp_path / file).parent.mkdir(exist_ok=True)
         content(tmp_path / file) if callable(content) else (tmp_path / file).write_text(content)
     before = snapshot(tmp_path)
-    done = start("train.py", *case.words, folder=tmp_path, **case.env)
+    done = run("train.py", *case.words, folder=tmp_path, **case.env)
     assert done.stderr.replace(str(tmp_path), "FOLDER") == f"Error: {case.text}\n"
     assert done.stdout == ""
     assert done.returncode == 1

@@ -201,7 +201,7 @@ PATHS = [
         "-1",
         "7",
     ),
-    *("~/x", "C:\\x\\", "../x", "/x/y-z_1.json", "é.jsonl", "choice(1,2)", "nan", "", "a: b", "@x", "+x"),
+    *("~/x", "C:\\x\\", "../x", "/x/y-z_1.json", "é.jsonl", "choice(1,2)", "nan", "a: b", "@x", "+x"),
 ]
 LINES = [
     *[f"{BASE} {words}" for words, _ in SETTINGS_OF],

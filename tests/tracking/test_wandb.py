@@ -69,9 +69,13 @@ def test_wandb_mode_decides_whether_there_is_a_sink(
     assert apply_environment(TrackingConfig(mode=setting, tensorboard=True)).sinks == [*sinks, "tensorboard"]
 
 
-def test_a_server_that_hangs_costs_seconds_and_the_run_is_recorded_offline(tmp_path: Path) -> None:
+SLOW_FAULTS = ("refuses", "resets", "redirects for ever", "answers for ever", "429 for an hour", "nothing")
+
+
+@pytest.mark.parametrize("fault", ["hangs", *(pytest.param(fault, marks=pytest.mark.slow) for fault in SLOW_FAULTS)])
+def test_a_faulty_server_costs_seconds_and_the_run_is_recorded_offline(tmp_path: Path, fault: str) -> None:
     words = [*sample_files(tmp_path), "train.batch_size=8", "train.max_steps=2", "train.output_dir=run"]
-    with faulty_server.serve("hangs") as url:
+    with faulty_server.serve(fault) as url:
         env = {"WANDB_BASE_URL": url, "WANDB_API_KEY": "0123456789" * 4, "WANDB_MODE": "", "NO_PROXY": "127.0.0.1"}
         begin = time.monotonic()
         done = start("train.py", *words, "tracking=online", "tracking.timeout=1", folder=tmp_path, **env)

@@ -409,7 +409,7 @@ def test_resume_refuses_changed_data(
 
 def test_non_finite_loss_stops_the_run_and_names_the_rows(model: Path, rows: Path, tmp_path: Path) -> None:
     with pytest.raises(TrainingError) as caught:
-        fit(settings(model, rows, tmp_path / "run", learning_rate=1e36, warmup_steps=0, save_steps=1))
+        fit(settings(model, rows, tmp_path / "run", learning_rate=1, weight_decay=1e36, warmup_steps=0, save_steps=1))
     message = str(caught.value)
     assert message.startswith("The loss of step ")
     assert f"{rows} line " in message
