@@ -76,6 +76,11 @@ def test_layers_that_states_do_not_come_from_get_none() -> None:
         assert not {*modules} & {*find_linear_layers(model)}
 
 
+def test_a_model_of_few_positions_gets_adapters() -> None:
+    config = AutoConfig.for_model("bert", vocab_size=30, **SMALL | {"max_position_embeddings": 10})
+    assert len(find_linear_layers(AutoModel.from_config(config))) == 3 * 6
+
+
 def test_of_several_experts_all_get_adapters() -> None:
     class Experts(nn.Module):
         """A layer of which a text runs the first expert alone."""
