@@ -18,13 +18,12 @@ from typing import Any
 import numpy as np
 import psutil
 import torch
+from peft import LoraConfig, get_peft_model
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedTokenizerFast
 
 from angle import TrainConfig, build_config
-from angle.config import LoraConfig
 from angle.kernels.lora import install_lora
-from angle.modeling.adapters import add_adapters
 from angle.modeling.backbone import checkpoint_activations
 from angle.training.dry_run import dry_run
 from angle.training.memory import Allocations
@@ -85,8 +84,9 @@ def predict(shape: Shape, bits: int | None, rank: int, texts: int, length: int) 
         checkpoint_activations(model)
         linear = sum(module.weight.numel() for module in model.modules() if isinstance(module, torch.nn.Linear))
         total = sum(parameter.numel() for parameter in model.parameters())
-        adapted = add_adapters(
-            model, "", new_config=LoraConfig(enabled=True, r=rank, alpha=2 * rank, dropout=0.1)
+        # As `add_adapters` does, which runs a text to find the layers: that cannot be done here.
+        adapted = get_peft_model(
+            model, LoraConfig(r=rank, lora_alpha=2 * rank, lora_dropout=0.1, target_modules="all-linear")
         ).train()
         install_lora(adapted)
         trained = [parameter for parameter in adapted.parameters() if parameter.requires_grad]

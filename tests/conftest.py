@@ -116,14 +116,13 @@ def start(script: str, *arguments: str, folder: Path, **env: str) -> subprocess.
     return fork_server.run([str(REPO / script), *arguments], folder, environment, timeout=300)
 
 
-def start_here(script: str, *arguments: str, folder: Path, **env: str) -> subprocess.CompletedProcess[str]:
+def start_here(script: str, *arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
     """Do what `start` does, but in this process, which has imported everything: for commands that are refused."""
     out, err, code = io.StringIO(), io.StringIO(), 0
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
         patch.chdir(folder)
         patch.setattr(sys, "argv", [str(REPO / script), *arguments])
-        for name, value in ({"CUDA_VISIBLE_DEVICES": ""} | env).items():
-            patch.setenv(name, value)
+        patch.setenv("CUDA_VISIBLE_DEVICES", "")
         try:
             runpy.run_path(sys.argv[0], run_name="__main__")
         except SystemExit as end:

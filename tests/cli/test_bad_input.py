@@ -6,9 +6,10 @@ Each case is the real command in a folder of its own.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import snapshot, start, start_here
@@ -323,17 +324,19 @@ CASES = {
 }
 
 
-#: One of each kind is also a process of its own: before anything is imported, by the environment, with files.
-FORKED = ("typo", "WANDB_MODE", "no key", "another run", "a hub name")
+#: One of each kind is also a process of its own: before anything is imported, with files, with a model.
+FORKED = ("typo", "another run", "a hub name")
 
 
-@pytest.mark.parametrize(
-    ("name", "run"),
-    [
-        *(pytest.param(n, start_here, marks=[pytest.mark.slow] if case.heavy else []) for n, case in CASES.items()),
-        *(pytest.param(name, start, marks=[pytest.mark.slow]) for name in FORKED),
-    ],
-)
+def runs() -> Iterator[Any]:
+    """Yield each case with how to run it: those of the environment, which libraries read and keep, as a process."""
+    for name, case in CASES.items():
+        slow = [pytest.mark.slow] if case.heavy or case.env else []
+        yield pytest.param(name, start if case.env else start_here, marks=slow)
+    yield from (pytest.param(name, start, marks=[pytest.mark.slow]) for name in FORKED)
+
+
+@pytest.mark.parametrize(("name", "run"), runs())
 def test_bad_input_is_a_one_line_error_and_writes_nothing(name, run, tmp_path):
     case = CASES[name]
     for file, content in case.files.items():

@@ -219,7 +219,10 @@ def test_label_map_takes_numbers_as_labels():
             "pooling.strategy=-1 cannot work: count tokens from 0; for the last token type pooling.strategy=last.",
         ),
         *(({f"loss.{w}": -1}, f"loss.{w}=-1 cannot work: it must be at least 0.") for w in ("cosine_w", "ibn_w")),
-        ({"loss.angle_w": float("nan")}, "loss.angle_w=nan cannot work: it must be at least 0."),
+        (
+            {"loss.angle_w": float("nan")},
+            "loss.angle_w=nan cannot work: it must be a finite number, between 1e-38 and 3e+38 (of either sign) or 0.",
+        ),
         *(
             ({f"loss.{tau}_tau": 0}, f"loss.{tau}_tau=0 cannot work: it must be above 0.")
             for tau in ("cosine", "ibn", "angle")

@@ -92,9 +92,13 @@ def test_what_transformers_4_would_compute_otherwise_needs_version_6(content: di
 
 
 def test_a_tokenizer_is_of_a_class_that_both_have() -> None:
-    shared = shared_tokenizer_config({"tokenizer_class": "TokenizersBackend", "extra_special_tokens": ["<a>"]})
+    content = {"tokenizer_class": "TokenizersBackend", "extra_special_tokens": ["<a>"]}
+    shared = shared_tokenizer_config(content, uses_token_types=False)
     assert shared["tokenizer_class"] == "PreTrainedTokenizerFast"
     assert (shared["additional_special_tokens"], "extra_special_tokens" in shared) == (["<a>"], False)
+    assert shared["model_input_names"] == ["input_ids", "attention_mask"]
+    with_types = shared_tokenizer_config(content, uses_token_types=True)
+    assert with_types["model_input_names"] == ["input_ids", "token_type_ids", "attention_mask"]
 
 
 def embed(folder: Path, texts: list[str]) -> torch.Tensor:
@@ -103,7 +107,7 @@ def embed(folder: Path, texts: list[str]) -> torch.Tensor:
     return torch.from_numpy(SentenceTransformer(str(folder), device="cpu").encode(texts, batch_size=5))
 
 
-def test_types_of_tokens_that_a_tokenizer_sets_reach_no_model(tmp_path: Path) -> None:
+def test_types_of_tokens_that_are_all_zero_reach_no_model(tmp_path: Path) -> None:
     torch.manual_seed(1)
     tokenizer = tiny_tokenizer()
     assert "token_type_ids" in tokenizer.model_input_names
