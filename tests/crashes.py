@@ -59,8 +59,12 @@ class Recorder:
     found: list[tuple[str, int, Disk]] = field(default_factory=list)
     """The kind of a crash, the change after which it came, what it left: each different disk once."""
     synced_files: dict[int, bytes] = field(default_factory=dict)
+    """Contents by file. (Files and folders are numbered by `_number`, inodes are used again.)"""
     synced_names: dict[int, dict[str, int]] = field(default_factory=dict)
-    """By inode of a folder, the inodes of what is in it."""
+    """By folder, what is in it."""
+    numbers: dict[int, int] = field(default_factory=dict)
+    """By inode, the number of what has that inode now."""
+    count: int = 0
     seen: set[frozenset[tuple[str, int]]] = field(default_factory=set)
     read: dict[tuple[int, int, int], bytes] = field(default_factory=dict)
     """Contents by inode, size and time of change; equal ones are one object."""
@@ -98,17 +102,23 @@ class Recorder:
         return path == self.folder or self.folder in path.absolute().parents
 
     def _note_sync(self, path: Path) -> None:
-        inode = path.stat().st_ino
         if path.is_dir():
-            self.synced_names[inode] = {entry.name: entry.stat().st_ino for entry in path.iterdir()}
+            self.synced_names[self._number(path)] = {entry.name: self._number(entry) for entry in path.iterdir()}
         else:
-            self.synced_files[inode] = self._read(path)
+            self.synced_files[self._number(path)] = self._read(path)
+
+    def _number(self, path: Path) -> int:
+        """Return the number of a file or folder, which stays the same when it is renamed."""
+        inode = path.stat().st_ino
+        if inode not in self.numbers:
+            self.count += 1
+            self.numbers[inode] = self.count
+        return self.numbers[inode]
 
     def _forget_all_but(self, inodes: set[int]) -> None:
-        """Forget what was synced of things that are removed: their numbers are used again."""
-        for known in (self.synced_files, self.synced_names):
-            for inode in known.keys() - inodes:
-                del known[inode]
+        """Give up the inodes of what was removed. It may still be on the disk, by a name whose change is not synced."""
+        for inode in self.numbers.keys() - inodes:
+            del self.numbers[inode]
 
     def _read(self, path: Path) -> bytes:
         """Return a file's content, which is mostly known already."""
@@ -143,7 +153,7 @@ class Recorder:
                 if path.is_dir():
                     killed[name] = emptied[name] = torn[name] = None
                     continue
-                content, synced = self._read(path), self.synced_files.get(path.stat().st_ino, EMPTY)
+                content, synced = self._read(path), self.synced_files.get(self._number(path), EMPTY)
                 killed[name], emptied[name], torn[name] = content, synced, self._tear(content, synced)
             for kind, disk in zip(KINDS, (killed, emptied, torn, self._synced()), strict=True):
                 identity = frozenset((name, id(content)) for name, content in disk.items())
@@ -157,15 +167,15 @@ class Recorder:
         """Return what has been synced: files whose folder's list of names was synced with them in it."""
         disk = Disk()
 
-        def walk(inode: int, prefix: str) -> None:
-            for name, child in self.synced_names.get(inode, {}).items():
+        def walk(folder: int, prefix: str) -> None:
+            for name, child in self.synced_names.get(folder, {}).items():
                 if child in self.synced_names or (self.folder / prefix / name).is_dir():
                     disk[f"{prefix}{name}"] = None
                     walk(child, f"{prefix}{name}/")
                 else:
                     disk[f"{prefix}{name}"] = self.synced_files.get(child, EMPTY)
 
-        walk(self.folder.stat().st_ino, "")
+        walk(self._number(self.folder), "")
         return disk
 
 

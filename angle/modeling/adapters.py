@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import warnings
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -139,8 +140,21 @@ def add_adapters(
 def merge_adapters(backbone: PreTrainedModel, saved_adapters: SavedAdapters) -> PreTrainedModel:
     """Return the model with saved adapters merged into its weights."""
     model = add_adapters(backbone, backbone.name_or_path, saved_adapters=saved_adapters)
+    _separate_shared_weights(model)
     merged: PreTrainedModel = model.merge_and_unload(adapter_names=list(model.peft_config))
     return merged.requires_grad_(True)
+
+
+def _separate_shared_weights(model: PeftModel) -> None:
+    """Give layers with adapters weights of their own: merged into shared ones (Zamba), they would change others."""
+    import torch
+    from peft.tuners.lora import LoraLayer
+
+    owners = Counter(id(weight) for _, weight in model.named_parameters(remove_duplicate=False))
+    for module in model.modules():
+        if isinstance(module, LoraLayer) and owners[id(module.get_base_layer().weight)] > 1:
+            layer = module.get_base_layer()
+            layer.weight = torch.nn.Parameter(layer.weight.detach().clone(), requires_grad=False)
 
 
 def save_adapters(model: PeftModel, folder: Path, weights: dict[str, Tensor] | None = None, *, is_llm: bool) -> None:

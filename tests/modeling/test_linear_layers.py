@@ -18,6 +18,7 @@ from angle.config import LoraConfig
 from angle.modeling.linear_layers import find_linear_layers, shortest_endings
 from angle.modeling.tiny import tiny_tokenizer
 from angle.structures import Tokens
+from benchmarks.small_models import build
 
 TEXTS = ["a dog chases the cat", "birds", "an old man eats the apple in a garden"]
 LORA = LoraConfig(enabled=True, r=2, alpha=4, dropout=0.0)
@@ -111,6 +112,19 @@ def test_what_is_trained_is_what_is_saved(name: str, folder_of: Callable[[str], 
     for merge in (False, True):
         loaded = Encoder.load(ModelConfig(str(tmp_path / "saved")), merge=merge).eval().encode(TEXTS)
         torch.testing.assert_close(loaded, trained, rtol=0, atol=1e-5 * trained.abs().max().item())
+
+
+@pytest.mark.slow
+def test_adapters_are_merged_into_layers_that_share_weights_one_by_one(tmp_path: Path) -> None:
+    build("zamba", tmp_path / "base")
+    encoder = load(str(tmp_path / "base"), LORA)
+    for parameter in encoder.parameters():
+        if parameter.requires_grad:
+            nn.init.normal_(parameter, std=0.1)
+    expected = encoder.encode(TEXTS)
+    encoder.save(tmp_path / "saved")
+    merged = load(str(tmp_path / "saved")).encode(TEXTS)
+    torch.testing.assert_close(merged, expected, rtol=0, atol=1e-4 * expected.abs().max().item())
 
 
 def step(encoder: Encoder, tokens: Tokens) -> None:
