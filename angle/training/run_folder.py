@@ -212,9 +212,11 @@ class RunFolder:
     def prune_checkpoints(self, step: int, keep: int) -> None:
         """Delete checkpoints newer than `step`, which cannot be resumed from, and all but the `keep` newest others."""
         usable = [checkpoint for checkpoint in self.checkpoints() if _step_of(checkpoint) <= step]
-        for checkpoint in self.checkpoints():
-            if checkpoint not in usable[:keep]:
-                remove(checkpoint)
+        superfluous = [checkpoint for checkpoint in self.checkpoints() if checkpoint not in usable[:keep]]
+        for checkpoint in superfluous:
+            remove(checkpoint)
+        if superfluous:  # or a power cut could bring them back into a finished run, which deletes nothing
+            sync(self.path / CHECKPOINTS)
 
     def replace(self, name: str, write: Callable[[Path], None], **notes: Any) -> Path:
         """Replace the folder of that name (best, final), completely or not at all.
