@@ -281,9 +281,10 @@ def table(results: list[dict[str, str]]) -> str:
     ]
     for kind in CHECKS:
         counts = Counter(result[kind].split(":")[0] for result in built if kind in result)
-        largest = max((float(result[f"{kind} off by"]) for result in built if result.get(kind) == "right"), default=0.0)
         counted = " | ".join(str(counts[mark]) for mark in ("right", "refused", "fault"))
-        lines.append(f"| {TITLES[kind]} | {counted} | {f'{largest:.0e}' if kind in MEASURED else '-'} |")
+        right = [result for result in built if result.get(kind) == "right"] if kind in MEASURED else []
+        largest = max((float(result[f"{kind} off by"]) for result in right), default=None)
+        lines.append(f"| {TITLES[kind]} | {counted} | {'-' if largest is None else f'{largest:.0e}'} |")
     layouts = Counter(result["layout"] for result in built if "layout" in result)
     lines += ["", "Texts run " + ", ".join(f"{name} in {count}" for name, count in layouts.most_common()) + ".", ""]
     lines += ["| architecture | texts run | attends | " + " | ".join(TITLES[kind] for kind in CHECKS) + " |"]
