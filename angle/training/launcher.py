@@ -30,6 +30,6 @@ def check_launcher(train: TrainingConfig) -> None:
             supported = "bf16" if value == "fp8" else value
             raise ConfigError(
                 f"accelerate launch --{flag} {value} contradicts {setting}={settings[flag]}: type "
-                f"{setting}={supported}, or leave out the flag (a line in the "
-                f"file that accelerate config wrote is one too)."
+                f"{setting}={supported}, or leave out the flag (a line in the file that accelerate config wrote is "
+                f"one too)."
             )
