@@ -108,12 +108,8 @@ def free_port() -> int:
 
 
 def start(script: str, *arguments: str, folder: Path, **env: str) -> subprocess.CompletedProcess[str]:
-    """Run a script of the repository in `folder`, without a GPU.
-
-    On one thread: two on two cores that others want too wait for each other, and one is nearly as fast.
-    """
-    environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"} | env
-    return fork_server.run([str(REPO / script), *arguments], folder, environment, timeout=300)
+    """Run a script of the repository in `folder`."""
+    return fork_server.run([str(REPO / script), *arguments], folder, fork_server.environment(**env), timeout=300)
 
 
 def start_here(script: str, *arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
@@ -139,11 +135,11 @@ def launch_ranks(
     """
     port, size = str(free_port()), str(count)
     env |= {"WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    env |= {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    environment = fork_server.environment(ACCELERATE_USE_CPU="true") | env
 
     def launch(rank: int) -> subprocess.CompletedProcess[str]:
         ranks = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-        return fork_server.run(words, folder, os.environ | env | ranks, timeout=300)
+        return fork_server.run(words, folder, environment | ranks, timeout=300)
 
     with ThreadPoolExecutor(count) as pool:
         return list(pool.map(launch, range(count)))

@@ -47,12 +47,21 @@ LIBRARIES = (
 _STARTING = threading.Lock()
 
 
+def environment(**env: str) -> dict[str, str]:
+    """Return the environment of a command that a test starts: this one, without a GPU, on one thread.
+
+    Two threads on two cores that others want too wait for each other, and one is nearly as fast; and numpy would start
+    its threads when it is imported, which a fork would lose.
+    """
+    return os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"} | env
+
+
 def run(
     words: Sequence[str], folder: Path, env: Mapping[str, str], timeout: float, stdout: int | None = None
 ) -> subprocess.CompletedProcess[str]:
     """Run `python WORDS` in a folder: WORDS are a script, or -m and a module, and its arguments.
 
-    What it prints is returned, unless `stdout` is a file descriptor to print to.
+    `env` is one of `environment`. What it prints is returned, unless `stdout` is a file descriptor to print to.
 
     Raises:
         TimeoutExpired: it ran for longer than `timeout` seconds, and was killed.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import time
@@ -29,16 +28,12 @@ print("to stderr, dïr", file=sys.stderr)
 """
 
 
-def environment(**env: str) -> dict[str, str]:
-    return os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"} | env
-
-
 @pytest.mark.parametrize("as_module", [False, True])
 @pytest.mark.parametrize("end", ["pass", "sys.exit(3)", "sys.exit('a sentence')", "os.kill(os.getpid(), 9)", "1 / 0"])
 def test_forked_command_behaves_like_a_new_process(tmp_path: Path, end: str, as_module: bool) -> None:
     (tmp_path / "script.py").write_text(f"{SCRIPT}{end}\n")
     words = [*(["-m", "script"] if as_module else [str(tmp_path / "script.py")]), "a b", "c"]
-    env = environment(WANDB_MODE="offline")
+    env = fork_server.environment(WANDB_MODE="offline")
     done = fork_server.run(words, tmp_path, env, timeout=60)
     # It has no standard input, and no pytest as its parent.
     new = subprocess.run(
@@ -51,14 +46,14 @@ def test_forked_command_behaves_like_a_new_process(tmp_path: Path, end: str, as_
 
 def test_environment_is_set_before_libraries_are_imported(tmp_path: Path) -> None:
     (tmp_path / "script.py").write_text("from huggingface_hub import constants; print(constants.ENDPOINT)")
-    env = environment(HF_ENDPOINT="http://127.0.0.1:9")
+    env = fork_server.environment(HF_ENDPOINT="http://127.0.0.1:9")
     assert fork_server.run([str(tmp_path / "script.py")], tmp_path, env, timeout=60).stdout == "http://127.0.0.1:9\n"
 
 
 def test_a_command_that_hangs_is_ended(tmp_path: Path) -> None:
     (tmp_path / "script.py").write_text("import os, time; open('pid', 'w').write(str(os.getpid())); time.sleep(300)")
     with pytest.raises(subprocess.TimeoutExpired):
-        fork_server.run([str(tmp_path / "script.py")], tmp_path, environment(), timeout=2)
+        fork_server.run([str(tmp_path / "script.py")], tmp_path, fork_server.environment(), timeout=2)
     process = Path("/proc", (tmp_path / "pid").read_text())
     deadline = time.monotonic() + 30
     while process.exists():

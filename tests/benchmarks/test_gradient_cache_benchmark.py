@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -62,7 +61,7 @@ def test_the_command_writes_a_section(folder_of: Callable[[str], str], tmp_path:
     rows, markdown = write_jsonl(tmp_path / "rows.jsonl", triples(30)), tmp_path / "section.md"
     words = f"--model {folder_of('bert')} --rows-file {rows} --rows 6 --budgets 40 --steps 1 --rounds 1 --large 30"
     words += f" --large-budget 60 --max-length 64 --markdown {markdown}"
-    env = os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    env = fork_server.environment()
     done = fork_server.run(["-m", "benchmarks.gradient_cache", *words.split()], REPO, env, timeout=300)
     assert done.returncode == 0, done.stderr
     lines = markdown.read_text().splitlines()

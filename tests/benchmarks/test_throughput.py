@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import shutil
 import time
 from collections.abc import Callable
@@ -139,7 +138,7 @@ def test_loss_is_the_same_without_techniques(folder_of: Callable[[str], str], tm
     answer = start(plain)
     job = replace(plain, scratch=str(tmp_path / "without"), without=TECHNIQUES)
     command = ["-m", "benchmarks.throughput.worker", json.dumps(asdict(job))]
-    without = fork_server.run(command, REPO, os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}, 100)
+    without = fork_server.run(command, REPO, fork_server.environment(), 100)
     assert without.returncode == 0, without.stderr
     assert json.loads(without.stdout)["loss"] == pytest.approx(answer["loss"], rel=1e-5)
 

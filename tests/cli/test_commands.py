@@ -39,7 +39,7 @@ def default_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """The folder in which `python train.py` was typed, and what it printed."""
 
     def train(folder: Path) -> None:
-        env = os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+        env = fork_server.environment()
         words = [sys.executable, str(REPO / "train.py")]  # a new interpreter: imports must print nothing
         done = subprocess.run(words, cwd=folder, env=env, capture_output=True, text=True, timeout=300)
         assert (done.returncode, done.stderr) == (0, "")
@@ -86,7 +86,7 @@ def test_a_closed_pipe_ends_the_program_quietly(default_run):
     folder, _ = default_run
     (run,) = folder.glob("runs/*/*")
     words = [str(REPO / "evaluate.py"), f"model.name_or_path={run}", "output_dir=unread"]
-    environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    environment = fork_server.environment()
     reading, writing = os.pipe()
     os.close(reading)
     done = fork_server.run(words, folder, environment, timeout=300, stdout=writing)
@@ -129,7 +129,7 @@ def test_a_sweep_has_a_folder_per_job_each_of_which_can_be_resumed(tmp_path):
     sweep = subprocess.Popen(
         [sys.executable, str(REPO / "train.py"), *words, "hydra.sweep.dir=sweep"],
         cwd=tmp_path,
-        env=os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"},
+        env=fork_server.environment(),
         stdout=subprocess.DEVNULL,
     )
     third = tmp_path / "sweep" / "2_loss.ibn_w-20_loss.angle_tau-1"
@@ -170,7 +170,7 @@ def test_an_interrupted_run_says_how_to_resume(tmp_path):
     run = subprocess.Popen(
         [sys.executable, str(REPO / "train.py"), *words, "train.output_dir=run"],
         cwd=tmp_path,
-        env=os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"},
+        env=fork_server.environment(PYTHONUNBUFFERED="1"),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

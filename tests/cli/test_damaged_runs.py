@@ -25,7 +25,7 @@ def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a run that was stopped after 4 of 7 steps, 2 of them evaluations; for copying."""
     folder = tmp_path_factory.mktemp("stopped")
     words = [str(REPO / "tests" / "signalled.py"), "SIGTERM@4", "train.py", *sample_files(folder), *SETTINGS]
-    done = fork_server.run(words, folder, os.environ | {"OMP_NUM_THREADS": "1"}, timeout=300)
+    done = fork_server.run(words, folder, fork_server.environment(), timeout=300)
     assert done.returncode == 75, done.stderr
     return folder
 
@@ -170,7 +170,7 @@ def test_a_stream_of_other_rows_is_not_gone_on_with(tmp_path: Path) -> None:
     save(rows)
     words = ["data=files", "data.train.name_or_path=rows", "data.streaming=true", "data.stream_window=16", *SETTINGS]
     signalled = [str(REPO / "tests" / "signalled.py"), "SIGTERM@4", "train.py", *words]
-    done = fork_server.run(signalled, tmp_path, os.environ | {"OMP_NUM_THREADS": "1"}, timeout=300)
+    done = fork_server.run(signalled, tmp_path, fork_server.environment(), timeout=300)
     assert done.returncode == 75, done.stderr
     shutil.rmtree(tmp_path / "rows")
     save([*rows[:9], rows[9] | {"text1": "another text"}, *rows[10:]])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 from pathlib import Path
 
@@ -18,7 +17,7 @@ COMMON = ["train.batch_size=8", "train.max_steps=24", "train.logging_steps=1"]
 def limited(size: int, *words: str, folder: Path) -> subprocess.CompletedProcess[str]:
     """Run a script that can write no file of more than `size` bytes."""
     words = (str(REPO / "tests" / "limited.py"), str(size), *words)
-    return fork_server.run(words, folder, os.environ | {"OMP_NUM_THREADS": "1"}, timeout=300)
+    return fork_server.run(words, folder, fork_server.environment(), timeout=300)
 
 
 @pytest.mark.parametrize(

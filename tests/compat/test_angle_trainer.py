@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shlex
 import subprocess
@@ -215,8 +214,8 @@ def test_angle_emb_command_for_llama_trains_as_the_printed_command(tmp_path, lla
         "--batch_size 120 --seed 42 --gradient_accumulation_steps 32 --epochs 2 --fp16 1"
     )
     command = ["-m", "angle.compat.angle_trainer", *shlex.split(words)]
-    env = {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "BiLLM_START_INDEX": "0", "WANDB_MODE": "disabled"}
-    done = fork_server.run(command, tmp_path, os.environ | env, timeout=300)
+    env = fork_server.environment(BiLLM_START_INDEX="0", WANDB_MODE="disabled")
+    done = fork_server.run(command, tmp_path, env, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     printed = done.stdout
     assert "both directions" in printed

@@ -45,13 +45,9 @@ def run(script: str, tmp_path: Path, launcher: list[str], *words: str) -> str:
 
 
 def launch(script: str, tmp_path: Path, launcher: list[str], *words: str) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {
-        "CUDA_VISIBLE_DEVICES": "",
-        "OMP_NUM_THREADS": "1",
-        "HF_HUB_OFFLINE": "1",
-        "WANDB_MODE": "disabled",
-        "ANGLE_CACHE": str(tmp_path / "cache"),
-    }
+    environment = fork_server.environment(
+        HF_HUB_OFFLINE="1", WANDB_MODE="disabled", ANGLE_CACHE=str(tmp_path / "cache")
+    )
     return fork_server.run([*launcher, str(REPO / script), *words], tmp_path, environment, timeout=300)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import re
 import shlex
 import subprocess
@@ -13,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import fork_server
 import numpy as np
 import pytest
 import yaml
@@ -229,9 +229,7 @@ def test_the_card_s_own_code_loads_the_model_from_the_hub(pushed: PushedRun, tmp
     done = subprocess.run(
         [sys.executable, "-c", f"{script}\nnumpy.save(sys.argv[1], found)", str(tmp_path / "found.npy")],
         cwd=REPO,
-        env=os.environ
-        | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "HF_HOME": str(tmp_path)}
-        | pushed.hub.environment(),
+        env=fork_server.environment(HF_HOME=str(tmp_path)) | pushed.hub.environment(),
         capture_output=True,
         text=True,
         timeout=200,

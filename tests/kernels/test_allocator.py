@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 from pathlib import Path
 
@@ -20,7 +19,7 @@ only_glibc = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other
 @only_glibc
 def test_freed_memory_is_kept_until_the_end(tmp_path: Path) -> None:
     """In a process of its own: what others have on the heap would keep glibc from shrinking it."""
-    done = fork_server.run([kept_memory.__file__], tmp_path, dict(os.environ), timeout=300)
+    done = fork_server.run([kept_memory.__file__], tmp_path, fork_server.environment(), timeout=300)
     assert done.returncode == 0, done.stderr
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import fork_server
@@ -14,13 +13,13 @@ pytestmark = pytest.mark.slow
 
 def test_a_run_survives_crashes(tmp_path: Path) -> None:
     words = [str(REPO / "tests" / "crashes.py"), "5/29", "plain"]
-    done = fork_server.run(words, tmp_path, os.environ | {"OMP_NUM_THREADS": "1"}, timeout=300)
+    done = fork_server.run(words, tmp_path, fork_server.environment(), timeout=300)
     assert (done.returncode, done.stderr) == (0, ""), done.stdout
     assert "bitwise" in done.stdout
 
 
 def test_killed_runs_of_one_and_two_processes_go_on(tmp_path: Path) -> None:
     words = [str(REPO / "tests" / "kills.py"), "2"]
-    done = fork_server.run(words, tmp_path, os.environ | {"OMP_NUM_THREADS": "1"}, timeout=300)
+    done = fork_server.run(words, tmp_path, fork_server.environment(), timeout=300)
     assert (done.returncode, done.stderr) == (0, ""), done.stdout
     assert done.stdout.endswith("2 of 2 bitwise\n")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import signal
 import subprocess
@@ -34,7 +33,7 @@ def straight(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def signalled(signals: str, folder: Path) -> subprocess.CompletedProcess[str]:
     """Start the run anew, with signals while it takes the fourth step."""
     words = [TEST, f"{signals}@4", "train.py", *sample_files(folder), *SETTINGS]
-    return fork_server.run(words, folder, os.environ | {"OMP_NUM_THREADS": "1"}, timeout=300)
+    return fork_server.run(words, folder, fork_server.environment(), timeout=300)
 
 
 def metrics(run: Path) -> list[dict[str, Any]]:
@@ -91,7 +90,7 @@ def test_sigusr1_saves_and_goes_on(straight: Path, tmp_path: Path) -> None:
 )
 def test_other_kinds_of_runs_end_after_a_whole_step(settings: str, tmp_path: Path) -> None:
     words = [TEST, "SIGTERM@4", "train.py", *sample_files(tmp_path), *SETTINGS, settings]
-    done = fork_server.run(words, tmp_path, os.environ | {"OMP_NUM_THREADS": "1"}, timeout=300)
+    done = fork_server.run(words, tmp_path, fork_server.environment(), timeout=300)
     assert done.returncode == 75, done.stderr
     step = 2 if "accumulation" in settings else 4
     assert checkpoints(tmp_path / "run") == [f"step-0000000{step}"]
@@ -123,7 +122,7 @@ def test_sigusr1_to_one_rank_saves_and_goes_on(rank: int, tmp_path: Path) -> Non
 def test_a_signal_to_the_launcher_ends_the_run_after_its_step(name: str, whom: str, tmp_path: Path) -> None:
     launcher = ["-m", "accelerate.commands.launch", "--config_file", f"{REPO}/conf/accelerate/cpu_two_processes.yaml"]
     words = [*launcher, TEST, f"{name}@4", "train.py", *sample_files(tmp_path), *SETTINGS]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "SIGNALLED": whom}
+    environment = fork_server.environment(SIGNALLED=whom)
     done = fork_server.run(words, tmp_path, environment, timeout=300)
     # The launcher passes a signal on some time later, so that without one of its own a rank takes further steps.
     (stopped,) = re.findall(r"Stopped at step (\d) by \w+; go on, from step \1, with accelerate launch", done.stdout)
