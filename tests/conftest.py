@@ -8,15 +8,17 @@ import inspect
 import io
 import json
 import os
+import resource
 import runpy
 import shutil
 import socket
 import subprocess
 import sys
+import time
 import zlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +126,20 @@ def start_here(script: str, *arguments: str, folder: Path) -> subprocess.Complet
         except SystemExit as end:
             code = end.code if isinstance(end.code, int) else 1
     return subprocess.CompletedProcess([script, *arguments], code, out.getvalue(), err.getvalue())
+
+
+@contextmanager
+def bounded(seconds: float = 10, mebibytes: int = 600) -> Iterator[None]:
+    """Let this process compute for so many seconds and take so many MiB of addresses more, as a refusal may."""
+    limits = resource.getrlimit(resource.RLIMIT_AS)
+    in_use = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (in_use + mebibytes * 2**20, limits[1]))
+    began = time.process_time()
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, limits)
+    assert time.process_time() - began < seconds
 
 
 def launch_ranks(

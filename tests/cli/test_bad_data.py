@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import resource
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +15,7 @@ import datasets
 import pyarrow as arrow
 import pyarrow.parquet as parquet
 import pytest
-from conftest import SpyTokenizer, snapshot, start, start_here
+from conftest import SpyTokenizer, bounded, snapshot, start, start_here
 
 from angle.config import TrainConfig
 from angle.config.build import build_config
@@ -353,15 +351,9 @@ def test_bad_data_is_refused_in_one_sentence(tmp_path, monkeypatch, name):
     file, content, text, more, _ = CASES[name]
     monkeypatch.chdir(tmp_path)
     write(tmp_path / file, content)
-    before, limits = snapshot(tmp_path), resource.getrlimit(resource.RLIMIT_AS)
-    in_use = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (in_use + 600 * 2**20, limits[1]))
-    began = time.process_time()
-    try:
+    before = snapshot(tmp_path)
+    with bounded():
         sentence = refusal({"data.train.name_or_path": file} | more)
-    finally:
-        resource.setrlimit(resource.RLIMIT_AS, limits)
-    assert time.process_time() - began < 10
     assert sentence.isprintable()
     assert len(sentence) < 1600
     expected = f"data.train: {file} {text}"

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import snapshot, start, start_here
+from conftest import bounded, snapshot, start, start_here
 
 PAIRS = [{"text1": f"a cat {n}", "text2": f"the dog {n}", "label": n % 5} for n in range(8)]
 FORMATS = "(A: text1, text2, label; B: text, positive, negative; C: text, positive)"
@@ -343,7 +343,8 @@ def test_bad_input_is_a_one_line_error_and_writes_nothing(name, run, tmp_path):
         (tmp_path / file).parent.mkdir(exist_ok=True)
         content(tmp_path / file) if callable(content) else (tmp_path / file).write_text(content)
     before = snapshot(tmp_path)
-    done = run("train.py", *case.words, folder=tmp_path, **case.env)
+    with bounded(seconds=20):  # the first of a process imports the libraries
+        done = run("train.py", *case.words, folder=tmp_path, **case.env)
     assert done.stderr.replace(str(tmp_path), "FOLDER") == f"Error: {case.text}\n"
     assert done.stdout == ""
     assert done.returncode == 1

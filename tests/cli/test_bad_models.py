@@ -6,21 +6,18 @@ import json
 import os
 import re
 import shutil
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import WORDS, snapshot, start, start_here, write_jsonl
+from conftest import WORDS, bounded, snapshot, start, start_here, write_jsonl
 from safetensors.torch import load_file, save_file
 
 from angle.files import MANIFEST
 from angle.training.run_folder import RunFolder
 
-#: Seconds of computing that a refusal may take.
-SECONDS = 10
 TEXTS = ("a fox", "the owl", "red moon", "green moon", "a word", "the query", "sleep", "in the moon")
 PAIRS = [{"text1": text, "text2": TEXTS[number - 1], "label": number % 3} for number, text in enumerate(TEXTS)]
 ROWS = ("data=files", "data.train.name_or_path=rows.jsonl")
@@ -537,9 +534,8 @@ def test_a_bad_model_is_a_one_line_error_and_changes_nothing(name: str, folder: 
     case = CASES[name]
     case.change(folder)
     before = snapshot(folder)
-    began = time.process_time()
-    done = start_here(*case.words, folder=folder)
-    assert time.process_time() - began < SECONDS
+    with bounded():
+        done = start_here(*case.words, folder=folder)
     assert masked(done.stderr, folder) == f"Error: {case.text}\n"
     assert (done.stdout, done.returncode) == ("", 1)
     assert snapshot(folder) == before
