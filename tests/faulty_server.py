@@ -35,29 +35,34 @@ def serve(fault: str) -> Iterator[str]:
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
 
-        def answer(client: socket.socket) -> None:
+        def serve_one(client: socket.socket) -> None:
             with client, suppress(OSError):
                 client.recv(65536)
-                client.sendall(_ANSWERS.get(fault, b""))
-                if fault == "a byte at a time":
-                    for byte in _HEAD + b"20000\r\n\r\n" + b" " * 20000:
-                        client.sendall(bytes([byte]))
-                        if closed.wait(0.1):
-                            return
-                while fault == "answers for ever" and not closed.wait(0.01):
-                    client.sendall(b" " * 4096)
-                if fault in ("hangs", "half an answer"):
-                    closed.wait()
-                if fault == "resets":
-                    client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+                answer(client, fault, closed)
 
         def accept() -> None:
             with suppress(OSError):
                 while True:
-                    threading.Thread(target=answer, args=(server.accept()[0],), daemon=True).start()
+                    threading.Thread(target=serve_one, args=(server.accept()[0],), daemon=True).start()
 
         if fault != "refuses":
             server.listen(16)
             threading.Thread(target=accept, daemon=True).start()
         yield f"http://127.0.0.1:{server.getsockname()[1]}"
         closed.set()
+
+
+def answer(client: socket.socket, fault: str, closed: threading.Event) -> None:
+    """Answer a request as a server with a fault does, for as long as `closed` is not set."""
+    client.sendall(_ANSWERS.get(fault, b""))
+    if fault == "a byte at a time":
+        for byte in _HEAD + b"20000\r\n\r\n" + b" " * 20000:
+            client.sendall(bytes([byte]))
+            if closed.wait(0.1):
+                return
+    while fault == "answers for ever" and not closed.wait(0.01):
+        client.sendall(b" " * 4096)
+    if fault in ("hangs", "half an answer"):
+        closed.wait()
+    if fault in ("refuses", "resets"):
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from angle.files import sync, write_durably
@@ -48,6 +49,13 @@ class Sink(sink.Sink):
         if self._path.is_file():
             sync(self._path)
             sync(self._path.parent)
+
+
+def read_metrics(run: Path) -> list[dict[str, Any]]:
+    """Return the lines of a run folder's file."""
+    file = run / METRICS_FILE
+    lines = file.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True) if file.is_file() else []
+    return [values for values in map(_parse, lines) if values is not None]
 
 
 def _parse(line: str) -> dict[str, Any] | None:

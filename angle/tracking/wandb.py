@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,6 +15,7 @@ from angle.files import relative_to_cwd
 from angle.timeouts import call_with_timeout
 from angle.tracking import sink
 from angle.tracking.console import LOGGER
+from angle.tracking.metrics_file import read_metrics
 from angle.tracking.sink import RunInfo
 
 #: Key in run.json of the id under which Weights & Biases knows the run.
@@ -30,42 +32,64 @@ class Sink(sink.Sink):
             ConfigError: it cannot be recorded even offline.
 
         """
-        self._timeout = run.tracking.timeout
+        self._info, self._id = run, run.metadata.get(ID_KEY)
+        self._first_step, self._is_unsent = 0, False
         if run.tracking.mode == "online":
             try:
-                self._run = self._start(run, "online")
+                self._run = self._start("online")
             except Exception as error:  # of several types, for a server that is away, wrong or full
-                self._run = self._start(run, "offline")
-                LOGGER.warning(
-                    "Warning: Weights & Biases cannot be reached (%s), so the run is recorded offline; to send it "
-                    "later, type %s",
-                    first_line(error),
-                    self._sync_command,
-                )
+                self._go_offline(error)
         else:
-            try:
-                self._run = self._start(run, "offline")
-            except Exception as error:  # of a variable of its own, or a folder that cannot be written to
-                raise ConfigError(
-                    f"tracking.mode=offline cannot work: Weights & Biases says {first_line(error)}. Unset the "
-                    f"variables that begin with WANDB_, or type tracking=none."
-                ) from error
-        self._run.define_metric("*", step_metric="step")
+            self._run = self._start_offline()
 
-    def _start(self, run: RunInfo, mode: Literal["online", "offline"]) -> Any:
-        wandb, config = _import_wandb(), run.tracking
-        return wandb.init(
+    def _start(self, mode: Literal["online", "offline"]) -> Any:
+        wandb, config = _import_wandb(), self._info.tracking
+        run = wandb.init(
             project=config.project,
             entity=config.entity,
-            name=config.name or run.folder.name,
+            name=config.name or self._info.folder.name,
             tags=config.tags or None,
             mode=mode,
-            dir=run.folder,
-            config=run.settings,
-            id=run.metadata.get(ID_KEY),
+            dir=self._info.folder,
+            config=self._info.settings,
+            id=self._id,
             resume="allow",
-            settings=wandb.Settings(silent=True, init_timeout=self._timeout),
+            settings=wandb.Settings(init_timeout=config.timeout),
         )
+        run.define_metric("*", step_metric="step")
+        self._id = run.id
+        return run
+
+    def _start_offline(self) -> Any:
+        try:
+            return self._start("offline")
+        except Exception as error:  # of a variable of its own, or a folder that cannot be written to
+            raise ConfigError(
+                f"tracking.mode=offline cannot work: Weights & Biases says {first_line(error)}. Unset the variables "
+                f"that begin with WANDB_, or type tracking=none."
+            ) from error
+
+    def _go_offline(self, error: Exception) -> None:
+        """Record offline from now on, because of what recording online raised."""
+        _end_sender()  # it would not start another run of the same id
+        self._run, self._is_unsent = self._start_offline(), True
+        LOGGER.warning(
+            "Warning: Weights & Biases cannot be reached (%s), so the run is recorded offline; to send it later, "
+            "type %s",
+            first_line(error),
+            self._sync_command,
+        )
+
+    def _record_again_offline(self, error: Exception) -> None:
+        """Go offline in the middle of a run, with what it has recorded so far.
+
+        What has not been sent is in its online record, but `wandb sync` leaves those out, or stops where they break off
+        because the process that sends has died. What has been sent is recorded twice.
+        """
+        self._go_offline(error)
+        for values in read_metrics(self._info.folder):
+            if values["step"] > self._first_step:
+                self._run.log(values)
 
     @property
     def _sync_command(self) -> str:
@@ -89,29 +113,45 @@ class Sink(sink.Sink):
 
     def run_metadata(self) -> dict[str, Any]:
         """Return the id of the run."""
-        return {ID_KEY: self._run.id}
+        return {ID_KEY: self._id}
+
+    def rewind(self, step: int) -> None:
+        """Note the step that the run resumes from; a repeated step is recorded again."""
+        self._first_step = step
 
     def log_metrics(self, step: int, values: Mapping[str, float], *, console_summary: str | None = None) -> None:
-        """Record a step's metrics; a repeated step of a resumed run is recorded again."""
-        self._run.log({"step": step, **values})
+        """Record a step's metrics."""
+        try:
+            self._run.log({"step": step, **values})
+        except Exception as error:  # the process that sends has ended, as it does after some wrong answers
+            self._record_again_offline(error)
 
     def close(self, *, failed: bool) -> None:
-        """Finish the run as completed or failed.
-
-        Raises:
-            RuntimeError: the server did not take all of it, or not in time; how to send it later.
-
-        """
+        """Finish the run as completed or failed; if the server does not take all of it in time, say how to send it."""
         try:
-            call_with_timeout(self._timeout, lambda: self._run.finish(exit_code=int(failed)))
-        except Exception as error:  # also of the process that sends, which a wrong answer can end
-            raise RuntimeError(f"{first_line(error)}; to send them later, type {self._sync_command}") from None
+            self._finish(failed=failed)
+        except Exception as error:  # also as in `log_metrics`
+            self._record_again_offline(error)
+            self._finish(failed=failed)
+        else:
+            if self._is_unsent:
+                LOGGER.info("Weights & Biases has not got this run yet; to send it, type %s", self._sync_command)
+
+    def _finish(self, *, failed: bool) -> None:
+        call_with_timeout(self._info.tracking.timeout, lambda: self._run.finish(exit_code=int(failed)))
+
+
+def _end_sender() -> None:
+    """End the process that sends, which has ended already or waits for an answer, without a word."""
+    with suppress(Exception, SystemExit):  # SystemExit: it ended with a code of its own
+        _import_wandb().teardown()
 
 
 def _import_wandb() -> Any:
     if not os.environ.get("WANDB_MODE"):  # empty means not set, but it would not accept that
         os.environ.pop("WANDB_MODE", None)
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # for its own crash reports it waits 15 seconds at the end
+    os.environ.setdefault("WANDB_SILENT", "true")  # to greet by name, it waits 5 seconds for a server that is away
     import wandb
 
     return wandb
