@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import re
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http import HTTPStatus
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -142,7 +145,7 @@ def push_folder(
         *(CommitOperationAdd(name, str(path)) for name, path in files.items()),
     ]
     try:
-        with _timeout_of_reads(timeout):
+        with _patience(timeout):
             if repository is None:
                 call_with_timeout(timeout, lambda: api.create_repo(model_id, private=private))
             # Not upload_folder, which splits a large folder into several commits. With the parent commit given, only
@@ -290,16 +293,38 @@ def _hub_requests(model_id: str) -> Iterator[None]:
 
 
 @contextmanager
-def _timeout_of_reads(seconds: float) -> Iterator[None]:
-    """Let uploads end in an error if nothing moves for some time; by default the library waits for ever."""
-    from huggingface_hub import get_session
+def _patience(seconds: float) -> Iterator[None]:
+    """Let no request of an upload wait longer than that: by default the library waits for ever, and tries again.
 
-    session = get_session()
-    before, session.timeout = session.timeout, seconds
+    What is sent may take as long as it moves.
+    """
+    from huggingface_hub import hf_raise_for_status, set_client_factory
+    from huggingface_hub.utils import _http
+
+    make_client, first_tries = _http._GLOBAL_CLIENT_FACTORY, dict[tuple[object, ...], float]()
+
+    def check_repeated(request: Any) -> None:
+        first = first_tries.setdefault((threading.get_ident(), request.method, str(request.url)), time.monotonic())
+        if time.monotonic() - first > seconds:
+            raise TimeoutError(f"no answer within {seconds:g} seconds")
+
+    def read(response: Any) -> None:
+        call_with_timeout(seconds, response.read)  # its own limit counts every read
+        if response.status_code == HTTPStatus.TOO_MANY_REQUESTS:  # for which the library waits as long as it is told
+            hf_raise_for_status(response)
+
+    def make_bounded_client() -> Any:
+        client = make_client()
+        client.timeout = seconds
+        hooks = client.event_hooks
+        client.event_hooks = {"request": [*hooks["request"], check_repeated], "response": [*hooks["response"], read]}
+        return client
+
+    set_client_factory(make_bounded_client)
     try:
         yield
     finally:
-        session.timeout = before
+        set_client_factory(make_client)
 
 
 def _is_refusal(error: HubError) -> bool:

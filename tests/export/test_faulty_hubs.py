@@ -7,11 +7,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import faulty_server
+import hub_server
 import pytest
 
 from angle.config import HubConfig
 from angle.errors import HubError
-from angle.export.hub import push_folder
+from angle.export.hub import check_push, push_folder
 from angle.training.publish import check_hub
 
 NAME = "user/my-encoder"
@@ -43,3 +44,36 @@ def test_training_does_not_wait_for_it(faulty_hub: str, tmp_path: Path) -> None:
     with pytest.raises(HubError):
         push_folder(tmp_path, NAME, timeout=0.5)
     assert time.monotonic() - begin < 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("breaks_at", "fault"),
+    [
+        *(("/preupload", fault) for fault in ("refuses", "hangs", "half an answer", "500", "resets")),
+        *((request, "429 for an hour") for request in ("/preupload", "/objects/batch", "/large")),
+        *((request, "answers for ever") for request in ("repos/create", "/preupload", "/large", "/commit")),
+        *((request, "hangs") for request in ("/large", "/commit")),
+    ],
+)
+def test_a_push_does_not_wait_for_it_either(
+    breaks_at: str, fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub import close_session, constants, get_session
+
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    with hub_server.serve() as hub:
+        monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+        monkeypatch.setenv("HF_TOKEN", hub_server.TOKEN)
+        close_session()
+        check_push(NAME, private=True)
+        hub.fault, hub.breaks_at = fault, breaks_at
+        begin = time.monotonic()
+        with pytest.raises(HubError):
+            push_folder(tmp_path, NAME, timeout=0.5)
+        assert time.monotonic() - begin < 4
+        assert get_session().timeout.read is None  # as it was
+    close_session()
