@@ -79,6 +79,12 @@ class TrainingConfig:
                 f"train.learning_rate={self.learning_rate:g} cannot work: AdamW changes every weight by about as much "
                 f"in a step; 1e-5 to 1e-3 are usual."
             )
+        if self.learning_rate is not None and self.learning_rate * self.weight_decay >= 1:
+            raise ConfigError(
+                f"train.weight_decay={self.weight_decay:g} cannot work with train.learning_rate="
+                f"{self.learning_rate:g}: a step takes their product off every weight, as a share of it, so it must be "
+                f"below 1; a decay of 0.01 to 0.1 is usual."
+            )
         if self.dry_run and self.resume is not None:
             raise ConfigError(
                 f"train.resume={self.resume} cannot work with train.dry_run=true, which tries a new run's settings: "

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.linalg import vector_norm
 
 from angle.distributed.process_group import all_reduce_sum
 from angle.errors import TrainingError
 from angle.objective.contrastive import QueryShards
+from angle.training.sharding import full_tensor
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -38,6 +41,28 @@ def from_main_process(compute: Callable[[], T], accelerator: Accelerator) -> T:
     result = [compute() if accelerator.is_main_process else None]
     broadcast_object_list(result)
     return cast(T, result[0])
+
+
+def check_finite_weights(model: nn.Module, step: int, recovery: str) -> None:
+    """Check that the trained weights are finite. Every process must call this.
+
+    No loss is computed from the weights that the last step before a save has made.
+
+    Args:
+        model: what is trained.
+        step: the step that its weights are from.
+        recovery: what is left of the run, as a sentence.
+
+    Raises:
+        TrainingError: some are not.
+
+    """
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and not full_tensor(vector_norm(parameter.detach(), math.inf)).isfinite():
+            raise TrainingError(
+                f"The weights of {name} are not finite after step {step}, so they are not saved. {recovery} Start a "
+                f"new run with a lower train.learning_rate or train.weight_decay."
+            )
 
 
 def check_equal_weights(model: nn.Module) -> None:

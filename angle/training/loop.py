@@ -39,7 +39,7 @@ from angle.training.checkpoint import (
 from angle.training.clipping import clip_gradients
 from angle.training.data import RunData
 from angle.training.describe import banner, describe_environment
-from angle.training.distributed import check_equal_weights, from_main_process
+from angle.training.distributed import check_equal_weights, check_finite_weights, from_main_process
 from angle.training.gradient_cache import GradientCache
 from angle.training.launcher import check_launcher
 from angle.training.meter import Meter
@@ -325,6 +325,7 @@ def _evaluate(run: Run) -> None:
 
 def _save(run: Run, name: str, **notes: Any) -> None:
     """Save the current model in the run folder, under the given name, with notes for the folder's manifest."""
+    check_finite_weights(run.trainable, run.progress.step, run.recovery())
     adapters = full_adapter_weights(run.encoder, run.accelerator)
     if run.accelerator.is_main_process:
         run.folder.replace(name, lambda temp_folder: run.encoder.save(temp_folder, adapters), **notes)
@@ -332,6 +333,7 @@ def _save(run: Run, name: str, **notes: Any) -> None:
 
 def _checkpoint(run: Run) -> None:
     """Save everything needed to resume from here."""
+    check_finite_weights(run.trainable, run.progress.step, run.recovery())
     state = collect_state(run.trainable, run.optimizer, run.accelerator)
     if run.accelerator.is_main_process:
         run.tracker.sync()

@@ -203,6 +203,11 @@ def test_label_map_takes_numbers_as_labels():
             "model.dtype=float23 is not known; did you mean float32? Choose one of: float32, bfloat16, float16, auto.",
         ),
         ({"model.padding_side": "up"}, "model.padding_side=up is not known. Choose one of: left, right."),
+        (
+            {"train.learning_rate": 2e-3, "train.weight_decay": 1000},
+            "train.weight_decay=1000 cannot work with train.learning_rate=0.002: a step takes their product off every "
+            "weight, as a share of it, so it must be below 1; a decay of 0.01 to 0.1 is usual.",
+        ),
         ({"model.max_length": 1}, "model.max_length=1 cannot work: it must be at least 2."),
         (
             {"model.prompt": "Query"},

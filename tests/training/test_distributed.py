@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import run_ranks, sample_files
 from torch import distributed as dist
+from torch import nn
 
 from angle.config import TrainConfig
 from angle.config.build import build_config
+from angle.errors import TrainingError
+from angle.training.distributed import check_finite_weights
 from angle.training.loop import fit
 from angle.training.run_folder import RunFolder
 
@@ -28,6 +33,20 @@ def _resume_by_main_process() -> None:
         RunFolder.newest_checkpoint = None
     dist.barrier()
     assert not fit(config).already_finished
+
+
+@pytest.mark.parametrize("value", [math.nan, -math.inf])
+def test_weights_that_are_not_finite_are_not_saved(value: float) -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    check_finite_weights(model, 3, "")
+    with torch.no_grad():
+        model[1].bias[0] = value
+    with pytest.raises(
+        TrainingError, match=r"^The weights of 1\.bias are not finite after step 3, so .* saved\. Oh\. "
+    ):
+        check_finite_weights(model, 3, "Oh.")
+    model.requires_grad_(False)
+    check_finite_weights(model, 3, "")
 
 
 @pytest.mark.slow

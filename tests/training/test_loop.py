@@ -407,18 +407,35 @@ def test_resume_refuses_changed_data(
         fit(config)
 
 
-def test_non_finite_loss_stops_the_run_and_names_the_rows(model: Path, rows: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("save_steps", "problem"),
+    [
+        (2, r"The loss of step 4 is (nan|inf) \(ibn (nan|inf)\); rows: .* line \d"),  # known before the next save
+        (1, r"The weights of \S+ are not finite after step 3, so they are not saved\. "),
+    ],
+)
+def test_weights_that_a_step_makes_nan_stop_the_run_before_they_are_saved(
+    save_steps: int, problem: str, model: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clip, steps = loop.clip_gradients, 0
+
+    def spoil_third(parameters: Any, max_norm: float, accelerator: Any) -> torch.Tensor:
+        nonlocal steps
+        steps += 1
+        parameters = list(parameters)
+        if steps == 3:
+            next(parameter for parameter in parameters if parameter.grad is not None).data.fill_(math.nan)
+        return clip(parameters, max_norm, accelerator)
+
+    monkeypatch.setattr(loop, "clip_gradients", spoil_third)
     with pytest.raises(TrainingError) as caught:
-        fit(settings(model, rows, tmp_path / "run", learning_rate=1, weight_decay=1e36, warmup_steps=0, save_steps=1))
+        fit(settings(model, rows, tmp_path / "run", save_steps=save_steps, logging_steps=9))
     message = str(caught.value)
-    assert message.startswith("The loss of step ")
-    assert f"{rows} line " in message
-    assert re.match(r"The loss of step \d+ is (nan|inf) \(ibn (nan|inf)\); rows: ", message)
-    assert re.search(r" The last good checkpoint is \S*/run/checkpoints/step-0000000\d\. ", message)
-    assert "start a new run with a lower train.learning_rate" in message
+    assert re.match(problem, message), message
+    assert " The last good checkpoint is " in message
+    assert "run/checkpoints/step-00000002. " in message
+    assert "tart a new run with a lower train.learning_rate" in message
     assert not (tmp_path / "run" / "final").exists()
-    for checkpoint in (tmp_path / "run" / "checkpoints").iterdir():
-        assert json.loads((checkpoint / "progress.json").read_text())["step"] < 4
 
 
 def test_a_gradient_that_is_not_finite_stops_the_run_before_its_weights_are_saved(
