@@ -5,8 +5,12 @@ from __future__ import annotations
 import math
 from decimal import Decimal
 from numbers import Real
+from unicodedata import category
 
 from angle.errors import brief
+
+#: Categories of Unicode whose characters a reader does not see: control, format (zero width), and three of separators.
+INVISIBLE = frozenset({"Cc", "Cf", "Zl", "Zp", "Zs"})
 
 
 def describe_non_text(value: object) -> tuple[str, str]:
@@ -16,6 +20,11 @@ def describe_non_text(value: object) -> tuple[str, str]:
     if isinstance(value, str):
         return "empty", "empty"
     return "no text", f"not a text but {brief(value)}"
+
+
+def is_invisible(text: str) -> bool:
+    """Return whether a text has no character that a reader sees; most tokenizers make no token of it."""
+    return all(category(character) in INVISIBLE for character in text)
 
 
 def text_problem(value: object, max_length: int, length_setting: str) -> tuple[str, str] | None:
@@ -30,6 +39,8 @@ def text_problem(value: object, max_length: int, length_setting: str) -> tuple[s
     if not isinstance(value, str) or not value.strip():
         kind, description = describe_non_text(value)
         return kind, f"is {description}"
+    if is_invisible(value):
+        return "empty", f"has no visible character ({brief(value)})"
     if len(value) > max_length:
         return "too long", f"has {len(value):,} characters: split the text, or raise {length_setting}={max_length}"
     try:

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from angle.cache import cache_folder
 from angle.config import LimitsConfig, SourceConfig, label_name
 from angle.data import formats, sources
-from angle.data.cells import describe_non_text, parse_label, text_problem
+from angle.data.cells import describe_non_text, is_invisible, parse_label, text_problem
 from angle.data.purposes import limit_name, setting_name, source_label
 from angle.data.table import Row, Table
 from angle.data.token_cache import cached_tokens
@@ -195,7 +195,11 @@ class CorpusBuilder:
             encodable = joined.isascii() or bool(joined.encode())
         except (TypeError, UnicodeEncodeError):
             return False
-        return encodable and len(joined) <= self.text_length and all(text and not text.isspace() for text in values)
+        if not encodable or len(joined) > self.text_length:
+            return False
+        if joined.isprintable():  # of what nobody sees, only spaces are
+            return all(text and not text.isspace() for text in values)
+        return not any(map(is_invisible, values))
 
     def _cell(self, table: Table, number: int, column: str, value: Any) -> Sequence[str] | None:
         texts: list[Any] = value if isinstance(value, list) else [value]

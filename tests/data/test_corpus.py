@@ -269,6 +269,10 @@ def test_label_map_names_a_number_however_it_is_stored(tmp_path, tokenizer, labe
     [
         ({2: {"text2": None}, 4: {"text2": None}}, "line 3: text2 is null (2 such rows)."),
         ({1: {"text1": ""}}, "line 2: text1 is empty (1 such row)."),
+        (
+            {1: {"text1": "\u200b\x01 \ufeff"}},
+            "line 2: text1 has no visible character ('\\u200b\\x01 \\ufeff') (1 such row).",
+        ),
         ({1: {"text1": " \t\u3000"}}, "line 2: text1 is empty (1 such row)."),
         ({0: {"text1": 7}}, "line 1: text1 is not a text but 7 (1 such row)."),
         ({0: {"text1": []}}, "line 1: text1 is an empty list (1 such row)."),
