@@ -52,28 +52,38 @@ class StopSignals:
 
     @contextmanager
     def steps(self) -> Iterator[None]:
-        """Wait with stopping until `agree` is asked, which is after every step.
+        """Wait with stopping until `agree` is asked, which is after every step. Every process must enter this.
 
         Raises:
-            StoppedError: a signal came after that of the last step.
+            StoppedError: a signal came before the first step, or after `agree` was asked for the last one.
 
         """
         self._in_step = True
         try:
+            self._stop_together()
             yield
+            self._stop_together()
         finally:
             self._in_step = False
-        if self._cause is not None:
-            raise self.stopped()
 
     def agree(self) -> tuple[bool, bool]:
         """Return whether to stop after this step, and whether to save it. Every process must call this."""
-        wishes = [self._cause is not None, self._cause is not None or self._save]
+        wish_to_stop, wish_to_save = self._cause is not None, self._cause is not None or self._save
         self._save = False
-        stop, save = all_reduce_max([int(wish) for wish in wishes], self._processes)
-        if stop and self._cause is None:
+        stop, save = self._any_process(wish_to_stop, wish_to_save)
+        return stop, save
+
+    def _stop_together(self) -> None:
+        """Raise StoppedError in every process if one of them has a signal that ends the run."""
+        if self._any_process(self._cause is not None)[0]:
+            raise self.stopped()
+
+    def _any_process(self, stop: bool, *wishes: bool) -> list[bool]:
+        """Return which wishes any process has; one that does not wish to stop notes that another does."""
+        agreed = all_reduce_max([int(wish) for wish in (stop, *wishes)], self._processes)
+        if agreed[0] and self._cause is None:
             self._begin_to_stop("another process's signal")
-        return bool(stop), bool(save)
+        return [bool(wish) for wish in agreed]
 
     def stopped(self) -> StoppedError:
         """Return the error that ends the run; whichever process ends first, the others have time to say so."""
@@ -90,7 +100,7 @@ class StopSignals:
                 os._exit(128 + number)
             return
         self._begin_to_stop(signal.Signals(number).name)
-        if not self._in_step:
+        if not self._in_step and self._processes == 1:  # several stop together, or else some would wait for others
             raise self.stopped()
 
     def _on_save(self, number: int, frame: FrameType | None) -> None:

@@ -108,6 +108,20 @@ def test_a_signal_to_one_rank_ends_all_of_them(name: str, rank: int, tmp_path: P
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("moment", "step"), [("0", 0), ("end", 7)])
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_signal_to_one_rank_beside_the_steps_ends_all_of_them(
+    rank: int, moment: str, step: int, straight: Path, tmp_path: Path
+) -> None:
+    words = [TEST, f"SIGTERM@{moment}", "train.py", *sample_files(tmp_path), *SETTINGS]
+    ends = launch_ranks(words, tmp_path, SIGNALLED=str(rank))
+    assert [(end.returncode, end.stderr) for end in ends] == [(75, "")] * 2
+    assert f"Stopped at step {step} by " in ends[0].stdout
+    ends = launch_ranks([str(REPO / "train.py"), "train.resume=run"], tmp_path)
+    assert [(end.returncode, end.stderr) for end in ends] == [(0, "")] * 2
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("rank", [0, 1])
 def test_sigusr1_to_one_rank_saves_and_goes_on(rank: int, tmp_path: Path) -> None:
     words = [TEST, "SIGUSR1@4", "train.py", *sample_files(tmp_path), *SETTINGS, "train.save_total_limit=9"]
