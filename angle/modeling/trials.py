@@ -9,6 +9,8 @@ text of a batch may change them: FNet mixes padding into texts, dynamic rotary p
 from __future__ import annotations
 
 import inspect
+import sys
+import time
 from bisect import bisect_left
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +23,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from angle.distributed.environment import is_main_process
 from angle.errors import ConfigError, first_line
 from angle.kernels.attention.packed import set_packed_attention
 from angle.modeling.layers import base_model, last_hidden_states
@@ -40,6 +43,8 @@ PROVED = frozenset(
 LENGTH_DEPENDENT_ROPE = ("dynamic", "longrope")
 #: Longest text of a trial, unless rotary positions change beyond some greater length.
 MAX_TRIAL_TOKENS = 2048
+#: Seconds that a trial may take without a word.
+SILENT_SECONDS = 30
 #: Relative error of states that rounding explains, in float32 and below.
 TOLERANCE, LOW_PRECISION_TOLERANCE = 1e-4, 0.1
 
@@ -49,7 +54,7 @@ class Observation:
     """What a model was seen to do."""
 
     is_causal: bool | None
-    """Whether tokens change the states of later tokens alone; None if they change those of no other token."""
+    """Whether tokens change the states of later tokens alone; None if the vocabulary has no two tokens to try."""
     position_limit: int | None
     """How many tokens it has positions for; None if they are rotary or relative, not looked up in a table."""
 
@@ -86,7 +91,9 @@ def observe(backbone: Any, name: str) -> Observation:
         raise _cannot_work(name, backbone, "gives every text the same states, as if its weights were lost")
     sees_later = not torch.equal(states[0, :-1], states[1, :-1])
     sees_earlier = not torch.equal(states[0, 1:], states[2, 1:])
-    return Observation(None if sees_later == sees_earlier is False else not sees_later, lookups.limit)
+    if other != tokens[-1] and not (sees_later or sees_earlier):  # MRA, where its kernel is not installed
+        raise _cannot_work(name, backbone, "gives every token a state that no other token changes")
+    return Observation(not sees_later if sees_later or sees_earlier else None, lookups.limit)
 
 
 class _PositionTables(TorchDispatchMode):
@@ -194,7 +201,11 @@ class LayoutTrial:
     def _run_alone(self) -> Tensor:
         texts = torch.split(self.ids, self.lengths.tolist())
         try:
-            return torch.cat([self._run_text(text) for text in reversed(texts)][::-1])
+            states = [self._run_text(text) for text in texts[:1:-1]]
+            started = time.perf_counter()
+            states.append(self._run_text(texts[1]))
+            self._announce((time.perf_counter() - started) / self.lengths[1])
+            return torch.cat([self._run_text(texts[0]), *reversed(states)])
         except Exception as error:  # for example, an index beyond a table of positions
             if self._fails(texts[0][:1]):
                 raise _cannot_work(self.name, self.backbone, f"fails on a text ({_reason(error)})") from None
@@ -204,6 +215,14 @@ class LayoutTrial:
                 f"model.max_length={self.lengths[0]} cannot work: {type(base_model(self.backbone)).__name__} fails on "
                 f"a text of {runs + 1} tokens ({_reason(error)}); type model.max_length={runs}."
             ) from None
+
+    def _announce(self, seconds_per_token: float) -> None:
+        """Say that the trial takes long, if what remains does: the longest text alone, and all padded to its length."""
+        longest = self.lengths[0]
+        if seconds_per_token * longest * (1 + len(self.lengths)) > SILENT_SECONDS and is_main_process():
+            name = type(base_model(self.backbone)).__name__
+            note = f"trying {name} on texts of {longest} tokens may take minutes; a lower model.max_length takes less"
+            print(f"{'note':8}{note}", file=sys.stderr)
 
     def _fails(self, text: Tensor) -> bool:
         try:

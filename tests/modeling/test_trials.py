@@ -49,6 +49,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "xlnet": {"d_model": 32, "n_head": 4, "n_layer": 2, "d_inner": 48},
     "bert-generation": {"bos_token_id": 2, "eos_token_id": 3},
     "doge": DECODER,
+    "mra": {"max_position_embeddings": 128},
     "perceiver": {"d_model": 32, "d_latents": 32, "num_latents": 4},
 }  # fmt: skip
 SENTENCE = "a dog chases the cat and two birds watch the old man who eats an apple in the garden"
@@ -173,6 +174,24 @@ def test_direction_is_measured(folder_of: Callable[[str], str]) -> None:
 def test_a_model_that_runs_no_texts_is_refused(folder_of: Callable[[str], str]) -> None:
     with pytest.raises(ConfigError, match=r"^model.name_or_path=.* cannot work: PerceiverModel fails on a short text"):
         load(folder_of("perceiver"))
+
+
+def test_a_model_without_attention_is_refused(folder_of: Callable[[str], str]) -> None:
+    """Without its CUDA kernel, transformers' MRA takes zeros for what attention gives, and says nothing."""
+    with pytest.raises(ConfigError, match=r"cannot work: MraModel gives every token a state that no other token chang"):
+        load(folder_of("mra"))
+
+
+def test_a_trial_that_takes_long_is_announced(
+    folder_of: Callable[[str], str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    load(folder_of("fnet"), max_length=24)
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(trials, "SILENT_SECONDS", 0)
+    load(folder_of("fnet"), max_length=24)
+    assert capsys.readouterr().err == (
+        "note    trying FNetModel on texts of 24 tokens may take minutes; a lower model.max_length takes less\n"
+    )
 
 
 def test_what_only_padding_breaks_is_not_converted(folder_of: Callable[[str], str], tmp_path: Path) -> None:
