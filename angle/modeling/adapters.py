@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from angle.config import LoraConfig
 from angle.errors import ConfigError, brief, first_line
-from angle.modeling.linear_layers import find_linear_layers, shortest_endings
+from angle.modeling.buffers import running_statistics
+from angle.modeling.linear_layers import NUM_TOKENS, find_linear_layers, shortest_endings
 from angle.modeling.locations import ADAPTER_FILE
 from angle.modeling.quantization import import_bitsandbytes
 from angle.modeling.weight_files import ADAPTER_WEIGHT_FILES
@@ -92,6 +93,7 @@ def add_adapters(
     *,
     saved_adapters: SavedAdapters | None = None,
     new_config: LoraConfig | None = None,
+    max_length: int = NUM_TOKENS,
 ) -> PeftModel:
     """Return the model with adapters on it, of which the topmost alone is trainable.
 
@@ -101,6 +103,7 @@ def add_adapters(
         revision: the revision of `base_name` on the hub.
         saved_adapters: adapters to start from: trained further, or frozen below a new one if `new_config` is given.
         new_config: settings of a new adapter, whose initial weights change nothing.
+        max_length: tokens of the longest text that a new adapter is trained on.
 
     Raises:
         ConfigError: target modules match no linear layer, or a saved adapter does not fit the model.
@@ -110,7 +113,7 @@ def add_adapters(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # peft uses a name in transformers that will change
         backbone.name_or_path = base_name
-        new_peft_config = None if new_config is None else _peft_config(backbone, new_config)
+        new_peft_config = None if new_config is None else _peft_config(backbone, new_config, max_length)
         model: Any = backbone
         folders = () if saved_adapters is None else saved_adapters.folders
         for number, folder in enumerate(folders):
@@ -206,16 +209,21 @@ def disable_trained_adapter(model: Any) -> Iterator[None]:
             scaling[TRAINED] = value
 
 
-def _peft_config(backbone: PreTrainedModel, config: LoraConfig) -> peft.LoraConfig:
+def _peft_config(backbone: PreTrainedModel, config: LoraConfig, max_length: int) -> peft.LoraConfig:
     """Return peft's settings of a new adapter."""
     import peft
     from transformers.pytorch_utils import Conv1D
 
-    linear = find_linear_layers(backbone)
+    linear = find_linear_layers(backbone, max_length)
     if not linear:
         raise ConfigError(
             f"lora.enabled=true cannot work with {type(backbone).__name__}, which has no linear layers that "
             f"adapters could be put on: type lora=none, or choose another model."
+        )
+    if statistics := running_statistics(backbone):
+        raise ConfigError(
+            f"lora.enabled=true cannot work with {type(backbone).__name__}, which gathers statistics as it is trained "
+            f"({statistics[0]}) that are not saved with adapters: type lora=none, or choose another model."
         )
     widest = max(max(backbone.get_submodule(name).weight.shape) for name in linear)
     if config.r > max(widest, HARMLESS_RANK):

@@ -141,7 +141,9 @@ class Encoder(nn.Module):
             checkpoint_activations(backbone)
         if new_adapter or (sources.saved_adapters and not merged):
             base, revision, saved = sources.absolute_base(), sources.base_revision, sources.saved_adapters
-            backbone = adapters.add_adapters(backbone, base, revision, saved_adapters=saved, new_config=new_adapter)
+            backbone = adapters.add_adapters(
+                backbone, base, revision, saved_adapters=saved, new_config=new_adapter, max_length=tokenizer.max_length
+            )
         if model.layers is not None:  # what is tried is the model that will run
             truncate_layers(backbone, model.layers)
         trial = LayoutTrial(backbone, model.name_or_path, tokenizer.max_length, tokenizer.pad_id, types)

@@ -3,32 +3,58 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from contextlib import suppress
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from angle.modeling.trials import call_options, probe_ids
+from angle.modeling.trials import call_options, is_proved, probe_ids
 
-#: Number of tokens of the text that is run: as few as `trials.observe` runs, since every model has positions for them.
-NUM_TOKENS = 8
+#: Number of tokens of short texts: as few as `trials.observe` runs, since every model has positions for them; and of
+#: the longest one.
+NUM_TOKENS, MAX_TOKENS = 8, 512
 
 
-def find_linear_layers(backbone: Any) -> list[str]:
+def find_linear_layers(backbone: Any, max_length: int = NUM_TOKENS) -> list[str]:
     """Return the names of the linear layers that the states of a text come from, with a gradient.
 
     Models have others too: poolers, heads, vision parts, layers that choose what attention looks at, and layers whose
-    weights are used without them. An adapter there would never be trained, or break the model. So a short text is run,
-    and a zero is added to what each layer returns: it has a gradient where an adapter would have one.
+    weights are used without them. An adapter there would never be trained, or break the model.
+
+    Some layers are reached by some texts only. If two texts of one length reach different ones, the tokens decide, as
+    with experts: then all that differ in their number alone are adapted, for a few tokens do not reach every expert.
+    Otherwise the length decides, as where so many tokens are compressed into one (DeepSeek V4), or nothing does, as
+    where layers share a block and each uses a part of it (Zamba 2): then those that the longest text reaches are.
 
     Args:
         backbone: a model without adapters.
+        max_length: number of tokens of the longest text.
 
     """
     from transformers.pytorch_utils import Conv1D
 
     layers = {name: module for name, module in backbone.named_modules() if isinstance(module, (nn.Linear, Conv1D))}
+    ids = probe_ids(backbone, max(2 * NUM_TOKENS, min(max_length, MAX_TOKENS)))
+    reached = _reached(backbone, layers, ids[:NUM_TOKENS])
+    routed: set[str] = set()
+    if len(reached) < len(layers) and not is_proved(backbone):
+        others = _reached(backbone, layers, ids[NUM_TOKENS : 2 * NUM_TOKENS])
+        routed = {_kind(name) for name in reached ^ others}
+        reached |= others
+        with suppress(Exception):  # what fails on long texts is refused by the trial of layouts
+            reached |= _reached(backbone, layers, ids[:max_length])
+    return [name for name in layers if name in reached or _kind(name) in routed]
+
+
+def _reached(backbone: Any, layers: Mapping[str, Any], ids: Tensor) -> set[str]:
+    """Return the names of the layers that the states of a text, tokens (L,), depend on.
+
+    A zero is added to what each layer returns: it has a gradient where an adapter would have one.
+    """
+    from transformers.pytorch_utils import Conv1D
+
     zeros: dict[str, Tensor] = {}
 
     def add_zero(name: str, layer: Any, arguments: tuple[Any, ...], output: Any) -> Any:
@@ -46,18 +72,15 @@ def find_linear_layers(backbone: Any) -> list[str]:
     backbone.eval()
     try:
         with torch.enable_grad():
-            ids = probe_ids(backbone, NUM_TOKENS)[None]
             states = backbone(
-                input_ids=ids, attention_mask=torch.ones_like(ids), **call_options(backbone)
+                input_ids=ids[None], attention_mask=torch.ones_like(ids[None]), **call_options(backbone)
             ).last_hidden_state
             gradients = torch.autograd.grad(states.float().norm(), list(zeros.values()), allow_unused=True)
     finally:
         backbone.train(was_training)
         for hook in hooks:
             hook.remove()
-    # Of layers that differ in their number alone, all or none are adapted: a few tokens do not reach every expert.
-    reached = {_kind(name) for name, gradient in zip(zeros, gradients, strict=True) if gradient is not None}
-    return [name for name in layers if _kind(name) in reached]
+    return {name for name, gradient in zip(zeros, gradients, strict=True) if gradient is not None}
 
 
 def _kind(name: str) -> str:

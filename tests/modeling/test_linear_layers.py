@@ -15,6 +15,7 @@ from transformers import AutoConfig, AutoModel
 
 from angle import ConfigError, Encoder, ModelConfig, PoolingConfig
 from angle.config import LoraConfig
+from angle.modeling.adapters import add_adapters
 from angle.modeling.linear_layers import find_linear_layers, shortest_endings
 from angle.modeling.tiny import tiny_tokenizer
 from angle.structures import Tokens
@@ -35,6 +36,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "laguna": MIXTURE,
     "llama4_text": MIXTURE | {"num_local_experts": 4, "intermediate_size_mlp": 48},
     "doge": DECODER,
+    "ernie": {},
     "squeezebert": {"embedding_size": 32},
     "falcon_mamba": {"state_size": 4},
 }
@@ -82,21 +84,69 @@ def test_a_model_of_few_positions_gets_adapters() -> None:
     assert len(find_linear_layers(AutoModel.from_config(config))) == 3 * 6
 
 
-def test_of_several_experts_all_get_adapters() -> None:
-    class Experts(nn.Module):
-        """A layer of which a text runs the first expert alone."""
+class Experts(nn.Module):
+    """A layer of which a text runs one expert alone: its tokens choose, or it is always the first."""
+
+    def __init__(self, routed: bool) -> None:
+        super().__init__()
+        self.experts = nn.ModuleList(nn.Linear(32, 32) for _ in range(64))
+        self.routed = routed
+
+    def forward(self, x: Any) -> Any:
+        return self.experts[int(x.abs().sum() * 1000) % len(self.experts) if self.routed else 0](x)
+
+
+@pytest.mark.parametrize(("routed", "expected"), [(True, 64), (False, 1)])
+def test_of_several_experts_all_get_adapters(routed: bool, expected: int) -> None:
+    """Those that one text does not reach, another one does; but not what no text reaches."""
+    model = model_of("ernie")
+    model.encoder.layer[1].output.dense = nn.Sequential(nn.Linear(48, 32), Experts(routed))
+    assert sum("experts" in name for name in find_linear_layers(model)) == expected
+
+
+def test_the_longest_text_decides_which_layers_get_adapters(tmp_path: Path) -> None:
+    """DeepSeek V4 compresses 4 tokens into one in some layers, 128 in others."""
+    build("deepseek_v4", tmp_path)
+    model = AutoModel.from_pretrained(tmp_path)
+    compressors = {module for module, _ in model.named_modules() if module.endswith(".self_attn.compressor.kv_proj")}
+    short, long = (compressors.intersection(find_linear_layers(model, length)) for length in (80, 160))
+    assert 0 < len(short) < len(compressors)
+    assert long == compressors
+
+
+@pytest.mark.slow
+def test_layers_that_share_a_block_get_adapters_where_they_use_it(tmp_path: Path) -> None:
+    build("zamba2", tmp_path)
+    encoder = load(str(tmp_path), LORA)
+    for _ in range(2):
+        step(encoder, encoder.tokenizer(TEXTS))
+
+
+def test_statistics_that_no_adapter_holds_are_refused(folder_of: Callable[[str], str]) -> None:
+    class Averaged(nn.Module):
+        """Centres states by their average so far."""
 
         def __init__(self) -> None:
             super().__init__()
-            self.experts = nn.ModuleList(nn.Linear(32, 32) for _ in range(3))
+            self.register_buffer("average", torch.zeros(32))
 
         def forward(self, x: Any) -> Any:
-            return self.experts[0](x)
+            if self.training:
+                self.average = 0.9 * self.average + 0.1 * x.detach().mean((0, 1))
+            return x - self.average
 
     model = model_of("bert")
-    model.encoder.layer[1].output.dense = nn.Sequential(nn.Linear(48, 32), Experts())
-    found = find_linear_layers(model)
-    assert [f"encoder.layer.1.output.dense.1.experts.{number}" in found for number in range(3)] == [True] * 3
+    add_adapters(model, "base", new_config=LORA)
+    model = model_of("bert")
+    model.encoder.layer[1].output.LayerNorm = Averaged()
+    with pytest.raises(ConfigError) as error:
+        add_adapters(model, "base", new_config=LORA)
+    assert str(error.value) == (
+        "lora.enabled=true cannot work with BertModel, which gathers statistics as it is trained "
+        "(encoder.layer.1.output.LayerNorm.average) that are not saved with adapters: type lora=none, or choose "
+        "another model."
+    )
+    assert not model.encoder.layer[1].output.LayerNorm.average.any()
 
 
 @pytest.mark.slow
