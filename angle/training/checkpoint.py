@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from angle.config import ModelConfig
 from angle.modeling.adapters import TRAINED
 from angle.modeling.backbone import load_backbone
+from angle.modeling.buffers import persistent_buffers
 from angle.modeling.encoder import Encoder
 from angle.modeling.token_embeddings import PartlyTrainedEmbedding
 from angle.quiet import quiet_transformers
@@ -55,7 +56,7 @@ class CheckpointState:
     """The full tensors of a checkpoint, on the main process."""
 
     weights: dict[str, Tensor]
-    """The trainable ones: all, or with LoRA only the adapters."""
+    """The trainable ones: all, or with LoRA only the adapters; and buffers, some of which forward passes change."""
     optimizer: dict[str, Any]
     rng_states: Sequence[dict[str, Tensor]]
     """The RNG state of every process."""
@@ -67,7 +68,7 @@ def collect_state(model: nn.Module, optimizer: AcceleratedOptimizer, accelerator
 
     trained = {name: parameter.detach() for name, parameter in model.named_parameters() if parameter.requires_grad}
     return CheckpointState(
-        gather_full(trained, accelerator),
+        gather_full(trained | persistent_buffers(model), accelerator),
         gather_full(optimizer.state_dict(), accelerator),
         gather_object([rng_state()]),
     )
@@ -87,8 +88,8 @@ def save_state(folder: Path, state: CheckpointState, accelerator: Accelerator, p
 def load_state(folder: Path, model: nn.Module, optimizer: AcceleratedOptimizer, accelerator: Accelerator) -> Progress:
     """Restore what `save_state` wrote, and return the progress."""
     weights = load_file(folder / "model.safetensors")
-    assert weights.keys() == {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-    _load_trainable(model, weights)
+    assert weights.keys() >= {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    _load_trained(model, weights)
     saved = torch.load(folder / "optimizer.pt", weights_only=True, map_location="cpu")
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     for number, moments in saved["optimizer"]["state"].items():
@@ -104,7 +105,7 @@ def load_state(folder: Path, model: nn.Module, optimizer: AcceleratedOptimizer, 
 
 @quiet_transformers()
 def load_saved_model(folder: Path, encoder: Encoder, config: ModelConfig) -> None:
-    """Replace the trained weights of an encoder by those of a model that the same run saved. All processes call this.
+    """Replace what was trained of an encoder by that of a model that the same run saved. All processes call this.
 
     The saved weights are read on the CPU; on a GPU nothing is allocated but one weight at a time.
 
@@ -127,15 +128,18 @@ def load_saved_model(folder: Path, encoder: Encoder, config: ModelConfig) -> Non
     for name, module in backbone.named_modules():
         if isinstance(module, PartlyTrainedEmbedding):
             saved[f"{name}.trainable_weight"] = saved[f"{name}.weight"][(module.trainable_index >= 0).cpu()]
-    _load_trainable(backbone, saved)
+    _load_trained(backbone, saved)
 
 
-def _load_trainable(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Copy full weights, which every process has, into the trainable parameters of those names."""
+def _load_trained(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Copy full weights, which every process has, into the trainable parameters and the buffers of those names."""
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.requires_grad:
                 parameter.copy_(shard_like(weights[name], parameter))
+        for name, buffer in persistent_buffers(model).items():
+            if name in weights:  # the folder of an adapter has none
+                buffer.copy_(weights[name])
 
 
 def rng_state() -> dict[str, Tensor]:

@@ -15,8 +15,10 @@ from torch.utils._pytree import tree_map_only
 
 from angle.config import TrainConfig
 from angle.errors import ConfigError
+from angle.modeling.buffers import persistent_buffers
 from angle.modeling.encoder import Encoder
 from angle.modeling.trainable import TrainableEncoder
+from angle.modeling.unreached import has_unreached_weights
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -124,10 +126,14 @@ def prepare(
         no_split = getattr(trainable.encoder.backbone, "_no_split_modules", None) or ()
         layers = {type(module).__name__ for module in trainable.modules()}.intersection(no_split)
         accelerator.state.fsdp_plugin.transformer_cls_names_to_wrap = sorted(layers)
+    if accelerator.num_processes > 1 and not accelerator.is_fsdp2:
+        # DDP would wait for their gradients.
+        accelerator.ddp_handler.find_unused_parameters = has_unreached_weights(trainable.encoder.backbone)
     model, optimizer = accelerator.prepare(trainable, optimizer)
     if isinstance(model, nn.parallel.DistributedDataParallel):
-        # No buffer (positions, frequencies) is ever written to. The argument is deprecated, and its successor is new.
-        model.broadcast_buffers = False
+        # Buffers that are not saved (positions, frequencies) are never written to; others may be statistics, of which
+        # the main process's are the model's. The argument is deprecated, and its successor is new.
+        model.broadcast_buffers = bool(persistent_buffers(trainable))
     if accelerator.is_fsdp2:
         from torch.distributed.fsdp import register_fsdp_forward_method
 

@@ -13,6 +13,7 @@ from angle.config import LoraConfig, ModelConfig
 from angle.modeling.encoder import Encoder
 from angle.modeling.token_embeddings import freeze_unused_tokens, partly_trained_embedding
 from angle.training.checkpoint import load_saved_model
+from benchmarks.small_models import build
 
 TEXTS = ["a fox", "the owl sleeps under the moon"]
 
@@ -40,6 +41,20 @@ def check_restored(encoder: Encoder, config: ModelConfig, folder: Path) -> None:
 def test_load_saved_model_with_all_weights_trained(folder_of: Callable[[str], str], tmp_path: Path, name: str) -> None:
     config = ModelConfig(folder_of(name))
     check_restored(Encoder.load(config).eval(), config, tmp_path / "saved")
+
+
+def test_load_saved_model_with_statistics(tmp_path: Path) -> None:
+    """The best model's are those of its step."""
+    build("ibert", tmp_path / "ibert")
+    config = ModelConfig(str(tmp_path / "ibert"))
+    encoder = Encoder.load(config)
+    encoder.save(tmp_path / "saved")
+    tokens = encoder.tokenizer(TEXTS)
+    encoder.train()(torch.from_numpy(tokens.ids).long(), tokens.lengths)
+    ranges, expected = encoder.backbone.embeddings.embeddings_act1, Encoder.load(config).backbone.state_dict()
+    assert ranges.x_max != expected["embeddings.embeddings_act1.x_max"]
+    load_saved_model(tmp_path / "saved", encoder, config)
+    assert all(torch.equal(value, expected[name]) for name, value in encoder.backbone.state_dict().items())
 
 
 def test_load_saved_model_with_partly_trained_embeddings(folder_of: Callable[[str], str], tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ from angle.training.checkpoint import Progress
 from angle.training.meter import MAX_OVERFLOWS, Meter
 from angle.training.run_folder import RunFolder
 from angle.training.schedule import lr_factor, warmup_steps
+from benchmarks.small_models import build
 
 TIMINGS = ("texts_per_second",)
 
@@ -137,6 +138,22 @@ def test_resumed_run_is_bitwise_the_uninterrupted_one(
 
     assert_equal_weights(uninterrupted, interrupted)
     assert metrics(uninterrupted) == metrics(interrupted)
+
+
+@pytest.mark.slow
+def test_statistics_of_forward_passes_resume_bitwise(
+    rows: Path, tmp_path: Path, stop_after: Callable[[int], None]
+) -> None:
+    """I-BERT tracks the range of its activations while it is trained, in buffers."""
+    build("ibert", tmp_path / "ibert")
+    fit(settings(tmp_path / "ibert", rows, tmp_path / "uninterrupted"))
+    stop_after(5)
+    with pytest.raises(KilledError):
+        fit(settings(tmp_path / "ibert", rows, tmp_path / "interrupted"))
+    fit(settings(tmp_path / "ibert", rows, tmp_path / "interrupted"))
+    assert_equal_weights(tmp_path / "uninterrupted", tmp_path / "interrupted")
+    before, after = load_file(tmp_path / "ibert" / "model.safetensors"), weights(tmp_path / "interrupted")
+    assert not torch.equal(after["embeddings.embeddings_act1.x_max"], before["embeddings.embeddings_act1.x_max"])
 
 
 def test_streamed_run_resumes_bitwise(
