@@ -95,11 +95,18 @@ def save_sentence_transformers(encoder: Encoder, folder: Path, *, normalize: boo
 
 def _check_expressible(encoder: Encoder) -> None:
     """Raise ConfigError if sentence-transformers cannot express an encoder, as far as that is known without writing."""
+    from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
+
     check_supported(encoder.embedding_config)
-    tokenizer = encoder.tokenizer
+    tokenizer, model = encoder.tokenizer, base_model(encoder.backbone)
+    if type(model.config) in PROCESSOR_MAPPING:
+        raise ConfigError(
+            f"{type(model).__name__} has no equivalent in sentence-transformers, which would give its texts to a "
+            f"processor for images or sounds too: load this model with angle's Encoder."
+        )
     if not padding_is_exact(encoder.backbone, tokenizer.max_length, tokenizer.pad_id):
         raise ConfigError(
-            f"{type(base_model(encoder.backbone)).__name__} has no equivalent in sentence-transformers, whose padding "
+            f"{type(model).__name__} has no equivalent in sentence-transformers, whose padding "
             f"would change its embeddings: load this model with angle's Encoder."
         )
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from conftest import decoder_tokenizer, sample_files, start
+from conftest import decoder_tokenizer, sample_files, start, start_here
 from sentence_transformers import SentenceTransformer
 from torch import Tensor
 
@@ -24,6 +24,7 @@ from angle.modeling import adapters
 from angle.modeling.encoder import Encoder
 from angle.modeling.pooling import POOLINGS
 from angle.modeling.tiny import tiny_model, tiny_tokenizer
+from benchmarks.small_models import build
 
 pytestmark = pytest.mark.usefixtures("unverified")
 EXPRESSIBLE = [name for name, pooling in POOLINGS.items() if pooling.sentence_transformers]
@@ -239,6 +240,14 @@ def test_without_a_run_the_folder_must_be_given() -> None:
     with pytest.raises(ConfigError) as error:
         convert(ConvertConfig())
     assert str(error.value) == "output_dir is missing: give the new folder, for example output_dir=my-encoder."
+
+
+def test_a_model_with_a_processor_is_refused(tmp_path: Path) -> None:
+    """NeoMME reads images too: sentence-transformers would look for what prepares them."""
+    build("neomme", tmp_path / "model")
+    done = start_here("convert.py", "model.name_or_path=model", "output_dir=new", folder=tmp_path)
+    assert (done.returncode, done.stderr.count("\n"), files_in(tmp_path)) == (1, 1, {"model"}), done.stderr
+    assert "NeoMMEModel has no equivalent in sentence-transformers, which would give its texts to" in done.stderr
 
 
 def test_an_interrupted_conversion_leaves_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
