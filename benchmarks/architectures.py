@@ -38,7 +38,7 @@ from angle.errors import ConfigError, DataError
 from angle.export.sentence_transformers import save_sentence_transformers
 from angle.modeling.bidirectional import check_bidirectional_layers
 from angle.modeling.encoder import Encoder
-from angle.modeling.trials import call_options
+from angle.modeling.probing import call_options, differ
 from angle.structures import Tokens
 from angle.training.loop import fit
 from angle.training.run_folder import RunFolder
@@ -137,7 +137,7 @@ class Checks:
         ids = max(self._text_ids(), key=len)
         with torch.no_grad():
             states, others = self._stock(ids), self._stock(torch.cat([ids[:-1], ids[1:2]]))
-        is_causal = torch.equal(states[:-1], others[:-1])
+        is_causal = not differ(states[:-1], others[:-1])
         assert is_causal == self.encoder.is_llm, f"causal: {is_causal}"
 
     def gradients(self) -> None:

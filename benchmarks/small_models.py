@@ -45,7 +45,7 @@ SIZES: dict[str, Any] = {
         ),
         (4, "num_experts num_local_experts n_routed_experts moe_num_experts num_local_expert"),
         (2, "num_experts_per_tok moe_topk moe_k num_experts_per_token moe_top_k experts_per_token"),
-        (1, "n_group topk_group n_groups num_expert_groups first_k_dense_replace"),
+        (1, "n_group topk_group n_groups num_expert_groups num_expert_group first_k_dense_replace"),
         (8, "sliding_window local_attention attention_window window_size attention_window_size image_size patch_size"),
         (0.2, "initializer_range init_std"),
         (0, "pad_token_id"),
@@ -74,7 +74,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "mamba2": {"num_heads": 8},
     "blt": {"encoder_hash_byte_group_vocab": 100},
     "esmc": {"num_key_value_heads": 4},
-    "gemma3n_text": {"num_kv_shared_layers": 0},
+    "gemma3n_text": {"num_kv_shared_layers": 0, "intermediate_size": [48] * 4},
     "luke": {"entity_vocab_size": 10},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 2},
     "zaya": {"num_experts_per_tok": 1},
@@ -85,7 +85,11 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "layer_types": ["full_attention"] * 4,
         "rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 10_000.0}},
     },
-    "dots1": {"n_routed_experts": 4},
+    "dots1": {"n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2},
+    "dbrx": {
+        "attn_config": {"kv_n_heads": 2, "rope_theta": 10_000.0, "clip_qkv": 8.0},
+        "ffn_config": {"hidden_size": 32, "ffn_hidden_size": 48, "moe_num_experts": 4, "moe_top_k": 2},
+    },
     "qwen4_exp_text": {
         "indexer_n_heads": 4,
         "indexer_kv_heads": 1,
@@ -156,9 +160,15 @@ def build(name: str, folder: Path) -> None:
 def _fill_zeros(model: torch.nn.Module) -> None:
     """Give weights that begin at zero small random values: where they are zero, the parts behind them do nothing.
 
-    NeoMME begins without attention: whatever is wrong with its masks or positions, its texts would agree.
+    NeoMME begins without attention: whatever is wrong with its masks or positions, its texts would agree. Tokens that
+    pad begin with embeddings of zeros, which hide that MobileBERT shows them to the tokens before them.
     """
+    padding = [
+        module.weight[module.padding_idx]
+        for module in model.modules()
+        if isinstance(module, torch.nn.Embedding) and module.padding_idx is not None
+    ]
     with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.is_floating_point() and not parameter.any():
-                parameter.normal_(std=SIZES["initializer_range"])
+        for weight in (*model.parameters(), *padding):
+            if weight.is_floating_point() and not weight.any():
+                weight.normal_(std=SIZES["initializer_range"])

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from angle.config import BillmConfig
 from angle.errors import ConfigError
 from angle.modeling.embedding_config import EmbeddingConfig
+from angle.modeling.probing import differ
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -201,7 +202,8 @@ def check_bidirectional_layers(backbone: Any, first_layer: int | None) -> None:
         ).hidden_states
     finally:
         backbone.train(was_training)
-    changed = [not torch.equal(layer[0, :-1], layer[1, :-1]) for layer in states[1:]]
+    # Gemma 3n has several states a token: texts are the third dimension from the end in any model.
+    changed = [differ(layer[..., 0, :-1, :], layer[..., 1, :-1, :]) for layer in states[1:]]
     actual = changed.index(True) if True in changed else None
     if actual != first_layer:
         raise ConfigError(

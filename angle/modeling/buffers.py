@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from angle.modeling.trials import call_options, probe_ids
+from angle.modeling.probing import call_options, probe_ids
 
 #: Number of tokens of the text that is run, for which every model has positions.
 NUM_TOKENS = 8

@@ -18,7 +18,7 @@ from torch import nn
 from angle.errors import ConfigError, first_line
 from angle.modeling.encoder import Encoder
 from angle.modeling.layers import base_model, find_layers
-from angle.modeling.trials import probe_ids
+from angle.modeling.probing import probe_ids
 
 
 def compile_layers(encoder: Encoder) -> None:

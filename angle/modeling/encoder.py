@@ -34,10 +34,11 @@ from angle.modeling.packing import (
     token_positions,
 )
 from angle.modeling.pooling import check_causal_pooling, pool, resolve_pooling
+from angle.modeling.probing import call_options, probe_ids
 from angle.modeling.token_types import TokenTypes, find_token_types
 from angle.modeling.tokenizer import TextTokenizer
 from angle.modeling.tokenizer_loading import load_tokenizer
-from angle.modeling.trials import LayoutTrial, call_options, observe, packing_is_exact, probe_ids
+from angle.modeling.trials import LayoutTrial, observe, packing_is_exact
 from angle.quiet import quiet_transformers
 from angle.structures import Lengths, Tokens, to_device
 

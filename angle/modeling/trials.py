@@ -8,14 +8,10 @@ text of a batch may change them: FNet mixes padding into texts, dynamic rotary p
 
 from __future__ import annotations
 
-import inspect
 import sys
 import time
 from bisect import bisect_left
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import cycle, islice
 from typing import Any
 
 import numpy as np
@@ -28,7 +24,7 @@ from angle.errors import ConfigError, first_line
 from angle.kernels.attention.packed import set_packed_attention
 from angle.modeling.layers import base_model, last_hidden_states
 from angle.modeling.packing import Layout, run_in_groups, run_packed, run_padded, split_into_groups
-from angle.modeling.token_embeddings import num_token_embeddings
+from angle.modeling.probing import call_options, device_of, differ, evaluating, plain_tokens, probe_ids
 from angle.modeling.token_types import TokenTypes
 from angle.structures import Lengths
 
@@ -54,7 +50,7 @@ class Observation:
     """What a model was seen to do."""
 
     is_causal: bool | None
-    """Whether tokens change the states of later tokens alone; None if the vocabulary has no two tokens to try."""
+    """Whether tokens change the states of later tokens alone; None if none is seen to change another's."""
     position_limit: int | None
     """How many tokens it has positions for; None if they are rotary or relative, not looked up in a table."""
 
@@ -70,11 +66,11 @@ def observe(backbone: Any, name: str) -> Observation:
         ConfigError: it cannot run texts, or its states are not one per token and `hidden_size` wide.
 
     """
-    *tokens, other = _plain_tokens(backbone, 9)
-    ids = torch.tensor([tokens, [*tokens[:-1], other], [other, *tokens[1:]]], device=_device(backbone))
+    *tokens, other = plain_tokens(backbone, 9)
+    ids = torch.tensor([tokens, [*tokens[:-1], other], [other, *tokens[1:]]], device=device_of(backbone))
     lookups, options = _PositionTables(ids.shape[1]), call_options(backbone)
     try:
-        with _evaluating(backbone), lookups:
+        with evaluating(backbone), lookups:
             states = backbone(input_ids=ids, attention_mask=torch.ones_like(ids), **options).last_hidden_state
     except Exception as error:  # whatever it is that such a model cannot do
         raise _cannot_work(name, backbone, f"fails on a short text ({_reason(error)})") from None
@@ -89,10 +85,10 @@ def observe(backbone: Any, name: str) -> Observation:
         raise _cannot_work(name, backbone, "gives states that are not finite")
     if other != tokens[-1] and states[0, -1].equal(states[1, -1]) and states[0, 0].equal(states[2, 0]):
         raise _cannot_work(name, backbone, "gives every text the same states, as if its weights were lost")
-    sees_later = not torch.equal(states[0, :-1], states[1, :-1])
-    sees_earlier = not torch.equal(states[0, 1:], states[2, 1:])
-    if other != tokens[-1] and not (sees_later or sees_earlier):  # MRA, where its kernel is not installed
+    if other != tokens[-1] and states[0, :-1].equal(states[1, :-1]) and states[0, 1:].equal(states[2, 1:]):
+        # MRA, where its kernel is not installed
         raise _cannot_work(name, backbone, "gives every token a state that no other token changes")
+    sees_later, sees_earlier = differ(states[0, :-1], states[1, :-1]), differ(states[0, 1:], states[2, 1:])
     return Observation(not sees_later if sees_later or sees_earlier else None, lookups.limit)
 
 
@@ -115,27 +111,11 @@ class _PositionTables(TorchDispatchMode):
         if rows is not None and rows.dtype != torch.bool and rows.numel() and rows.numel() % self.num_tokens == 0:
             rows = rows.reshape(-1, self.num_tokens)
             first = int(rows[0, 0])
-            if bool((rows == torch.arange(first, first + self.num_tokens, device=rows.device)).all()):
+            is_table = len(args[0]) > self.num_tokens  # not the tokens' own states, in groups (Qwen 4)
+            if is_table and bool((rows == torch.arange(first, first + self.num_tokens, device=rows.device)).all()):
                 limit = len(args[0]) - first
                 self.limit = limit if self.limit is None else min(limit, self.limit)
         return func(*args, **(kwargs or {}))
-
-
-@contextmanager
-def _evaluating(backbone: Any) -> Iterator[None]:
-    """Run without dropout and gradients, and restore the mode."""
-    was_training = backbone.training
-    backbone.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        backbone.train(was_training)
-
-
-def call_options(backbone: Any) -> dict[str, bool]:
-    """Return the arguments of a model's calls that keep it from collecting what only writing text needs."""
-    return {"use_cache": False} if "use_cache" in inspect.signature(base_model(backbone).forward).parameters else {}
 
 
 def _cannot_work(name: str, backbone: Any, problem: str) -> ConfigError:
@@ -232,13 +212,13 @@ class LayoutTrial:
         return False
 
     def _run_text(self, text: Tensor) -> Tensor:
-        with _evaluating(self.backbone):
+        with evaluating(self.backbone):
             return run_padded(
                 self.backbone, text, np.array([len(text)]), self.pad_id, last_hidden_states, **self.options
             )[0]
 
     def _run(self, layout: Layout) -> Tensor:
-        with _evaluating(self.backbone):
+        with evaluating(self.backbone):
             if layout is Layout.PACKED:
                 return run_packed(self.backbone, self.ids, self.lengths, last_hidden_states, **self.options)[0]
             groups = [self.lengths]
@@ -312,37 +292,6 @@ def _trial_tokens(config: Any, max_length: int) -> int:
     """Return the length of a trial's longest text."""
     thresholds = [part.get("original_max_position_embeddings") or 0 for part in _rope_parameters(config)]
     return min(max_length, max(MAX_TRIAL_TOKENS, *thresholds, 0) + 1)
-
-
-def _device(backbone: Any) -> torch.device:
-    device: torch.device = next(backbone.parameters()).device
-    return device
-
-
-def _special_tokens(backbone: Any) -> list[int]:
-    """Return the tokens that pad, begin and end texts, as far as the configuration says."""
-    config = base_model(backbone).config
-    tokens = [getattr(config, f"{kind}_token_id", None) for kind in ("pad", "bos", "eos", "cls", "sep", "unk")]
-    return [token for token in tokens if isinstance(token, int) and 0 <= token < _vocabulary_size(backbone)]
-
-
-def _vocabulary_size(backbone: Any) -> int:
-    return num_token_embeddings(backbone) or int(getattr(base_model(backbone).config, "vocab_size", 0)) or 256
-
-
-def _plain_tokens(backbone: Any, count: int) -> list[int]:
-    """Return tokens that are none of these; in falling order, because rising numbers are taken for positions."""
-    special = {*_special_tokens(backbone)}
-    plain = [token for token in range(min(_vocabulary_size(backbone), count + 8)) if token not in special]
-    return list(islice(cycle(reversed(plain or [0])), count))
-
-
-def probe_ids(backbone: Any, count: int) -> Tensor:
-    """Return (count,) tokens of every kind, those that pad, begin and end texts among them."""
-    ids = torch.arange(1, count + 1).mul(7).remainder(_vocabulary_size(backbone))
-    for position, token in zip(range(1, count, 3), _special_tokens(backbone), strict=False):
-        ids[position] = token
-    return ids.to(_device(backbone))
 
 
 def states_agree(backbone: Any, states: Tensor, expected: Tensor, lengths: Lengths) -> bool:

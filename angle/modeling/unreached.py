@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 
-from angle.modeling.trials import call_options, is_proved, probe_ids
+from angle.modeling.probing import call_options, probe_ids
+from angle.modeling.trials import is_proved
 
 #: Number of tokens of the text that is run: so few that they do not reach every expert.
 NUM_TOKENS = 2

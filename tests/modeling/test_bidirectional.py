@@ -20,6 +20,7 @@ from angle.export.sentence_transformers import convert
 from angle.modeling.bidirectional import check_bidirectional_layers, make_bidirectional
 from angle.modeling.encoder import Encoder
 from angle.modeling.tiny import tiny_tokenizer
+from benchmarks.small_models import build
 
 LAYERS = 4
 SMALL = {
@@ -356,3 +357,11 @@ def test_last_layers_counts_the_layers_that_are_kept(folder_of: Callable[[str], 
     check_bidirectional_layers(encoder.backbone, 1)
     with pytest.raises(ConfigError, match=r"^billm\.start_index=3 cannot work: the model has the layers 0 to 1;"):
         Encoder.load(model, billm=BillmConfig(enabled=True, start_index=3))
+
+
+def test_check_bidirectional_layers_with_several_states_a_token(tmp_path):
+    build("gemma3n_text", tmp_path)
+    model = AutoModel.from_pretrained(tmp_path)
+    check_bidirectional_layers(model, None)
+    with pytest.raises(ConfigError, match="It attends in both directions in no layer, but it should from layer 2 on"):
+        check_bidirectional_layers(model, 2)

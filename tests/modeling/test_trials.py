@@ -20,7 +20,9 @@ from angle.export.model_card import SentenceTransformersSupport
 from angle.export.sentence_transformers import save_sentence_transformers
 from angle.modeling import trials
 from angle.modeling.packing import Layout
+from angle.modeling.probing import differ
 from angle.modeling.tiny import tiny_tokenizer
+from benchmarks.small_models import build
 
 #: Rotary positions that change with the longest text of a batch, beyond 16 tokens.
 DYNAMIC = {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 100.0, "factor": 8.0}}
@@ -192,6 +194,22 @@ def test_a_trial_that_takes_long_is_announced(
     assert capsys.readouterr().err == (
         "note    trying FNetModel on texts of 24 tokens may take minutes; a lower model.max_length takes less\n"
     )
+
+
+def test_rounding_is_no_change() -> None:
+    """Of experts, which round otherwise for other tokens: their decoder would be taken for an encoder."""
+    states = torch.randn(3, 8, 32)
+    for dtype, rounding, change in ((torch.float32, 1e-6, 1e-4), (torch.bfloat16, 1e-5, 1e-1)):
+        assert not differ((states * (1 + rounding)).to(dtype), states.to(dtype))
+        changed = states.clone()
+        changed[1, 5] *= 1 + change
+        assert differ(changed.to(dtype), states.to(dtype))
+
+
+def test_states_in_groups_are_no_table_of_positions(tmp_path: Path) -> None:
+    """Qwen 4 looks up the keys of 8 tokens in groups of 4: it has positions for more than these."""
+    build("qwen4_exp_text", tmp_path)
+    assert trials.observe(AutoModel.from_pretrained(tmp_path), "qwen").position_limit is None
 
 
 def test_what_only_padding_breaks_is_not_converted(folder_of: Callable[[str], str], tmp_path: Path) -> None:
