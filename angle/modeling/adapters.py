@@ -155,9 +155,12 @@ def _separate_shared_weights(model: PeftModel) -> None:
 
     owners = Counter(id(weight) for _, weight in model.named_parameters(remove_duplicate=False))
     for module in model.modules():
-        if isinstance(module, LoraLayer) and owners[id(module.get_base_layer().weight)] > 1:
-            layer = module.get_base_layer()
-            layer.weight = torch.nn.Parameter(layer.weight.detach().clone(), requires_grad=False)
+        if not isinstance(module, LoraLayer):
+            continue
+        layer, name = module.get_base_layer(), getattr(module, "parameter_name", "weight")  # experts have others
+        weight = getattr(layer, name)
+        if owners[id(weight)] > 1:
+            setattr(layer, name, torch.nn.Parameter(weight.detach().clone(), requires_grad=False))
 
 
 def save_adapters(model: PeftModel, folder: Path, weights: dict[str, Tensor] | None = None, *, is_llm: bool) -> None:
@@ -214,16 +217,16 @@ def _peft_config(backbone: PreTrainedModel, config: LoraConfig, max_length: int)
     import peft
     from transformers.pytorch_utils import Conv1D
 
+    if statistics := running_statistics(backbone):
+        raise ConfigError(
+            f"lora.enabled=true cannot work with {type(backbone).__name__}, which gathers statistics as it is trained "
+            f"({statistics[0]}) that are not saved with adapters: type lora=none, or choose another model."
+        )
     linear = find_linear_layers(backbone, max_length)
     if not linear:
         raise ConfigError(
             f"lora.enabled=true cannot work with {type(backbone).__name__}, which has no linear layers that "
             f"adapters could be put on: type lora=none, or choose another model."
-        )
-    if statistics := running_statistics(backbone):
-        raise ConfigError(
-            f"lora.enabled=true cannot work with {type(backbone).__name__}, which gathers statistics as it is trained "
-            f"({statistics[0]}) that are not saved with adapters: type lora=none, or choose another model."
         )
     widest = max(max(backbone.get_submodule(name).weight.shape) for name in linear)
     if config.r > max(widest, HARMLESS_RANK):

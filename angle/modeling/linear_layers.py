@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from angle.modeling.trials import call_options, is_proved, probe_ids
+from angle.modeling.probing import call_options, probe_ids
+from angle.modeling.trials import is_proved
 
 #: Number of tokens of short texts: as few as `trials.observe` runs, since every model has positions for them; and of
 #: the longest one.
@@ -51,7 +52,8 @@ def find_linear_layers(backbone: Any, max_length: int = NUM_TOKENS) -> list[str]
 def _reached(backbone: Any, layers: Mapping[str, Any], ids: Tensor) -> set[str]:
     """Return the names of the layers that the states of a text, tokens (L,), depend on.
 
-    A zero is added to what each layer returns: it has a gradient where an adapter would have one.
+    A zero is added to what each layer returns: it has a gradient where an adapter would have one in training, for which
+    some models have another way (Gemma 3n uses weights without their layer).
     """
     from transformers.pytorch_utils import Conv1D
 
@@ -69,9 +71,9 @@ def _reached(backbone: Any, layers: Mapping[str, Any], ids: Tensor) -> set[str]:
         layer.register_forward_hook(lambda *call, name=name: add_zero(name, *call)) for name, layer in layers.items()
     ]
     was_training = backbone.training
-    backbone.eval()
+    backbone.train()
     try:
-        with torch.enable_grad():
+        with torch.random.fork_rng([ids.device] if ids.is_cuda else []), torch.enable_grad():
             states = backbone(
                 input_ids=ids[None], attention_mask=torch.ones_like(ids[None]), **call_options(backbone)
             ).last_hidden_state

@@ -34,6 +34,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "esm": {"position_embedding_type": "rotary", "mask_token_id": 4},
     "longformer": {"attention_window": 8},
     "laguna": MIXTURE,
+    "qwen3_moe": MIXTURE,
     "llama4_text": MIXTURE | {"num_local_experts": 4, "intermediate_size_mlp": 48},
     "doge": DECODER,
     "ernie": {},
@@ -115,8 +116,10 @@ def test_the_longest_text_decides_which_layers_get_adapters(tmp_path: Path) -> N
 
 
 @pytest.mark.slow
-def test_layers_that_share_a_block_get_adapters_where_they_use_it(tmp_path: Path) -> None:
-    build("zamba2", tmp_path)
+@pytest.mark.parametrize("name", ["zamba2", "gemma3n_text"])
+def test_layers_that_training_uses_get_adapters(name: str, tmp_path: Path) -> None:
+    """Zamba 2's layers share a block and each uses a part of it; Gemma 3n uses some layers' weights without them."""
+    build(name, tmp_path)
     encoder = load(str(tmp_path), LORA)
     for _ in range(2):
         step(encoder, encoder.tokenizer(TEXTS))
@@ -150,7 +153,7 @@ def test_statistics_that_no_adapter_holds_are_refused(folder_of: Callable[[str],
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["gpt2", "ctrl", "esm", "laguna", "llama4_text", "doge"])
+@pytest.mark.parametrize("name", ["gpt2", "ctrl", "esm", "laguna", "qwen3_moe", "llama4_text", "doge"])
 def test_what_is_trained_is_what_is_saved(name: str, folder_of: Callable[[str], str], tmp_path: Path) -> None:
     encoder = load(folder_of(name), LORA)
     before, tokens = encoder.encode(TEXTS), encoder.tokenizer(TEXTS)
