@@ -202,8 +202,8 @@ def check_bidirectional_layers(backbone: Any, first_layer: int | None) -> None:
         ).hidden_states
     finally:
         backbone.train(was_training)
-    # Gemma 3n has several states a token: texts are the third dimension from the end in any model.
-    changed = [differ(layer[..., 0, :-1, :], layer[..., 1, :-1, :]) for layer in states[1:]]
+    by_text = [_by_text(layer, ids.shape) for layer in states[1:]]
+    changed = [differ(layer[0, :-1], layer[1, :-1]) for layer in by_text]
     actual = changed.index(True) if True in changed else None
     if actual != first_layer:
         raise ConfigError(
@@ -211,6 +211,18 @@ def check_bidirectional_layers(backbone: Any, first_layer: int | None) -> None:
             f"attention masks do not match the settings. It attends in both directions {_from_layer(actual)}, but it "
             f"should {_from_layer(first_layer)}: try model.attn_implementation=eager, or billm=none."
         )
+
+
+def _by_text(states: Tensor, shape: torch.Size) -> Tensor:
+    """Return states as (N, L, ...): of several states a token, Gemma 3n's are (S, N, L, D), DeepSeek V4's (N, L, S, D).
+
+    Args:
+        states: those between two layers.
+        shape: (N, L), of the tokens.
+
+    """
+    axis = next((axis for axis in range(states.ndim - 1) if states.shape[axis : axis + 2] == shape), 0)
+    return states.movedim((axis, axis + 1), (0, 1))
 
 
 def _from_layer(layer: int | None) -> str:

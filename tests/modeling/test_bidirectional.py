@@ -359,8 +359,9 @@ def test_last_layers_counts_the_layers_that_are_kept(folder_of: Callable[[str], 
         Encoder.load(model, billm=BillmConfig(enabled=True, start_index=3))
 
 
-def test_check_bidirectional_layers_with_several_states_a_token(tmp_path):
-    build("gemma3n_text", tmp_path)
+@pytest.mark.parametrize("name", ["gemma3n_text", "deepseek_v4"])
+def test_check_bidirectional_layers_with_several_states_a_token(name, tmp_path):
+    build(name, tmp_path)
     model = AutoModel.from_pretrained(tmp_path)
     check_bidirectional_layers(model, None)
     with pytest.raises(ConfigError, match="It attends in both directions in no layer, but it should from layer 2 on"):
