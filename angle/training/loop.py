@@ -48,7 +48,7 @@ from angle.training.publish import check_hub, publish, publish_finished
 from angle.training.result import Result
 from angle.training.run_folder import RunFolder, RunState
 from angle.training.schedule import lr_factor, warmup_steps
-from angle.training.sharding import check_shardable, full_adapter_weights, prepare
+from angle.training.sharding import check_shardable, full_adapter_weights, prepare, sync_buffers
 from angle.training.stop_signals import SAVE, StopSignals
 
 if TYPE_CHECKING:
@@ -305,6 +305,7 @@ def _is_due(step: int, interval: int | None) -> bool:
 def _evaluate(run: Run) -> None:
     """Evaluate on the validation sets, across all processes; save the model if it is the best so far."""
     progress, best_metric = run.progress, run.evaluators.best_metric
+    sync_buffers(run.trainable, run.accelerator)
     values = run.evaluators.validate(run.encode)
     bad = {name: value for name, value in values.items() if not math.isfinite(value)}
     if bad:
@@ -357,6 +358,7 @@ def _finish(run: Run) -> Result:
     run.optimizer.state.clear()  # AdamW's moments would occupy the memory that loading the best weights may need
     if run.data.test is not None and progress.best_step not in (None, progress.step):
         load_saved_model(folder.path / "best", run.encoder, run.config.model)
+    sync_buffers(run.trainable, run.accelerator)
     test_score = run.evaluators.score_test(run.encode)
     result = Result(folder.path)
     if run.accelerator.is_main_process:

@@ -142,6 +142,13 @@ def prepare(
     return model, optimizer
 
 
+def sync_buffers(trainable: TrainableEncoder, accelerator: Accelerator) -> None:
+    """Give every process the main process's buffers: statistics of forward passes, of which those are the model's."""
+    if accelerator.num_processes > 1:
+        for buffer in persistent_buffers(trainable).values():
+            torch.distributed.broadcast(buffer, 0)
+
+
 def full_tensor(tensor: Tensor) -> Tensor:
     """Return the full tensor, without gradient. A sharded one is gathered, so every process must call this."""
     detached: Any = tensor.detach()

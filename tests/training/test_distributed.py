@@ -15,10 +15,11 @@ from safetensors.torch import load_file
 from torch import distributed as dist
 from torch import nn
 
-from angle.config import ModelConfig, PoolingConfig, TrainConfig
+from angle.config import ModelConfig, PoolingConfig, SourceConfig, TrainConfig
 from angle.config.build import build_config
 from angle.data import sample
 from angle.errors import TrainingError
+from angle.evaluation.evaluators.sts import load_sts, score_pairs
 from angle.modeling.encoder import Encoder
 from angle.training.distributed import check_finite_weights
 from angle.training.loop import fit
@@ -76,7 +77,7 @@ def _build_quantized(folder: Path) -> None:
 def _resume_a_model() -> None:
     """Train a model on each of two processes, its last step once more, and compare."""
     train = {"batch_size": 8, "max_steps": 3, "save_steps": 1, "token_budget": 64, "output_dir": "run"}
-    data = {"train": {"name_or_path": "train.jsonl"}}
+    data = {name: {"name_or_path": f"{name}.jsonl"} for name in ("train", "valid_sts")}
     config = build_config({"model": {"name_or_path": "model"}, "data": data, "train": train}, TrainConfig)
     run = RunFolder(fit(config).folder)
     expected = load_file(run.path / "final" / "model.safetensors")
@@ -104,3 +105,7 @@ def test_statistics_of_each_process(tmp_path: Path) -> None:
     _build_quantized(tmp_path)
     sample_files(tmp_path)
     run_ranks(_resume_a_model, tmp_path)
+    encoder = Encoder.load(ModelConfig(str(tmp_path / "run" / "final")), PoolingConfig()).eval()
+    corpus = load_sts(SourceConfig(str(tmp_path / "valid_sts.jsonl")), "valid_sts", encoder.tokenizer)
+    last = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
+    assert last == {"step": 3, "valid/spearman": pytest.approx(score_pairs(encoder, corpus).spearman, abs=1e-6)}
