@@ -22,6 +22,8 @@ NOTES_LOGGER = LOGGER.getChild("notes")
 class Sink(sink.Sink):
     """Prints on the console, and writes the same into train.log with times."""
 
+    may_fail = False
+
     def __init__(self, run: RunInfo) -> None:
         """Open the log, and direct the package's loggers to it and to the console until `close`."""
         log_file = _LogFile(run.folder / LOG_FILE, encoding="utf-8")

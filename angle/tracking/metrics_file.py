@@ -19,6 +19,8 @@ METRICS_FILE = "metrics.jsonl"
 class Sink(sink.Sink):
     """Appends to metrics.jsonl in the run folder, a line a call."""
 
+    may_fail = False
+
     def __init__(self, run: RunInfo) -> None:
         """Set the path; the file appears with its first line."""
         self._path = run.folder / METRICS_FILE

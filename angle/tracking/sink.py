@@ -25,6 +25,9 @@ class RunInfo:
 class Sink:
     """Records a run in one place. Subclasses override the calls that concern them; the others do nothing."""
 
+    may_fail = True
+    """Whether the run goes on without it if it cannot record any more."""
+
     def __init__(self, run: RunInfo) -> None:
         """Open the sink. `rewind` is called before any metrics are recorded."""
 

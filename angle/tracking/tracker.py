@@ -22,6 +22,7 @@ class Tracker:
     def __init__(self) -> None:
         """Start without a sink."""
         self.sinks: list[Sink] = []
+        self._failed: list[Sink] = []
 
     def run_metadata(self) -> dict[str, Any]:
         """Return what run.json should hold so that a resumed run continues the same records."""
@@ -65,7 +66,15 @@ class Tracker:
     def log_metrics(self, step: int, values: Mapping[str, float], *, console_summary: str | None = None) -> None:
         """Record a step's metrics; `console_summary`, if given, is what the console shows."""
         for sink in self.sinks:
-            sink.log_metrics(step, values, console_summary=console_summary)
+            if sink in self._failed:
+                continue
+            try:
+                sink.log_metrics(step, values, console_summary=console_summary)
+            except Exception as problem:  # of a library, a server or a disk
+                if not sink.may_fail:
+                    raise
+                self._failed.append(sink)
+                self.warning(f"{_name(sink)} has failed, and records no more of this run: {first_line(problem)}.")
 
     def sync(self) -> None:
         """Make what was recorded so far survive a power cut."""
@@ -80,8 +89,14 @@ class Tracker:
         try:
             sink.close(failed=error_type is not None)
         except Exception as problem:
-            name = type(sink).__module__.rpartition(".")[2]
-            self.warning(f"{name} could not be closed, so its last values may be missing: {first_line(problem)}.")
+            if sink not in self._failed:
+                self.warning(
+                    f"{_name(sink)} could not be closed, so its last values may be missing: {first_line(problem)}."
+                )
+
+
+def _name(sink: Sink) -> str:
+    return type(sink).__module__.rpartition(".")[2]
 
 
 def apply_environment(config: TrackingConfig) -> TrackingConfig:

@@ -113,6 +113,37 @@ def test_a_sink_that_cannot_be_closed_is_reported_and_the_others_are_closed(
     )
 
 
+def test_a_sink_that_fails_is_reported_once_and_the_others_go_on(
+    tmp_path: Path,
+    recorders: list[tuple[Any, ...]],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    choose(monkeypatch, "unclosable", "last")
+
+    def fail(*_: object, **__: object) -> None:
+        raise ConnectionError("the server is gone\nfor good")
+
+    monkeypatch.setattr(sys.modules["angle.tracking.unclosable"].Sink, "log_metrics", fail)
+    with open_tracker(run_info(tmp_path), is_main=True) as tracker:
+        for step in (1, 2):
+            tracker.log_metrics(step, {"loss": 0.5})
+    assert [call[2] for call in recorders if call[:2] == ("last", "log_metrics")] == [1, 2]
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2
+    assert capsys.readouterr().out == (
+        "Warning: unclosable has failed, and records no more of this run: the server is gone.\n"
+    )
+
+
+def test_what_the_run_itself_needs_must_not_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr("angle.tracking.metrics_file.Sink.log_metrics", fail)
+    with pytest.raises(OSError, match="disk full"), open_tracker(run_info(tmp_path), is_main=True) as tracker:
+        tracker.log_metrics(1, {"loss": 0.5})
+
+
 def test_opened_sinks_are_closed_if_another_cannot_be_opened(
     tmp_path: Path, recorders: list[tuple[Any, ...]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
