@@ -301,14 +301,20 @@ def _patience(seconds: float) -> Iterator[None]:
     from huggingface_hub import hf_raise_for_status, set_client_factory
     from huggingface_hub.utils import _http
 
-    make_client, first_tries = _http._GLOBAL_CLIENT_FACTORY, dict[tuple[object, ...], float]()
+    make_client, begins = _http._GLOBAL_CLIENT_FACTORY, dict[tuple[object, ...], float]()
+    answered = set[tuple[object, ...]]()
+
+    def key_of(request: Any) -> tuple[object, ...]:
+        return threading.get_ident(), request.method, str(request.url)
 
     def check_repeated(request: Any) -> None:
-        first = first_tries.setdefault((threading.get_ident(), request.method, str(request.url)), time.monotonic())
-        if time.monotonic() - first > seconds:
+        if time.monotonic() - begins.setdefault(key_of(request), time.monotonic()) > seconds:
             raise TimeoutError(f"no answer within {seconds:g} seconds")
 
     def read(response: Any) -> None:
+        if (key := key_of(response.request)) not in answered:  # the time until then was that of sending
+            answered.add(key)
+            begins[key] = time.monotonic()
         call_with_timeout(seconds, response.read)  # its own limit counts every read
         if response.status_code == HTTPStatus.TOO_MANY_REQUESTS:  # for which the library waits as long as it is told
             hf_raise_for_status(response)
