@@ -52,10 +52,15 @@ def _vocabulary_size(backbone: Any) -> int:
 
 
 def plain_tokens(backbone: Any, count: int) -> list[int]:
-    """Return tokens that are none of these; in falling order, because rising numbers are taken for positions."""
+    """Return tokens that are none of these; in falling order, because rising numbers are taken for positions.
+
+    They are spread over the vocabulary: neighbours in it may be tokens that no text has, with the same embedding.
+    """
     special = {*_special_tokens(backbone)}
-    plain = [token for token in range(min(_vocabulary_size(backbone), count + 8)) if token not in special]
-    return list(islice(cycle(reversed(plain or [0])), count))
+    plain = [token for token in range(_vocabulary_size(backbone)) if token not in special] or [0]
+    if len(plain) > count:
+        plain = [plain[len(plain) * number // (count + 1)] for number in range(1, count + 1)]
+    return list(islice(cycle(reversed(plain)), count))
 
 
 def probe_ids(backbone: Any, count: int) -> Tensor:

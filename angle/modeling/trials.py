@@ -83,9 +83,10 @@ def observe(backbone: Any, name: str) -> Observation:
         )
     if not states.isfinite().all():
         raise _cannot_work(name, backbone, "gives states that are not finite")
-    if other != tokens[-1] and states[0, -1].equal(states[1, -1]) and states[0, 0].equal(states[2, 0]):
+    last_changed, first_changed = not states[0, -1].equal(states[1, -1]), not states[0, 0].equal(states[2, 0])
+    if other != tokens[-1] and not (last_changed or first_changed):
         raise _cannot_work(name, backbone, "gives every text the same states, as if its weights were lost")
-    if other != tokens[-1] and states[0, :-1].equal(states[1, :-1]) and states[0, 1:].equal(states[2, 1:]):
+    if last_changed and first_changed and states[0, :-1].equal(states[1, :-1]) and states[0, 1:].equal(states[2, 1:]):
         # MRA, where its kernel is not installed
         raise _cannot_work(name, backbone, "gives every token a state that no other token changes")
     sees_later, sees_earlier = differ(states[0, :-1], states[1, :-1]), differ(states[0, 1:], states[2, 1:])
