@@ -184,6 +184,20 @@ def test_a_model_without_attention_is_refused(folder_of: Callable[[str], str]) -
         load(folder_of("mra"))
 
 
+def test_tokens_of_one_embedding_are_no_reason_to_refuse_a_model() -> None:
+    """A vocabulary has tokens that no text has, often next to each other, whose embeddings were never trained."""
+    model = AutoModel.from_config(AutoConfig.for_model("llama", vocab_size=1000, **SMALL | DECODER)).eval()
+    weight = model.get_input_embeddings().weight
+    assert len({*trials.plain_tokens(model, 9)}) == 9
+    with torch.no_grad():
+        weight[:100] = weight[0]
+    assert trials.observe(model, "model").is_causal is True
+    first, *_, last, _ = trials.plain_tokens(model, 9)
+    with torch.no_grad():  # a changed first token changes nothing, not even its own state
+        weight[:last] = weight[first:] = weight[0]
+    assert trials.observe(model, "model").is_causal is None
+
+
 def test_a_trial_that_takes_long_is_announced(
     folder_of: Callable[[str], str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
