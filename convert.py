@@ -6,26 +6,28 @@ from pathlib import Path
 
 from angle.cli.app import launch, require_model
 from angle.config import ConvertConfig
+from angle.terminal import announce, print_once
 
 
 def main(config: ConvertConfig) -> None:
     """Convert the encoder, and print how to load the result."""
+    require_model("convert.py")
+    announce("loading libraries")
     from angle.export.sentence_transformers import convert
 
-    require_model("convert.py")
+    announce(f"converting {config.model.name_or_path}")
     done = convert(config)
     if done.merge_distance is not None:
-        print(f"Merged  the adapter; the largest cosine distance on held-out texts is {done.merge_distance:.1e}")
+        print_once(f"Merged  the adapter; the largest cosine distance on held-out texts is {done.merge_distance:.1e}")
     if done.verification is None:
-        print("Checked nothing: pip install sentence-transformers, to compare what it makes of the folder")
+        print_once("Checked nothing: pip install sentence-transformers, to compare what it makes of the folder")
     else:
-        print(f"Checked {done.verification}")
+        print_once(f"Checked {done.verification}")
     if done.needs_version_6:
-        print("Needs   sentence-transformers 6: version 5 would give other embeddings, so it refuses the folder")
-    print(
+        print_once("Needs   sentence-transformers 6: version 5 would give other embeddings, so it refuses the folder")
+    print_once(
         f"Saved   {done.folder}\n\nfrom sentence_transformers import SentenceTransformer\n"
-        f'model = SentenceTransformer("{done.folder}")',
-        flush=True,
+        f'model = SentenceTransformer("{done.folder}")'
     )
 
 

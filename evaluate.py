@@ -6,23 +6,23 @@ from pathlib import Path
 
 from angle.cli.app import launch, require_model
 from angle.config import EvaluateConfig
+from angle.terminal import announce, print_once
 
 
 def main(config: EvaluateConfig) -> float | None:
     """Evaluate, print the table and where the numbers are saved, and return the mean score over all tasks."""
     require_model("evaluate.py")
+    announce("loading libraries")
     from angle.distributed.process_group import init_distributed
     from angle.evaluation.grid import evaluate_grid
     from angle.evaluation.report import evaluate
 
     processes = init_distributed("evaluate.py")
     evaluation = evaluate_grid(config, processes) if config.ese_grid else evaluate(config, processes)
-    if processes.is_main_process:
-        print(
-            f"{config.model.name_or_path}: {evaluation.embedding_config}\n\n{evaluation}\n\n"
-            f"Saved   {evaluation.saved_files}",
-            flush=True,
-        )
+    print_once(
+        f"{config.model.name_or_path}: {evaluation.embedding_config}\n\n{evaluation}\n\n"
+        f"Saved   {evaluation.saved_files}"
+    )
     return evaluation.score
 
 

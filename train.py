@@ -7,8 +7,8 @@ from pathlib import Path
 
 from angle.cli.app import launch, overridden_settings
 from angle.config import TrainConfig
-from angle.distributed.environment import print_once
 from angle.errors import HubError
+from angle.terminal import announce, print_once
 
 
 def main(config: TrainConfig) -> float | None:
@@ -18,14 +18,16 @@ def main(config: TrainConfig) -> float | None:
         HubError: the run is finished, but pushing its model failed.
 
     """
+    announce("loading libraries")
     from angle.training.dry_run import dry_run
     from angle.training.loop import fit
+    from angle.training.summary import print_summary
 
     if config.train.dry_run:
         print_once(dry_run(config))
         return None
     result = fit(config, overridden_settings())
-    print_once(result.summary(sys.argv[1:]))
+    print_summary(result, sys.argv[1:])
     if result.push_problem is not None:
         raise HubError(result.push_problem, result.score)
     return result.score

@@ -17,7 +17,7 @@ LAYERS = (
     ("prompts", "files", "timeouts", "quiet"),
     ("cache",),
     ("kernels", "distributed"),
-    ("config",),
+    ("config", "terminal"),
     ("data", "objective", "tracking"),
     ("modeling",),
     ("evaluation",),
@@ -32,7 +32,7 @@ LAYER = {part: number for number, parts in enumerate(LAYERS) for part in parts}
 TAKE_ALL_SETTINGS = {
     "api/in_memory", "cli/sweep", "config/build", "config/overrides", "config/record", "config/resume", "export/hub",
     "export/model_card", "training/describe", "training/dry_run", "training/loop", "training/notes", "training/resolve",
-    "training/run_folder", "training/setup", "training/sharding",
+    "training/run_folder", "training/setup", "training/sharding", "training/summary",
 }  # fmt: skip
 KNOW_HYDRA = ("config/build", "config/overrides", "cli/app", "cli/arguments", "cli/jobs", "cli/sweep")
 

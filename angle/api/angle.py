@@ -24,7 +24,7 @@ from angle.config import TrainConfig
 from angle.config.build import build_config
 from angle.config.keys import unflatten
 from angle.errors import ConfigError
-from angle.evaluation.evaluators.sts import PairScores, load_sts, score_pairs
+from angle.evaluation.evaluators.sts import DEFAULT_POSITIVE_ABOVE, PairScores, load_sts, score_pairs
 from angle.files import replace_folder
 from angle.training.result import Result
 from angle.training.run_folder import DATA_FOLDER, RunFolder
@@ -278,7 +278,7 @@ class AnglE(AngleBase):
         if device is not None:
             self.to(device)
         pairs = self._score(data, batch_size)
-        metrics = pairs.metrics()
+        metrics = pairs.metrics(DEFAULT_POSITIVE_ABOVE)
         if metric is not None:
             if metric not in metrics:
                 raise ConfigError(f"metric={metric} is not known. Choose one of: {', '.join(metrics)}.")
@@ -286,11 +286,11 @@ class AnglE(AngleBase):
         if threshold is None:
             return pairs.spearman, metrics["accuracy"]
         predicted = pairs.scores["cosine"] > threshold
-        return pairs.spearman, float(np.mean(predicted == (pairs.labels > 0.5)))
+        return pairs.spearman, float(np.mean(predicted == (pairs.labels > DEFAULT_POSITIVE_ABOVE)))
 
     def metrics(self, data: Any, batch_size: int = 64) -> dict[str, float]:
-        """Return all correlations, and the best accuracy with its threshold, on rows of format A."""
-        return self._score(data, batch_size).metrics()
+        """Return all correlations, and the best accuracy with its threshold as in `evaluate`, on rows of format A."""
+        return self._score(data, batch_size).metrics(DEFAULT_POSITIVE_ABOVE)
 
     def _score(self, data: Any, batch_size: int) -> PairScores:
         prepared = prepared_settings(data, "data", self.max_length)

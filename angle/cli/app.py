@@ -14,8 +14,9 @@ from angle.cli.jobs import JobRunner
 from angle.cli.sweep import check_jobs, comparison_table, select_overrides, slug, swept_keys
 from angle.cli.user_errors import exit_on_user_error
 from angle.config.build import Config
-from angle.distributed.environment import check_launcher_environment, launch_time, print_once, world_size
+from angle.distributed.environment import check_launcher_environment, launch_time, world_size
 from angle.errors import ConfigError
+from angle.terminal import print_once
 
 
 def launch(task: Callable[[Config], float | None], schema: type[Config], name: str, conf: Path) -> None:

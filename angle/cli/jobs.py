@@ -14,9 +14,10 @@ from angle.cli.sweep import JobResult, best_metric, output_dir_setting, select_o
 from angle.cli.user_errors import USER_ERRORS, exit_on_broken_pipe, print_error
 from angle.config import ConvertConfig, TrainConfig
 from angle.config.build import Config, build_config
-from angle.distributed.environment import is_main_process, is_multi_node, launch_time, print_once, world_size
+from angle.distributed.environment import is_main_process, is_multi_node, launch_time, world_size
 from angle.errors import ConfigError, HubError
 from angle.files import explained_disk_errors
+from angle.terminal import print_once
 
 
 @dataclass

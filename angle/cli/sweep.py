@@ -120,7 +120,8 @@ def comparison_table(jobs: Sequence[JobResult]) -> str:
     for number, job in enumerate(jobs):
         cell = "failed" if job.failed else "–"
         if job.score is not None:
-            cell = f"{metric_named(job.best_metric).score(job.score):.4f}"
+            metric = metric_named(job.best_metric)
+            cell = metric.format(metric.score(job.score))
         mark = "  best" if job is best else ""
         lines.append(f"{number:>3}  {job.overrides:{width}}  {cell:>{max(8, len(header))}}{mark}")
     if best is not None:

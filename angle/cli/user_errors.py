@@ -11,6 +11,7 @@ from typing import NoReturn
 
 from angle.distributed.environment import is_local_main_process, report_failure
 from angle.errors import ConfigError, DataError, HubError, StoppedError, TrainingError
+from angle.terminal import clear_announcement
 
 USER_ERRORS = (ConfigError, DataError, TrainingError)
 
@@ -45,6 +46,7 @@ def print_error(error: Exception) -> None:
     if not is_local_main_process():
         # If the main process meets it too, it prints it, and the launcher ends this one.
         time.sleep(LAUNCHER_SHUTDOWN_SECONDS)
+    clear_announcement()
     print(f"Error: {error}", file=sys.stderr, flush=True)
     report_failure(str(error))
 

@@ -22,14 +22,9 @@ from angle.config import TrainConfig
 from angle.config.build import build_config
 from angle.config.keys import unflatten
 from angle.config.overrides import hydra_overrides
-from angle.distributed.environment import (
-    check_launcher_environment,
-    launch_command,
-    launch_time,
-    print_once,
-    world_size,
-)
+from angle.distributed.environment import check_launcher_environment, launch_command, launch_time, world_size
 from angle.errors import HubError
+from angle.terminal import labelled, print_once
 
 #: Advice in error messages -> the same as options of this command.
 ADVICE = {"lora=r16": "--apply_lora 1", "billm=all": "--apply_billm 1", "teacher=none": "no --teacher_name_or_path"}
@@ -45,15 +40,16 @@ def main() -> None:
             config = build_config(unflatten(translation.settings), TrainConfig)
             overrides = hydra_overrides(config)
             equivalent_command = f"same as {launch_command(world_size())} train.py {shlex.join(overrides)}"
-            print_once("\n".join([equivalent_command, *(f"{'note':8}{note}" for note in translation.notes)]))
+            print_once("\n".join([equivalent_command, *(labelled("note", note) for note in translation.notes)]))
             if config.train.output_dir is None:
                 config.train.output_dir = check_common_folder(f"runs/{launch_time()}")
 
             from angle.distributed.process_group import shutdown_distributed
             from angle.training.loop import fit
+            from angle.training.summary import print_summary
 
             result = fit(config)
-            print_once(result.summary(overrides))
+            print_summary(result, overrides)
             shutdown_distributed()
             if result.push_problem is not None:
                 raise HubError(result.push_problem, result.score)

@@ -69,6 +69,9 @@ class DataConfig:
     """Rows of format A whose Spearman correlation chooses the best model; null: `data.valid` if it is format A."""
     test: SourceConfig = field(default_factory=SourceConfig)
     """Rows of format A, evaluated once before and once after training."""
+    valid_split: float = 0.0
+    """Fraction of the training rows to hold out as data.valid. Rows that share a text stay on one side, and which rows
+    they are does not depend on a seed."""
     duplicates: str = "mask"
     """What to do with equal texts in a batch: mask (never negatives of each other), drop (the later row) or keep (as
     negatives). With mask and drop, a text's positives in any row of the batch are no negatives of it either."""
@@ -88,6 +91,7 @@ class DataConfig:
         check_at_least("data.stream_window", self.stream_window, 1)
         check_at_least("data.seed", self.seed, 0)
         self.limits.check("data.limits")
+        self._check_valid_split()
         for purpose in ("train", "valid", "valid_sts", "test"):
             value = getattr(self, purpose).name_or_path
             names = value if isinstance(value, list) else [value]
@@ -96,3 +100,21 @@ class DataConfig:
                     f"data.{purpose}.name_or_path={value} cannot work: give a name or path, or a list of "
                     f"them such as data.{purpose}.name_or_path=[a.jsonl,b.jsonl]."
                 )
+
+    def _check_valid_split(self) -> None:
+        if not self.valid_split:
+            return
+        setting = f"data.valid_split={self.valid_split:g}"
+        if not 0 < self.valid_split < 1:
+            raise ConfigError(f"{setting} cannot work: it is a fraction of the training rows, such as 0.05.")
+        if self.streaming:
+            raise ConfigError(
+                f"{setting} cannot work with data.streaming=true, which never has all rows: give rows of their own, "
+                f"data.valid.name_or_path=FILE."
+            )
+        given = [f"data.{purpose}" for purpose in ("valid", "valid_sts") if getattr(self, purpose).names()]
+        if given:
+            raise ConfigError(
+                f"{setting} cannot work beside {given[0]}, which has validation rows: leave it out, or type "
+                f"{given[0]}.name_or_path=null."
+            )

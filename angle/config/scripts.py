@@ -104,7 +104,8 @@ class EvaluateConfig:
     label_map: dict[Any, float | None] = field(default_factory=dict)
     """Numbers for a file's labels; null drops the row."""
     positive_above: float | None = None
-    """For the accuracy, labels above this are positive; null: 0.5, or for a run's own test set as in its training."""
+    """For the accuracy, labels above this are positive; null: 0.5, or for a run's own test set as in its training,
+    or the middle of a scale on which 0.5 would make all pairs one or the other."""
     limits: LimitsConfig = field(default_factory=LimitsConfig)
     """What is read of a file at most."""
     batch_size: int = 64

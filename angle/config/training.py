@@ -48,6 +48,11 @@ class TrainingConfig:
     best_metric: str | None = None
     """Metric that chooses the best model, one of those measured on data.valid and data.valid_sts, such as loss,
     triplet_accuracy (format B) or in_batch_accuracy (B, C); null: spearman if there are rows for it, else none."""
+    patience: int | None = None
+    """Stop early after this many evaluations in a row without a better train.best_metric than in earlier ones of the
+    run; null: never."""
+    min_gain: float = 0.0
+    """By how much a value must be better to count for train.patience: of 100, as scores are shown, or of the loss."""
     save_steps: int | None = None
     """Steps between two checkpoints; null: a tenth of the run's steps; 0: no checkpoints."""
     save_total_limit: int = 2
@@ -68,11 +73,17 @@ class TrainingConfig:
             "batch_size",
             "gradient_accumulation_steps",
             "logging_steps",
+            "patience",
             "save_total_limit",
         ):
             check_at_least(f"train.{name}", getattr(self, name), 1)
-        for name in ("weight_decay", "warmup_steps", "max_grad_norm", "seed", "eval_steps", "save_steps"):
+        for name in ("weight_decay", "warmup_steps", "max_grad_norm", "seed", "eval_steps", "min_gain", "save_steps"):
             check_at_least(f"train.{name}", getattr(self, name), 0)
+        if self.min_gain and self.patience is None:
+            raise ConfigError(
+                f"train.min_gain={self.min_gain:g} has no effect without train.patience, the number of evaluations "
+                f"that must gain more: add train.patience=3, or leave it out."
+            )
         check_at_least("train.learning_rate", self.learning_rate, 0, above=True)
         if self.learning_rate is not None and self.learning_rate > 1:
             raise ConfigError(

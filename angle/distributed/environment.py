@@ -128,9 +128,3 @@ def report_failure(message: str) -> None:
     if (report := os.environ.get("TORCHELASTIC_ERROR_FILE")) is not None:
         with suppress(OSError):  # what is reported is worse
             Path(report).write_text(json.dumps({"message": message, "timestamp": int(time.time())}))
-
-
-def print_once(text: object) -> None:
-    """Print on the main process only."""
-    if is_main_process():
-        print(text, flush=True)

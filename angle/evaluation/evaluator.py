@@ -40,10 +40,27 @@ class Metric:
     higher_is_better: bool = True
     hub_type: str | None = None
     """The Hugging Face hub's name for it in a model card's metadata; None to leave it out there."""
+    is_fraction: bool = True
+    """Whether it lies between -1 and 1; people read it times 100, as the field reports it."""
 
-    def is_better(self, value: float, best: float | None) -> bool:
-        """Return whether a value is better than the best one so far, if there is one; NaN never is."""
-        return self.score(value) > (-float("inf") if best is None else self.score(best))
+    def format(self, value: float) -> str:
+        """Return the value as it is shown everywhere: times 100 with two decimals, or a loss with three."""
+        return f"{self._shown_times * value:.{2 if self.is_fraction else 3}f}"
+
+    @property
+    def _shown_times(self) -> int:
+        return 100 if self.is_fraction else 1
+
+    def is_better(self, value: float, best: float | None, min_gain: float = 0.0) -> bool:
+        """Return whether a value is better than the best one so far, if there is one; NaN never is.
+
+        Args:
+            value: the new value.
+            best: the best one so far.
+            min_gain: by how much more it must be better, in units in which it is shown.
+
+        """
+        return self.score(value) > (-float("inf") if best is None else self.score(best) + min_gain / self._shown_times)
 
     def score(self, value: float) -> float:
         """Return the value as a score, of which higher is always better: the value itself or its negative.
@@ -72,7 +89,7 @@ class Evaluator(Protocol):
     name: str
 
     def run(self, encode: Encode) -> Iterator[tuple[str, float]]:
-        """Yield (name, value) for each metric."""
+        """Yield (name, value) for each metric; a part of one is called METRIC/PART."""
 
 
 class ValidationEvaluator(Evaluator, Protocol):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -52,7 +53,9 @@ def _correlation(function: Callable[..., Any], scores: npt.ArrayLike, labels: np
         return math.nan
     if len(x) < 2 or np.ptp(x) == 0 or np.ptp(y) == 0:
         return 0.0
-    return float(function(x, y).statistic)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", stats.NearConstantInputWarning)  # embeddings that have collapsed
+        return float(function(x, y).statistic)
 
 
 def best_accuracy(scores: npt.ArrayLike, positive: npt.ArrayLike) -> tuple[float, float]:

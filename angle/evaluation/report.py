@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import textwrap
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
@@ -13,10 +14,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from angle.config import EvaluateConfig
-from angle.evaluation.evaluators.sts import PairScores, StsEvaluator
+from angle.evaluation.evaluators.sts import DEFAULT_POSITIVE_ABOVE, PairScores, StsEvaluator
 from angle.evaluation.tasks import ALIASES, HUB_TASKS, RESULTS_FILE, load_tasks
 from angle.files import make_folder, write_durably
 from angle.modeling.embedding_config import EmbeddingConfig
+from angle.terminal import COLUMNS
 
 if TYPE_CHECKING:
     from accelerate import PartialState
@@ -109,29 +111,52 @@ def save_results(
     write_durably(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
 
 
+#: Columns of the table: metric, header, and the header above it.
+TABLE_COLUMNS = (
+    ("pairs", " pairs", ""),
+    ("spearman_cosine", "cosine", "Spearman"),
+    ("spearman_dot", "   dot", ""),
+    ("spearman_manhattan", "Manhattan", ""),
+    ("spearman_euclidean", "Euclidean", ""),
+    ("pearson_cosine", " cosine", "Pearson"),
+    ("accuracy", "accuracy", ""),
+)
+#: Longest name of a task in it, so that it fits.
+NAME_COLUMNS = COLUMNS - sum(len(header) + 2 for _, header, _ in TABLE_COLUMNS)
+
+
 def table(results: dict[str, dict[str, float]]) -> str:
-    """Return results as a table for a terminal, with correlations and accuracy times 100."""
-    headers = ("pairs", *2 * ("cosine", "dot", "Manhattan", "Euclidean"), "accuracy")
-    similarities = ("cosine", "dot", "manhattan", "euclidean")
-    keys = (
-        "pairs",
-        *(f"{correlation}_{name}" for correlation in ("spearman", "pearson") for name in similarities),
-        "accuracy",
-    )
-    width = max(len(name) for name in (*results, "average"))
+    """Return the main results as a table for a terminal, with correlations and accuracy times 100."""
+    names = dict(zip(results, _short_names(list(results)), strict=True))
+    width = max(len(name) for name in (*names.values(), "average"))
+    above = "".join(f"  {title:{len(header)}}" for _, header, title in TABLE_COLUMNS)
     lines = [
-        f"{'':{width}}  {'':>6}  {'Spearman':<38}  {'Pearson':<38}",
-        f"{'task':{width}}  " + "  ".join(f"{header:>{_width(header)}}" for header in headers),
+        f"{'':{width}}{above}".rstrip(),
+        f"{'task':{width}}{''.join(f'  {header}' for _, header, _ in TABLE_COLUMNS)}",
     ]
-    for name, metrics in results.items():
-        cells = [f"{metrics[key]:.0f}" if key == "pairs" else f"{100 * metrics[key]:.2f}" for key in keys]
-        row = "  ".join(f"{cell:>{_width(header)}}" for cell, header in zip(cells, headers, strict=True))
-        lines.append(f"{name:{width}}  {row}")
+    for task, metrics in results.items():
+        cells = (
+            f"{metrics[key]:.0f}" if key == "pairs" else f"{100 * metrics[key]:.2f}" for key, _, _ in TABLE_COLUMNS
+        )
+        row = "".join(f"  {cell:>{len(header)}}" for cell, (_, header, _) in zip(cells, TABLE_COLUMNS, strict=True))
+        lines.append(f"{names[task]:{width}}{row}")
     mean = average(results)
     if mean is not None:
-        lines.append(f"{'average':{width}}  {'':>{_width('pairs')}}  {100 * mean:>{_width('cosine')}.2f}")
+        pairs, cosine = (len(header) for _, header, _ in TABLE_COLUMNS[:2])
+        lines.append(f"{'average':{width}}  {'':{pairs}}  {100 * mean:>{cosine}.2f}")
+    thresholds = [(names[task], metrics["positive_above"]) for task, metrics in results.items()]
+    if any(threshold != DEFAULT_POSITIVE_ABOVE for _, threshold in thresholds):
+        counted = ", ".join(f"{threshold:g} in {name}" for name, threshold in thresholds)
+        lines += ["", *textwrap.wrap(f"Accuracy takes pairs as positive above a label of {counted}.", COLUMNS)]
     return "\n".join(lines)
 
 
-def _width(header: str) -> int:
-    return max(len(header), 6)
+def _short_names(names: list[str]) -> list[str]:
+    """Return the last part of each name that is a path, of more parts if it would not be the only one of its name."""
+    names = [name.rstrip("/") for name in names]
+    for parts in range(1, max(name.count("/") for name in names) + 2):
+        short = ["/".join(name.split("/")[-parts:]) for name in names]
+        if len(set(short)) == len(short):
+            break
+    end = NAME_COLUMNS - NAME_COLUMNS // 3 - 1
+    return [name if len(name) <= NAME_COLUMNS else f"{name[: NAME_COLUMNS // 3]}…{name[-end:]}" for name in short]

@@ -70,6 +70,11 @@ class RunEvaluators:
         encode = with_embedding_cache(encode)
         return {name: value for evaluator in self.validation for name, value in evaluator.run(encode)}
 
+    def format(self, values: Mapping[str, float]) -> str:
+        """Return what `validate` measured, in words."""
+        metrics = {evaluator.metric.name: evaluator.metric for evaluator in self.validation}
+        return ", ".join(f"{name} {metrics[name.partition('/')[0]].format(value)}" for name, value in values.items())
+
     def score_test(self, encode: Encode) -> float | None:
         """Return `TEST_METRIC` on the test set, None without one."""
         return None if self.test is None else dict(self.test.run(encode))[TEST_METRIC.name]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -25,6 +24,7 @@ from angle.modeling.encoder import Encoder
 from angle.modeling.kernel_choice import kernels_to_skip, kernels_to_skip_from_main_process
 from angle.modeling.locations import TINY
 from angle.structures import Tokens
+from angle.terminal import announce, clear_announcement, print_note
 
 if TYPE_CHECKING:
     from accelerate import PartialState
@@ -56,8 +56,8 @@ class EvaluationTasks:
     sources: dict[str, SourceConfig]
     purpose: str
     """What the sources are to the model: a run's own test set, or tasks."""
-    positive_above: float
-    """Label above which a pair is positive."""
+    positive_above: float | None
+    """Label above which a pair is positive; None: see `positive_threshold`."""
     processes: PartialState | None
     """Those that split the work, None for just this one."""
     batch_size: int
@@ -73,16 +73,18 @@ class EvaluationTasks:
     def __iter__(self) -> Iterator[tuple[str, Corpus, Encode]]:
         """Yield each task's name, its pairs, and a way to encode their texts that shows the progress."""
         for name, source in self.sources.items():
+            announce(f"reading {name}")
             corpus = load_sts(source, self.purpose, self.encoder.tokenizer, self.limits)
             note = note_on_unknown(corpus, name)
             if note is not None and self.is_main:
-                print(f"{'note':8}{note}", file=sys.stderr)
+                print_note(note)
             yield name, corpus, partial(self._encode, name)
 
     def _encode(self, name: str, tokens: Tokens, depths: Sequence[int] | None = None) -> Tensor:
         """Return the embeddings of a task's texts, as `Encode` does."""
         texts = -(-len(tokens) // (1 if self.processes is None else self.processes.num_processes))
         disable = None if self.is_main else True  # None hides the bar if the output is not a terminal
+        clear_announcement()
         with tqdm(total=texts, desc=name, unit="text", disable=disable, leave=False) as bar:
             encode = partial(self.encoder.encode_tokens, batch_size=self.batch_size, progress=bar.update, depths=depths)
             return encode_distributed(encode, tokens, self.processes)
@@ -108,7 +110,8 @@ def load_tasks(config: EvaluateConfig, processes: PartialState | None = None) ->
     positive_above = config.positive_above
     if positive_above is None:  # on a run's own test set, the same as in training
         in_training = None if run is None else run.loss.positive_above
-        positive_above = max(0.5, in_training or 0.0)
+        positive_above = in_training if in_training and in_training > 0.5 else None
+    announce(f"loading {config.model.name_or_path}")
     kernel_selector = kernels_to_skip if processes is None else kernels_to_skip_from_main_process
     encoder = Encoder.load(config.model, config.pooling, kernel_selector=kernel_selector)
     encoder.to(best_device() if processes is None else processes.device).eval()

@@ -189,10 +189,15 @@ def _use(model: PushedModel) -> str:
 def _scores(data: DataConfig, best_metric: str | None, result: dict[str, Any]) -> list[Score]:
     """Return what a run measured, from its data, `train.best_metric` and the result in its record."""
     on_sts = validation_purpose(best_metric) == "valid_sts" and data.valid_sts.names()
-    validation = partial(Score, metric_named(best_metric), data.valid_sts if on_sts else data.valid, "validation")
+    source, split, rows = data.valid_sts if on_sts else data.valid, "validation", ""
+    if data.valid_split:
+        source, split, rows = data.train, "train", "rows held out, "
+    validation = partial(Score, metric_named(best_metric), source, split)
     test = partial(Score, TEST_METRIC, data.test, "test")
+    before: Any = result.get("valid_before", {}).get(metric_named(best_metric).name)  # earlier versions have none
     scores = [
-        validation(result["best_score"], f"step {result['best_step']}"),
+        validation(result["best_score"], f"{rows}step {result['best_step']}"),
+        validation(before, f"{rows}before training", is_of_this_model=False),
         test(result["test_after"]),
         test(result["test_before"], "before training", is_of_this_model=False),
         test(result["test_word_overlap"], "of shared words alone", is_of_this_model=False),
@@ -205,7 +210,7 @@ def _score_tables(scores: Sequence[Score]) -> str:
     tables: dict[str, list[tuple[str, str]]] = {}
     for score in scores:
         measured_on = ", ".join(filter(None, [_name_of(score.source, score.split), score.remark]))
-        tables.setdefault(score.metric.label, []).append((measured_on, f"{score.value:.4f}"))
+        tables.setdefault(score.metric.label, []).append((measured_on, score.metric.format(score.value)))
     sections = [_table(("measured on", label), rows) for label, rows in tables.items()]
     return "\n\n".join(["## Scores", *sections]) if sections else ""
 
@@ -214,6 +219,8 @@ def _training(config: TrainConfig, record: dict[str, Any]) -> list[tuple[str, st
     train, hardware = config.train, record["hardware"]
     rows = train.batch_size * train.gradient_accumulation_steps * hardware["processes"]
     length = f"{train.epochs} epochs" if train.max_steps is None else f"{train.max_steps} steps"
+    if record["result"].get("stopped_early"):
+        length = f"stopped early, after {record['result']['steps']} steps"
     table = {
         "data": f"{_name_of(config.data.train, 'train')}, format {config.data_format.name}",
         "length": f"{length} of {rows} rows; {record['texts']:,} texts in {record['seconds']:,.1f} s",

@@ -8,7 +8,6 @@ text of a batch may change them: FNet mixes padding into texts, dynamic rotary p
 
 from __future__ import annotations
 
-import sys
 import time
 from bisect import bisect_left
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ from angle.modeling.packing import Layout, run_in_groups, run_packed, run_padded
 from angle.modeling.probing import call_options, device_of, differ, evaluating, plain_tokens, probe_ids
 from angle.modeling.token_types import TokenTypes
 from angle.structures import Lengths
+from angle.terminal import print_note
 
 #: Architectures of which tests show that padding and other texts change nothing, whatever their settings.
 PROVED = frozenset(
@@ -203,7 +203,7 @@ class LayoutTrial:
         if seconds_per_token * longest * (1 + len(self.lengths)) > SILENT_SECONDS and is_main_process():
             name = type(base_model(self.backbone)).__name__
             note = f"trying {name} on texts of {longest} tokens may take minutes; a lower model.max_length takes less"
-            print(f"{'note':8}{note}", file=sys.stderr)
+            print_note(note)
 
     def _fails(self, text: Tensor) -> bool:
         try:

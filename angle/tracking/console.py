@@ -6,14 +6,18 @@ import logging
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
+from angle.terminal import COLUMNS, clear_announcement, columns, labelled
 from angle.tracking import sink
 from angle.tracking.sink import RunInfo
 
 LOG_FILE = "train.log"
+#: Columns that a progress bar needs beside its status and its numbers of steps.
+BAR_COLUMNS = len("step / ███  1:23:45 left") + 1
 LOGGER = logging.getLogger("angle")
 #: Advice on the settings; a logger of its own for `without_repeated_notes`.
 NOTES_LOGGER = LOGGER.getChild("notes")
@@ -26,10 +30,10 @@ class Sink(sink.Sink):
 
     def __init__(self, run: RunInfo) -> None:
         """Open the log, and direct the package's loggers to it and to the console until `close`."""
-        log_file = _LogFile(run.folder / LOG_FILE, encoding="utf-8")
-        log_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-        self._handlers = [_ConsoleHandler(), log_file]
+        log_file = _LogFile(run.folder / LOG_FILE)
+        self._handlers, self._log_file = [_ConsoleHandler(), log_file], log_file
         self._bar: tqdm[Any] | None = None
+        self._status: dict[str, str] = {}
         self._total_steps = 0
         self._logger_state = (LOGGER.level, LOGGER.propagate)
         for handler in self._handlers:
@@ -43,7 +47,7 @@ class Sink(sink.Sink):
 
     def note(self, text: str) -> None:
         """Print a note, labelled as in the banner."""
-        NOTES_LOGGER.info("%-8s%s", "note", text)
+        NOTES_LOGGER.info(labelled("note", text))
 
     def warning(self, text: str) -> None:
         """Print a warning."""
@@ -55,12 +59,13 @@ class Sink(sink.Sink):
         self._bar = tqdm(
             total=total_steps,
             initial=step,
-            unit="step",
-            dynamic_ncols=True,
+            bar_format="step {n_fmt}/{total_fmt} {bar} {desc} {remaining} left",
+            ncols=columns() - 1,  # a full line would make some terminals begin another one
             disable=None,
             file=sys.stdout,
             mininterval=0.25,
         )
+        self._show_status()
 
     def advance(self) -> None:
         """Advance the progress bar by one step."""
@@ -73,14 +78,44 @@ class Sink(sink.Sink):
             self._bar.close()
             self._bar = None
 
-    def log_metrics(self, step: int, values: Mapping[str, float], *, console_summary: str | None = None) -> None:
-        """Show the summary of the metrics: in the progress bar, or on a line of their own where there is none."""
-        if console_summary is None:
+    def show_best(self, score: str) -> None:
+        """Show it in the progress bar."""
+        self._show_status(best=score)
+
+    def log_metrics(self, step: int, values: Mapping[str, float], *, show: bool = False) -> None:
+        """Write a line: into the log, and where there is no progress bar to show it, on the console too."""
+        if not show:
             return
+        if "epoch" in values:
+            self._show_status(epoch=f"{values['epoch']:.2f}")
+        self._show_status(loss=f"{values['loss']:.3f}", speed=f"{values['texts_per_second']:,.0f} texts/s")
+        line = self._step_line(step, values)
         if self._bar is not None and not self._bar.disable:
-            self._bar.set_postfix_str(console_summary, refresh=False)
+            self._log_file.write(line)
         else:
-            LOGGER.info("step %*d/%d  %s", len(str(self._total_steps)), step, self._total_steps, console_summary)
+            LOGGER.info(line)
+
+    def _show_status(self, **changes: str) -> None:
+        """Change what stands in the progress bar, if there is one."""
+        self._status |= changes
+        if self._bar is None:
+            return
+        parts = [f"{name} {self._status[name]}" for name in ("epoch", "loss", "best") if name in self._status]
+        parts += [self._status["speed"]] if "speed" in self._status else []
+        room = columns() - BAR_COLUMNS - 2 * len(str(self._total_steps))
+        while len("  ".join(parts)) > room:  # on a narrow terminal, or in a run of very many steps
+            parts.pop()
+        self._bar.set_description_str("  ".join(parts), refresh=False)
+
+    def _step_line(self, step: int, values: Mapping[str, float]) -> str:
+        """Return the metrics of a step as a line; the terms of its loss only where they fit."""
+        terms = ", ".join(
+            f"{name.removeprefix('loss/')} {value:.3f}" for name, value in values.items() if name.startswith("loss/")
+        )
+        start = f"step {step:{len(str(self._total_steps))}}/{self._total_steps}  loss {values['loss']:.3f}"
+        end = f"  {values['texts_per_second']:,.0f} texts/s"
+        line = f"{start} ({terms}){end}"
+        return line if len(line) <= COLUMNS else f"{start}{end}"
 
     def close(self, *, failed: bool) -> None:
         """Close the progress bar and the log, and give the loggers back as they were."""
@@ -110,8 +145,24 @@ def without_repeated_notes() -> Iterator[None]:
         NOTES_LOGGER.removeFilter(is_new)
 
 
+def append_to_log(folder: Path, text: str) -> None:
+    """Write a message into the log of a run whose sinks are closed."""
+    log_file = _LogFile(folder / LOG_FILE)
+    log_file.write(text)
+    log_file.close()
+
+
 class _LogFile(logging.FileHandler):
     """Raises what keeps it from writing, of which logging prints a traceback for every line."""
+
+    def __init__(self, path: Path) -> None:
+        """Open the file to append to it."""
+        super().__init__(path, encoding="utf-8")
+        self.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+
+    def write(self, text: str) -> None:
+        """Write a message that is for the log only."""
+        self.emit(LOGGER.makeRecord(LOGGER.name, logging.INFO, __file__, 0, text, (), None))
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
         """Raise the error that is being handled."""
@@ -128,5 +179,6 @@ class _ConsoleHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Print one message."""
+        clear_announcement()
         tqdm.write(self.format(record), file=sys.stdout)
         sys.stdout.flush()

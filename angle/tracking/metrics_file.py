@@ -26,21 +26,22 @@ class Sink(sink.Sink):
         self._path = run.folder / METRICS_FILE
 
     def rewind(self, step: int) -> None:
-        """Drop the lines of later steps, the test (it will be repeated), and lines that a crash damaged.
+        """Drop the lines from that step on, the last test, which will be repeated, and lines that a crash damaged.
+
 
         All that precedes a checkpoint was synced before it, so damage is behind the lines that are kept.
         """
         if self._path.is_file():
             lines = self._path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
             values = [_parse(line) for line in lines]
-            kept = [value is not None and value["step"] <= step and not _is_test(value) for value in values]
+            kept = [value is not None and value["step"] < step and not _is_last_test(value) for value in values]
             last = max((number for number, keep in enumerate(kept, 1) if keep), default=0)
             for number, value in enumerate(values[:last], 1):
                 if value is None:
                     LOGGER.warning("Warning: line %d of %s is damaged and is left out", number, self._path)
             write_durably(self._path, "".join(line for line, keep in zip(lines, kept, strict=True) if keep))
 
-    def log_metrics(self, step: int, values: Mapping[str, float], *, console_summary: str | None = None) -> None:
+    def log_metrics(self, step: int, values: Mapping[str, float], *, show: bool = False) -> None:
         """Append a line; non-finite numbers, which JSON cannot represent, become null."""
         finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
         with self._path.open("a", encoding="utf-8") as file:
@@ -69,6 +70,6 @@ def _parse(line: str) -> dict[str, Any] | None:
     return values if line.endswith("\n") and isinstance(values, dict) and isinstance(values.get("step"), int) else None
 
 
-def _is_test(values: Mapping[str, Any]) -> bool:
-    """Return whether a line has what is measured after the last step."""
-    return any(name.startswith("test/") for name in values)
+def _is_last_test(values: Mapping[str, Any]) -> bool:
+    """Return whether a line has what is measured on the test set after training."""
+    return values["step"] > 0 and any(name.startswith("test/") for name in values)

@@ -40,7 +40,7 @@ class Sink:
         return {}
 
     def rewind(self, step: int) -> None:
-        """Forget what was recorded after `step`, which the run starts or resumes from; later steps are repeated."""
+        """Forget what was recorded from `step` on: the run is about to record it, perhaps again."""
 
     def info(self, text: str) -> None:
         """Record a message."""
@@ -60,8 +60,11 @@ class Sink:
     def stop_progress(self) -> None:
         """Note that training has stopped."""
 
-    def log_metrics(self, step: int, values: Mapping[str, float], *, console_summary: str | None = None) -> None:
-        """Record a step's metrics; `console_summary` is None where they are not worth showing."""
+    def log_metrics(self, step: int, values: Mapping[str, float], *, show: bool = False) -> None:
+        """Record a step's metrics, and with `show`, show them to who waits for the run."""
+
+    def show_best(self, score: str) -> None:
+        """Show the best score so far beside the progress."""
 
     def sync(self) -> None:
         """Make what was recorded so far survive a power cut: a checkpoint is about to be written."""

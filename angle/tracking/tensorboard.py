@@ -39,12 +39,12 @@ class Sink(sink.Sink):
             )
 
     def rewind(self, step: int) -> None:
-        """Open a new event file, which tells TensorBoard to hide what earlier ones have of later steps."""
-        self._writer = self._writer_class(str(self._run.folder / FOLDER), purge_step=step + 1)
+        """Open a new event file, which tells TensorBoard to hide what earlier ones have of steps to come."""
+        self._writer = self._writer_class(str(self._run.folder / FOLDER), purge_step=step)
         settings = json.dumps(self._run.settings, indent=2, default=str)
-        self._writer.add_text("settings", f"```json\n{settings}\n```", step)
+        self._writer.add_text("settings", f"```json\n{settings}\n```", max(step - 1, 0))
 
-    def log_metrics(self, step: int, values: Mapping[str, float], *, console_summary: str | None = None) -> None:
+    def log_metrics(self, step: int, values: Mapping[str, float], *, show: bool = False) -> None:
         """Write a step's metrics as scalars."""
         assert self._writer is not None
         for name, value in values.items():

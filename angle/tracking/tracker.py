@@ -29,7 +29,7 @@ class Tracker:
         return {name: value for sink in self.sinks for name, value in sink.run_metadata().items()}
 
     def rewind(self, step: int) -> None:
-        """Forget what was recorded after `step`, which the run starts or resumes from."""
+        """Forget what was recorded from `step` on: the run is about to record it, perhaps again."""
         for sink in self.sinks:
             sink.rewind(step)
 
@@ -63,18 +63,23 @@ class Tracker:
         for sink in self.sinks:
             sink.stop_progress()
 
-    def log_metrics(self, step: int, values: Mapping[str, float], *, console_summary: str | None = None) -> None:
-        """Record a step's metrics; `console_summary`, if given, is what the console shows."""
+    def log_metrics(self, step: int, values: Mapping[str, float], *, show: bool = False) -> None:
+        """Record a step's metrics; with `show`, show them on the console too."""
         for sink in self.sinks:
             if sink in self._failed:
                 continue
             try:
-                sink.log_metrics(step, values, console_summary=console_summary)
+                sink.log_metrics(step, values, show=show)
             except Exception as problem:  # of a library, a server or a disk
                 if not sink.may_fail:
                     raise
                 self._failed.append(sink)
                 self.warning(f"{_name(sink)} has failed, and records no more of this run: {first_line(problem)}.")
+
+    def show_best(self, score: str) -> None:
+        """Show the best score so far beside the progress."""
+        for sink in self.sinks:
+            sink.show_best(score)
 
     def sync(self) -> None:
         """Make what was recorded so far survive a power cut."""

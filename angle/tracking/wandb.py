@@ -88,7 +88,7 @@ class Sink(sink.Sink):
         """
         self._go_offline(error)
         for values in read_metrics(self._info.folder):
-            if values["step"] > self._first_step:
+            if values["step"] >= self._first_step:
                 self._run.log(values)
 
     @property
@@ -116,10 +116,10 @@ class Sink(sink.Sink):
         return {ID_KEY: self._id}
 
     def rewind(self, step: int) -> None:
-        """Note the step that the run resumes from; a repeated step is recorded again."""
+        """Note the first step that is recorded; a repeated one is recorded again."""
         self._first_step = step
 
-    def log_metrics(self, step: int, values: Mapping[str, float], *, console_summary: str | None = None) -> None:
+    def log_metrics(self, step: int, values: Mapping[str, float], *, show: bool = False) -> None:
         """Record a step's metrics."""
         try:
             self._run.log({"step": step, **values})

@@ -37,10 +37,18 @@ class Progress:
     """Optimiser steps done."""
     texts: int = 0
     """Texts trained on, over all processes."""
+    values_before: dict[str, float] = field(default_factory=dict)
+    """What the validation metrics were before training, by name."""
+    last_values: dict[str, float] = field(default_factory=dict)
+    """What they were in the last evaluation."""
     best_score: float | None = None
-    """Best value so far of the metric that chooses the best model; None before the first."""
+    """Best value in training so far of the metric that chooses the best model; None before the first."""
     best_step: int | None = None
     """The step at which it was reached."""
+    reference_score: float | None = None
+    """The value that an evaluation must exceed, by train.min_gain, to be better for train.patience."""
+    evaluations_without_gain: int = 0
+    """Evaluations since it was exceeded."""
     seconds: float = 0.0
     """Time spent training, including before each resume."""
     overflows: int = 0

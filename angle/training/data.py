@@ -7,7 +7,9 @@ from dataclasses import dataclass, replace
 from angle.config import DataConfig, SourceConfig
 from angle.data.batching import BatchSpec, InMemoryTrainingData, StreamingTrainingData, TrainingData
 from angle.data.corpus import Corpus, load_corpus
+from angle.data.purposes import source_label
 from angle.data.sources import SAMPLE
+from angle.data.split import hold_out
 from angle.errors import ConfigError, DataError
 from angle.evaluation.evaluators.sts import check_labels_vary, labels_vary, load_sts
 from angle.modeling.tokenizer import TextTokenizer
@@ -39,7 +41,8 @@ def with_sample_splits(data: DataConfig) -> DataConfig:
     held_out = (data.valid, data.valid_sts, data.test)
     if data.train.names() != [SAMPLE] or any(source.names() for source in held_out):
         return data
-    return replace(data, valid_sts=SourceConfig(SAMPLE, split="validation"), test=SourceConfig(SAMPLE, split="test"))
+    validation = SourceConfig() if data.valid_split else SourceConfig(SAMPLE, split="validation")
+    return replace(data, valid_sts=validation, test=SourceConfig(SAMPLE, split="test"))
 
 
 def load_data(
@@ -65,21 +68,27 @@ def load_data(
 
     """
     train: TrainingData
+    valid: Corpus | None = None
+    if config.valid.names():
+        valid = load_corpus(config.valid, "valid", tokenizer, limits=config.limits)
     if config.streaming:
         # Its thread tokenises while the model is saved, which changes the encoder's own tokenizer.
         train = StreamingTrainingData(
             config.train, data_format, tokenizer.copy(), batch_spec, config.stream_window, config.limits
         )
     else:
-        train = InMemoryTrainingData(
-            load_corpus(config.train, "train", tokenizer, data_format, config.limits), batch_spec
-        )
+        corpus = load_corpus(config.train, "train", tokenizer, data_format, config.limits)
+        if config.valid_split:
+            corpus, valid = (
+                replace(part, unknown=tokenizer.unknown_fraction(part.tokens))
+                for part in hold_out(corpus, config.valid_split)
+            )
+        train = InMemoryTrainingData(corpus, batch_spec)
     if batch_spec.global_batch_size == 1 and train.format.name != "B":
         raise ConfigError(
             "train.batch_size=1 leaves a row no other row to be compared with: choose 2 or more, or use "
             "triples (format B)."
         )
-    valid = load_corpus(config.valid, "valid", tokenizer, limits=config.limits) if config.valid.names() else None
     if config.valid_sts.names():
         valid_sts: Corpus | None = load_sts(config.valid_sts, "valid_sts", tokenizer, config.limits)
     else:
@@ -87,11 +96,16 @@ def load_data(
         if valid_sts is not None and not needs_correlation and not labels_vary(valid_sts):
             valid_sts = None  # it is the loss that matters
         if valid_sts is not None:
-            check_labels_vary(valid_sts, config.valid, "valid")
+            name = (
+                f"data.valid_split={config.valid_split:g}"
+                if config.valid_split
+                else source_label("valid", config.valid)
+            )
+            check_labels_vary(valid_sts, name)
     test = load_sts(config.test, "test", tokenizer, config.limits) if config.test.names() else None
     data = RunData(train, valid, valid_sts, test)
-    for purpose, corpus in data.evaluated.items():
-        if corpus is not None and corpus.fingerprint == train.fingerprint:
+    for purpose, evaluated in data.evaluated.items():
+        if evaluated is not None and evaluated.fingerprint == train.fingerprint:
             raise DataError(
                 f"data.{purpose} has the rows that are trained on, so it would measure nothing: give others."
             )

@@ -21,6 +21,7 @@ from angle.modeling.encoder import Encoder
 from angle.modeling.packing import Layout
 from angle.modeling.quantization import count_weights
 from angle.modeling.token_embeddings import partly_trained_embedding
+from angle.terminal import labelled
 from angle.training.data import RunData
 
 if TYPE_CHECKING:
@@ -92,9 +93,10 @@ def banner(config: TrainConfig, encoder: Encoder, data: RunData, total_steps: in
         layout += ", for packed ones failed the comparison on this device"
     elif encoder.layout in (Layout.EQUAL_LENGTHS, Layout.ALONE):
         layout += ", for padding changes their embeddings in this architecture"
+    held_out = f", {len(data.valid):,} more held out" if config.data.valid_split and data.valid is not None else ""
     lines = [
         ("model", f"{model.name_or_path}: {all_weights:,} weights{trained}, {encoder.embedding_config}"),
-        ("data", f"{data.train.summary}, format {config.data_format.name}"),
+        ("data", f"{data.train.summary}, format {config.data_format.name}{held_out}"),
         ("loss", terms),
         (
             "steps",
@@ -115,4 +117,4 @@ def banner(config: TrainConfig, encoder: Encoder, data: RunData, total_steps: in
     if config.hub.push:
         visible_to = "you alone" if config.hub.private else "everybody"
         lines.append(("hub", f"{config.hub.model_id}, once training is over, for {visible_to}"))
-    return "\n".join(f"{name:8}{text}" for name, text in lines)
+    return "\n".join(labelled(name, text) for name, text in lines)

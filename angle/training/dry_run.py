@@ -15,6 +15,7 @@ from angle.config import TrainConfig
 from angle.data.batching import InMemoryTrainingData, TrainingData, collate
 from angle.kernels.allocator import keep_freed_memory
 from angle.structures import Batch
+from angle.terminal import labelled
 from angle.training import setup
 from angle.training.accelerator import start_accelerator
 from angle.training.describe import banner
@@ -54,7 +55,7 @@ class DryRun:
         total = sum(self.memory.values())
         lines = [
             self.banner,
-            *(f"{'note':8}{note}" for note in self.notes),
+            *(labelled("note", note) for note in self.notes),
             "",
             f"{self.batch_name}: {self.rows} rows, {self.texts} different texts, {self.tokens:,} tokens",
         ]

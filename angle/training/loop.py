@@ -3,33 +3,28 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Sequence
+import shlex
+from collections.abc import Collection, Iterator
 from contextlib import ExitStack, closing
-from dataclasses import asdict, dataclass, field, replace
-from functools import partial
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
-
-from angle.config import RUN_FILE, TrainConfig, enumerate_words
+from angle.config import RUN_FILE, TrainConfig
+from angle.config.overrides import hydra_override
 from angle.config.resume import resume_config
 from angle.data.prefetch import prefetch
 from angle.distributed.environment import launch_command, script_command, world_size
-from angle.errors import ConfigError, StoppedError, TrainingError
-from angle.evaluation.encoding import encode_distributed
-from angle.evaluation.evaluators.sts import word_overlap
-from angle.evaluation.run_evaluators import TEST_METRIC, RunEvaluators, metric_named
+from angle.errors import ConfigError, StoppedError
+from angle.evaluation.run_evaluators import TEST_METRIC, metric_named
 from angle.files import relative_to_cwd
 from angle.kernels.allocator import keep_freed_memory
-from angle.modeling.encoder import Encoder
-from angle.modeling.trainable import TrainableEncoder
-from angle.structures import Batch, Tokens
+from angle.structures import Batch
+from angle.terminal import labelled, wrapped_command
 from angle.tracking.sink import RunInfo
-from angle.tracking.tracker import Tracker, apply_environment, check_sinks, open_tracker
+from angle.tracking.tracker import apply_environment, check_sinks, open_tracker
 from angle.training import setup
 from angle.training.accelerator import check_resumed_processes, start_accelerator
 from angle.training.checkpoint import (
-    Progress,
     collect_state,
     load_saved_model,
     load_state,
@@ -37,7 +32,6 @@ from angle.training.checkpoint import (
     seed_everything,
 )
 from angle.training.clipping import clip_gradients
-from angle.training.data import RunData
 from angle.training.describe import banner, describe_environment
 from angle.training.distributed import check_equal_weights, check_finite_weights, from_main_process
 from angle.training.gradient_cache import GradientCache
@@ -46,47 +40,15 @@ from angle.training.meter import Meter
 from angle.training.notes import notes_on
 from angle.training.publish import check_hub, publish, publish_finished
 from angle.training.result import Result
+from angle.training.run import Run
 from angle.training.run_folder import RunFolder, RunState
 from angle.training.schedule import lr_factor, warmup_steps
-from angle.training.sharding import check_shardable, full_adapter_weights, prepare, sync_buffers
+from angle.training.sharding import check_shardable, prepare, sync_buffers
 from angle.training.stop_signals import SAVE, StopSignals
+from angle.training.validation import evaluate, evaluate_untrained, is_out_of_patience
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
-
-
-@dataclass
-class Run:
-    """What the stages of the loop share."""
-
-    config: TrainConfig
-    accelerator: Accelerator
-    folder: RunFolder
-    tracker: Tracker
-    data: RunData
-    trainable: TrainableEncoder
-    gradient_cache: GradientCache
-    optimizer: Any
-    evaluators: RunEvaluators
-    total_steps: int
-    progress: Progress = field(default_factory=Progress)
-
-    @property
-    def encoder(self) -> Encoder:
-        """The encoder that is trained."""
-        return self.trainable.encoder
-
-    def recovery(self) -> str:
-        """Return what is left of the run if it fails now."""
-        checkpoint = next(iter(self.folder.checkpoints()), None)
-        if checkpoint is None:
-            return "There is no checkpoint before it."
-        return f"The last good checkpoint is {relative_to_cwd(checkpoint)}."
-
-    def encode(self, tokens: Tokens, depths: Sequence[int] | None = None) -> Tensor:
-        """Return embeddings for an evaluator, computed across all processes in the precision of training."""
-        with self.accelerator.autocast():
-            return encode_distributed(partial(self.trainable.encode_tokens, depths=depths), tokens, self.accelerator)
 
 
 def fit(config: TrainConfig, explicit_keys: Collection[str] = ()) -> Result:
@@ -138,8 +100,11 @@ def fit(config: TrainConfig, explicit_keys: Collection[str] = ()) -> Result:
         stack.enter_context(folder.explained_disk_errors())
         try:
             run.tracker.info(banner(run.config, run.encoder, run.data, run.total_steps, accelerator))
-            for note in notes_on(run.config, run.data, run.total_steps):
+            notes = notes_on(run.config, run.data, run.total_steps)
+            for note in notes:
                 run.tracker.note(note)
+            if accelerator.is_main_process:
+                folder.update(notes=notes)
             _resume(run)
             steps = run.data.train.steps(run.progress.step, run.progress.rows_read)
             with closing(prefetch(steps)) as prepared_steps, signals.steps():
@@ -150,10 +115,10 @@ def fit(config: TrainConfig, explicit_keys: Collection[str] = ()) -> Result:
         except KeyboardInterrupt as stop:
             run.tracker.stop_progress()
             cause = f" by {stop}" if isinstance(stop, StoppedError) else ""
+            resume = shlex.quote(hydra_override("train.resume", relative_to_cwd(folder.path)))
             run.tracker.info(
-                f"Stopped at step {run.progress.step}{cause}; go on, from step {folder.last_step}, with "
-                f"{launch_command(world_size())} {script_command('train.py')} "
-                f"train.resume={relative_to_cwd(folder.path)}"
+                f"Stopped at step {run.progress.step}{cause}; go on, from step {folder.last_step}, with\n"
+                + wrapped_command([launch_command(world_size()), script_command("train.py"), resume])
             )
             raise
     accelerator.free_memory()
@@ -226,19 +191,17 @@ def _resume(run: Run) -> None:
     )
     if checkpoint is not None:
         run.progress = load_state(checkpoint, run.trainable, run.optimizer, accelerator)
-        run.tracker.info(f"{'resume':8}at step {run.progress.step} from {relative_to_cwd(checkpoint)}")
+        run.tracker.info(labelled("resume", f"at step {run.progress.step} from {relative_to_cwd(checkpoint)}"))
     if best is not None and best["step"] > run.progress.step:
         # It was chosen after the checkpoint, and steps are repeated from there: no earlier one was better.
         run.progress.best_score, run.progress.best_step = best["score"], best["step"]
-    run.tracker.rewind(run.progress.step)
+    if run.progress.best_score is not None and run.evaluators.best_metric is not None:
+        run.tracker.show_best(run.evaluators.best_metric.format(run.progress.best_score))
+    run.tracker.rewind(run.progress.step + 1 if checkpoint is not None else 0)
     if accelerator.is_main_process:
         folder.prune_checkpoints(run.progress.step, config.train.save_total_limit)
-    if run.data.test is None or run.progress.step:
-        return
-    score = run.evaluators.score_test(run.encode)
-    if accelerator.is_main_process:
-        overlap = word_overlap(run.data.test, set(run.encoder.tokenizer.tokenizer.all_special_ids))
-        folder.update(test_before=score, test_word_overlap=overlap)
+    if not run.progress.step:
+        evaluate_untrained(run)
 
 
 def _train(run: Run, steps: Iterator[list[Batch]], signals: StopSignals) -> None:
@@ -257,7 +220,7 @@ def _train(run: Run, steps: Iterator[list[Batch]], signals: StopSignals) -> None
     tracker.start_progress(progress.step, run.total_steps)
     gradient_cache = run.gradient_cache
     gradient_cache.model.train()
-    while progress.step < run.total_steps:
+    while progress.step < run.total_steps and not is_out_of_patience(progress, config.patience):
         batches = next(steps)
         lr = peak_lr * lr_factor(progress.step, run.total_steps, warmup, config.scheduler)
         for group in run.optimizer.param_groups:
@@ -275,20 +238,23 @@ def _train(run: Run, steps: Iterator[list[Batch]], signals: StopSignals) -> None
         tracker.advance()
 
         is_last_step = progress.step == run.total_steps
-        evaluate = is_last_step or _is_due(
+        evaluate_now = is_last_step or _is_due(
             progress.step, steps_per_epoch if config.eval_steps is None else config.eval_steps
         )
-        save = save_every > 0 and (is_last_step or _is_due(progress.step, save_every))
-        log = evaluate or _is_due(progress.step, config.logging_steps)
-        if log or save:  # record all that precedes a checkpoint, so that a resumed run records the same
-            meter.report(lr, show=log)
-        if evaluate:
-            _evaluate(run)
+        if is_last_step or _is_due(progress.step, config.logging_steps):
+            meter.report(lr)
+        if evaluate_now:
+            meter.pause()
+            evaluate(run)
+            meter.restart_clock()
+        is_stopped_early = is_out_of_patience(progress, config.patience)
+        if is_stopped_early:
+            meter.report(lr)
+            tracker.info(labelled(f"step {progress.step} ", f"stopped early, as train.patience={config.patience} asks"))
         stop_now, save_now = signals.agree()
-        if save or save_now:
+        if save_now or (save_every > 0 and (is_last_step or is_stopped_early or _is_due(progress.step, save_every))):
             progress.unreported = meter.unreported()
             _checkpoint(run)
-        if evaluate or save or save_now:
             meter.restart_clock()
         if stop_now:
             raise signals.stopped()
@@ -300,36 +266,6 @@ def _train(run: Run, steps: Iterator[list[Batch]], signals: StopSignals) -> None
 def _is_due(step: int, interval: int | None) -> bool:
     """Return whether something is due after a step; with an interval of None or 0 it never is."""
     return interval is not None and interval > 0 and step % interval == 0
-
-
-def _evaluate(run: Run) -> None:
-    """Evaluate on the validation sets, across all processes; save the model if it is the best so far."""
-    progress, best_metric = run.progress, run.evaluators.best_metric
-    sync_buffers(run.trainable, run.accelerator)
-    values = run.evaluators.validate(run.encode)
-    bad = {name: value for name, value in values.items() if not math.isfinite(value)}
-    if bad:
-        raise TrainingError(
-            f"{enumerate_words([f'valid/{name} is {value}' for name, value in bad.items()])} after step "
-            f"{progress.step}. {run.recovery()} Start a new run with a lower train.learning_rate."
-        )
-    if best_metric is not None and best_metric.is_better(values[best_metric.name], progress.best_score):
-        progress.best_score, progress.best_step = values[best_metric.name], progress.step
-        _save(run, "best", step=progress.step, score=progress.best_score)
-    if values and run.accelerator.is_main_process:
-        run.tracker.log_metrics(progress.step, {f"valid/{name}": value for name, value in values.items()})
-        summary = ", ".join(f"{name} {value:.4f}" for name, value in values.items())
-        best = " (best so far)" if progress.best_step == progress.step else ""
-        run.tracker.info(f"step {progress.step}  validation: {summary}{best}")
-    run.accelerator.wait_for_everyone()
-
-
-def _save(run: Run, name: str, **notes: Any) -> None:
-    """Save the current model in the run folder, under the given name, with notes for the folder's manifest."""
-    check_finite_weights(run.trainable, run.progress.step, run.recovery())
-    adapters = full_adapter_weights(run.encoder, run.accelerator)
-    if run.accelerator.is_main_process:
-        run.folder.replace(name, lambda temp_folder: run.encoder.save(temp_folder, adapters), **notes)
 
 
 def _checkpoint(run: Run) -> None:
@@ -354,7 +290,7 @@ def _finish(run: Run) -> Result:
     """
     progress, folder = run.progress, run.folder
     check_equal_weights(run.trainable)
-    _save(run, "final")
+    run.save("final")
     run.optimizer.state.clear()  # AdamW's moments would occupy the memory that loading the best weights may need
     if run.data.test is not None and progress.best_step not in (None, progress.step):
         load_saved_model(folder.path / "best", run.encoder, run.config.model)
@@ -367,6 +303,11 @@ def _finish(run: Run) -> Result:
             "best_metric": None if best_metric is None else best_metric.name,
             "best_score": progress.best_score,
             "best_step": progress.best_step,
+            "steps": progress.step,
+            "stopped_early": is_out_of_patience(progress, run.config.train.patience),
+            "valid_before": progress.values_before,
+            "valid_after": progress.last_values,
+            "valid_word_overlap": record.get("valid_word_overlap"),
             "test_before": record.get("test_before"),
             "test_after": test_score,
             "test_word_overlap": record.get("test_word_overlap"),

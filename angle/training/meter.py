@@ -47,8 +47,8 @@ class Meter:
         self._values: list[list[float]] = unreported.get("values", [])
         self._losses: list[dict[str, Tensor]] = []
         self._steps: list[int] = unreported.get("steps", [])
-        self._norms: list[tuple[int, Tensor]] = []
-        self._norm: float = unreported.get("norm", 0.0)
+        self._unfetched_norms: list[tuple[int, Tensor]] = []
+        self._norms: list[float] = unreported.get("norms", [])
         self._overflows_in_row = 0
         self._texts: int = unreported.get("texts", 0)
         self._padding_fractions: list[float] = unreported.get("padding_fractions", [])
@@ -75,7 +75,7 @@ class Meter:
 
         """
         if not overflowed:
-            self._norms.append((self._progress.step, grad_norm))
+            self._unfetched_norms.append((self._progress.step, grad_norm))
             self._overflows_in_row = 0
             return
         self._progress.overflows += 1
@@ -87,15 +87,17 @@ class Meter:
                 f"{self._recovery()} Start a new run with train.mixed_precision=bf16, or a lower train.learning_rate."
             )
 
-    def report(self, lr: float, *, show: bool) -> None:
-        """Record the means since the last report; with `show`, also print them on the console.
+    def report(self, lr: float) -> None:
+        """Record and show the means since the last report, if there were steps.
 
         Raises:
             TrainingError: a loss among them, or a gradient, is not finite.
 
         """
         progress = self._progress
-        self._fetch()
+        if not self._steps:
+            return
+        self.pause()
         means = dict(zip(self._names, np.mean(self._values, axis=0).tolist(), strict=True))
         progress.texts += self._texts
         progress.seconds += self._seconds
@@ -104,17 +106,16 @@ class Meter:
             "loss": means.pop("loss"),
             **{f"loss/{name}": value for name, value in means.items()},
             "learning_rate": lr,
-            "gradient_norm": self._norm,
+            **({"gradient_norm": float(np.mean(self._norms))} if self._norms else {}),
             "texts_per_second": self._texts / self._seconds,
             "padding_share": float(np.mean(self._padding_fractions)),
             "texts": progress.texts,
             **({"epoch": progress.step / steps_per_epoch} if steps_per_epoch else {}),
             **({"overflows": progress.overflows} if progress.overflows else {}),
         }
-        terms = ", ".join(f"{name} {value:.3f}" for name, value in means.items())
-        summary = f"loss {metrics['loss']:.3f} ({terms})  {metrics['texts_per_second']:,.0f} texts/s"
-        self._tracker.log_metrics(progress.step, metrics, console_summary=summary if show else None)
+        self._tracker.log_metrics(progress.step, metrics, show=True)
         self._values, self._steps, self._texts, self._padding_fractions, self._seconds = [], [], 0, [], 0.0
+        self._norms = []
 
     def unreported(self) -> dict[str, Any]:
         """Return what a checkpoint between two reports must hold, so that the next report is as it would have been.
@@ -125,34 +126,40 @@ class Meter:
         """
         if not self._steps:
             return {}
-        self._fetch()
+        self.pause()
         return {
             "names": self._names,
             "values": self._values,
             "steps": self._steps,
-            "norm": self._norm,
+            "norms": self._norms,
             "texts": self._texts,
             "padding_fractions": self._padding_fractions,
             "seconds": self._seconds,
         }
 
     def restart_clock(self) -> None:
-        """Exclude the time since the last report."""
+        """Leave out the time since `pause`, which went into something else."""
         self._start_time = time.perf_counter()
 
-    def _fetch(self) -> None:
-        """Wait for the losses that are still on the device, and for the time until then."""
+    def pause(self) -> None:
+        """Wait for the losses that are still on the device, and count the time until then.
+
+        Raises:
+            TrainingError: a loss among them, or a gradient, is not finite.
+
+        """
         if self._losses:
             self._names = list(self._losses[0])
             stacked = torch.stack([torch.stack([loss[name] for name in self._names]) for loss in self._losses])
             self._values += stacked.tolist()
             self._losses = []
         self._check_losses(self._values)
-        if self._norms:
-            steps, norms = zip(*self._norms, strict=True)
+        if self._unfetched_norms:
+            steps, norms = zip(*self._unfetched_norms, strict=True)
             values = torch.stack([full_tensor(norm) for norm in norms]).tolist()
             self._check_norms(steps, values)
-            self._norm, self._norms = values[-1], []
+            self._norms += values
+            self._unfetched_norms = []
         self._seconds += max(time.perf_counter() - self._start_time, 1e-9)
         self.restart_clock()
 

@@ -23,6 +23,7 @@ from angle.modeling.trainable import TrainableEncoder
 from angle.objective.combined import CombinedLoss
 from angle.objective.espresso import EspressoLoss
 from angle.objective.objective import Objective
+from angle.terminal import announce
 from angle.training.checkpoint import seed_everything
 from angle.training.data import RunData, check_text_lengths, load_data, with_sample_splits
 from angle.training.distributed import query_shards
@@ -76,12 +77,14 @@ def build(config: TrainConfig, accelerator: Accelerator) -> RunComponents:
     train_config = config.train
     seed_everything(train_config.seed, rank=0)
     kernel_selector = partial(run_kernels_to_skip, train_config.packing)
+    announce(f"loading {config.model.name_or_path}")
     encoder = Encoder.load(config.model, config.pooling, config.lora, config.billm, kernel_selector=kernel_selector)
     encoder.to(accelerator.device)
     with accelerator.autocast():
         encoder.verify_packing(training=True)
     _check_trainable(encoder)
 
+    announce(f"reading {', '.join(config.data.train.names())}")
     config = replace(config, data=with_sample_splits(config.data))
     batch_spec = _batch_spec(train_config, config.data, accelerator)
     with accelerator.main_process_first():  # the others find the tokens in the cache
@@ -105,6 +108,12 @@ def build(config: TrainConfig, accelerator: Accelerator) -> RunComponents:
     objective = Objective(espresso or loss, config.teacher)
     context = RunContext(batch_spec.global_batch_size, duplicates, config.loss, width, accelerator.device)
     evaluators = RunEvaluators.build(data.evaluated, train_config.best_metric, context)
+    if train_config.patience is not None and evaluators.best_metric is None:
+        raise ConfigError(
+            f"train.patience={train_config.patience} has nothing to watch: give pairs with labels as "
+            f"data.valid_sts.name_or_path=FILE, or others as data.valid.name_or_path=FILE or data.valid_split=0.05, "
+            f"and train.best_metric=loss, triplet_accuracy (format B) or in_batch_accuracy (B, C)."
+        )
 
     teacher = None
     if config.teacher.enabled:

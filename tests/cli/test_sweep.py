@@ -17,8 +17,8 @@ def job(number: int, score: float | None, metric: str | None = None, failed: boo
 def test_the_best_job_has_the_highest_score() -> None:
     assert comparison_table([job(1, 0.25), job(2, 0.5), job(3, None, failed=True)]) == (
         "Job                Spearman\n"
-        "  0  train.seed=1    0.2500\n"
-        "  1  train.seed=2    0.5000  best\n"
+        "  0  train.seed=1     25.00\n"
+        "  1  train.seed=2     50.00  best\n"
         "  2  train.seed=3    failed\n"
         "\n"
         "Best    sweep/2"
@@ -28,14 +28,14 @@ def test_the_best_job_has_the_highest_score() -> None:
 def test_a_loss_is_shown_as_it_is_and_the_lowest_is_best() -> None:
     """A score is its negative, because higher is better for whatever compares the jobs."""
     assert comparison_table([job(1, -0.25, "loss"), job(2, -0.5, "loss")]) == (
-        "Job                    loss\n  0  train.seed=1    0.2500  best\n  1  train.seed=2    0.5000\n\nBest    sweep/1"
+        "Job                    loss\n  0  train.seed=1     0.250  best\n  1  train.seed=2     0.500\n\nBest    sweep/1"
     )
 
 
 def test_column_is_as_wide_as_a_long_metric_name() -> None:
     header, row, *_ = comparison_table([job(1, 0.5, "triplet_accuracy"), job(2, 0.25, "triplet_accuracy")]).splitlines()
     assert header == "Job                triplet accuracy"
-    assert row == "  0  train.seed=1            0.5000  best"
+    assert row == "  0  train.seed=1             50.00  best"
 
 
 def test_jobs_with_different_metrics_are_not_compared() -> None:

@@ -37,7 +37,8 @@ def corpus(pairs_file: Path, encoder: Encoder) -> Corpus:
 def metrics_of_task(spearman: float) -> dict[str, float]:
     names = ("cosine", "dot", "manhattan", "euclidean")
     metrics = {f"{correlation}_{name}": 0.5 for correlation in ("spearman", "pearson") for name in names}
-    return metrics | {"spearman_cosine": spearman, "accuracy": 0.875, "accuracy_threshold": 0.25, "pairs": 12.0}
+    metrics |= {"accuracy": 0.875, "accuracy_threshold": 0.25, "positive_above": 0.5}
+    return metrics | {"spearman_cosine": spearman, "pairs": 12.0}
 
 
 @pytest.mark.parametrize("last", ["sickr", "sick"])
@@ -54,13 +55,27 @@ def test_the_average_is_over_all_seven_tasks_and_only_them(last: str) -> None:
 
 
 def test_table_shows_correlations_times_100_under_their_heads() -> None:
-    metrics = metrics_of_task(0.81239) | {"pearson_euclidean": -0.031}
+    metrics = metrics_of_task(0.81239) | {"pearson_cosine": -0.031}
     _, headers, line = table({"stsb": metrics}).splitlines()
-    similarities = ["cosine", "dot", "Manhattan", "Euclidean"]
-    assert headers.split() == ["task", "pairs", *similarities, *similarities, "accuracy"]
-    assert line.split() == ["stsb", "12", "81.24", *["50.00"] * 6, "-3.10", "87.50"]
+    assert headers.split() == ["task", "pairs", "cosine", "dot", "Manhattan", "Euclidean", "cosine", "accuracy"]
+    assert line.split() == ["stsb", "12", "81.24", *["50.00"] * 3, "-3.10", "87.50"]
     ends = [[match.end() for match in re.finditer(r"\S+", text)] for text in (headers, line)]
     assert ends[0][1:] == ends[1][1:]
+
+
+def test_table_fits_80_columns_and_names_tasks_by_as_much_of_their_path_as_tells_them_apart() -> None:
+    names = ["stsb", "/data/a/pairs.jsonl (test)", "/data/b/pairs.jsonl (test)", "a-very-long-name-of-a-task.jsonl"]
+    lines = table({name: metrics_of_task(0.5) for name in names}).splitlines()
+    assert max(map(len, lines)) <= 80
+    assert [line[:15].strip() for line in lines[2:]] == [
+        "stsb", "a/pai…nl (test)", "b/pai…nl (test)", "a-ver…ask.jsonl",
+    ]  # fmt: skip
+
+
+def test_positive_labels_are_counted_from_where_the_scale_has_its_middle() -> None:
+    """On a scale from 1 to 5, a threshold of 0.5 would make an accuracy of 100 of any model."""
+    lines = table({"sickr": metrics_of_task(0.5) | {"positive_above": 3.0}}).splitlines()
+    assert lines[-1] == "Accuracy takes pairs as positive above a label of 3 in sickr."
 
 
 def test_evaluate_writes_what_it_measured(pairs_file: Path, tmp_path: Path, encoder: Encoder, corpus: Corpus) -> None:

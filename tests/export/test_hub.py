@@ -29,6 +29,7 @@ from angle.modeling.encoder import Encoder
 from angle.training.loop import fit
 from angle.training.publish import check_hub
 from angle.training.run_folder import RunFolder
+from angle.training.summary import summary
 
 NAME = "user/my-encoder"
 PUSH = ("hub.push=true", f"hub.model_id={NAME}")
@@ -41,7 +42,8 @@ RECORD: dict[str, Any] = {
     "texts": 10,
     "seconds": 1.0,
     "result": {
-        "best_score": None, "best_step": None, "test_before": None, "test_after": None, "test_word_overlap": None,
+        "best_score": None, "best_step": None, "test_before": None, "test_after": None,
+        "test_word_overlap": None,
     },
 }  # fmt: skip
 
@@ -191,9 +193,9 @@ def test_the_card_describes_the_run(pushed: PushedRun) -> None:
         "test.jsonl": pytest.approx(result["test_after"], abs=1e-5),
         "valid_sts.jsonl": pytest.approx(result["best_score"], abs=1e-5),
     }
-    assert f"| valid_sts.jsonl, step {result['best_step']} | {result['best_score']:.4f} |" in card
-    assert f"| test.jsonl | {result['test_after']:.4f} |" in card
-    assert f"| test.jsonl, before training | {result['test_before']:.4f} |" in card
+    assert f"| valid_sts.jsonl, step {result['best_step']} | {100 * result['best_score']:.2f} |" in card
+    assert f"| test.jsonl | {100 * result['test_after']:.2f} |" in card
+    assert f"| test.jsonl, before training | {100 * result['test_before']:.2f} |" in card
     assert "| data | train.jsonl, format A |" in card
     assert "| length | 3 steps of 8 rows; 48 texts in " in card
     assert (
@@ -435,7 +437,7 @@ def test_a_finished_run_is_pushed_as_it_is_asked_for_now(
     assert hub.repositories["user/first"].private is False
     result = fit(build_config({"train": {"output_dir": str(run.path)}}, TrainConfig))
     assert (result.pushed, result.already_pushed) == (f"{hub.url}/user/first", True)
-    assert "hub.push" not in result.summary(["hub.push=true"])
+    assert "hub.push" not in summary(result, ["hub.push=true"])
 
 
 def test_push_to_hub_from_python(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

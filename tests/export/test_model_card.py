@@ -20,9 +20,12 @@ DATA = {
     "valid_sts": {"name_or_path": "/data/dev.jsonl"},
     "test": {"name_or_path": "/data/test.jsonl"},
 }
-RESULT = {"best_score": 0.75, "best_step": 30, "test_before": 0.25, "test_after": 0.5, "test_word_overlap": 0.125}
+RESULT = {
+    "best_score": 0.75, "best_step": 30, "valid_before": {"spearman": 0.375, "triplet_accuracy": 0.5},
+    "test_before": 0.25, "test_after": 0.5, "test_word_overlap": 0.125,
+}  # fmt: skip
 TEST_ROWS = (
-    "| test.jsonl | 0.5000 |\n| test.jsonl, before training | 0.2500 |\n| test.jsonl, of shared words alone | 0.1250 |"
+    "| test.jsonl | 50.00 |\n| test.jsonl, before training | 25.00 |\n| test.jsonl, of shared words alone | 12.50 |"
 )
 
 
@@ -42,12 +45,14 @@ def evaluated(card: str) -> dict[str, tuple[str, float]]:
 
 def test_correlations_are_one_table() -> None:
     card = card_of(None)
-    assert f"| measured on | Spearman |\n|---|---|\n| dev.jsonl, step 30 | 0.7500 |\n{TEST_ROWS}\n" in card
+    valid_rows = "| dev.jsonl, step 30 | 75.00 |\n| dev.jsonl, before training | 37.50 |"
+    assert f"| measured on | Spearman |\n|---|---|\n{valid_rows}\n{TEST_ROWS}\n" in card
     assert evaluated(card) == {"test.jsonl": ("spearman_cosine", 0.5), "dev.jsonl": ("spearman_cosine", 0.75)}
 
 
 def test_another_metric_has_its_own_table_and_its_own_rows() -> None:
     card = card_of("triplet_accuracy")
-    assert "| measured on | triplet accuracy |\n|---|---|\n| held-out.jsonl, step 30 | 0.7500 |\n" in card
+    rows = "| held-out.jsonl, step 30 | 75.00 |\n| held-out.jsonl, before training | 50.00 |"
+    assert f"| measured on | triplet accuracy |\n|---|---|\n{rows}\n" in card
     assert f"| measured on | Spearman |\n|---|---|\n{TEST_ROWS}\n" in card
     assert evaluated(card) == {"test.jsonl": ("spearman_cosine", 0.5)}

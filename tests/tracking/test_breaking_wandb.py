@@ -73,7 +73,7 @@ def test_a_resumed_run_whose_server_was_away(server: Server, away: str, tmp_path
         done = fork_server.run(command, tmp_path, environment, timeout=60)
         assert done.returncode == (75 if part == "first" else 0), done.stderr
         assert time.monotonic() - begin < 15 + TIMEOUT
-        assert done.stdout.count("Warning: ") == (server.fault is not None)
+        assert done.stdout.count("Warning: Weights & Biases") == (server.fault is not None)
         commands += re.findall(r"Biases has not got this run yet; to send it, type (.*)$", done.stdout, re.MULTILINE)
     server.fault, server.broken = None, False
     for command in commands:

@@ -11,6 +11,7 @@ from conftest import sample_rows, write_jsonl
 
 from angle import TrainConfig, build_config, fit
 from angle.config import TrackingConfig
+from angle.terminal import labelled, wrapped_command
 from angle.tracking import console
 from angle.tracking.console import LOGGER, without_repeated_notes
 from angle.tracking.sink import RunInfo
@@ -37,13 +38,31 @@ def test_messages_are_printed_and_logged(tmp_path: Path, capsys: pytest.CaptureF
     sink.note("toy data")
     sink.warning("the loss is 0")
     sink.start_progress(0, 100)
-    sink.log_metrics(5, {"loss": 1.0}, console_summary="loss 1.000")
-    sink.log_metrics(6, {"loss": 1.0})
+    metrics = {"loss": 1.0, "loss/cosine": 0.25, "loss/angle": 0.75, "texts_per_second": 1234.5}
+    sink.log_metrics(5, metrics, show=True)
+    sink.log_metrics(6, metrics)
+    sink.log_metrics(7, metrics | {f"loss/term {n}": 0.5 for n in range(3)}, show=True)
     sink.close(failed=False)
-    printed = ["model   tiny", "note    toy data", "Warning: the loss is 0", "step   5/100  loss 1.000"]
+    printed = [
+        "model   tiny", "note    toy data", "Warning: the loss is 0",
+        "step   5/100  loss 1.000 (cosine 0.250, angle 0.750)  1,234 texts/s",
+        "step   7/100  loss 1.000  1,234 texts/s",
+    ]  # fmt: skip
     assert capsys.readouterr().out.splitlines() == printed
     lines = [line.split(" ", 3)[2:] for line in (tmp_path / "train.log").read_text().splitlines()]
-    assert lines == [[level, text] for level, text in zip(["INFO", "INFO", "WARNING", "INFO"], printed, strict=True)]
+    assert lines == [
+        [level, text] for level, text in zip(["INFO", "INFO", "WARNING", "INFO", "INFO"], printed, strict=True)
+    ]
+
+
+def test_lines_fit_80_columns_and_commands_are_continued() -> None:
+    first, second = labelled("note", "several words that are too long for a line " * 3).splitlines()
+    assert first == "note    several words that are too long for a line several words that are too"
+    assert second == "        long for a line several words that are too long for a line"
+    command = wrapped_command(["python", "train.py", *(f"loss.angle_tau={number}" for number in range(6))])
+    first, second = command.splitlines()
+    assert first.endswith("loss.angle_tau=2 \\")
+    assert second == "            loss.angle_tau=3 loss.angle_tau=4 loss.angle_tau=5"
 
 
 def test_close_restores_the_loggers(tmp_path: Path) -> None:

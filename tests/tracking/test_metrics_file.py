@@ -30,7 +30,7 @@ def test_metrics_after_the_checkpoint_and_a_torn_line_are_forgotten(sink: metric
         sink.log_metrics(step, {"loss": 0.5})
     with (tmp_path / METRICS_FILE).open("a") as file:
         file.write('{"step": 4')
-    sink.rewind(20)
+    sink.rewind(21)
     assert steps_in(tmp_path) == [10, 20, 20]
     sink.log_metrics(30, {})
     assert steps_in(tmp_path) == [10, 20, 20, 30]

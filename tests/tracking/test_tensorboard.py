@@ -65,6 +65,7 @@ def test_a_resumed_run_shows_each_step_once(tmp_path: Path, monkeypatch: pytest.
     assert len(list((folder / "tensorboard").iterdir())) == 2
     shown = scalars(folder)
     assert shown == metrics(folder)
+    assert [step for step, _ in shown["valid/spearman"]] == [step for step, _ in shown["test/spearman"]] == [0, 6]
     assert [step for step, _ in shown["loss"]] == [1, 2, 3, 4, 5, 6]
     assert {"loss/cosine", "learning_rate", "valid/spearman", "test/spearman"} <= shown.keys()
     (text, *_) = read_back(folder).Tensors("settings/text_summary")
@@ -75,7 +76,7 @@ def test_steps_from_where_a_run_resumes_are_hidden_even_if_they_are_never_repeat
     run = RunInfo(tmp_path, TrackingConfig(tensorboard=True), {}, {})
     for start, step in ((0, 10), (5, 6)):
         sink = tensorboard.Sink(run)
-        sink.rewind(start)
+        sink.rewind(start + 1)
         sink.log_metrics(start + 1, {"loss": 1.0})
         sink.log_metrics(step, {"loss": 2.0})
         sink.close(failed=False)

@@ -23,6 +23,9 @@ def run_info(folder: Path, **tracking: Any) -> RunInfo:
     return RunInfo(folder, config.tracking, dataclasses.asdict(config), {})
 
 
+METRICS = {"loss": 0.5, "texts_per_second": 10.0}
+
+
 class Recorder(Sink):
     """Records its calls beside those of the others."""
 
@@ -31,8 +34,8 @@ class Recorder(Sink):
     def rewind(self, step: int) -> None:
         self.calls.append((self.name, "rewind", step))
 
-    def log_metrics(self, step: int, values: Mapping[str, float], *, console_summary: str | None = None) -> None:
-        self.calls.append((self.name, "log_metrics", step, values, console_summary))
+    def log_metrics(self, step: int, values: Mapping[str, float], *, show: bool = False) -> None:
+        self.calls.append((self.name, "log_metrics", step, values, show))
 
     def run_metadata(self) -> dict[str, Any]:
         return {f"{self.name}_id": 1}
@@ -68,13 +71,13 @@ def test_every_call_reaches_every_sink(
     choose(monkeypatch, "first", "last")
     with open_tracker(run_info(tmp_path), is_main=True) as tracker:
         tracker.rewind(3)
-        tracker.log_metrics(4, {"loss": 0.5}, console_summary="loss 0.5")
+        tracker.log_metrics(4, METRICS, show=True)
         assert tracker.run_metadata() == {"first_id": 1, "last_id": 1}
     assert recorders == [
         *(("first", "rewind", 3), ("last", "rewind", 3)),
         *(
-            ("first", "log_metrics", 4, {"loss": 0.5}, "loss 0.5"),
-            ("last", "log_metrics", 4, {"loss": 0.5}, "loss 0.5"),
+            ("first", "log_metrics", 4, METRICS, True),
+            ("last", "log_metrics", 4, METRICS, True),
         ),
         *(("last", "close", False), ("first", "close", False)),
     ]
@@ -171,7 +174,7 @@ def test_other_processes_record_nothing(
         tracker.warning("text")
         tracker.start_progress(0, 2)
         tracker.advance()
-        tracker.log_metrics(1, {"loss": 1.0}, console_summary="loss 1")
+        tracker.log_metrics(1, {"loss": 1.0}, show=True)
         tracker.stop_progress()
         assert tracker.run_metadata() == {}
     assert recorders == []

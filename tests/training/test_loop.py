@@ -28,6 +28,7 @@ from angle.training.checkpoint import Progress
 from angle.training.meter import MAX_OVERFLOWS, Meter
 from angle.training.run_folder import RunFolder
 from angle.training.schedule import lr_factor, warmup_steps
+from angle.training.summary import summary
 from benchmarks.small_models import build
 
 TIMINGS = ("texts_per_second",)
@@ -193,7 +194,7 @@ def test_finished_run_is_only_reported(model: Path, rows: Path, tmp_path: Path) 
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")}
     result = fit(config)
     assert result.already_finished
-    assert "finished" in result.summary()
+    assert "holds this run already, finished." in summary(result)
     assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")}
 
 
@@ -237,7 +238,8 @@ def test_best_model_is_kept_even_when_every_score_is_negative(
     result = fit(config)
 
     scores = {line["step"]: line["valid/spearman"] for line in metrics(tmp_path / "run") if "valid/spearman" in line}
-    assert list(scores) == [2, 4, 6, 8, 10]
+    assert list(scores) == [0, 2, 4, 6, 8, 10]
+    assert result.valid_before["spearman"] == scores.pop(0)
     assert max(scores.values()) < 0
     assert result.best_score == max(scores.values())
     assert scores[result.best_step or 0] == result.best_score
@@ -310,7 +312,8 @@ def test_a_metric_of_the_format_chooses_the_best_model(
     result = fit(config)
 
     values = {line["step"]: line[f"valid/{metric}"] for line in metrics(tmp_path / "run") if "valid/loss" in line}
-    assert list(values) == [2, 4, 6, 8, 10]
+    assert list(values) == [0, 2, 4, 6, 8, 10]
+    assert result.valid_before[metric] == values.pop(0)
     assert len(set(values.values())) > 1
     assert result.best_score == best_of(values.values())
     assert result.best_step == next(step for step, value in values.items() if value == result.best_score)
@@ -318,7 +321,8 @@ def test_a_metric_of_the_format_chooses_the_best_model(
     record = json.loads((tmp_path / "run" / "run.json").read_text())["result"]
     assert (record["best_metric"], record["best_score"]) == (metric, result.best_score)
     label = metric.replace("_", " ").replace("in batch", "in-batch")
-    assert f"Best    {label} {result.best_score:.4f} on validation, at step {result.best_step}" in result.summary()
+    score = f"{result.best_score:.3f}" if metric == "loss" else f"{100 * result.best_score:.2f}"
+    assert f"Best    {label} {score} on validation, at step {result.best_step} (" in summary(result)
 
 
 def test_a_best_metric_that_is_not_measured_is_refused_before_training(

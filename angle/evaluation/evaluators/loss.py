@@ -19,7 +19,7 @@ class ValidationLoss:
     name = "loss"
     purpose = "valid"
     formats = frozenset(FORMATS)
-    metric = Metric("loss", "loss", "weighted sum of the loss terms", higher_is_better=False)
+    metric = Metric("loss", "loss", "weighted sum of the loss terms", higher_is_better=False, is_fraction=False)
 
     def __init__(self, corpus: Corpus, context: RunContext) -> None:
         """Build the loss for the format of the rows, which may differ from that of the training rows."""

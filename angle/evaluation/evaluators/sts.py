@@ -21,6 +21,9 @@ from angle.evaluation.metrics import Floats, best_accuracy, pearson, similaritie
 if TYPE_CHECKING:
     from angle.modeling.encoder import Encoder
 
+#: Label above which a pair is positive, as in angle_emb.
+DEFAULT_POSITIVE_ABOVE = 0.5
+
 
 class StsEvaluator:
     """Spearman's correlation of the pairs' cosines with their labels, the metric that the field reports."""
@@ -56,12 +59,26 @@ class PairScores:
         """Spearman's correlation of the cosines."""
         return spearman(self.scores["cosine"], self.labels)
 
-    def metrics(self, positive_above: float = 0.5) -> dict[str, float]:
-        """Return all correlations, and the best accuracy of the cosine together with its threshold."""
+    def metrics(self, positive_above: float | None = None) -> dict[str, float]:
+        """Return all correlations, and the best accuracy of the cosine together with its threshold.
+
+        Args:
+            positive_above: label above which a pair is positive; None: `positive_threshold`.
+
+        """
+        if positive_above is None:
+            positive_above = positive_threshold(self.labels)
         metrics = {f"spearman_{name}": spearman(score, self.labels) for name, score in self.scores.items()}
         metrics |= {f"pearson_{name}": pearson(score, self.labels) for name, score in self.scores.items()}
         accuracy, threshold = best_accuracy(self.scores["cosine"], self.labels > positive_above)
-        return metrics | {"accuracy": accuracy, "accuracy_threshold": threshold, "pairs": float(len(self.labels))}
+        metrics |= {"accuracy": accuracy, "accuracy_threshold": threshold, "positive_above": positive_above}
+        return metrics | {"pairs": float(len(self.labels))}
+
+
+def positive_threshold(labels: npt.NDArray[np.float32]) -> float:
+    """Return the label above which pairs are positive: 0.5, or the middle of labels that are all on one side of it."""
+    low, high = float(labels.min()), float(labels.max())
+    return DEFAULT_POSITIVE_ABOVE if low <= DEFAULT_POSITIVE_ABOVE < high else (low + high) / 2
 
 
 def score_pairs(
@@ -100,7 +117,7 @@ def load_sts(source: SourceConfig, purpose: str, tokenizer: Tokenizer, limits: L
 
     """
     corpus = load_corpus(source, purpose, tokenizer, "A", limits)
-    check_labels_vary(corpus, source, purpose)
+    check_labels_vary(corpus, source_label(purpose, source))
     return corpus
 
 
@@ -110,13 +127,12 @@ def labels_vary(corpus: Corpus) -> bool:
     return bool(np.ptp(corpus.labels) > 0)
 
 
-def check_labels_vary(corpus: Corpus, source: SourceConfig, purpose: str) -> None:
+def check_labels_vary(corpus: Corpus, name: str) -> None:
     """Raise DataError if all labels of a format-A corpus are the same, so that nothing correlates with them."""
     if not labels_vary(corpus):
         assert corpus.labels is not None
         raise DataError(
-            f"{source_label(purpose, source)}: every label is {corpus.labels[0]:g}, so no correlation exists; give "
-            f"graded or mixed labels."
+            f"{name}: every label is {corpus.labels[0]:g}, so no correlation exists; give graded or mixed labels."
         )
 
 
