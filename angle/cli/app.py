@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from string import Template
+from typing import Any
 
 from angle.cli.arguments import check_arguments, table_of_groups
 from angle.cli.jobs import JobRunner
-from angle.cli.sweep import check_jobs, comparison_table, select_overrides, slug, swept_keys
+from angle.cli.sweep import check_jobs, select_overrides, slug, swept_keys
+from angle.cli.sweep_record import SWEEP_FILE, TABLE_FILE
+from angle.cli.sweep_table import comparison_table
 from angle.cli.user_errors import exit_on_user_error
 from angle.config.build import Config
-from angle.distributed.environment import check_launcher_environment, launch_time, world_size
+from angle.distributed.environment import check_launcher_environment, launch_time, script_command, world_size
 from angle.errors import ConfigError
-from angle.terminal import print_once
+from angle.terminal import print_once, wrapped_command
 
 
 def launch(task: Callable[[Config], float | None], schema: type[Config], name: str, conf: Path) -> None:
@@ -35,21 +39,39 @@ def launch(task: Callable[[Config], float | None], schema: type[Config], name: s
         if arguments.help:
             print(_help(arguments.overrides, name, conf))
             return
-        if arguments.multirun:
-            check_jobs(arguments.overrides, schema, name, conf)
-        runner = JobRunner(task, schema, swept)
-        from angle.tracking.console import without_repeated_notes
+        total = check_jobs(arguments.overrides, schema, name, conf) if arguments.multirun else 1
+        runner = JobRunner(task, schema, swept, total)
+        from angle.tracking.console import without_repetitions
 
-        with without_repeated_notes():
-            _run_hydra(words, runner, name, conf)
+        try:
+            with without_repetitions():
+                _run_hydra(words, runner, name, conf)
+        except KeyboardInterrupt:
+            if runner.sweep_folder is not None:
+                print_once(_interrupted(runner))
+            raise
         if len(runner.results) > 1:
-            print_once(f"\n{comparison_table(runner.results)}")
+            print_once(f"\n{comparison_table(runner.results)}\n{_written(runner)}")
         if world_size() > 1:
             from angle.distributed.process_group import shutdown_distributed
 
             shutdown_distributed()
-    if any(result.failed for result in runner.results):
+    if any(result.error is not None for result in runner.results):
         sys.exit(1)
+
+
+def _written(runner: JobRunner[Any]) -> str:
+    """Return where the table of a sweep is saved."""
+    return f"Saved   {runner.sweep_folder}/{SWEEP_FILE}, {TABLE_FILE}"
+
+
+def _interrupted(runner: JobRunner[Any]) -> str:
+    """Return what an interrupted sweep has found, and the command that goes on with all of it."""
+    typed = [shlex.quote(word) for word in sys.argv[1:] if not word.startswith("hydra.sweep.dir=")]
+    command = ["python", script_command(Path(sys.argv[0]).name), *typed]
+    command += [shlex.quote(f"hydra.sweep.dir={runner.sweep_folder}")]
+    table = f"{comparison_table(runner.results)}\n{_written(runner)}\n\n" if runner.results else ""
+    return f"\n{table}The sweep was interrupted; to go on with all of it, type\n{wrapped_command(command)}"
 
 
 def _register(schema: type[Config], name: str, conf: Path, swept: set[str]) -> None:

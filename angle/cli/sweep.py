@@ -7,7 +7,6 @@ import math
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from angle.cli.arguments import MAX_JOBS
@@ -18,22 +17,6 @@ from angle.errors import ConfigError
 
 #: Maximum length of a job's folder name: file systems allow 255 bytes.
 SLUG_LENGTH = 100
-
-
-@dataclass
-class JobResult:
-    """The outcome of a job: failed, until its task has returned."""
-
-    overrides: str
-    """The part of the command line in which the jobs differ."""
-    folder: str
-    score: float | None = None
-    """The score by which jobs are compared, higher is better; None if nothing was measured."""
-    best_metric: str | None = None
-    """`train.best_metric`: what the score measures; None for the default."""
-    failed: bool = True
-    trained: bool = False
-    """Whether a model was trained, which validation data would have given a score."""
 
 
 def swept_keys(words: Sequence[str]) -> set[str]:
@@ -50,8 +33,11 @@ def select_overrides(words: Sequence[str], keys: set[str]) -> list[str]:
     return [word for word in words if word.lstrip("+~").partition("=")[0] in keys]
 
 
-def check_jobs(words: Sequence[str], schema: type[Config], name: str, conf: Path) -> None:
+def check_jobs(words: Sequence[str], schema: type[Config], name: str, conf: Path) -> int | None:
     """Compose the settings of every job up front, so that none fails on them after others have been trained.
+
+    Returns:
+        The number of jobs; None if another sweeper decides it.
 
     Raises:
         ConfigError: a job has a value that cannot work, contradictory settings, or the same folder as another job.
@@ -64,7 +50,7 @@ def check_jobs(words: Sequence[str], schema: type[Config], name: str, conf: Path
 
     overrides = OverridesParser.create().parse_overrides(list(words))
     if any(override.key_or_group == "hydra/sweeper" for override in overrides):
-        return  # which values another sweeper tries is not known beforehand
+        return None  # which values another sweeper tries is not known beforehand
     count = math.prod(len(list(o.sweep_string_iterator())) for o in overrides if o.is_sweep_override())
     if count > MAX_JOBS:
         raise ConfigError(f"-m names {count:,} jobs, and one command runs at most {MAX_JOBS:,}: give fewer values.")
@@ -89,6 +75,7 @@ def check_jobs(words: Sequence[str], schema: type[Config], name: str, conf: Path
                     f"hydra.sweep.dir={folder}, in which each has its own."
                 )
             folders.append(os.path.abspath(folder))
+    return len(jobs)
 
 
 def output_dir_setting(config: TrainConfig | EvaluateConfig | ConvertConfig) -> tuple[str, str | None]:
@@ -106,35 +93,10 @@ def best_metric(config: TrainConfig | EvaluateConfig | ConvertConfig) -> str | N
     return train.best_metric if train.resume is None else read_config(Path(train.resume)).train.best_metric
 
 
-def comparison_table(jobs: Sequence[JobResult]) -> str:
-    """Return a table of what was measured of each job, followed by the folder of the best one."""
-    from angle.evaluation.run_evaluators import metric_named
-
-    width = max(len(job.overrides) for job in jobs)
-    scored = [job for job in jobs if job.score is not None]
-    labels = {metric_named(job.best_metric).label for job in scored or jobs}
-    comparable = scored if len(labels) == 1 else []
-    best = max(comparable, key=lambda job: job.score or 0.0, default=None)
-    header = labels.pop() if len(labels) == 1 else "score"
-    lines = [f"{'Job':>3}  {'':{width}}  {header:>8}"]
-    for number, job in enumerate(jobs):
-        cell = "failed" if job.failed else "–"
-        if job.score is not None:
-            metric = metric_named(job.best_metric)
-            cell = metric.format(metric.score(job.score))
-        mark = "  best" if job is best else ""
-        lines.append(f"{number:>3}  {job.overrides:{width}}  {cell:>{max(8, len(header))}}{mark}")
-    if best is not None:
-        lines += ["", f"Best    {best.folder}"]
-    elif all(job.trained for job in jobs):
-        lines += ["", "No scores, so nothing is compared: data.valid_sts.name_or_path=... measures every job."]
-    return "\n".join(lines)
-
-
 def slug(words: Sequence[str]) -> str:
     """Return a job's overrides as a folder name that is easy to type; if too long, cut, with a checksum at the end."""
     text = "_".join(words)
-    name = re.sub(r"[^\w.-]+", "-", text.replace(",", "_"))
+    name = re.sub(r"[^\w.-]+", "-", text.replace(",", "_")) or "defaults"
     if len(name) <= SLUG_LENGTH:
         return name
     return f"{name[: SLUG_LENGTH - 9]}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"

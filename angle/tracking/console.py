@@ -19,8 +19,9 @@ LOG_FILE = "train.log"
 #: Columns that a progress bar needs beside its status and its numbers of steps.
 BAR_COLUMNS = len("step / ███  1:23:45 left") + 1
 LOGGER = logging.getLogger("angle")
-#: Advice on the settings; a logger of its own for `without_repeated_notes`.
-NOTES_LOGGER = LOGGER.getChild("notes")
+#: What is known of a run before it starts; a logger of its own for `without_repetitions`.
+HEADER_LOGGER = LOGGER.getChild("header")
+_printed: set[str] | None = None
 
 
 class Sink(sink.Sink):
@@ -45,9 +46,9 @@ class Sink(sink.Sink):
         """Print a message."""
         LOGGER.info(text)
 
-    def note(self, text: str) -> None:
-        """Print a note, labelled as in the banner."""
-        NOTES_LOGGER.info(labelled("note", text))
+    def header(self, label: str, text: str) -> None:
+        """Print a line behind its label."""
+        HEADER_LOGGER.info(labelled(label, text))
 
     def warning(self, text: str) -> None:
         """Print a warning."""
@@ -128,21 +129,17 @@ class Sink(sink.Sink):
 
 
 @contextmanager
-def without_repeated_notes() -> Iterator[None]:
-    """Drop notes that were given before, in other runs too: the jobs of a sweep have most of them in common."""
-    given: set[str] = set()
+def without_repetitions() -> Iterator[None]:
+    """Print no header line and no note that was printed before, in other runs too; the logs have all of them.
 
-    def is_new(record: logging.LogRecord) -> bool:
-        text = record.getMessage()
-        is_known = text in given
-        given.add(text)
-        return not is_known
-
-    NOTES_LOGGER.addFilter(is_new)
+    The jobs of a sweep have most of them in common.
+    """
+    global _printed
+    _printed = set()
     try:
         yield
     finally:
-        NOTES_LOGGER.removeFilter(is_new)
+        _printed = None
 
 
 def append_to_log(folder: Path, text: str) -> None:
@@ -179,6 +176,11 @@ class _ConsoleHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Print one message."""
+        text = self.format(record)
+        if record.name == HEADER_LOGGER.name and _printed is not None:
+            if text in _printed:
+                return
+            _printed.add(text)
         clear_announcement()
-        tqdm.write(self.format(record), file=sys.stdout)
+        tqdm.write(text, file=sys.stdout)
         sys.stdout.flush()

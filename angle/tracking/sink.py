@@ -45,8 +45,8 @@ class Sink:
     def info(self, text: str) -> None:
         """Record a message."""
 
-    def note(self, text: str) -> None:
-        """Record a note: advice on the settings, given once a sweep."""
+    def header(self, label: str, text: str) -> None:
+        """Record what is known of the run before it starts, such as advice on its settings."""
 
     def warning(self, text: str) -> None:
         """Record a warning."""

@@ -38,10 +38,10 @@ class Tracker:
         for sink in self.sinks:
             sink.info(text)
 
-    def note(self, text: str) -> None:
-        """Print and log a note: advice on the settings, given once a sweep."""
+    def header(self, label: str, text: str) -> None:
+        """Print and log what is known of the run before it starts; in a sweep it is printed once if it is the same."""
         for sink in self.sinks:
-            sink.note(text)
+            sink.header(label, text)
 
     def warning(self, text: str) -> None:
         """Print and log a warning."""

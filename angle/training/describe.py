@@ -21,7 +21,6 @@ from angle.modeling.encoder import Encoder
 from angle.modeling.packing import Layout
 from angle.modeling.quantization import count_weights
 from angle.modeling.token_embeddings import partly_trained_embedding
-from angle.terminal import labelled
 from angle.training.data import RunData
 
 if TYPE_CHECKING:
@@ -68,8 +67,10 @@ def _git_commit() -> str | None:
     return result.stdout.strip() or None
 
 
-def banner(config: TrainConfig, encoder: Encoder, data: RunData, total_steps: int, accelerator: Accelerator) -> str:
-    """Return a few lines on what a run is about to do."""
+def banner(
+    config: TrainConfig, encoder: Encoder, data: RunData, total_steps: int, accelerator: Accelerator
+) -> list[tuple[str, str]]:
+    """Return a few lines on what a run is about to do, each with its label."""
     trainable_weights = sum(p.numel() for p in encoder.parameters() if p.requires_grad)
     all_weights = sum(map(count_weights, encoder.parameters()))
     model, train = config.model, config.train
@@ -117,4 +118,4 @@ def banner(config: TrainConfig, encoder: Encoder, data: RunData, total_steps: in
     if config.hub.push:
         visible_to = "you alone" if config.hub.private else "everybody"
         lines.append(("hub", f"{config.hub.model_id}, once training is over, for {visible_to}"))
-    return "\n".join(labelled(name, text) for name, text in lines)
+    return lines

@@ -46,7 +46,7 @@ class DryRun:
     seconds: float
     """Duration of an optimiser step."""
     rows_per_step: int
-    banner: str
+    banner: list[tuple[str, str]]
     notes: list[str]
     """Advice on the settings."""
 
@@ -54,7 +54,7 @@ class DryRun:
         """Return the report."""
         total = sum(self.memory.values())
         lines = [
-            self.banner,
+            *(labelled(label, text) for label, text in self.banner),
             *(labelled("note", note) for note in self.notes),
             "",
             f"{self.batch_name}: {self.rows} rows, {self.texts} different texts, {self.tokens:,} tokens",

@@ -99,10 +99,11 @@ def fit(config: TrainConfig, explicit_keys: Collection[str] = ()) -> Result:
         stack.enter_context(signals.noted())
         stack.enter_context(folder.explained_disk_errors())
         try:
-            run.tracker.info(banner(run.config, run.encoder, run.data, run.total_steps, accelerator))
+            for label, text in banner(run.config, run.encoder, run.data, run.total_steps, accelerator):
+                run.tracker.header(label, text)
             notes = notes_on(run.config, run.data, run.total_steps)
             for note in notes:
-                run.tracker.note(note)
+                run.tracker.header("note", note)
             if accelerator.is_main_process:
                 folder.update(notes=notes)
             _resume(run)

@@ -196,7 +196,7 @@ def test_what_hydra_would_refuse_is_refused_in_one_line(command, words):
         (["loss.ibn_w=10", "train.seed=1"], "loss.ibn_w-10_train.seed-1"),
         (["model.name_or_path=org/model"], "model.name_or_path-org-model"),
         (["train.output_dir=/a b/../{c}"], "train.output_dir-a-b-..-c-"),
-        ([], ""),
+        ([], "defaults"),
     ],
 )
 def test_slug_is_the_name_of_one_folder(words, name):

@@ -136,7 +136,7 @@ def test_a_sweep_has_a_folder_per_job_each_of_which_can_be_resumed(tmp_path):
         env=fork_server.environment(),
         stdout=subprocess.DEVNULL,
     )
-    third = tmp_path / "sweep" / "2_loss.ibn_w-20_loss.angle_tau-1"
+    third = tmp_path / "sweep" / "loss.ibn_w-20_loss.angle_tau-1"
     deadline = time.monotonic() + 200
     while not (third / "checkpoints" / "step-00000020").exists():
         assert sweep.poll() is None
@@ -151,8 +151,10 @@ def test_a_sweep_has_a_folder_per_job_each_of_which_can_be_resumed(tmp_path):
     assert len(re.findall(r"holds this run already, finished", done.stdout)) == 2
     assert len(re.findall(r"^resume  at step [23]0 ", done.stdout, re.MULTILINE)) == 1
     jobs = sorted(path for path in (tmp_path / "sweep").iterdir() if path.is_dir())
-    ends = [f"loss.ibn_w-{weight}_loss.angle_tau-{tau}" for weight in (10, 20) for tau in (1, 20)]
-    assert [job.name for job in jobs] == [f"{number}_{end}" for number, end in enumerate(ends)]
+    names = [f"loss.ibn_w-{weight}_loss.angle_tau-{tau}" for weight in (10, 20) for tau in (1, 20)]
+    assert [job.name for job in jobs] == names
+    record = json.loads((tmp_path / "sweep" / "sweep.json").read_text())["jobs"]
+    assert [Path(job["folder"]).name for job in record] == names
     assert "Next" not in done.stdout  # for the best alone
     (best,) = re.findall(r"^Best    (sweep/\S+)$", done.stdout, re.MULTILINE)
     scores = [json.loads((job / "run.json").read_text())["result"]["best_score"] for job in jobs]
@@ -197,14 +199,16 @@ def test_failed_job_does_not_stop_a_sweep(command: Command, tmp_path):
     done = command("train.py", "-m", *words, "train.output_dir=out/${hydra:job.num}")
     assert done.returncode == 1
     assert done.stderr.startswith("Error: train.batch_size=1 leaves a row no other row to be compared with")
-    *_, head, first, second, _, best = done.stdout.splitlines()
-    assert head.split() == ["Job", "Spearman"]
+    *_, head, first, second, _, failed, _, _, best, saved = done.stdout.splitlines()
+    assert head.split() == ["Spearman"]
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["1"]
-    assert first.split() == ["0", "train.batch_size=1", "failed"]
-    assert re.fullmatch(r"  1  train\.batch_size=8  +-?\d+\.\d\d  best", second)
+    assert first.split() == ["train.batch_size=1", "failed"]
+    assert re.fullmatch(r"train\.batch_size=8  +-?\d+\.\d\d  best", second)
+    assert failed.startswith("failed  train.batch_size=1: train.batch_size=1 leaves a row no other row")
     assert best == "Best    out/1"
+    assert re.fullmatch(r"Saved   multirun/\S+/sweep.json, sweep.csv", saved)
     done = command("train.py", "-m", "train.resume=out/1", "train.logging_steps=2,3")
-    assert done.stdout.splitlines()[-1] == "Best    out/1"
+    assert done.stdout.splitlines()[-2] == "Best    out/1"
 
 
 @pytest.fixture(scope="module")
@@ -277,9 +281,56 @@ def test_a_sweep_without_scores_says_so(command: Command, tmp_path: Path) -> Non
     words = ["data=files", "data.train.name_or_path=c.jsonl", "train.max_steps=1", "train.seed=1,2"]
     done = command("train.py", "-m", *words)
     assert done.returncode == 0
-    assert done.stdout.endswith(
-        "No scores, so nothing is compared: data.valid_sts.name_or_path=... measures every job.\n"
+    assert "No scores, so nothing is compared: data.valid_sts.name_or_path=... measures every job.\n" in done.stdout
+
+
+@pytest.mark.slow
+def test_a_value_that_is_added_to_a_sweep_runs_alone(command: Command, tmp_path: Path) -> None:
+    words = [*sample_files(tmp_path), "train.max_steps=2", "train.batch_size=8", "hydra.sweep.dir=sweep"]
+    done = command("train.py", "-m", *words, "loss.ibn_w=10,30", "train.seed=1,2")
+    assert done.returncode == 0, done.stderr
+    files = {path: path.stat().st_mtime_ns for path in (tmp_path / "sweep").rglob("*/final/*")}
+    assert len(files) > 8
+    done = command("train.py", "-m", *words, "loss.ibn_w=10,20,30", "train.seed=1,2")
+    assert done.stdout.count("holds this run already, finished") == 4
+    assert {path: path.stat().st_mtime_ns for path in files} == files
+    table = done.stdout[done.stdout.index(" sd ") :]
+    assert re.findall(r"^(loss\.ibn_w=\d+) .* 2(?:  best)?$", table, re.MULTILINE) == [
+        "loss.ibn_w=10", "loss.ibn_w=20", "loss.ibn_w=30",
+    ]  # fmt: skip
+    assert done.stdout.count("\nmodel   ") == 1  # what the jobs have in common is printed once, and logged by each
+    assert all("INFO model   " in log.read_text() for log in (tmp_path / "sweep").glob("*/train.log"))
+
+
+@pytest.mark.slow
+def test_an_interrupted_sweep_says_what_it_found_and_how_to_go_on(tmp_path: Path) -> None:
+    words = [*sample_files(tmp_path), "train.batch_size=8", "train.max_steps=30", "loss.ibn_w=10,20"]
+    sweep = subprocess.Popen(
+        [sys.executable, str(REPO / "train.py"), "-m", *words],
+        cwd=tmp_path,
+        env=fork_server.environment(PYTHONUNBUFFERED="1"),
+        stdout=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored where tests run in the background
     )
+    assert sweep.stdout is not None
+    while not sweep.stdout.readline().startswith("Job 2 of 2  loss.ibn_w=20  (about "):
+        assert sweep.poll() is None
+    while not sweep.stdout.readline().startswith("step 10/30 "):
+        assert sweep.poll() is None
+    sweep.send_signal(signal.SIGINT)
+    printed, _ = sweep.communicate(timeout=100)
+    assert sweep.returncode == 75
+    assert re.search(r"^loss\.ibn_w=10 .* best$", printed, re.MULTILINE)
+    (folder,) = (path.parent for path in tmp_path.glob("multirun/*/*/sweep.json"))
+    (line,) = (line for line in commands_in(printed) if " -m " in line)
+    assert shlex.split(line)[2:] == ["-m", *words, f"hydra.sweep.dir={folder.relative_to(tmp_path)}"]
+    record = json.loads((folder / "sweep.json").read_text())["jobs"]
+    statuses = {entry["settings"]["loss.ibn_w"]: entry["error"] for entry in record}
+    assert statuses == {"10": None, "20": "interrupted"}
+    done = start("train.py", *shlex.split(line)[2:], folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "resume  at step" in done.stdout
 
 
 @pytest.mark.parametrize("label", [None, 0.0])

@@ -570,5 +570,6 @@ def test_a_run_verifies_packing_in_its_own_precision_and_reports_it(
     accelerator = start_accelerator(config.train.mixed_precision)
     components = setup.build(config, accelerator)
     assert verified == [(True, True, "cpu")]
-    message = banner(components.config, components.encoder, components.data, components.total_steps, accelerator)
+    lines = banner(components.config, components.encoder, components.data, components.total_steps, accelerator)
+    message = dict(lines)["device"]
     assert "bf16, texts padded, for packed ones failed the comparison on this device" in message

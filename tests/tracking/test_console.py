@@ -13,7 +13,7 @@ from angle import TrainConfig, build_config, fit
 from angle.config import TrackingConfig
 from angle.terminal import labelled, wrapped_command
 from angle.tracking import console
-from angle.tracking.console import LOGGER, without_repeated_notes
+from angle.tracking.console import LOGGER, without_repetitions
 from angle.tracking.sink import RunInfo
 
 
@@ -35,7 +35,7 @@ def state() -> tuple[Any, ...]:
 def test_messages_are_printed_and_logged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sink = opened(tmp_path)
     sink.info("model   tiny")
-    sink.note("toy data")
+    sink.header("note", "toy data")
     sink.warning("the loss is 0")
     sink.start_progress(0, 100)
     metrics = {"loss": 1.0, "loss/cosine": 0.25, "loss/angle": 0.75, "texts_per_second": 1234.5}
@@ -92,15 +92,17 @@ def test_a_log_that_cannot_be_opened_leaves_the_loggers_alone(tmp_path: Path) ->
 
 def test_a_sweep_gives_each_note_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sink = opened(tmp_path)
-    with without_repeated_notes():
+    with without_repetitions():
         for text in ("a", "a", "b", "a"):
-            sink.note(text)
+            sink.header("note", text)
             sink.info(text)
-    sink.note("a")  # a later sweep in the same process
+    sink.header("note", "a")  # a later sweep in the same process
     sink.close(failed=False)
     lines = capsys.readouterr().out.splitlines()
     assert [line for line in lines if line.startswith("note")] == ["note    a", "note    b", "note    a"]
     assert [line for line in lines if not line.startswith("note")] == ["a", "a", "b", "a"]
+    log = (tmp_path / "train.log").read_text()
+    assert [log.count(f"note    {text}\n") for text in "ab"] == [4, 1]
 
 
 def test_messages_are_printed_whatever_the_level_of_the_root_logger(

@@ -170,7 +170,7 @@ def test_other_processes_record_nothing(
     choose(monkeypatch, "first")
     with open_tracker(run_info(tmp_path), is_main=False) as tracker:
         tracker.info("text")
-        tracker.note("text")
+        tracker.header("note", "text")
         tracker.warning("text")
         tracker.start_progress(0, 2)
         tracker.advance()

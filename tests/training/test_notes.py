@@ -138,4 +138,5 @@ def test_a_sweep_gives_a_note_once(tmp_path: Path) -> None:
     result = start("train.py", "-m", "data=files", *words, folder=tmp_path)
     assert result.returncode == 0, result.stderr
     assert result.stdout.count("note    loss.angle_w=1 has no effect on format C") == 1
-    assert result.stdout.count("20 in-batch (tau 20)\n") == 2
+    assert result.stdout.count("20 in-batch (tau 20)\n") == 1
+    assert [result.stdout.count(f"linear, seed {seed}\n") for seed in (1, 2)] == [1, 1]
