@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -70,9 +71,9 @@ class SweepRecord:
         make_folder(self.folder)
         with self._locked():
             self._read()
-            known = self.entries.get(Path(job.folder).name, {})
+            known = self.entries.get(os.path.abspath(job.folder), {})
             was_finished = job.error is None and known.get("status") == "finished"  # so this job only found it
-            self.entries[Path(job.folder).name] = {
+            self.entries[os.path.abspath(job.folder)] = {
                 "settings": job.settings,
                 "folder": job.folder,
                 "status": "finished" if job.error is None else "failed",
@@ -91,7 +92,8 @@ class SweepRecord:
         if not path.exists():
             return
         try:
-            self.entries = {Path(job["folder"]).name: job for job in json.loads(path.read_text("utf-8"))["jobs"]}
+            jobs = json.loads(path.read_text("utf-8"))["jobs"]
+            self.entries = {os.path.abspath(job["folder"]): job for job in jobs}
         except (ValueError, KeyError, TypeError):
             raise ConfigError(
                 f"{path} is not as a sweep writes it: move it away, or give another hydra.sweep.dir."

@@ -134,6 +134,14 @@ def test_a_job_that_is_done_again_takes_the_place_of_the_first(tmp_path: Path) -
     assert entry["seconds"] == 60.0  # the last one found it finished
 
 
+def test_jobs_in_folders_of_one_name_are_two(tmp_path: Path) -> None:
+    for parent in "ab":
+        record_of(
+            tmp_path, JobResult({"train.output_dir": f"{parent}/run"}, str(tmp_path / parent / "run"), 0.5, error=None)
+        )
+    assert len(json.loads((tmp_path / SWEEP_FILE).read_text())["jobs"]) == 2
+
+
 def test_a_record_that_is_something_else_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / SWEEP_FILE).write_text("[1, 2]")
     with pytest.raises(ConfigError, match="is not as a sweep writes it: move it away"):
