@@ -15,7 +15,7 @@ SHARED_ARCHITECTURES = frozenset(
         "albert", "bert", "big_bird", "biogpt", "bloom", "camembert", "codegen", "cohere", "ctrl", "data2vec-text",
         "deberta", "deberta-v2", "distilbert", "electra", "ernie", "falcon", "gemma", "gemma2", "gemma3_text", "glm",
         "gpt2", "gpt_neo", "gpt_neox", "gptj", "granite", "helium", "ibert", "llama", "longformer", "megatron-bert",
-        "mistral", "mixtral", "mobilebert", "modernbert", "mpnet", "olmo", "olmo2", "openai-gpt", "opt", "phi", "phi3",
+        "mistral", "mixtral", "modernbert", "mpnet", "olmo", "olmo2", "openai-gpt", "opt", "phi", "phi3",
         "qwen2", "qwen3", "rembert", "roberta", "roberta-prelayernorm", "roformer", "smollm3", "squeezebert",
         "stablelm", "starcoder2", "xglm", "xlm-roberta", "xlm-roberta-xl",
     )
