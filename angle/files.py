@@ -24,11 +24,11 @@ MANIFEST = "manifest.json"
 Result = TypeVar("Result")
 
 
-def write_durably(path: Path, text: str) -> None:
-    """Write a file so that a reader, or a crash, finds either the old text or the new one; a failure leaves the old."""
+def write_durably(path: Path, content: str | bytes) -> None:
+    """Write a file so that a reader, or a crash, finds either the old file or the new one; a failure leaves the old."""
     temp_path = _temp_path(path)
     try:
-        temp_path.write_text(text, encoding="utf-8", newline="")
+        temp_path.write_bytes(content.encode() if isinstance(content, str) else content)
         sync(temp_path)
         os.replace(temp_path, path)
     except BaseException:

@@ -11,12 +11,14 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from angle.config import LossConfig
 from angle.data.batching import BatchSpec, collate
 from angle.data.corpus import Corpus
+from angle.evaluation.metrics import Floats, spearman
 from angle.structures import Batch, Tokens
 
 
@@ -83,6 +85,20 @@ class RunContext:
     device: torch.device
 
 
+@dataclass(frozen=True)
+class RowValues:
+    """What a metric is computed from, a value for each of R rows, so that a sample of the rows has the metric too."""
+
+    values: Floats
+    """(R,): without labels, the metric is their mean."""
+    labels: npt.NDArray[np.float32] | None = None
+    """(R,): with them, it is Spearman's correlation of the two."""
+
+    def metric(self) -> float:
+        """Return the metric on all rows."""
+        return float(self.values.mean()) if self.labels is None else spearman(self.values, self.labels)
+
+
 class Evaluator(Protocol):
     """Measures a model."""
 
@@ -107,6 +123,13 @@ class ValidationEvaluator(Evaluator, Protocol):
 
     def __init__(self, corpus: Corpus, context: RunContext) -> None:
         """Prepare to measure models on these rows."""
+
+    @property
+    def corpus(self) -> Corpus:
+        """The rows."""
+
+    def row_values(self, encode: Encode) -> RowValues:
+        """Return what the primary metric is computed from."""
 
 
 def with_embedding_cache(encode: Encode) -> Encode:

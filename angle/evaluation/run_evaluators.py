@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from angle.data.corpus import Corpus
 from angle.errors import ConfigError, did_you_mean
-from angle.evaluation.evaluator import Encode, Metric, RunContext, ValidationEvaluator, with_embedding_cache
+from angle.evaluation.evaluator import Encode, Metric, RunContext, ValidationEvaluator
 from angle.evaluation.evaluators import validation_evaluators
 from angle.evaluation.evaluators.sts import StsEvaluator
 
@@ -65,9 +65,19 @@ class RunEvaluators:
         test = None if corpora["test"] is None else StsEvaluator(corpora["test"], context)
         return cls(validation, _choose_metric(best_metric, available), test)
 
+    @property
+    def primary(self) -> ValidationEvaluator | None:
+        """The evaluator whose metric chooses the best model, else the first one; None if nothing is validated."""
+        chosen = (evaluator for evaluator in self.validation if evaluator.metric == self.best_metric)
+        return next(chosen, next(iter(self.validation), None))
+
     def validate(self, encode: Encode) -> dict[str, float]:
-        """Return the values of all metrics by name; the texts of each set are encoded once."""
-        encode = with_embedding_cache(encode)
+        """Return the values of all metrics by name.
+
+        Args:
+            encode: the model; `with_embedding_cache` encodes the texts of each set once.
+
+        """
         return {name: value for evaluator in self.validation for name, value in evaluator.run(encode)}
 
     def format(self, values: Mapping[str, float]) -> str:

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from angle.config import TrainConfig
 from angle.evaluation.encoding import encode_distributed
+from angle.evaluation.evaluator import Encode
+from angle.evaluation.predictions import predict
 from angle.evaluation.run_evaluators import RunEvaluators
 from angle.files import relative_to_cwd
 from angle.modeling.encoder import Encoder
@@ -60,6 +62,14 @@ class Run:
         """Return embeddings for an evaluator, computed across all processes in the precision of training."""
         with self.accelerator.autocast():
             return encode_distributed(partial(self.trainable.encode_tokens, depths=depths), tokens, self.accelerator)
+
+    def save_predictions(self, name: str, encode: Encode) -> None:
+        """Save what the current model says of the validation rows; every process has encoded them already."""
+        evaluator = self.evaluators.primary
+        if evaluator is not None and self.accelerator.is_main_process:
+            with self.folder.writing():
+                decode = partial(self.encoder.tokenizer.tokenizer.decode, skip_special_tokens=True)
+                predict(evaluator, encode, decode, self.progress.step).save(self.folder.path, name)
 
     def save(self, name: str, **notes: Any) -> None:
         """Save the current model in the run folder, under the given name, with notes for the folder's manifest."""

@@ -6,8 +6,9 @@ import math
 
 from angle.config import enumerate_words
 from angle.errors import TrainingError
-from angle.evaluation.evaluator import Metric
+from angle.evaluation.evaluator import Encode, Metric, with_embedding_cache
 from angle.evaluation.evaluators.sts import word_overlap
+from angle.evaluation.predictions import AFTER, BEFORE
 from angle.evaluation.run_evaluators import TEST_METRIC
 from angle.terminal import announce, labelled
 from angle.training.checkpoint import Progress
@@ -20,7 +21,9 @@ def evaluate_untrained(run: Run) -> None:
     """Measure the model before training, and what counting the words that two texts share would score."""
     if run.evaluators.validation or run.evaluators.test:
         announce("measuring the model before training")
-    run.progress.values_before = _validate(run)
+    encode = with_embedding_cache(run.encode)
+    run.progress.values_before = _validate(run, encode)
+    run.save_predictions(BEFORE, encode)
     test_score = run.evaluators.score_test(run.encode)
     if not run.accelerator.is_main_process:
         return
@@ -38,10 +41,14 @@ def evaluate_untrained(run: Run) -> None:
 def evaluate(run: Run) -> None:
     """Evaluate on the validation sets, across all processes; save the model if it is the best that was trained."""
     progress, best_metric = run.progress, run.evaluators.best_metric
-    progress.last_values = values = _validate(run)
-    if best_metric is not None:
+    encode = with_embedding_cache(run.encode)
+    progress.last_values = values = _validate(run, encode)
+    if best_metric is None:
+        run.save_predictions(AFTER, encode)
+    else:
         value = values[best_metric.name]
         if best_metric.is_better(value, progress.best_score):
+            run.save_predictions(AFTER, encode)  # before the model: after a crash in between, this step is repeated
             progress.best_score, progress.best_step = value, progress.step
             run.save("best", step=progress.step, score=value)
             run.tracker.show_best(best_metric.format(value))
@@ -62,14 +69,14 @@ def is_out_of_patience(progress: Progress, patience: int | None) -> bool:
     return patience is not None and progress.evaluations_without_gain >= patience
 
 
-def _validate(run: Run) -> dict[str, float]:
+def _validate(run: Run, encode: Encode) -> dict[str, float]:
     """Measure the model on the validation sets, report it, and return the values of all metrics by name.
 
     All processes return the main process's, since they decide together what follows.
     """
     progress, best_metric = run.progress, run.evaluators.best_metric
     sync_buffers(run.trainable, run.accelerator)
-    values = run.evaluators.validate(run.encode)
+    values = run.evaluators.validate(encode)
     values = from_main_process(lambda: values, run.accelerator)
     bad = [f"valid/{name} is {value}" for name, value in values.items() if not math.isfinite(value)]
     if bad and progress.step == 0:

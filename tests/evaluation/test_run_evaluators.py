@@ -11,6 +11,7 @@ from word_vectors import context, corpus_of, word_vectors
 
 from angle.data.corpus import Corpus
 from angle.errors import ConfigError
+from angle.evaluation.evaluator import with_embedding_cache
 from angle.evaluation.evaluators import validation_evaluators
 from angle.evaluation.run_evaluators import RunEvaluators, metric_named, validation_purpose
 from angle.structures import Tokens
@@ -67,10 +68,10 @@ def test_a_set_is_encoded_once(tmp_path: Path) -> None:
 
     evaluators = build(tmp_path, "A", "A")
     for _ in range(2):  # the model changes between two evaluations
-        evaluators.validate(encode)
+        evaluators.validate(with_embedding_cache(encode))
     assert calls == [3, 3]
     calls.clear()
-    build(tmp_path, "C", "A").validate(encode)
+    build(tmp_path, "C", "A").validate(with_embedding_cache(encode))
     assert sorted(calls) == [3, 4]
 
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from angle.data.corpus import Corpus
-from angle.evaluation.evaluator import Encode, Metric, RunContext, evenly_sized_batches
+from angle.evaluation.evaluator import Encode, Metric, RowValues, RunContext, evenly_sized_batches
 from angle.objective.contrastive import FalseNegativeMask
 from angle.structures import BatchStructure
 
@@ -36,12 +36,16 @@ class InBatchAccuracy:
 
     def run(self, encode: Encode) -> Iterator[tuple[str, float]]:
         """Yield `in_batch_accuracy`."""
+        yield self.metric.name, self.row_values(encode).metric()
+
+    def row_values(self, encode: Encode) -> RowValues:
+        """Return 1 for each row whose text's nearest candidate is its own, 0 for the others."""
         embeddings = encode(self.corpus.tokens)
         correct = [
             positive_ranks_first(embeddings[batch.text_ids], batch.structure)
             for batch in evenly_sized_batches(self.corpus, self.batch_size)
         ]
-        yield self.metric.name, float(torch.cat(correct).double().mean())
+        return RowValues(torch.cat(correct).double().numpy())
 
 
 def positive_ranks_first(embeddings: Tensor, structure: BatchStructure) -> Tensor:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator
 
+import numpy as np
 import torch
 
 from angle.data.corpus import Corpus
-from angle.evaluation.evaluator import Encode, Metric, RunContext, evenly_sized_batches
+from angle.evaluation.evaluator import Encode, Metric, RowValues, RunContext, evenly_sized_batches
 from angle.objective.combined import CombinedLoss
 from angle.structures import FORMATS
 
@@ -27,9 +28,17 @@ class ValidationLoss:
         self.context = context
         self.loss = CombinedLoss(context.loss, corpus.format, context.dimensions, context.duplicates)
 
-    @torch.no_grad()
     def run(self, encode: Encode) -> Iterator[tuple[str, float]]:
         """Yield `loss`, the weighted sum, then `loss/<term>` for each term before weighting."""
+        yield from ((name, sum(values) / len(values)) for name, values in self._batch_values(encode).items())
+
+    def row_values(self, encode: Encode) -> RowValues:
+        """Return the loss of each batch: a row has none of its own."""
+        return RowValues(np.array(self._batch_values(encode)[self.metric.name]))
+
+    @torch.no_grad()
+    def _batch_values(self, encode: Encode) -> dict[str, list[float]]:
+        """Return `loss`, and `loss/<term>` for each term, of each batch."""
         embeddings, device = encode(self.corpus.tokens), self.context.device
         values: dict[str, list[float]] = defaultdict(list)
         for batch in evenly_sized_batches(self.corpus, self.context.batch_size, self.context.duplicates):
@@ -37,7 +46,7 @@ class ValidationLoss:
             values[self.metric.name].append(float(loss.total))
             for term, value in loss.terms.items():
                 values[f"{self.metric.name}/{term}"].append(float(value))
-        yield from ((name, sum(of_batches) / len(of_batches)) for name, of_batches in values.items())
+        return values
 
 
 EVALUATOR = ValidationLoss

@@ -15,7 +15,7 @@ from angle.config import LimitsConfig, SourceConfig
 from angle.data.corpus import Corpus, Tokenizer, load_corpus
 from angle.data.purposes import source_label
 from angle.errors import DataError
-from angle.evaluation.evaluator import Encode, Metric, RunContext
+from angle.evaluation.evaluator import Encode, Metric, RowValues, RunContext
 from angle.evaluation.metrics import Floats, best_accuracy, pearson, similarities, spearman
 
 if TYPE_CHECKING:
@@ -40,6 +40,11 @@ class StsEvaluator:
     def run(self, encode: Encode) -> Iterator[tuple[str, float]]:
         """Yield `spearman`."""
         yield self.metric.name, self.score_pairs(encode).spearman
+
+    def row_values(self, encode: Encode) -> RowValues:
+        """Return the pairs' cosines and labels."""
+        pairs = self.score_pairs(encode)
+        return RowValues(pairs.scores["cosine"], pairs.labels)
 
     def score_pairs(self, encode: Encode) -> PairScores:
         """Return the similarities of the pairs, from which all other metrics follow."""

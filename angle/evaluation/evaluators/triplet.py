@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from angle.data.corpus import Corpus
-from angle.evaluation.evaluator import Encode, Metric, RunContext
+from angle.evaluation.evaluator import Encode, Metric, RowValues, RunContext
 from angle.evaluation.metrics import cosines
 
 
@@ -25,9 +25,13 @@ class TripletAccuracy:
 
     def run(self, encode: Encode) -> Iterator[tuple[str, float]]:
         """Yield `triplet_accuracy`."""
+        yield self.metric.name, self.row_values(encode).metric()
+
+    def row_values(self, encode: Encode) -> RowValues:
+        """Return 1 for each triple that is right, 0 for the others."""
         triples = self.corpus.draw_text_ids(np.arange(len(self.corpus)), seed=0, epoch=0)
         text, positive, negative = encode(self.corpus.tokens)[triples].unbind(1)
-        yield self.metric.name, float(np.mean(cosines(text, positive) > cosines(text, negative)))
+        return RowValues((cosines(text, positive) > cosines(text, negative)).astype(np.float64))
 
 
 EVALUATOR = TripletAccuracy
