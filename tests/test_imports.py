@@ -23,9 +23,10 @@ LAYERS = (
     ("evaluation",),
     ("export",),
     ("training",),
+    ("reports",),
     ("cli",),
     ("compat",),
-    ("api", "angle_trainer"),
+    ("api", "angle_trainer", "report"),
 )
 LAYER = {part: number for number, parts in enumerate(LAYERS) for part in parts}
 #: Where a function is given all settings of a run: to compose, save, compare, take apart or describe them.

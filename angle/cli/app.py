@@ -14,11 +14,19 @@ from typing import Any
 from angle.cli.arguments import check_arguments, table_of_groups
 from angle.cli.jobs import JobRunner
 from angle.cli.sweep import check_jobs, select_overrides, slug, swept_keys
+from angle.cli.sweep_end import conclude
 from angle.cli.sweep_record import SWEEP_FILE, TABLE_FILE
 from angle.cli.sweep_table import comparison_table
 from angle.cli.user_errors import exit_on_user_error
+from angle.config import TrainConfig
 from angle.config.build import Config
-from angle.distributed.environment import check_launcher_environment, launch_time, script_command, world_size
+from angle.distributed.environment import (
+    check_launcher_environment,
+    is_main_process,
+    launch_time,
+    script_command,
+    world_size,
+)
 from angle.errors import ConfigError
 from angle.terminal import print_once, wrapped_command
 
@@ -51,7 +59,10 @@ def launch(task: Callable[[Config], float | None], schema: type[Config], name: s
                 print_once(_interrupted(runner))
             raise
         if len(runner.results) > 1:
-            print_once(f"\n{comparison_table(runner.results)}\n{_written(runner)}")
+            print_once(f"\n{comparison_table(runner.results)}")
+            if schema is TrainConfig and is_main_process() and runner.sweep_folder is not None:
+                print_once(conclude(Path(runner.sweep_folder)))
+            print_once(_written(runner))
         if world_size() > 1:
             from angle.distributed.process_group import shutdown_distributed
 

@@ -43,8 +43,8 @@ def summary(result: Result, words: Sequence[str] = ()) -> str:
     folder = RunFolder(result.folder)
     run, config = relative_to_cwd(result.folder), folder.resolved_config()
     lines = [f"{run} holds this run already, finished."] if result.already_finished else []
-    warnings = _warnings(result, config, has_notes=bool(folder.record().get("notes")))
-    lines += [labelled("Warning:", warning) for warning in warnings]
+    has_notes = bool(folder.record().get("notes"))
+    lines += [labelled("Warning:", warning) for warning in warnings(result, config, has_notes=has_notes)]
     lines += [labelled(label, text) for label, text in _scores(result)]
     lines += [f"Saved   {run}/{'best' if result.best_step is not None else 'final'}"]
     if result.pushed is not None:
@@ -105,7 +105,7 @@ def _better_lr(result: Result, config: TrainConfig) -> float:
     return config.train.learning_rate * (3 if gain(result) == 0 else 0.1)
 
 
-def _warnings(result: Result, config: TrainConfig, *, has_notes: bool) -> Iterator[str]:
+def warnings(result: Result, config: TrainConfig, *, has_notes: bool) -> Iterator[str]:
     """Yield what a user must know before anything else."""
     if _is_unmeasured(result):
         hold_out = ", and data.valid_split=0.05 on rows held out" if _can_hold_out(config) else ""
@@ -191,6 +191,7 @@ def _next_commands(result: Result, config: TrainConfig, run: str, words: Sequenc
     if config.ese.enabled:
         yield [*evaluate, "ese_grid=true"]
     yield ["python", script_command("convert.py"), model]
+    yield ["python", "-m", "angle.report", shlex.quote(run)]
     sweep = suggested_sweep(config)
     if result.best_score is not None and sweep:  # it would compare its jobs by it
         yield [*train, "-m", *_same_words(words, set(sweep)), *(f"{name}={values}" for name, values in sweep.items())]

@@ -9,7 +9,7 @@ import pytest
 from scipy.stats import spearmanr
 
 from angle.evaluation import comparison
-from angle.evaluation.comparison import difference, resample
+from angle.evaluation.comparison import Difference, bootstrap, resample
 from angle.evaluation.evaluator import RowValues
 
 Simulate = Callable[[np.random.Generator, float], tuple[dict[int, RowValues], dict[int, RowValues]]]
@@ -27,9 +27,15 @@ def test_samples_have_the_metric_of_their_rows() -> None:
     drawn = [np.repeat(np.arange(40), sample.astype(int)) for sample in weights]
     assert rows.labels is not None
     expected = [spearmanr(rows.values[sample], rows.labels[sample]).statistic for sample in drawn]
-    assert resample(rows, weights) == pytest.approx(expected, abs=1e-12)
+    assert resample([rows], weights)[0] == pytest.approx(expected, abs=1e-12)
     means = [rows.values[sample].mean() for sample in drawn]
-    assert resample(RowValues(rows.values), weights) == pytest.approx(means, abs=1e-12)
+    assert resample([RowValues(rows.values)], weights)[0] == pytest.approx(means, abs=1e-12)
+
+
+def difference(first: dict[int, RowValues], second: dict[int, RowValues], **options: int) -> Difference:
+    sampled = bootstrap([*first.values(), *second.values()])
+    sides = dict(zip(first, sampled, strict=False)), dict(zip(second, sampled[len(first) :], strict=True))
+    return comparison.difference(*sides, **options)
 
 
 def accuracies(rng: np.random.Generator, gain: float, *, same_seeds: bool = True) -> tuple[dict[int, RowValues], ...]:

@@ -44,6 +44,7 @@ def test_a_model_that_is_better_is_shown_without_a_warning(tmp_path: Path) -> No
         "Test    Spearman 50.00 before training, 62.50 after (shared words alone: 25.00) Saved "
     )
     assert "Warning" not in text
+    assert f"python -m angle.report {tmp_path}/run" in text
 
 
 def test_a_model_that_is_worse_than_before_is_said_first_and_not_recommended(tmp_path: Path) -> None:

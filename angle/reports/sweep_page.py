@@ -1,0 +1,317 @@
+"""The page of a sweep: which setting is best, whether that may be chance, and what mattered."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from angle.evaluation.evaluator import Metric
+from angle.reports.figures import Figure, Row, category, chart, line_chart, quantity
+from angle.reports.page import Figures, Page, Section, Table, Text
+from angle.reports.sweep_record import SweepRecord, number
+from angle.reports.verdict import verdict
+
+#: Curves that are told apart by colour.
+COLOURED = 7
+#: The best and all others, where curves are too many for colours.
+BEST, OTHERS = "the best setting", "other settings"
+
+
+def sweep_page(sweep: SweepRecord) -> Page:
+    """Return the page of a sweep."""
+    failed = sum(job.error is not None for job in sweep.jobs)
+    count = f"{len(sweep.jobs)} jobs of {len(sweep.settings)} settings"
+    return Page(
+        title=f"Sweep {sweep.folder.resolve().name}",
+        subtitle=f"{count}, {failed} failed" if failed else count,
+        sections=[
+            Section("Verdict", list(_verdict(sweep))),
+            Section("Settings", list(_table(sweep))),
+            Section("What the settings do", list(_effects(sweep))),
+            Section("Learning curves", list(_curves(sweep))),
+            Section("Failures", list(_failures(sweep))),
+            Section("Jobs", list(_jobs(sweep)), is_folded=True),
+        ],
+    )
+
+
+def _verdict(sweep: SweepRecord) -> Iterator[Text]:
+    if sweep.jobs and all(job.error is not None for job in sweep.jobs):
+        yield Text(["All jobs failed; the first error of each is below."], "warning")
+        return
+    sentences = verdict(sweep)
+    if sentences:
+        yield Text(sentences, "verdict")
+    if any("[" in sentence for sentence in sentences):
+        yield Text([
+            "In brackets: 95% intervals for the true difference, over the choice of validation rows (paired bootstrap) "
+            "and of seeds (Student's t)."
+        ])  # fmt: skip
+    if sweep.problems:
+        yield Text(sweep.problems, "warning")
+
+
+def _shown(metric: Metric | None, score: float | None) -> str:
+    if score is None:
+        return "–"
+    return f"{score:.4g}" if metric is None else metric.format(metric.score(score))
+
+
+def _table(sweep: SweepRecord) -> Iterator[Table]:
+    metric, axes = sweep.metric, list(sweep.axes)
+    rows = []
+    for setting in [*sweep.ranked, *(one for one in sweep.settings if one.mean is None)]:
+        tests = [job.result["test_after"] for job in setting.jobs if job.result.get("test_after") is not None]
+        rows.append([
+            *(setting.values.get(axis, "") for axis in axes),
+            _shown(metric, setting.mean),
+            "–" if setting.deviation is None or metric is None else metric.format(setting.deviation),
+            str(len(setting.scores)),
+            f"{100 * np.mean(tests):.2f}" if tests else "–",
+            f"{np.mean([job.seconds for job in setting.jobs]):.0f}",
+            str(sum(job.error is not None for job in setting.jobs) or ""),
+        ])  # fmt: skip
+    label = "score" if metric is None else f"mean {metric.label}"
+    columns = [*axes, label, "sd", "n", "test Spearman", "seconds", "failed"]
+    kept = [at for at, name in enumerate(columns) if any(row[at] not in ("", "–") for row in rows) or name == label]
+    yield Table([columns[at] for at in kept], [[row[at] for at in kept] for row in rows], "The best first")
+
+
+def _times(metric: Metric) -> float:
+    return 100.0 if metric.is_fraction else 1.0
+
+
+def _points(sweep: SweepRecord, metric: Metric) -> list[dict[str, Any]]:
+    """Return a row for each job with a score: its settings, its seed, and its score as it is shown."""
+    return [
+        {**job.others, "setting": setting.name, "seed": job.seed, "score": _times(metric) * metric.score(job.score)}
+        for setting in sweep.settings
+        for job in setting.jobs
+        if job.score is not None
+    ]
+
+
+def _means(sweep: SweepRecord, metric: Metric) -> list[dict[str, Any]]:
+    """Return a row for each setting with a score."""
+    return [
+        {
+            **setting.values,
+            "score": round(_times(metric) * metric.score(setting.mean), 3),
+            "sd": None if setting.deviation is None else round(_times(metric) * setting.deviation, 3),
+            "n": len(setting.scores),
+        }
+        for setting in sweep.settings
+        if setting.mean is not None
+    ]
+
+
+def _effects(sweep: SweepRecord) -> Iterator[Figures]:
+    metric, axes = sweep.metric, sweep.axes
+    if metric is None:
+        return
+    figures = []
+    if len(axes) == 1:
+        figures.append(_one_axis(sweep, metric, *axes.items()))
+    elif len(axes) == 2:
+        figures.append(_heat_map(sweep, metric))
+    elif axes:
+        figures.append(_parallel(sweep, metric))
+    if len(axes) > 1:
+        figures.append(_importance(sweep))
+    if any(len(setting.scores) > 1 for setting in sweep.settings):
+        figures.append(_seeds(sweep, metric))
+    if figures:
+        yield Figures(figures)
+
+
+def _one_axis(sweep: SweepRecord, metric: Metric, axis: tuple[str, list[str]]) -> Figure:
+    from altair import Tooltip, X, Y, YError, layer
+
+    name, values = axis
+    numbers = [number(value) for value in values]
+    are_numbers = all(value is not None for value in numbers)
+    rows = [
+        {"value": number(row[name]) if are_numbers else row[name], **{k: row[k] for k in ("score", "sd", "n")}}
+        for row in sorted(_means(sweep, metric), key=lambda row: values.index(row[name]))
+    ]
+    if are_numbers:
+        x = X(**quantity("value", name, log=_is_logarithmic([n for n in numbers if n is not None])))
+    else:
+        x = X(**category("value", name, order=values))
+    base = chart(rows).encode(
+        x=x,
+        y=Y(**quantity("score", metric.label)),
+        tooltip=[Tooltip(field=field, type="nominal") for field in ("value", "score", "sd", "n")],
+    )
+    layers = [base.mark_line(), base.mark_point(filled=True, size=50)]
+    if any(row["sd"] is not None for row in rows):
+        layers.insert(0, base.mark_errorbar(ticks=True).encode(yError=YError("sd:Q")))
+    caption = "Means over seeds; bars are standard deviations of the seeds."
+    return Figure("effect", f"{metric.label} by {name}", caption, layer(*layers), rows)
+
+
+def _is_logarithmic(values: list[float]) -> bool:
+    return min(values) > 0 and max(values) / min(values) >= 50
+
+
+def _heat_map(sweep: SweepRecord, metric: Metric) -> Figure:
+    from altair import Color, Text, Tooltip, X, Y, condition, datum, layer, value
+
+    (across, columns), (down, lines) = sweep.axes.items()
+    rows = [
+        {"x": row[across], "y": row[down], "score": row["score"], "sd": row["sd"], "n": row["n"]}
+        for row in _means(sweep, metric)
+        if across in row and down in row
+    ]
+    middle = (min(row["score"] for row in rows) + max(row["score"] for row in rows)) / 2
+    base = chart(rows).encode(
+        x=X(**category("x", across, order=columns, axis={"labelAngle": 0})),
+        y=Y(**category("y", down, order=lines[::-1])),
+        tooltip=[Tooltip(field=field, type="nominal") for field in ("x", "y", "score", "sd", "n")],
+    )
+    cells = base.mark_rect().encode(
+        color=Color(field="score", type="quantitative", title=metric.label, scale={"scheme": "viridis"})
+    )
+    is_dark = datum.score < middle
+    numbers = base.mark_text(fontSize=13).encode(
+        text=Text(field="score", type="quantitative", format=".2f"),
+        color=condition(is_dark, value("white"), value("black")) if rows else value("black"),
+    )
+    caption = "Means over seeds; point at a cell for their spread."
+    rendered = layer(cells, numbers).properties(height=max(160, 44 * len(lines)))
+    return Figure("heat-map", f"{metric.label} by {across} and {down}", caption, rendered, rows)
+
+
+def _parallel(sweep: SweepRecord, metric: Metric) -> Figure:
+    from altair import Color, Tooltip, X, Y
+
+    axes = sweep.axes
+    names = [*axes, metric.label]
+    means = _means(sweep, metric)
+    low, high = min(row["score"] for row in means), max(row["score"] for row in means)
+    rows: list[Row] = []
+    for at, row in enumerate(means):
+        for name in names:
+            if name in axes:
+                place = axes[name].index(row.get(name, "")) / max(1, len(axes[name]) - 1)
+                shown = row.get(name, "")
+            else:
+                place, shown = (row["score"] - low) / ((high - low) or 1), f"{row['score']:.2f}"
+            rows.append({"setting": at, "axis": name, "place": place, "value": shown, "score": row["score"]})
+    drawn = (
+        chart(rows)
+        .mark_line(opacity=0.7, point=True)
+        .encode(
+            x=X(**category("axis", " ", order=names, axis={"labelAngle": 0, "grid": True, "domain": False})),
+            y=Y(**quantity("place", "lowest to highest value", axis={"labels": False, "ticks": False, "grid": False})),
+            detail="setting:N",
+            color=Color(field="score", type="quantitative", title=metric.label, scale={"scheme": "viridis"}),
+            tooltip=[Tooltip(field=field, type="nominal") for field in ("axis", "value", "score")],
+        )
+        .properties(height=300)
+    )
+    caption = "A line for each setting, at its values; the lightest lines score best."
+    return Figure("parallel", "Settings and scores", caption, drawn, rows)
+
+
+def importance(sweep: SweepRecord) -> dict[str, float]:
+    """Return the share of the scores' variance that each setting explains alone (eta squared of one-way variances).
+
+    Of a setting with many numbers, as a search tries, quarters of them are what is compared.
+    """
+    scored = [(job.others, job.score) for job in sweep.jobs if job.score is not None]
+    scores = np.array([score for _, score in scored], float)
+    total = ((scores - scores.mean()) ** 2).sum()
+    shares = {}
+    for axis, values in sweep.axes.items():
+        groups = np.array([values.index(others.get(axis, "")) for others, _ in scored])
+        if len(values) > 8:
+            groups = np.searchsorted(np.quantile(groups, [0.25, 0.5, 0.75]), groups)
+        between = sum((groups == g).sum() * (scores[groups == g].mean() - scores.mean()) ** 2 for g in set(groups))
+        shares[axis] = float(between / total) if total > 0 else 0.0
+    return shares
+
+
+def _importance(sweep: SweepRecord) -> Figure:
+    from altair import Tooltip, X, Y
+
+    rows = [{"setting": name, "share": round(share, 4)} for name, share in importance(sweep).items()]
+    drawn = (
+        chart(rows)
+        .mark_bar()
+        .encode(
+            x=X(
+                **quantity("share", "share of the variance of scores", zero=True, axis={"format": "%", "tickCount": 5})
+            ),
+            y=Y(**category("setting", " ") | {"sort": "-x"}),
+            tooltip=[Tooltip(field=field, type="nominal") for field in ("setting", "share")],
+        )
+        .properties(height=max(80, 34 * len(rows)))
+    )
+    caption = "What each setting explains alone; the rest is seeds and how settings depend on each other."
+    return Figure("importance", "Importance of settings", caption, drawn, rows)
+
+
+def _seeds(sweep: SweepRecord, metric: Metric) -> Figure:
+    from altair import Tooltip, X, Y, layer
+
+    order = [setting.name for setting in sweep.ranked]
+    rows = [{name: row[name] for name in ("setting", "seed", "score")} for row in _points(sweep, metric)]
+    base = chart(rows).encode(y=Y(**category("setting", " ", order=order, axis={"labelLimit": 240})))
+    points = base.mark_point(filled=True, size=45, opacity=0.8).encode(
+        x=X(**quantity("score", metric.label)),
+        tooltip=[Tooltip(field=field, type="nominal") for field in ("setting", "seed", "score")],
+    )
+    means = base.mark_tick(thickness=2, size=18).encode(x="mean(score):Q")
+    drawn = layer(means, points).properties(height=max(100, 26 * len(order)))
+    return Figure("seeds", "Spread of the seeds", "A point for each run, a line at the mean.", drawn, rows)
+
+
+def _curves(sweep: SweepRecord) -> Iterator[Figures]:
+    metric, ranked = sweep.metric, sweep.ranked
+    if metric is None or not ranked:
+        return
+    names = {id(setting): setting.name for setting in ranked}
+    if len(ranked) > COLOURED:
+        names = {id(setting): BEST if setting is ranked[0] else OTHERS for setting in ranked}
+    rows = [
+        {
+            "setting": names[id(setting)],
+            "run": f"{setting.name} {job.seed}",
+            "step": step,
+            "value": _times(metric) * value,
+        }
+        for setting in reversed(ranked)  # the best is drawn last, above the others
+        for job in setting.jobs
+        for step, value in job.learning_curve()
+    ]
+    if len({row["step"] for row in rows}) < 2:
+        return
+    lines = (
+        line_chart(rows, "value", metric.label, "setting", list(dict.fromkeys(names.values())))
+        .encode(detail="run:N")
+        .properties(height=300)
+    )
+    caption = "A line for each run." + (f" Only {BEST} has its own colour." if len(ranked) > COLOURED else "")
+    yield Figures([Figure("learning-curves", f"{metric.label} on validation", caption, lines, rows)])
+
+
+def _failures(sweep: SweepRecord) -> Iterator[Table]:
+    rows = [(_name(job.settings), job.error) for job in sweep.jobs if job.error is not None]
+    if rows:
+        yield Table(["job", "first line of its error"], rows, "Jobs that failed")
+
+
+def _jobs(sweep: SweepRecord) -> Iterator[Table]:
+    metric = sweep.metric
+    rows = [
+        (_name(job.settings), _shown(metric, job.score), f"{job.seconds:.0f}", job.status, str(job.folder))
+        for job in sweep.jobs
+    ]
+    yield Table(["job", "score", "seconds", "status", "folder"], rows, "All jobs")
+
+
+def _name(settings: dict[str, str]) -> str:
+    return " ".join(f"{name}={value}" for name, value in settings.items())

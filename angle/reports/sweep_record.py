@@ -1,0 +1,183 @@
+"""What a sweep's folder holds for a page: its jobs, and the settings that they try, over their seeds."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from angle.errors import ConfigError, DataError
+from angle.evaluation.evaluator import Metric
+from angle.evaluation.predictions import AFTER, Predictions
+from angle.evaluation.run_evaluators import metric_named
+from angle.tracking.metrics_file import read_metrics
+
+#: What a sweep writes beside its jobs' folders.
+SWEEP_FILE = "sweep.json"
+#: Jobs that differ in this setting alone are one setting, tried several times.
+SEED = "train.seed"
+
+
+@dataclass
+class Job:
+    """A run of a sweep."""
+
+    settings: dict[str, str]
+    """The settings in which the jobs differ, as they were typed."""
+    folder: Path
+    score: float | None
+    """Higher is better; None if nothing was measured."""
+    error: str | None
+    """Why it failed, None if it did not."""
+    status: str
+    seconds: float
+    metric: str | None
+    """The name of what the score measures."""
+    result: dict[str, Any]
+    """The scores that the run ends with."""
+    predictions: Predictions | None = None
+
+    @property
+    def seed(self) -> str:
+        """The seed, as it was typed; "" if the jobs have the same."""
+        return self.settings.get(SEED, "")
+
+    @property
+    def others(self) -> dict[str, str]:
+        """The settings without the seed."""
+        return {name: value for name, value in self.settings.items() if name != SEED}
+
+    def learning_curve(self) -> list[tuple[int, float]]:
+        """Return the steps and values at which the metric was measured on validation rows."""
+        lines = read_metrics(self.folder) if self.folder.is_dir() else []
+        name = f"valid/{self.metric}"
+        return [(line["step"], line[name]) for line in lines if isinstance(line.get(name), int | float)]
+
+
+@dataclass
+class Setting:
+    """A combination of values, and its jobs, which differ in their seed alone."""
+
+    values: dict[str, str]
+    jobs: list[Job] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        """The values as they are typed."""
+        return " ".join(f"{name}={value}" for name, value in self.values.items()) or "all seeds"
+
+    @property
+    def scores(self) -> list[float]:
+        """The jobs' scores."""
+        return [job.score for job in self.jobs if job.score is not None]
+
+    @property
+    def mean(self) -> float | None:
+        """Their mean, None without one."""
+        return statistics.fmean(self.scores) if self.scores else None
+
+    @property
+    def deviation(self) -> float | None:
+        """Their standard deviation, None of fewer than two."""
+        return statistics.stdev(self.scores) if len(self.scores) > 1 else None
+
+
+@dataclass
+class SweepRecord:
+    """A sweep, as far as its folder tells."""
+
+    folder: Path
+    jobs: list[Job]
+    problems: list[str] = field(default_factory=list)
+    """What is missing or damaged, in sentences."""
+
+    @classmethod
+    def read(cls, folder: Path) -> SweepRecord:
+        """Return what a sweep's folder holds.
+
+        Raises:
+            ConfigError: it is no sweep's folder, or its record is damaged.
+
+        """
+        path = folder / SWEEP_FILE
+        try:
+            entries = json.loads(path.read_text("utf-8"))["jobs"]
+            jobs = [_job(entry, folder) for entry in entries]
+        except OSError:
+            raise ConfigError(f"{folder} is no sweep's folder: it has no {SWEEP_FILE}.") from None
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise ConfigError(f"{path} is not as a sweep writes it, so nothing in it can be trusted.") from None
+        sweep = cls(folder, jobs)
+        for job in jobs:
+            try:
+                job.predictions = Predictions.load(job.folder, AFTER)
+            except DataError as error:
+                sweep.problems.append(str(error))
+            if not job.folder.is_dir():
+                sweep.problems.append(f"{job.folder} is missing, so only what the sweep wrote down of it is shown.")
+        return sweep
+
+    @property
+    def settings(self) -> list[Setting]:
+        """The settings, in the order of their first jobs."""
+        found: dict[tuple[tuple[str, str], ...], Setting] = {}
+        for job in self.jobs:
+            found.setdefault(tuple(job.others.items()), Setting(job.others)).jobs.append(job)
+        return list(found.values())
+
+    @property
+    def ranked(self) -> list[Setting]:
+        """The settings with a score, the best first."""
+        scored = [setting for setting in self.settings if setting.mean is not None]
+        return sorted(scored, key=lambda setting: -(setting.mean or 0.0))
+
+    @property
+    def axes(self) -> dict[str, list[str]]:
+        """The settings that vary, without the seed, with their values in ascending order."""
+        names = dict.fromkeys(name for job in self.jobs for name in job.others)
+        values = {name: list(dict.fromkeys(job.others.get(name, "") for job in self.jobs)) for name in names}
+        return {name: sorted(found, key=_order) for name, found in values.items() if len(found) > 1}
+
+    @property
+    def metric(self) -> Metric | None:
+        """What the scores measure, if it is the same for all jobs."""
+        names = {job.metric for job in self.jobs if job.metric is not None}
+        return metric_named(names.pop()) if len(names) == 1 else None
+
+    @property
+    def are_comparable(self) -> bool:
+        """Whether all jobs were measured on the same rows by the same metric, as far as that is known."""
+        scored = [job.predictions for job in self.jobs if job.score is not None and job.predictions is not None]
+        measured = {(predictions.fingerprint, predictions.metric) for predictions in scored}
+        return len(measured) <= 1 and self.metric is not None
+
+
+def number(value: str) -> float | None:
+    """Return a setting's value as a number, None if it is none."""
+    try:
+        return float(value)
+    except ValueError:
+        return None
+
+
+def _order(value: str) -> tuple[bool, float, str]:
+    as_number = number(value)
+    return as_number is None, as_number or 0.0, value
+
+
+def _job(entry: dict[str, Any], sweep: Path) -> Job:
+    folder = Path(entry["folder"])
+    if not folder.is_dir() and (sweep / folder.name).is_dir():
+        folder = sweep / folder.name  # the sweep was moved, or another folder is the current one
+    return Job(
+        settings={str(name): str(value) for name, value in entry["settings"].items()},
+        folder=folder,
+        score=entry["score"],
+        error=entry["error"],
+        status=str(entry["status"]),
+        seconds=float(entry["seconds"]),
+        metric=entry["metric"],
+        result=entry["result"] or {},
+    )

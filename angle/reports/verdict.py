@@ -1,0 +1,96 @@
+"""What a sweep has shown, in sentences: which setting is better, by how much, and what may be chance."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator, Mapping
+
+from angle.evaluation.comparison import Difference, Sampled, bootstrap, difference
+from angle.evaluation.evaluator import Metric
+from angle.reports.sweep_record import Job, Setting, SweepRecord
+
+#: The runs of a setting, by what pairs them with those of another.
+Runs = Mapping[Hashable, Sampled]
+
+
+def verdict(sweep: SweepRecord) -> list[str]:
+    """Return what the sweep has shown, the most important first; without scores, that there are none."""
+    metric, ranked = sweep.metric, sweep.ranked
+    if not ranked:
+        return ["No job was measured on validation rows, so nothing is compared."]
+    if metric is None or not sweep.are_comparable:
+        return ["The jobs were measured by different metrics or on different rows, so they are not compared."]
+    jobs = [job for job in sweep.jobs if job.score is not None and job.predictions is not None]
+    sampled = bootstrap([job.predictions.rows for job in jobs if job.predictions is not None])
+    samples = {id(job): of_job for job, of_job in zip(jobs, sampled, strict=True)}
+    sentences = list(_winner(ranked, metric, samples))
+    if len(sweep.axes) > 1:
+        sentences += _axes(sweep, metric, samples)
+    return sentences
+
+
+def interval(found: Difference, metric: Metric) -> str:
+    """Return a difference with its interval, as it is shown everywhere: "0.42 [0.11, 0.73]"."""
+    return f"{metric.format(found.mean)} [{metric.format(found.low)}, {metric.format(found.high)}]"
+
+
+def _winner(ranked: list[Setting], metric: Metric, samples: Mapping[int, Sampled]) -> Iterator[str]:
+    best = ranked[0]
+    assert best.mean is not None
+    seeds = f"{len(best.scores)} seeds" if len(best.scores) > 1 else "one seed"
+    yield f"{best.name} has the best mean {metric.label}: {metric.format(metric.score(best.mean))} ({seeds})."
+    if len(ranked) < 2:
+        return
+    second = ranked[1]
+    found = _difference(_by(best.jobs, samples, ""), _by(second.jobs, samples, ""), metric)
+    if found is None:
+        yield f"Second is {second.name}; what the jobs say of single rows was not saved, so it may be chance."
+        return
+    if found.is_clear:
+        yield f"It is better than the second, {second.name}, by {interval(found, metric)}."
+    else:
+        yield (
+            f"That it is better than the second, {second.name}, may be chance: the difference is "
+            f"{interval(found, metric)}."
+        )
+    if found.seeds == 1:
+        yield "With one seed, how much seeds differ is unknown and not in the interval: add train.seed=1,2,3."
+
+
+def _axes(sweep: SweepRecord, metric: Metric, samples: Mapping[int, Sampled]) -> Iterator[str]:
+    """Yield, for each setting that varies, whether its values differ, over all combinations of the others."""
+    for axis, values in sweep.axes.items():
+        by_value = {
+            value: _by([job for job in sweep.jobs if job.settings.get(axis) == value], samples, axis)
+            for value in values
+        }
+        common = set.intersection(*(set(runs) for runs in by_value.values()))
+        if not common:
+            continue
+        means = {value: sum(metric.score(runs[unit].metric) for unit in common) for value, runs in by_value.items()}
+        best, worst = max(means, key=lambda value: means[value]), min(means, key=lambda value: means[value])
+        first, second = ({unit: by_value[value][unit] for unit in common} for value in (best, worst))
+        found = _difference(first, second, metric, comparisons=len(values) * (len(values) - 1) // 2)
+        assert found is not None
+        over = f"over {len(common)} run{'s' if len(common) > 1 else ''} each"
+        if found.is_clear:
+            yield f"{axis} matters: {best} is better than {worst} by {interval(found, metric)}, {over}."
+        else:
+            yield (
+                f"{axis} makes no difference that this sweep can show: {best} against {worst} is "
+                f"{interval(found, metric)}, {over}."
+            )
+
+
+def _by(jobs: list[Job], samples: Mapping[int, Sampled], axis: str) -> Runs:
+    """Return the runs of jobs by the settings other than `axis`, or for "", by their seed."""
+    return {
+        tuple(sorted(item for item in job.settings.items() if item[0] != axis)) if axis else job.seed: samples[id(job)]
+        for job in jobs
+        if id(job) in samples
+    }
+
+
+def _difference(first: Runs, second: Runs, metric: Metric, comparisons: int = 1) -> Difference | None:
+    if not first or not second:
+        return None
+    return difference(first, second, comparisons=comparisons, sign=1 if metric.higher_is_better else -1)

@@ -1,0 +1,89 @@
+"""What a sweep is said to have shown: a planted difference is found, a planted tie is not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from made_runs import make_sweep, read_jobs, write_sweep
+
+from angle.reports.sweep_page import importance
+from angle.reports.sweep_record import SweepRecord
+from angle.reports.verdict import verdict
+
+AXES = {"loss.ibn_w": ["10", "20", "30"], "loss.angle_tau": ["1", "20"]}
+
+
+def sentences(folder: Path) -> list[str]:
+    return verdict(SweepRecord.read(folder))
+
+
+def test_what_matters_is_named_and_what_does_not(tmp_path: Path) -> None:
+    sweep = make_sweep(tmp_path, AXES, {("loss.ibn_w", "20"): 0.05})
+    first, second, ibn_w, tau = sentences(sweep)
+    assert first.startswith("loss.ibn_w=20 loss.angle_tau=")
+    assert "has the best mean triplet accuracy: 7" in first
+    assert "(3 seeds)" in first
+    assert second.startswith("That it is better than the second, loss.ibn_w=20 loss.angle_tau=")
+    assert ibn_w.startswith("loss.ibn_w matters: 20 is better than ")
+    assert ibn_w.endswith("over 6 runs each.")
+    assert tau.startswith("loss.angle_tau makes no difference that this sweep can show: ")
+    assert tau.endswith("over 9 runs each.")
+
+
+def test_a_winner_that_is_clear(tmp_path: Path) -> None:
+    sweep = make_sweep(tmp_path, {"loss.ibn_w": ["10", "20"]}, {("loss.ibn_w", "10"): 0.1})
+    _, second = sentences(sweep)
+    assert second.startswith("It is better than the second, loss.ibn_w=20, by ")
+    low, high = map(float, second.partition("[")[2].rstrip("].").split(", "))
+    assert 0 < low < 10 < high
+
+
+def test_one_seed_cannot_tell_what_seeds_do(tmp_path: Path) -> None:
+    sweep = make_sweep(tmp_path, {"loss.ibn_w": ["10", "20"]}, {}, seeds=1)
+    assert sentences(sweep)[-1] == (
+        "With one seed, how much seeds differ is unknown and not in the interval: add train.seed=1,2,3."
+    )
+
+
+def test_one_lucky_run_does_not_win(tmp_path: Path) -> None:
+    sweep = make_sweep(tmp_path, {"loss.ibn_w": ["10", "20"]}, {("loss.ibn_w", "10"): 0.02}, spread=0.0)
+    jobs = read_jobs(sweep)
+    jobs[-1]["score"] += 0.05  # of 20: its mean is still lower
+    write_sweep(sweep, jobs)
+    assert sentences(sweep)[0].startswith("loss.ibn_w=10 has the best mean")
+
+
+def test_failed_and_unmeasured_jobs(tmp_path: Path) -> None:
+    sweep = make_sweep(tmp_path, {"loss.ibn_w": ["10", "20"]}, {})
+    jobs = read_jobs(sweep)
+    for job in jobs:
+        job |= {"score": None, "metric": None, "error": "TrainingError: loss"}
+    write_sweep(sweep, jobs)
+    assert sentences(sweep) == ["No job was measured on validation rows, so nothing is compared."]
+
+
+def test_jobs_measured_by_different_metrics_are_not_compared(tmp_path: Path) -> None:
+    sweep = make_sweep(tmp_path, {"loss.ibn_w": ["10", "20"]}, {})
+    jobs = read_jobs(sweep)
+    jobs[0]["metric"] = "spearman"
+    write_sweep(sweep, jobs)
+    assert sentences(sweep) == [
+        "The jobs were measured by different metrics or on different rows, so they are not compared."
+    ]
+
+
+def test_importance_is_the_share_of_the_variance(tmp_path: Path) -> None:
+    sweep = SweepRecord.read(make_sweep(tmp_path, AXES, {("loss.ibn_w", "20"): 0.05, ("loss.angle_tau", "1"): 0.02}))
+    scores = {tuple(job.others.values()): [] for job in sweep.jobs}
+    for job in sweep.jobs:
+        scores[tuple(job.others.values())].append(job.score)
+    table = np.array([[scores[ibn_w, tau] for tau in AXES["loss.angle_tau"]] for ibn_w in AXES["loss.ibn_w"]])
+    total = table.var()
+    expected = {
+        "loss.ibn_w": table.mean(axis=(1, 2)).var() / total,
+        "loss.angle_tau": table.mean(axis=(0, 2)).var() / total,
+    }
+    assert importance(sweep) == pytest.approx(expected)
+    assert 0.7 < expected["loss.ibn_w"] < 1
