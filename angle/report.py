@@ -9,8 +9,8 @@ from angle.cli.user_errors import exit_on_user_error
 from angle.files import relative_to_cwd
 
 
-def main() -> None:
-    """Write the report that the command line asks for, and print where it is."""
+def arguments_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m angle.report",
         description="Make the page of a run, of a sweep, or of several runs: one HTML file that needs no network, and "
@@ -24,7 +24,12 @@ def main() -> None:
         help="where to write it (default: report/ in the run or sweep, else comparison/)",
     )
     parser.add_argument("--no-pictures", action="store_true", help="leave out the pictures, which take the most time")
-    arguments = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    """Write the report that the command line asks for, and print where it is."""
+    arguments = arguments_parser().parse_args()
     with exit_on_user_error():
         from angle.reports.writing import write_report
 

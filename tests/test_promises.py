@@ -20,6 +20,7 @@ from packaging.utils import canonicalize_name
 from angle.cli.arguments import check_arguments
 from angle.config import ConvertConfig, EvaluateConfig, TrainConfig
 from angle.config.build import build_config
+from angle.report import arguments_parser
 
 CONF = REPO / "conf"
 README, *DOCS = (path.read_text(encoding="utf-8") for path in (REPO / "README.md", *(REPO / "docs").glob("*.md")))
@@ -41,6 +42,15 @@ def test_commands_of_the_readme_compose(line):
     single = [re.sub(r"^([^=]+=[^,{\[']+),.*", r"\1", word) for word in words if word != "-m"]
     with initialize_config_dir(str(CONF), version_base="1.3"):
         build_config(compose(name, single), SCHEMAS[name])
+
+
+def test_reports_of_the_documentation_can_be_asked_for():
+    lines = [line for block in BLOCKS for line in block.splitlines() if "angle.report" in line]
+    assert len(lines) > 4
+    for line in lines:
+        start, module, option, *words = shlex.split(line, comments=True)
+        assert (start, module, option) == ("python", "-m", "angle.report")
+        assert arguments_parser().parse_args(words).folders
 
 
 def test_readme_commands_are_found():
