@@ -51,9 +51,10 @@ def environment(**env: str) -> dict[str, str]:
     """Return the environment of a command that a test starts: this one, without a GPU, on one thread.
 
     Two threads on two cores that others want too wait for each other, and one is nearly as fast; and numpy would start
-    its threads when it is imported, which a fork would lose.
+    its threads when it is imported, which a fork would lose. A process of Weights & Biases belongs to who started it.
     """
-    return os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"} | env
+    inherited = {name: value for name, value in os.environ.items() if name != "WANDB_SERVICE"}
+    return inherited | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"} | env
 
 
 def run(

@@ -24,8 +24,12 @@ class TrackingConfig:
     """User or team of Weights & Biases; null: your own."""
     name: str | None = None
     """Name of the run; null: the run folder's."""
+    group: str | None = None
+    """Runs that Weights & Biases shows together; null: those of a sweep, by its folder."""
     tags: list[str] = field(default_factory=list)
     """Labels to find the run by."""
+    model: bool = False
+    """Keep the model as an artifact of Weights & Biases; sending it can take up to an hour more."""
     tensorboard: bool = False
     """Write TensorBoard's event files into the run folder."""
     timeout: float = 20.0

@@ -9,18 +9,18 @@ from typing import Any
 import numpy as np
 
 from angle.config import TrainConfig
+from angle.evaluation.pairs import NEIGHBOURS, Pairs, alignment_and_uniformity, neighbours_table, plane
 from angle.files import relative_to_cwd
 from angle.reports.figures import Figure, Row, category, chart, line_chart, quantity
 from angle.reports.page import Commands, Figures, Page, Section, Table, Text
-from angle.reports.pairs import Pairs, alignment_and_uniformity, neighbours, plane
 from angle.reports.run_record import RunRecord
 from angle.training.result import Result
 from angle.training.summary import warnings
 
 #: Bins of a histogram.
 BINS = 24
-#: Texts of which neighbours are shown, neighbours of each, the worst pairs, points on a map.
-NEIGHBOURED, NEIGHBOURS, WORST, POINTS = 8, 3, 15, 500
+#: The worst pairs that are shown, and points on a map.
+WORST, POINTS = 15, 500
 #: Curves beside the losses: the metric's name and its axis.
 CURVES = (
     ("learning_rate", "learning rate"),
@@ -262,20 +262,8 @@ def _maps(run: RunRecord) -> Iterator[Figures | Text]:
 def _neighbours(run: RunRecord) -> Iterator[Table]:
     if run.after is None:
         return
-    sides = _before_and_after(run)
-    if len({predictions.fingerprint for _, predictions in sides}) > 1:
-        sides = sides[-1:]
-    rows: list[list[str]] = []
-    for text in dict.fromkeys(run.after.shown_texts[:, 0].tolist()):
-        if len(rows) == NEIGHBOURED or text >= min(len(predictions.embeddings) for _, predictions in sides):
-            break
-        found = [
-            "; ".join(f"{p.texts[index]} ({100 * cosine:.0f})" for index, cosine in neighbours(p, text, NEIGHBOURS))
-            for _, p in sides
-        ]
-        rows.append([run.after.texts[text], *found])
+    columns, rows = neighbours_table(dict(_before_and_after(run)))
     if rows:
-        columns = ["text", *(name for name, _ in sides)]
         yield Table(
             columns, rows, f"The {NEIGHBOURS} nearest of {len(run.after.embeddings):,} texts, with cosines x 100"
         )

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from angle.config import TrackingConfig
+
+#: Metrics that are about time and memory.
+SYSTEM_METRICS = frozenset({"texts_per_second", "padding_share", "memory_gib", "texts"})
 
 
 @dataclass(frozen=True)
@@ -20,6 +26,16 @@ class RunInfo:
     """All settings of the run, nested as in config.yaml."""
     metadata: Mapping[str, Any]
     """The content of run.json; in a resumed run this includes what its sinks returned as `run_metadata`."""
+
+
+def dashboard_name(name: str) -> str:
+    """Return the name of a metric where names are grouped by what comes before the first slash.
+
+    train/ has what training minimises and is controlled by, system/ how fast it is; valid/ and test/ stay.
+    """
+    if name.startswith(("valid/", "test/")):
+        return name
+    return f"system/{name}" if name in SYSTEM_METRICS else f"train/{name.removeprefix('loss/')}"
 
 
 class Sink:
@@ -62,6 +78,18 @@ class Sink:
 
     def log_metrics(self, step: int, values: Mapping[str, float], *, show: bool = False) -> None:
         """Record a step's metrics, and with `show`, show them to who waits for the run."""
+
+    def log_histograms(self, step: int, values: Mapping[str, npt.NDArray[np.floating]]) -> None:
+        """Record how several kinds of values are spread, by their names."""
+
+    def log_table(self, step: int, name: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        """Record a table of texts."""
+
+    def log_summary(self, values: Mapping[str, Mapping[str, float]]) -> None:
+        """Record what a run that has ended is known by: its first, best, last and test scores, by their names."""
+
+    def log_model(self, folder: Path) -> None:
+        """Record the model of a run that has ended."""
 
     def show_best(self, score: str) -> None:
         """Show the best score so far beside the progress."""

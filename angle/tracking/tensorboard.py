@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import importlib.util
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
 
 from angle.config import TrackingConfig
 from angle.errors import ConfigError
 from angle.tracking import sink
-from angle.tracking.sink import RunInfo
+from angle.tracking.sink import RunInfo, dashboard_name
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -20,7 +23,7 @@ FOLDER = "tensorboard"
 
 
 class Sink(sink.Sink):
-    """Scalars named as in metrics.jsonl, so that a slash groups them, and the settings as a text."""
+    """Scalars grouped as `dashboard_name` says, histograms, and the settings and tables as texts."""
 
     def __init__(self, run: RunInfo) -> None:
         """Load the writer; its file is opened by `rewind`, which knows where the run starts."""
@@ -48,7 +51,20 @@ class Sink(sink.Sink):
         """Write a step's metrics as scalars."""
         assert self._writer is not None
         for name, value in values.items():
-            self._writer.add_scalar(name, value, step)
+            self._writer.add_scalar(dashboard_name(name), value, step)
+
+    def log_histograms(self, step: int, values: Mapping[str, npt.NDArray[np.floating]]) -> None:
+        """Write histograms."""
+        assert self._writer is not None
+        for name, of_kind in values.items():
+            self._writer.add_histogram(name, of_kind, step)
+
+    def log_table(self, step: int, name: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        """Write a table as a text, in Markdown."""
+        assert self._writer is not None
+        lines = [columns, ["---"] * len(columns), *rows]
+        cells = ([cell.replace("|", "\\|") for cell in line] for line in lines)
+        self._writer.add_text(name, "\n".join(f"| {' | '.join(line)} |" for line in cells), step)
 
     def close(self, *, failed: bool) -> None:
         """Write out what is still in memory."""

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from importlib import import_module
+from pathlib import Path
 from types import TracebackType
 from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from angle.config import TrackingConfig
 from angle.errors import first_line
@@ -65,11 +69,31 @@ class Tracker:
 
     def log_metrics(self, step: int, values: Mapping[str, float], *, show: bool = False) -> None:
         """Record a step's metrics; with `show`, show them on the console too."""
+        self._record(lambda sink: sink.log_metrics(step, values, show=show))
+
+    def log_histograms(self, step: int, values: Mapping[str, npt.NDArray[np.floating]]) -> None:
+        """Record how several kinds of values are spread, by their names."""
+        self._record(lambda sink: sink.log_histograms(step, values))
+
+    def log_table(self, step: int, name: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        """Record a table of texts."""
+        self._record(lambda sink: sink.log_table(step, name, columns, rows))
+
+    def log_summary(self, values: Mapping[str, Mapping[str, float]]) -> None:
+        """Record what a run that has ended is known by."""
+        self._record(lambda sink: sink.log_summary(values))
+
+    def log_model(self, folder: Path) -> None:
+        """Record the model of a run that has ended."""
+        self._record(lambda sink: sink.log_model(folder))
+
+    def _record(self, record: Callable[[Sink], object]) -> None:
+        """Record something in each sink; one that fails is left out from then on, unless the run needs it."""
         for sink in self.sinks:
             if sink in self._failed:
                 continue
             try:
-                sink.log_metrics(step, values, show=show)
+                record(sink)
             except Exception as problem:  # of a library, a server or a disk
                 if not sink.may_fail:
                     raise

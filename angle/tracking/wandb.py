@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from html import escape
 from pathlib import Path
 from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
 
 from angle.config import TRACKING_MODES, TrackingConfig
 from angle.errors import ConfigError, first_line
@@ -16,10 +20,14 @@ from angle.timeouts import call_with_timeout
 from angle.tracking import sink
 from angle.tracking.console import LOGGER
 from angle.tracking.metrics_file import read_metrics
-from angle.tracking.sink import RunInfo
+from angle.tracking.sink import RunInfo, dashboard_name
 
 #: Key in run.json of the id under which Weights & Biases knows the run.
 ID_KEY = "wandb_id"
+#: Seconds in which a model is sent, at most.
+MODEL_SECONDS = 3600
+#: What Hydra writes into the folder of a sweep.
+SWEEP_MARK = "multirun.yaml"
 
 
 class Sink(sink.Sink):
@@ -48,9 +56,11 @@ class Sink(sink.Sink):
             project=config.project,
             entity=config.entity,
             name=config.name or self._info.folder.name,
+            group=config.group or _sweep_name(self._info.folder),
+            job_type="train",
             tags=config.tags or None,
             mode=mode,
-            dir=self._info.folder,
+            dir=self._info.folder.resolve(),  # its process may have been started in another folder
             config=self._info.settings,
             id=self._id,
             resume="allow",
@@ -89,7 +99,7 @@ class Sink(sink.Sink):
         self._go_offline(error)
         for values in read_metrics(self._info.folder):
             if values["step"] >= self._first_step:
-                self._run.log(values)
+                self._log(values)
 
     @property
     def _sync_command(self) -> str:
@@ -122,9 +132,43 @@ class Sink(sink.Sink):
     def log_metrics(self, step: int, values: Mapping[str, float], *, show: bool = False) -> None:
         """Record a step's metrics."""
         try:
-            self._run.log({"step": step, **values})
+            self._log({"step": step, **values})
         except Exception as error:  # the process that sends has ended, as it does after some wrong answers
+            self._record_again_offline(error)  # with these, which metrics.jsonl has already
+
+    def _log(self, values: Mapping[str, Any]) -> None:
+        self._run.log({name if name == "step" else dashboard_name(name): value for name, value in values.items()})
+
+    def _try(self, record: Callable[[], object]) -> None:
+        """Record something that metrics.jsonl does not have."""
+        try:
+            record()
+        except Exception as error:  # as in `log_metrics`
             self._record_again_offline(error)
+            record()
+
+    def log_histograms(self, step: int, values: Mapping[str, npt.NDArray[np.floating]]) -> None:
+        """Record how several kinds of values are spread."""
+        histograms = {name: _import_wandb().Histogram(of_kind) for name, of_kind in values.items()}
+        self._try(lambda: self._run.log({"step": step, **histograms}))
+
+    def log_table(self, step: int, name: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        """Record a table of texts, as HTML: a table of Weights & Biases' own would be an artifact in every run."""
+        lines = [f"<tr>{''.join(f'<th>{escape(column)}</th>' for column in columns)}</tr>"]
+        lines += [f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in rows]
+        table = _import_wandb().Html(f"<table>{''.join(lines)}</table>")
+        self._try(lambda: self._run.log({"step": step, name: table}))
+
+    def log_summary(self, values: Mapping[str, Mapping[str, float]]) -> None:
+        """Put scores where Weights & Biases' tables of runs look for them."""
+        self._try(lambda: self._run.summary.update({name: dict(scores) for name, scores in values.items()}))
+
+    def log_model(self, folder: Path) -> None:
+        """Keep the model as an artifact, if that is asked for."""
+        if self._info.tracking.model:
+            artifact = _import_wandb().Artifact(f"{self._id}-model", type="model")
+            artifact.add_dir(str(folder))
+            self._try(lambda: self._run.log_artifact(artifact))
 
     def close(self, *, failed: bool) -> None:
         """Finish the run as completed or failed; if the server does not take all of it in time, say how to send it."""
@@ -134,11 +178,23 @@ class Sink(sink.Sink):
             self._record_again_offline(error)
             self._finish(failed=failed)
         else:
-            if self._is_unsent:
-                LOGGER.info("Weights & Biases has not got this run yet; to send it, type %s", self._sync_command)
+            if self._is_unsent or self._info.tracking.mode == "offline":
+                folder = self._sync_command.removeprefix("wandb sync ")
+                LOGGER.info("W&B     has not got this run yet. To send it, or to look at it here, type")
+                LOGGER.info("        %s\n        wandb leet %s", self._sync_command, folder)
 
     def _finish(self, *, failed: bool) -> None:
-        call_with_timeout(self._info.tracking.timeout, lambda: self._run.finish(exit_code=int(failed)))
+        config = self._info.tracking
+        seconds = config.timeout + (MODEL_SECONDS if config.model and config.mode == "online" else 0)
+        call_with_timeout(seconds, lambda: self._run.finish(exit_code=int(failed)))
+
+
+def _sweep_name(folder: Path) -> str | None:
+    """Return the name of the sweep whose job has this folder, None if it is of none."""
+    sweep = folder.resolve().parent
+    if not (sweep / SWEEP_MARK).is_file():
+        return None
+    return f"{sweep.parent.name}/{sweep.name}" if sweep.name[:1].isdigit() else sweep.name
 
 
 def _end_sender() -> None:

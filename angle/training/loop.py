@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import shlex
-from collections.abc import Collection, Iterator
-from contextlib import ExitStack, closing
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import ExitStack, closing, suppress
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,9 @@ from angle.config.overrides import hydra_override
 from angle.config.resume import resume_config
 from angle.data.prefetch import prefetch
 from angle.distributed.environment import launch_command, script_command, world_size
-from angle.errors import ConfigError, StoppedError
+from angle.errors import ConfigError, DataError, StoppedError
+from angle.evaluation.pairs import neighbours_table
+from angle.evaluation.predictions import AFTER, BEFORE, Predictions
 from angle.evaluation.run_evaluators import TEST_METRIC, metric_named
 from angle.files import relative_to_cwd
 from angle.kernels.allocator import keep_freed_memory
@@ -315,6 +317,7 @@ def _finish(run: Run) -> Result:
         }
         if test_score is not None:
             run.tracker.log_metrics(progress.step, {f"test/{TEST_METRIC.name}": test_score})
+        _track_result(run, scores)
         run.tracker.sync()
         folder.update(finished=True, result=scores, seconds=round(progress.seconds, 1), texts=progress.texts)
         if progress.overflows:
@@ -322,3 +325,22 @@ def _finish(run: Run) -> Result:
         result = Result(folder.path, **scores)
     run.accelerator.wait_for_everyone()
     return result
+
+
+def _track_result(run: Run, scores: Mapping[str, Any]) -> None:
+    """Record what a dashboard shows of a run that has ended: its scores, some texts' neighbours, its model."""
+    progress, folder = run.progress, run.folder.path
+    best = (
+        {} if progress.best_step is None else {scores["best_metric"]: scores["best_score"], "step": scores["best_step"]}
+    )
+    named = {"first": scores["valid_before"], "best": best, "last": scores["valid_after"]}
+    named["test"] = {when: scores[f"test_{when}"] for when in ("before", "after")}
+    run.tracker.log_summary({
+        name: {key: value for key, value in values.items() if value is not None} for name, values in named.items()
+    })  # fmt: skip
+    with suppress(DataError):  # one that was damaged since is not worth the run
+        sides = {f"{when} training": Predictions.load(folder, when) for when in (BEFORE, AFTER)}
+        known = {name: side for name, side in sides.items() if side is not None}
+        if known:
+            run.tracker.log_table(progress.step, "nearest neighbours", *neighbours_table(known))
+    run.tracker.log_model(folder / ("final" if progress.best_step is None else "best"))

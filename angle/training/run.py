@@ -12,6 +12,7 @@ from torch import Tensor
 from angle.config import TrainConfig
 from angle.evaluation.encoding import encode_distributed
 from angle.evaluation.evaluator import Encode
+from angle.evaluation.pairs import Pairs
 from angle.evaluation.predictions import predict
 from angle.evaluation.run_evaluators import RunEvaluators
 from angle.files import relative_to_cwd
@@ -69,7 +70,11 @@ class Run:
         if evaluator is not None and self.accelerator.is_main_process:
             with self.folder.writing():
                 decode = partial(self.encoder.tokenizer.tokenizer.decode, skip_special_tokens=True)
-                predict(evaluator, encode, decode, self.progress.step).save(self.folder.path, name)
+                predictions = predict(evaluator, encode, decode, self.progress.step)
+                predictions.save(self.folder.path, name)
+            pairs = Pairs.of(predictions)
+            cosines = {f"similarity/{group}": pairs.cosines[pairs.of_group(group)] for group in pairs.group_names}
+            self.tracker.log_histograms(self.progress.step, cosines)
 
     def save(self, name: str, **notes: Any) -> None:
         """Save the current model in the run folder, under the given name, with notes for the folder's manifest."""

@@ -13,7 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from angle import ConfigError, TrainConfig, build_config, fit
 from angle.config import TrackingConfig
 from angle.tracking import tensorboard
-from angle.tracking.sink import RunInfo
+from angle.tracking.sink import RunInfo, dashboard_name
 from angle.tracking.tracker import Tracker, check_sinks
 
 
@@ -41,7 +41,7 @@ def metrics(folder: Path) -> dict[str, list[tuple[int, Any]]]:
         line = json.loads(text)
         step = line.pop("step")
         for name, value in line.items():
-            values.setdefault(name, []).append((step, pytest.approx(value, rel=1e-6)))
+            values.setdefault(dashboard_name(name), []).append((step, pytest.approx(value, rel=1e-6)))
     return values
 
 
@@ -58,7 +58,8 @@ def test_a_resumed_run_shows_each_step_once(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(Tracker, "advance", advance_or_die)
     with pytest.raises(KeyboardInterrupt):
         fit(settings(folder))
-    assert [step for step, _ in scalars(folder)["loss"]] == [1, 2, 3, 4, 5]  # the last checkpoint is that of step 4
+    # The last checkpoint is that of step 4.
+    assert [step for step, _ in scalars(folder)["train/loss"]] == [1, 2, 3, 4, 5]
     monkeypatch.setattr(Tracker, "advance", advance)
     fit(settings(folder))
 
@@ -66,9 +67,18 @@ def test_a_resumed_run_shows_each_step_once(tmp_path: Path, monkeypatch: pytest.
     shown = scalars(folder)
     assert shown == metrics(folder)
     assert [step for step, _ in shown["valid/spearman"]] == [step for step, _ in shown["test/spearman"]] == [0, 6]
-    assert [step for step, _ in shown["loss"]] == [1, 2, 3, 4, 5, 6]
-    assert {"loss/cosine", "learning_rate", "valid/spearman", "test/spearman"} <= shown.keys()
+    assert [step for step, _ in shown["train/loss"]] == [1, 2, 3, 4, 5, 6]
+    assert {
+        "train/cosine",
+        "train/learning_rate",
+        "system/texts_per_second",
+        "valid/spearman",
+        "test/spearman",
+    } <= shown.keys()
     (text, *_) = read_back(folder).Tensors("settings/text_summary")
+    assert {"similarity/label 0 to 1.67", "similarity/label 3.33 to 5"} <= set(read_back(folder).Tags()["histograms"])
+    (table, *_) = read_back(folder).Tensors("nearest neighbours/text_summary")
+    assert table.tensor_proto.string_val[0].decode().startswith("| text | before training | after training |")
     assert '"max_steps": 6' in text.tensor_proto.string_val[0].decode()
 
 
@@ -80,7 +90,7 @@ def test_steps_from_where_a_run_resumes_are_hidden_even_if_they_are_never_repeat
         sink.log_metrics(start + 1, {"loss": 1.0})
         sink.log_metrics(step, {"loss": 2.0})
         sink.close(failed=False)
-    assert scalars(tmp_path)["loss"] == [(1, 1.0), (6, 1.0), (6, 2.0)]
+    assert scalars(tmp_path)["train/loss"] == [(1, 1.0), (6, 1.0), (6, 2.0)]
 
 
 def test_a_sink_that_recorded_nothing_can_be_closed(tmp_path: Path) -> None:

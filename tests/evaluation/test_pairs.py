@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from angle.evaluation.evaluator import RowValues
+from angle.evaluation.pairs import CHANCE, NEGATIVE, POSITIVE, Pairs, alignment_and_uniformity, neighbours, plane
 from angle.evaluation.predictions import Predictions
-from angle.reports.pairs import CHANCE, NEGATIVE, POSITIVE, Pairs, alignment_and_uniformity, neighbours, plane
 
 
 def predictions(data_format: str, *, labels: list[float] | None = None) -> Predictions:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +13,8 @@ from scipy.stats import rankdata
 from angle.evaluation.metrics import Floats
 from angle.evaluation.predictions import Predictions
 
+#: Texts of which neighbours are shown, and neighbours of each.
+NEIGHBOURED, NEIGHBOURS = 8, 3
 #: Groups into which graded labels are put.
 LABEL_GROUPS = 3
 #: Names of the groups of triples and pairs without labels.
@@ -102,6 +105,25 @@ def neighbours(predictions: Predictions, text: int, count: int) -> list[tuple[in
     cosines[text] = -np.inf
     nearest = np.argsort(-cosines, kind="stable")[:count]
     return [(int(index), float(cosines[index])) for index in nearest]
+
+
+def neighbours_table(sides: Mapping[str, Predictions]) -> tuple[list[str], list[list[str]]]:
+    """Return the columns and rows of a table: some texts, and the nearest others as each model sees them.
+
+    Args:
+        sides: what models say of the same rows, by their names; the last one chooses the texts.
+
+    """
+    *_, last = sides.values()
+    sides = {name: side for name, side in sides.items() if side.fingerprint == last.fingerprint}
+    embedded = min(len(side.embeddings) for side in sides.values())
+    rows = []
+    for text in list(dict.fromkeys(last.shown_texts[:, 0].tolist()))[:NEIGHBOURED]:
+        if text < embedded:
+            found = (neighbours(side, text, NEIGHBOURS) for side in sides.values())
+            cells = ["; ".join(f"{last.texts[other]} ({100 * cosine:.0f})" for other, cosine in near) for near in found]
+            rows.append([last.texts[text], *cells])
+    return ["text", *sides], rows
 
 
 def _cosines(predictions: Predictions, left: npt.NDArray[np.int64], right: npt.NDArray[np.int64]) -> Floats:
