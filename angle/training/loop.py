@@ -71,6 +71,11 @@ def fit(config: TrainConfig, explicit_keys: Collection[str] = (), pruner: Pruner
     """
     if config.train.dry_run:
         raise ConfigError("train.dry_run=true trains nothing, so fit has nothing to do: call angle.dry_run instead.")
+    if config.hparams.enabled:
+        raise ConfigError(
+            "hparams.enabled=true searches in a sweep, of which fit is one run: leave it out, or type "
+            "python train.py -m hparams=optuna."
+        )
     requested_config, state = config, RunState.NEW
     folder = RunFolder.choose(config.train.resume, config.train.output_dir)
     if requested_config.train.resume is None:

@@ -157,6 +157,11 @@ def test_a_run_that_is_pruned_ends_at_that_evaluation_also_if_it_is_killed_then(
     assert (whole.pruned, whole.steps) == (False, 4)  # at its end there is nothing to spare
 
 
+def test_a_run_is_no_search() -> None:
+    with pytest.raises(ConfigError, match=r"^hparams.enabled=true searches in a sweep, of which fit is one run"):
+        fit(build_config({"hparams": {"enabled": True}}, TrainConfig))
+
+
 def test_early_stopping_needs_something_to_watch(tmp_path: Path) -> None:
     sample_files(tmp_path)
     config = settings(tmp_path, tmp_path / "run")
