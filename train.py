@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from angle.cli.app import launch, overridden_settings
+from angle.cli.search import job_pruner
 from angle.config import TrainConfig
 from angle.errors import HubError
 from angle.terminal import announce, print_once
@@ -26,7 +27,7 @@ def main(config: TrainConfig) -> float | None:
     if config.train.dry_run:
         print_once(dry_run(config))
         return None
-    result = fit(config, overridden_settings())
+    result = fit(config, overridden_settings(), job_pruner())
     print_summary(result, sys.argv[1:])
     if result.push_problem is not None:
         raise HubError(result.push_problem, result.score)

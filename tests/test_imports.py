@@ -35,7 +35,10 @@ TAKE_ALL_SETTINGS = {
     "export/model_card", "training/describe", "training/dry_run", "training/loop", "training/notes", "training/resolve",
     "training/run_folder", "training/setup", "training/sharding", "training/summary",
 }  # fmt: skip
-KNOW_HYDRA = ("config/build", "config/overrides", "cli/app", "cli/arguments", "cli/jobs", "cli/sweep")
+KNOW_HYDRA = (
+    "config/build", "config/overrides", "cli/app", "cli/arguments", "cli/jobs", "cli/search", "cli/sweep",
+    "cli/sweeper",
+)  # fmt: skip
 
 
 def part(module: str) -> str:

@@ -13,11 +13,13 @@ import yaml
 from conftest import REPO, sample_rows, write_jsonl
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
 from angle.cli.arguments import check_arguments
+from angle.cli.space import values_of
 from angle.config import ConvertConfig, EvaluateConfig, TrainConfig
 from angle.config.build import build_config
 from angle.report import arguments_parser
@@ -39,7 +41,13 @@ def test_commands_of_the_readme_compose(line):
     name = Path(script).stem
     words = check_arguments([word.replace("RUN", "run") for word in words], SCHEMAS[name], CONF)
     ConfigStore.instance().store(name=f"{name}_schema", node=SCHEMAS[name])
-    single = [re.sub(r"^([^=]+=[^,{\[']+),.*", r"\1", word) for word in words if word != "-m"]
+    overrides = OverridesParser.create().parse_overrides([word for word in words if word != "-m"])
+    single = [
+        f"{override.get_key_element()}={values_of(override, 1)[0]}"
+        if override.is_sweep_override()
+        else override.input_line
+        for override in overrides
+    ]
     with initialize_config_dir(str(CONF), version_base="1.3"):
         build_config(compose(name, single), SCHEMAS[name])
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from string import Template
@@ -13,10 +14,12 @@ from typing import Any
 
 from angle.cli.arguments import check_arguments, table_of_groups
 from angle.cli.jobs import JobRunner
-from angle.cli.sweep import check_jobs, select_overrides, slug, swept_keys
+from angle.cli.launchers import check_installed
+from angle.cli.sweep import check_jobs, check_search, select_overrides, slug, swept_keys
 from angle.cli.sweep_end import conclude
-from angle.cli.sweep_record import SWEEP_FILE, TABLE_FILE
+from angle.cli.sweep_record import SWEEP_FILE, TABLE_FILE, JobResult
 from angle.cli.sweep_table import comparison_table
+from angle.cli.sweeper import Sweeper
 from angle.cli.user_errors import exit_on_user_error
 from angle.config import TrainConfig
 from angle.config.build import Config
@@ -47,19 +50,28 @@ def launch(task: Callable[[Config], float | None], schema: type[Config], name: s
         if arguments.help:
             print(_help(arguments.overrides, name, conf))
             return
-        total = check_jobs(arguments.overrides, schema, name, conf) if arguments.multirun else 1
-        runner = JobRunner(task, schema, swept, total)
+        runner = JobRunner(task, schema, swept)
+        with _explained_errors():
+            may_search = arguments.multirun and schema is TrainConfig
+            search = check_search(arguments.overrides, name, conf) if may_search else None
+            if search is not None:
+                swept.clear()
+                swept.update(search.space)
+            is_grid = arguments.multirun and search is None
+            jobs = check_jobs(arguments.overrides, schema, name, conf) if is_grid else []
+        sweeper = Sweeper(runner, jobs, search)
         from angle.tracking.console import without_repetitions
 
         try:
             with without_repetitions():
-                _run_hydra(words, runner, name, conf)
+                _run_hydra(words, sweeper, name, conf)
         except KeyboardInterrupt:
             if runner.sweep_folder is not None:
-                print_once(_interrupted(runner))
+                print_once(_interrupted(runner, sweeper.outcomes()))
             raise
-        if len(runner.results) > 1:
-            print_once(f"\n{comparison_table(runner.results)}")
+        results = sweeper.results if arguments.multirun else runner.results
+        if len(results) > 1:
+            print_once(f"\n{comparison_table(results)}")
             if schema is TrainConfig and is_main_process() and runner.sweep_folder is not None:
                 print_once(conclude(Path(runner.sweep_folder)))
             print_once(_written(runner))
@@ -67,7 +79,7 @@ def launch(task: Callable[[Config], float | None], schema: type[Config], name: s
             from angle.distributed.process_group import shutdown_distributed
 
             shutdown_distributed()
-    if any(result.error is not None for result in runner.results):
+    if any(result.error is not None for result in results):
         sys.exit(1)
 
 
@@ -76,12 +88,12 @@ def _written(runner: JobRunner[Any]) -> str:
     return f"Saved   {runner.sweep_folder}/{SWEEP_FILE}, {TABLE_FILE}"
 
 
-def _interrupted(runner: JobRunner[Any]) -> str:
+def _interrupted(runner: JobRunner[Any], results: Sequence[JobResult]) -> str:
     """Return what an interrupted sweep has found, and the command that goes on with all of it."""
     typed = [shlex.quote(word) for word in sys.argv[1:] if not word.startswith("hydra.sweep.dir=")]
     command = ["python", script_command(Path(sys.argv[0]).name), *typed]
     command += [shlex.quote(f"hydra.sweep.dir={runner.sweep_folder}")]
-    table = f"{comparison_table(runner.results)}\n{_written(runner)}\n\n" if runner.results else ""
+    table = f"{comparison_table(results)}\n{_written(runner)}\n\n" if results else ""
     return f"\n{table}The sweep was interrupted; to go on with all of it, type\n{wrapped_command(command)}"
 
 
@@ -110,36 +122,67 @@ def _help(words: list[str], name: str, conf: Path) -> str:
     return template.substitute(CONFIG=OmegaConf.to_yaml(config))
 
 
-def _run_hydra(words: list[str], runner: JobRunner[Config], name: str, conf: Path) -> None:
+def _run_hydra(words: list[str], sweeper: Sweeper, name: str, conf: Path) -> None:
     """Do what `hydra.main` does, but with `words` in place of `sys.argv`, which stays what the user typed."""
     from hydra import version
     from hydra._internal.utils import _run_hydra, get_args_parser
-    from hydra.errors import HydraException
-    from omegaconf.errors import OmegaConfBaseException
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let exceptions through, to turn them into one sentence
     version.setbase("1.3")
     parser = get_args_parser()
     arguments = parser.parse_args(words)
+    with _explained_errors(), _composing_once(), _sweeping_with(sweeper):
+        _run_hydra(arguments, parser, sweeper.runner.run, str(conf), name)
+
+
+@contextmanager
+def _explained_errors() -> Iterator[None]:
+    """Turn an error of Hydra's into one sentence.
+
+    Raises:
+        ConfigError: what a command line or a preset says cannot be composed, or needs an extra.
+
+    """
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
     try:
-        with _composing_once(arguments.overrides):
-            _run_hydra(arguments, parser, runner.run, str(conf), name)
+        yield
     except (HydraException, OmegaConfBaseException) as error:
+        if (launcher := re.search(r"'hydra/launcher/(\w+)'", str(error))) is not None:
+            check_installed("launcher", launcher[1])
         raise ConfigError(". ".join(str(error).split("\n")[:2])) from None
 
 
 @contextmanager
-def _composing_once(overrides: list[str]) -> Iterator[None]:
+def _composing_once() -> Iterator[None]:
     """Spare Hydra composing everything twice: the first time it only looks for hydra.mode, in place of the flag -m."""
     from hydra._internal.hydra import Hydra
 
     get_mode = Hydra.get_mode
-    if not any(word.lstrip("+").startswith("hydra.mode") for word in overrides):
-        Hydra.get_mode = lambda *_, **__: None  # type: ignore[method-assign]
+    Hydra.get_mode = lambda *_, **__: None  # type: ignore[method-assign]
     try:
         yield
     finally:
         Hydra.get_mode = get_mode  # type: ignore[method-assign]
+
+
+@contextmanager
+def _sweeping_with(sweeper: Sweeper) -> Iterator[None]:
+    """Let Hydra give sweeps to this project's sweeper, which it would only take from a package called hydra_plugins."""
+    from hydra.core.plugins import Plugins
+
+    instantiate_sweeper = Plugins.instantiate_sweeper
+
+    def set_up(_: Plugins, **parts: Any) -> Any:
+        sweeper.setup(**parts)
+        return sweeper
+
+    Plugins.instantiate_sweeper = set_up  # type: ignore[method-assign, assignment]
+    try:
+        yield
+    finally:
+        Plugins.instantiate_sweeper = instantiate_sweeper  # type: ignore[method-assign]
 
 
 def overridden_settings() -> set[str]:

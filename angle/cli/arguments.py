@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from angle.cli.launchers import BASIC, LAUNCHER_GROUPS, check_installed
+from angle.cli.search import check_optuna
+from angle.cli.space import check_interval, values_of
 from angle.config import TrainConfig
 from angle.config.build import check_value, unknown_setting, value_for_group
 from angle.config.keys import group_names, setting_types
@@ -17,6 +19,8 @@ from angle.errors import ConfigError, did_you_mean
 
 #: The folder in conf/ that is not a group of presets: its files are for `accelerate launch`.
 LAUNCH_FOLDER = "accelerate"
+#: Groups of presets that every script has, though none of its settings is in them.
+SWEEP_GROUPS = frozenset({"launcher"})
 #: Groups of which several options can be chosen at once: tracking=[online,tensorboard].
 MULTIPLE_CHOICE_GROUPS = ("tracking",)
 #: Jobs of a sweep, at most: the settings of all are checked before the first, which takes seconds for so many.
@@ -72,8 +76,7 @@ def _hydra_override(word: str, schema: type, conf: Path, *, multirun: bool) -> s
             f"commas, for example 'model.prompt=\"Query: {{text}}\"'."
         ) from None
     key = override.key_or_group
-    if key.startswith("hydra.sweeper.params"):
-        raise ConfigError(f"{key} is not supported: type -m and the values of each setting, such as loss.ibn_w=10,20.")
+    _check_sweeping(key, override.value(), multirun=multirun)
     if key == "hydra" or key.startswith(("hydra.", "hydra/")):
         return word
     if isinstance(override.value(), Glob):
@@ -86,18 +89,37 @@ def _hydra_override(word: str, schema: type, conf: Path, *, multirun: bool) -> s
     if override.is_delete():
         values = []
     elif override.is_sweep_override():
-        typed = list(islice(override.sweep_string_iterator(), MAX_JOBS + 1))
+        typed = values_of(override, MAX_JOBS + 1)
         if len(typed) > MAX_JOBS:
             raise ConfigError(f"{word} names more than {MAX_JOBS:,} values, each of which would be a job: give fewer.")
         values = [parser.parse_override(f"{key}={value}").value() for value in typed]
     types = setting_types(schema)
     sets_entries = dict in (types.get(key), types.get(key.rpartition(".")[0]))
     _check_key(key, schema, conf, is_entry=sets_entries)
+    if override.is_interval_sweep():
+        check_interval(word, override.value(), types.get(key))
     for value in values:
         _check_value(key, value, schema, conf)
     if override.is_sweep_override() and not multirun:
         raise ConfigError(f"{word} names several values: add -m to run a job for each, or write one.")
     return f"++{word}" if sets_entries and override.type is OverrideType.CHANGE else word
+
+
+def _check_sweeping(key: str, value: Any, *, multirun: bool) -> None:
+    """Raise ConfigError for what of Hydra's would not do here what it says, and for an extra that is not installed."""
+    if key.startswith("hydra.sweeper") or (key == "hydra/sweeper" and value != "basic"):
+        raise ConfigError(
+            f"{key} is not supported: type -m and the values of each setting, such as loss.ibn_w=10,20, and for a "
+            f"search hparams=optuna."
+        )
+    if key == "hydra.mode":
+        raise ConfigError("hydra.mode is not supported: type -m to run a job for each combination of values.")
+    if key in LAUNCHER_GROUPS:
+        check_installed(key, value)
+        if value not in ("none", BASIC) and not multirun:
+            raise ConfigError(f"{key}={value} launches the jobs of a sweep: add -m, or leave it out.")
+    if key == "hparams" and value == "optuna":
+        check_optuna()
 
 
 def _literal(word: str, schema: type) -> str:
@@ -160,7 +182,7 @@ def _check_value(key: str, value: Any, schema: type, conf: Path) -> None:
 def _groups(schema: type, conf: Path) -> list[str]:
     """Return the groups of presets that a script has."""
     groups = {folder.name for folder in conf.iterdir() if folder.is_dir() and folder.name != LAUNCH_FOLDER}
-    return sorted(groups if schema is TrainConfig else groups & group_names(schema))
+    return sorted(groups if schema is TrainConfig else groups & (group_names(schema) | SWEEP_GROUPS))
 
 
 def table_of_groups(schema: type, conf: Path) -> str:

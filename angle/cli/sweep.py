@@ -6,13 +6,18 @@ import hashlib
 import math
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
+from typing import Any
 
-from angle.cli.arguments import MAX_JOBS
+from angle.cli.arguments import MAX_JOBS, check_arguments
+from angle.cli.search import Search
+from angle.cli.space import distribution, values_of
 from angle.config import ConvertConfig, EvaluateConfig, TrainConfig
 from angle.config.build import Config, build_config
+from angle.config.keys import setting_types
 from angle.config.record import read_config
+from angle.distributed.environment import world_size
 from angle.errors import ConfigError
 
 #: Maximum length of a job's folder name: file systems allow 255 bytes.
@@ -33,49 +38,147 @@ def select_overrides(words: Sequence[str], keys: set[str]) -> list[str]:
     return [word for word in words if word.lstrip("+~").partition("=")[0] in keys]
 
 
-def check_jobs(words: Sequence[str], schema: type[Config], name: str, conf: Path) -> int | None:
+def check_jobs(words: Sequence[str], schema: type[Config], name: str, conf: Path) -> list[list[str]]:
     """Compose the settings of every job up front, so that none fails on them after others have been trained.
 
     Returns:
-        The number of jobs; None if another sweeper decides it.
+        The words of each job, without those to Hydra.
 
     Raises:
         ConfigError: a job has a value that cannot work, contradictory settings, or the same folder as another job.
 
     """
-    from hydra import compose, initialize_config_dir
+    from hydra import initialize_config_dir
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
     from hydra.core.override_parser.overrides_parser import OverridesParser
-    from omegaconf.errors import InterpolationResolutionError
 
     overrides = OverridesParser.create().parse_overrides(list(words))
-    if any(override.key_or_group == "hydra/sweeper" for override in overrides):
-        return None  # which values another sweeper tries is not known beforehand
+    to_hydra = [str(override.input_line) for override in overrides if override.is_hydra_override()]
+    overrides = [override for override in overrides if not override.is_hydra_override()]
+    for override in overrides:
+        if override.is_interval_sweep():
+            raise ConfigError(
+                f"{override.input_line} has no end of values to run: add hparams=optuna, which chooses some, or give "
+                f"them, such as {override.key_or_group}=1,2,3."
+            )
     count = math.prod(len(list(o.sweep_string_iterator())) for o in overrides if o.is_sweep_override())
     if count > MAX_JOBS:
         raise ConfigError(f"-m names {count:,} jobs, and one command runs at most {MAX_JOBS:,}: give fewer values.")
     (jobs,) = BasicSweeper.split_arguments(overrides, None)
-    folders = list[str]()
     with initialize_config_dir(str(conf), version_base="1.3"):
-        for job in jobs:
-            try:
-                config = build_config(compose(name, overrides=list(job)), schema)
-            except InterpolationResolutionError:  # of ${hydra:job.num} and the like, which are known in the job only
-                continue
-            if isinstance(config, TrainConfig) and config.train.best_metric is not None:
-                from angle.evaluation.run_evaluators import metric_named
+        _check([to_hydra + job for job in jobs], schema, name)
+    return jobs
 
-                metric_named(config.train.best_metric)
-            setting, folder = output_dir_setting(config)
-            if folder is None:
-                continue
-            if os.path.abspath(folder) in folders:
-                raise ConfigError(
-                    f"{setting}={folder} is one folder for several jobs: leave it out, or type "
-                    f"hydra.sweep.dir={folder}, in which each has its own."
-                )
-            folders.append(os.path.abspath(folder))
-    return len(jobs)
+
+def check_search(words: Sequence[str], name: str, conf: Path) -> Search | None:
+    """Compose the settings of a search with every value and both ends of every interval, one setting at a time.
+
+    Returns:
+        The search; None if none is asked for.
+
+    Raises:
+        ConfigError: a value cannot work, or the command line cannot be searched with.
+
+    """
+    from hydra import compose, initialize_config_dir
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from omegaconf import OmegaConf
+
+    parser = OverridesParser.create()
+    overrides = parser.parse_overrides(list(words))
+    to_hydra = [str(override.input_line) for override in overrides if override.is_hydra_override()]
+    overrides = [override for override in overrides if not override.is_hydra_override()]
+    fixed = [str(override.input_line) for override in overrides if not override.is_sweep_override()]
+    varied = {override.key_or_group: override for override in overrides if override.is_sweep_override()}
+    with initialize_config_dir(str(conf), version_base="1.3"):
+        firsts = [_first(override) for override in varied.values()]
+        group = compose(name, overrides=[*to_hydra, *fixed, *firsts]).hparams
+        if not group.enabled:
+            return None
+        typed = {override.key_or_group for override in overrides}
+        from_preset = {f"hparams.space.{key}": f"{key}={value}" for key, value in group.space.items()}
+        for setting, word in from_preset.items():
+            override = parser.parse_override(check_arguments(["-m", word], TrainConfig, conf)[1])
+            if not override.is_sweep_override():
+                raise ConfigError(f"{setting} names one value, so there is nothing to choose: write {word} instead.")
+            if override.key_or_group not in typed:
+                varied[override.key_or_group] = override
+        if not varied:
+            raise ConfigError(
+                "hparams=optuna has nothing to choose: give settings several values, such as loss.ibn_w=interval(1,50)."
+            )
+        base = {key: _first(override) for key, override in varied.items()}
+        jobs = [
+            [*to_hydra, *fixed, *(base | {key: word}).values()]
+            for key, override in varied.items()
+            for value in values_of(override, MAX_JOBS)
+            if (word := f"{override.get_key_element()}={value}") != base[key]
+        ]
+        for config in _check([[*to_hydra, *fixed, *base.values()], *jobs], TrainConfig, name):
+            _check_searchable(config, varied)
+    types = setting_types(TrainConfig)
+    space = {key: distribution(override, types.get(key)) for key, override in varied.items()}
+    return Search(build_config({"hparams": OmegaConf.to_container(group)}, TrainConfig).hparams, fixed, space)
+
+
+def _first(override: Any) -> str:
+    """Return the word that gives a setting the first of the values that another one names."""
+    return f"{override.get_key_element()}={values_of(override, 1)[0]}"
+
+
+def _check_searchable(config: TrainConfig, varied: Collection[str]) -> None:
+    """Raise ConfigError if the jobs of a search, with these settings, could not be compared."""
+    from angle.data.sources import SAMPLE
+
+    train, data = config.train, config.data
+    for setting, wrong in {"train.dry_run=true": train.dry_run, f"train.resume={train.resume}": train.resume}.items():
+        if wrong:
+            raise ConfigError(f"hparams=optuna cannot work with {setting}, which trains no new model: leave one out.")
+    for seed in ("train.seed", "data.seed"):
+        if seed in varied:
+            raise ConfigError(
+                f"hparams=optuna cannot choose {seed}, of which it would take the luckiest: give one value, and sweep "
+                f"seeds (-m without hparams=optuna) with the settings that it finds."
+            )
+    held_out = data.valid.names() or data.valid_sts.names() or data.valid_split
+    if not held_out and data.train.names() != [SAMPLE]:
+        raise ConfigError(
+            "hparams=optuna has nothing to compare jobs by: add data.valid_sts.name_or_path=FILE, pairs with labels, "
+            "or train.best_metric=loss and data.valid_split=0.05, rows held out."
+        )
+    if world_size() > 1:
+        raise ConfigError(
+            "hparams=optuna cannot work in several processes: start it with python, and a launcher=... for several "
+            "jobs at once."
+        )
+
+
+def _check(jobs: Sequence[list[str]], schema: type[Config], name: str) -> list[Config]:
+    """Return the settings of jobs that can work, each in a folder of its own; without those known in the job only."""
+    from hydra import compose
+    from omegaconf.errors import InterpolationResolutionError
+
+    configs, folders = list[Config](), list[str]()
+    for job in jobs:
+        try:
+            config = build_config(compose(name, overrides=job), schema)
+        except InterpolationResolutionError:  # of ${hydra:job.num} and the like
+            continue
+        configs.append(config)
+        if isinstance(config, TrainConfig) and config.train.best_metric is not None:
+            from angle.evaluation.run_evaluators import metric_named
+
+            metric_named(config.train.best_metric)
+        setting, folder = output_dir_setting(config)
+        if folder is None:
+            continue
+        if os.path.abspath(folder) in folders:
+            raise ConfigError(
+                f"{setting}={folder} is one folder for several jobs: leave it out, or type "
+                f"hydra.sweep.dir={folder}, in which each has its own."
+            )
+        folders.append(os.path.abspath(folder))
+    return configs
 
 
 def output_dir_setting(config: TrainConfig | EvaluateConfig | ConvertConfig) -> tuple[str, str | None]:

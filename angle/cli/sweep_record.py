@@ -20,6 +20,10 @@ from angle.files import make_folder, try_lock, write_durably
 SWEEP_FILE, TABLE_FILE = "sweep.json", "sweep.csv"
 #: Jobs that differ in this setting alone are one setting, tried several times.
 SEED = "train.seed"
+#: Why a job has failed that has not said so, and one that a signal has ended.
+DID_NOT_END, INTERRUPTED = "did not end", "interrupted"
+#: What the record says of a job that has begun, and of one that has ended well, or early.
+RUNNING, FINISHED, PRUNED = "running", "finished", "pruned"
 
 
 @dataclass
@@ -33,12 +37,19 @@ class JobResult:
     """The score by which jobs are compared, higher is better; None if nothing was measured."""
     best_metric: str | None = None
     """`train.best_metric`: what the score measures; None for the default."""
-    error: str | None = "did not end"
+    error: str | None = DID_NOT_END
     """The first line of what it failed with; None if it did not fail."""
+    pruned: bool = False
+    """Whether a search has stopped it early, so that it has no score to compare."""
     trained: bool = False
     """Whether a model was trained, which validation data would have given a score."""
     seconds: float = 0.0
     """How long it took."""
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it has said how it ended."""
+        return self.error != DID_NOT_END
 
     @property
     def metric(self) -> str | None:
@@ -46,6 +57,15 @@ class JobResult:
         from angle.evaluation.run_evaluators import metric_named
 
         return None if self.score is None else metric_named(self.best_metric).name
+
+    @property
+    def status(self) -> str:
+        """What has become of it, in a word."""
+        if not self.is_over:
+            return RUNNING
+        if self.error is not None:
+            return "failed"
+        return PRUNED if self.pruned else FINISHED
 
     @property
     def overrides(self) -> str:
@@ -61,8 +81,12 @@ class SweepRecord:
     entries: dict[str, dict[str, Any]] = field(default_factory=dict, init=False)
     """What is known of each job, by its folder."""
 
-    def add(self, job: JobResult) -> None:
-        """Write down the outcome of a job, in place of an earlier one of the same job.
+    def add(self, job: JobResult, command: str | None = None) -> None:
+        """Write down that a job has begun or how it has ended, in place of an earlier one in the same folder.
+
+        Args:
+            job: what is known of it.
+            command: an identifier of the command that runs it, for `outcome`.
 
         Raises:
             ConfigError: the file has been changed by something else.
@@ -71,21 +95,36 @@ class SweepRecord:
         make_folder(self.folder)
         with self._locked():
             self._read()
-            known = self.entries.get(os.path.abspath(job.folder), {})
-            was_finished = job.error is None and known.get("status") == "finished"  # so this job only found it
+            known, result = self.entries.get(os.path.abspath(job.folder), {}), run_result(Path(job.folder))
+            was_finished = known.get("status") in (FINISHED, PRUNED)  # so a job that ends well has only found it
             self.entries[os.path.abspath(job.folder)] = {
                 "settings": job.settings,
                 "folder": job.folder,
-                "status": "finished" if job.error is None else "failed",
-                "error": job.error,
+                "status": job.status,
+                "error": job.error if job.is_over else None,
                 "metric": job.metric,
                 "score": job.score,
-                "seconds": known["seconds"] if was_finished else round(job.seconds, 1),
-                "result": _result(Path(job.folder)),
+                "seconds": known["seconds"] if was_finished and job.error is None else round(job.seconds, 1),
+                "result": result,
+                "command": command,
             }
+            if was_finished and result is not None and not job.is_over:
+                self.entries[os.path.abspath(job.folder)] = known | {"command": command}
             jobs = list(self.entries.values())
             write_durably(self.folder / SWEEP_FILE, json.dumps({"jobs": jobs}, indent=2) + "\n")
             write_durably(self.folder / TABLE_FILE, _table(jobs))
+
+    def outcome(self, settings: dict[str, str], command: str | None = None) -> JobResult | None:
+        """Return what a command, or any, has written down of a job with these settings; None if it has not begun."""
+        self._read()
+        for entry in self.entries.values():
+            if entry["settings"] == settings and command in (None, entry["command"]):
+                result = JobResult(settings, entry["folder"], entry["score"], entry["metric"])
+                result.error = DID_NOT_END if entry["status"] == RUNNING else entry["error"]
+                result.pruned = entry["status"] == PRUNED
+                result.trained, result.seconds = entry["result"] is not None, entry["seconds"]
+                return result
+        return None
 
     def _read(self) -> None:
         path = self.folder / SWEEP_FILE
@@ -108,7 +147,7 @@ class SweepRecord:
             yield
 
 
-def _result(folder: Path) -> dict[str, Any] | None:
+def run_result(folder: Path) -> dict[str, Any] | None:
     """Return what a run's record says of its scores; None if there is none, as of an evaluation or a failed job."""
     try:
         result: dict[str, Any] | None = json.loads((folder / RUN_FILE).read_text("utf-8")).get("result")

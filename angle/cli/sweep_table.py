@@ -73,6 +73,8 @@ def comparison_table(jobs: Sequence[JobResult]) -> str:
                 spread = f"{deviation:>7}{len(candidate.scored):>4}"
         elif failed:
             cell = "failed"
+        elif any(job.pruned for job in candidate.jobs):
+            cell = "pruned"
         notes = ["best"] if candidate is best else []
         if failed and has_seeds:
             notes.append(f"{failed} of {len(candidate.jobs)} failed")
@@ -88,6 +90,8 @@ def comparison_table(jobs: Sequence[JobResult]) -> str:
                 labelled("Best", f"{best.name}, by the mean of its {len(best.scored)} seeds; its best run is")
             ]
             lines += [f"        {winner.folder}"]
+    elif all(job.error is not None for job in jobs):
+        lines += ["", f"All {len(jobs)} jobs have failed."]
     elif all(job.trained for job in jobs):
         lines += ["", "No scores, so nothing is compared: data.valid_sts.name_or_path=... measures every job."]
     return "\n".join(lines)

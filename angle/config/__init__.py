@@ -10,6 +10,7 @@ saved in the run's `config.yaml`.
 from angle.config.billm import START_INDEX_VARIABLE, BillmConfig
 from angle.config.data import DataConfig, DataFormatConfig, SourceConfig, label_name
 from angle.config.ese import EseConfig
+from angle.config.hparams import HparamsConfig
 from angle.config.hub import HUB_NAME, HubConfig
 from angle.config.limits import LimitsConfig
 from angle.config.lora import LoraConfig
@@ -42,6 +43,7 @@ __all__ = [
     "DataFormatConfig",
     "EseConfig",
     "EvaluateConfig",
+    "HparamsConfig",
     "HubConfig",
     "LimitsConfig",
     "LoraConfig",

@@ -73,15 +73,17 @@ def check_value(key: str, value: Any, schema: type) -> None:
     from omegaconf.errors import OmegaConfBaseException
 
     types = setting_types(schema)
-    setting = key if key in types else key.rsplit(".", 1)[0]
-    is_entry = key != setting
+    setting, is_entry = key, key not in types
+    while setting not in types:
+        setting = setting.rpartition(".")[0]
     expected = types[setting]
     if expected is dict and not is_entry and isinstance(value, Mapping):
         for entry, entry_value in value.items():
             check_value(f"{key}.{entry}", entry_value, schema)
         return
     try:
-        OmegaConf.update(OmegaConf.structured(schema), key, value, force_add=is_entry)
+        change = {key.removeprefix(f"{setting}."): value} if is_entry else value
+        OmegaConf.update(OmegaConf.structured(schema), setting, change, merge=False)
     except OmegaConfBaseException:
         if is_entry:
             _, entry_hint = typing.get_args(setting_hints(schema)[setting])

@@ -15,6 +15,7 @@ from angle.errors import ConfigError
 RESUME_MAY_CHANGE = (
     "tracking.",
     "hub.",
+    "hparams.",
     "data.limits.",
     "train.resume",
     "train.output_dir",

@@ -10,6 +10,7 @@ from typing import Any
 from angle.config.billm import BillmConfig
 from angle.config.data import DataConfig, DataFormatConfig
 from angle.config.ese import EseConfig
+from angle.config.hparams import HparamsConfig
 from angle.config.hub import HubConfig
 from angle.config.limits import LimitsConfig
 from angle.config.lora import LoraConfig
@@ -39,6 +40,7 @@ class TrainConfig:
     train: TrainingConfig = field(default_factory=TrainingConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     hub: HubConfig = field(default_factory=HubConfig)
+    hparams: HparamsConfig = field(default_factory=HparamsConfig)
 
     def __post_init__(self) -> None:
         if not self.data.train.names():

@@ -123,7 +123,8 @@ def refuse_fields_while_off(group: str, config: Any, example: str) -> None:
         return
     for item in dataclasses.fields(config):
         value = getattr(config, item.name)
-        if value != item.default:
+        make = item.default_factory
+        if value != (item.default if make is dataclasses.MISSING else make()):
             raise ConfigError(
                 f"{group}.{item.name}={value} has no effect while {group} is off: add {example} or "
                 f"{group}.enabled=true, or leave it out."

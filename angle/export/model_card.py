@@ -219,7 +219,7 @@ def _training(config: TrainConfig, record: dict[str, Any]) -> list[tuple[str, st
     train, hardware = config.train, record["hardware"]
     rows = train.batch_size * train.gradient_accumulation_steps * hardware["processes"]
     length = f"{train.epochs} epochs" if train.max_steps is None else f"{train.max_steps} steps"
-    if record["result"].get("stopped_early"):
+    if record["result"].get("stopped_early") or record["result"].get("pruned"):
         length = f"stopped early, after {record['result']['steps']} steps"
     table = {
         "data": f"{_name_of(config.data.train, 'train')}, format {config.data_format.name}",

@@ -49,6 +49,8 @@ class Progress:
     """The value that an evaluation must exceed, by train.min_gain, to be better for train.patience."""
     evaluations_without_gain: int = 0
     """Evaluations since it was exceeded."""
+    pruned: bool = False
+    """Whether a search has stopped the run, at its last evaluation."""
     seconds: float = 0.0
     """Time spent training, including before each resume."""
     overflows: int = 0

@@ -42,18 +42,18 @@ from angle.training.meter import Meter
 from angle.training.notes import notes_on
 from angle.training.publish import check_hub, publish, publish_finished
 from angle.training.result import Result
-from angle.training.run import Run
+from angle.training.run import Pruner, Run
 from angle.training.run_folder import RunFolder, RunState
 from angle.training.schedule import lr_factor, warmup_steps
 from angle.training.sharding import check_shardable, prepare, sync_buffers
 from angle.training.stop_signals import SAVE, StopSignals
-from angle.training.validation import evaluate, evaluate_untrained, is_out_of_patience
+from angle.training.validation import evaluate, evaluate_untrained, is_out_of_patience, is_stopped_early
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
 
-def fit(config: TrainConfig, explicit_keys: Collection[str] = ()) -> Result:
+def fit(config: TrainConfig, explicit_keys: Collection[str] = (), pruner: Pruner | None = None) -> Result:
     """Train the encoder that `config` describes, in its run folder, and return the result.
 
     An unfinished run with the same settings is resumed. A finished one is only reported, and pushed if that is
@@ -63,6 +63,7 @@ def fit(config: TrainConfig, explicit_keys: Collection[str] = ()) -> Result:
         config: the settings.
         explicit_keys: dotted keys of the settings that were requested explicitly, even if they equal the defaults. A
             resumed run has its own settings, which these must not contradict.
+        pruner: asked after every evaluation whether to stop early, in a search for settings.
 
     Raises:
         ConfigError, DataError: anything wrong with the settings or the data, before any training.
@@ -72,6 +73,11 @@ def fit(config: TrainConfig, explicit_keys: Collection[str] = ()) -> Result:
     """
     if config.train.dry_run:
         raise ConfigError("train.dry_run=true trains nothing, so fit has nothing to do: call angle.dry_run instead.")
+    if config.hparams.enabled:
+        raise ConfigError(
+            "hparams.enabled=true searches in a sweep, of which fit is one run: leave it out, or type "
+            "python train.py -m hparams=optuna."
+        )
     requested_config, state = config, RunState.NEW
     folder = RunFolder.choose(config.train.resume, config.train.output_dir)
     if requested_config.train.resume is None:
@@ -97,6 +103,7 @@ def fit(config: TrainConfig, explicit_keys: Collection[str] = ()) -> Result:
     accelerator = start_accelerator(config.train.mixed_precision)
     with ExitStack() as stack:
         run = _prepare(config, requested_config, accelerator, folder, state, stack)
+        run.pruner = pruner
         signals = StopSignals(accelerator.num_processes)
         stack.enter_context(signals.noted())
         stack.enter_context(folder.explained_disk_errors())
@@ -223,7 +230,7 @@ def _train(run: Run, steps: Iterator[list[Batch]], signals: StopSignals) -> None
     tracker.start_progress(progress.step, run.total_steps)
     gradient_cache = run.gradient_cache
     gradient_cache.model.train()
-    while progress.step < run.total_steps and not is_out_of_patience(progress, config.patience):
+    while progress.step < run.total_steps and not is_stopped_early(progress, config.patience):
         batches = next(steps)
         lr = peak_lr * lr_factor(progress.step, run.total_steps, warmup, config.scheduler)
         for group in run.optimizer.param_groups:
@@ -250,12 +257,13 @@ def _train(run: Run, steps: Iterator[list[Batch]], signals: StopSignals) -> None
             meter.pause()
             evaluate(run)
             meter.restart_clock()
-        is_stopped_early = is_out_of_patience(progress, config.patience)
-        if is_stopped_early:
+        ends_early = is_stopped_early(progress, config.patience)
+        if ends_early:
             meter.report(lr)
-            tracker.info(labelled(f"step {progress.step} ", f"stopped early, as train.patience={config.patience} asks"))
+            cause = "the search" if progress.pruned else f"train.patience={config.patience}"
+            tracker.info(labelled(f"step {progress.step} ", f"stopped early, as {cause} asks"))
         stop_now, save_now = signals.agree()
-        if save_now or (save_every > 0 and (is_last_step or is_stopped_early or _is_due(progress.step, save_every))):
+        if save_now or (save_every > 0 and (is_last_step or ends_early or _is_due(progress.step, save_every))):
             progress.unreported = meter.unreported()
             _checkpoint(run)
             meter.restart_clock()
@@ -308,6 +316,7 @@ def _finish(run: Run) -> Result:
             "best_step": progress.best_step,
             "steps": progress.step,
             "stopped_early": is_out_of_patience(progress, run.config.train.patience),
+            "pruned": progress.pruned,
             "valid_before": progress.values_before,
             "valid_after": progress.last_values,
             "valid_word_overlap": record.get("valid_word_overlap"),

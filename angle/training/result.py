@@ -27,6 +27,8 @@ class Result:
     """Optimiser steps that were taken."""
     stopped_early: bool = False
     """Whether that is fewer than planned, as train.patience asked."""
+    pruned: bool = False
+    """Whether it is, as a search for settings asked."""
     valid_before: Mapping[str, float] = field(default_factory=dict)
     """All validation metrics before training, by name."""
     valid_after: Mapping[str, float] = field(default_factory=dict)

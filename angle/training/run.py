@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -31,6 +31,11 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 
+#: Asked after an evaluation whether a run is worth going on with. It is told how much of the run is done, from 0 to 1,
+#: and its score, higher being better.
+Pruner = Callable[[float, float], bool]
+
+
 @dataclass
 class Run:
     """Everything that a run works with, and how far it is."""
@@ -45,6 +50,8 @@ class Run:
     optimizer: Any
     evaluators: RunEvaluators
     total_steps: int
+    pruner: Pruner | None = None
+    """None: the run is not one of a search."""
     progress: Progress = field(default_factory=Progress)
 
     @property

@@ -148,7 +148,9 @@ def warnings(result: Result, config: TrainConfig, *, has_notes: bool) -> Iterato
 def _scores(result: Result) -> Iterator[tuple[str, str]]:
     """Yield what was measured, with its label."""
     metric = result.metric
-    if result.stopped_early:
+    if result.pruned:
+        yield "Pruned", f"after {result.steps:,} steps, as one of the search's worse jobs"
+    elif result.stopped_early:
         yield "Stopped", f"early, after {result.steps:,} steps"
     if result.best_score is not None:
         before = result.valid_before.get(metric.name)

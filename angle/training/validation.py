@@ -53,6 +53,7 @@ def evaluate(run: Run) -> None:
             run.save("best", step=progress.step, score=value)
             run.tracker.show_best(best_metric.format(value))
         count_evaluation(progress, value, best_metric, run.config.train.min_gain)
+        progress.pruned = _is_pruned(run, best_metric.score(value))
     run.accelerator.wait_for_everyone()
 
 
@@ -62,6 +63,19 @@ def count_evaluation(progress: Progress, value: float, metric: Metric, min_gain:
         progress.reference_score, progress.evaluations_without_gain = value, 0
     else:
         progress.evaluations_without_gain += 1
+
+
+def _is_pruned(run: Run, score: float) -> bool:
+    """Return whether a search stops the run after an evaluation; after the last one it only hears of it."""
+    pruner, share_done = run.pruner, run.progress.step / run.total_steps
+    if pruner is None:
+        return False
+    return from_main_process(lambda: pruner(share_done, score), run.accelerator) and share_done < 1
+
+
+def is_stopped_early(progress: Progress, patience: int | None) -> bool:
+    """Return whether training ends before its last step."""
+    return progress.pruned or is_out_of_patience(progress, patience)
 
 
 def is_out_of_patience(progress: Progress, patience: int | None) -> bool:

@@ -168,10 +168,12 @@ HYDRA = {
     "--config-name=mine": f"--config-name=mine {EXPERIMENT}",
     "--config-path=mine": f"--config-path=mine {EXPERIMENT}",
     "hydra.sweeper.params={loss.ibn_w: 1}": (
-        "hydra.sweeper.params is not supported: type -m and the values of each setting, such as loss.ibn_w=10,20."
+        "hydra.sweeper.params is not supported: type -m and the values of each setting, such as "
+        "loss.ibn_w=10,20, and for a search hparams=optuna."
     ),
     "+hydra.sweeper.params.a=1": (
-        "hydra.sweeper.params.a is not supported: type -m and the values of each setting, such as loss.ibn_w=10,20."
+        "hydra.sweeper.params.a is not supported: type -m and the values of each setting, such as "
+        "loss.ibn_w=10,20, and for a search hparams=optuna."
     ),
     "lora=glob(x*)": "lora=glob(x*) selects nothing: lora can be: none, r16, r32, r64, r8.",
     "train.epochs=glob(x*)": "train.epochs=glob(x*) selects nothing: train.epochs is not a group of presets.",

@@ -65,6 +65,20 @@ def test_jobs_with_different_metrics_are_not_compared() -> None:
     assert not any("best" in row.lower() for row in rows)
 
 
+def test_a_pruned_job_is_neither_failed_nor_best() -> None:
+    pruned = job(2, None)
+    pruned.pruned = True
+    lines = comparison_table([job(1, 0.25), pruned]).splitlines()
+    assert lines[1:3] == ["loss.ibn_w=1     25.00  best", "loss.ibn_w=2    pruned"]
+
+
+def test_a_sweep_whose_jobs_all_failed_says_so() -> None:
+    lines = comparison_table([job(1, None, error="no rows"), job(2, None, error="no memory")]).splitlines()
+    assert lines[4:] == [
+        "failed  loss.ibn_w=1: no rows", "failed  loss.ibn_w=2: no memory", "", "All 2 jobs have failed."
+    ]  # fmt: skip
+
+
 def test_a_setting_with_several_seeds_is_judged_by_its_mean() -> None:
     """One job's luck does not win."""
     lucky, steady = (0.9, 0.5, 0.5), (0.7, 0.72, 0.74)
@@ -132,6 +146,34 @@ def test_a_job_that_is_done_again_takes_the_place_of_the_first(tmp_path: Path) -
     (entry,) = json.loads((tmp_path / SWEEP_FILE).read_text())["jobs"]
     assert (entry["status"], entry["error"], entry["score"]) == ("finished", None, 0.5)
     assert entry["seconds"] == 60.0  # the last one found it finished
+
+
+def test_a_job_is_written_down_when_it_begins(tmp_path: Path) -> None:
+    """What is lost without a word is known by that; the record tells commands apart that have run the same job."""
+    record, begun = SweepRecord(tmp_path), JobResult({"loss.ibn_w": "10"}, str(tmp_path / "10"))
+    for end, status in ((0.5, "finished"), (None, "pruned")):
+        record.add(begun, "first")
+        assert json.loads((tmp_path / SWEEP_FILE).read_text())["jobs"][0]["status"] == "running"
+        recorded = record.outcome(begun.settings, "first")
+        assert recorded is not None
+        assert not recorded.is_over
+        ended = JobResult(begun.settings, begun.folder, end, error=None, pruned=end is None)
+        record.add(ended, "second")
+        assert record.outcome(begun.settings, "first") is None
+        recorded = record.outcome(begun.settings, "second")
+        assert recorded is not None
+        assert (recorded.status, recorded.score, recorded.folder) == (status, end, begun.folder)
+
+
+def test_a_job_that_is_finished_stays_so_while_it_is_looked_at_again(tmp_path: Path) -> None:
+    record, begun = SweepRecord(tmp_path), JobResult({"loss.ibn_w": "10"}, str(tmp_path / "10"))
+    record_of(tmp_path, JobResult(begun.settings, begun.folder, 0.5, error=None, seconds=60.0))
+    record.add(begun, "third")
+    recorded = record.outcome(begun.settings, "third")
+    assert recorded is not None
+    assert recorded.is_over
+    record.add(JobResult(begun.settings, begun.folder, 0.5, error=None, seconds=0.1), "third")
+    assert json.loads((tmp_path / SWEEP_FILE).read_text())["jobs"][0]["seconds"] == 60.0
 
 
 def test_jobs_in_folders_of_one_name_are_two(tmp_path: Path) -> None:

@@ -20,9 +20,11 @@ from angle.config.record import write_config
 from angle.config.resume import config_diff, resume_config
 from angle.errors import ConfigError
 
-#: conf/accelerate holds launch files, no group.
+#: conf/accelerate holds launch files, no group, and conf/launcher sets what is Hydra's.
 OPTIONS = sorted(
-    (file.parent.name, file.stem) for file in CONF.glob("*/*.yaml") if file.parent.name not in ("accelerate",)
+    (file.parent.name, file.stem)
+    for file in CONF.glob("*/*.yaml")
+    if file.parent.name not in ("accelerate", "launcher")
 )
 
 
@@ -64,9 +66,9 @@ def test_hydra_overrides_compose_to_the_same_config():
 
 
 def test_number_of_config_group_options():
-    assert len(OPTIONS) == 49 + len(POOLING_NAMES)
+    assert len(OPTIONS) == 51 + len(POOLING_NAMES)
     assert {group for group, _ in OPTIONS} == {
-        *("billm", "data", "data_format", "ese", "experiment", "lora"),
+        *("billm", "data", "data_format", "ese", "experiment", "hparams", "lora"),
         *("loss", "model", "pooling", "teacher", "tracking"),
     }
 
@@ -539,7 +541,7 @@ def test_only_what_cannot_change_the_outcome_may_change_on_resume(key):
     value = getattr(group, name[-1])
     setattr(group, name[-1], (not value) if isinstance(value, bool) else MAY_CHANGE.get(key, OTHER[type(value)]))
     assert flatten(config)[key] != flatten(TrainConfig())[key]
-    may_change = key in MAY_CHANGE or key.startswith("tracking.")
+    may_change = key in MAY_CHANGE or key.startswith(("tracking.", "hparams."))
     assert bool(config_diff(TrainConfig(), config)) is not may_change
 
 

@@ -14,6 +14,7 @@ from angle import ConfigError, TrainConfig, build_config, fit
 from angle.evaluation.run_evaluators import metric_named
 from angle.tracking.tracker import Tracker
 from angle.training.checkpoint import Progress
+from angle.training.summary import summary
 from angle.training.validation import count_evaluation, is_out_of_patience
 
 
@@ -125,6 +126,40 @@ def test_a_run_that_stopped_early_and_was_killed_before_its_end_takes_no_further
     stop = max(lines(tmp_path / "run", "loss"))
     fit(config)
     assert max(lines(tmp_path / "run", "loss")) == stop < 40
+
+
+@pytest.mark.slow
+def test_a_run_that_is_pruned_ends_at_that_evaluation_also_if_it_is_killed_then(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sample_files(tmp_path)
+    config, heard = settings(tmp_path, tmp_path / "run", max_steps=8, patience=None), list[tuple[float, float]]()
+
+    def prune(share_done: float, score: float) -> bool:
+        heard.append((share_done, score))
+        return len(heard) == 3
+
+    def die(_: object) -> None:
+        raise RuntimeError
+
+    with monkeypatch.context() as patch:
+        patch.setattr("angle.training.loop._finish", die)
+        with pytest.raises(RuntimeError):
+            fit(config, pruner=prune)
+    scores = lines(tmp_path / "run", "valid/spearman")
+    assert heard == [(step / 8, scores[step]) for step in (2, 4, 6)]
+    result = fit(config, pruner=prune)
+    assert (result.pruned, result.stopped_early, result.steps) == (True, False, 6)
+    assert len(heard) == 3
+    assert "step 6  stopped early, as the search asks" in (tmp_path / "run" / "train.log").read_text()
+    assert "Pruned  after 6 steps" in summary(result)
+    whole = fit(settings(tmp_path, tmp_path / "whole", max_steps=4, patience=None), pruner=lambda share, _: share == 1)
+    assert (whole.pruned, whole.steps) == (False, 4)  # at its end there is nothing to spare
+
+
+def test_a_run_is_no_search() -> None:
+    with pytest.raises(ConfigError, match=r"^hparams.enabled=true searches in a sweep, of which fit is one run"):
+        fit(build_config({"hparams": {"enabled": True}}, TrainConfig))
 
 
 def test_early_stopping_needs_something_to_watch(tmp_path: Path) -> None:

@@ -1,0 +1,209 @@
+"""A search by Optuna: which values the jobs of a sweep get, from what the earlier ones have scored."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from angle.cli.space import typed_value
+from angle.cli.sweep_record import JobResult
+from angle.config import HparamsConfig
+from angle.errors import ConfigError
+from angle.files import try_lock
+
+if TYPE_CHECKING:
+    from optuna import Study
+    from optuna.trial import FrozenTrial
+
+#: In the sweep's folder: what has been tried. `optuna-dashboard` shows it.
+STUDY_FILE, LOCK_FILE = "optuna.journal", ".optuna.lock"
+STUDY = "search"
+#: Jobs that are run together where a launcher runs several at once.
+PARALLEL = 4
+#: States of trials that have a score.
+DONE = ("COMPLETE", "PRUNED")
+#: Attributes of a study, and of a trial.
+SETTINGS, PRUNE, WORDS = "settings", "prune", "words"
+#: Marks of training at which scores of jobs are compared.
+MARKS = 1000
+
+
+@dataclass(frozen=True)
+class Search:
+    """What to search, and how."""
+
+    config: HparamsConfig
+    fixed: Sequence[str]
+    """The words that all jobs have in common."""
+    space: dict[str, Any]
+    """What a setting's values are drawn from: Optuna's distribution."""
+
+    def run(
+        self,
+        folder: Path,
+        recall: Callable[[list[list[str]]], None],
+        launch: Callable[[list[list[str]], int], list[JobResult]],
+        *,
+        parallel: bool,
+    ) -> None:
+        """Run jobs until there are `hparams.trials`; those that were cut off or have failed before come first.
+
+        Args:
+            folder: the sweep's, in which the search is saved after every job, and goes on if there is one.
+            recall: is given the jobs, by their words, that an earlier command has done.
+            launch: runs jobs, given by their words and the number of the first, and returns what they have found.
+            parallel: whether it runs several at once.
+
+        Raises:
+            ConfigError: another search is in the folder, or jobs have no score.
+
+        """
+        at_once = self.config.parallel or (PARALLEL if parallel else 1)
+        with _locked(folder):
+            study = self._open(folder)
+            cut_off, words_of_done = _take_up(study)
+            recall([[*self.fixed, *words] for words in words_of_done])
+            done = len(words_of_done)
+            while done < self.config.trials:
+                batch = cut_off[:at_once]
+                del cut_off[:at_once]
+                batch += [self._ask(study) for _ in range(min(at_once, self.config.trials - done) - len(batch))]
+                words = [study.trials[number].user_attrs[WORDS] for number in batch]
+                distinct = [list(job) for job in dict.fromkeys(map(tuple, words))]
+                found = launch([[*self.fixed, *job] for job in distinct], batch[0])
+                for number, job in zip(batch, words, strict=True):
+                    _tell(study, number, found[distinct.index(job)])
+                done += len(batch)
+
+    def _open(self, folder: Path) -> Study:
+        """Return the study in a folder, a new one if there is none."""
+        import optuna
+
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        study = optuna.create_study(
+            storage=_storage(folder), study_name=STUDY, direction="maximize", load_if_exists=True
+        )
+        # With the same seed as before, it would draw what it has drawn.
+        study.sampler = optuna.samplers.TPESampler(seed=self.config.seed + len(study.trials))
+        settings = [*self.fixed, *(f"{name}: {distribution}" for name, distribution in self.space.items())]
+        settings = sorted(word for word in settings if not word.startswith("hparams"))
+        if (known := study.user_attrs.get(SETTINGS, settings)) != settings:
+            changed = sorted({*known} ^ {*settings})
+            raise ConfigError(
+                f"hydra.sweep.dir={folder} holds a search with other settings ({'; '.join(changed)}), whose scores "
+                f"cannot be compared with these: give another folder."
+            )
+        study.set_user_attr(SETTINGS, settings)
+        study.set_user_attr(PRUNE, self.config.prune)
+        return study
+
+    def _ask(self, study: Study) -> int:
+        """Let Optuna choose the settings of a job, and return its number."""
+        trial = study.ask(self.space)
+        words = [f"{name}={typed_value(trial.params[name], distribution)}" for name, distribution in self.space.items()]
+        trial.set_user_attr(WORDS, words)
+        return trial.number
+
+
+def _take_up(study: Study) -> tuple[list[int], list[list[str]]]:
+    """Prepare to go on with a search: return the numbers of jobs that were cut off, and the words of those done.
+
+    Those that failed are enqueued, to be tried again.
+    """
+    from optuna.trial import TrialState
+
+    cut_off = list[int]()
+    for trial in study.get_trials(states=(TrialState.RUNNING,)):
+        if WORDS in trial.user_attrs:
+            cut_off.append(trial.number)
+        else:  # it was cut off before its job could begin
+            study.tell(trial.number, state=TrialState.FAIL)
+    trials = study.get_trials(deepcopy=False)
+    known: list[Any] = [trial.params for trial in trials if trial.state is not TrialState.FAIL]
+    known += [trial.system_attrs.get("fixed_params") for trial in trials if trial.state is TrialState.WAITING]
+    for trial in trials:
+        if trial.state is TrialState.FAIL and trial.params not in known:
+            study.enqueue_trial(trial.params)
+            known.append(trial.params)
+    return cut_off, [trial.user_attrs[WORDS] for trial in trials if trial.state.name in DONE]
+
+
+def check_optuna() -> None:
+    """Raise ConfigError if Optuna is not installed."""
+    if find_spec("optuna") is None:
+        raise ConfigError("hparams=optuna needs the package optuna: type pip install -e '.[optuna]'.")
+
+
+def _storage(folder: Path) -> Any:
+    """Return the file in which a search is saved, which several processes, also on a network disk, may write to."""
+    from optuna.storages import JournalStorage
+    from optuna.storages.journal import JournalFileBackend
+
+    return JournalStorage(JournalFileBackend(str(folder / STUDY_FILE)))
+
+
+def _tell(study: Study, number: int, result: JobResult) -> None:
+    """Let Optuna know what has become of a job."""
+    from optuna.trial import TrialState
+
+    if result.pruned:
+        study.tell(number, state=TrialState.PRUNED)
+    elif result.error is not None:
+        study.tell(number, state=TrialState.FAIL)
+    elif result.score is None:
+        study.tell(number, state=TrialState.FAIL)
+        raise ConfigError(
+            "hparams=optuna has nothing to compare jobs by: data.valid_sts.name_or_path=FILE measures them on pairs "
+            "with labels, and data.valid_split=0.05 with train.best_metric=loss on rows held out."
+        )
+    else:
+        study.tell(number, result.score)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Keep other searches out of a folder."""
+    with (folder / LOCK_FILE).open("w") as file:
+        if not try_lock(file):
+            raise ConfigError(f"hydra.sweep.dir={folder} is in use: another search runs there. Wait for it.")
+        yield
+
+
+def job_pruner() -> Callable[[float, float], bool] | None:
+    """Return what a job of a search asks whether to stop early; None if this is no such job.
+
+    It is told how much of its training a job has done, from 0 to 1, and its score then, higher being better.
+    """
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+
+    hydra = HydraConfig.get()
+    folder = Path(str(hydra.sweep.dir))
+    if hydra.mode is not RunMode.MULTIRUN or not (folder / STUDY_FILE).is_file():
+        return None
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    study = optuna.load_study(study_name=STUDY, storage=_storage(folder), pruner=optuna.pruners.MedianPruner())
+    trial = _trial_of(study, hydra.overrides.task)
+    if trial is None:
+        return None
+    job = optuna.Trial(study, trial._trial_id)
+
+    def should_stop(share_done: float, score: float) -> bool:
+        job.report(score, round(share_done * MARKS))
+        return bool(study.user_attrs[PRUNE] and job.should_prune())
+
+    return should_stop
+
+
+def _trial_of(study: Study, words: Sequence[str]) -> FrozenTrial | None:
+    """Return the trial that a job with these words is."""
+    from optuna.trial import TrialState
+
+    running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+    return next((trial for trial in running if set(trial.user_attrs.get(WORDS, ["-"])) <= set(words)), None)
