@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 
 from angle.config import RUN_FILE, ConvertConfig
 from angle.errors import ConfigError
+from angle.export.changes import Changes, changes_from, origin_of
 from angle.export.generations import needs_version_6, shared_model_config, shared_tokenizer_config
 from angle.export.merging import embed_unmerged
 from angle.export.verification import Verification, can_verify, texts_to_compare, verify
@@ -23,6 +24,7 @@ from angle.modeling.encoder import Encoder
 from angle.modeling.layers import base_model
 from angle.modeling.locations import ADAPTER_FILE, TINY, adapter_base, locate_model, read_json_object
 from angle.modeling.pooling import POOLINGS, SENTENCE_TRANSFORMERS_KEYS, averaging_matrix
+from angle.modeling.sentence_transformers_files import SIMILARITIES, TEMPLATE_PROMPT
 from angle.modeling.trials import padding_is_exact
 from angle.quiet import quiet_transformers
 
@@ -42,6 +44,9 @@ class Conversion:
     """Whether sentence-transformers 5 refuses to load the folder, because its embeddings would differ."""
     verification: Verification | None
     """How the embeddings compare with the encoder's; None without sentence-transformers to load the folder."""
+    changes: Changes | None
+    """How its settings compare with those of the sentence-transformers folder that the model was trained from; None
+    if it was trained from no such folder."""
 
 
 def convert(config: ConvertConfig) -> Conversion:
@@ -70,17 +75,20 @@ def convert(config: ConvertConfig) -> Conversion:
     unmerged = embed_unmerged(model, config.pooling) if has_adapter and config.merge else None
     encoder = Encoder.load(model, config.pooling, merge=config.merge).eval()
     distance = None if unmerged is None else unmerged.distance(encoder)
+    if config.normalize is not None:
+        encoder.normalize = config.normalize
     _check_expressible(encoder)
 
     def write(scratch: Path) -> Conversion:
-        needs_version_6 = _write_folder(encoder, scratch, normalize=config.normalize)
+        needs_version_6 = _write_folder(encoder, scratch)
+        changes = changes_from(origin_of(model), encoder.embedding_config)
         verification = _verify(encoder, scratch, config) if can_verify() else None
-        return Conversion(folder, distance, needs_version_6, verification)
+        return Conversion(folder, distance, needs_version_6, verification, changes)
 
     return replace_folder(folder, write)
 
 
-def save_sentence_transformers(encoder: Encoder, folder: Path, *, normalize: bool = False) -> bool:
+def save_sentence_transformers(encoder: Encoder, folder: Path) -> bool:
     """Write an encoder as a sentence-transformers folder, atomically; unlike `convert`, without loading it.
 
     Returns whether only version 6 of sentence-transformers can load it.
@@ -90,7 +98,7 @@ def save_sentence_transformers(encoder: Encoder, folder: Path, *, normalize: boo
 
     """
     _check_expressible(encoder)
-    return replace_folder(folder, lambda scratch: _write_folder(encoder, scratch, normalize=normalize))
+    return replace_folder(folder, lambda scratch: _write_folder(encoder, scratch))
 
 
 def _check_expressible(encoder: Encoder) -> None:
@@ -111,7 +119,7 @@ def _check_expressible(encoder: Encoder) -> None:
         )
 
 
-def _write_folder(encoder: Encoder, folder: Path, *, normalize: bool) -> bool:
+def _write_folder(encoder: Encoder, folder: Path) -> bool:
     """Write an encoder into a new folder, and return whether only version 6 of sentence-transformers can load that."""
     encoder.save(folder)
     if encoder.has_adapters or encoder.bidirectional_from == 0:
@@ -119,7 +127,7 @@ def _write_folder(encoder: Encoder, folder: Path, *, normalize: bool) -> bool:
     hidden_size = encoder.backbone.config.hidden_size
     uses_token_types = encoder.token_types is not None
     return write_sentence_transformers_files(
-        encoder.embedding_config, hidden_size, folder, normalize=normalize, uses_token_types=uses_token_types
+        encoder.embedding_config, hidden_size, folder, uses_token_types=uses_token_types
     )
 
 
@@ -128,7 +136,6 @@ def _verify(encoder: Encoder, folder: Path, config: ConvertConfig) -> Verificati
     texts, dtype = texts_to_compare(encoder.tokenizer.max_length), encoder.backbone.dtype
     expected = encoder.encode(texts)
     encoder.to("meta")  # the other process needs as much memory
-    expected = torch.nn.functional.normalize(expected) if config.normalize else expected
     flags = ("--trust-remote-code",) if config.model.trust_remote_code else ()
     return verify(folder, texts, expected, dtype, *flags)
 
@@ -155,7 +162,6 @@ def write_sentence_transformers_files(
     hidden_size: int,
     folder: Path,
     *,
-    normalize: bool = False,
     uses_token_types: bool = False,
 ) -> bool:
     """Write, into a folder with a model, the small files that tell sentence-transformers how to use it.
@@ -164,10 +170,9 @@ def write_sentence_transformers_files(
     to stays.
 
     Args:
-        embedding_config: how texts are tokenised and pooled.
+        embedding_config: how texts are tokenised and pooled, and their embeddings compared.
         hidden_size: dimension of the model's hidden states.
         folder: the folder with the model.
-        normalize: whether to scale every embedding to unit length.
         uses_token_types: whether the model is given the types of tokens.
 
     Returns:
@@ -178,7 +183,7 @@ def write_sentence_transformers_files(
 
     """
     check_supported(embedding_config)
-    prefix, modes = _prompt_prefix(embedding_config.prompt), _pooling_modes(embedding_config.pooling)
+    modes = _pooling_modes(embedding_config.pooling)
     tokenizer_config = shared_tokenizer_config(_read_json(folder / TOKENIZER_FILE), uses_token_types=uses_token_types)
     _write_json(folder / TOKENIZER_FILE, tokenizer_config)
     version_6_only = _share_model_config(folder)
@@ -200,7 +205,7 @@ def write_sentence_transformers_files(
     if len(modes) > 1 or embedding_config.dimensions is not None:
         modules.append(_module(2, "2_Dense", "Dense"))
         _write_averaging_layer(folder / "2_Dense", hidden_size, embedding_config.dimensions or hidden_size, len(modes))
-    if normalize:
+    if embedding_config.normalize:
         path = f"{len(modules)}_Normalize"
         modules.append(_module(len(modules), path, "Normalize"))
         (folder / path).mkdir()
@@ -208,9 +213,8 @@ def write_sentence_transformers_files(
     _write_json(
         folder / "config_sentence_transformers.json",
         {
-            "prompts": {"text": prefix} if prefix else {},
-            "default_prompt_name": "text" if prefix else None,
-            "similarity_fn_name": "cosine",
+            **_prompt_settings(embedding_config),
+            "similarity_fn_name": embedding_config.similarity or SIMILARITIES[0],
             # 5 says first that the folder was made by a later version, and to update.
             **({"__version__": {"sentence_transformers": "6.0.0"}} if version_6_only else {}),
         },
@@ -298,6 +302,15 @@ def _prompt_prefix(prompt: str | None) -> str | None:
             f"before the text: train with a template that ends in {{text}}."
         )
     return before.replace("{{", "{").replace("}}", "}") or None
+
+
+def _prompt_settings(embedding_config: EmbeddingConfig) -> dict[str, Any]:
+    """Return the prompts that are asked for by name, and which of them stands for the template, by default."""
+    prefix, named = _prompt_prefix(embedding_config.prompt), dict(embedding_config.prompts or {})
+    if prefix is None:
+        return {"prompts": named, "default_prompt_name": None}
+    default = next((name for name, text in named.items() if text == prefix), TEMPLATE_PROMPT)
+    return {"prompts": named | {default: prefix}, "default_prompt_name": default}
 
 
 def _module(index: int, path: str, name: str) -> dict[str, Any]:
