@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
-from angle.config import RUN_FILE, ModelConfig
-from angle.config.record import read_config
+from angle.config import ModelConfig
 from angle.errors import ConfigError
 from angle.modeling.embedding_config import EmbeddingConfig, read_embedding_config
 from angle.modeling.locations import adapter_base, locate_model
@@ -27,10 +25,8 @@ class Changes:
 
 
 def origin_of(model: ModelConfig) -> str:
-    """Return the name of the model that a model was trained from: of a run or an adapter its base, else its own."""
+    """Return the name of the model that a model comes from: of an adapter its base, else its own."""
     name = model.name_or_path
-    if (Path(name) / RUN_FILE).is_file():
-        return read_config(Path(name)).model.name_or_path
     base = adapter_base(locate_model(name), model.revision)
     return name if base is None else base[0]
 
@@ -39,7 +35,7 @@ def changes_from(origin: str, made: EmbeddingConfig) -> Changes | None:
     """Return what a folder keeps of its origin's settings; None if these are unknown, or are none to keep.
 
     Args:
-        origin: as `origin_of` returns it.
+        origin: what the model was trained or converted from.
         made: the settings of the folder.
 
     """

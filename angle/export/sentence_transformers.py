@@ -13,9 +13,14 @@ from safetensors.torch import save_file
 
 from angle.config import RUN_FILE, ConvertConfig
 from angle.errors import ConfigError
+from angle.export.architecture import read_architecture
+from angle.export.card_model import CardModel, SentenceTransformersSupport
 from angle.export.changes import Changes, changes_from, origin_of
+from angle.export.example import make_example
 from angle.export.generations import needs_version_6, shared_model_config, shared_tokenizer_config
 from angle.export.merging import embed_unmerged
+from angle.export.model_card import model_card
+from angle.export.trained_run import TrainedRun, find_trained_run
 from angle.export.verification import Verification, can_verify, texts_to_compare, verify
 from angle.files import replace_folder
 from angle.modeling.bidirectional import bidirectional_switches
@@ -47,6 +52,8 @@ class Conversion:
     changes: Changes | None
     """How its settings compare with those of the sentence-transformers folder that the model was trained from; None
     if it was trained from no such folder."""
+    card_problem: str | None
+    """Why the folder's README does not tell of the run that trained the model, although there is one."""
 
 
 def convert(config: ConvertConfig) -> Conversion:
@@ -69,6 +76,10 @@ def convert(config: ConvertConfig) -> Conversion:
             f"there; give a new folder by output_dir=..."
         )
     model = config.model
+    try:
+        run, card_problem = find_trained_run(source), None
+    except ConfigError as error:  # what describes the run was changed; its model has checksums of its own
+        run, card_problem = None, str(error)
     has_adapter = (
         model.adapter is not None or adapter_base(locate_model(model.name_or_path), model.revision) is not None
     )
@@ -81,9 +92,11 @@ def convert(config: ConvertConfig) -> Conversion:
 
     def write(scratch: Path) -> Conversion:
         needs_version_6 = _write_folder(encoder, scratch)
-        changes = changes_from(origin_of(model), encoder.embedding_config)
+        origin = origin_of(model) if run is None else run.config.model.name_or_path
+        changes = changes_from(origin, encoder.embedding_config)
+        _write_card(encoder, scratch, folder.name, origin, run, needs_version_6=needs_version_6)
         verification = _verify(encoder, scratch, config) if can_verify() else None
-        return Conversion(folder, distance, needs_version_6, verification, changes)
+        return Conversion(folder, distance, needs_version_6, verification, changes, card_problem)
 
     return replace_folder(folder, write)
 
@@ -129,6 +142,35 @@ def _write_folder(encoder: Encoder, folder: Path) -> bool:
     return write_sentence_transformers_files(
         encoder.embedding_config, hidden_size, folder, uses_token_types=uses_token_types
     )
+
+
+def _write_card(
+    encoder: Encoder, folder: Path, name: str, origin: str, run: TrainedRun | None, *, needs_version_6: bool
+) -> None:
+    """Write the README.md of a folder that will have a name.
+
+    Args:
+        encoder: what was written.
+        folder: where it was written.
+        name: the folder's later name.
+        origin: the model that it was trained from.
+        run: the run that trained it, if there is one.
+        needs_version_6: whether only version 6 of sentence-transformers can load it.
+
+    """
+    support = SentenceTransformersSupport
+    model = CardModel(
+        name,
+        encoder.embedding_config,
+        origin if not Path(origin).exists() else str(Path(origin).resolve()),
+        encoder.has_adapters,
+        encoder.backbone.config.hidden_size,
+        support.IN_VERSION_6 if needs_version_6 else support.AS_IS,
+        read_architecture(folder),
+        make_example(encoder.tokenizer, encoder.encode_tokens, encoder.embedding_config),
+        is_on_hub=False,
+    )
+    (folder / "README.md").write_text(model_card(model, run), encoding="utf-8")
 
 
 def _verify(encoder: Encoder, folder: Path, config: ConvertConfig) -> Verification:
