@@ -54,7 +54,7 @@ def _with_sentence_transformers(model: CardModel) -> str:
 
 def _with_angle(model: CardModel, *, shows_result: bool) -> str:
     imports, name, note = "Encoder", f'"{model.name}"', ""
-    if model.has_adapters and Path(model.base).is_absolute():
+    if _lacks_base(model):
         imports, name = "Encoder, ModelConfig", f'ModelConfig("BASE", adapter="{model.name}")'
         note = f"`BASE` stands for the folder of what the adapters were made for: {describe_model(model.base)}.\n\n"
     columns = [field for field in template_fields(model.embedding_config.prompt or "{text}") if field != "text"]
@@ -79,13 +79,18 @@ def _without_sentence_transformers(model: CardModel) -> str:
     if model.sentence_transformers is SentenceTransformersSupport.NEVER:
         return "\n\nIt loads in angle-hydra only: sentence-transformers has no way to say how its texts are read."
     arguments = f"model.name_or_path={model.name}"
-    if model.has_adapters and Path(model.base).is_absolute():
+    if _lacks_base(model):
         arguments = f"model.name_or_path=BASE model.adapter={model.name}"
     merges = "merges the adapters and " if model.has_adapters else ""
     return (
         f"\n\nsentence-transformers does not load it as it is; `python convert.py {arguments} "
         f"output_dir=my-encoder` {merges}writes a folder that it does."
     )
+
+
+def _lacks_base(model: CardModel) -> bool:
+    """Return whether those who load a model must say where the base of its adapters is."""
+    return model.has_adapters and model.is_on_hub and Path(model.base).is_absolute()
 
 
 def _sentences() -> list[str]:

@@ -48,7 +48,7 @@ def changes_from(origin: str, made: EmbeddingConfig) -> Changes | None:
         return None
     old, new = _described(before), _described(made)
     if before.normalize and not made.normalize:
-        new[LENGTH] = f"{new[LENGTH]} (by normalize=true {old[LENGTH]} again)"
+        new[LENGTH] = f"{new[LENGTH]} (normalize=true adds the module)"
     known = [name for name in new if old[name] is not None]
     return Changes(
         kept=tuple(f"{name} {old[name]}" for name in known if old[name] == new[name] and old[name] not in NOTHING),

@@ -193,12 +193,29 @@ def test_the_base_s_normalize_module_is_kept_unless_it_is_asked_to_go(minilm: st
     left_out = convert(ConvertConfig(ModelConfig(minilm), normalize=False, output_dir=str(tmp_path / "third")))
     assert left_out.changes is not None
     assert left_out.changes.changed == (
-        "length of embeddings 1 (Normalize) -> their own (by normalize=true 1 (Normalize) again)",
+        "length of embeddings 1 (Normalize) -> their own (normalize=true adds the module)",
     )
     of_own_length = embed(left_out.folder)
     assert of_own_length.norm(dim=-1).min() > 1.5
     assert_same(torch.nn.functional.normalize(of_own_length, dim=-1), expected)
     assert_same(Encoder.load(str(left_out.folder)).eval().encode(TEXTS), of_own_length)
+
+
+@pytest.mark.slow
+def test_a_run_keeps_the_module_of_its_base(minilm: str, tmp_path: Path) -> None:
+    words = [*sample_files(tmp_path), f"model.name_or_path={minilm}", "model.max_length=32", "train.max_steps=2"]
+    done = start("train.py", *words, "train.batch_size=8", "train.output_dir=run", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    done = start("convert.py", "model.name_or_path=run", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(
+        "Kept    pooling mean; length of embeddings 1 (Normalize); similarity cosine\n"
+        "Changed max. length 256 tokens -> 32 tokens\nChecked the folder in a new process; "
+    )
+    embeddings = embed(tmp_path / "run" / "sentence_transformers")
+    torch.testing.assert_close(embeddings.norm(dim=-1), torch.ones(len(TEXTS)), atol=1e-5, rtol=0)
+    for name in ("run", "run/sentence_transformers"):
+        assert_same(Encoder.load(str(tmp_path / name)).eval().encode(TEXTS), embeddings)
 
 
 def test_cut_embeddings_of_a_model_that_normalises_have_unit_length_too(minilm: str) -> None:
