@@ -28,7 +28,7 @@ def main(config: ConvertConfig) -> None:
     else:
         print_once(f"Checked {done.verification}")
     if done.card_problem is not None:
-        print_once(labelled("Note", f"the README does not tell of the training: {done.card_problem}"))
+        print_once(labelled("Note", done.card_problem))
     if done.needs_version_6:
         print_once("Needs   sentence-transformers 6: version 5 would give other embeddings, so it refuses the folder")
     print_once(

@@ -49,4 +49,5 @@ class CardModel:
     @property
     def dimensions(self) -> int | None:
         """Width of an embedding, None if it is not known."""
-        return self.embedding_config.dimensions or self.hidden_size
+        measured = None if self.example is None else self.example.dimensions
+        return self.embedding_config.dimensions or self.hidden_size or measured

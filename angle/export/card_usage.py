@@ -19,7 +19,7 @@ SIMILARITY_CODE = {
     "euclidean": "-torch.cdist(embeddings, embeddings)",
     "manhattan": "-torch.cdist(embeddings, embeddings, p=1)",
 }
-INSTALL_ANGLE = "in a clone of angle-hydra:\n\n```bash\npip install -c constraints.txt -e .\n```"
+INSTALL_ANGLE = "angle-hydra, in a clone of its repository:\n\n```bash\npip install -c constraints.txt -e .\n```"
 
 
 def usage(model: CardModel) -> str:
@@ -27,9 +27,10 @@ def usage(model: CardModel) -> str:
     if model.is_loadable:
         is_older_enough = model.sentence_transformers is SentenceTransformersSupport.AS_IS
         needed = "sentence-transformers" if is_older_enough else "'sentence-transformers>=6'"
+        needed += " peft" if model.has_adapters else ""
         return (
             f"With [sentence-transformers](https://sbert.net):\n\n```bash\npip install -U {needed}\n```\n\n"
-            f"{_with_sentence_transformers(model)}\n\nThe same embeddings {INSTALL_ANGLE}\n\n"
+            f"{_with_sentence_transformers(model)}\n\nThe same embeddings with {INSTALL_ANGLE}\n\n"
             f"{_with_angle(model, shows_result=False)}"
         )
     return f"Install {INSTALL_ANGLE}\n\n{_with_angle(model, shows_result=True)}{_without_sentence_transformers(model)}"

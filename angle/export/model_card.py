@@ -88,7 +88,7 @@ def _metadata(title: str, model: CardModel, scores: Sequence[Score], hub: HubCon
         language=languages if len(languages) > 1 else next(iter(languages), None),
         license=hub.license,
         pipeline_tag="sentence-similarity",
-        base_model=name_on_hub(split_gguf(known_base(model.base))[0]),
+        base_model=name_on_hub(split_gguf(model.base if model.has_adapters else known_base(model.base))[0]),
         datasets=[name for source in sources if (name := name_on_hub(source)) is not None] or None,
         model_name=title,
         eval_results=[

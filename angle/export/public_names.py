@@ -60,7 +60,7 @@ def describe_model(name: str) -> str:
     else:
         architecture = read_architecture(Path(first))
         text = f"a model that is not on the hub{'' if architecture is None else f' ({architecture})'}"
-    return text if first == name else f"{text} (by way of another run)"
+    return text if first == name else f"{text} (trained further in an earlier run)"
 
 
 def describe_source(source: SourceConfig, purpose: str, split: str, rows: int | None = None) -> str:

@@ -53,7 +53,7 @@ class Conversion:
     """How its settings compare with those of the sentence-transformers folder that the model was trained from; None
     if it was trained from no such folder."""
     card_problem: str | None
-    """Why the folder's README does not tell of the run that trained the model, although there is one."""
+    """What the folder's README does not tell of the run that trained the model, and why; None if it does."""
 
 
 def convert(config: ConvertConfig) -> Conversion:
@@ -78,8 +78,10 @@ def convert(config: ConvertConfig) -> Conversion:
     model = config.model
     try:
         run, card_problem = find_trained_run(source), None
+        if run is not None and run.config.hub.samples and not run.samples:
+            card_problem = "the README has no samples, because the training rows are no longer where they were"
     except ConfigError as error:  # what describes the run was changed; its model has checksums of its own
-        run, card_problem = None, str(error)
+        run, card_problem = None, f"the README does not tell of the training: {error}"
     has_adapter = (
         model.adapter is not None or adapter_base(locate_model(model.name_or_path), model.revision) is not None
     )

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from conftest import REPO, sample_files, start
+from conftest import REPO, sample_files, start, start_here
 from huggingface_hub import ModelCard
 
 from angle.config import LOSS_TERM_SPECS, RUN_FILE, TrainConfig
@@ -17,6 +17,7 @@ from angle.config.build import build_config
 from angle.config.record import write_config, write_record
 from angle.export.card_model import CardModel, SentenceTransformersSupport
 from angle.export.card_scores import MAX_LOG_ROWS
+from angle.export.example import Example
 from angle.export.markdown import literal, table
 from angle.export.model_card import LOSS_TAGS, model_card
 from angle.export.public_names import describe_model, name_on_hub
@@ -35,6 +36,7 @@ RESULT = {
     "best_score": 0.75, "best_step": 30, "valid_before": {"spearman": 0.375, "triplet_accuracy": 0.5},
     "test_before": 0.25, "test_after": 0.5, "test_word_overlap": 0.125,
 }  # fmt: skip
+EXAMPLE = Example(96, [[1.0, 0.5, 0.25], [0.5, 1.0, 0.125], [0.25, 0.125, 1.0]])
 LOG = [
     {"step": 0, "valid/spearman": 0.375, "valid/pearson": 0.25},
     {"step": 0, "test/spearman": 0.25, "test/pearson": 0.1875},
@@ -146,6 +148,24 @@ def test_the_papers_behind_a_model_are_cited() -> None:
     assert cited(model_card(MODEL)) == []
 
 
+def test_adapters_name_the_base_that_they_are_for() -> None:
+    support = SentenceTransformersSupport.AS_IS
+    model = CardModel("a/b", EmbeddingConfig("avg", 64), "BAAI/bge-m3", True, None, support, example=EXAMPLE)
+    card = model_card(model, run_of())
+    assert ModelCard(card).data.base_model == "BAAI/bge-m3"
+    assert "pip install -U sentence-transformers peft\n" in card
+    assert "| dimensions | 96 |" in card
+    assert "# (3, 96)\nprint(model.similarity(embeddings, embeddings))\n# tensor([[1.0000, 0.5000, 0.2500],\n" in card
+
+
+def test_a_decoder_s_adapters_show_what_they_give_in_angle_hydra() -> None:
+    settings = EmbeddingConfig("avg", 64, similarity="dot", prompt="{topic}: {text}")
+    model = CardModel("a/b", settings, "BAAI/bge-m3", True, None, SentenceTransformersSupport.NEVER, example=EXAMPLE)
+    card = model_card(model)
+    assert "# torch.Size([3, 96])\nprint(embeddings @ embeddings.T)\n# tensor([[1.0000, 0.5000, 0.2500],\n" in card
+    assert "| similarity function | dot product |" in card
+
+
 def test_texts_in_tables_are_shown_as_they_are() -> None:
     assert table(("a", "b"), [("x|y", literal("5 * [a](b) | <b> `q`"))]) == (
         "| a | b |\n|---|---|\n| x\\|y | <code>5 &#42; &#91;a&#93;(b) &#124; &lt;b&gt; &#96;q&#96;</code> |"
@@ -170,7 +190,9 @@ def test_names_that_nobody_else_has_are_told_in_words(tmp_path: Path) -> None:
         write_record(run / name, {})
         base = str(run / name)
     assert (run / "second" / RUN_FILE).exists()
-    described = "[BAAI/bge-small-en-v1.5](https://huggingface.co/BAAI/bge-small-en-v1.5) (by way of another run)"
+    described = (
+        "[BAAI/bge-small-en-v1.5](https://huggingface.co/BAAI/bge-small-en-v1.5) (trained further in an earlier run)"
+    )
     assert describe_model(base) == describe_model(f"{base}/best") == described
 
 
@@ -190,6 +212,7 @@ def test_samples_are_short_rows_in_their_order(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("unverified")
 def test_the_readme_of_a_converted_folder(tmp_path: Path) -> None:
     """Of a run on private files: it names none of them, shows rows because that was asked for, and its code runs."""
     data = sample_files(tmp_path, "A")
@@ -221,17 +244,31 @@ def test_the_readme_of_a_converted_folder(tmp_path: Path) -> None:
     )
     done = start(str(tmp_path / "used.py"), folder=tmp_path)
     assert done.returncode == 0, done.stderr
-    *printed, difference = done.stdout.splitlines()
-    assert printed == [line.removeprefix("# ") for line in blocks[0].splitlines() if line.startswith("# ")]
+    *printed_lines, difference = done.stdout.splitlines()
+    assert printed_lines == [line.removeprefix("# ") for line in blocks[0].splitlines() if line.startswith("# ")]
     assert float(difference) < 1e-5
-    similarities = [line.strip("tensor([ ]),") for line in printed[1:]]
+    similarities = [line.strip("tensor([ ]),") for line in printed_lines[1:]]
     found = np.array([[float(value) for value in line.split(",")] for line in similarities])
     np.testing.assert_allclose(found, trained.example.similarities, atol=1e-4)  # as the run has recorded them
 
-    done = start("convert.py", "model.name_or_path=run/best", "output_dir=plain", folder=tmp_path)
-    assert done.returncode == 0, done.stderr
-    card = (tmp_path / "plain" / "README.md").read_text(encoding="utf-8")
+    def converted(source: str, output: str) -> tuple[str, str]:
+        """Return what is printed, and the card."""
+        done = start_here("convert.py", f"model.name_or_path={source}", f"output_dir={output}", folder=tmp_path)
+        assert (done.returncode, done.stderr) == (0, "")
+        return " ".join(done.stdout.split()), (tmp_path / output / "README.md").read_text(encoding="utf-8")
+
+    _, card = converted("run/best", "plain")
     assert "## Use" in card
     assert "## Training" not in card
     assert "AnglE" not in card
     assert str(REPO) not in card
+
+    (tmp_path / "train.jsonl").unlink()
+    printed, card = converted("run", "without samples")
+    assert "Note the README has no samples, because the training rows are no longer where they were" in printed
+    assert "## Training" in card
+    with (tmp_path / "run" / "config.yaml").open("a") as file:
+        file.write("# mine\n")
+    printed, card = converted("run", "changed")
+    assert "Note the README does not tell of the training: " in printed
+    assert "## Training" not in card
