@@ -290,7 +290,8 @@ def _checkpoint(run: Run) -> None:
 def _finish(run: Run) -> Result:
     """Save the final model, then measure the best one, or else the final one, on the test set, and close the record.
 
-    The best weights are loaded into the trained model, because the GPU may not have memory for a second one.
+    The same model embeds the sentences that its card shows. The best weights are loaded into the
+    trained model, because the GPU may not have memory for a second one.
     """
     progress, folder = run.progress, run.folder
     check_equal_weights(run.trainable)
