@@ -6,7 +6,7 @@ from pathlib import Path
 
 from angle.cli.app import launch, require_model
 from angle.config import ConvertConfig
-from angle.terminal import announce, print_once
+from angle.terminal import announce, labelled, print_once
 
 
 def main(config: ConvertConfig) -> None:
@@ -19,10 +19,16 @@ def main(config: ConvertConfig) -> None:
     done = convert(config)
     if done.merge_distance is not None:
         print_once(f"Merged  the adapter; the largest cosine distance on held-out texts is {done.merge_distance:.1e}")
+    if done.changes is not None:
+        for label, settings in (("Kept", done.changes.kept), ("Changed", done.changes.changed)):
+            if settings:
+                print_once(labelled(label, "; ".join(settings)))
     if done.verification is None:
         print_once("Checked nothing: pip install sentence-transformers, to compare what it makes of the folder")
     else:
         print_once(f"Checked {done.verification}")
+    if done.card_problem is not None:
+        print_once(labelled("Note", done.card_problem))
     if done.needs_version_6:
         print_once("Needs   sentence-transformers 6: version 5 would give other embeddings, so it refuses the folder")
     print_once(

@@ -326,7 +326,8 @@ class AnglE(AngleBase):
             embedding_size: how many dimensions to return; None: all from there on.
             device: the device to move the model to; None: where it is.
             prompt: template with {text}, or A, B or C; "" for none; None: as the model was trained.
-            normalize_embedding: whether to scale embeddings to unit length, after cutting them to those dimensions.
+            normalize_embedding: whether to scale embeddings to unit length, after cutting them to those dimensions;
+                those of a model with a Normalize module always have it.
             batch_size: texts per batch; the longest texts come first.
             layer_index: the number of layers to run; -1: all of them.
             show_progress: whether to show a progress bar.

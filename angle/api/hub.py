@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from angle.export.example import make_example
 from angle.export.hub import push_model
+from angle.export.trained_run import read_trained_run
 from angle.modeling.embedding_config import read_embedding_config
 from angle.modeling.encoder import Encoder
 from angle.modeling.locations import locate_model
@@ -32,12 +34,12 @@ def push_encoder(encoder: Encoder, loaded_from: str, hub_model_id: str, *, priva
         run.state() is RunState.FINISHED
         and read_embedding_config(locate_model(loaded_from)) == encoder.embedding_config
     )
-    config = run.resolved_config() if is_run else None
+    trained = read_trained_run(run.path) if is_run else None
     base = loaded_from if not run.path.exists() else str(run.path.resolve())
-    if config is not None:
-        base = config.model.name_or_path
-    record = run.record() if config is not None else None
+    if trained is not None:
+        base = trained.config.model.name_or_path
+    example = make_example(encoder.tokenizer, encoder.encode_tokens, encoder.embedding_config)
     with TemporaryDirectory() as temp_folder:
         folder = Path(temp_folder) / "model"
         encoder.save(folder)
-        return push_model(folder, hub_model_id, base, config, record, private=private, exist_ok=exist_ok)
+        return push_model(folder, hub_model_id, base, trained, private=private, example=example, exist_ok=exist_ok)

@@ -152,8 +152,9 @@ class ConvertConfig:
     pooling: PoolingConfig = field(default_factory=PoolingConfig)
     merge: bool = True
     """Merge an adapter into the weights; false: keep it separate, so the folder needs the base model at its path."""
-    normalize: bool = False
-    """Add a module that scales every embedding to unit length."""
+    normalize: bool | None = None
+    """true: embeddings of unit length, by a Normalize module; false: of their own length; null: as those of the model
+    that it was trained from."""
     output_dir: str | None = None
     """The new folder; null: sentence_transformers inside the run folder."""
 

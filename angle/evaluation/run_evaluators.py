@@ -24,13 +24,23 @@ def metric_named(name: str | None) -> Metric:
     """
     if name is None:
         return DEFAULT_METRIC
-    metrics = {evaluator.metric.name: evaluator.metric for evaluator in validation_evaluators()}
+    metrics = _choosing_metrics()
     if name not in metrics:
         raise ConfigError(
             f"train.best_metric={name} is not known{did_you_mean(name, metrics) or '.'} "
             f"Choose one of: {', '.join(metrics)}."
         )
     return metrics[name]
+
+
+def is_metric(name: str) -> bool:
+    """Return whether `metric_named` knows a name, and not only a part of one or what is recorded beside it."""
+    return name in _choosing_metrics()
+
+
+def _choosing_metrics() -> dict[str, Metric]:
+    """Return every metric that can choose a model, by its name."""
+    return {evaluator.metric.name: evaluator.metric for evaluator in validation_evaluators()}
 
 
 def validation_purpose(metric: str | None) -> str:
@@ -81,13 +91,17 @@ class RunEvaluators:
         return {name: value for evaluator in self.validation for name, value in evaluator.run(encode)}
 
     def format(self, values: Mapping[str, float]) -> str:
-        """Return what `validate` measured, in words."""
+        """Return what `validate` measured, in words; only what can choose a model."""
         metrics = {evaluator.metric.name: evaluator.metric for evaluator in self.validation}
-        return ", ".join(f"{name} {metrics[name.partition('/')[0]].format(value)}" for name, value in values.items())
+        return ", ".join(
+            f"{name} {metrics[metric].format(value)}"
+            for name, value in values.items()
+            if (metric := name.partition("/")[0]) in metrics
+        )
 
-    def score_test(self, encode: Encode) -> float | None:
-        """Return `TEST_METRIC` on the test set, None without one."""
-        return None if self.test is None else dict(self.test.run(encode))[TEST_METRIC.name]
+    def run_test(self, encode: Encode) -> dict[str, float]:
+        """Return the values of all metrics of the test set by name, `TEST_METRIC` among them; none without one."""
+        return {} if self.test is None else dict(self.test.run(encode))
 
 
 def _choose_metric(name: str | None, available: Iterable[Metric]) -> Metric | None:

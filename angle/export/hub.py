@@ -8,16 +8,22 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from http import HTTPStatus
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from angle.config import HubConfig, TrainConfig
+from angle.config import HubConfig
 from angle.config.hub import check_model_id
 from angle.errors import ConfigError, HubError, first_line
-from angle.export.model_card import PushedModel, SentenceTransformersSupport, model_card, public_name
+from angle.export.architecture import read_architecture
+from angle.export.card_model import CardModel, SentenceTransformersSupport
+from angle.export.example import Example
+from angle.export.model_card import model_card
+from angle.export.public_names import name_on_hub
 from angle.export.sentence_transformers import TOKENIZER_FILE, check_supported, write_sentence_transformers_files
+from angle.export.trained_run import TrainedRun
 from angle.files import MANIFEST, checksum
 from angle.modeling.embedding_config import EmbeddingConfig, read_embedding_config
 from angle.modeling.locations import ADAPTER_FILE
@@ -78,10 +84,10 @@ def push_model(
     model: Path,
     model_id: str,
     base: str,
-    config: TrainConfig | None,
-    record: dict[str, Any] | None,
+    run: TrainedRun | None,
     *,
     private: bool,
+    example: Example | None = None,
     exist_ok: bool = False,
     timeout: float = HubConfig.timeout,
 ) -> str:
@@ -91,9 +97,9 @@ def push_model(
         model: the folder of a saved encoder, which is not changed.
         model_id: user/name.
         base: the model that it was trained from.
-        config: the settings of the run it comes from, if it comes from one.
-        record: that run's record.
+        run: the run it comes from, if it comes from one.
         private: as in `push_folder`.
+        example: what it makes of the example sentences, if that is known.
         exist_ok: as in `push_folder`.
         timeout: as in `push_folder`.
 
@@ -103,8 +109,8 @@ def push_model(
     """
     with TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        pushed = stage_files(model, folder, model_id, base)
-        (folder / "README.md").write_text(model_card(pushed, config, record), encoding="utf-8")
+        pushed = replace(stage_files(model, folder, model_id, base), example=example)
+        (folder / "README.md").write_text(model_card(pushed, run), encoding="utf-8")
         return push_folder(folder, model_id, private=private, exist_ok=exist_ok, timeout=timeout)
 
 
@@ -157,7 +163,7 @@ def push_folder(
     return f"{api.endpoint}/{model_id}"
 
 
-def stage_files(model: Path, folder: Path, model_id: str, base: str) -> PushedModel:
+def stage_files(model: Path, folder: Path, model_id: str, base: str) -> CardModel:
     """Stage the files of a saved model for a push, except its card, in an empty folder, and return its description.
 
     The model is neither changed nor copied: the new folder has links, and its own files only where something is added
@@ -180,7 +186,7 @@ def stage_files(model: Path, folder: Path, model_id: str, base: str) -> PushedMo
             continue
         target.parent.mkdir(parents=True, exist_ok=True)
         if source.name == ADAPTER_FILE:
-            _write_json(target, _read_json(source) | {"base_model_name_or_path": public_name(base)})
+            _write_json(target, _read_json(source) | {"base_model_name_or_path": _public_base(base)})
         elif source.name == TOKENIZER_FILE:
             content = _read_json(source)
             _write_json(target, {key: value for key, value in content.items() if key not in LOCAL_TOKENIZER_ENTRIES})
@@ -190,7 +196,13 @@ def stage_files(model: Path, folder: Path, model_id: str, base: str) -> PushedMo
         assert hidden_size is not None
         if write_sentence_transformers_files(embedding_config, hidden_size, folder):
             support = SentenceTransformersSupport.IN_VERSION_6
-    return PushedModel(model_id, embedding_config, base, bool(adapter), hidden_size, support)
+    architecture = read_architecture(model)
+    return CardModel(model_id, embedding_config, base, bool(adapter), hidden_size, support, architecture)
+
+
+def _public_base(base: str) -> str:
+    """Return the name of an adapter's base as others may read it: that on the hub, or without its folders."""
+    return name_on_hub(base) or Path(base).name
 
 
 def _support(embedding_config: EmbeddingConfig, model: Path) -> SentenceTransformersSupport:

@@ -1,228 +1,173 @@
-"""The model card of a pushed model: what it is, how to load it, how good it is, and how it was trained.
+"""The model card: what a model is, how to use it and what that prints, how good it is, and how it was trained.
 
-It must not reveal anyone's folders, environment or secrets: a path is cut to its last component, and the command is
-shown only if it is one of this project's, because another program's may contain anything.
+It stands in what is pushed to the hub and in converted folders. It must not reveal anyone's folders, environment or
+secrets: what is only on this machine is told in words, the command is shown only if it is one of this project's,
+because another program's may contain anything, and training rows only if that is asked for.
 """
 
 from __future__ import annotations
 
-import re
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
-from enum import Enum
-from functools import partial
 from pathlib import Path
-from typing import Any
 
-from angle.config import HUB_NAME, DataConfig, SourceConfig, TrainConfig
-from angle.data.sources import SAMPLE
-from angle.evaluation.evaluator import Metric
-from angle.evaluation.run_evaluators import TEST_METRIC, metric_named, validation_purpose
-from angle.modeling.embedding_config import EmbeddingConfig
+from angle.config import ANGLE, COSINE, IN_BATCH, HubConfig, TrainConfig, enumerate_words
+from angle.config.keys import flatten
+from angle.export import citations
+from angle.export.card_model import CardModel
+from angle.export.card_scores import Score, log_table, score_tables, scores_of
+from angle.export.card_usage import usage
+from angle.export.markdown import literal, plain, table
+from angle.export.public_names import describe_model, describe_source, known_base, name_on_hub, public_command
+from angle.export.trained_run import TrainedRun
 from angle.modeling.locations import TINY, split_gguf
-from angle.prompts import template_fields
+from angle.modeling.sentence_transformers_files import SIMILARITIES
 
-#: Beginnings of the arguments that say where output goes, not what is learned.
-OUTPUT_ARGUMENTS = ("hub.", "hydra.", "tracking.", "tracking=", "train.output_dir=", "train.resume=")
-#: Anything in a command that may be a path or a name on the hub.
-PATH_LIKE = re.compile(r"[^\s,\[\]{}()'\":=]*/[^\s,\[\]{}()'\":=]*")
-FILE_SUFFIX = re.compile(r"\.(csv|gguf|gz|json|jsonl|parquet|tsv)$")
-
-
-class SentenceTransformersSupport(Enum):
-    """Whether sentence-transformers can load a pushed model."""
-
-    AS_IS = "as it is"
-    IN_VERSION_6 = "as it is, in version 6 or later"
-    CONVERTED = "once it is converted"
-    NEVER = "never"
+#: The names that the hub's users search for: sentence-transformers' for the same terms.
+LOSS_TAGS = {ANGLE.name: "AnglELoss", COSINE.name: "CoSENTLoss", IN_BATCH.name: "MultipleNegativesRankingLoss"}
+#: What similarity functions are called in text.
+SIMILARITY_NAMES = {
+    "cosine": "cosine similarity",
+    "dot": "dot product",
+    "euclidean": "negative Euclidean distance",
+    "manhattan": "negative Manhattan distance",
+}
 
 
-LOADABLE = (SentenceTransformersSupport.AS_IS, SentenceTransformersSupport.IN_VERSION_6)
-
-
-@dataclass(frozen=True)
-class PushedModel:
-    """What a model card says of the model itself."""
-
-    model_id: str
-    embedding_config: EmbeddingConfig
-    base: str
-    """The model it was trained from: a name on the hub, `tiny`, or an absolute path."""
-    has_adapters: bool
-    hidden_size: int | None
-    """Width of the model's hidden states, None if only the base model's configuration has it."""
-    sentence_transformers: SentenceTransformersSupport
-
-
-@dataclass(frozen=True)
-class Score:
-    """What a run measured of its model."""
-
-    metric: Metric
-    source: SourceConfig
-    """What it was measured on."""
-    split: str
-    """That source's default split."""
-    value: float
-    remark: str = ""
-    """When it was measured, or of what."""
-    is_of_this_model: bool = True
-    """Whether the model that is pushed was measured, not what it is compared with."""
-
-
-def model_card(model: PushedModel, config: TrainConfig | None = None, record: dict[str, Any] | None = None) -> str:
+def model_card(model: CardModel, run: TrainedRun | None = None) -> str:
     """Return the README.md of a model, metadata first.
 
     Args:
-        model: the model that is pushed.
-        config: the fully resolved settings of the run that trained it; None if there is no such run.
-        record: the content of that run's run.json.
+        model: the model.
+        run: the run that trained it; None if there is no such run.
 
     """
-    scores: list[Score] = []
-    trained_on: list[str] = []
-    sections = [f"# {model.model_id.split('/')[1]}", _introduction(model), f"## Use\n\n{_use(model)}"]
-    if config is not None and record is not None:
-        scores = _scores(config.data, config.train.best_metric, record["result"])
-        trained_on = config.data.train.names()
+    title = model.name.rpartition("/")[2] if model.is_on_hub else f"Sentence encoder from {_short_name(model.base)}"
+    hub = HubConfig() if run is None else run.config.hub
+    scores = [] if run is None else scores_of(run)
+    sections = [
+        f"---\n{_metadata(title, model, scores, hub, run)}\n---",
+        f"# {title}",
+        _introduction(model, run),
+        table(("", ""), _description(model, hub)),
+        f"## Use\n\n{usage(model)}",
+    ]
+    if run is not None:
         sections += [
-            _score_tables(scores),
-            f"## Training\n\n{_table(('', ''), _training(config, record))}",
-            _command(record["command"]),
-            f"Versions: {', '.join(f'{name} {number}' for name, number in record['versions'].items())}.",
+            score_tables(scores),
+            f"## Training\n\n{table(('', ''), _training(run))}",
+            _samples(run),
+            log_table(run),
+            _command(run),
+            f"Versions: {', '.join(f'{name} {number}' for name, number in run.record['versions'].items())}.",
+            _citations(model, run.config),
         ]
-    sections.insert(0, f"---\n{_metadata(model, scores, trained_on)}\n---")
     return "\n\n".join(filter(None, sections)) + "\n"
 
 
-def public_name(name: str) -> str:
-    """Return the public name of a model or data set: without its folders if it was found on this machine."""
-    return Path(name).name if Path(name).is_absolute() else name
+def _short_name(base: str) -> str:
+    name = name_on_hub(split_gguf(known_base(base))[0])
+    return "a small BERT" if known_base(base) == TINY else "a local model" if name is None else name.split("/")[-1]
 
 
-def _metadata(model: PushedModel, scores: Sequence[Score], trained_on: Sequence[str]) -> str:
+def _metadata(title: str, model: CardModel, scores: Sequence[Score], hub: HubConfig, run: TrainedRun | None) -> str:
     from huggingface_hub import EvalResult, ModelCardData
 
     library = "peft" if model.has_adapters else "transformers"
     tags = ["sentence-similarity", "feature-extraction", "angle"]
-    if model.sentence_transformers in LOADABLE:
+    if model.is_loadable:
         library = "sentence-transformers"
         tags.insert(0, library)
-    base = split_gguf(model.base)[0]
+    sources = [] if run is None else run.config.data.train.names()
+    if run is not None:
+        tags += _run_tags(run)
+    languages = hub.languages()
     data = ModelCardData(
         library_name=library,
         tags=tags,
+        language=languages if len(languages) > 1 else next(iter(languages), None),
+        license=hub.license,
         pipeline_tag="sentence-similarity",
-        base_model=base if _may_be_on_the_hub(base) else None,
-        datasets=list(filter(_may_be_on_the_hub, trained_on)) or None,
-        model_name=model.model_id.split("/")[1],
+        base_model=name_on_hub(split_gguf(model.base if model.has_adapters else known_base(model.base))[0]),
+        datasets=[name for source in sources if (name := name_on_hub(source)) is not None] or None,
+        model_name=title,
         eval_results=[
             EvalResult(
                 task_type="semantic-similarity",
                 task_name="Semantic Similarity",
-                dataset_type=next(filter(_may_be_on_the_hub, score.source.names()), "unknown"),
-                dataset_name=_name_of(score.source, score.split),
+                dataset_type=next(filter(None, map(name_on_hub, score.source.names())), "unknown"),
+                dataset_name=score.dataset,
                 dataset_config=score.source.subset,
                 dataset_split=score.source.split or score.split,
-                metric_type=score.metric.hub_type,
-                metric_name=score.metric.description,
-                metric_value=round(score.value, 6),
+                metric_type=metric.hub_type,
+                metric_name=metric.description,
+                metric_value=round(value, 6),
             )
             for score in scores
-            if score.is_of_this_model and score.metric.hub_type is not None
+            if score.is_of_this_model
+            for metric, value in score.values()
+            if metric.hub_type is not None
         ]
         or None,
     )
     return str(data.to_yaml()).strip()
 
 
-def _introduction(model: PushedModel) -> str:
-    if model.base == TINY:
-        base = "angle-hydra's built-in small BERT, which starts at random"
-    elif Path(model.base).is_absolute():
-        base = f"a model in a folder called `{public_name(model.base)}`"
-    else:
-        base = f"[{model.base}](https://huggingface.co/{split_gguf(model.base)[0]})"
-    subject = (
-        "Adapters (LoRA) that make a sentence encoder of" if model.has_adapters else "A sentence encoder, trained from"
-    )
-    dimensions = model.embedding_config.dimensions or model.hidden_size
-    width = "" if dimensions is None else f" An embedding has {dimensions} dimensions."
+def _run_tags(run: TrainedRun) -> list[str]:
+    """Return the size of the training data and the losses, as the hub's users search for them."""
+    config = run.config
+    rows = run.record.get("rows", {}).get("train")
+    tags = [] if rows is None else [f"dataset_size:{rows}"]
+    tags += [f"loss:{LOSS_TAGS[term.name]}" for term, _ in config.loss.active_terms(config.data_format.name)]
+    tags += [name for name, group in (("espresso", config.ese), ("billm", config.billm)) if group.enabled]
+    return [*tags, "lora"] if config.lora.enabled else tags
+
+
+def _introduction(model: CardModel, run: TrainedRun | None) -> str:
+    subject = "Adapters (LoRA) that make a sentence encoder of" if model.has_adapters else "A sentence encoder from"
+    base = describe_model(model.base)
+    length = model.embedding_config.max_length
+    limit = "" if length is None else f" of at most {length} tokens"
+    width = "" if model.dimensions is None else f" of {model.dimensions} dimensions"
+    trained = ""
+    if run is not None:
+        rows = describe_source(run.config.data.train, "training", "train", run.record.get("rows", {}).get("train"))
+        trained = f", trained with the [AnglE](https://arxiv.org/abs/2309.12871) objective on {rows}"
     return (
-        f"{subject} {base}, with the [AnglE](https://arxiv.org/abs/2309.12871) objective. It uses "
-        f"{model.embedding_config}.{width}"
+        f"{subject} {base}{trained}. It turns a text{limit} into a vector{width}, in which what means the same is near "
+        f"each other: for semantic similarity, search, clustering and classification."
     )
 
 
-def _use(model: PushedModel) -> str:
-    if model.has_adapters and Path(model.base).is_absolute():
-        imports, name = "Encoder, ModelConfig", f'ModelConfig("{public_name(model.base)}", adapter="{model.model_id}")'
-    else:
-        imports, name = "Encoder", f'"{model.model_id}"'
-    columns = [field for field in template_fields(model.embedding_config.prompt or "{text}") if field != "text"]
-    texts = '["a sentence", "another one"]'
-    if columns:
-        row = ", ".join(f'"{column}": "..."' for column in columns)
-        texts += f", [{{{row}}}, {{{row}}}]"
-    code = f"```python\nfrom angle import {imports}\n\nembeddings = Encoder.load({name}).encode({texts})\n```"
-    if model.sentence_transformers in LOADABLE:
-        versions = "" if model.sentence_transformers is SentenceTransformersSupport.AS_IS else " 6 or later"
-        return (
-            f"{code}\n\nThe same embeddings with [sentence-transformers](https://sbert.net){versions}:\n\n```python\n"
-            f"from sentence_transformers import SentenceTransformer\n\n"
-            f'embeddings = SentenceTransformer("{model.model_id}").encode({texts})\n```'
-        )
-    if model.sentence_transformers is SentenceTransformersSupport.CONVERTED:
-        merges = "merges the adapters and " if model.has_adapters else ""
-        arguments = f"model.name_or_path={model.model_id}"
-        if "ModelConfig" in imports:
-            arguments = f"model.name_or_path={public_name(model.base)} model.adapter={model.model_id}"
-        return (
-            f"{code}\n\nsentence-transformers does not load it as it is; `python convert.py {arguments} "
-            f"output_dir=my-encoder` {merges}writes a folder that it does."
-        )
-    return f"{code}\n\nIt loads in angle-hydra only: sentence-transformers has no way to say how its texts are read."
+def _description(model: CardModel, hub: HubConfig) -> list[tuple[str, str]]:
+    settings = model.embedding_config
+    similarity = SIMILARITY_NAMES[settings.similarity or SIMILARITIES[0]]
+    if settings.normalize and settings.similarity in (None, "cosine"):
+        similarity += ", which for embeddings of unit length is the dot product too"
+    named = enumerate_words(f"`{name}`" for name in settings.prompts) if settings.prompts else None
+    rows = {
+        "architecture": None if model.architecture is None else str(model.architecture),
+        "text to embedding": plain(str(settings)),
+        "dimensions": None if model.dimensions is None else str(model.dimensions),
+        "similarity function": similarity,
+        "prompts by name": named,
+        "language": ", ".join(hub.languages()),
+        "licence": hub.license,
+    }
+    return [(name, text) for name, text in rows.items() if text]
 
 
-def _scores(data: DataConfig, best_metric: str | None, result: dict[str, Any]) -> list[Score]:
-    """Return what a run measured, from its data, `train.best_metric` and the result in its record."""
-    on_sts = validation_purpose(best_metric) == "valid_sts" and data.valid_sts.names()
-    source, split, rows = data.valid_sts if on_sts else data.valid, "validation", ""
-    if data.valid_split:
-        source, split, rows = data.train, "train", "rows held out, "
-    validation = partial(Score, metric_named(best_metric), source, split)
-    test = partial(Score, TEST_METRIC, data.test, "test")
-    before: Any = result.get("valid_before", {}).get(metric_named(best_metric).name)  # earlier versions have none
-    scores = [
-        validation(result["best_score"], f"{rows}step {result['best_step']}"),
-        validation(before, f"{rows}before training", is_of_this_model=False),
-        test(result["test_after"]),
-        test(result["test_before"], "before training", is_of_this_model=False),
-        test(result["test_word_overlap"], "of shared words alone", is_of_this_model=False),
-    ]
-    return [score for score in scores if score.value is not None]
-
-
-def _score_tables(scores: Sequence[Score]) -> str:
-    """Return the section of the scores, a table for each metric; nothing without scores."""
-    tables: dict[str, list[tuple[str, str]]] = {}
-    for score in scores:
-        measured_on = ", ".join(filter(None, [_name_of(score.source, score.split), score.remark]))
-        tables.setdefault(score.metric.label, []).append((measured_on, score.metric.format(score.value)))
-    sections = [_table(("measured on", label), rows) for label, rows in tables.items()]
-    return "\n\n".join(["## Scores", *sections]) if sections else ""
-
-
-def _training(config: TrainConfig, record: dict[str, Any]) -> list[tuple[str, str]]:
+def _training(run: TrainedRun) -> list[tuple[str, str]]:
+    config, record = run.config, run.record
     train, hardware = config.train, record["hardware"]
     rows = train.batch_size * train.gradient_accumulation_steps * hardware["processes"]
-    length = f"{train.epochs} epochs" if train.max_steps is None else f"{train.max_steps} steps"
+    epochs = "1 epoch" if train.epochs == 1 else f"{train.epochs} epochs"
+    length = epochs if train.max_steps is None else f"{train.max_steps} steps"
     if record["result"].get("stopped_early") or record["result"].get("pruned"):
         length = f"stopped early, after {record['result']['steps']} steps"
-    table = {
-        "data": f"{_name_of(config.data.train, 'train')}, format {config.data_format.name}",
+    size = record.get("rows", {}).get("train")
+    described = {
+        "data": f"{describe_source(config.data.train, 'training', 'train', size)}, format {config.data_format.name}",
         "length": f"{length} of {rows} rows; {record['texts']:,} texts in {record['seconds']:,.1f} s",
         "loss": config.loss.summary(config.data_format.name),
         "learning rate": f"{train.learning_rate or 0:g}, {train.scheduler}, warm-up {train.warmup_steps:g}",
@@ -232,50 +177,40 @@ def _training(config: TrainConfig, record: dict[str, Any]) -> list[tuple[str, st
         "code": record["git_commit"] or "",
     }
     if config.lora.enabled:
-        table["LoRA"] = f"rank {config.lora.r}, alpha {config.lora.alpha}, dropout {config.lora.dropout:g}"
+        described["LoRA"] = f"rank {config.lora.r}, alpha {config.lora.alpha}, dropout {config.lora.dropout:g}"
     if config.ese.enabled:
-        table["Espresso"] = f"all layers, {config.ese.compression_size} dimensions compressed"
+        described["Espresso"] = f"all layers, {config.ese.compression_size} dimensions compressed"
     if config.teacher.enabled:
-        table["teacher"] = f"{_without_folders(str(config.teacher.name_or_path))}, weight {config.teacher.weight:g}"
-    return [(name, text) for name, text in table.items() if text]
+        teacher = str(config.teacher.name_or_path)
+        name = "the model itself before training" if teacher == "self" else describe_model(teacher)
+        described["teacher"] = f"{name}, weight {config.teacher.weight:g}"
+    return [(name, text) for name, text in described.items() if text]
 
 
-def _command(argv: Sequence[str]) -> str:
+def _samples(run: TrainedRun) -> str:
+    """Return the samples of the training rows, nothing without any."""
+    if not run.samples:
+        return ""
+    columns = tuple(run.samples[0])
+    rows = [[literal(row[column]) for column in columns] for row in run.samples]
+    return f"Some training rows:\n\n{table(columns, rows)}"
+
+
+def _command(run: TrainedRun) -> str:
     """Return a paragraph with the command if it is train.py's; another program's may contain anything."""
+    argv = run.record["command"]
     if not argv or Path(argv[0]).name != "train.py":
         return ""
-    words = [
-        _without_folders(word.lstrip("+")) for word in argv[1:] if not word.lstrip("+").startswith(OUTPUT_ARGUMENTS)
-    ]
+    words = public_command(argv[1:], flatten(run.config))
     title = "One of the runs of this sweep" if "-m" in words or "--multirun" in words else "The command"
     return f"{title}:\n\n```bash\n{shlex.join(['python', 'train.py', *words])}\n```"
 
 
-def _without_folders(argument: str) -> str:
-    """Return a text with every path in it cut to its last component; names on the hub stay."""
-
-    def strip(match: re.Match[str]) -> str:
-        text = match[0]
-        is_path = text.startswith(("/", ".", "~")) or text.count("/") > 1 or FILE_SUFFIX.search(text)
-        return (text.rstrip("/").rpartition("/")[2] or text) if is_path else text
-
-    return PATH_LIKE.sub(strip, argument)
-
-
-def _name_of(source: SourceConfig, split: str) -> str:
-    """Return the display name of a source: its names without folders, then its subset and split."""
-    are_files = any(Path(name).is_absolute() for name in source.names())
-    names = ", ".join("angle-hydra's sample" if name == SAMPLE else public_name(name) for name in source.names())
-    subset = " ".join(filter(None, [source.subset, source.split or ("" if are_files else split)]))
-    return f"{names} ({subset})" if subset else names
-
-
-def _may_be_on_the_hub(name: str) -> bool:
-    """Return whether a name can be one on the hub; files and folders are absolute paths by now."""
-    parts = name.split("/")
-    return name not in (SAMPLE, TINY) and len(parts) <= 2 and all(map(HUB_NAME.fullmatch, parts))
-
-
-def _table(header: tuple[str, str], rows: Sequence[tuple[str, str]]) -> str:
-    first, *rest = (f"| {' | '.join(row)} |" for row in (header, *rows))
-    return "\n".join([first, "|---|---|", *rest])
+def _citations(model: CardModel, config: TrainConfig) -> str:
+    entries = citations.citations(
+        espresso=config.ese.enabled,
+        billm=model.embedding_config.bidirectional_from is not None,
+        lora=config.lora.enabled or model.has_adapters,
+    )
+    blocks = "\n\n".join(entries)
+    return f"## Citation\n\n```bibtex\n{blocks}\n```"

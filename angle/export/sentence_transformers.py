@@ -13,8 +13,14 @@ from safetensors.torch import save_file
 
 from angle.config import RUN_FILE, ConvertConfig
 from angle.errors import ConfigError
+from angle.export.architecture import read_architecture
+from angle.export.card_model import CardModel, SentenceTransformersSupport
+from angle.export.changes import Changes, changes_from, origin_of
+from angle.export.example import make_example
 from angle.export.generations import needs_version_6, shared_model_config, shared_tokenizer_config
 from angle.export.merging import embed_unmerged
+from angle.export.model_card import model_card
+from angle.export.trained_run import TrainedRun, find_trained_run
 from angle.export.verification import Verification, can_verify, texts_to_compare, verify
 from angle.files import replace_folder
 from angle.modeling.bidirectional import bidirectional_switches
@@ -23,6 +29,7 @@ from angle.modeling.encoder import Encoder
 from angle.modeling.layers import base_model
 from angle.modeling.locations import ADAPTER_FILE, TINY, adapter_base, locate_model, read_json_object
 from angle.modeling.pooling import POOLINGS, SENTENCE_TRANSFORMERS_KEYS, averaging_matrix
+from angle.modeling.sentence_transformers_files import SIMILARITIES, TEMPLATE_PROMPT
 from angle.modeling.trials import padding_is_exact
 from angle.quiet import quiet_transformers
 
@@ -42,6 +49,11 @@ class Conversion:
     """Whether sentence-transformers 5 refuses to load the folder, because its embeddings would differ."""
     verification: Verification | None
     """How the embeddings compare with the encoder's; None without sentence-transformers to load the folder."""
+    changes: Changes | None
+    """How its settings compare with those of the sentence-transformers folder that the model was trained from; None
+    if it was trained from no such folder."""
+    card_problem: str | None
+    """What the folder's README does not tell of the run that trained the model, and why; None if it does."""
 
 
 def convert(config: ConvertConfig) -> Conversion:
@@ -64,23 +76,34 @@ def convert(config: ConvertConfig) -> Conversion:
             f"there; give a new folder by output_dir=..."
         )
     model = config.model
+    try:
+        run, card_problem = find_trained_run(source), None
+        if run is not None and run.config.hub.samples and not run.samples:
+            card_problem = "the README has no samples, because the training rows are no longer where they were"
+    except ConfigError as error:  # what describes the run was changed; its model has checksums of its own
+        run, card_problem = None, f"the README does not tell of the training: {error}"
     has_adapter = (
         model.adapter is not None or adapter_base(locate_model(model.name_or_path), model.revision) is not None
     )
     unmerged = embed_unmerged(model, config.pooling) if has_adapter and config.merge else None
     encoder = Encoder.load(model, config.pooling, merge=config.merge).eval()
     distance = None if unmerged is None else unmerged.distance(encoder)
+    if config.normalize is not None:
+        encoder.normalize = config.normalize
     _check_expressible(encoder)
 
     def write(scratch: Path) -> Conversion:
-        needs_version_6 = _write_folder(encoder, scratch, normalize=config.normalize)
+        needs_version_6 = _write_folder(encoder, scratch)
+        origin = origin_of(model) if run is None else run.config.model.name_or_path
+        changes = changes_from(origin, encoder.embedding_config)
+        _write_card(encoder, scratch, folder.name, origin, run, needs_version_6=needs_version_6)
         verification = _verify(encoder, scratch, config) if can_verify() else None
-        return Conversion(folder, distance, needs_version_6, verification)
+        return Conversion(folder, distance, needs_version_6, verification, changes, card_problem)
 
     return replace_folder(folder, write)
 
 
-def save_sentence_transformers(encoder: Encoder, folder: Path, *, normalize: bool = False) -> bool:
+def save_sentence_transformers(encoder: Encoder, folder: Path) -> bool:
     """Write an encoder as a sentence-transformers folder, atomically; unlike `convert`, without loading it.
 
     Returns whether only version 6 of sentence-transformers can load it.
@@ -90,7 +113,7 @@ def save_sentence_transformers(encoder: Encoder, folder: Path, *, normalize: boo
 
     """
     _check_expressible(encoder)
-    return replace_folder(folder, lambda scratch: _write_folder(encoder, scratch, normalize=normalize))
+    return replace_folder(folder, lambda scratch: _write_folder(encoder, scratch))
 
 
 def _check_expressible(encoder: Encoder) -> None:
@@ -111,7 +134,7 @@ def _check_expressible(encoder: Encoder) -> None:
         )
 
 
-def _write_folder(encoder: Encoder, folder: Path, *, normalize: bool) -> bool:
+def _write_folder(encoder: Encoder, folder: Path) -> bool:
     """Write an encoder into a new folder, and return whether only version 6 of sentence-transformers can load that."""
     encoder.save(folder)
     if encoder.has_adapters or encoder.bidirectional_from == 0:
@@ -119,8 +142,37 @@ def _write_folder(encoder: Encoder, folder: Path, *, normalize: bool) -> bool:
     hidden_size = encoder.backbone.config.hidden_size
     uses_token_types = encoder.token_types is not None
     return write_sentence_transformers_files(
-        encoder.embedding_config, hidden_size, folder, normalize=normalize, uses_token_types=uses_token_types
+        encoder.embedding_config, hidden_size, folder, uses_token_types=uses_token_types
     )
+
+
+def _write_card(
+    encoder: Encoder, folder: Path, name: str, origin: str, run: TrainedRun | None, *, needs_version_6: bool
+) -> None:
+    """Write the README.md of a folder that will have a name.
+
+    Args:
+        encoder: what was written.
+        folder: where it was written.
+        name: the folder's later name.
+        origin: the model that it was trained from.
+        run: the run that trained it, if there is one.
+        needs_version_6: whether only version 6 of sentence-transformers can load it.
+
+    """
+    support = SentenceTransformersSupport
+    model = CardModel(
+        name,
+        encoder.embedding_config,
+        origin if not Path(origin).exists() else str(Path(origin).resolve()),
+        encoder.has_adapters,
+        encoder.backbone.config.hidden_size,
+        support.IN_VERSION_6 if needs_version_6 else support.AS_IS,
+        read_architecture(folder),
+        make_example(encoder.tokenizer, encoder.encode_tokens, encoder.embedding_config),
+        is_on_hub=False,
+    )
+    (folder / "README.md").write_text(model_card(model, run), encoding="utf-8")
 
 
 def _verify(encoder: Encoder, folder: Path, config: ConvertConfig) -> Verification:
@@ -128,7 +180,6 @@ def _verify(encoder: Encoder, folder: Path, config: ConvertConfig) -> Verificati
     texts, dtype = texts_to_compare(encoder.tokenizer.max_length), encoder.backbone.dtype
     expected = encoder.encode(texts)
     encoder.to("meta")  # the other process needs as much memory
-    expected = torch.nn.functional.normalize(expected) if config.normalize else expected
     flags = ("--trust-remote-code",) if config.model.trust_remote_code else ()
     return verify(folder, texts, expected, dtype, *flags)
 
@@ -155,7 +206,6 @@ def write_sentence_transformers_files(
     hidden_size: int,
     folder: Path,
     *,
-    normalize: bool = False,
     uses_token_types: bool = False,
 ) -> bool:
     """Write, into a folder with a model, the small files that tell sentence-transformers how to use it.
@@ -164,10 +214,9 @@ def write_sentence_transformers_files(
     to stays.
 
     Args:
-        embedding_config: how texts are tokenised and pooled.
+        embedding_config: how texts are tokenised and pooled, and their embeddings compared.
         hidden_size: dimension of the model's hidden states.
         folder: the folder with the model.
-        normalize: whether to scale every embedding to unit length.
         uses_token_types: whether the model is given the types of tokens.
 
     Returns:
@@ -178,7 +227,7 @@ def write_sentence_transformers_files(
 
     """
     check_supported(embedding_config)
-    prefix, modes = _prompt_prefix(embedding_config.prompt), _pooling_modes(embedding_config.pooling)
+    modes = _pooling_modes(embedding_config.pooling)
     tokenizer_config = shared_tokenizer_config(_read_json(folder / TOKENIZER_FILE), uses_token_types=uses_token_types)
     _write_json(folder / TOKENIZER_FILE, tokenizer_config)
     version_6_only = _share_model_config(folder)
@@ -200,7 +249,7 @@ def write_sentence_transformers_files(
     if len(modes) > 1 or embedding_config.dimensions is not None:
         modules.append(_module(2, "2_Dense", "Dense"))
         _write_averaging_layer(folder / "2_Dense", hidden_size, embedding_config.dimensions or hidden_size, len(modes))
-    if normalize:
+    if embedding_config.normalize:
         path = f"{len(modules)}_Normalize"
         modules.append(_module(len(modules), path, "Normalize"))
         (folder / path).mkdir()
@@ -208,9 +257,8 @@ def write_sentence_transformers_files(
     _write_json(
         folder / "config_sentence_transformers.json",
         {
-            "prompts": {"text": prefix} if prefix else {},
-            "default_prompt_name": "text" if prefix else None,
-            "similarity_fn_name": "cosine",
+            **_prompt_settings(embedding_config),
+            "similarity_fn_name": embedding_config.similarity or SIMILARITIES[0],
             # 5 says first that the folder was made by a later version, and to update.
             **({"__version__": {"sentence_transformers": "6.0.0"}} if version_6_only else {}),
         },
@@ -298,6 +346,15 @@ def _prompt_prefix(prompt: str | None) -> str | None:
             f"before the text: train with a template that ends in {{text}}."
         )
     return before.replace("{{", "{").replace("}}", "}") or None
+
+
+def _prompt_settings(embedding_config: EmbeddingConfig) -> dict[str, Any]:
+    """Return the prompts that are asked for by name, and which of them stands for the template, by default."""
+    prefix, named = _prompt_prefix(embedding_config.prompt), dict(embedding_config.prompts or {})
+    if prefix is None:
+        return {"prompts": named, "default_prompt_name": None}
+    default = next((name for name, text in named.items() if text == prefix), TEMPLATE_PROMPT)
+    return {"prompts": named | {default: prefix}, "default_prompt_name": default}
 
 
 def _module(index: int, path: str, name: str) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from angle.config import START_INDEX_VARIABLE
 from angle.errors import ConfigError
 from angle.modeling.locations import EMBEDDING_CONFIG_FILE, TINY, read_json
 from angle.modeling.pooling import is_pooling
-from angle.modeling.sentence_transformers_files import read_modules, read_settings, unsupported_pooling
+from angle.modeling.sentence_transformers_files import SIMILARITIES, read_modules, read_settings, unsupported_pooling
 
 #: (prefix tokens, suffix tokens): those that a tokenizer puts before and after every text.
 SpecialTokens = tuple[tuple[str, ...], tuple[str, ...]]
@@ -47,6 +47,12 @@ class EmbeddingConfig:
     """Hash of the weights that an adapter was trained on; None for a model without adapters."""
     lower_case: bool | None = None
     """Whether the tokenizer must be made to lower-case texts; None to leave it as it is."""
+    normalize: bool | None = None
+    """Whether embeddings are scaled to unit length, after they are cut to `dimensions`; None for no."""
+    similarity: str | None = None
+    """How the embeddings are meant to be compared: cosine, dot, euclidean or manhattan; None for cosine."""
+    prompts: Mapping[str, str] | None = None
+    """What sentence-transformers puts before a text, by the name that is asked for; None for no such names."""
 
     def __str__(self) -> str:
         """Return the settings in human-readable form."""
@@ -55,8 +61,10 @@ class EmbeddingConfig:
             f"{self.pooling} pooling",
             self.layers is not None and f"first {self.layers} layers",
             self.dimensions is not None and f"first {self.dimensions} dimensions",
+            self.normalize and "unit length",
             f"at most {self.max_length} tokens",
             self.prompt is not None and f"template {self.prompt!r}",
+            self.similarity is not None and f"compared by {self.similarity}",
             end and f"{' '.join(end)} after a text",
             self.bidirectional_from is not None and f"both directions from layer {self.bidirectional_from}",
             self.load_kbit is not None and f"trained on {self.load_kbit}-bit weights",
@@ -124,6 +132,10 @@ def _are_special_tokens(value: Any) -> bool:
     )
 
 
+def _are_prompts(value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(prompt, str) for prompt in value.values())
+
+
 #: What each entry of the file must be: as a message says it, and as a predicate.
 _ENTRY_CHECKS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "pooling": ("the name of a pooling or the index of a token", lambda value: isinstance(value, str | int)),
@@ -138,6 +150,9 @@ _ENTRY_CHECKS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "dimensions": ("a whole number above 0", _is_positive),
     "base_fingerprint": ("a hash in hexadecimal digits", lambda value: isinstance(value, str)),
     "lower_case": ("true or false", lambda value: isinstance(value, bool)),
+    "normalize": ("true or false", lambda value: isinstance(value, bool)),
+    "similarity": (f"one of {', '.join(SIMILARITIES)}", lambda value: value in SIMILARITIES),
+    "prompts": ("an object of texts by their names", _are_prompts),
 }
 
 

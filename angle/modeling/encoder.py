@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from angle.config import BillmConfig, LoraConfig, ModelConfig, PoolingConfig
@@ -84,6 +85,8 @@ class Encoder(nn.Module):
         self.fingerprints: dict[str, str] = {}  # hashes of the weights that were loaded, by part: base, adapters
         self.layers: int | None = None
         self.truncate_dim: int | None = None
+        self.normalize = False
+        self.loaded_settings = EmbeddingConfig()  # of use here, or only handed on to what is saved
 
     @classmethod
     @quiet_transformers()
@@ -112,8 +115,7 @@ class Encoder(nn.Module):
             ConfigError: the model cannot be loaded, or its settings make no sense.
 
         """
-        if isinstance(model, str):
-            model = ModelConfig(model)
+        model = ModelConfig(model) if isinstance(model, str) else model
         sources = resolve_sources(model)
         new_adapter = lora if lora is not None and lora.enabled else None
         merge = sources.name_is_adapter if merge is None else merge
@@ -156,6 +158,7 @@ class Encoder(nn.Module):
         encoder.fingerprints, dimensions = sources.fingerprints, embedding_config.dimensions
         encoder.truncate(embedding_config.layers, dimensions and min(dimensions, encoder.dimensions))
         encoder.truncate(model.layers, model.dimensions)
+        encoder.normalize, encoder.loaded_settings = bool(embedding_config.normalize), embedding_config
         return encoder
 
     @property
@@ -208,24 +211,25 @@ class Encoder(nn.Module):
     @property
     def embedding_config(self) -> EmbeddingConfig:
         """The settings to save with the model, which determine its embeddings."""
-        tokenizer = self.tokenizer
-        return EmbeddingConfig(
+        return replace(
+            self.loaded_settings,
             pooling=self.pooling,
-            max_length=tokenizer.max_length,
-            prompt=tokenizer.prompt,
-            padding_side=tokenizer.tokenizer.padding_side,
+            max_length=self.tokenizer.max_length,
+            prompt=self.tokenizer.prompt,
+            padding_side=self.tokenizer.tokenizer.padding_side,
             is_llm=self.is_llm,
             bidirectional_from=self.bidirectional_from,
             load_kbit=self.load_kbit,
-            special_tokens=tokenizer.special_tokens,
+            special_tokens=self.tokenizer.special_tokens,
             layers=self.layers,
             dimensions=self.truncate_dim,
-            lower_case=tokenizer.lower_case,
+            lower_case=self.tokenizer.lower_case,
             base_fingerprint=self.fingerprints.get("base") if self.has_adapters else None,
+            normalize=self.normalize or None,
         )
 
     def forward(self, ids: Tensor, lengths: Lengths, depths: Sequence[int] | None = None) -> Tensor:
-        """Return the embeddings (N, D), float32, of N texts; (N, K, D) for K depths.
+        """Return the embeddings (N, D), float32 and of their own length, of N texts; (N, K, D) for K depths.
 
         Args:
             ids: (T,) tokens of all texts, one text after the other.
@@ -234,21 +238,22 @@ class Encoder(nn.Module):
 
         """
         states, order = self._sorted_states(ids, lengths, depths)
-        pooled = [self._pool(layer_states, lengths, order) for layer_states in states]
-        return pooled[0] if depths is None else torch.stack(pooled, dim=1)
+        return self._pool(states, lengths, order, depths)
 
     def with_token_states(
         self, ids: Tensor, lengths: Lengths, depths: Sequence[int] | None = None
     ) -> tuple[Tensor, Tensor]:
         """Return what `forward` does, and the tokens' own states (T, D) at the last depth that is asked for."""
         states, order = self._sorted_states(ids, lengths, depths)
-        pooled = [self._pool(layer_states, lengths, order) for layer_states in states]
         unsorted = to_device(np.argsort(token_positions(lengths, order)), ids.device)
-        return pooled[0] if depths is None else torch.stack(pooled, dim=1), states[-1][unsorted]
+        return self._pool(states, lengths, order, depths), states[-1][unsorted]
 
-    def _pool(self, states: Tensor, lengths: Lengths, order: npt.NDArray[np.int64]) -> Tensor:
-        pooled = pool(states, lengths[order], self.pooling)[..., : self.truncate_dim]
-        return pooled[to_device(np.argsort(order), pooled.device)]
+    def _pool(
+        self, states: list[Tensor], lengths: Lengths, order: npt.NDArray[np.int64], depths: Sequence[int] | None
+    ) -> Tensor:
+        unsorted = to_device(np.argsort(order), states[0].device)
+        pooled = [pool(each, lengths[order], self.pooling)[..., : self.truncate_dim][unsorted] for each in states]
+        return pooled[0] if depths is None else torch.stack(pooled, dim=1)
 
     def _sorted_states(
         self, ids: Tensor, lengths: Lengths, depths: Sequence[int] | None
@@ -288,9 +293,7 @@ class Encoder(nn.Module):
 
     def kernel_status(self) -> dict[str, str]:
         """Return for each kernel by name "installed", or why it is not used on the current device."""
-        if self.kernels is None:
-            return {}
-        status = self.kernels.status(self.device.type)
+        status = {} if self.kernels is None else self.kernels.status(self.device.type)
         if self.packing_failed:
             status["packing"] = "failed the comparison on this device"
         return status
@@ -316,6 +319,8 @@ class Encoder(nn.Module):
         batch_size: int = 64,
         progress: Callable[[int], object] | None = None,
         depths: Sequence[int] | None = None,
+        *,
+        as_trained: bool = False,
     ) -> Tensor:
         """Return the embeddings (N, D) or (N, K, D), float32 on the CPU, without dropout or gradient; the mode is kept.
 
@@ -324,6 +329,7 @@ class Encoder(nn.Module):
             batch_size: texts at a time.
             progress: called with the number of texts each time some are done.
             depths: as in `forward`.
+            as_trained: leave them their own length, as in `forward`, also if the model normalises.
 
         """
         was_training = self.training
@@ -331,11 +337,12 @@ class Encoder(nn.Module):
         embeddings = torch.empty(len(tokens), *(() if depths is None else (len(depths),)), self.dimensions)
         try:
             with prepacked_weights(self.backbone, len(tokens.ids)):
-                batch_indices = tokens.length_sorted_batches(batch_size)
                 batches = (
                     (indices, self(*tokens.take(indices).model_inputs(self.device), depths))
-                    for indices in batch_indices
+                    for indices in tokens.length_sorted_batches(batch_size)
                 )
+                if self.normalize and not as_trained:
+                    batches = ((indices, F.normalize(rows, dim=-1)) for indices, rows in batches)
                 copy_to_host(batches, embeddings, progress, 1 if self.device.type == "cpu" else COPY_ELEMENTS)
         finally:
             self.train(was_training)
@@ -374,12 +381,10 @@ class Encoder(nn.Module):
         embeddings = torch.empty(len(texts), len(range(*dimensions.indices(self.dimensions))))
         for first in range(0, len(texts), ENCODE_CHUNK_SIZE):
             chunk = slice(first, first + ENCODE_CHUNK_SIZE)
-            chunk_texts, chunk_extras = texts[chunk], extras[chunk] if extras else None
-            if chunk_extras is None and tokenizer.columns:
-                chunk_extras = [{} if isinstance(text, str) else text for text in chunk_texts]
-            plain_texts = [text if isinstance(text, str) else text["text"] for text in chunk_texts]
-            chunk_embeddings = self.encode_tokens(tokenizer(plain_texts, chunk_extras), batch_size, progress, depths)
-            embeddings[chunk] = (chunk_embeddings if depths is None else chunk_embeddings[:, 0])[:, dimensions]
+            tokens = tokenizer.tokens_of_rows(texts[chunk], extras[chunk] if extras else None)
+            embeddings[chunk] = self.encode_tokens(tokens, batch_size, progress, depths).flatten(1)[:, dimensions]
+        if self.normalize and embeddings.shape[1] < self.dimensions:
+            F.normalize(embeddings, dim=-1, out=embeddings)
         return embeddings
 
     @quiet_transformers()

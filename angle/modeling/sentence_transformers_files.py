@@ -17,8 +17,10 @@ TRANSFORMER_FILES = tuple(
 )
 #: A tokenizer without a maximum length has a number beyond this.
 NO_MAX_LENGTH = 10**6
-#: Modules that leave the direction of an embedding as it is.
-HARMLESS_MODULES = ("Normalize", "Dropout")
+#: Our own name of the prompt that stands for a model's template.
+TEMPLATE_PROMPT = "text"
+#: How sentence-transformers can compare embeddings; the first is what it does unless a folder says otherwise.
+SIMILARITIES = ("cosine", "dot", "euclidean", "manhattan")
 
 
 def read_modules(name: str, revision: str | None) -> list[dict[str, str]] | None:
@@ -82,7 +84,12 @@ def read_settings(name: str, modules: list[dict[str, str]], revision: str | None
     metadata = read_json_object(name, "config_sentence_transformers.json", revision) or {}
     if metadata.get("model_type", "SentenceTransformer") != "SentenceTransformer":
         raise ConfigError(f"{name} is a {metadata['model_type']}, whose output is no sentence embedding.")
-    values: dict[str, Any] = {"prompt": _prompt(name, metadata), "dimensions": metadata.get("truncate_dim")}
+    values: dict[str, Any] = {
+        "prompt": _prompt(name, metadata),
+        "prompts": _prompts(metadata),
+        "similarity": _similarity(metadata),
+        "dimensions": metadata.get("truncate_dim"),
+    }
     problem: str | None = f"{name} has no Pooling module, so its pooling is unknown: type pooling.strategy=..."
     modes: list[str] = []
     for number, module in enumerate(modules):
@@ -105,7 +112,9 @@ def read_settings(name: str, modules: list[dict[str, str]], revision: str | None
         elif module["class"] == "Dense" and (size := _averaged_size(name, prefix, len(modes), revision)) is not None:
             values["pooling"], values["dimensions"] = strategy_of_modes(tuple(modes)), size
             problem = None if values["pooling"] is not None else problem
-        elif module["class"] not in HARMLESS_MODULES:
+        elif module["class"] == "Normalize" and _is_last(modules, number) and _is_plain(name, prefix, revision):
+            values["normalize"] = True
+        elif module["class"] != "Dropout":  # which does nothing once a model is trained
             raise ConfigError(
                 f"{name} has a {module['class']} module, which this project does not run, so its embeddings would "
                 f"differ."
@@ -148,6 +157,35 @@ def _prompt(name: str, metadata: dict[str, Any]) -> str | None:
         )
     prefix = prompts[default]
     return prefix.replace("{", "{{").replace("}", "}}") + "{text}" if prefix else None
+
+
+def _prompts(metadata: dict[str, Any]) -> dict[str, str] | None:
+    """Return the prompts that are put before a text if they are asked for by name; None if all are empty."""
+    prompts, own = metadata.get("prompts"), metadata.get("default_prompt_name") == TEMPLATE_PROMPT
+    if not isinstance(prompts, dict):
+        return None
+    named = {
+        name: text for name, text in prompts.items() if isinstance(text, str) and not (own and name == TEMPLATE_PROMPT)
+    }
+    return named if any(named.values()) else None
+
+
+def _similarity(metadata: dict[str, Any]) -> str | None:
+    """Return how the embeddings are meant to be compared; None for cosines."""
+    similarity = metadata.get("similarity_fn_name")
+    return similarity if similarity in SIMILARITIES[1:] else None
+
+
+def _is_last(modules: list[dict[str, str]], number: int) -> bool:
+    """Return whether nothing that computes follows a module; what follows could change the length of an embedding."""
+    return all(module["class"] in ("Normalize", "Dropout") for module in modules[number:])
+
+
+def _is_plain(name: str, prefix: str, revision: str | None) -> bool:
+    """Return whether a Normalize module scales the embedding of a text; version 6 has others too."""
+    config = read_json_object(name, f"{prefix}config.json", revision) or {}
+    names = (config.get("module_input_name"), config.get("module_output_name"))
+    return all(each in (None, "sentence_embedding") for each in names)
 
 
 def _pooling_modes(config: dict[str, Any]) -> list[str]:

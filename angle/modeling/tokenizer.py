@@ -242,6 +242,14 @@ class TextTokenizer:
         self.check_known(tokens)
         return tokens
 
+    def tokens_of_rows(
+        self, rows: Sequence[str | Mapping[str, str]], extras: Sequence[Mapping[str, str]] | None
+    ) -> Tokens:
+        """Return the tokens of texts, or of mappings of `text` and, unless there are `extras`, the further columns."""
+        if extras is None and self.columns:
+            extras = [{} if isinstance(row, str) else row for row in rows]
+        return self([row if isinstance(row, str) else row["text"] for row in rows], extras)
+
     def unknown_fraction(self, tokens: Tokens) -> float:
         """Return the fraction of tokens that stand for what the vocabulary does not have, without those around texts.
 

@@ -35,6 +35,13 @@ class RunData:
         corpora = {"train": self.train, **self.evaluated}
         return {purpose: corpus.fingerprint for purpose, corpus in corpora.items() if corpus is not None}
 
+    @property
+    def num_rows(self) -> dict[str, int]:
+        """Rows trained and evaluated on, by purpose; a stream's are unknown."""
+        train = self.train.corpus if isinstance(self.train, InMemoryTrainingData) else None
+        corpora = {"train": train, **self.evaluated}
+        return {purpose: len(corpus) for purpose, corpus in corpora.items() if corpus is not None}
+
 
 def with_sample_splits(data: DataConfig) -> DataConfig:
     """Return the settings with the sample's own validation and test splits if no others are given."""

@@ -7,6 +7,7 @@ import shlex
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, closing, suppress
 from dataclasses import asdict, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from angle.config import RUN_FILE, TrainConfig
@@ -15,9 +16,11 @@ from angle.config.resume import resume_config
 from angle.data.prefetch import prefetch
 from angle.distributed.environment import launch_command, script_command, world_size
 from angle.errors import ConfigError, DataError, StoppedError
+from angle.evaluation.encoding import encode_distributed
 from angle.evaluation.pairs import neighbours_table
 from angle.evaluation.predictions import AFTER, BEFORE, Predictions
 from angle.evaluation.run_evaluators import TEST_METRIC, metric_named
+from angle.export.example import make_example
 from angle.files import relative_to_cwd
 from angle.kernels.allocator import keep_freed_memory
 from angle.structures import Batch
@@ -161,7 +164,7 @@ def _prepare(
         stack.enter_context(folder.locked())
         if state is RunState.NEW and folder.check_config(requested_config) is RunState.NEW:
             record: dict[str, Any] = {"finished": False, "seed": config.train.seed}
-            record |= {"data": data.fingerprints, "weights": components.fingerprints}
+            record |= {"data": data.fingerprints, "rows": data.num_rows, "weights": components.fingerprints}
             record |= describe_environment(accelerator) | {"kernels": components.encoder.kernel_status()}
             record["layout"] = str(components.encoder.layout)
             folder.create(config, requested_config, record)
@@ -297,16 +300,19 @@ def _checkpoint(run: Run) -> None:
 def _finish(run: Run) -> Result:
     """Save the final model, then measure the best one, or else the final one, on the test set, and close the record.
 
-    The best weights are loaded into the trained model, because the GPU may not have memory for a second one.
+    The same model embeds the sentences that its card shows. The best weights are loaded into the
+    trained model, because the GPU may not have memory for a second one.
     """
     progress, folder = run.progress, run.folder
     check_equal_weights(run.trainable)
     run.save("final")
     run.optimizer.state.clear()  # AdamW's moments would occupy the memory that loading the best weights may need
-    if run.data.test is not None and progress.best_step not in (None, progress.step):
+    if progress.best_step not in (None, progress.step):
         load_saved_model(folder.path / "best", run.encoder, run.config.model)
     sync_buffers(run.trainable, run.accelerator)
-    test_score = run.evaluators.score_test(run.encode)
+    test_values = run.evaluators.run_test(run.encode)
+    encode = partial(encode_distributed, run.trainable.encode_tokens, processes=run.accelerator)  # in full precision
+    example = make_example(run.encoder.tokenizer, encode, run.encoder.embedding_config)
     result = Result(folder.path)
     if run.accelerator.is_main_process:
         record, best_metric = folder.record(), run.evaluators.best_metric
@@ -321,14 +327,20 @@ def _finish(run: Run) -> Result:
             "valid_after": progress.last_values,
             "valid_word_overlap": record.get("valid_word_overlap"),
             "test_before": record.get("test_before"),
-            "test_after": test_score,
+            "test_after": test_values.get(TEST_METRIC.name),
             "test_word_overlap": record.get("test_word_overlap"),
         }
-        if test_score is not None:
-            run.tracker.log_metrics(progress.step, {f"test/{TEST_METRIC.name}": test_score})
+        if test_values:
+            run.tracker.log_metrics(progress.step, {f"test/{name}": value for name, value in test_values.items()})
         _track_result(run, scores)
         run.tracker.sync()
-        folder.update(finished=True, result=scores, seconds=round(progress.seconds, 1), texts=progress.texts)
+        folder.update(
+            finished=True,
+            result=scores,
+            example=None if example is None else asdict(example),
+            seconds=round(progress.seconds, 1),
+            texts=progress.texts,
+        )
         if progress.overflows:
             folder.update(overflows=progress.overflows)
         result = Result(folder.path, **scores)

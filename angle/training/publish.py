@@ -11,6 +11,7 @@ from angle.config import HubConfig
 from angle.distributed.environment import is_main_process, script_command
 from angle.errors import ConfigError, HubError
 from angle.export.hub import check_push, push_model
+from angle.export.trained_run import read_trained_run
 from angle.files import relative_to_cwd
 from angle.modeling.locations import check_unchanged, locate_model
 from angle.training.result import Result
@@ -55,11 +56,12 @@ def publish(folder: RunFolder, hub: HubConfig, result: Result) -> Result:
     if not hub.push:
         return result
     model_id, model = str(hub.model_id), Path(locate_model(str(folder.path)))
-    config, record = folder.resolved_config(), folder.record()
+    trained = read_trained_run(folder.path, hub)
     try:
         check_unchanged(str(model))
+        base = trained.config.model.name_or_path
         url = push_model(
-            model, model_id, config.model.name_or_path, config, record, private=hub.private, timeout=hub.timeout
+            model, model_id, base, trained, private=hub.private, example=trained.example, timeout=hub.timeout
         )
     except (ConfigError, HubError, OSError) as error:
         run = shlex.quote(f"train.resume={relative_to_cwd(folder.path)}")

@@ -9,7 +9,7 @@ from angle.config import TrainConfig
 from angle.config.overrides import hydra_override, hydra_overrides
 from angle.distributed.environment import is_main_process, script_command
 from angle.evaluation.evaluator import Metric
-from angle.evaluation.run_evaluators import DEFAULT_METRIC, TEST_METRIC, metric_named
+from angle.evaluation.run_evaluators import DEFAULT_METRIC, TEST_METRIC, is_metric, metric_named
 from angle.files import relative_to_cwd
 from angle.terminal import labelled, print_once, wrapped_command
 from angle.tracking.console import append_to_log
@@ -160,7 +160,7 @@ def _scores(result: Result) -> Iterator[tuple[str, str]]:
             f"{metric.label} {metric.format(result.best_score)} on validation, at step {result.best_step}{compared}",
         )
     elif result.valid_after and result.valid_before:
-        names = [name for name in result.valid_after if name in result.valid_before and "/" not in name]
+        names = [name for name in result.valid_after if name in result.valid_before and is_metric(name)]
         values = (
             f"{metric_named(name).label} {metric_named(name).format(result.valid_before[name])} before training, "
             f"{metric_named(name).format(result.valid_after[name])} after"

@@ -90,7 +90,7 @@ class Teacher:
             path = cache_folder("teachers") / f"{key.hexdigest()}.npy"
             embeddings = load_array(path)
             if embeddings is None or embeddings.shape != (len(tokens), self.embedding_dim):
-                embeddings = encoder.encode_tokens(tokens, CACHE_BATCH_SIZE).numpy()
+                embeddings = encoder.encode_tokens(tokens, CACHE_BATCH_SIZE, as_trained=True).numpy()
                 save_array(path, embeddings)
         self._cached_embeddings = embeddings
         if not self._shares_student_encoder:

@@ -24,7 +24,7 @@ def evaluate_untrained(run: Run) -> None:
     encode = with_embedding_cache(run.encode)
     run.progress.values_before = _validate(run, encode)
     run.save_predictions(BEFORE, encode)
-    test_score = run.evaluators.score_test(run.encode)
+    test_values = run.evaluators.run_test(run.encode)
     if not run.accelerator.is_main_process:
         return
     special_ids = set(run.encoder.tokenizer.tokenizer.all_special_ids)
@@ -33,9 +33,9 @@ def evaluate_untrained(run: Run) -> None:
         for purpose, corpus in (("valid", run.data.valid_sts), ("test", run.data.test))
         if corpus is not None
     }
-    run.folder.update(test_before=test_score, **overlaps)
-    if test_score is not None:
-        run.tracker.log_metrics(0, {f"test/{TEST_METRIC.name}": test_score})
+    run.folder.update(test_before=test_values.get(TEST_METRIC.name), **overlaps)
+    if test_values:
+        run.tracker.log_metrics(0, {f"test/{name}": value for name, value in test_values.items()})
 
 
 def evaluate(run: Run) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from typing import Any
+
 import pytest
 
 from angle.config import HubConfig
@@ -26,3 +29,27 @@ def test_settings_and_a_push_refuse_the_same_names(name: str, monkeypatch: pytes
     monkeypatch.setattr(HubConfig, "__post_init__", refuse)
     with pytest.raises(ConfigError, match=expected):
         check_push(name, private=True)
+
+
+def test_licences_and_languages_are_those_that_the_hub_takes() -> None:
+    hub = HubConfig(license="apache-2.0", language=["en", "pt-BR", "zh-Hant", "multilingual", False])
+    assert hub.languages() == ["en", "pt-BR", "zh-Hant", "multilingual", "no"]  # YAML reads Norwegian as false
+    assert HubConfig(language="de").languages() == ["de"]
+    assert HubConfig().languages() == []
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"license": "Apache 2.0"}, "hub.license=Apache 2.0 is not known to the hub; did you mean apache-2.0? Choose"),
+        (
+            {"license": "mine"},
+            "hub.license=mine is not known to the hub. Choose for example apache-2.0, mit, cc-by-4.0",
+        ),
+        ({"language": "English"}, "hub.language=English is no code of a language: write for example en, de, zh"),
+        ({"language": ["en", "de_DE"]}, "hub.language=de_DE is no code of a language: write for example en, de"),
+    ],
+)
+def test_other_licences_and_languages_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=f"^{re.escape(message)}"):
+        HubConfig(**settings)

@@ -23,8 +23,10 @@ from angle import AnglE
 from angle.config import HubConfig, LoraConfig, ModelConfig, PoolingConfig, TrainConfig
 from angle.config.build import build_config
 from angle.errors import ConfigError, HubError
+from angle.export.card_model import CardModel, SentenceTransformersSupport
 from angle.export.hub import check_push, push_folder, stage_files
-from angle.export.model_card import PushedModel, SentenceTransformersSupport, model_card
+from angle.export.model_card import model_card
+from angle.export.trained_run import TrainedRun
 from angle.modeling.encoder import Encoder
 from angle.training.loop import fit
 from angle.training.publish import check_hub
@@ -185,22 +187,26 @@ def test_the_card_describes_the_run(pushed: PushedRun) -> None:
     metadata = reads(pushed.files["README.md"])
     assert metadata["library_name"] == "sentence-transformers"
     assert metadata["pipeline_tag"] == "sentence-similarity"
-    assert metadata["tags"] == ["sentence-transformers", "sentence-similarity", "feature-extraction", "angle"]
+    assert metadata["tags"] == [
+        "sentence-transformers", "sentence-similarity", "feature-extraction", "angle", "dataset_size:40",
+        "loss:CoSENTLoss", "loss:MultipleNegativesRankingLoss", "loss:AnglELoss",
+    ]  # fmt: skip
     assert not metadata.keys() & {"base_model", "datasets", "language", "license"}  # tiny, of files, is nobody's
     (index,) = metadata["model-index"]
     assert index["name"] == "my-encoder"
     assert {entry["dataset"]["name"]: entry["metrics"][0]["value"] for entry in index["results"]} == {
-        "test.jsonl": pytest.approx(result["test_after"], abs=1e-5),
-        "valid_sts.jsonl": pytest.approx(result["best_score"], abs=1e-5),
+        "test rows that are not public": pytest.approx(result["test_after"], abs=1e-5),
+        "validation rows that are not public": pytest.approx(result["best_score"], abs=1e-5),
     }
-    assert f"| valid_sts.jsonl, step {result['best_step']} | {100 * result['best_score']:.2f} |" in card
-    assert f"| test.jsonl | {100 * result['test_after']:.2f} |" in card
-    assert f"| test.jsonl, before training | {100 * result['test_before']:.2f} |" in card
-    assert "| data | train.jsonl, format A |" in card
+    valid, test = "| 20 validation rows that are not public", "| 20 test rows that are not public"
+    assert f"{valid}, step {result['best_step']} | {100 * result['best_score']:.2f} | " in card
+    assert f"{test} | {100 * result['test_after']:.2f} | " in card
+    assert f"{test}, before training | {100 * result['test_before']:.2f} | " in card
+    assert "| data | 40 training rows that are not public, format A |" in card
     assert "| length | 3 steps of 8 rows; 48 texts in " in card
     assert (
-        "python train.py data=files data.train.name_or_path=train.jsonl data.test.name_or_path=test.jsonl "
-        "data.valid_sts.name_or_path=valid_sts.jsonl train.max_steps=3 train.batch_size=8 pooling.strategy=cls_avg "
+        "python train.py data=files data.train.name_or_path=FILE data.test.name_or_path=FILE "
+        "data.valid_sts.name_or_path=FILE train.max_steps=3 train.batch_size=8 pooling.strategy=cls_avg "
         "'model.prompt='\"'\"'Find this: {text}'\"'\"''\n" in card
     )
     assert f"torch {pushed.record['versions']['torch']}" in card
@@ -221,12 +227,12 @@ def test_neither_token_nor_local_paths_are_published(pushed: PushedRun) -> None:
 
 @pytest.mark.slow
 def test_the_card_s_own_code_loads_the_model_from_the_hub(pushed: PushedRun, tmp_path: Path) -> None:
-    with_angle, with_sentence_transformers = re.findall(
+    with_sentence_transformers, with_angle = re.findall(
         r"```python\n(.*?)```", pushed.files["README.md"].decode(), re.DOTALL
     )
-    local = f'from angle import Encoder\nembeddings = Encoder.load("{pushed.folder / "run"}").encode(TEXTS)\n'
-    script = "import numpy, sys\nTEXTS = ['a sentence', 'another one']\nfound = []\n" + "".join(
-        f"{code}\nfound.append(numpy.asarray(embeddings))\n" for code in (local, with_angle, with_sentence_transformers)
+    local = f'from angle import Encoder\nembeddings = Encoder.load("{pushed.folder / "run"}").encode(sentences)\n'
+    script = "import numpy, sys\nfound = []\n" + "".join(
+        f"{code}\nfound.append(numpy.asarray(embeddings))\n" for code in (with_sentence_transformers, local, with_angle)
     )
     done = subprocess.run(
         [sys.executable, "-c", f"{script}\nnumpy.save(sys.argv[1], found)", str(tmp_path / "found.npy")],
@@ -237,7 +243,10 @@ def test_the_card_s_own_code_loads_the_model_from_the_hub(pushed: PushedRun, tmp
         timeout=200,
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    local_, ours_, theirs_ = np.load(tmp_path / "found.npy")
+    theirs_, local_, ours_ = np.load(tmp_path / "found.npy")
+    commented = [line.removeprefix("# ") for line in with_sentence_transformers.splitlines() if line.startswith("# ")]
+    assert len(commented) == 4
+    assert done.stdout.splitlines() == commented
     assert np.abs(local_[0] - local_[1]).max() > 0.01
     np.testing.assert_array_equal(ours_, local_)
     np.testing.assert_allclose(theirs_, local_, rtol=1e-4, atol=1e-5)
@@ -458,7 +467,7 @@ def test_push_to_hub_from_python(hub: Hub, tmp_path: Path, monkeypatch: pytest.M
     angle.fit(rows, output_dir=run, config=short, push_to_hub=True, hub_model_id="user/other", hub_private_repo=False)
     repository = hub.repositories["user/other"]
     assert repository.private is False
-    assert "| data | train_ds-" in repository.files["README.md"].decode()
+    assert "| data | 8 training rows that are not public, format C |" in repository.files["README.md"].decode()
     angle.push_to_hub("user/third")
     assert "## Training" in hub.repositories["user/third"].files["README.md"].decode()
 
@@ -469,7 +478,7 @@ def staged_card(encoder: Encoder, tmp_path: Path, base: str = "tiny", **settings
     config = build_config({"model": {"name_or_path": base}, **settings}, TrainConfig)
     (tmp_path / "staged").mkdir()
     pushed = stage_files(tmp_path / "saved", tmp_path / "staged", NAME, base)
-    return tmp_path / "staged", model_card(pushed, config, RECORD)
+    return tmp_path / "staged", model_card(pushed, TrainedRun(config, RECORD))
 
 
 def test_the_path_of_a_local_base_is_not_published(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -485,9 +494,11 @@ def test_the_path_of_a_local_base_is_not_published(hub: Hub, tmp_path: Path, mon
     for text in (card, *(path.read_text() for path in folder.glob("*.json"))):
         assert str(tmp_path) not in text
         assert "local_files_only" not in text
-    assert 'Encoder.load(ModelConfig("bert", adapter="user/my-encoder")).encode(' in card
-    assert "python convert.py model.name_or_path=bert model.adapter=user/my-encoder output_dir=" in card
-    assert "python train.py model.name_or_path=bert\n" in card
+    assert 'Encoder.load(ModelConfig("BASE", adapter="user/my-encoder")).encode(' in card
+    assert "`BASE` stands for the folder of what the adapters were made for: a model that is not on the hub (" in card
+    assert "(BertModel, 2 layers, hidden size 128, 321,920 weights)." in card
+    assert "python convert.py model.name_or_path=BASE model.adapter=user/my-encoder output_dir=" in card
+    assert "python train.py model.name_or_path=MODEL\n" in card
     assert "| LoRA | rank 4, alpha 64, dropout 0.1 |" in card
     assert "base_model" not in reads(card.encode())
     assert "## Scores" not in card
@@ -513,7 +524,7 @@ def test_padding_side_for_sentence_transformers_is_right(tmp_path: Path) -> None
 
 
 def test_an_adapter_of_a_model_on_the_hub_can_be_converted() -> None:
-    model = PushedModel(
+    model = CardModel(
         NAME,
         Encoder.load("tiny").embedding_config,
         "BAAI/bge-small-en-v1.5",
@@ -521,7 +532,7 @@ def test_an_adapter_of_a_model_on_the_hub_can_be_converted() -> None:
         hidden_size=None,
         sentence_transformers=SentenceTransformersSupport.CONVERTED,
     )
-    card = model_card(model, TrainConfig(), RECORD)
+    card = model_card(model, TrainedRun(TrainConfig(), RECORD))
     assert reads(card.encode())["library_name"] == "peft"
     assert reads(card.encode())["base_model"] == "BAAI/bge-small-en-v1.5"
     assert 'Encoder.load("user/my-encoder").encode(' in card
@@ -535,8 +546,8 @@ def test_hub_names_and_settings_in_the_card(tmp_path: Path) -> None:
     metadata = reads(card.encode())
     assert (metadata["base_model"], metadata["datasets"]) == ("BAAI/bge-small-en-v1.5", ["BAAI/pairs.v1"])
     assert "model-index" not in metadata
-    assert "trained from [BAAI/bge-small-en-v1.5](https://huggingface.co/BAAI/bge-small-en-v1.5)," in card
-    assert "| data | BAAI/pairs.v1, more.jsonl (en), format auto |" in card
+    assert "encoder from [BAAI/bge-small-en-v1.5](https://huggingface.co/BAAI/bge-small-en-v1.5), trained with" in card
+    assert "| data | training rows of BAAI/pairs.v1 (en train) and of others that are not public, format auto |" in card
     assert "| precision | bf16 |" in card
     assert "/data/x" not in card
 
@@ -544,8 +555,8 @@ def test_hub_names_and_settings_in_the_card(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("prompt", "pooling", "code"),
     [
-        ("{topic}: {text}", "avg", '.encode(["a sentence", "another one"], [{"topic": "..."}, {"topic": "..."}])'),
-        (None, "3", '.encode(["a sentence", "another one"])'),
+        ("{topic}: {text}", "avg", '.encode(sentences, [{"topic": "..."}] * len(sentences))'),
+        (None, "3", ".encode(sentences)"),
     ],
 )
 def test_the_card_names_what_sentence_transformers_does_not_support(
@@ -564,7 +575,6 @@ def test_the_card_omits_the_command_of_another_program(tmp_path: Path) -> None:
     encoder.save(tmp_path / "saved")
     (tmp_path / "staged").mkdir()
     pushed = stage_files(tmp_path / "saved", tmp_path / "staged", NAME, "tiny")
-    config = TrainConfig()
     for command, expected in {
         ("/home/me/mine.py", "--password=x"): None,
         (): None,
@@ -573,8 +583,8 @@ def test_the_card_omits_the_command_of_another_program(tmp_path: Path) -> None:
         ),
         ("train.py", "-m", "data.train.name_or_path=[~/a.csv,../b/c.gz,BAAI/x-v1.5]", "loss.ibn_w=1,2"): (
             "One of the runs of this sweep:\n\n```bash\npython train.py -m "
-            "'data.train.name_or_path=[a.csv,c.gz,BAAI/x-v1.5]' loss.ibn_w=1,2\n"
+            "'data.train.name_or_path=[FILE,FILE,BAAI/x-v1.5]' loss.ibn_w=1,2\n"
         ),
     }.items():
-        card = model_card(pushed, config, RECORD | {"command": list(command)})
-        assert (expected in card) if expected else ("```bash" not in card and "password" not in card)
+        card = model_card(pushed, TrainedRun(TrainConfig(), RECORD | {"command": list(command)}))
+        assert (expected in card) if expected else ("python train.py" not in card and "password" not in card)

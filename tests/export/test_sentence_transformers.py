@@ -131,12 +131,13 @@ def test_truncated_models_match_the_slice_of_their_depth(strategy: str, minilm: 
     cell = ModelConfig(minilm, max_length=64, layers=3, dimensions=100)
     done = convert(ConvertConfig(cell, pooling, output_dir=str(tmp_path / "new")))
     encoder = Encoder.load(model, pooling).eval()
-    expected = encoder.encode_tokens(encoder.tokenizer(TEXTS), depths=[3])[:, 0, :100]
+    expected = encoder.encode_tokens(encoder.tokenizer(TEXTS), depths=[3], as_trained=True)[:, 0, :100]
+    expected = torch.nn.functional.normalize(expected, dim=-1)  # as MiniLM does
     assert_same(embed(done.folder), expected)
     reloaded = Encoder.load(ModelConfig(str(done.folder))).eval()
     assert (reloaded.dimensions, reloaded.embedding_config.dimensions) == (100, 100)
-    assert (
-        str(reloaded.embedding_config) == f"{strategy} pooling, first 3 layers, first 100 dimensions, at most 64 tokens"
+    assert str(reloaded.embedding_config) == (
+        f"{strategy} pooling, first 3 layers, first 100 dimensions, unit length, at most 64 tokens"
     )
     assert_same(reloaded.encode(TEXTS), expected)
     with pytest.raises(ConfigError) as caught:
@@ -166,16 +167,93 @@ def test_the_prompt_is_applied_by_default(minilm: str, tmp_path: Path) -> None:
     assert (plain.encode(TEXTS) - expected).abs().max() > 0.05
 
 
-def test_normalize_gives_unit_length(minilm: str, tmp_path: Path) -> None:
-    model = ModelConfig(minilm, max_length=64)
+def test_normalize_gives_unit_length(tmp_path: Path) -> None:
     for strategy in ("avg", "cls_max"):
         folder = tmp_path / strategy
-        convert(ConvertConfig(model, PoolingConfig(strategy), normalize=True, output_dir=str(folder)))
+        convert(ConvertConfig(pooling=PoolingConfig(strategy), normalize=True, output_dir=str(folder)))
         embeddings = embed(folder)
         torch.testing.assert_close(embeddings.norm(dim=-1), torch.ones(len(TEXTS)), atol=1e-5, rtol=0)
-        unnormalized = Encoder.load(model, PoolingConfig(strategy)).eval().encode(TEXTS)
+        unnormalized = Encoder.load(ModelConfig(), PoolingConfig(strategy)).eval().encode(TEXTS)
         assert unnormalized.norm(dim=-1).min() > 1.5
         assert_same(embeddings, torch.nn.functional.normalize(unnormalized, dim=-1))
+        assert_same(Encoder.load(str(folder)).eval().encode(TEXTS), embeddings)
+
+
+def test_the_base_s_normalize_module_is_kept_unless_it_is_asked_to_go(minilm: str, tmp_path: Path) -> None:
+    """MiniLM has one. The base itself, its folder, and a folder of that one give sentence-transformers' embeddings."""
+    expected = embed(Path(minilm))
+    torch.testing.assert_close(expected.norm(dim=-1), torch.ones(len(TEXTS)), atol=1e-5, rtol=0)
+    assert_same(Encoder.load(minilm).eval().encode(TEXTS), expected)
+    source = minilm
+    for name in ("first", "second"):
+        done = convert(ConvertConfig(ModelConfig(source), output_dir=str(tmp_path / name)))
+        source = str(done.folder)
+        assert_same(embed(done.folder), expected)
+        assert_same(Encoder.load(source).eval().encode(TEXTS), expected)
+    left_out = convert(ConvertConfig(ModelConfig(minilm), normalize=False, output_dir=str(tmp_path / "third")))
+    assert left_out.changes is not None
+    assert left_out.changes.changed == (
+        "length of embeddings 1 (Normalize) -> their own (normalize=true adds the module)",
+    )
+    of_own_length = embed(left_out.folder)
+    assert of_own_length.norm(dim=-1).min() > 1.5
+    assert_same(torch.nn.functional.normalize(of_own_length, dim=-1), expected)
+    assert_same(Encoder.load(str(left_out.folder)).eval().encode(TEXTS), of_own_length)
+
+
+@pytest.mark.slow
+def test_a_run_keeps_the_module_of_its_base(minilm: str, tmp_path: Path) -> None:
+    words = [*sample_files(tmp_path), f"model.name_or_path={minilm}", "model.max_length=32", "train.max_steps=2"]
+    done = start("train.py", *words, "train.batch_size=8", "train.output_dir=run", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    done = start("convert.py", "model.name_or_path=run", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(
+        "Kept    pooling mean; length of embeddings 1 (Normalize); similarity cosine\n"
+        "Changed max. length 256 tokens -> 32 tokens\nChecked the folder in a new process; "
+    )
+    embeddings = embed(tmp_path / "run" / "sentence_transformers")
+    torch.testing.assert_close(embeddings.norm(dim=-1), torch.ones(len(TEXTS)), atol=1e-5, rtol=0)
+    for name in ("run", "run/sentence_transformers"):
+        assert_same(Encoder.load(str(tmp_path / name)).eval().encode(TEXTS), embeddings)
+
+
+def test_cut_embeddings_of_a_model_that_normalises_have_unit_length_too(minilm: str) -> None:
+    encoder = Encoder.load(minilm).eval()
+    cut = encoder.encode(TEXTS, dimensions=slice(0, 32))
+    torch.testing.assert_close(cut.norm(dim=-1), torch.ones(len(TEXTS)), atol=1e-5, rtol=0)
+    assert_same(cut, torch.nn.functional.normalize(encoder.encode(TEXTS)[:, :32], dim=-1))
+    trained = encoder.encode_tokens(encoder.tokenizer(TEXTS), as_trained=True)
+    assert trained.norm(dim=-1).min() > 1.5  # what losses and teachers work on has its own length
+
+
+def test_prompts_and_the_similarity_of_the_base_are_kept(tmp_path: Path) -> None:
+    save_sentence_transformers(Encoder.load(ModelConfig()), tmp_path / "base")
+    (tmp_path / "base" / "angle_config.json").unlink()
+    file = tmp_path / "base" / "config_sentence_transformers.json"
+    prompts = {"query": "Find: ", "document": ""}
+    content = json.loads(file.read_text()) | {"prompts": prompts, "similarity_fn_name": "dot"}
+    file.write_text(json.dumps(content))
+
+    done = convert(ConvertConfig(ModelConfig(str(tmp_path / "base")), output_dir=str(tmp_path / "new")))
+    assert done.changes is not None
+    assert done.changes.changed == ()
+    assert {"similarity dot", "prompts query 'Find: ', document ''"} < set(done.changes.kept)
+    before, after = (SentenceTransformer(str(tmp_path / name), device="cpu") for name in ("base", "new"))
+    assert (after.prompts, after.default_prompt_name, after.similarity_fn_name) == (prompts, None, "dot")
+    for name in (None, "query"):
+        assert_same(*(torch.from_numpy(model.encode(TEXTS, prompt_name=name)) for model in (after, before)))
+
+    for template, default, more in (("Find: {text}", "query", {}), ("Say: {text}", "text", {"text": "Say: "})):
+        model = ModelConfig(str(tmp_path / "new"), prompt=template)
+        done = convert(ConvertConfig(model, output_dir=str(tmp_path / default)))
+        assert done.changes is not None
+        assert done.changes.changed == (f"template none -> {template!r}",)
+        written = SentenceTransformer(str(done.folder), device="cpu")
+        assert (written.prompts, written.default_prompt_name) == (prompts | more, default)
+        expected = torch.from_numpy(before.encode([template.format(text=text) for text in TEXTS]))
+        assert_same(torch.from_numpy(written.encode(TEXTS)), expected)
+        assert_same(Encoder.load(str(done.folder)).eval().encode(TEXTS), expected)
 
 
 def test_a_converted_folder_is_read_back_as_the_same_encoder(minilm: str, tmp_path: Path) -> None:

@@ -12,8 +12,9 @@ from angle.modeling.embedding_config import EmbeddingConfig, read_embedding_conf
 from angle.modeling.encoder import Encoder
 
 COMPLETE = EmbeddingConfig(
-    "avg", 77, "Ähnlich: {text}", "left", True, 2, 4, (("<s>",), ("</s>", "!")), layers=5, dimensions=64
-)
+    "avg", 77, "Ähnlich: {text}", "left", True, 2, 4, (("<s>",), ("</s>", "!")), layers=5, dimensions=64,
+    normalize=True, similarity="dot", prompts={"query": "q: "},
+)  # fmt: skip
 
 
 def write(folder: Path, **entries: Any) -> str:
@@ -38,7 +39,8 @@ def test_the_file_has_every_entry(tmp_path: Path) -> None:
     assert json.loads(text) == {
         "pooling": "avg", "max_length": 77, "prompt": "Ähnlich: {text}", "padding_side": "left", "is_llm": True,
         "bidirectional_from": 2, "load_kbit": 4, "special_tokens": [["<s>"], ["</s>", "!"]], "layers": 5,
-        "dimensions": 64, "base_fingerprint": None, "lower_case": None,
+        "dimensions": 64, "base_fingerprint": None, "lower_case": None, "normalize": True, "similarity": "dot",
+        "prompts": {"query": "q: "},
     }  # fmt: skip
 
 
@@ -49,17 +51,18 @@ def test_saving_and_reading(tmp_path: Path) -> None:
 
 def test_an_encoder_has_all_entries_that_are_not_optional() -> None:
     embedding_config = dataclasses.asdict(Encoder.load("tiny").embedding_config)
-    optional = {"prompt", "bidirectional_from", "load_kbit", "layers", "dimensions", "base_fingerprint", "lower_case"}
+    optional = {"prompt", "bidirectional_from", "load_kbit", "layers", "dimensions", "base_fingerprint", "lower_case",
+                "normalize", "similarity", "prompts"}  # fmt: skip
     assert {name for name, value in embedding_config.items() if value is None} == optional
 
 
 def test_human_readable_form() -> None:
     assert str(COMPLETE) == (
-        "avg pooling, first 5 layers, first 64 dimensions, at most 77 tokens, template 'Ähnlich: {text}', both "
-        "directions from layer 2, trained on 4-bit weights"
+        "avg pooling, first 5 layers, first 64 dimensions, unit length, at most 77 tokens, template "
+        "'Ähnlich: {text}', compared by dot, both directions from layer 2, trained on 4-bit weights"
     )
-    last = dataclasses.replace(COMPLETE, pooling="last", prompt=None, bidirectional_from=None, load_kbit=None)
-    assert str(last) == "last pooling, first 5 layers, first 64 dimensions, at most 77 tokens, </s> ! after a text"
+    plain = EmbeddingConfig("last", 77, special_tokens=COMPLETE.special_tokens, layers=5, dimensions=64)
+    assert str(plain) == "last pooling, first 5 layers, first 64 dimensions, at most 77 tokens, </s> ! after a text"
 
 
 def test_missing_entries_are_none(tmp_path: Path) -> None:
@@ -97,6 +100,9 @@ def test_a_file_of_angle_emb_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyP
         ("layers", 0, "a whole number above 0"),
         ("dimensions", -1, "a whole number above 0"),
         ("lower_case", "no", "true or false"),
+        ("normalize", 1, "true or false"),
+        ("similarity", "l2", "one of cosine, dot, euclidean, manhattan"),
+        ("prompts", {"query": 7}, "an object of texts by their names"),
         ("base_fingerprint", 7, "a hash in hexadecimal digits"),
     ],
 )
@@ -177,6 +183,35 @@ def test_an_unsupported_module_of_sentence_transformers_is_refused(tmp_path: Pat
         )
 
 
+def add_modules(folder: Path, *classes: str) -> None:
+    """Add modules to those of a sentence-transformers folder."""
+    modules = json.loads((folder / "modules.json").read_text())
+    modules += [{"path": f"2_{name}", "type": f"sentence_transformers.models.{name}"} for name in classes]
+    (folder / "modules.json").write_text(json.dumps(modules))
+
+
+def test_a_normalize_module_is_kept(tmp_path: Path) -> None:
+    folder = pooling_module(tmp_path, pooling_mode="mean")
+    add_modules(tmp_path, "Normalize", "Dropout")
+    assert read_embedding_config(folder) == EmbeddingConfig(pooling="avg", normalize=True)
+
+
+def test_a_normalize_module_of_something_else_is_refused(tmp_path: Path) -> None:
+    """One whose embeddings go on to another module, or one that scales the tokens' states."""
+    folder = pooling_module(tmp_path, pooling_mode="mean")
+    add_modules(tmp_path, "Normalize", "LayerNorm")
+    with pytest.raises(ConfigError, match="has a Normalize module, which this project does not run"):
+        read_embedding_config(folder)
+    pooling_module(tmp_path, pooling_mode="mean")
+    add_modules(tmp_path, "Normalize")
+    (tmp_path / "2_Normalize").mkdir()
+    (tmp_path / "2_Normalize" / "config.json").write_text(json.dumps({"module_input_name": "token_embeddings"}))
+    with pytest.raises(ConfigError, match="has a Normalize module, which this project does not run"):
+        read_embedding_config(folder)
+    (tmp_path / "2_Normalize" / "config.json").write_text(json.dumps({"module_input_name": "sentence_embedding"}))
+    assert read_embedding_config(folder).normalize
+
+
 @pytest.mark.parametrize(
     ("file", "content", "expected"),
     [
@@ -185,12 +220,23 @@ def test_an_unsupported_module_of_sentence_transformers_is_refused(tmp_path: Pat
         ("sentence_distilbert_config.json", {"do_lower_case": True}, {"lower_case": True}),
         ("tokenizer_config.json", {"model_max_length": 256}, {"max_length": 256}),  # where version 6 keeps it
         ("tokenizer_config.json", {"model_max_length": int(1e30)}, {}),
-        ("config_sentence_transformers.json", {"prompts": {"query": "q: "}, "default_prompt_name": None}, {}),
+        (
+            "config_sentence_transformers.json",
+            {"prompts": {"query": "q: ", "document": "", "other": None}, "default_prompt_name": None},
+            {"prompts": {"query": "q: ", "document": ""}},
+        ),
+        ("config_sentence_transformers.json", {"prompts": {"query": "", "document": ""}}, {}),
         (
             "config_sentence_transformers.json",
             {"prompts": {"query": "q {x}: "}, "default_prompt_name": "query", "truncate_dim": 8},
-            {"prompt": "q {{x}}: {text}", "dimensions": 8},
+            {"prompt": "q {{x}}: {text}", "dimensions": 8, "prompts": {"query": "q {x}: "}},
         ),
+        (
+            "config_sentence_transformers.json",
+            {"prompts": {"text": "t: "}, "default_prompt_name": "text", "similarity_fn_name": "dot"},
+            {"prompt": "t: {text}", "similarity": "dot"},
+        ),
+        ("config_sentence_transformers.json", {"similarity_fn_name": "cosine"}, {}),
     ],
 )
 def test_the_settings_of_every_generation_of_sentence_transformers(

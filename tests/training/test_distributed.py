@@ -108,4 +108,7 @@ def test_statistics_of_each_process(tmp_path: Path) -> None:
     encoder = Encoder.load(ModelConfig(str(tmp_path / "run" / "final")), PoolingConfig()).eval()
     corpus = load_sts(SourceConfig(str(tmp_path / "valid_sts.jsonl")), "valid_sts", encoder.tokenizer)
     last = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
-    assert last == {"step": 3, "valid/spearman": pytest.approx(score_pairs(encoder, corpus).spearman, abs=1e-6)}
+    expected = score_pairs(encoder, corpus).metrics()
+    assert last == {"step": 3} | {
+        f"valid/{name}": pytest.approx(expected[f"{name}_cosine"], abs=1e-6) for name in ("spearman", "pearson")
+    }

@@ -174,7 +174,7 @@ def test_the_log_ends_as_the_console_does(tmp_path: Path) -> None:
     assert printed == done.stdout
     assert "\nSaved   run/" in printed
     before = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[0])
-    assert before.keys() == {"step", "valid/spearman"}
+    assert before.keys() == {"step", "valid/spearman", "valid/pearson"}
     assert f"step 0  validation: spearman {100 * before['valid/spearman']:.2f}\n" in printed
 
 

@@ -180,6 +180,18 @@ def test_a_projection_learns_and_is_resumed(
     assert losses(tmp_path / "run", "loss/alignment") == measured
 
 
+def test_the_cache_of_a_teacher_that_normalises_has_what_it_teaches(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ANGLE_CACHE", str(tmp_path / "cache"))
+    encoder = Encoder.load("tiny")
+    encoder.normalize = True
+    teacher = Teacher(encoder)
+    fresh = states_of(teacher, encoder)
+    teacher.cache_embeddings(encoder.tokenizer(TEXTS))
+    torch.testing.assert_close(states_of(teacher, encoder), fresh)
+
+
 def test_cached_embeddings_train_as_fresh_ones_do(
     folder_of: Callable[[str], str], rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 #: Label above which a pair is positive, as in angle_emb.
 DEFAULT_POSITIVE_ABOVE = 0.5
+#: Is recorded, and told by model cards; it chooses no model, because it also depends on the labels' scale.
+PEARSON = Metric("pearson", "Pearson", "Pearson correlation of cosine similarities", hub_type="pearson_cosine")
 
 
 class StsEvaluator:
@@ -38,8 +40,10 @@ class StsEvaluator:
         self.corpus = corpus
 
     def run(self, encode: Encode) -> Iterator[tuple[str, float]]:
-        """Yield `spearman`."""
-        yield self.metric.name, self.score_pairs(encode).spearman
+        """Yield `spearman`, and Pearson's correlation beside it."""
+        scores = self.score_pairs(encode)
+        yield self.metric.name, scores.spearman
+        yield PEARSON.name, pearson(scores.scores["cosine"], scores.labels)
 
     def row_values(self, encode: Encode) -> RowValues:
         """Return the pairs' cosines and labels."""
