@@ -21,11 +21,11 @@ BEST, OTHERS = "the best setting", "other settings"
 
 def sweep_page(sweep: SweepRecord) -> Page:
     """Return the page of a sweep."""
-    failed = sum(job.error is not None for job in sweep.jobs)
+    counts = {status: sum(job.status == status for job in sweep.jobs) for status in ("failed", "pruned", "running")}
     count = f"{len(sweep.jobs)} jobs of {len(sweep.settings)} settings"
     return Page(
         title=f"Sweep {sweep.folder.resolve().name}",
-        subtitle=f"{count}, {failed} failed" if failed else count,
+        subtitle=", ".join([count, *(f"{number} {status}" for status, number in counts.items() if number)]),
         sections=[
             Section("Verdict", list(_verdict(sweep))),
             Section("Settings", list(_table(sweep))),
@@ -71,10 +71,10 @@ def _table(sweep: SweepRecord) -> Iterator[Table]:
             str(len(setting.scores)),
             f"{100 * np.mean(tests):.2f}" if tests else "–",
             f"{np.mean([job.seconds for job in setting.jobs]):.0f}",
-            str(sum(job.error is not None for job in setting.jobs) or ""),
+            ", ".join(sorted({job.status for job in setting.jobs} - {"finished"})),
         ])  # fmt: skip
     label = "score" if metric is None else f"mean {metric.label}"
-    columns = [*axes, label, "sd", "n", "test Spearman", "seconds", "failed"]
+    columns = [*axes, label, "sd", "n", "test Spearman", "seconds", "state"]
     kept = [at for at, name in enumerate(columns) if any(row[at] not in ("", "–") for row in rows) or name == label]
     yield Table([columns[at] for at in kept], [[row[at] for at in kept] for row in rows], "The best first")
 

@@ -32,6 +32,7 @@ class Job:
     error: str | None
     """Why it failed, None if it did not."""
     status: str
+    """running, which also is one that was killed, finished, failed or pruned."""
     seconds: float
     metric: str | None
     """The name of what the score measures."""
@@ -110,6 +111,9 @@ class SweepRecord:
         except (ValueError, KeyError, TypeError, AttributeError):
             raise ConfigError(f"{path} is not as a sweep writes it, so nothing in it can be trusted.") from None
         sweep = cls(folder, jobs)
+        running = sum(job.status == "running" for job in jobs)
+        if running:
+            sweep.problems.append(f"{running} of the jobs have not ended: they are running, or were killed.")
         for job in jobs:
             try:
                 job.predictions = Predictions.load(job.folder, AFTER)

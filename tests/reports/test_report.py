@@ -168,6 +168,19 @@ def test_figures_follow_the_number_of_settings(tmp_path: Path, axes: dict[str, l
     assert figure in specs(write_report([make_sweep(tmp_path, axes, {})]).read_text())
 
 
+def test_jobs_that_have_no_score_are_counted(tmp_path: Path) -> None:
+    sweep = make_sweep(tmp_path, {"loss.ibn_w": ["10", "20", "30", "40"]}, {}, seeds=1)
+    jobs = read_jobs(sweep)
+    for job, status in zip(jobs, ("running", "pruned", "failed"), strict=False):
+        error = "out of memory" if status == "failed" else None
+        job |= {"score": None, "metric": None, "status": status, "error": error}
+    write_sweep(sweep, jobs)
+    page = text(write_report([sweep], pictures=False).read_text())
+    assert "4 jobs of 4 settings, 1 failed, 1 pruned, 1 running" in page
+    assert "1 of the jobs have not ended: they are running, or were killed." in page
+    assert all(f"<td>{status}</td>" in page for status in ("running", "pruned", "failed"))
+
+
 def test_a_sweep_whose_jobs_all_failed(tmp_path: Path) -> None:
     sweep = make_sweep(tmp_path, {"loss.ibn_w": ["10", "20"]}, {}, seeds=1)
     failed = {"score": None, "metric": None, "result": None, "status": "failed"}
