@@ -11,7 +11,7 @@ from angle.cli.launchers import BASIC, LAUNCHER_GROUPS, check_installed
 from angle.cli.search import check_optuna
 from angle.cli.space import check_interval, values_of
 from angle.config import TrainConfig
-from angle.config.build import check_value, unknown_setting, value_for_group
+from angle.config.build import check_value, setting_meant, unknown_setting, value_for_group
 from angle.config.keys import group_names, setting_types
 from angle.config.overrides import format_value
 from angle.config.values import PATH_NAMES, expand_home
@@ -39,6 +39,8 @@ def check_arguments(arguments: list[str], schema: type, conf: Path) -> list[str]
     from hydra._internal.utils import get_args_parser
 
     parsed, unknown = get_args_parser().parse_known_intermixed_args(arguments)
+    if parsed.shell_completion:
+        return arguments  # -sc install=bash: words to Hydra, which are no settings
     if unknown:
         key_of = {key.rsplit(".", 1)[-1]: key for key in setting_types(schema)}
         near = difflib.get_close_matches(unknown[0].strip("-").split("=")[0], key_of, n=1)
@@ -164,7 +166,8 @@ def _check_key(key: str, schema: type, conf: Path, *, is_entry: bool) -> None:
     presets = set(_groups(schema, conf))
     if is_entry or key in presets | group_names(schema) | setting_types(schema).keys():
         return
-    group = did_you_mean(key, presets) if "." not in key else ""
+    is_group = "." not in key and setting_meant(key, schema) is None
+    group = did_you_mean(key, presets) if is_group else ""
     raise ConfigError(f"There is no group {key}{group}" if group else unknown_setting(key, schema))
 
 

@@ -25,6 +25,22 @@ TYPE_NAMES = {
     list: "a list, such as [a,b]",
     dict: "a mapping, such as {a: b}",
 }
+#: What other programs call a setting: names without a group that people type.
+OTHER_NAMES = {
+    "lr": ("train.learning_rate",),
+    "seed": ("train.seed",),
+    "bs": ("train.batch_size",),
+    "resume": ("train.resume",),
+    "resume_from_checkpoint": ("train.resume",),
+    **dict.fromkeys(("name", "run_name", "output", "out", "save_dir"), ("train.output_dir", "output_dir")),
+    **dict.fromkeys(("model_name", "model_name_or_path", "model_id"), ("model.name_or_path",)),
+    **dict.fromkeys(("dataset", "train_file", "train_path"), ("data.train.name_or_path",)),
+    **dict.fromkeys(("steps", "num_steps"), ("train.max_steps",)),
+    **dict.fromkeys(("fp16", "bf16"), ("train.mixed_precision",)),
+    "tau": ("loss.cosine_tau",),
+    "max_len": ("model.max_length",),
+    "project": ("tracking.project",),
+}
 
 
 def build_config(source: Mapping[str, Any] | Config | Any, schema: type[Config]) -> Config:
@@ -117,9 +133,18 @@ def value_for_group(group: str, value: Any, schema: type) -> str:
     return f"{group}={format_value(value)} cannot work: {group} is a group of settings; it has: {settings}."
 
 
+def setting_meant(key: str, schema: type) -> str | None:
+    """Return the setting that people mean who type a name that other programs have; None if it is not such a name."""
+    known = setting_types(schema)
+    return next((setting for setting in OTHER_NAMES.get(key, ()) if setting in known), None)
+
+
 def unknown_setting(key: str, schema: type) -> str:
     """Return the error message for a setting that does not exist, naming the nearest one that does."""
     keys = list(setting_types(schema))
+    usual = setting_meant(key, schema)
+    if usual is not None:
+        return f"There is no setting {key}; did you mean {usual}?"
     name = key.rsplit(".", 1)[-1]
     names = {known: known.rsplit(".", 1)[-1] for known in keys}
     candidates = [known for known in keys if names[known] == name]

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 from conftest import REPO, sample_rows, snapshot, start, write_jsonl
 
 from angle.cli.arguments import check_arguments
 from angle.config import EvaluateConfig, ModelConfig, SourceConfig, TrainConfig, TrainingConfig
+from angle.config.build import OTHER_NAMES
+from angle.config.keys import setting_types
 from angle.distributed import environment
 from angle.errors import ConfigError
 from angle.training.launcher import check_launcher
@@ -216,3 +219,32 @@ def test_commands_work_in_folders_of_any_name(tmp_path):
     assert (home / "scores #1" / "results.json").is_file()
     assert (home / "for [st]" / "modules.json").is_file()
     assert [path.name for path in tmp_path.iterdir()] == [home.name]
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("lr=1e-4", "train.learning_rate"), ("seed=1", "train.seed"), ("bs=8", "train.batch_size"),
+        ("epochs=2", "train.epochs"), ("resume=run", "train.resume"), ("name=run", "train.output_dir"),
+        ("output=run", "train.output_dir"), ("model_name=bert", "model.name_or_path"),
+        ("dataset=pairs.jsonl", "data.train.name_or_path"), ("fp16=true", "train.mixed_precision"),
+    ],
+)  # fmt: skip
+def test_names_of_other_programs_are_understood(typed: str, meant: str) -> None:
+    with pytest.raises(ConfigError, match=rf"^There is no setting {typed.partition('=')[0]}; did you mean {meant}\?"):
+        check_arguments([typed], TrainConfig, REPO / "conf")
+
+
+def test_every_name_of_another_program_leads_to_a_setting() -> None:
+    known = setting_types(TrainConfig) | setting_types(EvaluateConfig)
+    assert all(set(settings) <= known.keys() for settings in OTHER_NAMES.values())
+    assert OTHER_NAMES.keys().isdisjoint(known)
+
+
+@pytest.mark.slow
+def test_a_shell_completes_settings(tmp_path: Path) -> None:
+    done = start("train.py", "-sc", "install=bash", folder=tmp_path)
+    assert "hydra_bash_completion()" in done.stdout
+    line = "python train.py loss.an"
+    done = start("train.py", "-sc", "query=bash", folder=tmp_path, COMP_LINE=line, COMP_POINT=str(len(line)))
+    assert done.stdout.split() == ["loss.angle_tau=", "loss.angle_w="]
