@@ -15,8 +15,8 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModel
 
 from angle import ConfigError, Encoder, ModelConfig, PoolingConfig
+from angle.export.card_model import SentenceTransformersSupport
 from angle.export.hub import stage_files
-from angle.export.model_card import SentenceTransformersSupport
 from angle.export.sentence_transformers import save_sentence_transformers
 from angle.modeling import trials
 from angle.modeling.packing import Layout

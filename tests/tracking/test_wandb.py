@@ -79,7 +79,7 @@ def test_offline_run_holds_settings_and_metrics(
     updates = [one["summary"]["update"] for one in records if one["type"] == "summary"]
     (summary,) = (update for update in updates if "best" in update)
     assert summary["best"] == {"spearman": record["result"]["best_score"], "step": 4}
-    assert summary["first"] == {"spearman": history[0]["valid/spearman"]}
+    assert summary["first"]["spearman"] == history[0]["valid/spearman"]
     artifacts = [one["artifact"] for one in records if one["type"] == "artifact"]
     assert [one["name"] for one in artifacts if one["type"] == "model"] == [f"{run['run_id']}-model"]
     shown = capsys.readouterr().out
