@@ -150,7 +150,7 @@ def test_a_sweep_has_a_folder_per_job_each_of_which_can_be_resumed(tmp_path):
     assert (done.returncode, done.stderr) == (0, "")
     assert len(re.findall(r"holds this run already, finished", done.stdout)) == 2
     assert len(re.findall(r"^resume  at step [23]0 ", done.stdout, re.MULTILINE)) == 1
-    jobs = sorted(path for path in (tmp_path / "sweep").iterdir() if path.is_dir())
+    jobs = sorted(path for path in (tmp_path / "sweep").iterdir() if path.is_dir() and path.name != "report")
     names = [f"loss.ibn_w-{weight}_loss.angle_tau-{tau}" for weight in (10, 20) for tau in (1, 20)]
     assert [job.name for job in jobs] == names
     record = json.loads((tmp_path / "sweep" / "sweep.json").read_text())["jobs"]
@@ -199,16 +199,18 @@ def test_failed_job_does_not_stop_a_sweep(command: Command, tmp_path):
     done = command("train.py", "-m", *words, "train.output_dir=out/${hydra:job.num}")
     assert done.returncode == 1
     assert done.stderr.startswith("Error: train.batch_size=1 leaves a row no other row to be compared with")
-    *_, head, first, second, _, failed, _, _, best, saved = done.stdout.splitlines()
+    *_, head, first, second, _, failed, _, _, best, page, saved = done.stdout.splitlines()
     assert head.split() == ["Spearman"]
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["1"]
     assert first.split() == ["train.batch_size=1", "failed"]
     assert re.fullmatch(r"train\.batch_size=8  +-?\d+\.\d\d  best", second)
     assert failed.startswith("failed  train.batch_size=1: train.batch_size=1 leaves a row no other row")
     assert best == "Best    out/1"
+    assert re.fullmatch(r"Page    multirun/\S+/report/report.html", page)
+    assert (tmp_path / page.split()[1]).is_file()
     assert re.fullmatch(r"Saved   multirun/\S+/sweep.json, sweep.csv", saved)
     done = command("train.py", "-m", "train.resume=out/1", "train.logging_steps=2,3")
-    assert done.stdout.splitlines()[-2] == "Best    out/1"
+    assert done.stdout.splitlines()[-3] == "Best    out/1"
 
 
 @pytest.fixture(scope="module")

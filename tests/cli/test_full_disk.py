@@ -25,9 +25,18 @@ def limited(size: int, *words: str, folder: Path) -> subprocess.CompletedProcess
     [
         (1000, [], set()),  # config.yaml
         (3000, [], {"config.yaml"}),  # run.json
-        (6500, ["train.save_steps=0", "train.eval_steps=0"], {"config.yaml", "run.json"}),  # metrics.jsonl
-        (700_000, ["train.eval_steps=2"], {"config.yaml", "run.json"}),  # best/
-        (2_000_000, ["train.eval_steps=2", "train.save_steps=3"], {"best", "config.yaml", "run.json"}),  # optimizer.pt
+        (6500, ["train.eval_steps=0"], {"config.yaml", "run.json", "predictions"}),  # predictions/
+        (
+            6500,
+            ["data.valid_sts.name_or_path=null", "train.save_steps=0"],
+            {"config.yaml", "run.json"},
+        ),  # metrics.jsonl
+        (700_000, ["train.eval_steps=2"], {"config.yaml", "run.json", "predictions"}),  # best/
+        (
+            2_000_000,
+            ["train.eval_steps=2", "train.save_steps=3"],
+            {"best", "config.yaml", "run.json", "predictions"},
+        ),  # optimizer.pt
     ],
 )
 def test_a_run_says_so(size: int, settings: list[str], kept: set[str], tmp_path: Path) -> None:
