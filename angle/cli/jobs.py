@@ -35,7 +35,7 @@ class JobRunner(Generic[Config]):
     """The settings in which the jobs of a sweep differ."""
     total: int | None = None
     """The number of jobs; None if it is not known."""
-    numbers: dict[str, int] = field(default_factory=dict)
+    numbers: dict[str, list[int]] = field(default_factory=dict)
     """The numbers of a sweep's jobs by the settings in which they differ; a launcher may count others."""
     results: list[JobResult] = field(default_factory=list)
     """Of the jobs that have ended in this process."""
@@ -132,8 +132,10 @@ class JobRunner(Generic[Config]):
             SweepRecord(Path(self.sweep_folder)).add(job, self.command)
 
     def _number(self, job: JobResult) -> int:
-        """Return the number of a job, from 1."""
-        return self.numbers.get(job.overrides, len(self.results) + 1)
+        """Return the number of a job, from 1; jobs with the same settings run in the order of their numbers."""
+        numbers = self.numbers.get(job.overrides, [])
+        before = sum(done.overrides == job.overrides for done in self.results)
+        return numbers[before] if before < len(numbers) else len(self.results) + 1
 
     def _header(self, job: JobResult) -> str:
         """Return the line above what a job prints: which it is, and how long the rest may take."""

@@ -78,7 +78,7 @@ class Sweeper:
         """Run some jobs, numbered from `start`, at once if the launcher does, and return what they have found."""
         self.begun += jobs
         for number, job in enumerate(jobs, start + 1):
-            self.runner.numbers[JobResult(self.runner.settings(job), "").overrides] = number
+            self.runner.numbers.setdefault(JobResult(self.runner.settings(job), "").overrides, []).append(number)
         if self.launcher_name != BASIC and len(jobs) > 1:
             print_once(f"\n{len(jobs)} jobs by {self.launcher_name}; the lines of each are in its train.log")
         found = self._launch(jobs, start)

@@ -100,7 +100,7 @@ def test_two_processes_train_as_one(tmp_path: Path, data_format: str, words: lis
         for name in ("one", "two")
     )
     measured = [name for line in in_one for name in line if name.startswith(("valid", "test"))]
-    values = sum("valid" in word for word in words) * 5 / 2 + sum("test" in word for word in words)
+    values = 3 * sum("valid" in word for word in words) + 2 * sum("test" in word for word in words)
     assert len(measured) == 2 * values  # before training and after it
     for name in {"loss", "gradient_norm", *measured}:
         ones, twos = ([line[name] for line in lines if name in line] for lines in (in_one, in_two))
