@@ -106,13 +106,18 @@ def table_of(printed: str) -> list[list[str]]:
 
 
 def killed(words: list[str], folder: Path, sign: str, whom: Callable[[psutil.Process], list[psutil.Process]]) -> str:
-    """Start a command, kill some of its processes once the log of its second job has a sign; return what it prints."""
+    """Start a command, kill some of its processes, and return what it prints.
+
+    They are killed once the first job has failed, and the log of the second one has a sign.
+    """
+    record = folder / "sweep" / "sweep.json"
     log = folder / "sweep" / "train.batch_size-8" / "train.log"
     command = [sys.executable, str(REPO / "train.py"), *words]
     with subprocess.Popen(
         command, cwd=folder, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     ) as process:
         try:
+            until(lambda: record.exists() and '"status": "failed"' in record.read_text())
             until(lambda: log.exists() and sign in log.read_text())
             family = psutil.Process(process.pid).children(recursive=True)
             for victim in whom(psutil.Process(process.pid)):
@@ -171,7 +176,7 @@ def test_joblib_runs_jobs_side_by_side_and_survives_a_lost_process(tmp_path: Pat
 def test_submitit_waits_for_all_jobs_and_names_those_that_are_lost(tmp_path: Path) -> None:
     words = ["-m", *sample_files(tmp_path), "launcher=submitit_local", "hydra.sweep.dir=sweep"]
     words += ["train.batch_size=1,8", "train.max_steps=300", "train.save_steps=20", "train.eval_steps=100"]
-    printed = killed(words, tmp_path, "step 200/", workers("submitit.core._submit"))
+    printed = killed(words, tmp_path, "step  80/", workers("submitit.core._submit"))
     assert "All 2 jobs have failed." in printed
     assert "failed  train.batch_size=1: train.batch_size=1 leaves a row no other row" in printed
     assert "failed  train.batch_size=8: its process ended before it did (Job " in printed
