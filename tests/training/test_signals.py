@@ -144,6 +144,6 @@ def test_a_signal_to_the_launcher_ends_the_run_after_its_step(name: str, whom: s
     (stopped,) = re.findall(r"Stopped at step (\d) by \w+; go on, from step \1, with\s+accelerate launch", done.stdout)
     assert checkpoints(tmp_path / "run")[-1] == f"step-0000000{stopped}"
     assert whom == "launcher" or stopped == "4"
-    # The launcher's own, which nothing that it starts can change: README.md says so.
+    # The launcher's own, which nothing that it starts can change: docs/training.md says so.
     assert done.returncode == 1
     assert done.stderr.count("Traceback") == done.stderr.count("SignalException: ") == 1
