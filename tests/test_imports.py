@@ -23,6 +23,7 @@ LAYERS = (
     ("evaluation",),
     ("export",),
     ("training",),
+    ("sweeps",),
     ("reports",),
     ("cli",),
     ("compat",),

@@ -17,8 +17,6 @@ from angle.cli.jobs import JobRunner
 from angle.cli.launchers import check_installed
 from angle.cli.sweep import check_jobs, check_search, select_overrides, slug, swept_keys
 from angle.cli.sweep_end import conclude
-from angle.cli.sweep_record import SWEEP_FILE, TABLE_FILE, JobResult
-from angle.cli.sweep_table import comparison_table
 from angle.cli.sweeper import Sweeper
 from angle.cli.user_errors import exit_on_user_error
 from angle.config import TrainConfig
@@ -31,6 +29,8 @@ from angle.distributed.environment import (
     world_size,
 )
 from angle.errors import ConfigError
+from angle.sweeps.record import SWEEP_FILE, TABLE_FILE, JobResult
+from angle.sweeps.table import comparison_table
 from angle.terminal import print_once, wrapped_command
 
 

@@ -15,13 +15,13 @@ from uuid import uuid4
 
 from angle.cli.launchers import ended_with, labelled_lines
 from angle.cli.sweep import best_metric, output_dir_setting, select_overrides
-from angle.cli.sweep_record import INTERRUPTED, JobResult, SweepRecord, run_result
 from angle.cli.user_errors import USER_ERRORS, exit_on_broken_pipe, print_error
 from angle.config import ConvertConfig, HparamsConfig, TrainConfig
 from angle.config.build import Config, build_config
 from angle.distributed.environment import is_main_process, is_multi_node, launch_time, world_size
 from angle.errors import ConfigError, HubError, first_line
 from angle.files import explained_disk_errors
+from angle.sweeps.record import INTERRUPTED, JobResult, SweepRecord, run_result
 from angle.terminal import print_once
 
 

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from angle.cli.space import typed_value
-from angle.cli.sweep_record import JobResult
 from angle.config import HparamsConfig
 from angle.errors import ConfigError
 from angle.files import try_lock
+from angle.sweeps.record import JobResult
 
 if TYPE_CHECKING:
     from optuna import Study

@@ -10,11 +10,11 @@ from angle.terminal import labelled
 
 def conclude(folder: Path) -> str:
     """Write the page of a sweep, and return what the sweep has shown and where that page is."""
-    from angle.reports.sweep_record import SweepRecord
-    from angle.reports.verdict import verdict
     from angle.reports.writing import write_report
+    from angle.sweeps.sweep import Sweep
+    from angle.sweeps.verdict import verdict
 
-    lines = [labelled("Shown", sentence) for sentence in verdict(SweepRecord.read(folder))[1:]]
+    lines = [labelled("Shown", sentence) for sentence in verdict(Sweep.read(folder))[1:]]
     with explained_disk_errors(folder, f"type python -m angle.report {folder}."):
         page = write_report([folder], pictures=False)
     return "\n".join([*lines, f"Page    {page}"])

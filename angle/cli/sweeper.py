@@ -9,10 +9,10 @@ from typing import Any
 from angle.cli.jobs import JobRunner
 from angle.cli.launchers import BASIC, Lost, waiting_for_every_job
 from angle.cli.search import Search
-from angle.cli.sweep_record import INTERRUPTED, JobResult, SweepRecord
 from angle.distributed.environment import is_main_process, world_size
 from angle.errors import ConfigError
 from angle.files import relative_to_cwd
+from angle.sweeps.record import INTERRUPTED, JobResult, SweepRecord
 from angle.terminal import print_once
 
 

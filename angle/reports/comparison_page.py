@@ -12,7 +12,7 @@ from angle.reports.figures import Figure, line_chart
 from angle.reports.page import Figures, Page, Section, Table, Text
 from angle.reports.run_page import flat_settings, score_rows, shown
 from angle.reports.run_record import RunRecord
-from angle.reports.verdict import interval
+from angle.sweeps.verdict import interval
 
 #: Pairs shown on which two runs disagree.
 DISAGREEMENTS = 15

@@ -10,8 +10,9 @@ import numpy as np
 from angle.evaluation.evaluator import Metric
 from angle.reports.figures import Figure, Row, category, chart, line_chart, quantity
 from angle.reports.page import Figures, Page, Section, Table, Text
-from angle.reports.sweep_record import SweepRecord, number
-from angle.reports.verdict import verdict
+from angle.sweeps.settings import as_typed
+from angle.sweeps.sweep import Sweep, number
+from angle.sweeps.verdict import verdict
 
 #: Curves that are told apart by colour.
 COLOURED = 7
@@ -19,7 +20,7 @@ COLOURED = 7
 BEST, OTHERS = "the best setting", "other settings"
 
 
-def sweep_page(sweep: SweepRecord) -> Page:
+def sweep_page(sweep: Sweep) -> Page:
     """Return the page of a sweep."""
     counts = {status: sum(job.status == status for job in sweep.jobs) for status in ("failed", "pruned", "running")}
     count = f"{len(sweep.jobs)} jobs of {len(sweep.settings)} settings"
@@ -37,7 +38,7 @@ def sweep_page(sweep: SweepRecord) -> Page:
     )
 
 
-def _verdict(sweep: SweepRecord) -> Iterator[Text]:
+def _verdict(sweep: Sweep) -> Iterator[Text]:
     if sweep.jobs and all(job.error is not None for job in sweep.jobs):
         yield Text(["All jobs failed; the first error of each is below."], "warning")
         return
@@ -59,7 +60,7 @@ def _shown(metric: Metric | None, score: float | None) -> str:
     return f"{score:.4g}" if metric is None else metric.format(metric.score(score))
 
 
-def _table(sweep: SweepRecord) -> Iterator[Table]:
+def _table(sweep: Sweep) -> Iterator[Table]:
     metric, axes = sweep.metric, list(sweep.axes)
     rows = []
     for setting in [*sweep.ranked, *(one for one in sweep.settings if one.mean is None)]:
@@ -83,7 +84,7 @@ def _times(metric: Metric) -> float:
     return 100.0 if metric.is_fraction else 1.0
 
 
-def _points(sweep: SweepRecord, metric: Metric) -> list[dict[str, Any]]:
+def _points(sweep: Sweep, metric: Metric) -> list[dict[str, Any]]:
     """Return a row for each job with a score: its settings, its seed, and its score as it is shown."""
     return [
         {**job.others, "setting": setting.name, "seed": job.seed, "score": _times(metric) * metric.score(job.score)}
@@ -93,7 +94,7 @@ def _points(sweep: SweepRecord, metric: Metric) -> list[dict[str, Any]]:
     ]
 
 
-def _means(sweep: SweepRecord, metric: Metric) -> list[dict[str, Any]]:
+def _means(sweep: Sweep, metric: Metric) -> list[dict[str, Any]]:
     """Return a row for each setting with a score."""
     return [
         {
@@ -107,7 +108,7 @@ def _means(sweep: SweepRecord, metric: Metric) -> list[dict[str, Any]]:
     ]
 
 
-def _effects(sweep: SweepRecord) -> Iterator[Figures]:
+def _effects(sweep: Sweep) -> Iterator[Figures]:
     metric, axes = sweep.metric, sweep.axes
     if metric is None:
         return
@@ -126,7 +127,7 @@ def _effects(sweep: SweepRecord) -> Iterator[Figures]:
         yield Figures(figures)
 
 
-def _one_axis(sweep: SweepRecord, metric: Metric, axis: tuple[str, list[str]]) -> Figure:
+def _one_axis(sweep: Sweep, metric: Metric, axis: tuple[str, list[str]]) -> Figure:
     from altair import Tooltip, X, Y, YError, layer
 
     name, values = axis
@@ -156,7 +157,7 @@ def _is_logarithmic(values: list[float]) -> bool:
     return min(values) > 0 and max(values) / min(values) >= 50
 
 
-def _heat_map(sweep: SweepRecord, metric: Metric) -> Figure:
+def _heat_map(sweep: Sweep, metric: Metric) -> Figure:
     from altair import Color, Text, Tooltip, X, Y, condition, datum, layer, value
 
     (across, columns), (down, lines) = sweep.axes.items()
@@ -184,7 +185,7 @@ def _heat_map(sweep: SweepRecord, metric: Metric) -> Figure:
     return Figure("heat-map", f"{metric.label} by {across} and {down}", caption, rendered, rows)
 
 
-def _parallel(sweep: SweepRecord, metric: Metric) -> Figure:
+def _parallel(sweep: Sweep, metric: Metric) -> Figure:
     from altair import Color, Tooltip, X, Y
 
     axes = sweep.axes
@@ -216,7 +217,7 @@ def _parallel(sweep: SweepRecord, metric: Metric) -> Figure:
     return Figure("parallel", "Settings and scores", caption, drawn, rows)
 
 
-def importance(sweep: SweepRecord) -> dict[str, float]:
+def importance(sweep: Sweep) -> dict[str, float]:
     """Return the share of the scores' variance that each setting explains alone (eta squared of one-way variances).
 
     Of a setting with many numbers, as a search tries, quarters of them are what is compared.
@@ -234,7 +235,7 @@ def importance(sweep: SweepRecord) -> dict[str, float]:
     return shares
 
 
-def _importance(sweep: SweepRecord) -> Figure:
+def _importance(sweep: Sweep) -> Figure:
     from altair import Tooltip, X, Y
 
     rows = [{"setting": name, "share": round(share, 4)} for name, share in importance(sweep).items()]
@@ -254,7 +255,7 @@ def _importance(sweep: SweepRecord) -> Figure:
     return Figure("importance", "Importance of settings", caption, drawn, rows)
 
 
-def _seeds(sweep: SweepRecord, metric: Metric) -> Figure:
+def _seeds(sweep: Sweep, metric: Metric) -> Figure:
     from altair import Tooltip, X, Y, layer
 
     order = [setting.name for setting in sweep.ranked]
@@ -269,7 +270,7 @@ def _seeds(sweep: SweepRecord, metric: Metric) -> Figure:
     return Figure("seeds", "Spread of the seeds", "A point for each run, a line at the mean.", drawn, rows)
 
 
-def _curves(sweep: SweepRecord) -> Iterator[Figures]:
+def _curves(sweep: Sweep) -> Iterator[Figures]:
     metric, ranked = sweep.metric, sweep.ranked
     if metric is None or not ranked:
         return
@@ -298,20 +299,16 @@ def _curves(sweep: SweepRecord) -> Iterator[Figures]:
     yield Figures([Figure("learning-curves", f"{metric.label} on validation", caption, lines, rows)])
 
 
-def _failures(sweep: SweepRecord) -> Iterator[Table]:
-    rows = [(_name(job.settings), job.error) for job in sweep.jobs if job.error is not None]
+def _failures(sweep: Sweep) -> Iterator[Table]:
+    rows = [(as_typed(job.settings), job.error) for job in sweep.jobs if job.error is not None]
     if rows:
         yield Table(["job", "first line of its error"], rows, "Jobs that failed")
 
 
-def _jobs(sweep: SweepRecord) -> Iterator[Table]:
+def _jobs(sweep: Sweep) -> Iterator[Table]:
     metric = sweep.metric
     rows = [
-        (_name(job.settings), _shown(metric, job.score), f"{job.seconds:.0f}", job.status, str(job.folder))
+        (as_typed(job.settings), _shown(metric, job.score), f"{job.seconds:.0f}", job.status, str(job.folder))
         for job in sweep.jobs
     ]
     yield Table(["job", "score", "seconds", "status", "folder"], rows, "All jobs")
-
-
-def _name(settings: dict[str, str]) -> str:
-    return " ".join(f"{name}={value}" for name, value in settings.items())

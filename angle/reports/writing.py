@@ -13,7 +13,8 @@ from angle.reports.page import Page
 from angle.reports.run_page import run_page
 from angle.reports.run_record import RunRecord
 from angle.reports.sweep_page import sweep_page
-from angle.reports.sweep_record import SWEEP_FILE, SweepRecord
+from angle.sweeps.record import SWEEP_FILE
+from angle.sweeps.sweep import Sweep
 
 #: The page, and the folder of a report in that of its run or sweep.
 PAGE_FILE, REPORT_FOLDER = "report.html", "report"
@@ -61,7 +62,7 @@ def _page(folders: Sequence[Path]) -> Page:
             raise ConfigError("The same run is given twice: give different ones.")
         return comparison_page([RunRecord.read(folder) for folder in folders])
     if sweeps:
-        return sweep_page(SweepRecord.read(folders[0]))
+        return sweep_page(Sweep.read(folders[0]))
     if not (folders[0] / RUN_FILE).is_file():
         raise ConfigError(
             f"{folders[0]} is neither a run's folder, which has a {RUN_FILE}, nor a sweep's, which has a {SWEEP_FILE}."

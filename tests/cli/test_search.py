@@ -32,10 +32,10 @@ from angle.cli.arguments import check_arguments
 from angle.cli.search import LOCK_FILE, STUDY_FILE, Search, job_pruner
 from angle.cli.space import distribution, typed_value
 from angle.cli.sweep import check_jobs, check_search
-from angle.cli.sweep_record import JobResult
 from angle.config import HparamsConfig, TrainConfig
 from angle.errors import ConfigError
 from angle.files import try_lock
+from angle.sweeps.record import JobResult
 
 RATE = "train.learning_rate=tag(log,interval(1e-6,1e-3))"
 

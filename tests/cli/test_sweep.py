@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 
 from angle.cli.sweep import best_metric
-from angle.cli.sweep_record import SWEEP_FILE, TABLE_FILE, JobResult, SweepRecord
-from angle.cli.sweep_table import comparison_table
 from angle.config import EvaluateConfig, TrainConfig
 from angle.config.build import build_config
 from angle.config.record import write_config
 from angle.errors import ConfigError
+from angle.sweeps.record import SWEEP_FILE, TABLE_FILE, JobResult, SweepRecord
+from angle.sweeps.table import comparison_table
 
 
 def job(weight: int, score: float | None, metric: str | None = None, error: str | None = None) -> JobResult:

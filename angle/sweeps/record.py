@@ -16,10 +16,9 @@ from typing import Any
 from angle.config import RUN_FILE
 from angle.errors import ConfigError
 from angle.files import make_folder, try_lock, write_durably
+from angle.sweeps.settings import as_typed
 
 SWEEP_FILE, TABLE_FILE = "sweep.json", "sweep.csv"
-#: Jobs that differ in this setting alone are one setting, tried several times.
-SEED = "train.seed"
 #: Why a job has failed that has not said so, and one that a signal has ended.
 DID_NOT_END, INTERRUPTED = "did not end", "interrupted"
 #: What the record says of a job that has begun, and of one that has ended well, or early.
@@ -70,7 +69,7 @@ class JobResult:
     @property
     def overrides(self) -> str:
         """The part of the command line in which the jobs differ."""
-        return " ".join(f"{name}={value}" for name, value in self.settings.items())
+        return as_typed(self.settings)
 
 
 @dataclass

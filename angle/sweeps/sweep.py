@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import statistics
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,12 +11,9 @@ from angle.errors import ConfigError, DataError
 from angle.evaluation.evaluator import Metric
 from angle.evaluation.predictions import AFTER, Predictions
 from angle.evaluation.run_evaluators import metric_named
+from angle.sweeps.record import RUNNING, SWEEP_FILE
+from angle.sweeps.settings import SEED, Setting, by_setting, without_seed
 from angle.tracking.metrics_file import read_metrics
-
-#: What a sweep writes beside its jobs' folders.
-SWEEP_FILE = "sweep.json"
-#: Jobs that differ in this setting alone are one setting, tried several times.
-SEED = "train.seed"
 
 
 @dataclass
@@ -48,7 +44,7 @@ class Job:
     @property
     def others(self) -> dict[str, str]:
         """The settings without the seed."""
-        return {name: value for name, value in self.settings.items() if name != SEED}
+        return without_seed(self.settings)
 
     def learning_curve(self) -> list[tuple[int, float]]:
         """Return the steps and values at which the metric was measured on validation rows."""
@@ -58,35 +54,7 @@ class Job:
 
 
 @dataclass
-class Setting:
-    """A combination of values, and its jobs, which differ in their seed alone."""
-
-    values: dict[str, str]
-    jobs: list[Job] = field(default_factory=list)
-
-    @property
-    def name(self) -> str:
-        """The values as they are typed."""
-        return " ".join(f"{name}={value}" for name, value in self.values.items()) or "all seeds"
-
-    @property
-    def scores(self) -> list[float]:
-        """The jobs' scores."""
-        return [job.score for job in self.jobs if job.score is not None]
-
-    @property
-    def mean(self) -> float | None:
-        """Their mean, None without one."""
-        return statistics.fmean(self.scores) if self.scores else None
-
-    @property
-    def deviation(self) -> float | None:
-        """Their standard deviation, None of fewer than two."""
-        return statistics.stdev(self.scores) if len(self.scores) > 1 else None
-
-
-@dataclass
-class SweepRecord:
+class Sweep:
     """A sweep, as far as its folder tells."""
 
     folder: Path
@@ -95,7 +63,7 @@ class SweepRecord:
     """What is missing or damaged, in sentences."""
 
     @classmethod
-    def read(cls, folder: Path) -> SweepRecord:
+    def read(cls, folder: Path) -> Sweep:
         """Return what a sweep's folder holds.
 
         Raises:
@@ -111,7 +79,7 @@ class SweepRecord:
         except (ValueError, KeyError, TypeError, AttributeError):
             raise ConfigError(f"{path} is not as a sweep writes it, so nothing in it can be trusted.") from None
         sweep = cls(folder, jobs)
-        running = sum(job.status == "running" for job in jobs)
+        running = sum(job.status == RUNNING for job in jobs)
         if running:
             sweep.problems.append(f"{running} of the jobs have not ended: they are running, or were killed.")
         for job in jobs:
@@ -124,15 +92,12 @@ class SweepRecord:
         return sweep
 
     @property
-    def settings(self) -> list[Setting]:
+    def settings(self) -> list[Setting[Job]]:
         """The settings, in the order of their first jobs."""
-        found: dict[tuple[tuple[str, str], ...], Setting] = {}
-        for job in self.jobs:
-            found.setdefault(tuple(job.others.items()), Setting(job.others)).jobs.append(job)
-        return list(found.values())
+        return by_setting(self.jobs)
 
     @property
-    def ranked(self) -> list[Setting]:
+    def ranked(self) -> list[Setting[Job]]:
         """The settings with a score, the best first."""
         scored = [setting for setting in self.settings if setting.mean is not None]
         return sorted(scored, key=lambda setting: -(setting.mean or 0.0))

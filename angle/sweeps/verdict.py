@@ -6,13 +6,14 @@ from collections.abc import Hashable, Iterator, Mapping
 
 from angle.evaluation.comparison import Difference, Sampled, bootstrap, difference
 from angle.evaluation.evaluator import Metric
-from angle.reports.sweep_record import Job, Setting, SweepRecord
+from angle.sweeps.settings import Setting
+from angle.sweeps.sweep import Job, Sweep
 
 #: The runs of a setting, by what pairs them with those of another.
 Runs = Mapping[Hashable, Sampled]
 
 
-def verdict(sweep: SweepRecord) -> list[str]:
+def verdict(sweep: Sweep) -> list[str]:
     """Return what the sweep has shown, the most important first; without scores, that there are none."""
     metric, ranked = sweep.metric, sweep.ranked
     if not ranked:
@@ -33,7 +34,7 @@ def interval(found: Difference, metric: Metric) -> str:
     return f"{metric.format(found.mean)} [{metric.format(found.low)}, {metric.format(found.high)}]"
 
 
-def _winner(ranked: list[Setting], metric: Metric, samples: Mapping[int, Sampled]) -> Iterator[str]:
+def _winner(ranked: list[Setting[Job]], metric: Metric, samples: Mapping[int, Sampled]) -> Iterator[str]:
     best = ranked[0]
     assert best.mean is not None
     seeds = f"{len(best.scores)} seeds" if len(best.scores) > 1 else "one seed"
@@ -56,7 +57,7 @@ def _winner(ranked: list[Setting], metric: Metric, samples: Mapping[int, Sampled
         yield "With one seed, how much seeds differ is unknown and not in the interval: add train.seed=1,2,3."
 
 
-def _axes(sweep: SweepRecord, metric: Metric, samples: Mapping[int, Sampled]) -> Iterator[str]:
+def _axes(sweep: Sweep, metric: Metric, samples: Mapping[int, Sampled]) -> Iterator[str]:
     """Yield, for each setting that varies, whether its values differ, over all combinations of the others."""
     for axis, values in sweep.axes.items():
         by_value = {

@@ -9,14 +9,14 @@ import pytest
 from made_runs import make_sweep, read_jobs, write_sweep
 
 from angle.reports.sweep_page import importance
-from angle.reports.sweep_record import SweepRecord
-from angle.reports.verdict import verdict
+from angle.sweeps.sweep import Sweep
+from angle.sweeps.verdict import verdict
 
 AXES = {"loss.ibn_w": ["10", "20", "30"], "loss.angle_tau": ["1", "20"]}
 
 
 def sentences(folder: Path) -> list[str]:
-    return verdict(SweepRecord.read(folder))
+    return verdict(Sweep.read(folder))
 
 
 def test_what_matters_is_named_and_what_does_not(tmp_path: Path) -> None:
@@ -75,7 +75,7 @@ def test_jobs_measured_by_different_metrics_are_not_compared(tmp_path: Path) -> 
 
 
 def test_importance_is_the_share_of_the_variance(tmp_path: Path) -> None:
-    sweep = SweepRecord.read(make_sweep(tmp_path, AXES, {("loss.ibn_w", "20"): 0.05, ("loss.angle_tau", "1"): 0.02}))
+    sweep = Sweep.read(make_sweep(tmp_path, AXES, {("loss.ibn_w", "20"): 0.05, ("loss.angle_tau", "1"): 0.02}))
     scores = {tuple(job.others.values()): [] for job in sweep.jobs}
     for job in sweep.jobs:
         scores[tuple(job.others.values())].append(job.score)
