@@ -83,8 +83,8 @@ def make_sweep(
     return folder
 
 
-def write_sweep(folder: Path, jobs: Sequence[Mapping[str, Any]]) -> None:
-    (folder / "sweep.json").write_text(json.dumps({"jobs": list(jobs)}))
+def write_sweep(folder: Path, jobs: Sequence[Mapping[str, Any]], defaults: Mapping[str, Any] | None = None) -> None:
+    (folder / "sweep.json").write_text(json.dumps({"defaults": dict(defaults or {}), "jobs": list(jobs)}))
 
 
 def read_jobs(folder: Path) -> list[dict[str, Any]]:

@@ -15,7 +15,7 @@ from typing import Any
 from angle.cli.arguments import check_arguments, table_of_groups
 from angle.cli.jobs import JobRunner
 from angle.cli.launchers import check_installed
-from angle.cli.sweep import check_jobs, check_search, select_overrides, slug, swept_keys
+from angle.cli.sweep import check_jobs, check_search, default_values, select_overrides, slug, swept_keys
 from angle.cli.sweep_end import conclude
 from angle.cli.sweeper import Sweeper
 from angle.cli.user_errors import exit_on_user_error
@@ -59,6 +59,8 @@ def launch(task: Callable[[Config], float | None], schema: type[Config], name: s
                 swept.update(search.space)
             is_grid = arguments.multirun and search is None
             jobs = check_jobs(arguments.overrides, schema, name, conf) if is_grid else []
+            if may_search:
+                runner.defaults = default_values(arguments.overrides, swept, name, conf)
         sweeper = Sweeper(runner, jobs, search)
         from angle.tracking.console import without_repetitions
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 import time
@@ -39,6 +40,8 @@ class JobRunner(Generic[Config]):
     """The numbers of a sweep's jobs by the settings in which they differ; a launcher may count others."""
     results: list[JobResult] = field(default_factory=list)
     """Of the jobs that have ended in this process."""
+    defaults: dict[str, Any] = field(default_factory=dict)
+    """What the settings in which the jobs differ are where none sets them."""
     sweep_folder: str | None = None
     """The folder of the sweep, once its first job has begun."""
     command: str = field(default_factory=lambda: uuid4().hex)
@@ -129,7 +132,7 @@ class JobRunner(Generic[Config]):
     def _record(self, job: JobResult) -> None:
         """Write down in the sweep's folder what is known of a job."""
         if self.sweep_folder is not None and is_main_process():
-            SweepRecord(Path(self.sweep_folder)).add(job, self.command)
+            SweepRecord(Path(self.sweep_folder), self.defaults).add(job, self.command)
 
     def _number(self, job: JobResult) -> int:
         """Return the number of a job, from 1; jobs with the same settings run in the order of their numbers."""
@@ -139,12 +142,13 @@ class JobRunner(Generic[Config]):
 
     def _header(self, job: JobResult) -> str:
         """Return the line above what a job prints: which it is, and how long the rest may take."""
-        number, seconds = self._number(job), [done.seconds for done in self.results if done.error is None]
-        of, left = "", ""
+        number, of, left = self._number(job), "", ""
         if self.total is not None:
             of = f" of {self.total}"
+            seconds, running = SweepRecord(Path(str(self.sweep_folder))).progress(self.command)
             if seconds:
-                left = f"  (about {_duration(max(seconds) * (self.total - number + 1))} left)"
+                rounds = math.ceil((self.total - number + 1 + running) / (running + 1))
+                left = f"  (about {_duration(max(seconds) * rounds)} left)"
         return f"Job {number}{of}  {job.overrides}{left}"
 
 

@@ -7,6 +7,7 @@ import math
 import os
 import re
 from collections.abc import Collection, Sequence
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ def swept_keys(words: Sequence[str]) -> set[str]:
     return swept or {override.key_or_group for override in overrides}
 
 
-def select_overrides(words: Sequence[str], keys: set[str]) -> list[str]:
+def select_overrides(words: Sequence[str], keys: Collection[str]) -> list[str]:
     """Return the overrides that set one of `keys`."""
     return [word for word in words if word.lstrip("+~").partition("=")[0] in keys]
 
@@ -119,6 +120,33 @@ def check_search(words: Sequence[str], name: str, conf: Path) -> Search | None:
     types = setting_types(TrainConfig)
     space = {key: distribution(override, types.get(key)) for key, override in varied.items()}
     return Search(build_config({"hparams": OmegaConf.to_container(group)}, TrainConfig).hparams, fixed, space)
+
+
+def default_values(words: Sequence[str], swept: Collection[str], name: str, conf: Path) -> dict[str, Any]:
+    """Return the values that settings have where no job of a sweep sets them; none if they have to be set.
+
+    Args:
+        words: the command line.
+        swept: the settings and groups in which the jobs differ.
+        name: of the configuration.
+        conf: the folder of presets.
+
+    """
+    from hydra import compose, initialize_config_dir
+    from omegaconf import open_dict
+    from omegaconf.errors import InterpolationResolutionError
+
+    common = [word for word in words if not select_overrides([word], swept)]
+    with initialize_config_dir(str(conf), version_base="1.3"):
+        composed = compose(name, overrides=common, return_hydra_config=True)
+    choices = composed.hydra.runtime.choices
+    with open_dict(composed):
+        del composed["hydra"]
+    try:
+        config = build_config(composed, TrainConfig)
+        return {key: choices[key] if key in choices else attrgetter(key)(config) for key in sorted(swept)}
+    except (ConfigError, AttributeError, InterpolationResolutionError):
+        return {}  # one has to be set, is the key of a mapping, or is known in a job only
 
 
 def _first(override: Any) -> str:

@@ -135,4 +135,4 @@ class Sweeper:
         return result
 
     def _record(self) -> SweepRecord:
-        return SweepRecord(Path(str(self.runner.sweep_folder)))
+        return SweepRecord(Path(str(self.runner.sweep_folder)), self.runner.defaults)

@@ -77,6 +77,8 @@ class SweepRecord:
     """The record of a sweep in its folder; jobs of an earlier command with the same folder stay in it."""
 
     folder: Path
+    defaults: dict[str, Any] = field(default_factory=dict)
+    """What the settings in which the jobs differ are where no job sets them; None is decided by model and data."""
     entries: dict[str, dict[str, Any]] = field(default_factory=dict, init=False)
     """What is known of each job, by its folder."""
 
@@ -110,7 +112,8 @@ class SweepRecord:
             if was_finished and result is not None and not job.is_over:
                 self.entries[os.path.abspath(job.folder)] = known | {"command": command}
             jobs = list(self.entries.values())
-            write_durably(self.folder / SWEEP_FILE, json.dumps({"jobs": jobs}, indent=2) + "\n")
+            content = {"defaults": self.defaults, "jobs": jobs}
+            write_durably(self.folder / SWEEP_FILE, json.dumps(content, indent=2) + "\n")
             write_durably(self.folder / TABLE_FILE, _table(jobs))
 
     def outcome(self, settings: dict[str, str], command: str | None = None) -> JobResult | None:
@@ -125,13 +128,21 @@ class SweepRecord:
                 return result
         return None
 
+    def progress(self, command: str) -> tuple[list[float], int]:
+        """Return how many seconds each job of a command took that has ended well, and how many run now."""
+        self._read()
+        jobs = [entry for entry in self.entries.values() if entry["command"] == command]
+        seconds = [entry["seconds"] for entry in jobs if entry["status"] == FINISHED]
+        return seconds, sum(entry["status"] == RUNNING for entry in jobs)
+
     def _read(self) -> None:
         path = self.folder / SWEEP_FILE
         if not path.exists():
             return
         try:
-            jobs = json.loads(path.read_text("utf-8"))["jobs"]
-            self.entries = {os.path.abspath(job["folder"]): job for job in jobs}
+            content = json.loads(path.read_text("utf-8"))
+            self.entries = {os.path.abspath(job["folder"]): job for job in content["jobs"]}
+            self.defaults = content.get("defaults", {}) | self.defaults
         except (ValueError, KeyError, TypeError):
             raise ConfigError(
                 f"{path} is not as a sweep writes it: move it away, or give another hydra.sweep.dir."

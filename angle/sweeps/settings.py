@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -61,6 +62,23 @@ def by_setting(jobs: Sequence[Job]) -> list[Setting[Job]]:
         values = without_seed(job.settings)
         found.setdefault(as_typed(values), Setting(values, [])).jobs.append(job)
     return list(found.values())
+
+
+def is_value(typed: str, value: object) -> bool:
+    """Return whether what was typed for a setting is this value."""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        try:
+            return float(typed) == value
+        except ValueError:
+            return False
+    return typed in (str(value), json.dumps(value))
+
+
+def value_as_typed(value: object) -> str:
+    """Return a value as it is typed."""
+    if isinstance(value, float):
+        return f"{value:g}"
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def without_seed(settings: dict[str, str]) -> dict[str, str]:

@@ -7,13 +7,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from angle.config import TrainConfig
+from angle.config.record import read_config
 from angle.errors import ConfigError, DataError
 from angle.evaluation.evaluator import Metric
 from angle.evaluation.predictions import AFTER, Predictions
 from angle.evaluation.run_evaluators import metric_named
 from angle.sweeps.record import RUNNING, SWEEP_FILE
-from angle.sweeps.settings import SEED, Setting, by_setting, without_seed
+from angle.sweeps.settings import SEED, Setting, by_setting, is_value, value_as_typed, without_seed
 from angle.tracking.metrics_file import read_metrics
+from angle.training.resolve import decided_value
 
 
 @dataclass
@@ -59,6 +62,8 @@ class Sweep:
 
     folder: Path
     jobs: list[Job]
+    defaults: dict[str, Any] = field(default_factory=dict)
+    """What the settings in which the jobs differ are where none sets them; None is decided by model and data."""
     problems: list[str] = field(default_factory=list)
     """What is missing or damaged, in sentences."""
 
@@ -72,13 +77,13 @@ class Sweep:
         """
         path = folder / SWEEP_FILE
         try:
-            entries = json.loads(path.read_text("utf-8"))["jobs"]
-            jobs = [_job(entry, folder) for entry in entries]
+            content = json.loads(path.read_text("utf-8"))
+            jobs, defaults = [_job(entry, folder) for entry in content["jobs"]], dict(content.get("defaults", {}))
         except OSError:
             raise ConfigError(f"{folder} is no sweep's folder: it has no {SWEEP_FILE}.") from None
         except (ValueError, KeyError, TypeError, AttributeError):
             raise ConfigError(f"{path} is not as a sweep writes it, so nothing in it can be trusted.") from None
-        sweep = cls(folder, jobs)
+        sweep = cls(folder, jobs, defaults)
         running = sum(job.status == RUNNING for job in jobs)
         if running:
             sweep.problems.append(f"{running} of the jobs have not ended: they are running, or were killed.")
@@ -110,6 +115,24 @@ class Sweep:
         return {name: sorted(found, key=_order) for name, found in values.items() if len(found) > 1}
 
     @property
+    def default(self) -> dict[str, str] | None:
+        """The values that the settings that vary would have had without the sweep; None if they are not known."""
+        values = {name: self._default_of(name) for name in self.axes}
+        known = {name: value for name, value in values.items() if value is not None}
+        return known if len(known) == len(values) else None
+
+    def _default_of(self, name: str) -> str | None:
+        """Return the value of a setting that no job sets, as a job typed it if one did; None if it is not known."""
+        value = left_out = self.defaults.get(name)
+        if value is None and name in self.defaults:
+            configs = (config for config in map(_config, self.jobs) if config is not None)
+            value = next((decided_value(config, name) for config in configs), None)
+        if value is None:
+            return None
+        typed = (typed for typed in self.axes[name] if is_value(typed, value) or is_value(typed, left_out))
+        return next(typed, value_as_typed(value))
+
+    @property
     def metric(self) -> Metric | None:
         """What the scores measure, if it is the same for all jobs."""
         names = {job.metric for job in self.jobs if job.metric is not None}
@@ -134,6 +157,14 @@ def number(value: str) -> float | None:
 def _order(value: str) -> tuple[bool, float, str]:
     as_number = number(value)
     return as_number is None, as_number or 0.0, value
+
+
+def _config(job: Job) -> TrainConfig | None:
+    """Return the settings that a job began with, None if it has not written them."""
+    try:
+        return read_config(job.folder)
+    except (ConfigError, OSError):
+        return None
 
 
 def _job(entry: dict[str, Any], sweep: Path) -> Job:

@@ -47,6 +47,25 @@ def resolve_config(config: TrainConfig, encoder: Encoder, data_format: str) -> T
     )
 
 
+def decided_value(config: TrainConfig, key: str) -> object:
+    """Return the value that a setting gets in a run like this one if it is left out; None if that cannot be told.
+
+    Args:
+        config: a run's settings, resolved.
+        key: a setting whose default is null: that of the model or the data.
+
+    """
+    group, _, name = key.partition(".")
+    if group == "loss":
+        on_sample = config.data.train.names() == [SAMPLE]
+        value: object = getattr(_resolve_loss(LossConfig(), config.data_format.name, on_sample=on_sample), name, None)
+        return value
+    if key == "train.learning_rate":
+        has_adapter = config.lora.enabled or config.model.adapter is not None
+        return _default_lr(config.model.name_or_path, has_adapter=has_adapter)
+    return None
+
+
 def _default_lr(model: str, *, has_adapter: bool) -> float:
     if model == TINY:
         return 2e-3

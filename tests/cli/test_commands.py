@@ -291,11 +291,13 @@ def test_a_value_that_is_added_to_a_sweep_runs_alone(command: Command, tmp_path:
     words = [*sample_files(tmp_path), "train.max_steps=2", "train.batch_size=8", "hydra.sweep.dir=sweep"]
     done = command("train.py", "-m", *words, "loss.ibn_w=10,30", "train.seed=1,2")
     assert done.returncode == 0, done.stderr
+    assert "The default, loss.ibn_w=20, has no score here" in " ".join(done.stdout.split())
     files = {path: path.stat().st_mtime_ns for path in (tmp_path / "sweep").rglob("*/final/*")}
     assert len(files) > 8
     done = command("train.py", "-m", *words, "loss.ibn_w=10,20,30", "train.seed=1,2")
     assert done.stdout.count("holds this run already, finished") == 4
     assert {path: path.stat().st_mtime_ns for path in files} == files
+    assert "has no score here" not in " ".join(done.stdout.split())
     table = done.stdout[done.stdout.index(" sd ") :]
     assert re.findall(r"^(loss\.ibn_w=\d+) .* 2(?:  best)?$", table, re.MULTILINE) == [
         "loss.ibn_w=10", "loss.ibn_w=20", "loss.ibn_w=30",

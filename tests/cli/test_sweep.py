@@ -5,10 +5,12 @@ from __future__ import annotations
 import csv
 import json
 import statistics
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from angle.cli.jobs import JobRunner
 from angle.cli.sweep import best_metric
 from angle.config import EvaluateConfig, TrainConfig
 from angle.config.build import build_config
@@ -197,3 +199,21 @@ def test_a_resumed_run_is_scored_by_its_own_metric(tmp_path: Path) -> None:
     assert best_metric(EvaluateConfig()) is None
     write_config(tmp_path, build_config({"train": {"best_metric": "loss"}}, TrainConfig))
     assert best_metric(build_config({"train": {"resume": str(tmp_path)}}, TrainConfig)) == "loss"
+
+
+def test_the_time_left_is_that_of_the_rounds_that_jobs_side_by_side_need(tmp_path: Path) -> None:
+    """Of ten jobs two have ended, two run beside the fifth, and all take as long as the longest did."""
+    runner = JobRunner[TrainConfig](lambda _: None, TrainConfig, {"loss.ibn_w"}, total=10)
+    runner.sweep_folder = str(tmp_path)
+    record = SweepRecord(tmp_path)
+    fifth = JobResult({"loss.ibn_w": "5"}, str(tmp_path / "5"))
+    runner.numbers = {fifth.overrides: [5]}
+    assert runner._header(fifth) == "Job 5 of 10  loss.ibn_w=5"
+    for weight, seconds in ((1, 60.0), (2, 200.0)):
+        record.add(replace(job(weight, 0.5), folder=str(tmp_path / str(weight)), seconds=seconds), runner.command)
+    assert runner._header(fifth) == "Job 5 of 10  loss.ibn_w=5  (about 20 min left)"
+    for weight in (3, 4):
+        record.add(JobResult({"loss.ibn_w": str(weight)}, str(tmp_path / str(weight))), runner.command)
+    assert runner._header(fifth) == "Job 5 of 10  loss.ibn_w=5  (about 10 min left)"
+    record.add(JobResult({"loss.ibn_w": "0"}, str(tmp_path / "0")), "a command before")
+    assert runner._header(fifth) == "Job 5 of 10  loss.ibn_w=5  (about 10 min left)"

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from made_runs import make_sweep, read_jobs, write_sweep
 
+from angle import TrainConfig, build_config
+from angle.config.record import write_config
 from angle.reports.sweep_page import importance
 from angle.sweeps.sweep import Sweep
 from angle.sweeps.verdict import verdict
@@ -45,6 +47,54 @@ def test_one_seed_cannot_tell_what_seeds_do(tmp_path: Path) -> None:
     assert sentences(sweep)[-1] == (
         "With one seed, how much seeds differ is unknown and not in the interval: add train.seed=1,2,3."
     )
+
+
+WEIGHTS = {"loss.ibn_w": ["10", "20", "30"]}
+GAINS = {("loss.ibn_w", "10"): 0.1, ("loss.ibn_w", "20"): 0.05}
+
+
+@pytest.mark.parametrize(
+    ("default", "expected"),
+    [
+        (10.0, ["It is the default.", "It is better than the second, loss.ibn_w=20, by "]),
+        (20.0, ["It is better than the second and the default, loss.ibn_w=20, by "]),
+        (30, ["It is better than the second, loss.ibn_w=20, by ", "It is better than the default, loss.ibn_w=30, by "]),
+        (
+            5.0,
+            [
+                "The default, loss.ibn_w=5, has no score here, so the best is not compared with it.",
+                "It is better than the second, loss.ibn_w=20, by ",
+            ],
+        ),
+    ],
+)
+def test_the_best_is_compared_with_the_default(tmp_path: Path, default: float, expected: list[str]) -> None:
+    sweep = make_sweep(tmp_path, WEIGHTS, GAINS)
+    write_sweep(sweep, read_jobs(sweep), {"loss.ibn_w": default})
+    assert [sentence.partition(" by ")[0] for sentence in sentences(sweep)[1:]] == [
+        sentence.partition(" by ")[0] for sentence in expected
+    ]
+
+
+def test_a_default_that_data_or_model_decide_is_that_of_the_runs(tmp_path: Path) -> None:
+    """Of a weight it is the data format's; what cannot be told is not compared."""
+    sweep = make_sweep(tmp_path, WEIGHTS, GAINS)
+    write_sweep(sweep, read_jobs(sweep), {"loss.ibn_w": None})
+    assert Sweep.read(sweep).default is None
+    config = build_config({"data_format": {"name": "B"}}, TrainConfig)
+    (job,) = (Path(job["folder"]) for job in read_jobs(sweep)[:1])
+    write_config(job, config)
+    assert Sweep.read(sweep).default == {"loss.ibn_w": "20"}
+    write_sweep(sweep, read_jobs(sweep), {"loss.ibn_w": None, "train.max_grad_norm": None})
+    assert Sweep.read(sweep).default == {"loss.ibn_w": "20"}
+
+
+def test_the_default_of_many_is_not_beaten_by_chance(tmp_path: Path) -> None:
+    """The best of forty equal settings is above the default, but no more than the luckiest of forty is."""
+    sweep = make_sweep(tmp_path, {"loss.ibn_w": [str(weight) for weight in range(40)]}, {})
+    for default in range(0, 40, 8):
+        write_sweep(sweep, read_jobs(sweep), {"loss.ibn_w": default})
+        assert not [sentence for sentence in sentences(sweep) if sentence.startswith("It is better")]
 
 
 def test_one_lucky_run_does_not_win(tmp_path: Path) -> None:
