@@ -31,6 +31,8 @@ from angle.data import sample
 from angle.structures import Tokens
 
 REPO = Path(__file__).resolve().parent.parent
+#: What a run measures of the machine.
+OF_THE_MACHINE = frozenset({"texts_per_second", "memory_gib"})
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 WORDS += ["a", "fox", "owl", "sleep", "##s", "##ing", "under", "the", "moon", ":", '"', "{", "}", "query", "in", "one"]
 WORDS += ["word", "colour", "red", "green"]
@@ -186,6 +188,12 @@ def sample_files(folder: Path, data_format: str = "A") -> list[str]:
     write_jsonl(folder / "valid_sts.jsonl", sample_rows("A", "validation", 20))
     write_jsonl(folder / "test.jsonl", sample_rows("A", "test", 20))
     return ["data=files", *(f"data.{name}.name_or_path={name}.jsonl" for name in ("train", "valid_sts", "test"))]
+
+
+def repeatable_metrics(text: str) -> list[dict[str, Any]]:
+    """Return the lines of a metrics.jsonl without what two equal runs do not have in common."""
+    lines = [json.loads(line) for line in text.splitlines()]
+    return [{name: value for name, value in line.items() if name not in OF_THE_MACHINE} for line in lines]
 
 
 def snapshot(folder: Path) -> dict[str, bytes | None]:

@@ -34,6 +34,7 @@ from pathlib import Path
 from typing import Any
 
 import fork_server
+from conftest import repeatable_metrics
 
 REPO = Path(__file__).resolve().parent.parent
 KINDS = ("killed", "emptied", "torn", "synced")
@@ -206,8 +207,7 @@ def outcome(disk: Disk) -> dict[str, Any]:
             record = json.loads(content or b"")
             result[name] = {key: record.get(key) for key in ("finished", "result", "requested", "data", "texts")}
         elif name == "metrics.jsonl":
-            lines = [json.loads(line) for line in (content or b"").splitlines()]
-            result[name] = [{key: line[key] for key in line if key != "texts_per_second"} for line in lines]
+            result[name] = repeatable_metrics((content or b"").decode())
         else:
             result[name] = content
     return result

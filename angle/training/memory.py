@@ -121,6 +121,13 @@ def _peak_memory(gradient_cache: GradientCache, work: Callable[[], Any]) -> int:
         model.zero_grad()
 
 
+def used_memory(device: torch.device) -> int:
+    """Return the peak number of bytes allocated on a GPU so far; on a CPU, what this process has resident now."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    return int(psutil.Process().memory_info().rss)
+
+
 def free_memory(accelerator: Accelerator) -> int:
     """Return the number of bytes that this process may still allocate."""
     device = accelerator.device

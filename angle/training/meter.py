@@ -17,6 +17,7 @@ from angle.objective.combined import LossOutput
 from angle.structures import Batch
 from angle.tracking.tracker import Tracker
 from angle.training.checkpoint import Progress
+from angle.training.memory import used_memory
 from angle.training.sharding import full_tensor
 
 #: Steps in a row that may overflow in fp16. The loss is scaled by half as much after each, from 2^16 on: after so many,
@@ -109,6 +110,7 @@ class Meter:
             **({"gradient_norm": float(np.mean(self._norms))} if self._norms else {}),
             "texts_per_second": self._texts / self._seconds,
             "padding_share": float(np.mean(self._padding_fractions)),
+            "memory_gib": used_memory(self._encoder.device) / 2**30,
             "texts": progress.texts,
             **({"epoch": progress.step / steps_per_epoch} if steps_per_epoch else {}),
             **({"overflows": progress.overflows} if progress.overflows else {}),

@@ -53,6 +53,7 @@ def test_a_runs_page_and_files(run: Path) -> None:
         "validation",
         "loss",
         "loss-ibn",
+        "memory_gib",
         "similarities-before",
         "similarities-after",
         "calibration",

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import sample_rows, write_jsonl
+from conftest import repeatable_metrics, sample_rows, write_jsonl
 from safetensors.torch import load_file, save_file
 
 from angle import ConfigError, DataError, Encoder, ModelConfig, TrainConfig, TrainingError, build_config, fit
@@ -30,8 +30,6 @@ from angle.training.run_folder import RunFolder
 from angle.training.schedule import lr_factor, warmup_steps
 from angle.training.summary import summary
 from benchmarks.small_models import build
-
-TIMINGS = ("texts_per_second",)
 
 
 @pytest.fixture(scope="module")
@@ -89,8 +87,7 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def metrics(folder: Path) -> list[dict[str, Any]]:
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in line.items() if key not in TIMINGS} for line in lines]
+    return repeatable_metrics((folder / "metrics.jsonl").read_text())
 
 
 def assert_equal_weights(run: Path, expected_run: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import signal
 import subprocess
@@ -11,7 +10,7 @@ from typing import Any
 
 import fork_server
 import pytest
-from conftest import REPO, launch_ranks, sample_files, start
+from conftest import REPO, launch_ranks, repeatable_metrics, sample_files, start
 from safetensors.numpy import load_file
 
 TEST = str(REPO / "tests" / "signalled.py")
@@ -37,8 +36,7 @@ def signalled(signals: str, folder: Path) -> subprocess.CompletedProcess[str]:
 
 
 def metrics(run: Path) -> list[dict[str, Any]]:
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in line.items() if name != "texts_per_second"} for line in lines]
+    return repeatable_metrics((run / "metrics.jsonl").read_text())
 
 
 def checkpoints(run: Path) -> list[str]:
