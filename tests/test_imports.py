@@ -14,7 +14,7 @@ SCRIPTS = [REPO / name for name in ("train.py", "evaluate.py", "convert.py")]
 #: Packages and modules from the bottom up; one imports from those below, and from its own package.
 LAYERS = (
     ("structures", "errors"),
-    ("prompts", "files", "timeouts", "quiet"),
+    ("prompts", "files", "figures", "timeouts", "quiet"),
     ("cache",),
     ("kernels", "distributed"),
     ("config", "terminal"),

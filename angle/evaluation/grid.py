@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from angle import figures
 from angle.config import EvaluateConfig
 from angle.errors import ConfigError
 from angle.evaluation.evaluators.espresso_grid import EspressoGridEvaluator
 from angle.evaluation.metrics import Floats
 from angle.evaluation.tasks import GRID_FILE, load_tasks
+from angle.figures import Figure
 from angle.files import write_durably
 from angle.modeling.embedding_config import EmbeddingConfig
 
@@ -113,7 +115,7 @@ def evaluate_grid(config: EvaluateConfig, processes: PartialState | None = None)
     if tasks.is_main:
         folder.mkdir(parents=True, exist_ok=True)
         _write(grid, config.model.name_or_path)
-        heat_map(grid, folder / "grid.png", config.model.name_or_path)
+        write_durably(folder / "grid.png", heat_map(grid, config.model.name_or_path).png())
     return grid
 
 
@@ -165,30 +167,18 @@ def _write(grid: Grid, model: str) -> None:
     write_durably(grid.folder / GRID_FILE, json.dumps(content, indent=2) + "\n")
 
 
-def heat_map(grid: Grid, path: Path, title: str) -> None:
-    """Draw the mean scores, with a frame around each cell whose score no smaller cell matches."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-    from matplotlib.patches import Rectangle
-
-    rows, columns = grid.mean.shape
-    figure = Figure(figsize=(2.2 + 0.75 * columns, 1.6 + 0.42 * rows), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    scores = 100 * grid.mean
-    image = axes.imshow(scores, cmap="viridis", aspect="auto", origin="lower")
-    middle = (scores.min() + scores.max()) / 2
+def heat_map(grid: Grid, title: str) -> Figure:
+    """Return a figure of the mean scores, with a frame around each cell whose score no smaller cell matches."""
     frontier = {(depth, width) for depth, width, _ in grid.pareto()}
-    for row, depth in enumerate(grid.depths):
-        for column, width in enumerate(grid.widths):
-            colour = "white" if scores[row, column] < middle else "black"
-            axes.text(column, row, f"{scores[row, column]:.1f}", ha="center", va="center", color=colour, fontsize=9)
-            if (depth, width) in frontier:
-                axes.add_patch(Rectangle((column - 0.47, row - 0.46), 0.94, 0.92, fill=False, edgecolor="red", lw=1.4))
-    axes.set_xticks(range(columns), [str(width) for width in grid.widths])
-    axes.set_yticks(range(rows), [str(depth) for depth in grid.depths])
-    axes.set_xlabel("dimensions (framed: nothing smaller is as good)")
-    axes.set_ylabel("layers")
-    axes.set_title(f"{Path(title).name}: {', '.join(Path(task).name for task in grid.scores)}", fontsize=10)
-    figure.colorbar(image, ax=axes, label="Spearman correlation x 100")
-    figure.savefig(path, dpi=150)
+    rows = [
+        {"x": str(width), "y": str(depth), "score": round(100 * score, 2), "framed": (depth, width) in frontier}
+        for depth, scores in zip(grid.depths, grid.mean.tolist(), strict=True)
+        for width, score in zip(grid.widths, scores, strict=True)
+    ]
+    chart = figures.heat_map(
+        rows,
+        ("dimensions (framed: nothing smaller is as good)", [str(width) for width in grid.widths]),
+        ("layers", [str(depth) for depth in grid.depths]),
+        "Spearman correlation x 100",
+    ).properties(title=f"{Path(title).name}: {', '.join(Path(task).name for task in grid.scores)}")
+    return Figure("grid", "Spearman correlation by layers and dimensions", "", chart, rows)

@@ -8,7 +8,7 @@ import numpy as np
 
 from angle.evaluation.comparison import bootstrap, difference
 from angle.evaluation.pairs import Pairs
-from angle.reports.figures import Figure, line_chart
+from angle.figures import Figure, line_chart
 from angle.reports.page import Figures, Page, Section, Table, Text
 from angle.reports.run_page import flat_settings, score_rows, shown
 from angle.reports.run_record import RunRecord

@@ -11,8 +11,8 @@ from importlib.resources import files
 from typing import Any
 
 from angle.cache import cache_folder
+from angle.figures import Figure, theme
 from angle.files import make_folder, write_durably
-from angle.reports.figures import Figure, theme
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ import numpy as np
 
 from angle.config import TrainConfig
 from angle.evaluation.pairs import NEIGHBOURS, Pairs, alignment_and_uniformity, neighbours_table, plane
+from angle.figures import Figure, Row, category, chart, line_chart, quantity
 from angle.files import relative_to_cwd
-from angle.reports.figures import Figure, Row, category, chart, line_chart, quantity
 from angle.reports.page import Commands, Figures, Page, Section, Table, Text
 from angle.reports.run_record import RunRecord
 from angle.training.result import Result

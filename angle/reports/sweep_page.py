@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from angle.evaluation.evaluator import Metric
-from angle.reports.figures import Figure, Row, category, chart, line_chart, quantity
+from angle.figures import Figure, Row, category, chart, heat_map, line_chart, quantity
 from angle.reports.page import Figures, Page, Section, Table, Text
 from angle.sweeps.settings import as_typed
 from angle.sweeps.sweep import Sweep, number
@@ -158,31 +158,15 @@ def _is_logarithmic(values: list[float]) -> bool:
 
 
 def _heat_map(sweep: Sweep, metric: Metric) -> Figure:
-    from altair import Color, Text, Tooltip, X, Y, condition, datum, layer, value
-
-    (across, columns), (down, lines) = sweep.axes.items()
+    across, down = sweep.axes.items()
     rows = [
-        {"x": row[across], "y": row[down], "score": row["score"], "sd": row["sd"], "n": row["n"]}
+        {"x": row[across[0]], "y": row[down[0]], "score": row["score"], "sd": row["sd"], "n": row["n"]}
         for row in _means(sweep, metric)
-        if across in row and down in row
+        if across[0] in row and down[0] in row
     ]
-    middle = (min(row["score"] for row in rows) + max(row["score"] for row in rows)) / 2
-    base = chart(rows).encode(
-        x=X(**category("x", across, order=columns, axis={"labelAngle": 0})),
-        y=Y(**category("y", down, order=lines[::-1])),
-        tooltip=[Tooltip(field=field, type="nominal") for field in ("x", "y", "score", "sd", "n")],
-    )
-    cells = base.mark_rect().encode(
-        color=Color(field="score", type="quantitative", title=metric.label, scale={"scheme": "viridis"})
-    )
-    is_dark = datum.score < middle
-    numbers = base.mark_text(fontSize=13).encode(
-        text=Text(field="score", type="quantitative", format=".2f"),
-        color=condition(is_dark, value("white"), value("black")) if rows else value("black"),
-    )
     caption = "Means over seeds; point at a cell for their spread."
-    rendered = layer(cells, numbers).properties(height=max(160, 44 * len(lines)))
-    return Figure("heat-map", f"{metric.label} by {across} and {down}", caption, rendered, rows)
+    title = f"{metric.label} by {across[0]} and {down[0]}"
+    return Figure("heat-map", title, caption, heat_map(rows, across, down, metric.label), rows)
 
 
 def _parallel(sweep: Sweep, metric: Metric) -> Figure:

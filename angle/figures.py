@@ -1,4 +1,4 @@
-"""The figures of pages: Altair charts, with the numbers that they show and a sentence for who cannot see them."""
+"""Figures: Altair charts, with the numbers that they show and a sentence for who cannot see them."""
 
 from __future__ import annotations
 
@@ -111,3 +111,35 @@ def line_chart(
     if group is not None:
         base = base.encode(color=Color(**category(group, order=order)))
     return layer(base.mark_line(strokeWidth=1.6), base.mark_point(filled=True, size=16))
+
+
+def heat_map(
+    rows: Sequence[Row], across: tuple[str, Sequence[str]], down: tuple[str, Sequence[str]], title: str
+) -> alt.LayerChart | alt.FacetChart:
+    """Return a cell for each row, coloured by its score, which stands in it; those that are `framed` have a frame.
+
+    Args:
+        rows: each with `x`, `y`, `score`, and whatever is shown to who points at a cell.
+        across: what x is, and its values from left to right.
+        down: what y is, and its values from the bottom upwards.
+        title: what the score is.
+
+    """
+    from altair import Color, Text, Tooltip, X, Y, condition, datum, layer, value
+
+    middle = (min(row["score"] for row in rows) + max(row["score"] for row in rows)) / 2
+    base = chart(rows).encode(
+        x=X(**category("x", across[0], order=across[1], axis={"labelAngle": 0})),
+        y=Y(**category("y", down[0], order=down[1][::-1])),
+        tooltip=[Tooltip(field=field, type="nominal") for field in rows[0]],
+    )
+    colour = Color(field="score", type="quantitative", title=title, scale={"scheme": "viridis"})
+    text = Text(field="score", type="quantitative", format=".2f")
+    numbers = base.mark_text(fontSize=13).encode(
+        text=text, color=condition(datum.score < middle, value("white"), value("black"))
+    )
+    cells, frames = base.mark_rect().encode(color=colour), base.mark_rect(filled=False, stroke="red", strokeWidth=2)
+    layers = [cells, numbers]
+    if any(row.get("framed") for row in rows):
+        layers.append(frames.transform_filter(datum.framed))
+    return layer(*layers).properties(height=max(160, 44 * len(down[1])))
