@@ -7,6 +7,7 @@ import math
 import re
 import shutil
 import signal
+import statistics
 import subprocess
 import sys
 from collections.abc import Callable
@@ -284,3 +285,24 @@ def test_a_search_that_was_killed_goes_on_with_the_same_command(tmp_path: Path) 
     assert {job["status"] for job in record} == {"finished", "failed"}
     assert (tmp_path / "sweep" / STUDY_FILE).is_file()
     assert all(math.isfinite(job["score"]) for job in record if job["status"] == "finished")
+
+
+@pytest.mark.slow
+def test_a_search_stops_what_will_not_win(tmp_path: Path) -> None:
+    """A rate that changes nothing is below the median of those that learn, at its first evaluation."""
+    words = ["-m", *sample_files(tmp_path), "hparams=optuna", "hparams.trials=6", "hparams.seed=4"]
+    words += ["train.learning_rate=tag(log,interval(1e-6,1e-2))", "train.max_steps=12", "train.eval_steps=3"]
+    done = start("train.py", *words, "train.batch_size=16", "hydra.sweep.dir=sweep", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    jobs = json.loads((tmp_path / "sweep" / "sweep.json").read_text())["jobs"]
+    pruned = [job for job in jobs if job["status"] == "pruned"]
+    assert pruned
+    assert done.stdout.count("  pruned\n") == len(pruned)
+    finished = [job["score"] for job in jobs if job["status"] == "finished"]
+    for job in pruned:
+        record = json.loads((tmp_path / job["folder"] / "run.json").read_text())
+        metrics = [json.loads(line) for line in (tmp_path / job["folder"] / "metrics.jsonl").read_text().splitlines()]
+        assert record["result"]["pruned"]
+        assert job["score"] is None
+        assert max(line["step"] for line in metrics) < 12
+        assert max(line["valid/spearman"] for line in metrics if "valid/spearman" in line) < statistics.median(finished)
