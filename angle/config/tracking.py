@@ -14,12 +14,12 @@ NOT_IN_PROJECT, MAX_PROJECT_LENGTH = "/\\#?%:", 128
 
 @dataclass
 class TrackingConfig:
-    """Weights & Biases and TensorBoard. The environment variable WANDB_MODE overrides `mode`."""
+    """Weights & Biases, TensorBoard and MLflow. The environment variable WANDB_MODE overrides `mode`."""
 
     mode: str = "disabled"
     """Weights & Biases: disabled, online or offline."""
     project: str = "angle"
-    """Project of Weights & Biases that the run is listed under."""
+    """Project of Weights & Biases, or experiment of MLflow, that the run is listed under."""
     entity: str | None = None
     """User or team of Weights & Biases; null: your own."""
     name: str | None = None
@@ -29,11 +29,13 @@ class TrackingConfig:
     tags: list[str] = field(default_factory=list)
     """Labels to find the run by."""
     model: bool = False
-    """Keep the model as an artifact of Weights & Biases; sending it can take up to an hour more."""
+    """Keep the model as an artifact of Weights & Biases or MLflow; sending it can take up to an hour more."""
     tensorboard: bool = False
     """Write TensorBoard's event files into the run folder."""
+    mlflow: bool = False
+    """Record the run in MLflow: where MLFLOW_TRACKING_URI says, else in mlflow.db of the current folder."""
     timeout: float = 20.0
-    """Seconds to wait for Weights & Biases, at the start and at the end; a run goes on without it, offline."""
+    """Seconds to wait for Weights & Biases, at the start and at the end, or for MLflow; a run goes on without them."""
 
     def __post_init__(self) -> None:
         check_at_least("tracking.timeout", self.timeout, 0, above=True)
@@ -49,5 +51,5 @@ class TrackingConfig:
     @property
     def sinks(self) -> list[str]:
         """The modules of angle.tracking that record the run beside the console and metrics.jsonl."""
-        enabled = {"wandb": self.mode != "disabled", "tensorboard": self.tensorboard}
+        enabled = {"wandb": self.mode != "disabled", "tensorboard": self.tensorboard, "mlflow": self.mlflow}
         return [name for name, is_on in enabled.items() if is_on]
