@@ -8,6 +8,7 @@ from conftest import REPO
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 
+from angle.cli.replaced_sources import let_words_replace_sources
 from angle.config import ConvertConfig, EvaluateConfig, TrainConfig
 from angle.config.build import build_config
 
@@ -17,6 +18,7 @@ SCHEMAS = {"train": TrainConfig, "evaluate": EvaluateConfig, "convert": ConvertC
 
 def composed(*words: str, name: str = "train") -> Any:
     """Return what a command line makes, checked."""
+    let_words_replace_sources()
     ConfigStore.instance().store(name=f"{name}_schema", node=SCHEMAS[name])
     with initialize_config_dir(str(CONF), version_base="1.3"):
         return build_config(compose(name, list(words)), SCHEMAS[name])

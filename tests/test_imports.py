@@ -37,8 +37,8 @@ TAKE_ALL_SETTINGS = {
     "training/run_folder", "training/setup", "training/sharding", "training/summary",
 }  # fmt: skip
 KNOW_HYDRA = (
-    "config/build", "config/overrides", "cli/app", "cli/arguments", "cli/jobs", "cli/search", "cli/sweep",
-    "cli/sweeper",
+    "config/build", "config/overrides", "cli/app", "cli/arguments", "cli/jobs", "cli/replaced_sources", "cli/search",
+    "cli/sweep", "cli/sweeper",
 )  # fmt: skip
 
 

@@ -16,6 +16,7 @@ from angle.cli.arguments import check_arguments, table_of_groups
 from angle.cli.jobs import JobRunner
 from angle.cli.launchers import check_installed
 from angle.cli.sweep import check_jobs, check_search, default_values, select_overrides, slug, swept_keys
+from angle.cli.replaced_sources import let_words_replace_sources
 from angle.cli.sweep_end import conclude
 from angle.cli.sweeper import Sweeper
 from angle.cli.user_errors import exit_on_user_error
@@ -105,6 +106,7 @@ def _register(schema: type[Config], name: str, conf: Path, swept: set[str]) -> N
     from omegaconf import OmegaConf
 
     ConfigStore.instance().store(name=f"{name}_schema", node=schema)
+    let_words_replace_sources()
     # Cached, so that every look-up gives the same launch time.
     OmegaConf.register_new_resolver("launch_time", launch_time, replace=True, use_cache=True)
     OmegaConf.register_new_resolver("groups", lambda: table_of_groups(schema, conf), replace=True)

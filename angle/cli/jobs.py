@@ -15,6 +15,7 @@ from typing import Any, Generic
 from uuid import uuid4
 
 from angle.cli.launchers import ended_with, labelled_lines
+from angle.cli.replaced_sources import let_words_replace_sources
 from angle.cli.sweep import best_metric, output_dir_setting, select_overrides
 from angle.cli.user_errors import USER_ERRORS, exit_on_broken_pipe, print_error
 from angle.config import ConvertConfig, HparamsConfig, TrainConfig
@@ -56,6 +57,11 @@ class JobRunner(Generic[Config]):
     def __getstate__(self) -> dict[str, Any]:
         """Return what a copy in another process gets."""
         return self.__dict__ | {"is_copy": True, "results": []}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Become a copy in another process, which may compose the job there, as submitit's do."""
+        self.__dict__.update(state)
+        let_words_replace_sources()
 
     def settings(self, words: Sequence[str]) -> dict[str, str]:
         """Return the settings in which a job differs from others, from the words of its command line."""
