@@ -295,7 +295,7 @@ def test_help_is_fast_and_writes_nothing(tmp_path, script):
     assert os.times().children_user - used < 1.5
     assert (done.returncode, done.stderr) == (0, "")
     assert "Groups, as group=option:\n\n" in done.stdout
-    assert "model: bert_base, bert_large," in done.stdout
+    assert "model: angle_bert, bert_base, bert_large," in done.stdout
     assert "accelerate: " not in done.stdout  # launch files are no options
     assert "\n  name_or_path: tiny\n" in done.stdout
     assert not list(tmp_path.iterdir())

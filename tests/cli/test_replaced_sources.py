@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -18,11 +19,17 @@ STSB = {"text1": "sentence1", "text2": "sentence2", "label": "score"}
 MINE = "data.train.name_or_path=mine.jsonl"
 
 
-@pytest.mark.parametrize("preset", ["experiment=stsb_minilm", "data=stsb"])
-def test_a_source_that_is_replaced_leaves_nothing_behind(preset: str) -> None:
-    before = composed(preset)
+@cache
+def preset(word: str) -> TrainConfig:
+    """Return what a preset alone makes."""
+    config: TrainConfig = composed(word)
+    return config
+
+
+@pytest.mark.parametrize("word", ["experiment=stsb_minilm", "data=stsb"])
+def test_a_source_that_is_replaced_leaves_nothing_behind(word: str) -> None:
+    before, after = preset(word), composed(word, MINE)
     assert before.data.train.columns == STSB
-    after = composed(preset, MINE)
     assert after.data.train == SourceConfig("mine.jsonl")
     assert replace(after, data=before.data) == before  # all else stays the preset's ...
     assert replace(after.data, train=before.data.train) == before.data  # ... and so do the other sources
@@ -31,7 +38,7 @@ def test_a_source_that_is_replaced_leaves_nothing_behind(preset: str) -> None:
 @pytest.mark.parametrize("purpose", ["valid_sts", "test"])
 @pytest.mark.parametrize("name", ["mine.csv", None])
 def test_each_source_is_replaced_on_its_own(purpose: str, name: str | None) -> None:
-    before = composed("data=nli_b").data
+    before = preset("data=nli_b").data
     after = composed("data=nli_b", f"data.{purpose}.name_or_path={name or 'null'}").data
     assert getattr(after, purpose) == SourceConfig(name)
     assert after == replace(before, **{purpose: SourceConfig(name)})
