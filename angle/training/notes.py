@@ -134,6 +134,11 @@ def _on_labels(loss: LossConfig, labels: npt.NDArray[np.float32] | None) -> Iter
     positive = labels > threshold
     if np.ptp(labels) == 0:
         yield f"every label is {labels[0]:g}, so there is nothing to rank"
+    if loss.ibn_w and not positive.any():
+        yield (
+            f"no label is above loss.positive_above={threshold:g}, so the in-batch loss has no positives and is 0: set "
+            f"loss.positive_above below {labels.max():g}, or loss.ibn_w=0"
+        )
     if loss.ibn_w and len(np.unique(labels[positive])) > 1 and threshold <= labels.min():
         yield (
             f"labels above {threshold:g} make a pair a positive of the in-batch loss, here {positive.mean():.0%} of "

@@ -78,6 +78,21 @@ def notes_of(path: Path, loss: dict[str, Any], lora: dict[str, Any] | None = Non
             ],
         ),
         ("A", [1.0], {}, ["every label is 1, so there is nothing to rank"]),
+        (
+            "A",
+            [0.0, 1.0],
+            {"positive_above": 4.0},
+            [
+                "no label is above loss.positive_above=4, so the in-batch loss has no positives and is 0: set "
+                "loss.positive_above below 1, or loss.ibn_w=0"
+            ],
+        ),
+        (
+            "A",
+            [0.0, 1.0],
+            {"positive_above": 4.0, "ibn_w": 0.0},
+            ["loss.ibn_w=0 is low: for format A without graded labels, 10 to 35 is usual"],
+        ),
     ],
 )
 def test_notes(
