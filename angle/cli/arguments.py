@@ -98,6 +98,9 @@ def _hydra_override(word: str, schema: type, conf: Path, *, multirun: bool) -> s
     types = setting_types(schema)
     sets_entries = dict in (types.get(key), types.get(key.rpartition(".")[0]))
     _check_key(key, schema, conf, is_entry=sets_entries)
+    if override.is_delete() and key in types:
+        entry = f", or leave out one of its entries as ~{key}.NAME" if types[key] is dict else ""
+        raise ConfigError(f"{word} cannot work, because a setting always has a value: write {key}=VALUE{entry}.")
     if override.is_interval_sweep():
         check_interval(word, override.value(), types.get(key))
     for value in values:

@@ -65,6 +65,12 @@ POOLINGS = ", ".join(sorted(("auto", *POOLING_NAMES)))
         ("data.shuffle=maybe", "data.shuffle=maybe cannot work: it must be true or false."),
         ("train.epochs=1,two", "train.epochs=two cannot work: it must be a whole number."),
         ("~train.epoch", "There is no setting train.epoch; did you mean train.epochs?"),
+        ("~train.epochs", "~train.epochs cannot work, because a setting always has a value: write train.epochs=VALUE."),
+        (
+            "~data.train.columns",
+            "~data.train.columns cannot work, because a setting always has a value: write data.train.columns=VALUE, or "
+            "leave out one of its entries as ~data.train.columns.NAME.",
+        ),
     ],
 )
 def test_invalid_overrides(word, text):
