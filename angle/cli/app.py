@@ -15,8 +15,8 @@ from typing import Any
 from angle.cli.arguments import check_arguments, table_of_groups
 from angle.cli.jobs import JobRunner
 from angle.cli.launchers import check_installed
-from angle.cli.sweep import check_jobs, check_search, default_values, select_overrides, slug, swept_keys
 from angle.cli.replaced_sources import let_words_replace_sources
+from angle.cli.sweep import check_jobs, check_search, default_values, select_overrides, slug, swept_keys
 from angle.cli.sweep_end import conclude
 from angle.cli.sweeper import Sweeper
 from angle.cli.user_errors import exit_on_user_error
