@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from conftest import REPO
@@ -16,9 +17,9 @@ CONF = REPO / "conf"
 SCHEMAS = {"train": TrainConfig, "evaluate": EvaluateConfig, "convert": ConvertConfig}
 
 
-def composed(*words: str, name: str = "train") -> Any:
+def composed(*words: str, name: str = "train", conf: Path = CONF) -> Any:
     """Return what a command line makes, checked."""
     let_words_replace_sources()
     ConfigStore.instance().store(name=f"{name}_schema", node=SCHEMAS[name])
-    with initialize_config_dir(str(CONF), version_base="1.3"):
+    with initialize_config_dir(str(conf), version_base="1.3"):
         return build_config(compose(name, list(words)), SCHEMAS[name])

@@ -116,15 +116,19 @@ def start(script: str, *arguments: str, folder: Path, **env: str) -> subprocess.
     return fork_server.run([str(REPO / script), *arguments], folder, fork_server.environment(**env), timeout=300)
 
 
-def start_here(script: str, *arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    """Do what `start` does, but in this process, which has imported everything: for commands that are refused."""
+def start_here(script: str, *arguments: str, folder: Path, **env: str) -> subprocess.CompletedProcess[str]:
+    """Do what `start` does, but in this process, which has imported everything; a script may be -m and a module."""
     out, err, code = io.StringIO(), io.StringIO(), 0
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
         patch.chdir(folder)
-        patch.setattr(sys, "argv", [str(REPO / script), *arguments])
-        patch.setenv("CUDA_VISIBLE_DEVICES", "")
+        patch.setattr(sys, "argv", [str(REPO / script), *arguments] if script != "-m" else list(arguments))
+        for name, value in {"CUDA_VISIBLE_DEVICES": "", **env}.items():
+            patch.setenv(name, value)
         try:
-            runpy.run_path(sys.argv[0], run_name="__main__")
+            if script == "-m":
+                runpy.run_module(arguments[0], run_name="__main__", alter_sys=True)
+            else:
+                runpy.run_path(sys.argv[0], run_name="__main__")
         except SystemExit as end:
             code = end.code if isinstance(end.code, int) else 1
     return subprocess.CompletedProcess([script, *arguments], code, out.getvalue(), err.getvalue())

@@ -19,7 +19,6 @@ from reference_command import (
     BASE,
     DUPLICATES,
     clear_environment,
-    config_of,
 )
 from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -231,11 +230,3 @@ def test_angle_emb_command_for_llama_trains_as_the_printed_command(tmp_path, lla
     )
     assert one.keys() == other.keys()
     assert all(torch.equal(one[name], other[name]) for name in one)
-
-
-def test_documented_commands_compose():
-    text = (REPO / "docs" / "migrating.md").read_text().replace("\\\n", " ")
-    commands = re.findall(r"(?:angle-trainer|-m angle\.angle_trainer) (--.+)", text)
-    assert len(commands) == 2
-    for words in commands:
-        config_of(words)
