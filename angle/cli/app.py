@@ -10,9 +10,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from string import Template
-from typing import Any
+from typing import Any, cast
 
 from angle.cli.arguments import check_arguments, table_of_groups
+from angle.cli.help import details, overview
 from angle.cli.jobs import JobRunner
 from angle.cli.launchers import check_installed
 from angle.cli.replaced_sources import let_words_replace_sources
@@ -21,7 +22,7 @@ from angle.cli.sweep_end import conclude
 from angle.cli.sweeper import Sweeper
 from angle.cli.user_errors import exit_on_user_error
 from angle.config import TrainConfig
-from angle.config.build import Config
+from angle.config.build import Config, flatten_groups
 from angle.distributed.environment import (
     check_launcher_environment,
     is_main_process,
@@ -49,7 +50,7 @@ def launch(task: Callable[[Config], float | None], schema: type[Config], name: s
         swept = swept_keys(arguments.overrides) if arguments.multirun else set()
         _register(schema, name, conf, swept)
         if arguments.help:
-            print(_help(arguments.overrides, name, conf))
+            print(_help(arguments.overrides, schema, name, conf))
             return
         runner = JobRunner(task, schema, swept)
         with _explained_errors():
@@ -113,17 +114,22 @@ def _register(schema: type[Config], name: str, conf: Path, swept: set[str]) -> N
     OmegaConf.register_new_resolver("slug", lambda words: slug(select_overrides(words, swept)), replace=True)
 
 
-def _help(words: list[str], name: str, conf: Path) -> str:
-    """Return what --help prints; Hydra's own version first lists all of its groups, which takes over a second."""
+def _help(words: list[str], schema: type[Config], name: str, conf: Path) -> str:
+    """Return what --help prints; Hydra's own version first lists all of its groups, which takes over a second.
+
+    A word without a "=" is a group or a setting, of which all is told: --help loss train.batch_size.
+    """
     from hydra import compose, initialize_config_dir
     from omegaconf import OmegaConf, open_dict
 
+    topics = [word for word in words if "=" not in word]
     with initialize_config_dir(str(conf), version_base="1.3"):
-        config = compose(name, overrides=words, return_hydra_config=True)
+        config = compose(name, overrides=[word for word in words if "=" in word], return_hydra_config=True)
     template = Template(config.hydra.help.template)
     with open_dict(config):
         del config["hydra"]
-    return template.substitute(CONFIG=OmegaConf.to_yaml(config))
+    values = flatten_groups(cast(dict[str, Any], OmegaConf.to_container(config)), schema)
+    return details(schema, topics, values, conf) if topics else template.substitute(CONFIG=overview(schema, values))
 
 
 def _run_hydra(words: list[str], sweeper: Sweeper, name: str, conf: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -54,7 +55,11 @@ def check_arguments(arguments: list[str], schema: type, conf: Path) -> list[str]
                 f"--{flag.replace('_', '-')}={value} is not supported: put the settings into conf/experiment/NAME.yaml "
                 f"and type experiment=NAME."
             )
-    overrides = [_hydra_override(word, schema, conf, multirun=parsed.multirun) for word in parsed.overrides]
+    topics = [word for word in parsed.overrides if parsed.help and "=" not in word]  # --help loss
+    for topic in topics:
+        _check_key(topic, schema, conf, is_entry=False)
+    words = [word for word in parsed.overrides if word not in topics]
+    overrides = topics + [_hydra_override(word, schema, conf, multirun=parsed.multirun) for word in words]
     flags = [word for word in arguments if word not in parsed.overrides]
     return [*flags, *overrides]  # Hydra accepts no flag between two settings
 
@@ -193,7 +198,8 @@ def _groups(schema: type, conf: Path) -> list[str]:
 
 def table_of_groups(schema: type, conf: Path) -> str:
     """Return a line per group with its options, for --help."""
-    return "\n".join(f"{group}: {', '.join(_options(conf, group))}" for group in _groups(schema, conf))
+    lines = (f"{group}: {', '.join(_options(conf, group))}" for group in _groups(schema, conf))
+    return "\n".join(textwrap.fill(line, 80, subsequent_indent="  ", break_on_hyphens=False) for line in lines)
 
 
 def _options(conf: Path, group: str) -> list[str]:

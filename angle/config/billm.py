@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
-from angle.config.values import check_at_least, refuse_fields_while_off
+from angle.config.values import check_fields, declared, refuse_fields_while_off
 from angle.errors import ConfigError
 
 #: Environment variable from which angle_emb reads the first bidirectional layer.
@@ -18,17 +18,16 @@ class BillmConfig:
 
     enabled: bool = False
     """Whether these settings choose the layers; false: those that the model itself specifies, otherwise none."""
-    start_index: int | None = None
+    start_index: int | None = declared(None, at_least=-1)
     """First bidirectional layer, counted from 0; -1 or the number of layers: none; null: BiLLM_START_INDEX, or 0."""
-    last_layers: int | None = None
+    last_layers: int | None = declared(None, at_least=1)
     """Make the last `last_layers` layers bidirectional; an alternative to start_index."""
     model_class: str | None = None
     """Class that the decoder must have, such as LlamaForCausalLM; null: any."""
 
     def __post_init__(self) -> None:
         refuse_fields_while_off("billm", self, "billm=all")
-        check_at_least("billm.start_index", self.start_index, -1)
-        check_at_least("billm.last_layers", self.last_layers, 1)
+        check_fields("billm", self)
         if self.start_index is not None and self.last_layers is not None:
             raise ConfigError(
                 f"billm.start_index={self.start_index} and billm.last_layers={self.last_layers} both say where to "

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from angle.config.limits import LimitsConfig
-from angle.config.values import FORMAT_NAMES, check_at_least, check_one_of, expand_home
+from angle.config.values import FORMAT_NAMES, check_fields, declared, expand_home
 from angle.errors import ConfigError
 
 
@@ -14,11 +14,11 @@ from angle.errors import ConfigError
 class DataFormatConfig:
     """The shape of the training rows."""
 
-    name: str = "auto"
+    name: str = declared("auto", choices=("auto", *FORMAT_NAMES))
     """A (text1, text2, label), B (text, positive, negative), C (text, positive) or auto (from the columns)."""
 
     def __post_init__(self) -> None:
-        check_one_of("data_format.name", self.name, ("auto", *FORMAT_NAMES))
+        check_fields("data_format", self)
 
 
 def label_name(label: object) -> str:
@@ -72,24 +72,22 @@ class DataConfig:
     valid_split: float = 0.0
     """Fraction of the training rows to hold out as data.valid. Rows that share a text stay on one side, and which rows
     they are does not depend on a seed."""
-    duplicates: str = "mask"
+    duplicates: str = declared("mask", choices=("mask", "drop", "keep"))
     """What to do with equal texts in a batch: mask (never negatives of each other), drop (the later row) or keep (as
     negatives). With mask and drop, a text's positives in any row of the batch are no negatives of it either."""
     shuffle: bool = True
     """Shuffle the training rows anew every epoch."""
-    seed: int | None = None
+    seed: int | None = declared(None, at_least=0)
     """Seed of the shuffling; null: train.seed."""
     streaming: bool = False
     """Stream the training rows instead of loading them all at once; needs train.max_steps."""
-    stream_window: int = 10_000
+    stream_window: int = declared(10_000, at_least=1)
     """Streaming: number of rows held in memory, and shuffled among themselves, at a time."""
     limits: LimitsConfig = field(default_factory=LimitsConfig)
     """What is read at most."""
 
     def __post_init__(self) -> None:
-        check_one_of("data.duplicates", self.duplicates, ("mask", "drop", "keep"))
-        check_at_least("data.stream_window", self.stream_window, 1)
-        check_at_least("data.seed", self.seed, 0)
+        check_fields("data", self)
         self.limits.check("data.limits")
         self._check_valid_split()
         for purpose in ("train", "valid", "valid_sts", "test"):

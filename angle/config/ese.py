@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from angle.config.values import check_at_least, refuse_fields_while_off
+from angle.config.values import check_fields, declared, refuse_fields_while_off
 from angle.errors import ConfigError
 
 
@@ -14,9 +14,9 @@ class EseConfig:
 
     enabled: bool = False
     """Whether to train every layer, rather than only the last one at full width."""
-    compression_size: int = 128
+    compression_size: int = declared(128, at_least=2)
     """Number of leading dimensions that are trained to work without the others; must be even."""
-    kl_temperature: float = 1.0
+    kl_temperature: float = declared(1.0, at_least=0)
     """Temperature of the divergence from the compressed embeddings; 0: only their squared error."""
     pca: bool = True
     """Whether the first dimensions learn to be a compression of all of them."""
@@ -25,8 +25,7 @@ class EseConfig:
 
     def __post_init__(self) -> None:
         refuse_fields_while_off("ese", self, "ese=on")
-        check_at_least("ese.compression_size", self.compression_size, 2)
-        check_at_least("ese.kl_temperature", self.kl_temperature, 0)
+        check_fields("ese", self)
         if self.compression_size % 2:
             raise ConfigError(
                 f"ese.compression_size={self.compression_size} cannot work: the angle loss splits an embedding into a "

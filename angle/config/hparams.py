@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from angle.config.values import check_at_least, refuse_fields_while_off
+from angle.config.values import check_fields, declared, refuse_fields_while_off
 
 
 @dataclass
@@ -16,17 +16,15 @@ class HparamsConfig:
     space: dict[str, str] = field(default_factory=dict)
     """What to choose from, by setting, as on a command line: {loss.ibn_w: "interval(1,50)"}; words of the command line
     replace or add to it."""
-    trials: int = 20
+    trials: int = declared(20, at_least=1)
     """Jobs in all, with those that an earlier command has run in the same hydra.sweep.dir."""
-    parallel: int | None = None
+    parallel: int | None = declared(None, at_least=1)
     """Jobs that are chosen, and run, together; null: 1, or 4 with a launcher that runs several at once."""
     prune: bool = True
     """Stop a job whose best score so far is below the median of the others' at the same point of training."""
-    seed: int = 42
+    seed: int = declared(42, at_least=0)
     """Seed of the choices."""
 
     def __post_init__(self) -> None:
         refuse_fields_while_off("hparams", self, "hparams=optuna")
-        check_at_least("hparams.trials", self.trials, 1)
-        check_at_least("hparams.parallel", self.parallel, 1)
-        check_at_least("hparams.seed", self.seed, 0)
+        check_fields("hparams", self)

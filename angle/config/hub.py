@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from angle.config.licenses import LICENSES
-from angle.config.values import check_at_least
+from angle.config.values import check_fields, declared
 from angle.errors import ConfigError, did_you_mean
 
 #: The code of a language, with a region or a script; the hub takes the last two as well.
@@ -26,7 +26,7 @@ class HubConfig:
     """The repository to push to: user/name."""
     private: bool = True
     """Whether a new repository is private."""
-    timeout: float = 20.0
+    timeout: float = declared(20.0, above=0)
     """Seconds to wait for an answer of the hub; a run goes on without it."""
     license: str | None = None
     """The model's licence, as the hub calls it: apache-2.0, mit, cc-by-4.0, other, ...; null: none is named."""
@@ -36,7 +36,7 @@ class HubConfig:
     """Whether the model card shows three short training rows, which everybody may then read who may see the model."""
 
     def __post_init__(self) -> None:
-        check_at_least("hub.timeout", self.timeout, 0, above=True)
+        check_fields("hub", self)
         if self.license is not None and self.license not in LICENSES:
             hint = did_you_mean(self.license.lower().replace(" ", "-"), LICENSES) or "."
             raise ConfigError(

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from angle.config.values import check_at_least
+from angle.config.values import check_fields, declared
 
 
 @dataclass
 class LimitsConfig:
     """What a source may have at most."""
 
-    text_length: int = 10_000_000
+    text_length: int = declared(10_000_000, at_least=1)
     """Characters of a text. (The tokenizer takes a second and 60 MB for a million.)"""
-    row_length: int = 2**25
+    row_length: int = declared(2**25, at_least=1)
     """Characters of a row of a JSON, CSV or TSV file."""
-    columns: int = 10_000
+    columns: int = declared(10_000, at_least=1)
     """Columns."""
 
     def check(self, group: str) -> None:
         """Raise ConfigError if nothing could be read; `group` is where these settings are in their script."""
-        for name in ("text_length", "row_length", "columns"):
-            check_at_least(f"{group}.{name}", getattr(self, name), 1)
+        check_fields(group, self)

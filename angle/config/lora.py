@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from angle.config.values import check_at_least, refuse_fields_while_off
+from angle.config.values import check_fields, declared, refuse_fields_while_off
 from angle.errors import ConfigError
 
 
@@ -14,9 +14,9 @@ class LoraConfig:
 
     enabled: bool = False
     """Whether to train adapters instead of the model's own weights."""
-    r: int = 32
+    r: int = declared(32, at_least=1)
     """Rank."""
-    alpha: int = 64
+    alpha: int = declared(64, at_least=1)
     """Scale: the adapter's output is multiplied by alpha / r."""
     dropout: float = 0.1
     """Dropout on the adapter's input."""
@@ -25,8 +25,7 @@ class LoraConfig:
 
     def __post_init__(self) -> None:
         refuse_fields_while_off("lora", self, "lora=r16")
-        check_at_least("lora.r", self.r, 1)
-        check_at_least("lora.alpha", self.alpha, 1)
+        check_fields("lora", self)
         if self.target_modules == []:
             raise ConfigError("lora.target_modules=[] adapts nothing: name layers, or leave it out for all.")
         if not 0 <= self.dropout < 1:

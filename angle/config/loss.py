@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-from angle.config.values import check_at_least
+from angle.config.values import check_fields, declared
 from angle.errors import ConfigError
 
 
@@ -44,26 +44,23 @@ LOSS_TERM_SPECS = (COSINE, IN_BATCH, ANGLE)
 class LossConfig:
     """The objective: cosine_w * cosine + ibn_w * in-batch + angle_w * angle. A null weight takes the format's own."""
 
-    cosine_w: float | None = None
+    cosine_w: float | None = declared(None, at_least=0)
     """Weight of the cosine ranking loss (formats A and B)."""
-    ibn_w: float | None = None
+    ibn_w: float | None = declared(None, at_least=0)
     """Weight of the in-batch contrastive loss (all formats)."""
-    angle_w: float | None = None
+    angle_w: float | None = declared(None, at_least=0)
     """Weight of the angle ranking loss (formats A and B)."""
-    cosine_tau: float = 20.0
+    cosine_tau: float = declared(20.0, above=0)
     """Multiplier of the cosine similarities: an inverse temperature."""
-    ibn_tau: float = 20.0
+    ibn_tau: float = declared(20.0, above=0)
     """Multiplier of the in-batch similarities: an inverse temperature."""
-    angle_tau: float = 20.0
+    angle_tau: float = declared(20.0, above=0)
     """Multiplier of the angle similarities: an inverse temperature."""
     positive_above: float | None = None
     """A row of format A is a positive of the in-batch loss if its label is above this; null: 0 (sample data: 4)."""
 
     def __post_init__(self) -> None:
-        for term in LOSS_TERM_SPECS:
-            check_at_least(f"loss.{term.weight}", self.weight(term), 0)
-            if term.multiplier is not None:
-                check_at_least(f"loss.{term.multiplier}", self.multiplier(term), 0, above=True)
+        check_fields("loss", self)
         if not any(self._may_have_weight(term) for term in LOSS_TERM_SPECS):
             settings = enumerate_words(f"loss.{term.weight}" for term in LOSS_TERM_SPECS if self.weight(term) == 0)
             raise ConfigError(f"{settings} are all 0, so there is nothing to learn: set one of them above 0.")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from angle.config.values import DTYPES, check_at_least, check_one_of, expand_home
+from angle.config.values import DTYPES, KBITS, check_fields, declared, expand_home
 from angle.errors import ConfigError
 from angle.kernels import KERNEL_NAMES
 from angle.prompts import NAMED_PROMPTS, template_fields
@@ -29,25 +29,25 @@ class ModelConfig:
     """Branch, tag or commit on the hub."""
     trust_remote_code: bool = False
     """Run Python code that ships with the model's repository."""
-    max_length: int | None = None
+    max_length: int | None = declared(None, at_least=2)
     """Maximum tokens per text, including the template and special tokens; null: the model's own limit, at most 512."""
     is_llm: bool | None = None
     """Whether the model is a decoder; null: detected. It is an error to contradict the architecture."""
-    layers: int | None = None
+    layers: int | None = declared(None, at_least=1)
     """Keep only the first `layers` layers; null: all."""
-    dimensions: int | None = None
+    dimensions: int | None = declared(None, at_least=1)
     """Keep only the first `dimensions` dimensions of an embedding; null: all."""
-    dtype: str = "float32"
+    dtype: str = declared("float32", choices=DTYPES)
     """Type of the weights: float32, bfloat16, float16 or auto (as stored)."""
-    load_kbit: int | None = None
+    load_kbit: int | None = declared(None, choices=KBITS)
     """4 or 8: quantise the weights to 4 bits (NF4) or 8 bits (LLM.int8) and freeze them, to train with lora; null:
     model.dtype. In 8-bit, the other texts of a batch change a text's embedding slightly."""
-    attn_implementation: str | None = None
+    attn_implementation: str | None = declared(None, choices=ATTENTION_NAMES)
     """sdpa, eager or flash_attention_2; null: the choice of transformers."""
-    kernels: list[str] | None = None
+    kernels: list[str] | None = declared(None, choices=KERNEL_NAMES)
     """Faster implementations of torch's operations to use wherever they apply: packing, blocks, lora, dropout, linear,
     rms_norm; []: none; null: all but those that prove to be no faster on this machine."""
-    padding_side: str | None = None
+    padding_side: str | None = declared(None, choices=("left", "right"))
     """left or right; null: the tokenizer's own. It never changes an embedding."""
     prompt: str | None = None
     """Template applied to every text, with {text} and the names of any other columns; or A, B or C for one of
@@ -63,18 +63,7 @@ class ModelConfig:
         self.name_or_path = expand_home("model.name_or_path", self.name_or_path)
         self.tokenizer_name_or_path = expand_home("model.tokenizer_name_or_path", self.tokenizer_name_or_path)
         self.adapter = expand_home("model.adapter", self.adapter)
-        check_one_of("model.dtype", self.dtype, DTYPES)
-        if self.attn_implementation is not None:
-            check_one_of("model.attn_implementation", self.attn_implementation, ATTENTION_NAMES)
-        for name in self.kernels or ():
-            check_one_of("model.kernels", name, KERNEL_NAMES)
-        if self.load_kbit not in (None, 4, 8):
-            raise ConfigError(f"model.load_kbit={self.load_kbit} cannot work: choose 4 or 8, or leave it out.")
-        if self.padding_side is not None:
-            check_one_of("model.padding_side", self.padding_side, ("left", "right"))
-        check_at_least("model.max_length", self.max_length, 2)
-        check_at_least("model.layers", self.layers, 1)
-        check_at_least("model.dimensions", self.dimensions, 1)
+        check_fields("model", self)
         self.prompt = NAMED_PROMPTS.get(self.prompt or "", self.prompt)
         if self.prompt is not None and "{text" not in self.prompt:
             raise ConfigError(

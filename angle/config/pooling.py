@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from angle.config.values import check_one_of
+from angle.config.values import check_fields, declared
 from angle.errors import ConfigError
 
 #: The names of `angle.modeling.pooling.POOLINGS`.
@@ -15,16 +15,15 @@ POOLING_NAMES = ("cls", "avg", "mean", "max", "last", "cls_avg", "cls_max")
 class PoolingConfig:
     """How the hidden states of a text's tokens become one embedding."""
 
-    strategy: str = "auto"
+    strategy: str = declared("auto", choices=("auto", *POOLING_NAMES), or_index=True)
     """auto, cls, avg (mean), max, last, cls_avg, cls_max, or the index of a token. auto: what the model itself
     specifies, otherwise cls for encoders and avg for decoders."""
 
     def __post_init__(self) -> None:
         self.strategy = str(self.strategy)
-        if not self.strategy.lstrip("-").isdigit():
-            check_one_of("pooling.strategy", self.strategy, ("auto", *POOLING_NAMES))
-        elif self.strategy.startswith("-"):
+        if self.strategy.startswith("-") and self.strategy[1:].isdigit():
             raise ConfigError(
                 f"pooling.strategy={self.strategy} cannot work: count tokens from 0; "
                 f"for the last token type pooling.strategy=last."
             )
+        check_fields("pooling", self)

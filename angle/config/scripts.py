@@ -20,7 +20,7 @@ from angle.config.pooling import PoolingConfig
 from angle.config.teacher import TeacherConfig
 from angle.config.tracking import TrackingConfig
 from angle.config.training import TrainingConfig
-from angle.config.values import SELF_TEACHER, check_at_least, expand_home
+from angle.config.values import SELF_TEACHER, check_at_least, check_fields, declared, expand_home
 from angle.errors import ConfigError
 
 
@@ -110,7 +110,7 @@ class EvaluateConfig:
     or the middle of a scale on which 0.5 would make all pairs one or the other."""
     limits: LimitsConfig = field(default_factory=LimitsConfig)
     """What is read of a file at most."""
-    batch_size: int = 64
+    batch_size: int = declared(64, at_least=1)
     """Texts per batch."""
     ese_grid: bool = False
     """Score every combination of depth and width of the embeddings, all in one pass."""
@@ -124,7 +124,7 @@ class EvaluateConfig:
     def __post_init__(self) -> None:
         self.output_dir = expand_home("output_dir", self.output_dir)
         self.tasks = expand_home("tasks", self.tasks)
-        check_at_least("batch_size", self.batch_size, 1)
+        check_fields("", self)
         self.limits.check("limits")
         for name in ("ese_depths", "ese_widths"):
             numbers = getattr(self, name)

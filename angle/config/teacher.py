@@ -5,7 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from angle.config.pooling import POOLING_NAMES
-from angle.config.values import DTYPES, SELF_TEACHER, check_at_least, check_one_of, expand_home, refuse_fields_while_off
+from angle.config.values import (
+    DTYPES,
+    KBITS,
+    SELF_TEACHER,
+    check_fields,
+    declared,
+    expand_home,
+    refuse_fields_while_off,
+)
 from angle.errors import ConfigError
 
 
@@ -21,21 +29,21 @@ class TeacherConfig:
     """Branch, tag or commit on the hub."""
     trust_remote_code: bool = False
     """Run Python code that ships with the teacher's repository."""
-    pooling: str = "auto"
+    pooling: str = declared("auto", choices=("auto", "tokens", *POOLING_NAMES))
     """How to pool the teacher's hidden states into the embedding that the student's is aligned with, as in
     pooling.strategy; `tokens`: align the hidden states of every token instead."""
-    weight: float = 1.0
+    weight: float = declared(1.0, at_least=0)
     """Weight of the alignment in the loss."""
-    temperature: float = 1.0
+    temperature: float = declared(1.0, at_least=0)
     """Temperature of the divergence between the two softmaxes over dimensions; 0: no divergence."""
-    mse_w: float = 0.0
+    mse_w: float = declared(0.0, at_least=0)
     """Weight of the mean squared error in the alignment."""
     projection: bool = False
     """Train a linear map from the student's dimensions to the teacher's."""
-    dtype: str | None = None
+    dtype: str | None = declared(None, choices=DTYPES)
     """Type of the teacher's weights: float32, bfloat16, float16 or auto (as stored); null: float32, or the student's
     type for `self`."""
-    load_kbit: int | None = None
+    load_kbit: int | None = declared(None, choices=KBITS)
     """4 or 8: quantise the teacher's weights to 4 or 8 bits; null: not quantised, or as the student for `self`."""
     cache: bool = False
     """Compute the teacher's embeddings of all texts once, before training and without autocast, and keep them on
@@ -44,13 +52,7 @@ class TeacherConfig:
     def __post_init__(self) -> None:
         self.name_or_path = expand_home("teacher.name_or_path", self.name_or_path)
         refuse_fields_while_off("teacher", self, "teacher=self")
-        if self.dtype is not None:
-            check_one_of("teacher.dtype", self.dtype, DTYPES)
-        check_one_of("teacher.pooling", self.pooling, ("auto", "tokens", *POOLING_NAMES))
-        for name in ("weight", "temperature", "mse_w"):
-            check_at_least(f"teacher.{name}", getattr(self, name), 0)
-        if self.load_kbit not in (None, 4, 8):
-            raise ConfigError(f"teacher.load_kbit={self.load_kbit} cannot work: choose 4 or 8, or leave it out.")
+        check_fields("teacher", self)
         if not self.enabled:
             return
         if self.name_or_path is None:

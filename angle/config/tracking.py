@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from angle.config.values import check_at_least, check_one_of
+from angle.config.values import check_fields, declared
 from angle.errors import ConfigError
 
 TRACKING_MODES = ("disabled", "online", "offline")
@@ -16,7 +16,7 @@ NOT_IN_PROJECT, MAX_PROJECT_LENGTH = "/\\#?%:", 128
 class TrackingConfig:
     """Weights & Biases, TensorBoard and MLflow. The environment variable WANDB_MODE overrides `mode`."""
 
-    mode: str = "disabled"
+    mode: str = declared("disabled", choices=TRACKING_MODES)
     """Weights & Biases: disabled, online or offline."""
     project: str = "angle"
     """Project of Weights & Biases, or experiment of MLflow, that the run is listed under."""
@@ -34,12 +34,11 @@ class TrackingConfig:
     """Write TensorBoard's event files into the run folder."""
     mlflow: bool = False
     """Record the run in MLflow: where MLFLOW_TRACKING_URI says, else in mlflow.db of the current folder."""
-    timeout: float = 20.0
+    timeout: float = declared(20.0, above=0)
     """Seconds to wait for Weights & Biases, at the start and at the end, or for MLflow; a run goes on without them."""
 
     def __post_init__(self) -> None:
-        check_at_least("tracking.timeout", self.timeout, 0, above=True)
-        check_one_of("tracking.mode", self.mode, TRACKING_MODES)
+        check_fields("tracking", self)
         wrong = sorted(set(self.project) & set(NOT_IN_PROJECT))
         if wrong or not 0 < len(self.project) <= MAX_PROJECT_LENGTH:
             raise ConfigError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from angle.config.values import LARGEST_INT, check_at_least, check_one_of, expand_home
+from angle.config.values import LARGEST_INT, check_fields, declared, expand_home
 from angle.errors import ConfigError
 
 
@@ -12,50 +12,50 @@ from angle.errors import ConfigError
 class TrainingConfig:
     """The training loop."""
 
-    epochs: int = 1
+    epochs: int = declared(1, at_least=1)
     """Passes over the training rows."""
-    max_steps: int | None = None
+    max_steps: int | None = declared(None, at_least=1)
     """Optimiser steps; overrides epochs."""
-    batch_size: int = 32
+    batch_size: int = declared(32, at_least=1)
     """Rows per process in one evaluation of the objective. The rows of all processes together supply the negatives."""
-    gradient_accumulation_steps: int = 1
+    gradient_accumulation_steps: int = declared(1, at_least=1)
     """Batches whose gradients are averaged for one optimiser step."""
     token_budget: str | None = None
     """Maximum tokens per micro-batch, or auto for as many as fit into memory. A larger batch is split
     (gradient cache): up to half as long again, and the same result but for dropout's draws; null: never split."""
-    learning_rate: float | None = None
+    learning_rate: float | None = declared(None, above=0)
     """Peak learning rate; null: 5e-5, or 2e-4 for adapters, or 2e-3 for the randomly initialised `tiny`."""
-    weight_decay: float = 0.0
+    weight_decay: float = declared(0.0, at_least=0)
     """AdamW's weight decay, applied to matrices only: never to biases and norms."""
-    warmup_steps: float = 0.1
+    warmup_steps: float = declared(0.1, at_least=0)
     """Steps of linear warm-up; below 1, the fraction of all steps."""
-    scheduler: str = "linear"
+    scheduler: str = declared("linear", choices=("linear", "cosine", "constant"))
     """Learning rate after the warm-up: linear or cosine (both decay to 0), or constant."""
-    max_grad_norm: float = 1.0
+    max_grad_norm: float = declared(1.0, at_least=0)
     """Clip gradients to this norm; 0: never."""
-    mixed_precision: str = "no"
+    mixed_precision: str = declared("no", choices=("no", "bf16", "fp16"))
     """no, bf16 or fp16 (needs a GPU). Pooling and losses are always float32."""
-    packing: str = "auto"
+    packing: str = declared("auto", choices=("auto", "off"))
     """auto: as model.kernels says; off: without the kernel packing, so that a batch's texts are padded."""
     compile: bool = False
     """Compile the layers (torch.compile) at the start, for all batch sizes. Meant for GPUs; no gain on CPUs."""
-    seed: int = 42
+    seed: int = declared(42, at_least=0)
     """Seed of the adapters' initialisation, of dropout, and of the order of rows unless data.seed is given."""
-    logging_steps: int = 10
+    logging_steps: int = declared(10, at_least=1)
     """Steps between two lines of metrics."""
-    eval_steps: int | None = None
+    eval_steps: int | None = declared(None, at_least=0)
     """Steps between two evaluations; null: after every epoch; 0: only at the end."""
     best_metric: str | None = None
     """Metric that chooses the best model, one of those measured on data.valid and data.valid_sts, such as loss,
     triplet_accuracy (format B) or in_batch_accuracy (B, C); null: spearman if there are rows for it, else none."""
-    patience: int | None = None
+    patience: int | None = declared(None, at_least=1)
     """Stop early after this many evaluations in a row without a better train.best_metric than in earlier ones of the
     run; null: never."""
-    min_gain: float = 0.0
+    min_gain: float = declared(0.0, at_least=0)
     """By how much a value must be better to count for train.patience: of 100, as scores are shown, or of the loss."""
-    save_steps: int | None = None
+    save_steps: int | None = declared(None, at_least=0)
     """Steps between two checkpoints; null: a tenth of the run's steps; 0: no checkpoints."""
-    save_total_limit: int = 2
+    save_total_limit: int = declared(2, at_least=1)
     """Number of checkpoints to keep, newest first."""
     resume: str | None = None
     """A run folder to resume, with the settings that the run was started with."""
@@ -67,24 +67,14 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         self.resume = expand_home("train.resume", self.resume)
         self.output_dir = expand_home("train.output_dir", self.output_dir)
-        for name in (
-            "epochs",
-            "max_steps",
-            "batch_size",
-            "gradient_accumulation_steps",
-            "logging_steps",
-            "patience",
-            "save_total_limit",
-        ):
-            check_at_least(f"train.{name}", getattr(self, name), 1)
-        for name in ("weight_decay", "warmup_steps", "max_grad_norm", "seed", "eval_steps", "min_gain", "save_steps"):
-            check_at_least(f"train.{name}", getattr(self, name), 0)
+        if self.packing in ("False", "false"):  # what YAML reads off as
+            self.packing = "off"
+        check_fields("train", self)
         if self.min_gain and self.patience is None:
             raise ConfigError(
                 f"train.min_gain={self.min_gain:g} has no effect without train.patience, the number of evaluations "
                 f"that must gain more: add train.patience=3, or leave it out."
             )
-        check_at_least("train.learning_rate", self.learning_rate, 0, above=True)
         if self.learning_rate is not None and self.learning_rate > 1:
             raise ConfigError(
                 f"train.learning_rate={self.learning_rate:g} cannot work: AdamW changes every weight by about as much "
@@ -107,11 +97,6 @@ class TrainingConfig:
                 f"train.token_budget={self.token_budget} cannot work: give a number of tokens, such as 8192, auto for "
                 f"as many as fit into memory, or null for whole batches."
             )
-        check_one_of("train.scheduler", self.scheduler, ("linear", "cosine", "constant"))
-        check_one_of("train.mixed_precision", self.mixed_precision, ("no", "bf16", "fp16"))
-        if self.packing in ("False", "false"):  # what YAML reads off as
-            self.packing = "off"
-        check_one_of("train.packing", self.packing, ("auto", "off"))
 
     @property
     def max_tokens_per_micro_batch(self) -> int | None:

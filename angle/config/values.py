@@ -15,6 +15,8 @@ CONFIG_FILE, RUN_FILE = "config.yaml", "run.json"
 #: Value of teacher.name_or_path for the student as it was before training.
 SELF_TEACHER = "self"
 FORMAT_NAMES = ("A", "B", "C")
+#: Bits that weights can be quantised to.
+KBITS = (4, 8)
 DTYPES = ("float32", "bfloat16", "float16", "auto")
 
 
@@ -105,10 +107,54 @@ def is_name(text: str) -> bool:
     return is_text(text) and all(len(part.encode()) <= 255 for part in text.split("/")) and len(text.encode()) < 4096
 
 
-def check_one_of(setting: str, value: object, allowed: tuple[str, ...]) -> None:
+def declared(
+    default: Any,
+    *,
+    choices: tuple[Any, ...] = (),
+    or_index: bool = False,
+    at_least: float | None = None,
+    above: float | None = None,
+) -> Any:
+    """Return a field with its default and what else it may be, which `check_fields` checks, and --help and pages tell.
+
+    Args:
+        default: a value; None is always allowed where it is the default.
+        choices: the values that it may have, or of a list, its items.
+        or_index: whether it may be a whole number in place of a choice.
+        at_least: the lowest number that it may be.
+        above: what the number must be above.
+
+    """
+    bounds = {"choices": choices or None, "or_index": or_index or None, "at_least": at_least, "above": above}
+    metadata = {name: bound for name, bound in bounds.items() if bound is not None}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def check_fields(group: str, config: Any) -> None:
+    """Check the fields of a group of settings that are `declared`; the group "" is that of the settings without one.
+
+    Raises:
+        ConfigError: a value is not what its field may be.
+
+    """
+    for item in dataclasses.fields(config):
+        setting, value = f"{group}.{item.name}".lstrip("."), getattr(config, item.name)
+        if value is None or not item.metadata:
+            continue
+        is_index = "or_index" in item.metadata and str(value).isdecimal()
+        if (choices := item.metadata.get("choices")) and not is_index:
+            for choice in value if isinstance(value, list) else [value]:
+                check_one_of(setting, choice, choices)
+        for name in ("at_least", "above"):
+            if (bound := item.metadata.get(name)) is not None:
+                check_at_least(setting, value, bound, above=name == "above")
+
+
+def check_one_of(setting: str, value: object, allowed: tuple[Any, ...]) -> None:
     if value not in allowed:
-        hint = did_you_mean(str(value), allowed) or "."
-        raise ConfigError(f"{setting}={value} is not known{hint} Choose one of: {', '.join(allowed)}.")
+        names = list(map(str, allowed))
+        hint = did_you_mean(str(value), names) or "."
+        raise ConfigError(f"{setting}={value} is not known{hint} Choose one of: {', '.join(names)}.")
 
 
 def check_at_least(setting: str, value: float | None, low: float, *, above: bool = False) -> None:

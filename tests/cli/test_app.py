@@ -10,7 +10,7 @@ import time
 
 import pytest
 from composition import composed
-from conftest import REPO
+from conftest import REPO, start_here
 
 import angle
 from angle.cli.app import launch
@@ -300,11 +300,39 @@ def test_help_is_fast_and_writes_nothing(tmp_path, script):
     done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True)
     assert os.times().children_user - used < 1.5
     assert (done.returncode, done.stderr) == (0, "")
-    assert "Groups, as group=option:\n\n" in done.stdout
+    assert "Presets, as group=option:\n\n" in done.stdout
     assert "model: angle_bert, bert_base, bert_large," in done.stdout
     assert "accelerate: " not in done.stdout  # launch files are no options
-    assert "\n  name_or_path: tiny\n" in done.stdout
+    assert re.search(r"\n  max_length=null +Maximum tokens per text,", done.stdout)
+    assert max(map(len, done.stdout.splitlines())) <= 80
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("topic", "texts"),
+    [
+        ("lora", ["lora=r64   Adapters of rank 64", "\nlora.r=32\n  Rank.\n  It is a whole number of at least 1.\n"]),
+        ("train.token_budget", ["train.token_budget=null\n  Maximum tokens per micro-batch, or auto"]),
+        ("experiment", ["experiment=stsb_minilm  all-MiniLM-L6-v2 on the STS benchmark"]),
+        ("data.test", ["\n\ndata.test.columns={}\n", "Set by data=nli_a ({text1: sentence1,"]),
+    ],
+)
+def test_help_on_a_topic_tells_all_of_it(tmp_path, topic, texts):
+    done = start_here("train.py", "--help", topic, folder=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert [text for text in texts if text not in done.stdout] == []
+    assert max(map(len, done.stdout.splitlines())) <= 80
+    assert "hub.push" not in done.stdout
+
+
+def test_help_on_what_does_not_exist(tmp_path):
+    done = start_here("train.py", "--help", "train.epoch", folder=tmp_path)
+    assert done.stderr == "Error: There is no setting train.epoch; did you mean train.epochs?\n"
+
+
+def test_help_shows_the_values_of_the_command_line(tmp_path):
+    done = start_here("train.py", "--help", "lora.r", "lora=r8", folder=tmp_path)
+    assert done.stdout.startswith("lora.r=8\n  Rank.\n  It is a whole number of at least 1; by default 32.\n")
 
 
 def test_cfg_job_prints_the_composed_settings(command, tmp_path):

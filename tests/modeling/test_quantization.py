@@ -170,7 +170,7 @@ def test_a_run_resumes_bitwise(folder, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("model", "lora", "message"),
     [
-        ({"load_kbit": 3}, True, r"^model\.load_kbit=3 cannot work: choose 4 or 8, or leave it out\.$"),
+        ({"load_kbit": 3}, True, r"^model\.load_kbit=3 is not known\. Choose one of: 4, 8\.$"),
         (
             {"load_kbit": 4},
             False,
