@@ -13,6 +13,9 @@ from angle.config.reference import Group, Setting, groups_of, presets_of_setting
 #: Columns of a terminal, and of a name with its value at most, before what it means.
 WIDTH, NAME_WIDTH = 80, 30
 
+#: How lines begin with which a preset speaks to Hydra and to editors.
+FOR_PROGRAMS = ("@package", "yaml-language-server")
+
 
 def overview(schema: type, values: Mapping[str, Any]) -> str:
     """Return a line for every setting of a schema: its name, its value and the beginning of what it means."""
@@ -32,11 +35,12 @@ def details(schema: type, topics: Sequence[str], values: Mapping[str, Any], conf
 
 
 def _options(folder: Path) -> str:
-    """Return the presets of a group, each with the comment that its file begins with."""
+    """Return the presets of a group, each with the first sentence of the comment that its file begins with."""
     lines = {}
     for path in sorted(folder.glob("*.yaml")):
         comments = [line[2:] for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("# ")]
-        lines[f"{folder.name}={path.stem}"] = next(line for line in comments if not line.startswith("@"))
+        text = " ".join(line for line in comments if not line.startswith(FOR_PROGRAMS))
+        lines[f"{folder.name}={path.stem}"] = re.split(r"(?<=\.) ", text)[0]
     width = max(map(len, lines)) + 2
     return "\n".join(
         textwrap.fill(f"{name:{width}}{text}", WIDTH, subsequent_indent=" " * width) for name, text in lines.items()
