@@ -31,9 +31,12 @@ myst_enable_extensions = ["dollarmath"]
 
 default_role = "code"  # what `x` means in docstrings
 autodoc_member_order = "bysource"
-autodoc_typehints = "signature"
+autodoc_typehints_format = "short"
+autodoc_class_signature = "mixed"
+python_maximum_signature_line_length = 80
 napoleon_google_docstring, napoleon_numpy_docstring = True, False
-nitpick_ignore_regex = [("py:.*", r"(?!angle\.).*")]  # what is of other projects has no page here
+# What is of other projects, or inside of this one, has no page.
+nitpick_ignore_regex = [("py:.*", r"(?!angle\.).*|angle\.(config\.build|export|kernels|modeling)\..*")]
 
 html_theme = "furo"
 html_static_path = ["site.css", "site.js"]

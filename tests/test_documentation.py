@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import subprocess
 from pathlib import Path
@@ -28,6 +29,7 @@ from documented import (
 from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
+import angle
 from angle.cli.arguments import check_arguments
 from angle.cli.space import values_of
 from angle.compat.angle_emb_0_5 import ANGLE_EMB_0_5
@@ -59,6 +61,12 @@ def test_commands_are_found() -> None:
     assert readme[:2] == ["pip install -c constraints.txt -e .", "python train.py"]
     assert readme[2:4] == ["pip install -c constraints.txt -e '.[test]'", "pytest"]
     assert sum(len(commands) for commands in COMMANDS.values()) > 60
+
+
+def test_the_page_on_python_has_every_public_name() -> None:
+    page = Path(CONF.parent, "docs", "api.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"^\.\. auto\w+:: angle\.(\w+)", page, re.MULTILINE))
+    assert [name for name in angle.__all__ if name not in named] == []
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)

@@ -26,7 +26,7 @@ from angle.errors import ConfigError
 
 @dataclass
 class TrainConfig:
-    """Everything `train.py` takes."""
+    """Everything that `train.py` takes, by group."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
     pooling: PoolingConfig = field(default_factory=PoolingConfig)
@@ -94,7 +94,7 @@ class TrainConfig:
 
 @dataclass
 class EvaluateConfig:
-    """Everything `evaluate.py` takes."""
+    """Everything that `evaluate.py` takes, by group or by itself."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
     """The model; its prompt, pooling and maximum length are those it was trained with unless given here."""
@@ -145,7 +145,7 @@ class EvaluateConfig:
 
 @dataclass
 class ConvertConfig:
-    """Everything `convert.py` takes."""
+    """Everything that `convert.py` takes, by group or by itself."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
     """The model to convert, usually model.name_or_path=RUN."""

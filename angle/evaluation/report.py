@@ -31,7 +31,7 @@ class Evaluation:
     results: dict[str, dict[str, float]]
     """Metrics by task, correlations between -1 and 1."""
     path: Path
-    """results.json"""
+    """The file with the results, results.json."""
     embedding_config: EmbeddingConfig
     """How texts reached the model, and how its states became embeddings."""
 

@@ -37,8 +37,11 @@ class DryRun:
     batch_name: str
     """Which batch was measured."""
     rows: int
+    """Its rows."""
     texts: int
+    """Its distinct texts."""
     tokens: int
+    """Their tokens."""
     memory: dict[str, int]
     """Bytes by part."""
     allocated: int | None
@@ -46,7 +49,9 @@ class DryRun:
     seconds: float
     """Duration of an optimiser step."""
     rows_per_step: int
+    """Rows that an optimiser step learns from."""
     banner: list[tuple[str, str]]
+    """What a run with these settings begins with, by label."""
     notes: list[str]
     """Advice on the settings."""
 

@@ -15,6 +15,7 @@ class Result:
     """The outcome of a run."""
 
     folder: Path
+    """The run folder."""
     already_finished: bool = False
     """The run was already finished; nothing was done."""
     best_metric: str | None = DEFAULT_METRIC.name
