@@ -28,6 +28,7 @@ SCRIPTS = ("train.py", "evaluate.py", "convert.py")
 ELSEWHERE = {
     "bash .ci/run": "runs all tests",
     "conda env create": "downloads; tests/test_promises.py compares environment.yml with pyproject.toml",
+    "eval": "changes the shell that it is typed in",
     "hf auth login": "asks for a token",
     "optuna-dashboard": "serves until it is ended",
     "pip install": "downloads; .ci/run installs",
