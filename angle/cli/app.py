@@ -33,7 +33,7 @@ from angle.distributed.environment import (
 from angle.errors import ConfigError
 from angle.sweeps.record import SWEEP_FILE, TABLE_FILE, JobResult
 from angle.sweeps.table import comparison_table
-from angle.terminal import print_once, wrapped_command
+from angle.terminal import announce, print_once, wrapped_command
 
 
 def launch(task: Callable[[Config], float | None], schema: type[Config], name: str, conf: Path) -> None:
@@ -53,6 +53,8 @@ def launch(task: Callable[[Config], float | None], schema: type[Config], name: s
             print(_help(arguments.overrides, schema, name, conf))
             return
         runner = JobRunner(task, schema, swept)
+        if arguments.multirun:
+            announce("checking the settings of all jobs")
         with _explained_errors():
             may_search = arguments.multirun and schema is TrainConfig
             search = check_search(arguments.overrides, name, conf) if may_search else None
