@@ -18,19 +18,22 @@ def main(config: ConvertConfig) -> None:
     announce(f"converting {config.model.name_or_path}")
     done = convert(config)
     if done.merge_distance is not None:
-        print_once(f"Merged  the adapter; the largest cosine distance on held-out texts is {done.merge_distance:.1e}")
+        distance = f"the largest cosine distance on held-out texts is {done.merge_distance:.1e}"
+        print_once(labelled("Merged", f"the adapter; {distance}"))
     if done.changes is not None:
         for label, settings in (("Kept", done.changes.kept), ("Changed", done.changes.changed)):
             if settings:
                 print_once(labelled(label, "; ".join(settings)))
     if done.verification is None:
-        print_once("Checked nothing: pip install sentence-transformers, to compare what it makes of the folder")
+        text = "nothing: pip install sentence-transformers, to compare what it makes of the folder"
+        print_once(labelled("Checked", text))
     else:
-        print_once(f"Checked {done.verification}")
+        print_once(labelled("Checked", str(done.verification)))
     if done.card_problem is not None:
         print_once(labelled("Note", done.card_problem))
     if done.needs_version_6:
-        print_once("Needs   sentence-transformers 6: version 5 would give other embeddings, so it refuses the folder")
+        text = "sentence-transformers 6: version 5 would give other embeddings, so it refuses the folder"
+        print_once(labelled("Needs", text))
     print_once(
         f"Saved   {done.folder}\n\nfrom sentence_transformers import SentenceTransformer\n"
         f'model = SentenceTransformer("{done.folder}")'

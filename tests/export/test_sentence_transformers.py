@@ -210,7 +210,7 @@ def test_a_run_keeps_the_module_of_its_base(minilm: str, tmp_path: Path) -> None
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(
         "Kept    pooling mean; length of embeddings 1 (Normalize); similarity cosine\n"
-        "Changed max. length 256 tokens -> 32 tokens\nChecked the folder in a new process; "
+        "Changed max. length 256 tokens -> 32 tokens\nChecked the folder in a new process;"
     )
     embeddings = embed(tmp_path / "run" / "sentence_transformers")
     torch.testing.assert_close(embeddings.norm(dim=-1), torch.ones(len(TEXTS)), atol=1e-5, rtol=0)
