@@ -188,10 +188,12 @@ def _make_world(folder: Path) -> None:
     for name, base in OTHER_ADAPTERS.items():
         _make_adapter(folder, name, base)
     for path in sorted((REPO / "conf" / "data").glob("*.yaml")):
-        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
-        name = settings.get("data", settings)["train"]["name_or_path"]
-        if name not in (None, "sample", *HUB_TASKS.values()):
-            _make_data_set(folder / name, path.stem[-1].upper(), {})
+        text = path.read_text(encoding="utf-8")
+        settings = yaml.safe_load(text)
+        for role, source in settings.get("data", settings).items():
+            if source["name_or_path"] not in (None, "sample", *HUB_TASKS.values()):
+                data_format = re.findall(r"format ([ABC])", text)[0] if role == "train" else "A"
+                _make_data_set(folder / source["name_or_path"], data_format, {})
     for name in HUB_TASKS.values():
         _make_data_set(folder / name, "A", {"text1": "sentence1", "text2": "sentence2", "label": "score"})
     for name, split in {"pairs": "train", "dev": "validation", "test": "test"}.items():
@@ -202,6 +204,10 @@ def _make_world(folder: Path) -> None:
         table.writerow(("premise", "hypothesis", "gold"))
         for number, row in enumerate(sample_rows("A", "train", 48)):
             table.writerow((row["text1"], row["text2"], ("entailment", "contradiction", "neutral")[number % 3]))
+    with (folder / "pairs.csv").open("w", newline="", encoding="utf-8") as file:
+        table = csv.writer(file)
+        table.writerow(("first", "second", "label"))
+        table.writerows((row["text1"], row["text2"], row["label"]) for row in sample_rows("A", "train", 48))
     run = ["model=minilm", "data=stsb", "train.max_steps=2", "train.output_dir=RUN"]
     _succeed(start("train.py", *run, folder=folder))
     for name in RUNS[1:]:
