@@ -204,6 +204,9 @@ def _make_world(folder: Path) -> None:
         table.writerow(("premise", "hypothesis", "gold"))
         for number, row in enumerate(sample_rows("A", "train", 48)):
             table.writerow((row["text1"], row["text2"], ("entailment", "contradiction", "neutral")[number % 3]))
+    words = ("entailment", "contradiction", "neutral")
+    named = [row | {"label": words[number % 3]} for number, row in enumerate(sample_rows("A", "train", 48))]
+    write_jsonl(folder / "nli-pairs.jsonl", named)
     with (folder / "pairs.csv").open("w", newline="", encoding="utf-8") as file:
         table = csv.writer(file)
         table.writerow(("first", "second", "label"))
