@@ -129,8 +129,12 @@ def run(command: Command, words: list[str], folder: Path) -> subprocess.Complete
     """Run a command in this process; one with a launcher in two, which are started as the launcher would start them."""
     start = [str(folder / command.program)] if command.program in SCRIPTS else ["-m", command.program]
     if command.launcher:
+        if command.program == "train.py" and not any("output_dir=" in word for word in words):
+            # By default it is named by when the launcher began, which these ranks do not have in common.
+            words = [*words, f"train.output_dir=launched-{len(list(folder.glob('launched-*')))}"]
         ranks = launch_ranks([*start, *words], folder, **command.env)
-        return next((rank for rank in ranks if rank.returncode != 0), ranks[0])
+        # One that ends takes the others with it, which only say that they have lost it.
+        return max(ranks, key=lambda rank: (rank.returncode != 0, "Connection closed by peer" not in rank.stderr))
     return start_here(*start, *words, folder=folder, **command.env)
 
 
