@@ -10,7 +10,8 @@ from conftest import REPO
 from sentence_transformers.sentence_transformer.modules.pooling import Pooling as TheirPooling
 from torch import Tensor
 
-from angle.config.pooling import POOLING_NAMES
+from angle.config.pooling import POOLING_NAMES, PoolingConfig
+from angle.config.reference import settings_of
 from angle.modeling.pooling import POOLINGS, SENTENCE_TRANSFORMERS_KEYS, pool, strategy_of_modes
 
 GOLDENS = np.load(REPO / "tests" / "fixtures" / "pooling.npz")
@@ -102,9 +103,8 @@ def test_table_schema_and_presets_name_the_same_poolings() -> None:
     assert tuple(POOLINGS) == POOLING_NAMES
     presets = {path.stem: yaml.safe_load(path.read_text()) for path in (REPO / "conf" / "pooling").glob("*.yaml")}
     assert presets == {name: {"strategy": name} for name in ("auto", *POOLING_NAMES)}
-    source = (REPO / "angle" / "config" / "pooling.py").read_text()
-    sentence = source.split('strategy: str = "auto"')[1].split('"""')[1]
-    assert set(re.findall(r"\w+", sentence)) >= {"auto", *POOLING_NAMES}
+    (strategy,) = settings_of(PoolingConfig)
+    assert set(re.findall(r"\w+", strategy.meaning)) >= {"auto", *POOLING_NAMES}
 
 
 @pytest.mark.parametrize("name", [name for name in POOLING_NAMES if POOLINGS[name].sentence_transformers])
