@@ -25,7 +25,7 @@ def main(config: ConvertConfig) -> None:
             if settings:
                 print_once(labelled(label, "; ".join(settings)))
     if done.verification is None:
-        text = "nothing: pip install sentence-transformers, to compare what it makes of the folder"
+        text = "nothing: to compare, pip install sentence-transformers, and convert into another output_dir"
         print_once(labelled("Checked", text))
     else:
         print_once(labelled("Checked", str(done.verification)))

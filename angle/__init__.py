@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from angle.api.angle import AnglE
     from angle.api.datasets import AngleDataTokenizer, DatasetFormats
+    from angle.api.training import fit
     from angle.config import ConvertConfig, EvaluateConfig, ModelConfig, PoolingConfig, TrainConfig
     from angle.config.build import build_config
     from angle.errors import ConfigError, DataError, HubError, TrainingError
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from angle.modeling.encoder import Encoder
     from angle.prompts import Prompts
     from angle.training.dry_run import dry_run
-    from angle.training.loop import fit
     from angle.training.result import Result
 
 _MODULE_OF = {
@@ -42,7 +42,7 @@ _MODULE_OF = {
     "convert": "angle.export.sentence_transformers",
     "dry_run": "angle.training.dry_run",
     "evaluate": "angle.evaluation.report",
-    "fit": "angle.training.loop",
+    "fit": "angle.api.training",
 }
 
 __all__ = [

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 #: A row of the numbers behind a figure.
 Row = Mapping[str, Any]
 HEIGHT = 220
+#: Characters of a name of which a legend has one a line.
+LONG_NAME = 30
 #: Colours that people tell apart whatever they see (Okabe and Ito, 2008), for a light and a dark page.
 LIGHT_COLOURS = ("#0072B2", "#D55E00", "#007A5A", "#A8508A", "#8A6D00", "#3A8FB7", "#5F5F5F")
 DARK_COLOURS = ("#56B4E9", "#E69F00", "#2FC49A", "#E397C3", "#F0E442", "#9AD0F5", "#BBBBBB")
@@ -109,7 +111,9 @@ def line_chart(
         tooltip=[Tooltip(field=name, type="nominal") for name in (*([group] if group else []), "step", value)],
     )
     if group is not None:
-        base = base.encode(color=Color(**category(group, order=order)))
+        longest = max((len(str(name)) for name in order or ()), default=0)
+        legend = {"columns": 1, "labelLimit": 320} if longest > LONG_NAME else {}
+        base = base.encode(color=Color(**category(group, order=order, legend=legend)))
     return layer(base.mark_line(strokeWidth=1.6), base.mark_point(filled=True, size=16))
 
 

@@ -225,7 +225,7 @@ class AnglE(AngleBase):
         config: Mapping[str, Any],
     ) -> None:
         """Train with the settings and data of `fit`, set `result`, and become the trained model."""
-        from angle.training.loop import fit
+        from angle.api.training import fit
 
         settings = self._settings | settings | prepared_settings(train_ds, "train_ds", self.max_length)
         if self._apply_lora or (self._apply_lora is None and self.is_llm and self._settings["model.adapter"] is None):

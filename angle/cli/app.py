@@ -18,10 +18,10 @@ from angle.cli.jobs import JobRunner
 from angle.cli.launchers import check_installed
 from angle.cli.replaced_sources import let_words_replace_sources
 from angle.cli.sweep import check_jobs, check_search, default_values, select_overrides, slug, swept_keys
-from angle.cli.sweep_end import conclude
+from angle.cli.sweep_end import conclude, next_steps
 from angle.cli.sweeper import Sweeper
 from angle.cli.user_errors import exit_on_user_error
-from angle.config import TrainConfig
+from angle.config import SWEEP_FILE, TrainConfig
 from angle.config.build import Config, flatten_groups
 from angle.distributed.environment import (
     check_launcher_environment,
@@ -31,7 +31,7 @@ from angle.distributed.environment import (
     world_size,
 )
 from angle.errors import ConfigError
-from angle.sweeps.record import SWEEP_FILE, TABLE_FILE, JobResult
+from angle.sweeps.record import TABLE_FILE, JobResult
 from angle.sweeps.table import comparison_table
 from angle.terminal import announce, print_once, wrapped_command
 
@@ -81,6 +81,9 @@ def launch(task: Callable[[Config], float | None], schema: type[Config], name: s
             if schema is TrainConfig and is_main_process() and runner.sweep_folder is not None:
                 print_once(conclude(Path(runner.sweep_folder)))
             print_once(_written(runner))
+            if schema is TrainConfig and is_main_process() and runner.sweep_folder is not None:
+                for text in next_steps(Path(runner.sweep_folder)):
+                    print_once(text)
         if world_size() > 1:
             from angle.distributed.process_group import shutdown_distributed
 

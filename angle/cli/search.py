@@ -13,14 +13,14 @@ from angle.cli.space import typed_value
 from angle.config import HparamsConfig
 from angle.errors import ConfigError
 from angle.files import try_lock
-from angle.sweeps.record import JobResult
+from angle.sweeps.record import STUDY_FILE, JobResult
 
 if TYPE_CHECKING:
     from optuna import Study
     from optuna.trial import FrozenTrial
 
-#: In the sweep's folder: what has been tried. `optuna-dashboard` shows it.
-STUDY_FILE, LOCK_FILE = "optuna.journal", ".optuna.lock"
+#: In the sweep's folder: keeps other searches out.
+LOCK_FILE = ".optuna.lock"
 STUDY = "search"
 #: Jobs that are run together where a launcher runs several at once.
 PARALLEL = 4

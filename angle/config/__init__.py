@@ -21,7 +21,7 @@ from angle.config.scripts import ConvertConfig, EvaluateConfig, TrainConfig
 from angle.config.teacher import TeacherConfig
 from angle.config.tracking import TRACKING_MODES, TrackingConfig
 from angle.config.training import TrainingConfig
-from angle.config.values import CONFIG_FILE, DTYPES, FORMAT_NAMES, RUN_FILE, SELF_TEACHER
+from angle.config.values import CONFIG_FILE, DTYPES, FORMAT_NAMES, RUN_FILE, SELF_TEACHER, SWEEP_FILE
 
 __all__ = [
     "ANGLE",
@@ -36,6 +36,7 @@ __all__ = [
     "RUN_FILE",
     "SELF_TEACHER",
     "START_INDEX_VARIABLE",
+    "SWEEP_FILE",
     "TRACKING_MODES",
     "BillmConfig",
     "ConvertConfig",

@@ -40,6 +40,7 @@ OTHER_NAMES = {
     "tau": ("loss.cosine_tau",),
     "max_len": ("model.max_length",),
     "project": ("tracking.project",),
+    **dict.fromkeys(("wandb", "wandb_mode", "report_to"), ("tracking.mode",)),
 }
 
 
@@ -129,8 +130,10 @@ def flatten_groups(values: Mapping[Any, Any], schema: type, prefix: str = "") ->
 
 def value_for_group(group: str, value: Any, schema: type) -> str:
     """Return the error message for a group of settings that was given a single value."""
-    settings = ", ".join(_settings_in(group, schema))
-    return f"{group}={format_value(value)} cannot work: {group} is a group of settings; it has: {settings}."
+    settings, has = _settings_in(group, schema), "it has"
+    if "name_or_path" in settings:
+        has = f"type {group}.name_or_path={format_value(value)}, or another of these"
+    return f"{group}={format_value(value)} cannot work: {group} is a group of settings; {has}: {', '.join(settings)}."
 
 
 def setting_meant(key: str, schema: type) -> str | None:

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from angle.errors import ConfigError, did_you_mean
 
 #: Files in a run folder that more than one package uses.
-CONFIG_FILE, RUN_FILE = "config.yaml", "run.json"
+CONFIG_FILE, RUN_FILE, SWEEP_FILE = "config.yaml", "run.json", "sweep.json"
 #: Value of teacher.name_or_path for the student as it was before training.
 SELF_TEACHER = "self"
 FORMAT_NAMES = ("A", "B", "C")

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from angle.config import RUN_FILE
+from angle.config import RUN_FILE, SWEEP_FILE
 from angle.config.values import is_name
 from angle.errors import ConfigError, first_line
 from angle.files import MANIFEST, changed_file, readable_folder
@@ -42,6 +42,11 @@ def locate_model(name_or_path: str, setting: str = "model.name_or_path") -> str:
         raise ConfigError(
             f"{setting}={name_or_path} is a run folder without a model yet: finish it with "
             f"python train.py train.resume={name_or_path}"
+        )
+    if (path / SWEEP_FILE).is_file():
+        raise ConfigError(
+            f"{setting}={name_or_path} is a sweep's folder: give that of one of its runs; the last lines of the sweep, "
+            f"and its page (python -m angle.report {name_or_path}), name the best."
         )
     parent, gguf = split_gguf(name_or_path)
     in_local_folder = gguf is not None and Path(parent).is_dir()

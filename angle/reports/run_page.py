@@ -15,7 +15,7 @@ from angle.files import relative_to_cwd
 from angle.reports.page import Commands, Figures, Page, Section, Table, Text
 from angle.reports.run_record import RunRecord
 from angle.training.result import Result
-from angle.training.summary import warnings
+from angle.training.summary import use_commands, warnings
 
 #: Bins of a histogram.
 BINS = 24
@@ -349,4 +349,5 @@ def _usage(run: RunRecord) -> Iterator[Commands]:
         f"from angle import AnglE\n\nmodel = AnglE.from_pretrained({str(folder)!r})\n"
         f'embeddings = model.encode(["first text", "second text"])\n'
     )
-    yield Commands(f"python evaluate.py model.name_or_path={folder}\npython convert.py model.name_or_path={folder}\n")
+    commands = use_commands(Result(run.folder, **run.result), str(folder))
+    yield Commands("".join(f"{' '.join(command)}\n" for command in commands))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -46,9 +47,10 @@ def _verdict(sweep: Sweep) -> Iterator[Text]:
     if sentences:
         yield Text(sentences, "verdict")
     if any("[" in sentence for sentence in sentences):
+        seeds = " and of seeds (Student's t)" if sweep.has_seeds else ""
         yield Text([
-            "In brackets: 95% intervals for the true difference, over the choice of validation rows (paired bootstrap) "
-            "and of seeds (Student's t)."
+            f"In brackets: 95% intervals for the true difference, over the choice of validation rows (paired bootstrap)"
+            f"{seeds}."
         ])  # fmt: skip
     if sweep.problems:
         yield Text(sweep.problems, "warning")
@@ -99,8 +101,8 @@ def _means(sweep: Sweep, metric: Metric) -> list[dict[str, Any]]:
     return [
         {
             **setting.values,
-            "score": round(_times(metric) * metric.score(setting.mean), 3),
-            "sd": None if setting.deviation is None else round(_times(metric) * setting.deviation, 3),
+            "score": round(_times(metric) * metric.score(setting.mean), 6),
+            "sd": None if setting.deviation is None else round(_times(metric) * setting.deviation, 6),
             "n": len(setting.scores),
         }
         for setting in sweep.settings
@@ -116,31 +118,38 @@ def _effects(sweep: Sweep) -> Iterator[Figures]:
     if len(axes) == 1:
         figures.append(_one_axis(sweep, metric, *axes.items()))
     elif len(axes) == 2:
-        figures.append(_heat_map(sweep, metric))
+        cells = math.prod(map(len, axes.values()))
+        is_grid = len(sweep.ranked) > cells / 2
+        figures.append(_heat_map(sweep, metric) if is_grid else _scatter(sweep, metric))
     elif axes:
         figures.append(_parallel(sweep, metric))
-    if len(axes) > 1:
-        figures.append(_importance(sweep))
-    if any(len(setting.scores) > 1 for setting in sweep.settings):
+    if len(axes) > 1 and (shares := importance(sweep)):
+        figures.append(_importance(shares))
+    if sweep.has_seeds:
         figures.append(_seeds(sweep, metric))
     if figures:
         yield Figures(figures)
+
+
+def _placed(field: str, name: str, values: list[str]) -> tuple[dict[str, Any], Callable[[str], float | str]]:
+    """Return where the values of a setting are drawn, numbers to scale, and what makes such a place of a value."""
+    known = [as_number for value in values if (as_number := number(value)) is not None]
+    if len(known) < len(values):
+        return category(field, name, order=values), str
+    is_logarithmic = min(known) > 0 and max(known) / min(known) >= 50
+    return quantity(field, name, log=is_logarithmic), float
 
 
 def _one_axis(sweep: Sweep, metric: Metric, axis: tuple[str, list[str]]) -> Figure:
     from altair import Tooltip, X, Y, YError, layer
 
     name, values = axis
-    numbers = [number(value) for value in values]
-    are_numbers = all(value is not None for value in numbers)
+    encoding, place = _placed("value", name, values)
+    x = X(**encoding)
     rows = [
-        {"value": number(row[name]) if are_numbers else row[name], **{k: row[k] for k in ("score", "sd", "n")}}
+        {"value": place(row[name]), **{k: row[k] for k in ("score", "sd", "n")}}
         for row in sorted(_means(sweep, metric), key=lambda row: values.index(row[name]))
     ]
-    if are_numbers:
-        x = X(**quantity("value", name, log=_is_logarithmic([n for n in numbers if n is not None])))
-    else:
-        x = X(**category("value", name, order=values))
     base = chart(rows).encode(
         x=x,
         y=Y(**quantity("score", metric.label)),
@@ -153,10 +162,6 @@ def _one_axis(sweep: Sweep, metric: Metric, axis: tuple[str, list[str]]) -> Figu
     return Figure("effect", f"{metric.label} by {name}", caption, layer(*layers), rows)
 
 
-def _is_logarithmic(values: list[float]) -> bool:
-    return min(values) > 0 and max(values) / min(values) >= 50
-
-
 def _heat_map(sweep: Sweep, metric: Metric) -> Figure:
     across, down = sweep.axes.items()
     rows = [
@@ -167,6 +172,31 @@ def _heat_map(sweep: Sweep, metric: Metric) -> Figure:
     caption = "Means over seeds; point at a cell for their spread."
     title = f"{metric.label} by {across[0]} and {down[0]}"
     return Figure("heat-map", title, caption, heat_map(rows, across, down, metric.label), rows)
+
+
+def _scatter(sweep: Sweep, metric: Metric) -> Figure:
+    """Return two settings whose values were drawn, with the scores as colours."""
+    from altair import Color, Tooltip, X, Y
+
+    (across, columns), (down, lines) = sweep.axes.items()
+    (x, x_place), (y, y_place) = _placed("x", across, columns), _placed("y", down, lines)
+    rows = [
+        {"x": x_place(row[across]), "y": y_place(row[down]), "score": row["score"]}
+        for row in _means(sweep, metric)
+        if across in row and down in row
+    ]
+    drawn = (
+        chart(rows)
+        .mark_point(filled=True, size=140, opacity=0.9)
+        .encode(
+            x=X(**x),
+            y=Y(**y),
+            color=Color(field="score", type="quantitative", title=metric.label, scale={"scheme": "viridis"}),
+            tooltip=[Tooltip(field=field, type="nominal") for field in ("x", "y", "score")],
+        )
+        .properties(height=300)
+    )
+    return Figure("scatter", f"{metric.label} by {across} and {down}", "A point for each setting.", drawn, rows)
 
 
 def _parallel(sweep: Sweep, metric: Metric) -> Figure:
@@ -202,9 +232,11 @@ def _parallel(sweep: Sweep, metric: Metric) -> Figure:
 
 
 def importance(sweep: Sweep) -> dict[str, float]:
-    """Return the share of the scores' variance that each setting explains alone (eta squared of one-way variances).
+    """Return the share of the scores' variance that each setting explains alone, less what chance would.
 
-    Of a setting with many numbers, as a search tries, quarters of them are what is compared.
+    That is epsilon squared, 1 - (1 - eta^2) (n - 1) / (n - k) of n runs in k groups (Kelley, 1935). Of a setting with
+    many numbers, as a search tries, parts of at least two runs are what is compared; one that has too few runs for that
+    is left out.
     """
     scored = [(job.others, job.score) for job in sweep.jobs if job.score is not None]
     scores = np.array([score for _, score in scored], float)
@@ -212,17 +244,22 @@ def importance(sweep: Sweep) -> dict[str, float]:
     shares = {}
     for axis, values in sweep.axes.items():
         groups = np.array([values.index(others.get(axis, "")) for others, _ in scored])
-        if len(values) > 8:
-            groups = np.searchsorted(np.quantile(groups, [0.25, 0.5, 0.75]), groups)
-        between = sum((groups == g).sum() * (scores[groups == g].mean() - scores.mean()) ** 2 for g in set(groups))
-        shares[axis] = float(between / total) if total > 0 else 0.0
+        if len(set(groups)) > min(8, len(groups) // 2):
+            parts = min(4, len(groups) // 2)
+            if parts < 2 or any(number(value) is None for value in values):
+                continue
+            groups = np.searchsorted(np.quantile(groups, np.arange(1, parts) / parts), groups)
+        names = set(groups)
+        between = sum((groups == g).sum() * (scores[groups == g].mean() - scores.mean()) ** 2 for g in names)
+        unexplained = 1 - between / total if total > 0 else 1.0
+        shares[axis] = max(0.0, float(1 - unexplained * (len(groups) - 1) / (len(groups) - len(names))))
     return shares
 
 
-def _importance(sweep: Sweep) -> Figure:
+def _importance(shares: dict[str, float]) -> Figure:
     from altair import Tooltip, X, Y
 
-    rows = [{"setting": name, "share": round(share, 4)} for name, share in importance(sweep).items()]
+    rows = [{"setting": name, "share": round(share, 4)} for name, share in shares.items()]
     drawn = (
         chart(rows)
         .mark_bar()
@@ -235,7 +272,9 @@ def _importance(sweep: Sweep) -> Figure:
         )
         .properties(height=max(80, 34 * len(rows)))
     )
-    caption = "What each setting explains alone; the rest is seeds and how settings depend on each other."
+    caption = (
+        "What each setting explains alone, beyond chance; the rest is seeds and how settings depend on each other."
+    )
     return Figure("importance", "Importance of settings", caption, drawn, rows)
 
 
@@ -258,6 +297,7 @@ def _curves(sweep: Sweep) -> Iterator[Figures]:
     metric, ranked = sweep.metric, sweep.ranked
     if metric is None or not ranked:
         return
+    ranked += [setting for setting in sweep.settings if setting.mean is None]
     names = {id(setting): setting.name for setting in ranked}
     if len(ranked) > COLOURED:
         names = {id(setting): BEST if setting is ranked[0] else OTHERS for setting in ranked}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from angle.config import RUN_FILE
+from angle.config import RUN_FILE, SWEEP_FILE
 from angle.errors import ConfigError
 from angle.files import make_folder, write_durably
 from angle.reports.comparison_page import comparison_page
@@ -13,7 +13,6 @@ from angle.reports.page import Page
 from angle.reports.run_page import run_page
 from angle.reports.run_record import RunRecord
 from angle.reports.sweep_page import sweep_page
-from angle.sweeps.record import SWEEP_FILE
 from angle.sweeps.sweep import Sweep
 
 #: The page, and the folder of a report in that of its run or sweep.

@@ -13,12 +13,14 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
-from angle.config import RUN_FILE
+from angle.config import RUN_FILE, SWEEP_FILE
 from angle.errors import ConfigError
 from angle.files import make_folder, try_lock, write_durably
 from angle.sweeps.settings import as_typed
 
-SWEEP_FILE, TABLE_FILE = "sweep.json", "sweep.csv"
+TABLE_FILE = "sweep.csv"
+#: Beside them, what a search has tried; `optuna-dashboard` shows it.
+STUDY_FILE = "optuna.journal"
 #: Why a job has failed that has not said so, and one that a signal has ended.
 DID_NOT_END, INTERRUPTED = "did not end", "interrupted"
 #: What the record says of a job that has begun, and of one that has ended well, or early.

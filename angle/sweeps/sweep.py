@@ -7,13 +7,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from angle.config import TrainConfig
+from angle.config import SWEEP_FILE, TrainConfig
 from angle.config.record import read_config
 from angle.errors import ConfigError, DataError
 from angle.evaluation.evaluator import Metric
 from angle.evaluation.predictions import AFTER, Predictions
 from angle.evaluation.run_evaluators import metric_named
-from angle.sweeps.record import RUNNING, SWEEP_FILE
+from angle.sweeps.record import RUNNING, STUDY_FILE
 from angle.sweeps.settings import SEED, Setting, by_setting, is_value, value_as_typed, without_seed
 from angle.tracking.metrics_file import read_metrics
 from angle.training.resolve import decided_value
@@ -95,6 +95,16 @@ class Sweep:
             if not job.folder.is_dir():
                 sweep.problems.append(f"{job.folder} is missing, so only what the sweep wrote down of it is shown.")
         return sweep
+
+    @property
+    def is_search(self) -> bool:
+        """Whether its values were drawn, one seed each."""
+        return (self.folder / STUDY_FILE).is_file()
+
+    @property
+    def has_seeds(self) -> bool:
+        """Whether a setting was tried with several seeds."""
+        return any(len(setting.scores) > 1 for setting in self.settings)
 
     @property
     def settings(self) -> list[Setting[Job]]:

@@ -6,7 +6,7 @@ from collections.abc import Hashable, Iterator, Mapping
 
 from angle.evaluation.comparison import Difference, Sampled, bootstrap, difference
 from angle.evaluation.evaluator import Metric
-from angle.sweeps.settings import Setting, as_typed
+from angle.sweeps.settings import as_typed
 from angle.sweeps.sweep import Job, Sweep
 
 #: The runs of a setting, by what pairs them with those of another.
@@ -23,7 +23,7 @@ def verdict(sweep: Sweep) -> list[str]:
     jobs = [job for job in sweep.jobs if job.score is not None and job.predictions is not None]
     sampled = bootstrap([job.predictions.rows for job in jobs if job.predictions is not None])
     samples = {id(job): of_job for job, of_job in zip(jobs, sampled, strict=True)}
-    sentences = list(_winner(ranked, sweep.default, metric, samples))
+    sentences = list(_winner(sweep, metric, samples))
     if len(sweep.axes) > 1:
         sentences += _axes(sweep, metric, samples)
     return sentences
@@ -34,48 +34,39 @@ def interval(found: Difference, metric: Metric) -> str:
     return f"{metric.format(found.mean)} [{metric.format(found.low)}, {metric.format(found.high)}]"
 
 
-def _winner(
-    ranked: list[Setting[Job]], default: dict[str, str] | None, metric: Metric, samples: Mapping[int, Sampled]
-) -> Iterator[str]:
+def _winner(sweep: Sweep, metric: Metric, samples: Mapping[int, Sampled]) -> Iterator[str]:
     """Yield which setting is the best, and whether it is better than the second and than the default."""
+    ranked, default = sweep.ranked, sweep.default
     best = ranked[0]
     assert best.mean is not None
     seeds = f"{len(best.scores)} seeds" if len(best.scores) > 1 else "one seed"
-    yield f"{best.name} has the best mean {metric.label}: {metric.format(metric.score(best.mean))} ({seeds})."
+    defaults = [one for one in ranked if default is not None and default.items() <= one.values.items()]
+    named = ", and is the default" if best in defaults and len(ranked) > 1 else ""
+    yield f"{best.name} has the best mean {metric.label}: {metric.format(metric.score(best.mean))} ({seeds}){named}."
     if len(ranked) < 2:
         return
-    others = {"the second": ranked[1]}
-    if default is not None:
-        defaults = [setting for setting in ranked if default.items() <= setting.values.items()]
-        if not defaults:
-            yield f"The default, {as_typed(default)}, has no score here, so the best is not compared with it."
-        elif defaults[0] is best:
-            yield "It is the default."
-        elif defaults[0] is ranked[1]:
-            others = {"the second and the default": ranked[1]}
-        else:
-            others["the default"] = defaults[0]
-    seeds_of = []
+    others = {"the second and the default" if ranked[1] in defaults else "the second": ranked[1]}
+    if defaults and defaults[0] not in ranked[:2]:
+        others["the default"] = defaults[0]
+    has_one_seed = False
     for called, other in others.items():
-        found = _difference(
-            _by(best.jobs, samples, ""),
-            _by(other.jobs, samples, ""),
-            metric,
-            comparisons=len(ranked) - 1 if "default" in called else 1,
-        )
+        comparisons = len(ranked) - 1 if "default" in called else 1  # the best of many is a lucky one
+        found = _difference(_by(best.jobs, samples, ""), _by(other.jobs, samples, ""), metric, comparisons)
         if found is None:
             yield f"Of {called}, {other.name}, the predictions were not saved, so the difference may be chance."
-            continue
-        seeds_of.append(found.seeds)
-        if found.is_clear:
+        elif found.is_clear:
             yield f"It is better than {called}, {other.name}, by {interval(found, metric)}."
         else:
             yield (
                 f"That it is better than {called}, {other.name}, may be chance: the difference is "
                 f"{interval(found, metric)}."
             )
-    if 1 in seeds_of:
-        yield "With one seed, how much seeds differ is unknown and not in the interval: add train.seed=1,2,3."
+        has_one_seed |= found is not None and found.seeds == 1
+    if default is not None and not defaults:
+        yield f"The default, {as_typed(default)}, has no score here, so nothing is compared with it."
+    if has_one_seed:
+        how = f"in a sweep of {best.name} without hparams=optuna, add" if sweep.is_search else "add"
+        yield f"With one seed, how much seeds differ is unknown and not in the interval: {how} train.seed=1,2,3."
 
 
 def _axes(sweep: Sweep, metric: Metric, samples: Mapping[int, Sampled]) -> Iterator[str]:

@@ -14,6 +14,7 @@ from angle.config import TrackingConfig
 from angle.errors import ConfigError
 from angle.quiet import quiet_loggers
 from angle.tracking import sink
+from angle.tracking.console import LOGGER
 from angle.tracking.sink import RunInfo, dashboard_name
 
 if TYPE_CHECKING:
@@ -54,9 +55,9 @@ class Sink(sink.Sink):
         # By default it would try for minutes, at every step, to reach a server that is away.
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", f"{config.timeout:.0f}")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-        with quiet_loggers("mlflow", "alembic"):
-            import mlflow
+        import mlflow  # sets up its own loggers
 
+        with quiet_loggers("mlflow", "mlflow.store.db.utils", "mlflow.tracking.fluent", "alembic"):
             known = mlflow.search_runs(
                 experiment_names=[config.project], filter_string=f"tags.`{TAG}` = '{self._id}'", output_format="list"
             )
@@ -93,6 +94,10 @@ class Sink(sink.Sink):
             import mlflow
 
             mlflow.end_run("FAILED" if failed else "FINISHED")
+            uri = mlflow.get_tracking_uri()
+            LOGGER.info("MLflow  has this run in %s", uri)
+            if uri.startswith("sqlite"):
+                LOGGER.info("        pip install mlflow && mlflow ui --backend-store-uri %s", uri)
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -30,6 +30,8 @@ def notes_on(config: TrainConfig, data: RunData, total_steps: int) -> list[str]:
     notes = [*_on_weights(config.loss, config.data_format.name, labels), *_on_labels(config.loss, labels)]
     if config.data.train.names() == [SAMPLE] and config.model.name_or_path != TINY:
         notes.insert(0, "sample is toy data, to try things out; for a real model add data=nli_b")
+    if config.data.train.names() != [SAMPLE] and config.model.name_or_path == TINY:
+        notes.insert(0, "model=tiny is small and untrained, to try things out; for a real model add model=minilm")
     return [
         *notes,
         *_on_unknown_tokens(data),

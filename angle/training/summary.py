@@ -21,7 +21,7 @@ SWEEP_FLAGS = frozenset({"-m", "--multirun"})
 LEFT_OUT = ("-", "hub.", "hydra.", "train.output_dir=", "train.resume=")
 
 
-def print_summary(result: Result, words: Sequence[str]) -> None:
+def print_summary(result: Result, words: Sequence[str] | None = None) -> None:
     """Print the summary of a run on the main process, and write the same into the run's log."""
     if not is_main_process():
         return
@@ -31,13 +31,13 @@ def print_summary(result: Result, words: Sequence[str]) -> None:
         append_to_log(result.folder, text)
 
 
-def summary(result: Result, words: Sequence[str] = ()) -> str:
+def summary(result: Result, words: Sequence[str] | None = ()) -> str:
     """Return what a user wants to know after a run.
 
     Args:
         result: the outcome of the run.
-        words: the command line, for suggesting another run like it; that of a sweep gets no next steps, which concern
-            only its best job.
+        words: the command line, for suggesting another run like it; None, as from Python, and that of a sweep get no
+            next steps, which concern only its best job.
 
     """
     folder = RunFolder(result.folder)
@@ -49,7 +49,7 @@ def summary(result: Result, words: Sequence[str] = ()) -> str:
     lines += [f"Saved   {run}/{'best' if result.best_step is not None else 'final'}"]
     if result.pushed is not None:
         lines += [f"Pushed  {result.pushed}{' (by this run before)' if result.already_pushed else ''}"]
-    if not SWEEP_FLAGS.isdisjoint(words):
+    if words is None or not SWEEP_FLAGS.isdisjoint(words):
         return "\n".join(lines)
     if any(word.startswith("train.resume=") for word in words):
         words = hydra_overrides(folder.requested_config())
@@ -114,6 +114,8 @@ def warnings(result: Result, config: TrainConfig, *, has_notes: bool) -> Iterato
             f"measures the model on pairs with labels{hold_out}."
         )
         return
+    if result.pruned:
+        return  # a search has stopped it, because others do better
     metric, overlap = result.metric, result.valid_word_overlap
     measured = [
         ("validation", metric, result.valid_before.get(metric.name), result.best_score,
@@ -133,15 +135,15 @@ def warnings(result: Result, config: TrainConfig, *, has_notes: bool) -> Iterato
         yield f"training has not helped{f': {worse}' if worse else ''}. Try {advice}{see_notes}."
     elif worse:
         yield f"training has not helped everywhere: {worse}."
-    as_good = [
-        f"{metric.format(overlap)} on {name}"
+    no_worse = [
+        f"{metric.format(overlap)} on {name}, the model {metric.format(after)}"
         for name, metric, _, after, overlap in measured
         if after is not None and overlap is not None and not metric.is_better(after, overlap)
     ]
-    if as_good:
+    if no_worse:
         yield (
-            f"counting the words that two texts share is as good ({', '.join(as_good)}), so the model needs more rows "
-            f"or more steps."
+            f"counting the words that two texts share does no worse ({'; '.join(no_worse)}), so the model needs more "
+            f"rows or more steps."
         )
 
 
@@ -155,8 +157,9 @@ def _scores(result: Result) -> Iterator[tuple[str, str]]:
     if result.best_score is not None:
         before = result.valid_before.get(metric.name)
         compared = "" if before is None else f" ({metric.format(before)} before training)"
+        gained = gain(result)
         yield (
-            "Best",
+            "Best" if gained is None or gained > 0 else "Kept",
             f"{metric.label} {metric.format(result.best_score)} on validation, at step {result.best_step}{compared}",
         )
     elif result.valid_after and result.valid_before:
@@ -178,7 +181,6 @@ def _scores(result: Result) -> Iterator[tuple[str, str]]:
 
 def _next_commands(result: Result, config: TrainConfig, run: str, words: Sequence[str]) -> Iterator[list[str]]:
     """Yield what to type next, as words that a shell takes: nothing that the warnings speak against."""
-    model = shlex.quote(hydra_override("model.name_or_path", run))
     train, gained = ["python", script_command("train.py")], gain(result)
     if gained is not None and gained <= 0:
         lr = f"train.learning_rate={_better_lr(result, config):g}"
@@ -186,17 +188,22 @@ def _next_commands(result: Result, config: TrainConfig, run: str, words: Sequenc
         return
     if _is_unmeasured(result) and _can_hold_out(config):
         yield [*train, *_same_words(words, set()), "data.valid_split=0.05"]
-    evaluate = ["python", script_command("evaluate.py"), model]
-    if result.test_after is None:
-        evaluate += ["tasks=[stsb]"]
+    evaluate, convert = use_commands(result, run)
     yield evaluate
     if config.ese.enabled:
         yield [*evaluate, "ese_grid=true"]
-    yield ["python", script_command("convert.py"), model]
+    yield convert
     yield ["python", "-m", "angle.report", shlex.quote(run)]
     sweep = suggested_sweep(config)
     if result.best_score is not None and sweep:  # it would compare its jobs by it
         yield [*train, "-m", *_same_words(words, set(sweep)), *(f"{name}={values}" for name, values in sweep.items())]
+
+
+def use_commands(result: Result, run: str) -> tuple[list[str], list[str]]:
+    """Return what evaluates and what converts the model of a run in a folder, as words that a shell takes."""
+    model = shlex.quote(hydra_override("model.name_or_path", run))
+    tasks = ["tasks=[stsb]"] if result.test_after is None else []
+    return ["python", script_command("evaluate.py"), model, *tasks], ["python", script_command("convert.py"), model]
 
 
 def _same_words(words: Sequence[str], replaced: set[str]) -> list[str]:

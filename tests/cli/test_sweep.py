@@ -12,11 +12,11 @@ import pytest
 
 from angle.cli.jobs import JobRunner
 from angle.cli.sweep import best_metric
-from angle.config import EvaluateConfig, TrainConfig
+from angle.config import SWEEP_FILE, EvaluateConfig, TrainConfig
 from angle.config.build import build_config
 from angle.config.record import write_config
 from angle.errors import ConfigError
-from angle.sweeps.record import SWEEP_FILE, TABLE_FILE, JobResult, SweepRecord
+from angle.sweeps.record import TABLE_FILE, JobResult, SweepRecord
 from angle.sweeps.table import comparison_table
 
 

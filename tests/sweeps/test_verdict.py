@@ -56,14 +56,14 @@ GAINS = {("loss.ibn_w", "10"): 0.1, ("loss.ibn_w", "20"): 0.05}
 @pytest.mark.parametrize(
     ("default", "expected"),
     [
-        (10.0, ["It is the default.", "It is better than the second, loss.ibn_w=20, by "]),
+        (10.0, ["It is better than the second, loss.ibn_w=20, by "]),
         (20.0, ["It is better than the second and the default, loss.ibn_w=20, by "]),
         (30, ["It is better than the second, loss.ibn_w=20, by ", "It is better than the default, loss.ibn_w=30, by "]),
         (
             5.0,
             [
-                "The default, loss.ibn_w=5, has no score here, so the best is not compared with it.",
                 "It is better than the second, loss.ibn_w=20, by ",
+                "The default, loss.ibn_w=5, has no score here, so nothing is compared with it.",
             ],
         ),
     ],
@@ -71,6 +71,7 @@ GAINS = {("loss.ibn_w", "10"): 0.1, ("loss.ibn_w", "20"): 0.05}
 def test_the_best_is_compared_with_the_default(tmp_path: Path, default: float, expected: list[str]) -> None:
     sweep = make_sweep(tmp_path, WEIGHTS, GAINS)
     write_sweep(sweep, read_jobs(sweep), {"loss.ibn_w": default})
+    assert sentences(sweep)[0].endswith(", and is the default.") is (default == 10)
     assert [sentence.partition(" by ")[0] for sentence in sentences(sweep)[1:]] == [
         sentence.partition(" by ")[0] for sentence in expected
     ]
@@ -95,6 +96,12 @@ def test_the_default_of_many_is_not_beaten_by_chance(tmp_path: Path) -> None:
     for default in range(0, 40, 8):
         write_sweep(sweep, read_jobs(sweep), {"loss.ibn_w": default})
         assert not [sentence for sentence in sentences(sweep) if sentence.startswith("It is better")]
+
+
+def test_a_search_is_told_how_to_try_seeds(tmp_path: Path) -> None:
+    sweep = make_sweep(tmp_path, {"loss.ibn_w": ["10", "20"]}, {("loss.ibn_w", "10"): 0.1}, seeds=1)
+    (sweep / "optuna.journal").touch()
+    assert sentences(sweep)[-1].endswith("in a sweep of loss.ibn_w=10 without hparams=optuna, add train.seed=1,2,3.")
 
 
 def test_one_lucky_run_does_not_win(tmp_path: Path) -> None:
@@ -131,9 +138,27 @@ def test_importance_is_the_share_of_the_variance(tmp_path: Path) -> None:
         scores[tuple(job.others.values())].append(job.score)
     table = np.array([[scores[ibn_w, tau] for tau in AXES["loss.angle_tau"]] for ibn_w in AXES["loss.ibn_w"]])
     total = table.var()
-    expected = {
-        "loss.ibn_w": table.mean(axis=(1, 2)).var() / total,
-        "loss.angle_tau": table.mean(axis=(0, 2)).var() / total,
+    explained = {
+        "loss.ibn_w": (table.mean(axis=(1, 2)).var() / total, 3),
+        "loss.angle_tau": (table.mean(axis=(0, 2)).var() / total, 2),
     }
+    expected = {name: 1 - (1 - share) * 17 / (18 - groups) for name, (share, groups) in explained.items()}
     assert importance(sweep) == pytest.approx(expected)
     assert 0.7 < expected["loss.ibn_w"] < 1
+
+
+def test_drawn_numbers_explain_nothing_by_being_different(tmp_path: Path) -> None:
+    """Each of 40 runs has numbers of its own; the score follows the first of two settings."""
+    weights = [str(weight) for weight in range(40)]
+    gains = {("loss.ibn_w", weight): int(weight) / 100 for weight in weights}
+    sweep = make_sweep(tmp_path, {"loss.ibn_w": weights}, gains, seeds=1)
+    rng = np.random.default_rng(0)
+    jobs = read_jobs(sweep)
+    for job, rate in zip(jobs, rng.permutation(40), strict=True):
+        job["settings"] |= {"train.learning_rate": f"{rate + 1}e-6"}
+    write_sweep(sweep, jobs)
+    shares = importance(Sweep.read(sweep))
+    assert shares["loss.ibn_w"] > 0.8
+    assert shares["train.learning_rate"] < 0.2
+    write_sweep(sweep, jobs[:3])
+    assert importance(Sweep.read(sweep)) == {}

@@ -52,14 +52,14 @@ def test_a_model_that_is_worse_than_before_is_said_first_and_not_recommended(tmp
     assert text.startswith(
         "Warning: training has not helped: Spearman on validation was 50.00 before, and is 37.50 after it; Spearman on "
         "the test set was 50.00 before, and is 31.25 after it. Try train.learning_rate=0.0002, a tenth of this run's. "
-        "Best "
+        "Kept "
     )
     assert text.endswith(" Next    python train.py train.seed=1 train.learning_rate=0.0002")
 
 
 def test_a_model_that_did_not_change_needs_a_higher_rate(tmp_path: Path) -> None:
     text = summary_of(tmp_path, **BETTER | {"best_score": 0.5})
-    assert text.startswith("Warning: training has not helped. Try train.learning_rate=0.006, or more steps. Best ")
+    assert text.startswith("Warning: training has not helped. Try train.learning_rate=0.006, or more steps. Kept ")
     assert text.endswith(" Next    python train.py train.seed=1 train.learning_rate=0.006")
 
 
@@ -89,8 +89,8 @@ def test_gain_is_that_of_what_was_measured(tmp_path: Path, outcome: dict[str, An
 def test_a_model_that_is_no_better_than_shared_words_is_said_first(tmp_path: Path) -> None:
     text = summary_of(tmp_path, **BETTER | {"valid_word_overlap": 0.875})
     assert text.startswith(
-        "Warning: counting the words that two texts share is as good (87.50 on validation), so the model needs more "
-        "rows or more steps. Best "
+        "Warning: counting the words that two texts share does no worse (87.50 on validation, the model 75.00), so the "
+        "model needs more rows or more steps. Best "
     )
 
 
