@@ -123,7 +123,7 @@ def _effects(sweep: Sweep) -> Iterator[Figures]:
         figures.append(_heat_map(sweep, metric) if is_grid else _scatter(sweep, metric))
     elif axes:
         figures.append(_parallel(sweep, metric))
-    if len(axes) > 1 and (shares := importance(sweep)):
+    if len(axes) > 1 and any((shares := importance(sweep)).values()):
         figures.append(_importance(shares))
     if sweep.has_seeds:
         figures.append(_seeds(sweep, metric))
@@ -310,7 +310,7 @@ def _curves(sweep: Sweep) -> Iterator[Figures]:
         }
         for setting in reversed(ranked)  # the best is drawn last, above the others
         for job in setting.jobs
-        for step, value in job.learning_curve()
+        for step, value in job.learning_curve(metric.name)
     ]
     if len({row["step"] for row in rows}) < 2:
         return

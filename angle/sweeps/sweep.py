@@ -49,10 +49,10 @@ class Job:
         """The settings without the seed."""
         return without_seed(self.settings)
 
-    def learning_curve(self) -> list[tuple[int, float]]:
-        """Return the steps and values at which the metric was measured on validation rows."""
+    def learning_curve(self, metric: str) -> list[tuple[int, float]]:
+        """Return the steps and values at which a metric was measured on validation rows."""
         lines = read_metrics(self.folder) if self.folder.is_dir() else []
-        name = f"valid/{self.metric}"
+        name = f"valid/{metric}"
         return [(line["step"], line[name]) for line in lines if isinstance(line.get(name), int | float)]
 
 
