@@ -319,7 +319,7 @@ def test_a_metric_of_the_format_chooses_the_best_model(
     assert (record["best_metric"], record["best_score"]) == (metric, result.best_score)
     label = metric.replace("_", " ").replace("in batch", "in-batch")
     score = f"{result.best_score:.3f}" if metric == "loss" else f"{100 * result.best_score:.2f}"
-    assert f"Best    {label} {score} on validation, at step {result.best_step} (" in summary(result)
+    assert f" {label} {score} on validation, at step {result.best_step} (" in summary(result)
 
 
 def test_a_best_metric_that_is_not_measured_is_refused_before_training(
