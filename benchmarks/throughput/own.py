@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from angle import Encoder, ModelConfig, PoolingConfig, TrainConfig, build_config, fit
+from angle import Encoder, ModelConfig, PoolingConfig, TrainConfig, build_config
 from angle.config import BillmConfig, LoraConfig
 from angle.kernels import KERNEL_NAMES
 from angle.kernels.allocator import keep_freed_memory
 from angle.structures import FORMATS
+from angle.training.loop import fit
 from benchmarks.throughput.clock import StepClock, peak_memory, synchronize
 from benchmarks.throughput.figures import model_flops
 from benchmarks.throughput.jobs import ANGLE_EMB, BARE, LEARNING_RATE, LORA_DROPOUT, OWN, SBERT, SEED, Job

@@ -156,10 +156,11 @@ def test_a_sweep_has_a_folder_per_job_each_of_which_can_be_resumed(tmp_path):
     assert [job.name for job in jobs] == names
     record = json.loads((tmp_path / "sweep" / "sweep.json").read_text())["jobs"]
     assert [Path(job["folder"]).name for job in record] == names
-    assert "Next" not in done.stdout  # for the best alone
     (best,) = re.findall(r"^Best    (sweep/\S+)$", done.stdout, re.MULTILINE)
     scores = [json.loads((job / "run.json").read_text())["result"]["best_score"] for job in jobs]
     assert best == f"sweep/{jobs[np.argmax(scores)].name}"
+    (following,) = done.stdout.split("\nNext    ")[1:]  # for the best alone
+    assert set(re.findall(r"sweep/loss\S+", following)) == {best}
     for job in jobs:
         assert fit(build_config({"train": {"resume": str(job)}}, TrainConfig)).already_finished
 

@@ -10,10 +10,11 @@ import pytest
 from conftest import sample_files
 from safetensors.torch import load_file
 
-from angle import ConfigError, TrainConfig, build_config, fit
+from angle import ConfigError, TrainConfig, build_config
 from angle.evaluation.run_evaluators import metric_named
 from angle.tracking.tracker import Tracker
 from angle.training.checkpoint import Progress
+from angle.training.loop import fit
 from angle.training.summary import summary
 from angle.training.validation import count_evaluation, is_out_of_patience
 
