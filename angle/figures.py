@@ -67,7 +67,8 @@ def theme(*, dark: bool) -> dict[str, Any]:
         "background": "transparent",
         "font": "system-ui, sans-serif",
         "view": {"stroke": None},
-        "axis": labels | {"gridColor": grid, "domainColor": grid, "tickColor": grid, "labelLimit": 140},
+        "axis": labels
+        | {"gridColor": grid, "domainColor": grid, "tickColor": grid, "labelLimit": 140, "labelFlush": False},
         "legend": labels | {"orient": "bottom", "labelLimit": 260, "columns": 2, "title": None},
         "mark": {"color": colours[0]},
         "text": {"color": text},
