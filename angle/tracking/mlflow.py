@@ -78,7 +78,7 @@ class Sink(sink.Sink):
         self._tracker.log({dashboard_name(name): float(value) for name, value in values.items()}, step=step)
 
     def log_summary(self, values: Mapping[str, Mapping[str, float]]) -> None:
-        """Record first, best, last and test scores as first.spearman, best.spearman and so on."""
+        """Record first, best, last and test scores by when and name, such as best.loss."""
         self._tracker.log(
             {f"{when}.{name}": score for when, scores in values.items() for name, score in scores.items()}
         )
