@@ -18,7 +18,7 @@ from angle.cli.jobs import JobRunner
 from angle.cli.launchers import check_installed
 from angle.cli.replaced_sources import let_words_replace_sources
 from angle.cli.sweep import check_jobs, check_search, default_values, select_overrides, slug, swept_keys
-from angle.cli.sweep_end import conclude, next_steps
+from angle.cli.sweep_end import conclude
 from angle.cli.sweeper import Sweeper
 from angle.cli.user_errors import exit_on_user_error
 from angle.config import SWEEP_FILE, TrainConfig
@@ -79,11 +79,10 @@ def launch(task: Callable[[Config], float | None], schema: type[Config], name: s
         if len(results) > 1:
             print_once(f"\n{comparison_table(results)}")
             if schema is TrainConfig and is_main_process() and runner.sweep_folder is not None:
-                print_once(conclude(Path(runner.sweep_folder)))
-            print_once(_written(runner))
-            if schema is TrainConfig and is_main_process() and runner.sweep_folder is not None:
-                for text in next_steps(Path(runner.sweep_folder)):
+                for text in conclude(Path(runner.sweep_folder), _written(runner)):
                     print_once(text)
+            else:
+                print_once(_written(runner))
         if world_size() > 1:
             from angle.distributed.process_group import shutdown_distributed
 

@@ -1,37 +1,44 @@
-"""What a sweep ends with, beside its table: what it has shown, and its page."""
+"""What a sweep ends with, beside its table: what it has shown, its page, and what to type next."""
 
 from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from angle.files import explained_disk_errors, relative_to_cwd
 from angle.terminal import labelled, wrapped_command
 
+if TYPE_CHECKING:
+    from angle.sweeps.sweep import Sweep
 
-def conclude(folder: Path) -> str:
-    """Write the page of a sweep, and return what the sweep has shown and where that page is."""
-    from angle.reports.writing import write_report
+
+def conclude(folder: Path, written: str) -> Iterator[str]:
+    """Write the page of a sweep; yield what it has shown, where that page is, `written`, and what to type next."""
+    from angle.reports.sweep_page import sweep_page
+    from angle.reports.writing import REPORT_FOLDER, write_page
     from angle.sweeps.sweep import Sweep
     from angle.sweeps.verdict import verdict
 
-    lines = [labelled("Verdict", sentence) for sentence in verdict(Sweep.read(folder))[1:]]
+    sweep = Sweep.read(folder)
+    sentences = verdict(sweep)
     with explained_disk_errors(folder, f"type python -m angle.report {folder}."):
-        page = write_report([folder], pictures=False)
-    return "\n".join([*lines, f"Page    {page}"])
+        page = write_page(sweep_page(sweep, sentences), folder / REPORT_FOLDER, pictures=False)
+    yield from (labelled("Verdict", sentence) for sentence in sentences[1:])
+    yield f"Page    {page}"
+    yield written
+    yield from _next_steps(sweep)
 
 
-def next_steps(folder: Path) -> Iterator[str]:
+def _next_steps(sweep: Sweep) -> Iterator[str]:
     """Yield what to type next, about the best run of a sweep, if training has helped it."""
-    from angle.sweeps.sweep import Sweep
     from angle.training.result import Result
     from angle.training.summary import gain, use_commands
 
-    ranked = Sweep.read(folder).ranked
-    if not ranked:
+    if not sweep.ranked:
         return
-    best = max((job for job in ranked[0].jobs if job.score is not None), key=lambda job: job.score or 0.0)
+    best = max((job for job in sweep.ranked[0].jobs if job.score is not None), key=lambda job: job.score or 0.0)
     result, run = Result(best.folder, **best.result), relative_to_cwd(best.folder)
     if (gained := gain(result)) is not None and gained <= 0:
         return

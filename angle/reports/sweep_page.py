@@ -13,7 +13,6 @@ from angle.figures import Figure, Row, category, chart, heat_map, line_chart, qu
 from angle.reports.page import Figures, Page, Section, Table, Text
 from angle.sweeps.settings import as_typed
 from angle.sweeps.sweep import Sweep, number
-from angle.sweeps.verdict import verdict
 
 #: Curves that are told apart by colour.
 COLOURED = 7
@@ -21,15 +20,15 @@ COLOURED = 7
 BEST, OTHERS = "the best setting", "other settings"
 
 
-def sweep_page(sweep: Sweep) -> Page:
-    """Return the page of a sweep."""
+def sweep_page(sweep: Sweep, sentences: list[str]) -> Page:
+    """Return the page of a sweep, whose verdict is `sentences`."""
     counts = {status: sum(job.status == status for job in sweep.jobs) for status in ("failed", "pruned", "running")}
     count = f"{len(sweep.jobs)} jobs of {len(sweep.settings)} settings"
     return Page(
         title=f"Sweep {sweep.folder.resolve().name}",
         subtitle=", ".join([count, *(f"{number} {status}" for status, number in counts.items() if number)]),
         sections=[
-            Section("Verdict", list(_verdict(sweep))),
+            Section("Verdict", list(_verdict(sweep, sentences))),
             Section("Settings", list(_table(sweep))),
             Section("What the settings do", list(_effects(sweep))),
             Section("Learning curves", list(_curves(sweep))),
@@ -39,11 +38,10 @@ def sweep_page(sweep: Sweep) -> Page:
     )
 
 
-def _verdict(sweep: Sweep) -> Iterator[Text]:
+def _verdict(sweep: Sweep, sentences: list[str]) -> Iterator[Text]:
     if sweep.jobs and all(job.error is not None for job in sweep.jobs):
         yield Text(["All jobs failed; the first error of each is below."], "warning")
         return
-    sentences = verdict(sweep)
     if sentences:
         yield Text(sentences, "verdict")
     if any("[" in sentence for sentence in sentences):

@@ -14,6 +14,7 @@ from angle.reports.run_page import run_page
 from angle.reports.run_record import RunRecord
 from angle.reports.sweep_page import sweep_page
 from angle.sweeps.sweep import Sweep
+from angle.sweeps.verdict import verdict
 
 #: The page, and the folder of a report in that of its run or sweep.
 PAGE_FILE, REPORT_FOLDER = "report.html", "report"
@@ -33,9 +34,13 @@ def write_report(folders: Sequence[Path], output: Path | None = None, *, picture
         ConfigError: a folder is neither a run's nor a sweep's, or the report would replace something else.
 
     """
-    page = _page(folders)
     if output is None:
         output = folders[0] / REPORT_FOLDER if len(folders) == 1 else Path("comparison")
+    return write_page(_page(folders), output, pictures=pictures)
+
+
+def write_page(page: Page, output: Path, *, pictures: bool) -> Path:
+    """Write a page and its figures into a folder of their own, as `write_report` does, and return the page's path."""
     path = output / PAGE_FILE
     if output.is_file() or (output.is_dir() and any(output.iterdir()) and not _is_report(path)):
         raise ConfigError(f"{output} holds something else than a report: give another folder by --output.")
@@ -61,7 +66,8 @@ def _page(folders: Sequence[Path]) -> Page:
             raise ConfigError("The same run is given twice: give different ones.")
         return comparison_page([RunRecord.read(folder) for folder in folders])
     if sweeps:
-        return sweep_page(Sweep.read(folders[0]))
+        sweep = Sweep.read(folders[0])
+        return sweep_page(sweep, verdict(sweep))
     if not (folders[0] / RUN_FILE).is_file():
         raise ConfigError(
             f"{folders[0]} is neither a run's folder, which has a {RUN_FILE}, nor a sweep's, which has a {SWEEP_FILE}."
