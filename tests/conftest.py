@@ -29,6 +29,7 @@ import torch
 
 from angle.data import sample
 from angle.structures import Tokens
+from angle.tracking.tracker import Tracker
 
 REPO = Path(__file__).resolve().parent.parent
 #: What a run measures of the machine.
@@ -198,6 +199,24 @@ def repeatable_metrics(text: str) -> list[dict[str, Any]]:
     """Return the lines of a metrics.jsonl without what two equal runs do not have in common."""
     lines = [json.loads(line) for line in text.splitlines()]
     return [{name: value for name, value in line.items() if name not in OF_THE_MACHINE} for line in lines]
+
+
+@contextmanager
+def dying_at(step: int) -> Iterator[None]:
+    """Let runs in this process be interrupted when they count a step, which must happen."""
+    advance, steps = Tracker.advance, 0
+
+    def advance_or_die(tracker: Tracker) -> None:
+        nonlocal steps
+        steps += 1
+        if steps == step:
+            raise KeyboardInterrupt
+        advance(tracker)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Tracker, "advance", advance_or_die)
+        with pytest.raises(KeyboardInterrupt):
+            yield
 
 
 def snapshot(folder: Path) -> dict[str, bytes | None]:

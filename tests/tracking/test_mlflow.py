@@ -10,12 +10,13 @@ from pathlib import Path
 
 import mlflow
 import pytest
+from conftest import dying_at
 from mlflow.tracking import MlflowClient
 
 from angle import ConfigError, TrainConfig, build_config, fit
 from angle.config import TrackingConfig
 from angle.tracking.sink import dashboard_name
-from angle.tracking.tracker import Tracker, check_sinks
+from angle.tracking.tracker import check_sinks
 
 
 @pytest.fixture
@@ -36,26 +37,17 @@ def settings(folder: Path) -> TrainConfig:
 
 
 @pytest.mark.slow
-def test_a_resumed_run_is_one_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, client: MlflowClient) -> None:
-    folder, advance, steps = tmp_path / "run", Tracker.advance, 0
-
-    def advance_or_die(tracker: Tracker) -> None:
-        nonlocal steps
-        steps += 1
-        if steps == 4:
-            raise KeyboardInterrupt
-        advance(tracker)
+def test_a_resumed_run_is_one_run(tmp_path: Path, client: MlflowClient) -> None:
+    folder = tmp_path / "run"
 
     def runs() -> list[mlflow.entities.Run]:
         experiment = client.get_experiment_by_name("of a test")
         return list(client.search_runs([experiment.experiment_id]))
 
-    monkeypatch.setattr(Tracker, "advance", advance_or_die)
-    with pytest.raises(KeyboardInterrupt):
+    with dying_at(4):
         fit(settings(folder))
     (stopped,) = runs()
     assert stopped.info.status == "FAILED"
-    monkeypatch.setattr(Tracker, "advance", advance)
     result = fit(settings(folder))
 
     (run,) = runs()

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import dying_at
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from angle import ConfigError, TrainConfig, build_config, fit
 from angle.config import TrackingConfig
 from angle.tracking import tensorboard
 from angle.tracking.sink import RunInfo, dashboard_name
-from angle.tracking.tracker import Tracker, check_sinks
+from angle.tracking.tracker import check_sinks
 
 
 def settings(folder: Path) -> TrainConfig:
@@ -45,22 +46,13 @@ def metrics(folder: Path) -> dict[str, list[tuple[int, Any]]]:
     return values
 
 
-def test_a_resumed_run_shows_each_step_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder, advance, steps = tmp_path / "run", Tracker.advance, 0
+def test_a_resumed_run_shows_each_step_once(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
 
-    def advance_or_die(tracker: Tracker) -> None:
-        nonlocal steps
-        steps += 1
-        if steps == 6:
-            raise KeyboardInterrupt
-        advance(tracker)
-
-    monkeypatch.setattr(Tracker, "advance", advance_or_die)
-    with pytest.raises(KeyboardInterrupt):
+    with dying_at(6):
         fit(settings(folder))
     # The last checkpoint is that of step 4.
     assert [step for step, _ in scalars(folder)["train/loss"]] == [1, 2, 3, 4, 5]
-    monkeypatch.setattr(Tracker, "advance", advance)
     fit(settings(folder))
 
     assert len(list((folder / "tensorboard").iterdir())) == 2
