@@ -1,7 +1,7 @@
 """The data passed between stages: rows -> texts -> tokens -> embeddings -> loss terms.
 
-Legend for shapes, in this project: B rows, R roles (texts) in a row, N distinct texts, L tokens, T tokens of
-all texts, D dimensions, W processes.
+Legend for shapes, in this project: B rows, R roles (texts) in a row, G negatives of all rows, N distinct texts, L
+tokens, T tokens of all texts, D dimensions, W processes.
 """
 
 from __future__ import annotations
@@ -101,28 +101,81 @@ def partition_by_length(lengths: npt.NDArray[np.int64], world_size: int) -> npt.
     return np.pad(order, (0, padding), mode="edge").reshape(per_process, world_size).T
 
 
+def _no_indices(*shape: int) -> Tensor:
+    return torch.empty(shape, dtype=torch.int64)
+
+
+@dataclass(frozen=True)
+class Negatives:
+    """The negatives of a batch's rows, G of them: a row may have any number."""
+
+    rows: Tensor = field(default_factory=lambda: _no_indices(0))
+    """(G,) int64, ascending: the row that each belongs to."""
+    embedding_index: Tensor = field(default_factory=lambda: _no_indices(0))
+    """(G,) int64: which embedding each has."""
+    text_ids: Tensor = field(default_factory=lambda: _no_indices(0))
+    """(G,) int64: equal ids mean equal texts."""
+
+
 @dataclass(frozen=True)
 class BatchStructure:
     """Which text has which role in which row, and the rows' labels: all that an objective knows about a batch."""
 
     format: DataFormat
     embedding_index: Tensor
-    """(B, R) int64: which embedding each role of each row has."""
+    """(B, 2) int64: which embedding each row's two texts have, or, in formats B and C, its text and its positive."""
     text_ids: Tensor
-    """(B, R) int64: equal ids mean equal texts."""
+    """(B, 2) int64: equal ids mean equal texts."""
     labels: Tensor | None
     """(B,) float32, for labelled formats."""
-    known_positives: Tensor = field(default_factory=lambda: torch.empty(0, 3, dtype=torch.int64))
+    negatives: Negatives = field(default_factory=Negatives)
+    known_positives: Tensor = field(default_factory=lambda: _no_indices(0, 3))
     """(A, 3) int64: row, and two text ids that are not negatives of each other. These are texts that a row with several
     to draw from could have had in its first and second role; both are in the batch, possibly because of other rows."""
 
+    @classmethod
+    def of_columns(
+        cls, data_format: DataFormat, embedding_index: Tensor, text_ids: Tensor, labels: Tensor | None
+    ) -> BatchStructure:
+        """Return the structure of rows that all have a text in each of R columns, given as (B, R): two, then negatives.
+
+        Args:
+            data_format: the format of the rows.
+            embedding_index: (B, R): which embedding each text has.
+            text_ids: (B, R): equal ids mean equal texts.
+            labels: (B,), for labelled formats.
+
+        """
+        count, columns = embedding_index.shape
+        rows = torch.arange(count, device=embedding_index.device).repeat_interleave(columns - 2)
+        negatives = Negatives(rows, embedding_index[:, 2:].flatten(), text_ids[:, 2:].flatten())
+        return cls(data_format, embedding_index[:, :2], text_ids[:, :2], labels, negatives)
+
+    @property
+    def num_texts(self) -> int:
+        """The number of texts of all rows; one that rows share counts several times."""
+        return self.embedding_index.numel() + self.negatives.rows.numel()
+
+    @property
+    def flat_embedding_index(self) -> Tensor:
+        """(2 B + G,) int64: which embedding each text of all rows has, those of the negatives at the end."""
+        return torch.cat([self.embedding_index.flatten(), self.negatives.embedding_index])
+
     def to(self, device: torch.device) -> BatchStructure:
         """Return a copy of this structure, which is on the CPU, on a device."""
-        embedding_index, text_ids, known_positives = (
-            to_device(tensor.numpy(), device) for tensor in (self.embedding_index, self.text_ids, self.known_positives)
+
+        def moved(tensor: Tensor) -> Tensor:
+            return to_device(tensor.numpy(), device)
+
+        negatives = self.negatives
+        return BatchStructure(
+            self.format,
+            moved(self.embedding_index),
+            moved(self.text_ids),
+            None if self.labels is None else moved(self.labels),
+            Negatives(moved(negatives.rows), moved(negatives.embedding_index), moved(negatives.text_ids)),
+            moved(self.known_positives),
         )
-        labels = None if self.labels is None else to_device(self.labels.numpy(), device)
-        return BatchStructure(self.format, embedding_index, text_ids, labels, known_positives)
 
 
 @dataclass(frozen=True)
@@ -155,4 +208,4 @@ class Batch:
         occurrences = self.occurrences[part].astype(np.float32)
         if of_tokens:
             return np.repeat(occurrences / np.float32(self.token_count), self.tokens.lengths[part])
-        return occurrences / np.float32(self.structure.embedding_index.numel())
+        return occurrences / np.float32(self.structure.num_texts)

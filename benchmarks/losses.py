@@ -84,7 +84,7 @@ def measure(
     index = torch.arange(rows * roles).view(rows, roles)
     ids = torch.randint(0, 4 * rows * roles, index.shape, generator=generator)
     labels = torch.arange(rows).float() % 2 if data_format.labelled else None
-    structure = BatchStructure(data_format, index, ids, labels)
+    structure = BatchStructure.of_columns(data_format, index, ids, labels)
     loss = loss_class(LossConfig(), data_format, width, duplicates)
     embeddings = torch.randn(rows * roles, width, generator=generator).requires_grad_()
     best = float("inf")

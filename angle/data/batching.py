@@ -16,11 +16,11 @@ import torch
 
 from angle.config import LimitsConfig, SourceConfig
 from angle.data import sources
-from angle.data.corpus import Corpus, CorpusBuilder, IntArray, Tokenizer
+from angle.data.corpus import Corpus, CorpusBuilder, IntArray, RowTexts, Tokenizer
 from angle.data.formats import common_format
 from angle.data.table import Table
 from angle.errors import DataError
-from angle.structures import Batch, BatchStructure, DataFormat, partition_by_length
+from angle.structures import Batch, BatchStructure, DataFormat, Negatives, partition_by_length
 
 
 @dataclass(frozen=True)
@@ -272,11 +272,11 @@ class StreamingTrainingData:
 
 def collate(corpus: Corpus, rows: IntArray, epoch: int, batch_spec: BatchSpec, rows_read: str | None = None) -> Batch:
     """Return a global batch with this process's shard of its texts, in which each distinct text occurs once."""
-    text_ids = corpus.draw_text_ids(rows, batch_spec.seed, epoch)  # (B, R)
+    texts = corpus.draw_texts(rows, batch_spec.seed, epoch)
     if batch_spec.duplicates == "drop":
-        without_duplicates = rows_without_duplicates(text_ids)
-        rows, text_ids = rows[without_duplicates], text_ids[without_duplicates]
-    distinct_ids, inverse, occurrences = np.unique(text_ids, return_inverse=True, return_counts=True)
+        without_duplicates = rows_without_duplicates(texts)
+        rows, texts = rows[without_duplicates], texts.take(without_duplicates)
+    distinct_ids, inverse, occurrences = np.unique(texts.flat, return_inverse=True, return_counts=True)
     lengths = corpus.tokens.lengths[distinct_ids]
     shards = partition_by_length(lengths, batch_spec.world_size)
     gathered_positions = np.arange(shards.size).reshape(shards.shape)  # in the gathered embeddings of all processes
@@ -285,6 +285,8 @@ def collate(corpus: Corpus, rows: IntArray, epoch: int, batch_spec: BatchSpec, r
     position_of_text = np.empty(len(distinct_ids), np.int64)
     position_of_text[shards.flatten()] = gathered_positions.flatten()
     labels = None if corpus.labels is None else torch.from_numpy(corpus.labels[rows])
+    pair_positions, negative_positions = np.split(position_of_text[inverse], [texts.pairs.size])
+    negatives = (texts.negative_rows, negative_positions, texts.negatives)
     return Batch(
         tokens=corpus.tokens.take(distinct_ids[shard]),
         text_ids=distinct_ids[shard],
@@ -292,9 +294,10 @@ def collate(corpus: Corpus, rows: IntArray, epoch: int, batch_spec: BatchSpec, r
         max_lengths=lengths[shards[0]],
         structure=BatchStructure(
             format=corpus.format,
-            embedding_index=torch.from_numpy(position_of_text[inverse.reshape(text_ids.shape)]),
-            text_ids=torch.from_numpy(text_ids),
+            embedding_index=torch.from_numpy(pair_positions.reshape(texts.pairs.shape)),
+            text_ids=torch.from_numpy(texts.pairs),
             labels=labels,
+            negatives=Negatives(*map(torch.from_numpy, negatives)),
             known_positives=torch.from_numpy(corpus.known_positives(rows, distinct_ids)),
         ),
         token_count=int((occurrences * lengths).sum()),
@@ -303,18 +306,17 @@ def collate(corpus: Corpus, rows: IntArray, epoch: int, batch_spec: BatchSpec, r
     )
 
 
-def rows_without_duplicates(text_ids: IntArray) -> IntArray:
-    """Return the indices of the rows whose texts differ from each other and from those of all earlier rows returned.
+def rows_without_duplicates(texts: RowTexts) -> IntArray:
+    """Return the positions of the rows whose texts differ from each other and from those of earlier rows returned.
 
     A row that is left out does not block a later one. If all would be left out, the first one stays.
-
-    Args:
-        text_ids: (B, R).
-
     """
+    rows: list[list[int]] = texts.pairs.tolist()
+    for position, text_id in zip(texts.negative_rows.tolist(), texts.negatives.tolist(), strict=True):
+        rows[position].append(text_id)
     seen: set[int] = set()
     selected = []
-    for number, row in enumerate(text_ids.tolist()):
+    for number, row in enumerate(rows):
         if len(set(row)) == len(row) and seen.isdisjoint(row):
             seen.update(row)
             selected.append(number)

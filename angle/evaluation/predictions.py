@@ -48,7 +48,7 @@ class Predictions:
     shown_rows: npt.NDArray[np.int64]
     """(S,): which rows these are."""
     shown_texts: npt.NDArray[np.int64]
-    """(S, roles): their texts, as indices into `texts`."""
+    """(S, roles): their texts, as indices into `texts`; of several negatives, the first."""
     embeddings: npt.NDArray[np.float16]
     """(at most T, D): unit vectors, of the first texts."""
 
@@ -132,7 +132,7 @@ def predict(
 def _shown(corpus: Corpus) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """Return some rows, in an order of chance, their distinct texts as they come, and each row's indices into these."""
     rows = np.random.default_rng(0).permutation(len(corpus))[:MAX_ROWS]
-    ids = corpus.draw_text_ids(rows, seed=0, epoch=0)
+    ids = corpus.draw_texts(rows, seed=0, epoch=0).first_of_each_role
     distinct, first, inverse = np.unique(ids, return_index=True, return_inverse=True)
     order = np.argsort(first, kind="stable")
     place = np.empty_like(order)

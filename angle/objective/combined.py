@@ -29,7 +29,8 @@ class LossOutput:
 class CombinedLoss:
     """The sum over `LOSS_TERMS` of weight * term.
 
-    Format A ranks its labelled pairs. Format B ranks the pairs (text, positive) above all pairs (text, negative).
+    Format A ranks its labelled pairs. Format B ranks the pairs (text, positive) of all rows above all pairs (text,
+    negative).
     Format C has no pairs to rank, only the contrastive term. Everything is computed in float32 (float64 if the
     embeddings are float64), whatever precision the model ran in.
     """
@@ -67,12 +68,12 @@ class CombinedLoss:
 
         Args:
             embeddings: (N, D).
-            structure: its `embedding_index` (B, R) points into the embeddings.
+            structure: its indices point into the embeddings.
 
         """
         assert structure.format == self.format
         with torch.autocast(embeddings.device.type, enabled=False):
-            inputs = self._term_inputs(l2_normalize(at_least_float32(embeddings))[structure.embedding_index], structure)
+            inputs = self._term_inputs(l2_normalize(at_least_float32(embeddings)), structure)
             terms = [term.function(inputs, self.config.multiplier(term.spec)) for _, term in self.weighted_terms]
             weighted = [weight * value for (weight, _), value in zip(self.weighted_terms, terms, strict=True)]
             total = torch.stack(weighted).sum()
@@ -80,10 +81,21 @@ class CombinedLoss:
         return LossOutput(total, {name: value.detach() for name, value in zip(names, terms, strict=True)})
 
     def _term_inputs(self, embeddings: Tensor, structure: BatchStructure) -> TermInputs:
-        """Return the inputs of the terms, given the L2-normalised embeddings (B, R, D)."""
-        text_ids, known_positives = structure.text_ids, structure.known_positives
+        """Return the inputs of the terms, given the L2-normalised embeddings (N, D)."""
+        negatives = structure.negatives
+        text_ids, negative_ids, known_positives = structure.text_ids, negatives.text_ids, structure.known_positives
         if self.keep_duplicates:  # as if no two texts were equal
-            text_ids = torch.arange(text_ids.numel(), device=text_ids.device).view_as(text_ids)
+            distinct = torch.arange(structure.num_texts, device=text_ids.device)
+            text_ids, negative_ids = distinct[: text_ids.numel()].view_as(text_ids), distinct[text_ids.numel() :]
             known_positives = known_positives[:0]
-        positive_above = self.config.positive_above or 0.0
-        return TermInputs(embeddings, structure.labels, text_ids, known_positives, positive_above, self.query_shards)
+        return TermInputs(
+            embeddings=embeddings[structure.embedding_index],
+            negatives=embeddings[negatives.embedding_index],
+            negative_rows=negatives.rows,
+            labels=structure.labels,
+            text_ids=text_ids,
+            negative_ids=negative_ids,
+            known_positives=known_positives,
+            positive_above=self.config.positive_above or 0.0,
+            query_shards=self.query_shards,
+        )

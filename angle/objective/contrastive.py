@@ -194,41 +194,47 @@ def nt_xent(
 
 def info_nce(
     embeddings: Tensor,
+    negatives: Tensor,
     text_ids: Tensor,
+    negative_ids: Tensor,
     known_positives: Tensor,
     scale: float,
     query_shards: QueryShards = SINGLE_PROCESS,
 ) -> Tensor:
     """Return the contrastive loss of formats B and C (InfoNCE): a text must find its positive among all candidates.
 
-    Candidates are all positives of the batch, then (format B) all negatives, except the text's duplicates and its other
-    known positives; the loss is the mean over the B texts. (van den Oord, Li and Vinyals, "Representation Learning with
-    Contrastive Predictive Coding", 2018.)
+    Candidates are all positives of the batch, then (format B) the negatives of all rows, except the text's duplicates
+    and its other known positives; the loss is the mean over the B texts. (van den Oord, Li and Vinyals, "Representation
+    Learning with Contrastive Predictive Coding", 2018.)
 
     Args:
-        embeddings: (B, R, D), L2-normalised, of text, positive and, for R = 3, negative.
-        text_ids: (B, R), equal for equal texts.
+        embeddings: (B, 2, D), L2-normalised, of text and positive.
+        negatives: (G, D), L2-normalised.
+        text_ids: (B, 2), equal for equal texts.
+        negative_ids: (G,), likewise.
         known_positives: (A, 3): row, and two text ids that are not negatives of each other.
         scale: factor of the cosines, an inverse temperature.
         query_shards: processes that split the texts.
 
     """
-    queries, *candidates = embeddings.unbind(1)
+    queries, positives = embeddings.unbind(1)
+    candidates, candidate_ids = torch.cat([positives, negatives]), torch.cat([text_ids[:, 1], negative_ids])
     pairs = _symmetric_pairs(text_ids, known_positives)
-    mask = FalseNegativeMask.from_text_ids(text_ids, text_ids[:, 0], text_ids[:, 1:].T.flatten(), *pairs)
+    all_ids = torch.cat([text_ids[:, 0], candidate_ids])
+    mask = FalseNegativeMask.from_text_ids(all_ids, text_ids[:, 0], candidate_ids, *pairs)
     target = torch.arange(len(queries), device=embeddings.device)
     weights = embeddings.new_full((len(queries),), 1 / len(queries))
-    return chunked_info_nce(queries, torch.cat(candidates), target, weights, scale, mask, query_shards)
+    return chunked_info_nce(queries, candidates, target, weights, scale, mask, query_shards)
 
 
 def _symmetric_pairs(
     text_ids: Tensor, known_positives: Tensor, is_positive: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Return the ids (P,) of texts and of a known positive of each: each pair of the first two roles, in both orders.
+    """Return the ids (P,) of texts and of a known positive of each: each row's pair, in both orders.
 
     Where a pair is not positive, a text stands for its own positive, so that the shape does not depend on the labels.
     """
-    anchor_ids = torch.cat([text_ids[:, :2], known_positives[:, 1:]])
+    anchor_ids = torch.cat([text_ids, known_positives[:, 1:]])
     positive_ids = anchor_ids.flip(1)
     if is_positive is not None:
         positive_ids = torch.where(is_positive[:, None], positive_ids, anchor_ids)

@@ -53,7 +53,7 @@ class EspressoLoss:
 
         Args:
             embeddings: (N, K, D), one slice for each of `depths`.
-            structure: its `embedding_index` (B, R) points into the embeddings.
+            structure: its indices point into the embeddings.
 
         """
         compressed_dim = self.config.compression_size
@@ -67,7 +67,7 @@ class EspressoLoss:
             with torch.autocast(embeddings.device.type, enabled=False):
                 for weight, states in zip([*self.weights, 1.0], [*inner, last], strict=True):
                     compression_loss = compression_loss + weight * self._compression(
-                        states[structure.embedding_index].flatten(0, 1)
+                        states[structure.flat_embedding_index]
                     )
         terms = {"narrow": narrow_loss.detach(), "layers": layers_loss.detach()}
         if self.config.pca:

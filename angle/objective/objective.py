@@ -29,7 +29,7 @@ class Objective:
 
         Args:
             embeddings: (N, D), or (N, K, D) if there are K `depths`.
-            structure: its `embedding_index` (B, R) points into the embeddings.
+            structure: its indices point into the embeddings.
 
         """
         return self.loss(embeddings, structure)

@@ -22,11 +22,17 @@ class TermInputs:
     """What the terms of a batch are computed from."""
 
     embeddings: Tensor
-    """(B, R, D), L2-normalised: the text in each role of each row."""
+    """(B, 2, D), L2-normalised: each row's two texts, or its text and its positive."""
+    negatives: Tensor
+    """(G, D), L2-normalised: the negatives of all rows."""
+    negative_rows: Tensor
+    """(G,) int64: the row that each negative belongs to."""
     labels: Tensor | None
     """(B,), for labelled formats."""
     text_ids: Tensor
-    """(B, R) int64: texts with equal ids are never negatives of each other."""
+    """(B, 2) int64: texts with equal ids are never negatives of each other."""
+    negative_ids: Tensor
+    """(G,) int64: the ids of the negatives' texts."""
     known_positives: Tensor
     """(A, 3) int64: row, and two text ids that are not negatives of each other."""
     positive_above: float
@@ -35,6 +41,8 @@ class TermInputs:
     """The processes that split the work of the contrastive loss."""
 
 
+#: Returns the similarities (...) of two arrays (..., D) of unit vectors.
+PairScores = Callable[[Tensor, Tensor], Tensor]
 #: Returns a term, a scalar with gradient, given its inputs and the factor of its similarities (an inverse temperature).
 TermFunction = Callable[[TermInputs, float], Tensor]
 
@@ -51,30 +59,34 @@ class LossTerm:
 
 def cosine_term(inputs: TermInputs, scale: float) -> Tensor:
     """Return the ranking loss of the cosine similarities."""
-    return _ranking_loss(scale * cosine_scores(inputs.embeddings[:, :1], inputs.embeddings[:, 1:]), inputs.labels)
+    return _ranking_loss(inputs, cosine_scores, scale)
 
 
 def in_batch_term(inputs: TermInputs, scale: float) -> Tensor:
     """Return the contrastive loss with the other texts of the batch as negatives."""
-    shared = inputs.text_ids, inputs.known_positives, scale, inputs.query_shards
+    embeddings, ids, shared = inputs.embeddings, inputs.text_ids, (inputs.known_positives, scale, inputs.query_shards)
     if inputs.labels is None:
-        return info_nce(inputs.embeddings, *shared)
-    return nt_xent(inputs.embeddings, inputs.labels > inputs.positive_above, *shared)
+        return info_nce(embeddings, inputs.negatives, ids, inputs.negative_ids, *shared)
+    return nt_xent(embeddings, inputs.labels > inputs.positive_above, ids, *shared)
 
 
 def angle_term(inputs: TermInputs, scale: float) -> Tensor:
     """Return the ranking loss of the angle similarities."""
-    return _ranking_loss(scale * angle_scores(inputs.embeddings[:, :1], inputs.embeddings[:, 1:]), inputs.labels)
+    return _ranking_loss(inputs, angle_scores, scale)
 
 
-def _ranking_loss(scores: Tensor, labels: Tensor | None) -> Tensor:
-    """Return the ranking loss of the similarities (B, R - 1) of each row's first text to its other texts.
+def _ranking_loss(inputs: TermInputs, pair_scores: PairScores, scale: float) -> Tensor:
+    """Return the ranking loss of the similarities of each row's first text to its other texts.
 
-    Without labels (B,), positives rank above negatives.
+    Without labels, all pairs (text, positive) rank above all pairs (text, negative).
     """
-    if labels is None:  # 1 (positive), 0 (negative); made on the device, as a copy would wait for a GPU
-        labels = torch.arange(1, -1, -1, dtype=scores.dtype, device=scores.device).expand_as(scores)
-    return cosent_loss(scores.flatten(), labels.flatten())
+    texts, others = inputs.embeddings.unbind(1)
+    scores = scale * pair_scores(texts, others)
+    if inputs.labels is not None:
+        return cosent_loss(scores, inputs.labels)
+    negative_scores = scale * pair_scores(texts[inputs.negative_rows], inputs.negatives)
+    labels = torch.cat([torch.zeros_like(negative_scores), torch.ones_like(scores)])
+    return cosent_loss(torch.cat([negative_scores, scores]), labels)
 
 
 #: Every term, in the order in which they are summed.

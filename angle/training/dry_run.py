@@ -145,8 +145,9 @@ def _longest_batch(data: TrainingData) -> tuple[str, Batch]:
     if not isinstance(data, InMemoryTrainingData):
         return "first batch", next(data.steps(0))[0]
     corpus, batch_spec = data.corpus, data.batch_spec
-    text_ids = corpus.draw_text_ids(np.arange(len(corpus)), seed=batch_spec.seed, epoch=0)
-    longest_first = np.argsort(-corpus.tokens.lengths[text_ids].sum(axis=1), kind="stable")
+    texts = corpus.draw_texts(np.arange(len(corpus)), seed=batch_spec.seed, epoch=0)
+    row_lengths = np.bincount(texts.flat_rows, weights=corpus.tokens.lengths[texts.flat])
+    longest_first = np.argsort(-row_lengths, kind="stable")
     return "longest batch", collate(corpus, longest_first[: batch_spec.global_batch_size], 0, batch_spec)
 
 

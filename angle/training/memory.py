@@ -81,7 +81,7 @@ def trial_batch(gradient_cache: GradientCache, data_format: DataFormat, rows: in
         text_ids=text_ids,
         occurrences=np.ones_like(text_ids),
         max_lengths=lengths,
-        structure=BatchStructure(data_format, index, index, labels),
+        structure=BatchStructure.of_columns(data_format, index, index, labels),
         token_count=lengths.sum() * processes,
         rows=text_ids[: len(index)],
     )
@@ -92,9 +92,7 @@ def _compute_loss(gradient_cache: GradientCache, batch: Batch) -> None:
     device = gradient_cache.accelerator.device
     with torch.no_grad():
         embedding, _ = gradient_cache.model(*batch.micro_batch(slice(0, 1), device))
-    embeddings = embedding.repeat(
-        batch.structure.embedding_index.numel(), *(1 for _ in embedding.shape[1:])
-    ).requires_grad_()
+    embeddings = embedding.repeat(batch.structure.num_texts, *(1 for _ in embedding.shape[1:])).requires_grad_()
     loss = gradient_cache.objective(embeddings, batch.structure.to(device))
     torch.autograd.grad(loss.total, embeddings)
 

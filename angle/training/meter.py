@@ -61,7 +61,7 @@ class Meter:
         """Count a batch."""
         self._losses.append({"loss": loss.total} | loss.terms)
         self._steps.append(self._progress.step)
-        self._texts += batch.structure.embedding_index.numel()
+        self._texts += batch.structure.num_texts
         self._padding_fractions.append(self._encoder.padding_fraction(batch.tokens.lengths))
 
     def add_step(self, grad_norm: Tensor, *, overflowed: bool) -> None:

@@ -27,7 +27,7 @@ from angle.data.batching import (
     collate,
     rows_without_duplicates,
 )
-from angle.data.corpus import Corpus, load_corpus
+from angle.data.corpus import Corpus, RowTexts, load_corpus
 from angle.errors import DataError
 from angle.modeling.encoder import Encoder
 from angle.objective.combined import CombinedLoss
@@ -185,8 +185,15 @@ def naive_rows_without_duplicates(texts: list[list[int]]) -> list[int]:
 @pytest.mark.parametrize("roles", [2, 3])
 def test_rows_without_duplicates(roles):
     for seed in range(30):
-        texts = np.random.default_rng(seed).integers(0, 6 if seed % 3 else 2, (8, roles))
-        assert rows_without_duplicates(texts).tolist() == naive_rows_without_duplicates(texts.tolist())
+        random = np.random.default_rng(seed)
+        texts = random.integers(0, 6 if seed % 3 else 2, (8, roles))
+        negative_rows = np.sort(random.integers(0, 8, 4 * (roles - 2)))
+        row_texts = RowTexts(texts[:, :2], np.arange(len(negative_rows)) % 7, negative_rows)
+        rows = [
+            [*pair, *row_texts.negatives[negative_rows == row].tolist()]
+            for row, pair in enumerate(texts[:, :2].tolist())
+        ]
+        assert rows_without_duplicates(row_texts).tolist() == naive_rows_without_duplicates(rows)
 
 
 def test_duplicates(tmp_path):

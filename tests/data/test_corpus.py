@@ -55,7 +55,7 @@ def test_rows_point_to_distinct_texts(tmp_path, tokenizer):
     corpus = load(write_jsonl(tmp_path / "a.jsonl", PAIRS), tokenizer)
     assert (corpus.format.name, len(corpus), len(corpus.tokens)) == ("A", 3, 3)
     assert texts_of(corpus) == [tokens_of("a b"), tokens_of("c"), tokens_of("d")]
-    assert corpus.draw_text_ids(np.arange(3), 0, 0).tolist() == [[0, 1], [1, 0], [2, 1]]
+    assert corpus.draw_texts(np.arange(3), 0, 0).pairs.tolist() == [[0, 1], [1, 0], [2, 1]]
     assert corpus.describe(2) == f"{tmp_path / 'a.jsonl'} line 3"
 
 
@@ -341,16 +341,16 @@ def lists(tmp_path: Path, tokenizer: SpyTokenizer, rows: int = 12) -> Corpus:
 def test_a_text_of_a_list_is_drawn_by_seed_epoch_and_row(tmp_path, tokenizer):
     corpus = lists(tmp_path, tokenizer)
     rows = np.arange(12)
-    drawn = corpus.draw_text_ids(rows, 1, 0)
+    drawn = corpus.draw_texts(rows, 1, 0).pairs
     choices = [{tokens_of(f"p{n}.{k}") for k in range(n % 4 + 1)} for n in range(12)]
     texts = texts_of(corpus)
     assert all(texts[positive] in choices[n] for n, (_, positive) in enumerate(drawn.tolist()))
     assert [texts[text] for text, _ in drawn.tolist()] == [tokens_of(f"t{n}") for n in range(12)]
-    np.testing.assert_array_equal(corpus.draw_text_ids(rows, 1, 0), drawn)
+    np.testing.assert_array_equal(corpus.draw_texts(rows, 1, 0).pairs, drawn)
     for order in (rows[::-1], rows[[5, 2]], rows[7:8]):
-        np.testing.assert_array_equal(corpus.draw_text_ids(order, 1, 0), drawn[order])
-    assert (corpus.draw_text_ids(rows, 1, 1) != drawn).any()
-    assert (corpus.draw_text_ids(rows, 2, 0) != drawn).any()
+        np.testing.assert_array_equal(corpus.draw_texts(order, 1, 0).pairs, drawn[order])
+    assert (corpus.draw_texts(rows, 1, 1).pairs != drawn).any()
+    assert (corpus.draw_texts(rows, 2, 0).pairs != drawn).any()
 
 
 def test_known_positives(tmp_path, tokenizer):
@@ -367,7 +367,7 @@ def test_known_positives(tmp_path, tokenizer):
 
 def test_every_choice_of_a_list_is_drawn_about_equally_often(tmp_path, tokenizer):
     corpus = lists(tmp_path, tokenizer, rows=4)
-    counts = Counter(int(corpus.draw_text_ids(np.array([3]), 0, epoch)[0, 1]) for epoch in range(400))
+    counts = Counter(int(corpus.draw_texts(np.array([3]), 0, epoch).pairs[0, 1]) for epoch in range(400))
     assert len(counts) == 4
     assert min(counts.values()) > 60
 

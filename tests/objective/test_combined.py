@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -46,11 +47,12 @@ def evaluate(record: dict[str, Any], embeddings: Tensor) -> Tensor:
         if settings.pop("angle_pooling_strategy", "sum") == "mean":
             settings["angle_tau"] /= dimensions
         objective = CombinedLoss(LossConfig(**settings), data_format, dimensions, duplicates="keep")
-        return objective(embeddings, BatchStructure(data_format, index, ids, labels)).total
+        return objective(embeddings, BatchStructure.of_columns(data_format, index, ids, labels)).total
     roles, no_known_positives = l2_normalize(roles), torch.empty(0, 3, dtype=torch.int64)
     if record["function"] == "contrastive":
-        used = roles if settings["neg"] else roles[:, :2]
-        return info_nce(used, index[:, : used.shape[1]], no_known_positives, settings["tau"])
+        used = slice(2, None if settings["neg"] else 2)
+        negatives, negative_ids = roles[:, used].flatten(0, 1), index[:, used].flatten()
+        return info_nce(roles[:, :2], negatives, index[:, :2], negative_ids, no_known_positives, settings["tau"])
     assert labels is not None
     if record["function"] == "in_batch":
         return nt_xent(roles, labels.trunc() > 0, index, no_known_positives, settings["tau"])
@@ -78,7 +80,8 @@ def make(rows: int = 6, name: str = "A", dimensions: int = 8, seed: int = 0) -> 
     roles = len(data_format.roles)
     index = torch.arange(rows * roles).view(rows, roles)
     labels = torch.arange(rows).float() % 2 if data_format.labelled else None
-    return torch.randn(rows * roles, dimensions, generator=generator), BatchStructure(data_format, index, index, labels)
+    structure = BatchStructure.of_columns(data_format, index, index, labels)
+    return torch.randn(rows * roles, dimensions, generator=generator), structure
 
 
 @pytest.mark.parametrize(
@@ -171,7 +174,7 @@ def test_keep_counts_equal_texts_and_known_positives_as_any_others(name: str) ->
     known_positives = torch.tensor([[1, ids[1, 0], ids[2, 1]]])  # in format A row 1 is positive
 
     def loss_of(duplicates: str, *texts: Tensor) -> float:
-        changed = BatchStructure(structure.format, structure.embedding_index, texts[0], structure.labels, *texts[1:])
+        changed = replace(structure, **dict(zip(("text_ids", "known_positives"), texts, strict=False)))
         return CombinedLoss(weights, FORMATS[name], 8, duplicates)(embeddings, changed).total.item()
 
     for duplicates in ("mask", "drop"):

@@ -34,7 +34,17 @@ def in_batch(
 
 def to_candidates(roles: Tensor, ids: Tensor, scale: float, known_positives: Tensor = NONE, **options: Any) -> Tensor:
     """Return the loss of formats B and C of embeddings of any length."""
-    return info_nce(l2_normalize(roles), ids, known_positives.to(ids.device), scale, **options)
+    unit = l2_normalize(roles)
+    shared = pairs_of(ids), negatives_of(ids), known_positives.to(ids.device), scale
+    return info_nce(pairs_of(unit), negatives_of(unit), *shared, **options)
+
+
+def pairs_of(roles: Tensor) -> Tensor:
+    return roles[:, :2]
+
+
+def negatives_of(roles: Tensor) -> Tensor:
+    return roles[:, 2:].flatten(0, 1)
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
@@ -145,7 +155,7 @@ def test_nt_xent_matches_naive_implementation(rows: int, num_pairs: int, seed: i
 
 @pytest.mark.usefixtures("chunk")
 @pytest.mark.parametrize("num_pairs", [0, 3])
-@pytest.mark.parametrize("roles", [2, 3])
+@pytest.mark.parametrize("roles", [2, 3, 5])
 @pytest.mark.parametrize("rows", [1, 2, 6])
 @pytest.mark.parametrize("seed", range(4))
 def test_info_nce_matches_naive_implementation(rows: int, roles: int, num_pairs: int, seed: int) -> None:

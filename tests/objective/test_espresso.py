@@ -31,7 +31,7 @@ def structure_of(name: str, texts: int, labels: Tensor | None = None) -> BatchSt
     index = torch.arange(texts).view(-1, len(FORMATS[name].roles))
     if labels is None and name == "A":
         labels = torch.arange(len(index)) % 2
-    return BatchStructure(FORMATS[name], index, index, None if labels is None else labels.float())
+    return BatchStructure.of_columns(FORMATS[name], index, index, None if labels is None else labels.float())
 
 
 def make_embeddings(texts: int = 12, depths: int = 4, dimensions: int = 16) -> Tensor:

@@ -33,7 +33,9 @@ def test_a_term_is_computed_for_its_formats_times_its_weight_with_its_multiplier
     table = [replace(each, function=function if each is term else lambda *_: torch.tensor(0.0)) for each in LOSS_TERMS]
     monkeypatch.setattr(combined, "LOSS_TERMS", table)
     index = torch.arange(2 * len(FORMATS[name].roles)).view(2, -1)
-    structure = BatchStructure(FORMATS[name], index, index, torch.ones(2) if FORMATS[name].labelled else None)
+    structure = BatchStructure.of_columns(
+        FORMATS[name], index, index, torch.ones(2) if FORMATS[name].labelled else None
+    )
     output = CombinedLoss(config, FORMATS[name], 4)(torch.ones(index.numel(), 4), structure)
     applies = name in term.spec.formats
     assert (term.spec.name in output.terms) is applies

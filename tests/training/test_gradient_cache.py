@@ -88,8 +88,8 @@ def test_gradient_matches_autograd_of_the_loss(name: str) -> None:
     embeddings, states = components.trainable(ids, lengths)
     loss = components.objective(embeddings, batch.structure).total
     if components.teacher is not None:
-        teacher_states = components.teacher(ids, lengths, batch.text_ids)[batch.structure.embedding_index.flatten()]
-        student_states = states[batch.structure.embedding_index.flatten()]
+        teacher_states = components.teacher(ids, lengths, batch.text_ids)[batch.structure.flat_embedding_index]
+        student_states = states[batch.structure.flat_embedding_index]
         temperature = components.config.teacher.temperature
         expected, log_probs = (
             torch.log_softmax(values / temperature, -1) for values in (teacher_states, student_states)
@@ -266,7 +266,7 @@ def test_no_thread_of_the_process_group_outlives_a_run(tmp_path: Path) -> None:
 def test_a_batch_s_weights_are_those_of_its_roles() -> None:
     components, _ = build_on_sample("B")
     batch: Batch = next(components.data.train.steps(0))[0]
-    counts = np.bincount(batch.structure.embedding_index.flatten())
+    counts = np.bincount(batch.structure.flat_embedding_index)
     all_texts = slice(0, len(counts))
     np.testing.assert_allclose(batch.weights(all_texts, of_tokens=False), counts / counts.sum(), rtol=1e-6)
     of_tokens = batch.weights(all_texts, of_tokens=True)

@@ -53,14 +53,16 @@ def positive_ranks_first(embeddings: Tensor, structure: BatchStructure) -> Tenso
 
     Args:
         embeddings: (N, D).
-        structure: its `index` (B, R) points into the embeddings.
+        structure: its indices point into the embeddings.
 
     """
-    queries, *others = F.normalize(embeddings.double(), dim=-1)[structure.embedding_index].unbind(1)
-    candidates = torch.cat(others)  # (C, D); the first B are the positives
-    ids = structure.text_ids
-    pairs = torch.cat([ids[:, :2], structure.known_positives[:, 1:]])
-    mask = FalseNegativeMask.from_text_ids(ids, ids[:, 0], ids[:, 1:].T.flatten(), *torch.cat([pairs, pairs.flip(1)]).T)
+    unit = F.normalize(embeddings.double(), dim=-1)
+    queries, positives = unit[structure.embedding_index].unbind(1)
+    candidates = torch.cat([positives, unit[structure.negatives.embedding_index]])  # (C, D)
+    ids, candidate_ids = structure.text_ids, torch.cat([structure.text_ids[:, 1], structure.negatives.text_ids])
+    pairs = torch.cat([ids, structure.known_positives[:, 1:]])
+    all_ids = torch.cat([ids[:, 0], candidate_ids])
+    mask = FalseNegativeMask.from_text_ids(all_ids, ids[:, 0], candidate_ids, *torch.cat([pairs, pairs.flip(1)]).T)
     ranks_first = []
     for rows in torch.split(torch.arange(len(queries)), max(1, MAX_COSINES // len(candidates))):
         cosines = queries[rows] @ candidates.T

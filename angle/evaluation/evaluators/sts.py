@@ -106,7 +106,7 @@ def pair_scores(embeddings: Tensor, corpus: Corpus) -> PairScores:
 
 def text_pairs(corpus: Corpus) -> npt.NDArray[np.int64]:
     """Return the text ids (P, 2) of a format-A corpus; of a cell with several texts, the same one each time."""
-    return corpus.draw_text_ids(np.arange(len(corpus)), seed=0, epoch=0)
+    return corpus.draw_texts(np.arange(len(corpus)), seed=0, epoch=0).pairs
 
 
 def word_overlap(corpus: Corpus, special_ids: set[int]) -> float:

@@ -63,7 +63,7 @@ def test_known_positives_and_duplicates_are_not_wrong(tmp_path: Path, also: dict
 def test_a_positive_that_was_not_drawn_is_not_wrong(tmp_path: Path) -> None:
     """The owl's own positive is the bird; the crow, which is nearer, is in the batch because of another row."""
     rows = [{"text": "owl", "positive": ["bird", "crow"]}, {"text": "green", "positive": "crow"}]
-    drawn = corpus_of(tmp_path, rows).draw_text_ids(np.arange(2), seed=BatchSpec(8).seed, epoch=0)
+    drawn = corpus_of(tmp_path, rows).draw_texts(np.arange(2), seed=BatchSpec(8).seed, epoch=0).pairs
     assert drawn[0, 1] != drawn[1, 1]
     assert accuracy(tmp_path, rows) == 1
 
