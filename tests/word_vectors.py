@@ -11,7 +11,8 @@ from conftest import SpyTokenizer, tokens_of, write_jsonl
 from torch import Tensor
 
 from angle.config import LossConfig, SourceConfig
-from angle.data.corpus import Corpus, load_corpus
+from angle.data.corpus import Corpus
+from angle.data.loading import load_corpus
 from angle.evaluation.evaluator import Encode, RunContext
 from angle.structures import Tokens
 

@@ -16,7 +16,8 @@ import torch
 
 from angle.config import LimitsConfig, SourceConfig
 from angle.data import sources
-from angle.data.corpus import Corpus, CorpusBuilder, IntArray, RowTexts, Tokenizer
+from angle.data.corpus import Corpus, IntArray, RowTexts
+from angle.data.corpus_builder import CorpusBuilder, Tokenizer
 from angle.data.formats import common_format
 from angle.data.table import Table
 from angle.errors import DataError

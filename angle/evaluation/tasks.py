@@ -13,7 +13,8 @@ from tqdm import tqdm
 
 from angle.config import CONFIG_FILE, EvaluateConfig, LimitsConfig, SourceConfig, TrainConfig
 from angle.config.record import read_config
-from angle.data.corpus import Corpus, note_on_unknown
+from angle.data.corpus import Corpus
+from angle.data.loading import note_on_unknown
 from angle.data.purposes import RUN_TEST_SET, TASKS, default_split
 from angle.distributed.process_group import best_device
 from angle.errors import ConfigError, did_you_mean

@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 
 from angle.config import DataConfig, SourceConfig
 from angle.data.batching import BatchSpec, InMemoryTrainingData, StreamingTrainingData, TrainingData
-from angle.data.corpus import Corpus, load_corpus
+from angle.data.corpus import Corpus
+from angle.data.loading import load_corpus
 from angle.data.purposes import source_label
 from angle.data.sources import SAMPLE
 from angle.data.split import hold_out

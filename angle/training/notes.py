@@ -11,7 +11,7 @@ import torch
 
 from angle.config import LOSS_TERM_SPECS, LossConfig, ModelConfig, TrainConfig, TrainingConfig, enumerate_words
 from angle.data.batching import InMemoryTrainingData
-from angle.data.corpus import note_on_unknown
+from angle.data.loading import note_on_unknown
 from angle.data.sources import SAMPLE
 from angle.modeling.locations import TINY
 

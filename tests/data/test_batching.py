@@ -27,7 +27,8 @@ from angle.data.batching import (
     collate,
     rows_without_duplicates,
 )
-from angle.data.corpus import Corpus, RowTexts, load_corpus
+from angle.data.corpus import Corpus, RowTexts
+from angle.data.loading import load_corpus
 from angle.errors import DataError
 from angle.modeling.encoder import Encoder
 from angle.objective.combined import CombinedLoss

@@ -16,7 +16,8 @@ from conftest import SpyTokenizer, tokens_of, write_jsonl
 
 from angle import structures
 from angle.config import SourceConfig
-from angle.data.corpus import Corpus, load_corpus
+from angle.data.corpus import Corpus
+from angle.data.loading import load_corpus
 from angle.data.purposes import TASKS
 from angle.data.sources import open_tables
 from angle.data.token_cache import cached_tokens

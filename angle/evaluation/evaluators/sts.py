@@ -12,7 +12,9 @@ import numpy.typing as npt
 from torch import Tensor
 
 from angle.config import LimitsConfig, SourceConfig
-from angle.data.corpus import Corpus, Tokenizer, load_corpus
+from angle.data.corpus import Corpus
+from angle.data.corpus_builder import Tokenizer
+from angle.data.loading import load_corpus
 from angle.data.purposes import source_label
 from angle.errors import DataError
 from angle.evaluation.evaluator import Encode, Metric, RowValues, RunContext

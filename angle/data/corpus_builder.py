@@ -1,0 +1,268 @@
+"""Check rows one at a time, tokenise their distinct texts once, and record which row uses which text."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from angle.cache import cache_folder
+from angle.config import LimitsConfig, SourceConfig, label_name
+from angle.data.cells import describe_non_text, is_invisible, parse_label, text_problem
+from angle.data.corpus import Corpus, IntArray
+from angle.data.purposes import limit_name, setting_name, source_label
+from angle.data.table import Row, Table
+from angle.data.token_cache import cached_tokens
+from angle.errors import NAME_LENGTH, DataError, brief, listed
+from angle.structures import DataFormat, Tokens
+
+#: The largest label, as labels are stored in float32.
+MAX_LABEL = float(np.finfo(np.float32).max)
+
+
+class Tokenizer(Protocol):
+    """Turns texts into tokens; see `angle.modeling.tokenizer.TextTokenizer`."""
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of everything that determines the tokens of a text."""
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The additional columns that the template uses."""
+
+    def __call__(self, texts: Sequence[str], extras: Sequence[Mapping[str, str]] | None = None) -> Tokens:
+        """Return the tokens of texts."""
+
+    def check_known(self, tokens: Tokens) -> None:
+        """Raise ConfigError, a ValueError, if the model has no embedding for one of the tokens."""
+
+    def unknown_fraction(self, tokens: Tokens) -> float:
+        """Return the fraction of tokens that stand for what the vocabulary does not have."""
+
+
+class CorpusBuilder:
+    """Checks rows one at a time, and collects them and their problems until the corpus is built."""
+
+    def __init__(
+        self,
+        data_format: DataFormat,
+        source: SourceConfig,
+        purpose: str,
+        extra_columns: tuple[str, ...],
+        limits: LimitsConfig,
+    ) -> None:
+        """Start empty; `purpose` (one of `angle.data.purposes`) and `source` are for checks and messages."""
+        self.format = data_format
+        self.text_length = limits.text_length
+        self.source = source
+        self.label_map = source.label_map
+        self.purpose = purpose
+        self.extra_columns = extra_columns
+        self._texts: dict[tuple[str, ...], int] = {}
+        self._cell_texts: list[int] = []
+        self._cell_sizes: list[int] = []
+        self._labels: list[float] = []
+        self._origins: dict[str, int] = {}
+        self._table: Table | None = None  # that of the last row, whose origin is `_table_origin`
+        self._table_origin = 0
+        self._ones = [1] * len(data_format.roles)
+        self._origin: list[int] = []
+        self._numbers: list[int] = []
+        self._dropped = 0
+        self._problems: dict[tuple[str, str, str], list[Any]] = {}
+        self._label_names: list[str] = []  # labels that are no numbers
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def add(self, table: Table, number: int, row: Row) -> None:
+        """Add a row; a row with a problem is counted and left out."""
+        label = self._label(table, number, row) if self.format.labelled else 0.0
+        if label is None:
+            return
+        cells = self._cells(table, number, row)
+        extras = self._extras(table, number, row) if self.extra_columns else ()
+        if cells is None or extras is None:
+            return
+        texts, sizes = cells
+        text_ids = self._texts
+        for text in texts:
+            key = (text, *extras) if extras else (text,)
+            self._cell_texts.append(text_ids.setdefault(key, len(text_ids)))
+        self._cell_sizes += sizes
+        self._labels.append(label)
+        if table is not self._table:
+            self._table = table
+            self._table_origin = self._origins.setdefault(f"{table.name} {table.unit}", len(self._origins))
+        self._origin.append(self._table_origin)
+        self._numbers.append(number)
+
+    def _cells(self, table: Table, number: int, row: Row) -> tuple[Sequence[str], Sequence[int]] | None:
+        """Return the texts of a row, cell after cell, and how many each cell has; None if there is a problem."""
+        values: list[Any] = [row.get(column) for column in self.format.roles]
+        if self._are_plain(values):
+            return values, self._ones
+        cells = [self._cell(table, number, *cell) for cell in zip(self.format.roles, values, strict=True)]
+        if None in cells:
+            return None
+        return [text for cell in cells for text in cell or ()], [len(cell or ()) for cell in cells]
+
+    def _are_plain(self, values: Sequence[Any]) -> bool:
+        """Return whether these are texts, one a cell and without problems, as nearly all are: each by itself costs."""
+        try:
+            joined = "".join(values)
+            encodable = joined.isascii() or bool(joined.encode())
+        except (TypeError, UnicodeEncodeError):
+            return False
+        if not encodable or len(joined) > self.text_length:
+            return False
+        if joined.isprintable():  # of what nobody sees, only spaces are
+            return all(text and not text.isspace() for text in values)
+        return not any(map(is_invisible, values))
+
+    def _cell(self, table: Table, number: int, column: str, value: Any) -> Sequence[str] | None:
+        texts: list[Any] = value if isinstance(value, list) else [value]
+        if not texts:
+            self._report(table, number, column, "empty list", "is an empty list")
+            return None
+        for text in texts:
+            if problem := self._text_problem(text):
+                self._report(table, number, column, *problem)
+                return None
+        return texts
+
+    def _extras(self, table: Table, number: int, row: Row) -> Sequence[str] | None:
+        """Return what the additional columns hold; None if the template could not use one."""
+        values = [row.get(name) for name in self.extra_columns]
+        for name, value in zip(self.extra_columns, values, strict=True):
+            may_be_used = isinstance(value, str) and not value.strip()  # unlike a text, it may be empty
+            if not may_be_used and (problem := self._text_problem(value)):
+                description = f"{problem[1]}, but the template model.prompt uses it"
+                self._report(table, number, name, "template", description)
+                return None
+        return list(map(str, values))
+
+    def _text_problem(self, value: object) -> tuple[str, str] | None:
+        return text_problem(value, self.text_length, limit_name(self.purpose, "text_length"))
+
+    def _label(self, table: Table, number: int, row: Row) -> float | None:
+        value = row.get("label")
+        if self.label_map:
+            if label_name(value) not in self.label_map:
+                known = listed(tuple(self.label_map))
+                description = f"is {brief(value)}, which label_map does not name (it names {known})"
+                self._report(table, number, "label", "not in label_map", description)
+                return None
+            mapped = self.label_map[label_name(value)]
+            if mapped is None:
+                self._dropped += 1
+                return None
+            return self._finite_label(table, number, mapped, f"is {value}, for which label_map has {mapped}")
+        if value is None or (isinstance(value, str) and not value.strip()):
+            problem, description = describe_non_text(value)
+            self._report(table, number, "label", problem, f"is {description}")
+            return None
+        label = parse_label(value)
+        if label is None:
+            is_word = isinstance(value, (str, bool)) and len(str(value)) <= NAME_LENGTH
+            if is_word and str(value) not in self._label_names and len(self._label_names) < 8:
+                self._label_names.append(str(value))
+            self._report(table, number, "label", "no number", f"is {brief(value)}, which is not a number")
+            return None
+        return self._finite_label(table, number, label, f"is {value if isinstance(value, str) else brief(value)}")
+
+    def _finite_label(self, table: Table, number: int, label: float, description: str) -> float | None:
+        if math.isnan(label) or abs(label) > MAX_LABEL:
+            self._report(table, number, "label", "no finite number", f"{description}, which is not a finite number")
+            return None
+        return label
+
+    def _report(self, table: Table, number: int, column: str, problem: str, description: str) -> None:
+        # Problems of one kind share one key, whatever the value; the first one is shown.
+        problem_entry = self._problems.setdefault(
+            (table.name, column, problem),
+            [0, f"{setting_name(self.purpose)}: {table.name} {table.unit} {number}: {column} {description}"],
+        )
+        problem_entry[0] += 1
+
+    def check(self) -> None:
+        """Raise DataError if rows had problems, showing the first one and how many there are of its kind."""
+        if self._problems:
+            (*_, problem), (count, message) = next(iter(self._problems.items()))
+            hint = ""
+            if problem == "no number":
+                numbers = ", ".join(f"{word}: NUMBER" for word in self._label_names)
+                label_map = f"'{setting_name(self.purpose, 'label_map')}={{{numbers}}}'"
+                hint = f"; give numbers, or map names: {label_map}" if numbers else "; give numbers"
+            others = len(self._problems) - 1
+            more = f", and {others} other kind{'s' if others > 1 else ''} of problem" if others else ""
+            raise DataError(f"{message} ({count} such row{'s' if count > 1 else ''}{more}){hint}.")
+
+    def build(self, tokenizer: Tokenizer, *, cache: bool = True) -> Corpus:
+        """Return the corpus of all rows added.
+
+        Raises:
+            DataError: rows with problems, or no rows.
+
+        """
+        self.check()
+        if not self._numbers:
+            dropped = f": label_map dropped all {self._dropped}" if self._dropped else ""
+            raise DataError(f"{source_label(self.purpose, self.source)} has no usable rows{dropped}.")
+        shape = (len(self._numbers), len(self.format.roles))
+        cell_sizes, cell_texts, labels = arrays = self._arrays()
+        texts_digest, digest = self._digests(*arrays)
+        tokens = self._tokens(tokenizer, texts_digest, cache)
+        return Corpus(
+            format=self.format,
+            tokens=tokens,
+            cell_starts=(np.cumsum(cell_sizes) - cell_sizes).reshape(shape),
+            cell_sizes=cell_sizes.reshape(shape),
+            cell_texts=cell_texts,
+            labels=labels,
+            origins=tuple(self._origins),
+            origin=np.array(self._origin, np.int32),
+            numbers=np.array(self._numbers, np.int64),
+            dropped=self._dropped,
+            fingerprint=digest,
+            unknown=tokenizer.unknown_fraction(tokens),
+        )
+
+    def fingerprint(self) -> str:
+        """Return the fingerprint that the corpus of all rows added would have."""
+        return self._digests(*self._arrays())[1]
+
+    def _arrays(self) -> tuple[IntArray, IntArray, npt.NDArray[np.float32] | None]:
+        labels = np.array(self._labels, np.float32) if self.format.labelled else None
+        return np.array(self._cell_sizes, np.int64), np.array(self._cell_texts, np.int64), labels
+
+    def _digests(self, *arrays: npt.NDArray[Any] | None) -> tuple[str, str]:
+        """Return a hash of the distinct texts, and one of these arrays too."""
+        digest = hashlib.sha256(self.format.name.encode())
+        for key in self._texts:
+            digest.update("\0".join(key).encode(errors="surrogatepass") + b"\1")
+        texts_digest = digest.hexdigest()
+        for array in arrays:
+            digest.update(b"" if array is None else array.tobytes())
+        return texts_digest, digest.hexdigest()
+
+    def _tokens(self, tokenizer: Tokenizer, texts_digest: str, cache: bool) -> Tokens:
+        def tokenize() -> Tokens:
+            extras = [dict(zip(self.extra_columns, key[1:], strict=True)) for key in self._texts]
+            return tokenizer([key[0] for key in self._texts], extras if self.extra_columns else None)
+
+        # With the lengths, because a text may hold the characters that separate texts in the digest.
+        lengths = np.fromiter((len(part) for key in self._texts for part in key), np.int64)
+        key = hashlib.sha256(f"{tokenizer.fingerprint}/{texts_digest}/".encode() + lengths.tobytes()).hexdigest()
+        try:
+            folder = cache_folder("tokens") / key
+            tokens = cached_tokens(folder, tokenize, len(self._texts)) if cache else tokenize()
+            tokenizer.check_known(tokens)  # the cache knows the tokenizer, but not the model
+        except ValueError as error:
+            raise DataError(f"{setting_name(self.purpose)}: {str(error).removesuffix('.')}.") from None
+        return tokens
