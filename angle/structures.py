@@ -6,7 +6,8 @@ tokens, T tokens of all texts, D dimensions, W processes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,6 +29,10 @@ def to_device(array: npt.NDArray[Any], device: torch.device) -> Tensor:
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
+#: Columns that hold a row's negatives: one, or several that are numbered.
+NEGATIVE_COLUMN = re.compile(r"negative(?:_(\d+))?")
+
+
 @dataclass(frozen=True)
 class DataFormat:
     """The shape of a row: which texts it has, and whether it has a label."""
@@ -40,6 +45,17 @@ class DataFormat:
     def columns(self) -> tuple[str, ...]:
         """The columns that a table of this format has."""
         return (*self.roles, "label") if self.labelled else self.roles
+
+    def fits(self, columns: Iterable[str]) -> bool:
+        """Return whether a table with these columns can have this format."""
+        return all(self.columns_of(role, columns) for role in self.columns)
+
+    def columns_of(self, role: str, columns: Iterable[str]) -> list[str]:
+        """Return which of a table's columns hold a role; that of the negatives may have several, in numerical order."""
+        if role != "negative":
+            return [column for column in columns if column == role]
+        matches = [match for column in columns if (match := NEGATIVE_COLUMN.fullmatch(column))]
+        return [match[0] for match in sorted(matches, key=lambda match: int(match[1] or -1))]
 
 
 FORMATS = {

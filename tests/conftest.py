@@ -187,6 +187,16 @@ def sample_rows(data_format: str, split: str, count: int) -> list[dict[str, Any]
     return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
+def sample_rows_with_negatives(count: int) -> list[dict[str, Any]]:
+    """Return rows of format B with one to three negatives each, in three columns of which some cells are empty."""
+    rows = sample_rows("B", "train", 2 * count)
+    others = [row["negative"] for row in rows[count:]]
+    for number, row in enumerate(rows[:count]):
+        row["negative_1"] = others[number] if number % 3 else None
+        row["negative_2"] = others[number - 1] if number % 3 == 2 else ""
+    return rows[:count]
+
+
 def sample_files(folder: Path, data_format: str = "A") -> list[str]:
     """Write a few rows of the built-in sample for training, validation and test; return the words that name them."""
     write_jsonl(folder / "train.jsonl", sample_rows(data_format, "train", 64))

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from conftest import sample_rows, write_jsonl
+from conftest import sample_rows, sample_rows_with_negatives, write_jsonl
 from torch import nn
 
 from angle.config import TrainConfig
@@ -35,9 +35,14 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
 def build_on_sample(
     data_format: str, *, rows: int = 24, dropout: float = 0.0, **groups: Any
 ) -> tuple[setup.RunComponents, Accelerator]:
-    """Return what a run on the built-in sentences works with, of which there are four batches."""
+    """Return what a run on the built-in sentences works with, of which there are four batches.
+
+    Of the formats, B+ is B with one to three negatives a row.
+    """
     with TemporaryDirectory() as folder:
-        path = write_jsonl(Path(folder, "rows.jsonl"), sample_rows(data_format, "train", 4 * rows))
+        count = 4 * rows
+        table = sample_rows_with_negatives(count) if data_format == "B+" else sample_rows(data_format, "train", count)
+        path = write_jsonl(Path(folder, "rows.jsonl"), table)
         settings = {"data": {"train": {"name_or_path": str(path)}}, "train": {"batch_size": rows}, **groups}
         config = build_config(settings, TrainConfig)
         accelerator = start_accelerator(config.train.mixed_precision)

@@ -72,6 +72,9 @@ class DataConfig:
     valid_split: float = 0.0
     """Fraction of the training rows to hold out as data.valid. Rows that share a text stay on one side, and which rows
     they are does not depend on a seed."""
+    negatives: str = declared("draw", choices=("draw", "all"))
+    """What a list in the column negative means: draw (one of them, anew each epoch) or all (each is a candidate of
+    every row). Of several columns (negative_1, negative_2, ...) all are used."""
     duplicates: str = declared("mask", choices=("mask", "drop", "keep"))
     """What to do with equal texts in a batch: mask (never negatives of each other), drop (the later row) or keep (as
     negatives). With mask and drop, a text's positives in any row of the batch are no negatives of it either."""

@@ -34,7 +34,7 @@ def parquet_table(path: Path, request: Request) -> Table:
         raise request.error(path, "is empty: it has no row.")
     columns = tuple(file.schema_arrow.names)
     request.check_columns(path, columns)
-    used = [name for name in columns if name in request.columns]
+    used = list(filter(request.is_used, columns))
     rows = _ArrowRows(path, request, lambda: file.iter_batches(ARROW_BATCH_ROWS, columns=used))
     return Table(str(path), columns, rows)
 
@@ -91,7 +91,7 @@ def _dataset_table(loaded: Any, name: str, request: Request) -> Table:
     if not columns or getattr(loaded, "num_rows", 1) == 0:
         raise request.error(name, "is empty: it has no row.")
     request.check_columns(name, columns)
-    used = [column for column in columns if column in request.columns]
+    used = list(filter(request.is_used, columns))
     if isinstance(loaded, datasets.Dataset):
         # As Arrow has them: images and sounds stay encoded, and a format that was set on the data set has no say.
         selected = loaded.with_format("arrow").select_columns(used)

@@ -178,6 +178,7 @@ class StreamingTrainingData:
         batch_spec: BatchSpec,
         window: int,
         limits: LimitsConfig | None = None,
+        negatives: str = "draw",
     ) -> None:
         """Check the columns; `steps` reads the rows.
 
@@ -188,14 +189,15 @@ class StreamingTrainingData:
             batch_spec: how batches are formed.
             window: number of rows that are held, and shuffled among themselves, at a time; rounded up to whole steps.
             limits: what is read at most; None: the defaults.
+            negatives: what a list of negatives means, see `angle.config.DataConfig`.
 
         """
         self._source, self._data_format, self._tokenizer, self._batch_spec = source, data_format, tokenizer, batch_spec
         rows_per_step = batch_spec.global_batch_size * batch_spec.accumulation
         self._window = -(-window // rows_per_step) * rows_per_step
-        self._limits = limits or LimitsConfig()
+        self._limits, self._negatives = limits or LimitsConfig(), negatives
         self._file_states = sources.file_states(source)
-        tables = self._tables()
+        tables = self._known_tables = self._tables()
         self.format = common_format(tables, data_format, "train", tokenizer.columns)
         self._names = ", ".join(table.name for table in tables)
         self.steps_per_epoch: int | None = None
@@ -230,7 +232,10 @@ class StreamingTrainingData:
         )
 
     def _builder(self) -> CorpusBuilder:
-        return CorpusBuilder(self.format, self._source, "train", self._tokenizer.columns, self._limits)
+        columns = self._tokenizer.columns
+        return CorpusBuilder(
+            self.format, self._source, "train", columns, self._limits, self._negatives, self._known_tables
+        )
 
     def _check(self, builder: CorpusBuilder) -> None:
         """Raise DataError for rows with problems, and for files that are no longer those that training began with."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -18,7 +19,7 @@ from angle.data.purposes import limit_name, setting_name, source_label
 from angle.data.table import Row, Table
 from angle.data.token_cache import cached_tokens
 from angle.errors import NAME_LENGTH, DataError, brief, listed
-from angle.structures import DataFormat, Tokens
+from angle.structures import NEGATIVE_COLUMN, DataFormat, Tokens
 
 #: The largest label, as labels are stored in float32.
 MAX_LABEL = float(np.finfo(np.float32).max)
@@ -55,8 +56,21 @@ class CorpusBuilder:
         purpose: str,
         extra_columns: tuple[str, ...],
         limits: LimitsConfig,
+        negatives: str,
+        tables: Iterable[Table],
     ) -> None:
-        """Start empty; `purpose` (one of `angle.data.purposes`) and `source` are for checks and messages."""
+        """Start empty.
+
+        Args:
+            data_format: the format of all rows.
+            source: where they come from, for checks and messages.
+            purpose: one of `angle.data.purposes`, likewise.
+            extra_columns: columns that the template uses.
+            limits: how long a text may be.
+            negatives: what a list of negatives means, see `angle.config.DataConfig`.
+            tables: those whose rows may be added.
+
+        """
         self.format = data_format
         self.text_length = limits.text_length
         self.source = source
@@ -69,8 +83,14 @@ class CorpusBuilder:
         self._labels: list[float] = []
         self._origins: dict[str, int] = {}
         self._table: Table | None = None  # that of the last row, whose origin is `_table_origin`
-        self._table_origin = 0
-        self._ones = [1] * len(data_format.roles)
+        self._table_origin: int | None = None
+        # The columns of `_table` that hold texts, also by role, and how many texts a role has if each holds one.
+        self._columns: tuple[str, ...] = ()
+        self._columns_of_roles: list[list[str]] = []
+        self._plain_sizes: list[int] = []
+        self._draws_negatives = negatives == "draw"
+        self._has_numbered_negatives = any(len(data_format.columns_of("negative", t.columns)) > 1 for t in tables)
+        self._negatives_list: str | None = None  # where the first list of several negatives is
         self._origin: list[int] = []
         self._numbers: list[int] = []
         self._dropped = 0
@@ -85,6 +105,8 @@ class CorpusBuilder:
         label = self._label(table, number, row) if self.format.labelled else 0.0
         if label is None:
             return
+        if table is not self._table:
+            self._begin(table)
         cells = self._cells(table, number, row)
         extras = self._extras(table, number, row) if self.extra_columns else ()
         if cells is None or extras is None:
@@ -96,18 +118,25 @@ class CorpusBuilder:
             self._cell_texts.append(text_ids.setdefault(key, len(text_ids)))
         self._cell_sizes += sizes
         self._labels.append(label)
-        if table is not self._table:
-            self._table = table
-            self._table_origin = self._origins.setdefault(f"{table.name} {table.unit}", len(self._origins))
-        self._origin.append(self._table_origin)
+        origin = self._table_origin
+        if origin is None:
+            origin = self._table_origin = self._origins.setdefault(f"{table.name} {table.unit}", len(self._origins))
+        self._origin.append(origin)
         self._numbers.append(number)
+
+    def _begin(self, table: Table) -> None:
+        """Prepare to add a table's rows."""
+        self._table, self._table_origin = table, None
+        self._columns_of_roles = [self.format.columns_of(role, table.columns) for role in self.format.roles]
+        self._columns = tuple(itertools.chain.from_iterable(self._columns_of_roles))
+        self._plain_sizes = [len(columns) for columns in self._columns_of_roles]
 
     def _cells(self, table: Table, number: int, row: Row) -> tuple[Sequence[str], Sequence[int]] | None:
         """Return the texts of a row, cell after cell, and how many each cell has; None if there is a problem."""
-        values: list[Any] = [row.get(column) for column in self.format.roles]
+        values: list[Any] = [row.get(column) for column in self._columns]
         if self._are_plain(values):
-            return values, self._ones
-        cells = [self._cell(table, number, *cell) for cell in zip(self.format.roles, values, strict=True)]
+            return values, self._plain_sizes
+        cells = [self._cell(table, number, row, columns) for columns in self._columns_of_roles]
         if None in cells:
             return None
         return [text for cell in cells for text in cell or ()], [len(cell or ()) for cell in cells]
@@ -125,16 +154,28 @@ class CorpusBuilder:
             return all(text and not text.isspace() for text in values)
         return not any(map(is_invisible, values))
 
-    def _cell(self, table: Table, number: int, column: str, value: Any) -> Sequence[str] | None:
-        texts: list[Any] = value if isinstance(value, list) else [value]
-        if not texts:
-            self._report(table, number, column, "empty list", "is an empty list")
-            return None
-        for text in texts:
-            if problem := self._text_problem(text):
-                self._report(table, number, column, *problem)
+    def _cell(self, table: Table, number: int, row: Row, columns: Sequence[str]) -> Sequence[str] | None:
+        """Return the texts of the columns of one role; of several columns, some may hold nothing."""
+        values = {column: row.get(column) for column in columns}
+        if len(columns) > 1:
+            values = {column: value for column, value in values.items() if not _is_missing(value)}
+            if not values:
+                self._report(table, number, columns[0], "no text", f"and {listed(columns[1:])} hold nothing")
                 return None
-        return texts
+        cell: list[Any] = []
+        for column, value in values.items():
+            texts: list[Any] = value if isinstance(value, list) else [value]
+            if not texts:
+                self._report(table, number, column, "empty list", "is an empty list")
+                return None
+            for text in texts:
+                if problem := self._text_problem(text):
+                    self._report(table, number, column, *problem)
+                    return None
+            if len(texts) > 1 and NEGATIVE_COLUMN.fullmatch(column):
+                self._negatives_list = self._negatives_list or f"{table.name} {table.unit} {number}"
+            cell += texts
+        return cell
 
     def _extras(self, table: Table, number: int, row: Row) -> Sequence[str] | None:
         """Return what the additional columns hold; None if the template could not use one."""
@@ -192,6 +233,12 @@ class CorpusBuilder:
 
     def check(self) -> None:
         """Raise DataError if rows had problems, showing the first one and how many there are of its kind."""
+        if self._negatives_list and self._draws_negatives and self._has_numbered_negatives:
+            raise DataError(
+                f"{setting_name(self.purpose)}: {self._negatives_list} has a list of negatives beside other columns of "
+                f"negatives, so one cannot be drawn from it: type data.negatives=all to use all of them, or give the "
+                f"lists as the only column."
+            )
         if self._problems:
             (*_, problem), (count, message) = next(iter(self._problems.items()))
             hint = ""
@@ -231,6 +278,7 @@ class CorpusBuilder:
             dropped=self._dropped,
             fingerprint=digest,
             unknown=tokenizer.unknown_fraction(tokens),
+            all_negatives=self.format.name == "B" and (self._has_numbered_negatives or not self._draws_negatives),
         )
 
     def fingerprint(self) -> str:
@@ -266,3 +314,8 @@ class CorpusBuilder:
         except ValueError as error:
             raise DataError(f"{setting_name(self.purpose)}: {str(error).removesuffix('.')}.") from None
         return tokens
+
+
+def _is_missing(value: object) -> bool:
+    """Return whether a cell holds nothing: a file with a column for each of several negatives may have such."""
+    return value is None or value == [] or (isinstance(value, str) and not value.strip())

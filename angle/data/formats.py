@@ -35,7 +35,7 @@ def detect_format(columns: Sequence[str]) -> DataFormat | None:
     have = set(columns)
     for data_format in FORMATS.values():
         ambiguous = data_format.name == "C" and "label" in have
-        if have.issuperset(data_format.columns) and not ambiguous:
+        if data_format.fits(have) and not ambiguous:
             return data_format
     return None
 
@@ -70,7 +70,7 @@ def resolve_format(columns: Sequence[str], requested: str, purpose: str, source_
             f"({formats}).{_rename_hint(columns, _nearest_format(columns), purpose)}"
         )
     data_format = FORMATS[requested]
-    if set(columns).issuperset(data_format.columns):
+    if data_format.fits(columns):
         return data_format
     message = (
         f"{setting_name(purpose)}: {source_name} has the columns {listed(columns)}"
@@ -110,12 +110,16 @@ def check_unused_columns(
         role_of = {role: role for role in ALIASES} | role_of
         if data_format.name == "C":  # which has all that B has but this
             role_of |= dict.fromkeys(ALIASES["negative"], "negative")
+    used = {column for role in data_format.columns for column in data_format.columns_of(role, columns)}
     for column in columns:
-        if column in data_format.columns or column in template_columns:
+        if column in used or column in template_columns:
             continue
         name = column.lower()
-        role = role_of.get(name) or role_of.get(re.sub(r"[ _-]?\d+$", "", name))
+        stem, number = re.fullmatch(r"(.*?)[ _-]?(\d*)", name, re.DOTALL).groups()  # type: ignore[union-attr]
+        role = role_of.get(name) or role_of.get(stem)
         if role is not None:
+            if role == "negative" and number and name not in role_of:
+                role = f"negative_{number}"
             setting = setting_name(purpose, "columns")
             raise DataError(
                 f"{setting_name(purpose)}: {source_name} has the column {column}, which looks like {role} and is not "
@@ -164,11 +168,8 @@ def common_format(
     first, *others = tables
     data_format = resolve_format(first.columns, requested, purpose, first.name)
     for table in others:
-        if requested == "auto":
-            same = detect_format(table.columns) is data_format
-        else:
-            same = set(table.columns).issuperset(data_format.columns)
-        if not same:
+        is_auto = requested == "auto"
+        if not (detect_format(table.columns) is data_format if is_auto else data_format.fits(table.columns)):
             raise DataError(
                 f"{setting_name(purpose)}: {first.name} is format {data_format.name}, but {table.name} has the columns "
                 f"{listed(table.columns)}: all sources of a list must have the same format."

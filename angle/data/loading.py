@@ -19,6 +19,7 @@ def load_corpus(
     tokenizer: Tokenizer,
     data_format: str = "auto",
     limits: LimitsConfig | None = None,
+    negatives: str = "draw",
 ) -> Corpus:
     """Read, check and tokenise all rows of a source.
 
@@ -28,6 +29,7 @@ def load_corpus(
         tokenizer: turns texts into tokens.
         data_format: A, B, C or auto.
         limits: what is read at most; None: the defaults.
+        negatives: what a list of negatives means, see `angle.config.DataConfig`.
 
     Raises:
         DataError: anything wrong with the data.
@@ -37,7 +39,7 @@ def load_corpus(
     columns = tokenizer.columns
     tables = sources.open_tables(source, purpose, data_format, template_columns=columns, limits=limits)
     row_format = formats.common_format(tables, data_format, purpose, columns)
-    builder = CorpusBuilder(row_format, source, purpose, columns, limits)
+    builder = CorpusBuilder(row_format, source, purpose, columns, limits, negatives, tables)
     for table in tables:
         for number, row in table.rows:
             builder.add(table, number, row)

@@ -15,12 +15,12 @@ from angle.data.purposes import default_split, setting_name
 from angle.data.table import Request, Row, Table
 from angle.data.text_files import csv_table, file_state, json_table, tsv_table
 from angle.errors import DataError, listed
-from angle.structures import FORMATS
+from angle.structures import FORMATS, NEGATIVE_COLUMN
 
 SAMPLE = "sample"
 #: A streamed file is told from others by this many of its pieces, evenly spaced, and bytes of each.
 FINGERPRINT_PIECES, FINGERPRINT_BYTES = 32, 2**18
-#: All columns that some format has.
+#: All columns that some format has; there may be more of negatives.
 ROLES = frozenset(column for data_format in FORMATS.values() for column in data_format.columns)
 #: What reads a file, by its ending.
 FILE_READERS: dict[str, Callable[[Path, Request], Table]] = {
@@ -57,9 +57,8 @@ def open_tables(
 
     """
     split = source.split or default_split(purpose)
-    used = [source.columns.get(name, name) for name in ROLES.union(template_columns)]
-    columns = frozenset(name for name in used if name is not None)
-    request = Request(purpose, columns, limits or LimitsConfig(), streaming)
+    is_used = _column_filter(source.columns, ROLES.union(template_columns))
+    request = Request(purpose, is_used, limits or LimitsConfig(), streaming)
     tables = []
     for name in source.names():
         if name == SAMPLE:
@@ -70,6 +69,13 @@ def open_tables(
             table = hub_table(name, source, split, request)
         tables.append(_rename_columns(table, source.columns, request))
     return tables
+
+
+def _column_filter(renamed: Mapping[str, str | None], names: Iterable[str]) -> Callable[[str], bool]:
+    """Return whether a column, by its name in the source, has one of these names or is one of negatives."""
+    wanted = {renamed.get(name, name) for name in names}
+    wanted.update(column for name, column in renamed.items() if NEGATIVE_COLUMN.fullmatch(name))
+    return lambda column: column in wanted or (column not in renamed and NEGATIVE_COLUMN.fullmatch(column) is not None)
 
 
 def file_states(source: SourceConfig) -> list[tuple[int, int, int]]:
@@ -145,7 +151,7 @@ def _rename_columns(table: Table, columns: Mapping[str, str | None], request: Re
         for column in table.columns
         if column in new_name_of or column not in columns
     }
-    used = {name: column for name, column in kept.items() if column in request.columns}
+    used = {name: column for name, column in kept.items() if request.is_used(column)}
     return replace(table, columns=tuple(kept), rows=_RenamedRows(table.rows, used))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,8 +35,8 @@ class Request:
 
     purpose: str
     """One of `angle.data.purposes`, for messages."""
-    columns: frozenset[str]
-    """The columns that can be used, by their names in the source. No others are decoded or kept."""
+    is_used: Callable[[str], bool]
+    """Returns whether a column, by its name in the source, can be used. No others are decoded or kept."""
     limits: LimitsConfig
     streaming: bool = False
     """Whether to read rows as they are asked for, instead of all at once."""

@@ -56,6 +56,8 @@ class _TextFile:
     request: Request
     columns: dict[str, None] = field(default_factory=dict)
     """Names of all columns seen so far, in their order."""
+    used: set[str] = field(default_factory=set)
+    """Those of them that can be used."""
 
     def lines(self, file: IO[str]) -> Iterator[tuple[int, str]]:
         """Yield the lines with their numbers, and each with its end, none longer than a row can be."""
@@ -69,7 +71,9 @@ class _TextFile:
 
     def add_columns(self, names: Iterable[str]) -> None:
         """Remember the names of columns."""
-        self.columns.update(dict.fromkeys(names))
+        new = [name for name in names if name not in self.columns]
+        self.columns.update(dict.fromkeys(new))
+        self.used.update(filter(self.request.is_used, new))
         if len(self.columns) > self.request.limits.columns:
             self.request.check_columns(self.path, tuple(self.columns))
 
@@ -204,7 +208,7 @@ def _json_row(item: Any, location: str, file: _TextFile) -> Row:
         raise file.error(f"{location} is not a JSON object with a name for each column: {json.dumps(item)[:60]}")
     if not item.keys() <= file.columns.keys():
         file.add_columns(item)
-    used = file.request.columns
+    used = file.used
     return item if used.issuperset(item) else {name: cell for name, cell in item.items() if name in used}
 
 
@@ -310,7 +314,7 @@ def _separated_rows(file: _TextFile, **dialect: Any) -> Iterator[tuple[int, Row]
             header = next(reader, [])
             file.request.check_columns(file.path, header)
             file.add_columns(header)
-            used = [position for position, name in enumerate(header) if name in file.request.columns]
+            used = [position for position, name in enumerate(header) if name in file.used]
             names = [header[position] for position in used]
             first_line = reader.line_num + 1
             for cells in reader:

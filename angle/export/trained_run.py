@@ -68,13 +68,17 @@ def find_trained_run(folder: Path) -> TrainedRun | None:
     return read_trained_run(folder) if read_record(folder).get("finished") else None
 
 
-def read_samples(data: DataConfig, data_format: str) -> list[dict[str, str]]:
+def read_samples(data: DataConfig, format_name: str) -> list[dict[str, str]]:
     """Return short training rows, as texts by column; none if the rows are no longer there."""
-    columns = [*FORMATS[data_format].columns, *(["label"] if FORMATS[data_format].labelled else [])]
     try:
         are_files = all(Path(name).is_file() for name in data.train.names())
-        table = open_tables(data.train, "train", data_format, limits=data.limits, streaming=are_files)[0]
-        rows = [{column: _shown(row.get(column)) for column in columns} for _, row in islice(table.rows, SAMPLED_ROWS)]
+        table = open_tables(data.train, "train", format_name, limits=data.limits, streaming=are_files)[0]
+        data_format = FORMATS[format_name]
+        columns = {role: data_format.columns_of(role, table.columns)[0] for role in data_format.columns}
+        rows = [
+            {role: _shown(row.get(column)) for role, column in columns.items()}
+            for _, row in islice(table.rows, SAMPLED_ROWS)
+        ]
     except (DataError, OSError):
         return []
     shortest = sorted(range(len(rows)), key=lambda number: sum(map(len, rows[number].values())))[:NUM_SAMPLES]

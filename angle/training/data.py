@@ -78,14 +78,20 @@ def load_data(
     train: TrainingData
     valid: Corpus | None = None
     if config.valid.names():
-        valid = load_corpus(config.valid, "valid", tokenizer, limits=config.limits)
+        valid = load_corpus(config.valid, "valid", tokenizer, limits=config.limits, negatives=config.negatives)
     if config.streaming:
         # Its thread tokenises while the model is saved, which changes the encoder's own tokenizer.
         train = StreamingTrainingData(
-            config.train, data_format, tokenizer.copy(), batch_spec, config.stream_window, config.limits
+            config.train,
+            data_format,
+            tokenizer.copy(),
+            batch_spec,
+            config.stream_window,
+            config.limits,
+            config.negatives,
         )
     else:
-        corpus = load_corpus(config.train, "train", tokenizer, data_format, config.limits)
+        corpus = load_corpus(config.train, "train", tokenizer, data_format, config.limits, config.negatives)
         if config.valid_split:
             corpus, valid = (
                 replace(part, unknown=tokenizer.unknown_fraction(part.tokens))

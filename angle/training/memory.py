@@ -31,12 +31,15 @@ TRIAL_TOKENS = 1024
 CGROUP = Path("/sys/fs/cgroup")
 
 
-def find_token_budget(gradient_cache: GradientCache, data_format: DataFormat, rows: int, max_length: int) -> int:
+def find_token_budget(
+    gradient_cache: GradientCache, data_format: DataFormat, row_texts: int, rows: int, max_length: int
+) -> int:
     """Return how many tokens of a micro-batch fit into free memory, estimated from two trial micro-batches.
 
     Args:
         gradient_cache: its model is not yet prepared for several processes, and there is no optimiser yet.
         data_format: the format of the rows.
+        row_texts: number of texts of a row.
         rows: number of rows in a process's batch, whose loss is computed while a micro-batch is held in memory.
         max_length: number of tokens in the longest text.
 
@@ -44,14 +47,16 @@ def find_token_budget(gradient_cache: GradientCache, data_format: DataFormat, ro
         ConfigError: not even the longest text fits.
 
     """
-    row_tokens = len(data_format.roles) * max_length
+    row_tokens = row_texts * max_length
     trial_rows = -(-TRIAL_TOKENS // row_tokens)
-    trials = (trial_batch(gradient_cache, data_format, count, max_length) for count in (trial_rows, 2 * trial_rows))
+    trials = (
+        trial_batch(gradient_cache, data_format, row_texts, count, max_length) for count in (trial_rows, 2 * trial_rows)
+    )
     small_peak, large_peak = (
         _peak_memory(gradient_cache, partial(gradient_cache.forward_backward, batch)) for batch in trials
     )
     bytes_per_token = (large_peak - small_peak) / (trial_rows * row_tokens)
-    loss_batch = trial_batch(gradient_cache, data_format, rows, 1)
+    loss_batch = trial_batch(gradient_cache, data_format, row_texts, rows, 1)
     loss_bytes = _peak_memory(gradient_cache, partial(_compute_loss, gradient_cache, loss_batch))
     fixed_bytes = max(2 * small_peak - large_peak, 0) + loss_bytes
     trainable_bytes = sum(p.nbytes for p in gradient_cache.model.parameters() if p.requires_grad)
@@ -69,12 +74,14 @@ def find_token_budget(gradient_cache: GradientCache, data_format: DataFormat, ro
     return token_budget
 
 
-def trial_batch(gradient_cache: GradientCache, data_format: DataFormat, rows: int, length: int) -> Batch:
+def trial_batch(
+    gradient_cache: GradientCache, data_format: DataFormat, row_texts: int, rows: int, length: int
+) -> Batch:
     """Return a batch with `rows` rows per process, of distinct texts that all have `length` tokens."""
-    roles, processes = len(data_format.roles), gradient_cache.accelerator.num_processes
-    text_ids = np.arange(rows * roles)
+    processes = gradient_cache.accelerator.num_processes
+    text_ids = np.arange(rows * row_texts)
     lengths = np.full(len(text_ids), length)
-    index = torch.arange(len(text_ids) * processes).view(-1, roles)
+    index = torch.arange(len(text_ids) * processes).view(-1, row_texts)
     labels = torch.arange(len(index)).float() if data_format.labelled else None
     return Batch(
         tokens=Tokens(np.ones(lengths.sum(), np.int32), np.concatenate([[0], lengths.cumsum()])),

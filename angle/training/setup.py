@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -172,10 +173,10 @@ def _batch_spec(train_config: TrainingConfig, data: DataConfig, accelerator: Acc
 def _largest_token_budget(gradient_cache: GradientCache, data: TrainingData, batch_size: int) -> int:
     """Return the number of tokens of a micro-batch that fits into the memory of every process."""
     model, accelerator = gradient_cache.model, gradient_cache.accelerator
-    longest = model.encoder.tokenizer.max_length
+    longest, row_texts = model.encoder.tokenizer.max_length, len(data.format.roles)
     if isinstance(data, InMemoryTrainingData):
-        longest = int(data.corpus.tokens.lengths.max())
-    budget = find_token_budget(gradient_cache, data.format, batch_size, longest)
+        longest, row_texts = int(data.corpus.tokens.lengths.max()), math.ceil(data.corpus.texts_per_row)
+    budget = find_token_budget(gradient_cache, data.format, row_texts, batch_size, longest)
     return all_reduce_min(budget, accelerator.num_processes)
 
 

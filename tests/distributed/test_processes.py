@@ -15,7 +15,16 @@ import pytest
 import torch
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.utils import DistributedType
-from conftest import REPO, launch_ranks, run_ranks, sample_files, sample_rows, start, write_jsonl
+from conftest import (
+    REPO,
+    launch_ranks,
+    run_ranks,
+    sample_files,
+    sample_rows,
+    sample_rows_with_negatives,
+    start,
+    write_jsonl,
+)
 from safetensors.torch import load_file
 from torch import distributed as dist
 
@@ -65,7 +74,7 @@ def rows_of(data_format: str, tmp_path: Path) -> Path:
 
 
 def write_rows(path: Path, data_format: str, number: int) -> Path:
-    rows = sample_rows(data_format, "train", number)
+    rows = sample_rows_with_negatives(number) if data_format == "B+" else sample_rows(data_format, "train", number)
     rows[3]["text2" if data_format == "A" else "positive"] = rows[1]["text2" if data_format == "A" else "positive"]
     return write_jsonl(path, rows)
 
@@ -80,9 +89,10 @@ ESPRESSO = ["ese=on", "ese.compression_size=32"]
         ("A", [*EVALUATED, *ESPRESSO, "teacher=self", "teacher.projection=true", "teacher.mse_w=1"]),
         ("B", []),
         ("B", [*ESPRESSO, "teacher=self", "teacher.pooling=tokens", "train.token_budget=40"]),
+        ("B+", ["train.token_budget=40", "loss.cosine_w=1"]),
         ("C", ["train.token_budget=1"]),
     ],
-    ids=["A-espresso-teacher", "B", "B-espresso-tokens-cache", "C-cache"],
+    ids=["A-espresso-teacher", "B", "B-espresso-tokens-cache", "B-negatives-cache", "C-cache"],
 )
 def test_two_processes_train_as_one(tmp_path: Path, data_format: str, words: list[str]) -> None:
     write_rows(tmp_path / "valid.jsonl", "A", 43)

@@ -60,7 +60,7 @@ def assert_equal_gradients(actual: dict[str, Tensor], expected: dict[str, Tensor
         assert (actual[name] - gradient).norm() <= 1e-5 * gradient.norm() + 1e-7 * total_norm, name
 
 
-@pytest.mark.parametrize("data_format", ["A", "B", "C"])
+@pytest.mark.parametrize("data_format", ["A", "B", "B+", "C"])
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_micro_batches_change_no_gradient(data_format: str, name: str) -> None:
     groups = {group: values for group, values in OBJECTIVES[name].items() if group != "loss" or data_format != "C"}
@@ -78,9 +78,10 @@ def test_micro_batches_change_no_gradient(data_format: str, name: str) -> None:
         assert_equal_gradients(gradients(components.trainable), expected)
 
 
+@pytest.mark.parametrize("data_format", ["B", "B+"])
 @pytest.mark.parametrize("name", ["plain", "both"])
-def test_gradient_matches_autograd_of_the_loss(name: str) -> None:
-    components, accelerator = build_on_sample("B", **OBJECTIVES[name])
+def test_gradient_matches_autograd_of_the_loss(name: str, data_format: str) -> None:
+    components, accelerator = build_on_sample(data_format, **OBJECTIVES[name])
     batch = next(components.data.train.steps(0))[0]
     gradient_cache_of(components, accelerator).forward_backward(batch, 0.5)
     actual = gradients(components.trainable)

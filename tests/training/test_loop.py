@@ -138,6 +138,27 @@ def test_resumed_run_is_bitwise_the_uninterrupted_one(
     assert metrics(uninterrupted) == metrics(interrupted)
 
 
+@pytest.mark.parametrize("negatives", ["draw", "all"])
+def test_lists_of_negatives_resume_bitwise(
+    model: Path, tmp_path: Path, stop_after: Callable[[int], None], negatives: str
+) -> None:
+    table = sample_rows("B", "train", 48)
+    lists = (row | {"negative": [row["negative"], table[number // 2]["negative"]]} for number, row in enumerate(table))
+    rows = write_jsonl(tmp_path / "rows.jsonl", lists)
+
+    def run(folder: Path) -> TrainConfig:
+        config = settings(model, rows, folder)
+        config.data.negatives = negatives
+        return config
+
+    fit(run(tmp_path / "uninterrupted"))
+    stop_after(5)
+    with pytest.raises(KilledError):
+        fit(run(tmp_path / "interrupted"))
+    fit(run(tmp_path / "interrupted"))
+    assert_equal_weights(tmp_path / "uninterrupted", tmp_path / "interrupted")
+
+
 @pytest.mark.slow
 def test_statistics_of_forward_passes_resume_bitwise(
     rows: Path, tmp_path: Path, stop_after: Callable[[int], None]

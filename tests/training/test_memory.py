@@ -51,14 +51,14 @@ def test_memory_grows_by_six_times_the_embeddings_at_most(data_format: str) -> N
     gradient_cache = gradient_cache_of(components, accelerator, 512)
     for parameter in components.trainable.parameters():
         parameter.grad = torch.zeros_like(parameter)
-    peaks = []
+    peaks, row_texts = [], len(components.data.train.format.roles)
     for rows in (2000, 4000):
-        batch = memory.trial_batch(gradient_cache, components.data.train.format, rows, 3)
+        batch = memory.trial_batch(gradient_cache, components.data.train.format, row_texts, rows, 3)
         with memory.Allocations() as allocations:
             gradient_cache.forward_backward(batch)
         peaks.append(allocations.peak)
     embeddings, _ = components.trainable(*batch.micro_batch(slice(0, 2000), accelerator.device))
-    assert peaks[1] - peaks[0] < 6 * len(components.data.train.format.roles) * embeddings.nbytes
+    assert peaks[1] - peaks[0] < 6 * row_texts * embeddings.nbytes
 
 
 @pytest.mark.parametrize("groups", [{}, OBJECTIVES["espresso"], OBJECTIVES["teacher of tokens"]], ids=str)
@@ -71,7 +71,7 @@ def test_auto_token_budget_fits_into_free_memory(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(memory, "free_memory", lambda _: int((room + 3 * trained) / memory.USABLE_FRACTION))
     max_length = int(batch.max_lengths.max())
     budget = memory.find_token_budget(
-        gradient_cache_of(components, accelerator), batch.structure.format, rows, max_length
+        gradient_cache_of(components, accelerator), batch.structure.format, 2, rows, max_length
     )
     assert budget < batch.max_lengths.sum() / 2
     for parameter in components.trainable.parameters():
@@ -84,7 +84,9 @@ def test_auto_token_budget_fits_into_free_memory(monkeypatch: pytest.MonkeyPatch
     with pytest.raises(
         ConfigError, match=r"There is not enough memory for train.token_budget=auto: the longest text has \d+ tokens"
     ):
-        memory.find_token_budget(gradient_cache_of(components, accelerator), batch.structure.format, rows, max_length)
+        memory.find_token_budget(
+            gradient_cache_of(components, accelerator), batch.structure.format, 2, rows, max_length
+        )
 
 
 def test_in_a_container_cached_files_count_as_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
