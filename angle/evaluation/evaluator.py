@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from angle.config import LossConfig
-from angle.data.batching import BatchSpec, collate
+from angle.data.collate import collate
 from angle.data.corpus import Corpus
+from angle.data.plan import BatchSpec
 from angle.evaluation.metrics import Floats, spearman
 from angle.structures import Batch, Tokens
 

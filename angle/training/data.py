@@ -5,12 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from angle.config import DataConfig, SourceConfig
-from angle.data.batching import BatchSpec, InMemoryTrainingData, StreamingTrainingData, TrainingData
 from angle.data.corpus import Corpus
 from angle.data.loading import load_corpus
+from angle.data.plan import BatchSpec
 from angle.data.purposes import source_label
 from angle.data.sources import SAMPLE
 from angle.data.split import hold_out
+from angle.data.streaming import StreamingTrainingData
+from angle.data.training_data import InMemoryTrainingData, TrainingData
 from angle.errors import ConfigError, DataError
 from angle.evaluation.evaluators.sts import check_labels_vary, labels_vary, load_sts
 from angle.modeling.tokenizer import TextTokenizer

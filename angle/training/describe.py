@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from angle.config import TrainConfig
-from angle.data.batching import InMemoryTrainingData
+from angle.data.training_data import InMemoryTrainingData
 from angle.kernels.registry import describe_kernels
 from angle.modeling.encoder import Encoder
 from angle.modeling.packing import Layout

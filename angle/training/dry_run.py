@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from angle.config import TrainConfig
-from angle.data.batching import InMemoryTrainingData, TrainingData, collate
+from angle.data.collate import collate
+from angle.data.training_data import InMemoryTrainingData, TrainingData
 from angle.kernels.allocator import keep_freed_memory
 from angle.structures import Batch
 from angle.terminal import labelled

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from angle.data.batching import TrainingData
+from angle.data.training_data import TrainingData
 from angle.errors import TrainingError
 from angle.modeling.encoder import Encoder
 from angle.objective.combined import LossOutput

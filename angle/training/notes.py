@@ -10,9 +10,9 @@ import numpy.typing as npt
 import torch
 
 from angle.config import LOSS_TERM_SPECS, LossConfig, ModelConfig, TrainConfig, TrainingConfig, enumerate_words
-from angle.data.batching import InMemoryTrainingData
 from angle.data.loading import note_on_unknown
 from angle.data.sources import SAMPLE
+from angle.data.training_data import InMemoryTrainingData
 from angle.modeling.locations import TINY
 
 if TYPE_CHECKING:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from angle.config import DataConfig, TrainConfig, TrainingConfig
-from angle.data.batching import BatchSpec, InMemoryTrainingData, TrainingData
+from angle.data.plan import BatchSpec
+from angle.data.training_data import InMemoryTrainingData, TrainingData
 from angle.distributed.process_group import all_reduce_min
 from angle.errors import ConfigError
 from angle.evaluation.evaluator import RunContext

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from angle.data import batching
+from angle.data import collate
 from angle.training import loop, setup
 from benchmarks.throughput.jobs import KERNEL_TECHNIQUES, TECHNIQUES
 
@@ -101,7 +101,7 @@ def _encode_repeats(disabled: Disabled) -> None:
     def every_text(texts: Any, **_: bool) -> tuple[Any, Any, Any]:
         return texts.flatten(), np.arange(texts.size), np.ones(texts.size, np.int64)
 
-    disabled.patch(batching, "np.unique", every_text)
+    disabled.patch(collate, "np.unique", every_text)
 
 
 def _prepare_batches_in_turn(disabled: Disabled) -> None:

@@ -20,7 +20,7 @@ from conftest import SpyTokenizer, bounded, snapshot, start, start_here
 from angle.config import TrainConfig
 from angle.config.build import build_config
 from angle.config.keys import unflatten
-from angle.data.batching import BatchSpec
+from angle.data.plan import BatchSpec
 from angle.errors import DataError
 from angle.training.data import load_data
 

@@ -9,7 +9,7 @@ from conftest import SpyTokenizer, snapshot, start, write_jsonl
 
 from angle.config import TrainConfig
 from angle.config.build import build_config
-from angle.data.batching import BatchSpec
+from angle.data.plan import BatchSpec
 from angle.errors import DataError
 from angle.training.data import load_data
 

@@ -16,9 +16,12 @@ import torch.nn.functional as F
 from conftest import SpyTokenizer, write_jsonl
 
 from angle.config import LossConfig, SourceConfig
-from angle.data.batching import BatchSpec, InMemoryTrainingData, StreamingTrainingData, collate
+from angle.data.collate import collate
 from angle.data.corpus import Corpus
 from angle.data.loading import load_corpus
+from angle.data.plan import BatchSpec
+from angle.data.streaming import StreamingTrainingData
+from angle.data.training_data import InMemoryTrainingData
 from angle.errors import DataError
 from angle.evaluation.evaluator import RunContext
 from angle.evaluation.evaluators.triplet import TripletAccuracy

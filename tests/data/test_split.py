@@ -10,9 +10,9 @@ from conftest import SpyTokenizer, sample_rows, write_jsonl
 
 from angle import TrainConfig, build_config
 from angle.config import SourceConfig
-from angle.data.batching import BatchSpec
 from angle.data.corpus import Corpus
 from angle.data.loading import load_corpus
+from angle.data.plan import BatchSpec
 from angle.data.split import hold_out, text_groups
 from angle.errors import ConfigError, DataError
 from angle.training.data import load_data

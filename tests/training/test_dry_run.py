@@ -15,8 +15,9 @@ from transformers import LlamaConfig, LlamaModel
 
 from angle import TrainConfig, build_config, fit
 from angle.config import SourceConfig
-from angle.data.batching import BatchSpec, InMemoryTrainingData
 from angle.data.loading import load_corpus
+from angle.data.plan import BatchSpec
+from angle.data.training_data import InMemoryTrainingData
 from angle.errors import ConfigError
 from angle.modeling.tiny import tiny_tokenizer
 from angle.modeling.tokenizer import TextTokenizer

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from word_vectors import context, corpus_of, word_vectors
 
-from angle.data.batching import BatchSpec
+from angle.data.plan import BatchSpec
 from angle.evaluation.evaluators import in_batch
 from angle.evaluation.evaluators.in_batch import InBatchAccuracy
 

@@ -19,16 +19,12 @@ from angle.config import LossConfig, SourceConfig, TrainConfig
 from angle.config.build import build_config
 from angle.config.keys import unflatten
 from angle.data import sources
-from angle.data.batching import (
-    BatchPlan,
-    BatchSpec,
-    InMemoryTrainingData,
-    StreamingTrainingData,
-    collate,
-    rows_without_duplicates,
-)
+from angle.data.collate import collate, rows_without_duplicates
 from angle.data.corpus import Corpus, RowTexts
 from angle.data.loading import load_corpus
+from angle.data.plan import BatchPlan, BatchSpec
+from angle.data.streaming import StreamingTrainingData
+from angle.data.training_data import InMemoryTrainingData
 from angle.errors import DataError
 from angle.modeling.encoder import Encoder
 from angle.objective.combined import CombinedLoss
