@@ -69,10 +69,15 @@ def listed(names: Sequence[str]) -> str:
     return shown if len(names) <= LISTED_NAMES else f"{shown} and {len(names) - LISTED_NAMES:,} others"
 
 
+def nearest_name(name: str, known: Iterable[str]) -> str | None:
+    """Return the known name closest to `name`; None if none is close."""
+    return next(iter(difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)), None)
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return "; did you mean X?" for the known name closest to `name`, or "" if none is close."""
-    matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
-    return f"; did you mean {matches[0]}?" if matches else ""
+    nearest = nearest_name(name, known)
+    return f"; did you mean {nearest}?" if nearest else ""
 
 
 def is_failure(error: BaseException) -> bool:

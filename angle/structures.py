@@ -148,10 +148,12 @@ class BatchStructure:
     known_positives: Tensor = field(default_factory=lambda: _no_indices(0, 3))
     """(A, 3) int64: row, and two text ids that are not negatives of each other. These are texts that a row with several
     to draw from could have had in its first and second role; both are in the batch, possibly because of other rows."""
+    loss: int = 0
+    """Which of the run's losses it has, one for each source whose batches are its own."""
 
     @classmethod
     def of_columns(
-        cls, data_format: DataFormat, embedding_index: Tensor, text_ids: Tensor, labels: Tensor | None
+        cls, data_format: DataFormat, embedding_index: Tensor, text_ids: Tensor, labels: Tensor | None, loss: int = 0
     ) -> BatchStructure:
         """Return the structure of rows that all have a text in each of R columns, given as (B, R): two, then negatives.
 
@@ -160,12 +162,13 @@ class BatchStructure:
             embedding_index: (B, R): which embedding each text has.
             text_ids: (B, R): equal ids mean equal texts.
             labels: (B,), for labelled formats.
+            loss: which of the run's losses they have.
 
         """
         count, columns = embedding_index.shape
         rows = torch.arange(count, device=embedding_index.device).repeat_interleave(columns - 2)
         negatives = Negatives(rows, embedding_index[:, 2:].flatten(), text_ids[:, 2:].flatten())
-        return cls(data_format, embedding_index[:, :2], text_ids[:, :2], labels, negatives)
+        return cls(data_format, embedding_index[:, :2], text_ids[:, :2], labels, negatives, loss=loss)
 
     @property
     def num_texts(self) -> int:
@@ -191,6 +194,7 @@ class BatchStructure:
             None if self.labels is None else moved(self.labels),
             Negatives(moved(negatives.rows), moved(negatives.embedding_index), moved(negatives.text_ids)),
             moved(self.known_positives),
+            self.loss,
         )
 
 

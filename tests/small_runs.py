@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -32,18 +33,26 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
 }
 
 
+def sources_of_sample(folder: Path, formats: Sequence[str], rows: int) -> dict[str, Any]:
+    """Write rows of the built-in sentences in one or several formats, and return the settings of data.train."""
+    sources = {}
+    for name in formats:
+        table = sample_rows_with_negatives(rows) if name == "B+" else sample_rows(name, "train", rows)
+        sources[name.lower().rstrip("+")] = {"name_or_path": str(write_jsonl(folder / f"{name}.jsonl", table))}
+    return {"sources": sources} if len(sources) > 1 else next(iter(sources.values()))
+
+
 def build_on_sample(
     data_format: str, *, rows: int = 24, dropout: float = 0.0, **groups: Any
 ) -> tuple[setup.RunComponents, Accelerator]:
     """Return what a run on the built-in sentences works with, of which there are four batches.
 
-    Of the formats, B+ is B with one to three negatives a row.
+    Of the formats, B+ is B with one to three negatives a row, and several are a mixture, such as A,B+.
     """
     with TemporaryDirectory() as folder:
-        count = 4 * rows
-        table = sample_rows_with_negatives(count) if data_format == "B+" else sample_rows(data_format, "train", count)
-        path = write_jsonl(Path(folder, "rows.jsonl"), table)
-        settings = {"data": {"train": {"name_or_path": str(path)}}, "train": {"batch_size": rows}, **groups}
+        train = sources_of_sample(Path(folder), data_format.split(","), 4 * rows)
+        data = {"train": train, **groups.pop("data", {})}
+        settings = {"data": data, "train": {"batch_size": rows}, **groups}
         config = build_config(settings, TrainConfig)
         accelerator = start_accelerator(config.train.mixed_precision)
         components = setup.build(config, accelerator)

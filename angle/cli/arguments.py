@@ -13,7 +13,7 @@ from angle.cli.search import check_optuna
 from angle.cli.space import check_interval, values_of
 from angle.config import TrainConfig
 from angle.config.build import check_value, setting_meant, unknown_setting, value_for_group
-from angle.config.keys import group_names, setting_types
+from angle.config.keys import group_names, mapping_of, setting_types
 from angle.config.overrides import format_value
 from angle.config.values import PATH_NAMES, expand_home
 from angle.errors import ConfigError, did_you_mean
@@ -101,7 +101,7 @@ def _hydra_override(word: str, schema: type, conf: Path, *, multirun: bool) -> s
             raise ConfigError(f"{word} names more than {MAX_JOBS:,} values, each of which would be a job: give fewer.")
         values = [parser.parse_override(f"{key}={value}").value() for value in typed]
     types = setting_types(schema)
-    sets_entries = dict in (types.get(key), types.get(key.rpartition(".")[0]))
+    sets_entries = types.get(key) is dict or mapping_of(key, schema) is not None
     _check_key(key, schema, conf, is_entry=sets_entries)
     if override.is_delete() and key in types:
         entry = f", or leave out one of its entries as ~{key}.NAME" if types[key] is dict else ""

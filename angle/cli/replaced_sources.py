@@ -10,8 +10,11 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
 
-from angle.config import SourceConfig
+from angle.config import NamedSourceConfig
 from angle.data.purposes import DEFAULT_SPLITS, setting_name
+
+#: The setting that has several sources of training rows by their names.
+SOURCES = "data.train.sources"
 
 
 @cache
@@ -24,6 +27,7 @@ def let_words_replace_sources() -> None:
     def replace_and_apply(overrides: Sequence[Any], presets: Any) -> None:
         for purpose in DEFAULT_SPLITS:
             _forget_if_replaced(setting_name(purpose), overrides, presets)
+        _add_named_sources(overrides, presets)
         apply(list(overrides), presets)
 
     ConfigLoaderImpl._apply_overrides_to_config = staticmethod(replace_and_apply)  # type: ignore[method-assign, assignment]
@@ -45,5 +49,18 @@ def _forget_if_replaced(setting: str, overrides: Sequence[Any], presets: Any) ->
             named = value
         elif override.key_or_group == setting and isinstance(value, Mapping):
             named = value.get("name_or_path", named)
+        elif override.key_or_group.startswith(SOURCES) and SOURCES.startswith(setting):  # several in place of one
+            named = None
     if named != source.name_or_path:
-        OmegaConf.update(presets, setting, OmegaConf.structured(SourceConfig), merge=False)
+        OmegaConf.update(presets, setting, OmegaConf.structured(OmegaConf.get_type(source)), merge=False)
+
+
+def _add_named_sources(overrides: Sequence[Any], presets: Any) -> None:
+    """Add the sources that words set something of, such as data.train.sources.nli.weight=2, so that they exist."""
+    from omegaconf import OmegaConf
+
+    for override in overrides:
+        setting, _, rest = override.key_or_group.partition(f"{SOURCES}.")
+        name = rest.partition(".")[0]
+        if not setting and name and name not in OmegaConf.select(presets, SOURCES, default=(name,)):
+            OmegaConf.update(presets, f"{SOURCES}.{name}", OmegaConf.structured(NamedSourceConfig), force_add=True)

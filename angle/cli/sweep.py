@@ -156,7 +156,7 @@ def _first(override: Any) -> str:
 
 def _check_searchable(config: TrainConfig, varied: Collection[str]) -> None:
     """Raise ConfigError if the jobs of a search, with these settings, could not be compared."""
-    from angle.data.sources import SAMPLE
+    from angle.config import SAMPLE
 
     train, data = config.train, config.data
     for setting, wrong in {"train.dry_run=true": train.dry_run, f"train.resume={train.resume}": train.resume}.items():

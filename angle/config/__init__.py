@@ -8,7 +8,7 @@ saved in the run's `config.yaml`.
 """
 
 from angle.config.billm import START_INDEX_VARIABLE, BillmConfig
-from angle.config.data import DataConfig, DataFormatConfig, SourceConfig, label_name
+from angle.config.data import DataConfig, DataFormatConfig
 from angle.config.ese import EseConfig
 from angle.config.hparams import HparamsConfig
 from angle.config.hub import HUB_NAME, HubConfig
@@ -18,6 +18,7 @@ from angle.config.loss import ANGLE, COSINE, IN_BATCH, LOSS_TERM_SPECS, LossConf
 from angle.config.model import ModelConfig
 from angle.config.pooling import POOLING_NAMES, PoolingConfig
 from angle.config.scripts import ConvertConfig, EvaluateConfig, TrainConfig
+from angle.config.source import SAMPLE, NamedSourceConfig, SourceConfig, TrainSourceConfig, label_name
 from angle.config.teacher import TeacherConfig
 from angle.config.tracking import TRACKING_MODES, TrackingConfig
 from angle.config.training import TrainingConfig
@@ -34,6 +35,7 @@ __all__ = [
     "LOSS_TERM_SPECS",
     "POOLING_NAMES",
     "RUN_FILE",
+    "SAMPLE",
     "SELF_TEACHER",
     "START_INDEX_VARIABLE",
     "SWEEP_FILE",
@@ -51,11 +53,13 @@ __all__ = [
     "LossConfig",
     "LossTermSpec",
     "ModelConfig",
+    "NamedSourceConfig",
     "PoolingConfig",
     "SourceConfig",
     "TeacherConfig",
     "TrackingConfig",
     "TrainConfig",
+    "TrainSourceConfig",
     "TrainingConfig",
     "enumerate_words",
     "label_name",

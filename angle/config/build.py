@@ -9,11 +9,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
-from angle.config.keys import group_names, runtime_type, setting_hints, setting_types
+from angle.config.keys import entry_type, group_names, mapping_of, runtime_type, setting_hints, setting_types
 from angle.config.overrides import format_value
 from angle.config.scripts import ConvertConfig, EvaluateConfig, TrainConfig
 from angle.config.values import check_representable
-from angle.errors import ConfigError, did_you_mean, first_line
+from angle.errors import ConfigError, first_line, nearest_name
 
 Config = TypeVar("Config", TrainConfig, EvaluateConfig, ConvertConfig)
 #: What a setting of each type accepts, for messages.
@@ -84,19 +84,39 @@ def _schema_node(schema: type) -> Any:
     return OmegaConf.structured(schema)
 
 
-def check_value(key: str, value: Any, schema: type) -> None:
-    """Raise ConfigError if `key`, an existing setting or an entry of one that is a mapping, does not accept `value`."""
+def check_value(key: str, value: Any, schema: type, prefix: str = "") -> None:
+    """Raise ConfigError if `key`, an existing setting or an entry of one that is a mapping, does not accept `value`.
+
+    Args:
+        key: its dotted key.
+        value: what it is given.
+        schema: the settings.
+        prefix: what stands before the key in a message.
+
+    """
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
     types = setting_types(schema)
-    setting, is_entry = key, key not in types
-    while setting not in types:
-        setting = setting.rpartition(".")[0]
-    expected = types[setting]
+    setting = key if key in types else mapping_of(key, schema)
+    if setting is None:
+        raise ConfigError(unknown_setting(key, schema, prefix))
+    expected, is_entry = types[setting], key != setting
     if expected is dict and not is_entry and isinstance(value, Mapping):
         for entry, entry_value in value.items():
-            check_value(f"{key}.{entry}", entry_value, schema)
+            check_value(f"{key}.{entry}", entry_value, schema, prefix)
+        return
+    entry_schema = entry_type(setting_hints(schema)[setting]) if is_entry else None
+    if entry_schema is not None:
+        name, _, own_key = key.removeprefix(f"{setting}.").partition(".")
+        values = {own_key: value} if own_key else value
+        if not isinstance(values, Mapping):
+            raise ConfigError(
+                f"{prefix}{key}={format_value(value)} cannot work: it has settings of its own, such as {prefix}{key}."
+                f"{next(iter(setting_types(entry_schema)))}=..."
+            )
+        for own_setting, own_value in values.items():
+            check_value(str(own_setting), own_value, entry_schema, f"{prefix}{setting}.{name}.")
         return
     try:
         change = {key.removeprefix(f"{setting}."): value} if is_entry else value
@@ -105,7 +125,9 @@ def check_value(key: str, value: Any, schema: type) -> None:
         if is_entry:
             _, entry_hint = typing.get_args(setting_hints(schema)[setting])
             expected = runtime_type(entry_hint)
-        raise ConfigError(f"{key}={format_value(value)} cannot work: it must be {TYPE_NAMES[expected]}.") from None
+        raise ConfigError(
+            f"{prefix}{key}={format_value(value)} cannot work: it must be {TYPE_NAMES[expected]}."
+        ) from None
 
 
 def flatten_groups(values: Mapping[Any, Any], schema: type, prefix: str = "") -> dict[str, Any]:
@@ -142,24 +164,34 @@ def setting_meant(key: str, schema: type) -> str | None:
     return next((setting for setting in OTHER_NAMES.get(key, ()) if setting in known), None)
 
 
-def unknown_setting(key: str, schema: type) -> str:
-    """Return the error message for a setting that does not exist, naming the nearest one that does."""
+def unknown_setting(key: str, schema: type, prefix: str = "") -> str:
+    """Return the error message for a setting that does not exist, naming the nearest one that does.
+
+    Args:
+        key: what was typed.
+        schema: the settings that there are.
+        prefix: what stands before each of them.
+
+    """
     keys = list(setting_types(schema))
     usual = setting_meant(key, schema)
     if usual is not None:
-        return f"There is no setting {key}; did you mean {usual}?"
+        return f"There is no setting {prefix}{key}; did you mean {prefix}{usual}?"
     name = key.rsplit(".", 1)[-1]
     names = {known: known.rsplit(".", 1)[-1] for known in keys}
     candidates = [known for known in keys if names[known] == name]
     if not candidates and len(name) > 1:  # an acronym, such as lr for learning_rate
         candidates = [known for known in keys if "".join(word[0] for word in names[known].split("_")) == name]
     candidates += [known for known in keys if known.startswith(key)]
-    hint = f"; did you mean {candidates[0]}?" if candidates else did_you_mean(key, keys)
+    nearest = candidates[0] if candidates else nearest_name(key, keys)
+    hint = f"; did you mean {prefix}{nearest}?" if nearest else ""
+    if not hint and prefix:
+        hint = f"; there are: {', '.join(keys)}."
     if not hint:
         group = key.split(".", 1)[0]
         settings = _settings_in(group, schema)
         hint = f"; {group} has: {', '.join(settings)}." if settings else "; python train.py --help lists them all."
-    return f"There is no setting {key}{hint}"
+    return f"There is no setting {prefix}{key}{hint}"
 
 
 def _settings_in(group: str, schema: type) -> list[str]:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
 
 from angle.config.limits import LimitsConfig
-from angle.config.values import FORMAT_NAMES, check_fields, declared, expand_home
+from angle.config.source import SAMPLE, SourceConfig, TrainSourceConfig
+from angle.config.values import FORMAT_NAMES, check_fields, declared
 from angle.errors import ConfigError
 
 
@@ -21,48 +21,20 @@ class DataFormatConfig:
         check_fields("data_format", self)
 
 
-def label_name(label: object) -> str:
-    """Return a label's name in `label_map`: a whole number has no decimal point, whatever type it is stored in."""
-    return str(int(label)) if isinstance(label, float) and label.is_integer() else str(label)
-
-
-@dataclass
-class SourceConfig:
-    """Where rows come from."""
-
-    name_or_path: Any = None
-    """A hub name, a .json/.jsonl/.csv/.tsv/.parquet file (also .gz), a save_to_disk folder, `sample` (built in), or
-    a list of these; null: none."""
-    subset: str | None = None
-    """The data set's configuration on the hub."""
-    split: str | None = None
-    """The split; null: train for data.train, validation for data.valid and data.valid_sts, test for data.test. A plain
-    file has none."""
-    revision: str | None = None
-    """Branch, tag or commit on the hub."""
-    columns: dict[str, str | None] = field(default_factory=dict)
-    """Columns to rename, as {new name: existing name}: {text1: sentence1, text2: sentence2, label: score}. A column's
-    own name with null leaves it out: {hard_negative: null}."""
-    label_map: dict[Any, float | None] = field(default_factory=dict)
-    """Numbers for labels, for example {entailment: 1, contradiction: 0, neutral: null}; null drops the row."""
-
-    def __post_init__(self) -> None:
-        self.name_or_path = expand_home("name_or_path", self.name_or_path)
-        self.label_map = {label_name(label): number for label, number in self.label_map.items()}
-
-    def names(self) -> list[str]:
-        """Return the sources as a list, empty if there are none."""
-        if self.name_or_path is None:
-            return []
-        return [self.name_or_path] if isinstance(self.name_or_path, str) else list(self.name_or_path)
-
-
 @dataclass
 class DataConfig:
     """The data for training and evaluation."""
 
-    train: SourceConfig = field(default_factory=lambda: SourceConfig(name_or_path="sample"))
+    train: TrainSourceConfig = field(default_factory=lambda: TrainSourceConfig(name_or_path=SAMPLE))
     """Training rows."""
+    mix: str = declared("by_source", choices=("by_source", "together"))
+    """Several sources: whether each batch has rows of one of them, or of all (whose formats and losses must agree)."""
+    sampling: str | None = declared(None, choices=("proportional", "weights", "temperature", "round_robin"))
+    """Several sources: how often each is drawn. proportional (all rows once an epoch), weights (their own), temperature
+    (by rows ** (1 / data.sampling_temperature)) or round_robin (in turns); null: weights if they have some, else
+    proportional."""
+    sampling_temperature: float = declared(2.0, above=0)
+    """For data.sampling=temperature: 1 draws sources by their size, higher numbers draw small ones more often."""
     valid: SourceConfig = field(default_factory=SourceConfig)
     """Rows of any format whose loss is reported during training."""
     valid_sts: SourceConfig = field(default_factory=SourceConfig)
@@ -92,6 +64,7 @@ class DataConfig:
     def __post_init__(self) -> None:
         check_fields("data", self)
         self.limits.check("data.limits")
+        self._check_sources()
         self._check_valid_split()
         for purpose in ("train", "valid", "valid_sts", "test"):
             value = getattr(self, purpose).name_or_path
@@ -101,6 +74,51 @@ class DataConfig:
                     f"data.{purpose}.name_or_path={value} cannot work: give a name or path, or a list of "
                     f"them such as data.{purpose}.name_or_path=[a.jsonl,b.jsonl]."
                 )
+
+    @property
+    def has_losses_by_source(self) -> bool:
+        """Whether each batch is of one of several named sources, and has its loss."""
+        return bool(self.train.sources) and self.mix == "by_source"
+
+    def _check_sources(self) -> None:
+        """Check what several sources of training rows need; the default source gives way to them."""
+        sources = self.train.sources
+        if not sources:
+            for name, value, default in (("mix", self.mix, "by_source"), ("sampling", self.sampling, None)):
+                if value != default:
+                    raise ConfigError(f"data.{name}={value} needs several sources: name them in data.train.sources.")
+            return
+        if self.train.name_or_path not in (None, SAMPLE):
+            raise ConfigError(
+                f"data.train.name_or_path={self.train.name_or_path} cannot work beside data.train.sources: add it to "
+                f"these under a name of its own, or type data.train.name_or_path=null."
+            )
+        self.train.name_or_path = None
+        self.train.check()
+        if self.streaming:
+            raise ConfigError("data.streaming=true cannot work with data.train.sources: leave one of them out.")
+        weights = {name: source.weight for name, source in sources.items() if source.weight is not None}
+        if weights and self.sampling not in (None, "weights"):
+            raise ConfigError(
+                f"data.train.sources.{next(iter(weights))}.weight has no effect with data.sampling={self.sampling}: "
+                f"leave one of them out."
+            )
+        if self.sampling == "weights" or weights:
+            missing = [name for name in sources if name not in weights]
+            if missing:
+                raise ConfigError(
+                    f"data.train.sources.{missing[0]}.weight is missing: give every source a weight, or none of them."
+                )
+            if not any(weights.values()):
+                raise ConfigError("The weights of data.train.sources sum to 0: give one of them a weight above 0.")
+        if self.mix == "together":
+            for name, source in sources.items():
+                for setting in ("batch_size", "loss"):
+                    if getattr(source, setting):
+                        raise ConfigError(
+                            f"data.train.sources.{name}.{setting} cannot work with data.mix=together, whose batches "
+                            f"have rows of all sources: type data.mix=by_source, or leave it out."
+                        )
 
     def _check_valid_split(self) -> None:
         if not self.valid_split:

@@ -6,7 +6,7 @@ import dataclasses
 import typing
 from typing import Any
 
-from angle.config.keys import runtime_type
+from angle.config.keys import entry_type, runtime_type
 from angle.config.reference import Setting, settings_of
 
 #: What a preset has beside settings: Hydra's own.
@@ -29,7 +29,7 @@ TEXTS = ["string", "number", "array"]
 
 def json_schema(schema: type) -> dict[str, Any]:
     """Return the JSON schema (draft 2020-12) of a preset that sets some of a script's settings, or of all of them."""
-    settings = {setting.key: setting for setting in settings_of(schema)}
+    settings = {setting.key: setting for setting in settings_of(schema, entries=True)}
     root = _group(schema, "", settings)
     root["properties"] |= HYDRA
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "Settings of train.py", **root}
@@ -42,6 +42,8 @@ def _group(schema: type, prefix: str, settings: dict[str, Setting]) -> dict[str,
         hint, key = hints[item.name], f"{prefix}{item.name}"
         nested = dataclasses.is_dataclass(hint)
         properties[item.name] = _group(hint, f"{key}.", settings) if nested else _value(settings[key])
+        if (entry := entry_type(hint)) is not None:
+            properties[item.name]["additionalProperties"] = _group(entry, f"{key}.NAME.", settings)
     described = {"description": " ".join((schema.__doc__ or "").split("\n\n")[0].split())}
     return described | {"type": "object", "additionalProperties": False, "properties": properties}
 

@@ -60,6 +60,20 @@ def runtime_type(hint: Any) -> type:
     return result
 
 
+def mapping_of(key: str, schema: type) -> str | None:
+    """Return the setting, a mapping, that has an entry of this dotted key, or with it inside; None if there is none."""
+    types, parts = setting_types(schema), key.split(".")
+    parents = (".".join(parts[:length]) for length in range(len(parts) - 1, 0, -1))
+    return next((parent for parent in parents if types.get(parent) is dict), None)
+
+
+def entry_type(hint: Any) -> type | None:
+    """Return the dataclass that each entry of a mapping is, given its type hint; None if entries are single values."""
+    arguments = typing.get_args(hint)
+    has_settings = typing.get_origin(hint) is dict and dataclasses.is_dataclass(arguments[1])
+    return typing.cast(type, arguments[1]) if has_settings else None
+
+
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
     """Return a nested dataclass as {dotted key: value}."""
     flat: dict[str, Any] = {}

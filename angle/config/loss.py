@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-from angle.config.values import check_fields, declared
+from angle.config.values import check_fields, check_one_of, declared
 from angle.errors import ConfigError
 
 
@@ -78,6 +78,22 @@ class LossConfig:
     def multiplier(self, term: LossTermSpec) -> float:
         """Return the multiplier of a term's similarities, 1 if it has no setting."""
         return 1.0 if term.multiplier is None else float(getattr(self, term.multiplier))
+
+    def with_changes(self, changes: Mapping[str, float | None], setting: str) -> LossConfig:
+        """Return a copy with some settings changed.
+
+        Args:
+            changes: values by the names of the settings.
+            setting: where they stand, for messages.
+
+        Raises:
+            ConfigError: there is no setting of such a name, or a value cannot work.
+
+        """
+        names = [field.name for field in dataclasses.fields(self)]
+        for name in changes:
+            check_one_of(setting, name, tuple(names))
+        return dataclasses.replace(self, **dict[str, Any](changes))
 
     def for_format(self, name: str) -> LossConfig:
         """Return a copy whose null weights are those of the data format `name`.

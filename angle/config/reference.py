@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from angle.config.build import TYPE_NAMES
-from angle.config.keys import runtime_type
+from angle.config.keys import entry_type, runtime_type
 from angle.config.overrides import format_value
 
 #: First line of a preset whose settings are of several groups.
@@ -64,7 +64,7 @@ class Group(NamedTuple):
 def groups_of(schema: type) -> list[Group]:
     """Return the groups of a schema, in the order in which they are defined. Groups that look alike are one."""
     merged: dict[tuple[Any, ...], Group] = {}
-    for group in _walk(schema, schema, ""):
+    for group in _walk(schema, schema, "", entries=True):
         fields = [(setting.key.rpartition(".")[2], setting.meaning) for setting in group.settings]
         same = merged.get(tuple(fields)) if "." in group.keys[0] else None
         if same is not None:
@@ -73,9 +73,9 @@ def groups_of(schema: type) -> list[Group]:
     return list(merged.values())
 
 
-def settings_of(schema: type) -> list[Setting]:
-    """Return all settings of a schema."""
-    return [setting for group in _walk(schema, schema, "") for setting in group.settings]
+def settings_of(schema: type, *, entries: bool = False) -> list[Setting]:
+    """Return all settings of a schema; with `entries` also those of a mapping's entries, which are called NAME."""
+    return [setting for group in _walk(schema, schema, "", entries=entries) for setting in group.settings]
 
 
 def presets_of_settings(conf: Path) -> dict[str, list[tuple[str, Any]]]:
@@ -104,7 +104,7 @@ def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
             yield f"{prefix}{name}", value
 
 
-def _walk(schema: type, default: Any, prefix: str) -> Iterator[Group]:
+def _walk(schema: type, default: Any, prefix: str, *, entries: bool) -> Iterator[Group]:
     """Yield the groups below a dataclass: first its own settings, then its groups, each with what is said of it."""
     default = default() if isinstance(default, type) else default
     hints, meanings = typing.get_type_hints(schema), _docstrings(schema)
@@ -117,9 +117,12 @@ def _walk(schema: type, default: Any, prefix: str) -> Iterator[Group]:
     if own:
         yield Group((key,), (_first_paragraph(schema),), tuple(own))
     for item in dataclasses.fields(schema):
+        entry = entry_type(hints[item.name]) if entries else None
+        if entry is not None:
+            yield from _walk(entry, entry, f"{prefix}{item.name}.NAME.", entries=True)
         if dataclasses.is_dataclass(hints[item.name]):
             nested = typing.cast(type, hints[item.name])
-            for group in _walk(nested, getattr(default, item.name), f"{prefix}{item.name}."):
+            for group in _walk(nested, getattr(default, item.name), f"{prefix}{item.name}.", entries=entries):
                 said = meanings.get(item.name) if group.keys == (f"{prefix}{item.name}",) else None
                 yield group._replace(meanings=(said,)) if said else group
 
@@ -130,10 +133,13 @@ def _first_paragraph(schema: type) -> str:
 
 @cache
 def _docstrings(schema: type) -> dict[str, str]:
-    """Return the text below each field of a dataclass."""
+    """Return the text below each field of a dataclass, and of those that it extends."""
+    if not dataclasses.is_dataclass(schema):
+        return {}
     (body,) = ast.parse(inspect.getsource(schema)).body
     assert isinstance(body, ast.ClassDef)
-    return {
+    inherited = {name: text for base in schema.__bases__ for name, text in _docstrings(base).items()}
+    return inherited | {
         field.target.id: " ".join(doc.value.value.split())
         for field, doc in zip(body.body, body.body[1:], strict=False)
         if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from angle.config.billm import BillmConfig
 from angle.config.data import DataConfig, DataFormatConfig
@@ -17,11 +17,27 @@ from angle.config.lora import LoraConfig
 from angle.config.loss import LossConfig
 from angle.config.model import ModelConfig
 from angle.config.pooling import PoolingConfig
+from angle.config.source import SourceConfig
 from angle.config.teacher import TeacherConfig
 from angle.config.tracking import TrackingConfig
 from angle.config.training import TrainingConfig
 from angle.config.values import SELF_TEACHER, check_at_least, check_fields, declared, expand_home
 from angle.errors import ConfigError
+
+
+class SourceLoss(NamedTuple):
+    """The loss of batches of one source, or of all."""
+
+    source: str
+    """The name of one of several sources; "" for all."""
+    config: LossConfig
+    format: str
+    """The format of the rows."""
+
+    @property
+    def summary(self) -> str:
+        """The sum that is minimised, behind the name of the source."""
+        return f"{f'{self.source}: ' if self.source else ''}{self.config.summary(self.format)}"
 
 
 @dataclass
@@ -67,21 +83,35 @@ class TrainConfig:
             )
         if self.data_format.name != "auto":
             self.loss = self.loss.for_format(self.data_format.name)
+        for name, source in self.data.train.sources.items():
+            self.loss.with_changes(source.loss, f"data.train.sources.{name}.loss")
         for purpose, split in (("valid", "validation"), ("valid_sts", "validation"), ("test", "test")):
             self._check_held_out(purpose, split)
 
+    @property
+    def losses(self) -> list[SourceLoss]:
+        """The loss of each source whose batches are its own, else that of all; of settings that are resolved."""
+        if not self.data.has_losses_by_source:
+            return [SourceLoss("", self.loss, self.data_format.name)]
+        return [
+            SourceLoss(name, self.loss.with_changes(source.loss, name), source.format)
+            for name, source in self.data.train.sources.items()
+        ]
+
     def _check_held_out(self, purpose: str, default_split: str) -> None:
         """Raise ConfigError if the held-out rows of `purpose` are also the training rows."""
-        train, held_out = self.data.train, getattr(self.data, purpose)
-        same_split = (held_out.split or default_split) == (train.split or "train") and held_out.subset == train.subset
-        for name in train.names():
-            is_file = Path(name).is_file()  # a file has no splits
-            if name in held_out.names() and (is_file or same_split):
-                hint = "" if is_file else f", for example data.{purpose}.split={default_split}"
-                raise ConfigError(
-                    f"data.{purpose} is the training data itself, so it would measure nothing: give other rows than "
-                    f"those of {name}{hint}."
-                )
+        held_out = getattr(self.data, purpose)
+        for train in self.data.train.by_name().values():
+            split = held_out.split or default_split
+            same_split = split == (train.split or "train") and held_out.subset == train.subset
+            for name in SourceConfig.names(train):
+                is_file = Path(name).is_file()  # a file has no splits
+                if name in held_out.names() and (is_file or same_split):
+                    hint = "" if is_file else f", for example data.{purpose}.split={default_split}"
+                    raise ConfigError(
+                        f"data.{purpose} is the training data itself, so it would measure nothing: give other rows "
+                        f"than those of {name}{hint}."
+                    )
 
     def _is_own_teacher(self) -> bool:
         """Return whether the named teacher is the model that training starts from."""

@@ -110,23 +110,23 @@ class Corpus:
         within_cell = np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes)
         return self.cell_texts[np.repeat(starts, sizes) + within_cell], np.repeat(np.arange(len(sizes)), sizes)
 
-    def known_positives(self, rows: IntArray, text_ids: IntArray) -> IntArray:
+    def has_choice(self, rows: IntArray) -> npt.NDArray[np.bool_]:
+        """Return (B,): whether rows have several texts to draw from in one of their first two roles."""
+        several = self.cell_sizes[rows, :2] > 1
+        return several[:, 0] | several[:, 1]
+
+    def known_positives(self, rows: IntArray, in_batch: npt.NDArray[np.bool_]) -> IntArray:
         """Return (A, 3): the pairs of texts that rows could have had in their first two roles, each with its row.
 
         Only rows with several texts to draw from have such pairs.
 
         Args:
             rows: (B,) rows; the result has positions in this array.
-            text_ids: both texts of a pair are among these.
+            in_batch: (N,): which texts are in the batch, as both of a pair are.
 
         """
-        has_choice = (self.cell_sizes[rows, :2] > 1).any(axis=1)
         pairs = [np.empty((0, 3), np.int64)]
-        if not has_choice.any():
-            return pairs[0]
-        in_batch = np.zeros(len(self.tokens), bool)
-        in_batch[text_ids] = True
-        for position in np.flatnonzero(has_choice):
+        for position in np.flatnonzero(self.has_choice(rows)):
             row = rows[position]
             cells = [
                 self.cell_texts[start : start + size]

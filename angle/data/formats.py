@@ -5,16 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
-from angle.data.purposes import setting_name
+from angle.data.purposes import may_have_any_format, setting_name
 from angle.data.table import Table
 from angle.errors import DataError, brief, listed
 from angle.structures import FORMATS, DataFormat
 
 #: Names of delimiters between cells, to recognise files whose names do not match their contents.
 DELIMITER_NAMES = {";": "semicolons", "\t": "tabs", ",": "commas"}
-
-#: Purposes whose rows may have any format; those of all others are scored against labels.
-ANY_FORMAT = ("train", "valid")
 
 #: Column names found in the wild for each of our columns, to suggest a renaming.
 ALIASES = {
@@ -77,10 +74,13 @@ def resolve_format(columns: Sequence[str], requested: str, purpose: str, source_
         f"{f' (format {detected.name})' if detected else ''}, but format {requested} needs "
         f"{', '.join(data_format.columns)}."
     )
-    if detected is not None and purpose not in ANY_FORMAT:
+    if detected is not None and not may_have_any_format(purpose):
         raise DataError(f"{message} Only pairs with labels can be measured: give a file in format {requested}.")
     if detected is not None:
-        raise DataError(f"{message} Type loss=format_{detected.name.lower()} to train on it as it is.")
+        to_type = f"loss=format_{detected.name.lower()}"
+        if ".sources." in purpose:
+            to_type = f"loss=auto {setting_name(purpose, 'format')}={detected.name}"
+        raise DataError(f"{message} Type {to_type} to train on it as it is.")
     raise DataError(f"{message}{_rename_hint(columns, data_format, purpose)}")
 
 

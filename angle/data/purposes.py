@@ -11,23 +11,42 @@ DEFAULT_SPLITS = {"train": "train", "valid": "validation", "valid_sts": "validat
 TASKS, RUN_TEST_SET = "tasks", "the run's data.test"
 
 
+#: Purposes whose rows may have any format; those of all others are scored against labels.
+ANY_FORMAT = ("train", "valid")
+
+
+def purpose_of_source(name: str) -> str:
+    """Return the purpose of the training rows of a source; one of several has a name."""
+    return f"train.sources.{name}" if name else "train"
+
+
 def default_split(purpose: str) -> str:
     """Return the split to read if none is given."""
-    return DEFAULT_SPLITS.get(purpose, "test")
+    return DEFAULT_SPLITS.get(_role(purpose), "test")
+
+
+def may_have_any_format(purpose: str) -> bool:
+    """Return whether rows need not be pairs with labels."""
+    return _role(purpose) in ANY_FORMAT
+
+
+def _role(purpose: str) -> str:
+    """Return the purpose without the name of a source."""
+    return purpose.split(".sources.")[0]
 
 
 def setting_name(purpose: str, name: str = "") -> str:
     """Return what a user types to set where the rows come from, or another setting `name` of the same source."""
-    if purpose in DEFAULT_SPLITS:
+    if _role(purpose) in DEFAULT_SPLITS:
         return f"data.{purpose}.{name}" if name else f"data.{purpose}"
     return name or purpose
 
 
 def limit_name(purpose: str, name: str) -> str:
     """Return the setting in `angle.config.LimitsConfig`, as a user types it; one for all sources of a script."""
-    return f"data.limits.{name}" if purpose in DEFAULT_SPLITS else f"limits.{name}"
+    return f"data.limits.{name}" if _role(purpose) in DEFAULT_SPLITS else f"limits.{name}"
 
 
 def source_label(purpose: str, source: SourceConfig) -> str:
     """Return the start of a message about all rows of a source; evaluate.py may have several, so they are named."""
-    return setting_name(purpose) if purpose in DEFAULT_SPLITS else f"{purpose}: {', '.join(source.names())}"
+    return setting_name(purpose) if _role(purpose) in DEFAULT_SPLITS else f"{purpose}: {', '.join(source.names())}"

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from angle.config import LimitsConfig, SourceConfig
+from angle.config import SAMPLE, LimitsConfig, SourceConfig
 from angle.data import sample
 from angle.data.arrow_files import disk_table, hub_table, parquet_table
 from angle.data.purposes import default_split, setting_name
@@ -17,7 +17,6 @@ from angle.data.text_files import csv_table, file_state, json_table, tsv_table
 from angle.errors import DataError, listed
 from angle.structures import FORMATS, NEGATIVE_COLUMN
 
-SAMPLE = "sample"
 #: A streamed file is told from others by this many of its pieces, evenly spaced, and bytes of each.
 FINGERPRINT_PIECES, FINGERPRINT_BYTES = 32, 2**18
 #: All columns that some format has; there may be more of negatives.

@@ -51,15 +51,16 @@ class StreamingTrainingData:
         self._limits, self._negatives = limits or LimitsConfig(), negatives
         self._file_states = sources.file_states(source)
         tables = self._known_tables = self._tables()
-        self.format = common_format(tables, data_format, "train", tokenizer.columns)
+        self._format = common_format(tables, data_format, "train", tokenizer.columns)
+        self.formats, self.loss_names = (self._format,), ()
         self._names = ", ".join(table.name for table in tables)
         self.steps_per_epoch: int | None = None
         self.fingerprint = sources.fingerprint_of_files(source)
 
     @property
-    def summary(self) -> str:
-        """Human-readable description of where the rows come from."""
-        return f"{self._names}: a stream, shuffled in windows of {self._window:,} rows"
+    def descriptions(self) -> list[str]:
+        """For a reader, where the rows come from."""
+        return [f"{self._names}: a stream, shuffled in windows of {self._window:,} rows, format {self._format.name}"]
 
     def _windows(self) -> Iterator[CorpusBuilder]:
         """Yield full windows of rows, pass after pass; the last window of a pass may be smaller."""
@@ -87,7 +88,7 @@ class StreamingTrainingData:
     def _builder(self) -> CorpusBuilder:
         columns = self._tokenizer.columns
         return CorpusBuilder(
-            self.format, self._source, "train", columns, self._limits, self._negatives, self._known_tables
+            self._format, self._source, "train", columns, self._limits, self._negatives, self._known_tables
         )
 
     def _check(self, builder: CorpusBuilder) -> None:

@@ -2,31 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import hashlib
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
 
-from angle.data.collate import collate
-from angle.data.corpus import Corpus
-from angle.data.plan import BatchPlan, BatchSpec
-from angle.structures import Batch, DataFormat
+from angle.data.collate import CorpusRows, collate_parts
+from angle.data.corpus import Corpus, IntArray
+from angle.data.plan import BatchPlan, BatchSpec, Mixture, MixturePlan, SourceRows
+from angle.errors import DataError
+from angle.structures import FORMATS, Batch, DataFormat, Tokens
 
 
 class TrainingData(Protocol):
     """Training rows, grouped into optimiser steps."""
 
     @property
-    def format(self) -> DataFormat:
-        """Shape of the rows."""
+    def formats(self) -> tuple[DataFormat, ...]:
+        """Shape of the rows that each of the run's losses gets; there are several if batches are of one source."""
+
+    @property
+    def loss_names(self) -> tuple[str, ...]:
+        """The source that each of the run's losses is for; none for a single one."""
 
     @property
     def steps_per_epoch(self) -> int | None:
         """Optimiser steps per epoch, None for a stream."""
 
     @property
-    def summary(self) -> str:
-        """Human-readable description of where the rows come from and how many there are."""
+    def descriptions(self) -> list[str]:
+        """For a reader, where the rows come from and how many there are; one for each source."""
 
     @property
     def fingerprint(self) -> str | None:
@@ -48,19 +57,52 @@ class TrainingData(Protocol):
         """Return where the rows of a step come from, for a message."""
 
 
+@dataclass(frozen=True)
+class TrainingSource:
+    """One source of training rows."""
+
+    corpus: Corpus
+    name: str = ""
+    """Its name among several."""
+    batch_size: int | None = None
+    """Rows that each process contributes to a batch of this source; None: as all others."""
+
+
 class InMemoryTrainingData:
-    """Training rows that are all in memory."""
+    """Training rows that are all in memory, of one source or of several."""
 
-    def __init__(self, corpus: Corpus, batch_spec: BatchSpec) -> None:
-        """Plan the batches of `corpus`."""
-        self.corpus = corpus
-        self.batch_spec = batch_spec
-        self.plan = BatchPlan(len(corpus), batch_spec)
+    def __init__(
+        self, sources: Corpus | Sequence[TrainingSource], batch_spec: BatchSpec, mixture: Mixture | None = None
+    ) -> None:
+        """Plan the batches.
 
-    @property
-    def format(self) -> DataFormat:
-        """Shape of the rows."""
-        return self.corpus.format
+        Args:
+            sources: the rows; just a corpus is a single source without a name.
+            batch_spec: how batches are formed.
+            mixture: how several sources are drawn.
+
+        Raises:
+            DataError: rows of these formats cannot be in one batch.
+
+        """
+        self.sources = [TrainingSource(sources)] if isinstance(sources, Corpus) else list(sources)
+        self.mixture = mixture or Mixture()
+        self.batch_specs = [
+            replace(batch_spec, batch_size=source.batch_size or batch_spec.batch_size) for source in self.sources
+        ]
+        self._batch_spec = batch_spec
+        plans = [
+            BatchPlan(len(source.corpus), spec, number)
+            for number, (source, spec) in enumerate(zip(self.sources, self.batch_specs, strict=True))
+        ]
+        self.plan = MixturePlan(plans, batch_spec, self.mixture)
+        self.tokens, self._text_ids = _merge_texts(
+            [source.corpus for source in self.sources], equal_by_tokens=self.mixture.together
+        )
+        self._first_rows = np.cumsum([0, *(plan.rows for plan in plans)]).tolist()
+        self.formats = _formats_of_losses(self.sources, together=self.mixture.together)
+        names = tuple(source.name for source in self.sources)
+        self.loss_names = () if self.mixture.together or names == ("",) else names
 
     @property
     def steps_per_epoch(self) -> int:
@@ -68,26 +110,128 @@ class InMemoryTrainingData:
         return self.plan.steps_per_epoch
 
     @property
-    def summary(self) -> str:
-        """Human-readable description of where the rows come from and how many there are."""
-        names = ", ".join(dict.fromkeys(origin.rsplit(" ", 1)[0] for origin in self.corpus.origins))  # without the unit
-        dropped = f", {self.corpus.dropped:,} dropped by label_map" if self.corpus.dropped else ""
-        return f"{names}: {len(self.corpus):,} rows{dropped}"
+    def num_rows(self) -> int:
+        """Number of rows of all sources."""
+        return int(self._first_rows[-1])
+
+    @property
+    def descriptions(self) -> list[str]:
+        """For a reader, where the rows come from and how many there are; one for each source."""
+        return list(map(_describe_source, self.sources))
 
     @property
     def fingerprint(self) -> str:
         """Hash of all rows."""
-        return self.corpus.fingerprint
+        if len(self.sources) == 1:
+            return self.sources[0].corpus.fingerprint
+        parts = [f"{source.name}\0{source.corpus.fingerprint}" for source in self.sources]
+        return hashlib.sha256("\1".join(parts).encode()).hexdigest()
 
     def steps(self, start: int, rows_read: str | None = None) -> Iterator[list[Batch]]:
         """Yield this process's batches for each step from `start` onwards, without end."""
         step = start
         while True:
-            yield [collate(self.corpus, rows, epoch, self.batch_spec) for epoch, rows in self.plan.batches(step)]
+            yield [self._batch(parts) for parts in self.plan.batches(step)]
             step += 1
+
+    def _batch(self, parts: Sequence[SourceRows]) -> Batch:
+        """Return the batch of some rows of sources."""
+        loss = parts[0].source if self.loss_names else 0
+        rows = [
+            CorpusRows(
+                self.sources[source].corpus, rows, epoch, self._text_ids[source], first_row=self._first_rows[source]
+            )
+            for source, epoch, rows in parts
+        ]
+        spec = self._batch_spec if self.mixture.together else self.batch_specs[parts[0].source]
+        return collate_parts(rows, self.tokens, self.formats[loss], spec, loss=loss)
+
+    def largest_rows(self) -> tuple[int, int, int]:
+        """Return (loss, texts a row, rows a process) of the batches that have the most texts."""
+        texts = [math.ceil(source.corpus.texts_per_row) for source in self.sources]
+        rows = [spec.batch_size for spec in self.batch_specs]
+        number = max(range(len(texts)), key=lambda source: texts[source] * rows[source])
+        return number if self.loss_names else 0, texts[number], rows[number]
+
+    def longest_batch(self) -> Batch:
+        """Return the batch with the most tokens that the rows of a source could make up."""
+        batches = []
+        for number, (source, spec) in enumerate(zip(self.sources, self.batch_specs, strict=True)):
+            texts = source.corpus.draw_texts(np.arange(len(source.corpus)), seed=spec.seed, epoch=0)
+            row_lengths = np.bincount(texts.flat_rows, weights=source.corpus.tokens.lengths[texts.flat])
+            longest_first = np.argsort(-row_lengths, kind="stable")[: spec.global_batch_size]
+            batches.append(self._batch([SourceRows(number, 0, longest_first)]))
+        return max(batches, key=lambda batch: batch.token_count)
 
     def describe(self, step: int) -> str:
         """Return where the rows of a step come from, for a message."""
-        rows = np.concatenate([rows for _, rows in self.plan.batches(step)])
-        shown = ", ".join(self.corpus.describe(int(row)) for row in rows[:5])
+        parts = [part for batch in self.plan.batches(step) for part in batch]
+        rows = [(self.sources[part.source].corpus, int(row)) for part in parts for row in part.rows]
+        shown = ", ".join(corpus.describe(row) for corpus, row in rows[:5])
         return f"{shown}{f' and {len(rows) - 5} more' if len(rows) > 5 else ''}"
+
+    def rows_seen(self, steps: int) -> dict[str, int]:
+        """Return how many rows of each source so many steps take, by its name."""
+        seen = self.plan.rows_seen(steps)
+        return {source.name: count for source, count in zip(self.sources, seen, strict=True)}
+
+
+def _describe_source(source: TrainingSource) -> str:
+    corpus = source.corpus
+    names = ", ".join(dict.fromkeys(origin.rsplit(" ", 1)[0] for origin in corpus.origins))  # without the unit
+    dropped = f", {corpus.dropped:,} dropped by label_map" if corpus.dropped else ""
+    named = f"{source.name} ({names})" if source.name else names
+    return f"{named}: {len(corpus):,} rows{dropped}, format {corpus.format.name}"
+
+
+def _formats_of_losses(sources: Sequence[TrainingSource], *, together: bool) -> tuple[DataFormat, ...]:
+    """Return the format of each source's batches or, if they are in batches together, the one that all have.
+
+    Raises:
+        DataError: there is no such format.
+
+    """
+    formats = tuple(source.corpus.format for source in sources)
+    if not together:
+        return formats
+    names = {data_format.name for data_format in formats}
+    if len(names) == 1:
+        return formats[:1]
+    if names <= {"B", "C"}:  # a row of C is one of B without negatives
+        return (FORMATS["B"],)
+    listed = ", ".join(f"{source.name} ({source.corpus.format.name})" for source in sources)
+    raise DataError(
+        f"data.mix=together cannot put rows with labels (format A) and without into one batch, and has {listed}: type "
+        f"data.mix=by_source."
+    )
+
+
+def _merge_texts(corpora: Sequence[Corpus], *, equal_by_tokens: bool) -> tuple[Tokens, list[IntArray | None]]:
+    """Return the texts of all corpora, and for each corpus the ids of its own among them; None: they are the same.
+
+    Args:
+        corpora: the corpora.
+        equal_by_tokens: whether texts of several corpora get one id if they have the same tokens; needed if they can
+            be in one batch.
+
+    """
+    if len(corpora) == 1:
+        return corpora[0].tokens, [None]
+    offsets = np.cumsum([0, *(len(corpus.tokens) for corpus in corpora)])
+    lengths = np.concatenate([corpus.tokens.lengths for corpus in corpora])
+    tokens = Tokens(
+        np.concatenate([corpus.tokens.ids for corpus in corpora]),
+        np.concatenate([np.zeros(1, np.int64), lengths.cumsum()]),
+    )
+    if not equal_by_tokens:
+        return tokens, [np.arange(start, stop) for start, stop in itertools.pairwise(offsets.tolist())]
+    first_of: dict[bytes, int] = {}
+    bounds = tokens.offsets.tolist()
+    ids = np.array(
+        [
+            first_of.setdefault(tokens.ids[start:stop].tobytes(), number)
+            for number, (start, stop) in enumerate(itertools.pairwise(bounds))
+        ],
+        np.int64,
+    )
+    return tokens, [ids[start:stop] for start, stop in itertools.pairwise(offsets.tolist())]

@@ -18,7 +18,7 @@ from angle.export.card_model import CardModel
 from angle.export.card_scores import Score, log_table, score_tables, scores_of
 from angle.export.card_usage import usage
 from angle.export.markdown import literal, plain, table
-from angle.export.public_names import describe_model, describe_source, known_base, name_on_hub, public_command
+from angle.export.public_names import describe_model, describe_training_rows, known_base, name_on_hub, public_command
 from angle.export.trained_run import TrainedRun
 from angle.modeling.locations import TINY, split_gguf
 from angle.modeling.sentence_transformers_files import SIMILARITIES
@@ -118,7 +118,8 @@ def _run_tags(run: TrainedRun) -> list[str]:
     config = run.config
     rows = run.record.get("rows", {}).get("train")
     tags = [] if rows is None else [f"dataset_size:{rows}"]
-    tags += [f"loss:{LOSS_TAGS[term.name]}" for term, _ in config.loss.active_terms(config.data_format.name)]
+    terms = (term.name for loss in config.losses for term, _ in loss.config.active_terms(loss.format))
+    tags += [f"loss:{LOSS_TAGS[name]}" for name in dict.fromkeys(terms)]
     tags += [name for name, group in (("espresso", config.ese), ("billm", config.billm)) if group.enabled]
     return [*tags, "lora"] if config.lora.enabled else tags
 
@@ -131,7 +132,7 @@ def _introduction(model: CardModel, run: TrainedRun | None) -> str:
     width = "" if model.dimensions is None else f" of {model.dimensions} dimensions"
     trained = ""
     if run is not None:
-        rows = describe_source(run.config.data.train, "training", "train", run.record.get("rows", {}).get("train"))
+        rows = describe_training_rows(run.config.data.train, run.record.get("rows", {}).get("train"))
         trained = f", trained with the [AnglE](https://arxiv.org/abs/2309.12871) objective on {rows}"
     return (
         f"{subject} {base}{trained}. It turns a text{limit} into a vector{width}, in which what means the same is near "
@@ -166,10 +167,11 @@ def _training(run: TrainedRun) -> list[tuple[str, str]]:
     if record["result"].get("stopped_early") or record["result"].get("pruned"):
         length = f"stopped early, after {record['result']['steps']} steps"
     size = record.get("rows", {}).get("train")
+    formats = ", ".join(dict.fromkeys(loss.format for loss in config.losses))
     described = {
-        "data": f"{describe_source(config.data.train, 'training', 'train', size)}, format {config.data_format.name}",
+        "data": f"{describe_training_rows(config.data.train, size)}, format {formats}",
         "length": f"{length} of {rows} rows; {record['texts']:,} texts in {record['seconds']:,.1f} s",
-        "loss": config.loss.summary(config.data_format.name),
+        "loss": "; ".join(loss.summary for loss in config.losses),
         "learning rate": f"{train.learning_rate or 0:g}, {train.scheduler}, warm-up {train.warmup_steps:g}",
         "precision": "float32" if train.mixed_precision == "no" else train.mixed_precision,
         "seed": str(train.seed),

@@ -6,9 +6,8 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from angle.config import HUB_NAME, RUN_FILE, SourceConfig
+from angle.config import HUB_NAME, RUN_FILE, SAMPLE, SourceConfig, TrainSourceConfig
 from angle.config.record import read_config
-from angle.data.sources import SAMPLE
 from angle.errors import ConfigError
 from angle.export.architecture import read_architecture
 from angle.modeling.locations import TINY, split_gguf
@@ -83,6 +82,15 @@ def describe_source(source: SourceConfig, purpose: str, split: str, rows: int | 
     where = f"of {', '.join(public)} ({subset})" if public else "that are not public"
     others = " and of others that are not public" if public and None in on_hub else ""
     return f"{count}{purpose} rows {where}{others}"
+
+
+def describe_training_rows(train: TrainSourceConfig, rows: int | None) -> str:
+    """Return what the training rows are, and how many in all; of several sources each by its name."""
+    if not train.sources:
+        return describe_source(train, "training", "train", rows)
+    count = "" if rows is None else f"{rows:,} rows: "
+    described = (f"{name} ({describe_source(source, 'training', 'train')})" for name, source in train.sources.items())
+    return f"{count}{', '.join(described)}"
 
 
 def public_command(argv: Sequence[str], settings: Mapping[str, object]) -> list[str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor
 
 from angle.config import TeacherConfig
@@ -12,17 +14,18 @@ from angle.structures import BatchStructure
 
 
 class Objective:
-    """loss + teacher.weight * distillation loss."""
+    """loss + teacher.weight * distillation loss; there may be a loss for each of several sources of rows."""
 
-    def __init__(self, loss: CombinedLoss | EspressoLoss, teacher: TeacherConfig) -> None:
-        """Combine a loss and the settings of a teacher."""
-        self.loss = loss
+    def __init__(self, losses: Sequence[CombinedLoss] | Sequence[EspressoLoss], teacher: TeacherConfig) -> None:
+        """Combine losses, which need the same depths, and the settings of a teacher."""
+        self.losses = losses
         self.teacher = teacher
 
     @property
     def depths(self) -> tuple[int, ...] | None:
         """Depths whose embeddings the loss needs, the last layer at the end; None for just the last layer."""
-        return self.loss.depths if isinstance(self.loss, EspressoLoss) else None
+        loss = self.losses[0]
+        return loss.depths if isinstance(loss, EspressoLoss) else None
 
     def __call__(self, embeddings: Tensor, structure: BatchStructure) -> LossOutput:
         """Return the loss of a batch, without the distillation.
@@ -32,7 +35,7 @@ class Objective:
             structure: its indices point into the embeddings.
 
         """
-        return self.loss(embeddings, structure)
+        return self.losses[structure.loss](embeddings, structure)
 
     def distillation(self, states: StudentTeacherStates) -> Tensor:
         """Return these states' part of the distillation loss, a sum over the global batch, before `teacher.weight`."""

@@ -97,6 +97,11 @@ def _outcome(run: RunRecord) -> Iterator[Text | Table]:
     notes = run.record.get("notes") or []
     if notes:
         yield Text([f"Noted at the start: {' '.join(note.split())}." for note in notes])
+    seen = run.record.get("rows_seen") or {}
+    if seen:
+        total = max(1, sum(seen.values()))
+        shares = [(name, f"{rows:,}", f"{rows / total:.0%}") for name, rows in seen.items()]
+        yield Table(["source", "rows seen", "share"], shares, "How often each source was drawn; a row counts each time")
     seconds = run.record.get("seconds")
     if seconds:
         yield Text([f"{run.record.get('texts', 0):,} texts in {_duration(seconds)} of training."])
@@ -120,6 +125,8 @@ def _curves(run: RunRecord) -> Iterator[Figures]:
     for name in terms:
         title = "Loss" if name == "loss" else f"Loss term {name.removeprefix('loss/')}"
         caption = "The weighted sum of all terms." if name == "loss" else "Before its weight."
+        if name.startswith("loss/source/"):
+            title, caption = f"Loss of {name.removeprefix('loss/source/')}", "The weighted sum in its batches."
         figures += _curve(run, name, "loss", title, f"{caption} Means between two reports.")
     for name, axis in CURVES:
         figures += _curve(run, name, axis, axis[0].upper() + axis[1:], "")

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from angle.config import DataConfig, SourceConfig
+from angle.config import SAMPLE, DataConfig, NamedSourceConfig, SourceConfig
 from angle.data.corpus import Corpus
 from angle.data.loading import load_corpus
-from angle.data.plan import BatchSpec
-from angle.data.purposes import source_label
-from angle.data.sources import SAMPLE
+from angle.data.plan import BatchSpec, Mixture
+from angle.data.purposes import purpose_of_source, source_label
 from angle.data.split import hold_out
 from angle.data.streaming import StreamingTrainingData
-from angle.data.training_data import InMemoryTrainingData, TrainingData
+from angle.data.training_data import InMemoryTrainingData, TrainingData, TrainingSource
 from angle.errors import ConfigError, DataError
 from angle.evaluation.evaluators.sts import check_labels_vary, labels_vary, load_sts
 from angle.modeling.tokenizer import TextTokenizer
@@ -41,9 +41,15 @@ class RunData:
     @property
     def num_rows(self) -> dict[str, int]:
         """Rows trained and evaluated on, by purpose; a stream's are unknown."""
-        train = self.train.corpus if isinstance(self.train, InMemoryTrainingData) else None
-        corpora = {"train": train, **self.evaluated}
-        return {purpose: len(corpus) for purpose, corpus in corpora.items() if corpus is not None}
+        train = {"train": self.train.num_rows} if isinstance(self.train, InMemoryTrainingData) else {}
+        return train | {purpose: len(corpus) for purpose, corpus in self.evaluated.items() if corpus is not None}
+
+    @property
+    def corpora(self) -> dict[str, Corpus]:
+        """All rows that are in memory, by purpose."""
+        sources = self.train.sources if isinstance(self.train, InMemoryTrainingData) else ()
+        train = {purpose_of_source(source.name): source.corpus for source in sources}
+        return train | {purpose: corpus for purpose, corpus in self.evaluated.items() if corpus is not None}
 
 
 def with_sample_splits(data: DataConfig) -> DataConfig:
@@ -92,19 +98,22 @@ def load_data(
             config.limits,
             config.negatives,
         )
+        specs = [batch_spec]
     else:
-        corpus = load_corpus(config.train, "train", tokenizer, data_format, config.limits, config.negatives)
+        sources = [
+            TrainingSource(_load_source(config, name, source, tokenizer, data_format), name, _batch_size_of(source))
+            for name, source in config.train.by_name().items()
+        ]
         if config.valid_split:
-            corpus, valid = (
-                replace(part, unknown=tokenizer.unknown_fraction(part.tokens))
-                for part in hold_out(corpus, config.valid_split)
+            sources, valid = _hold_out(sources, config.valid_split, tokenizer)
+        train = InMemoryTrainingData(sources, batch_spec, mixture_of(config))
+        specs = train.batch_specs
+    for spec, row_format in zip(specs, train.formats, strict=False):
+        if spec.global_batch_size == 1 and row_format.name != "B":
+            raise ConfigError(
+                "train.batch_size=1 leaves a row no other row to be compared with: choose 2 or more, or use "
+                "triples (format B)."
             )
-        train = InMemoryTrainingData(corpus, batch_spec)
-    if batch_spec.global_batch_size == 1 and train.format.name != "B":
-        raise ConfigError(
-            "train.batch_size=1 leaves a row no other row to be compared with: choose 2 or more, or use "
-            "triples (format B)."
-        )
     if config.valid_sts.names():
         valid_sts: Corpus | None = load_sts(config.valid_sts, "valid_sts", tokenizer, config.limits)
     else:
@@ -128,13 +137,53 @@ def load_data(
     return data
 
 
+def mixture_of(config: DataConfig) -> Mixture:
+    """Return how the sources of training rows are drawn."""
+    sources = config.train.sources
+    weights = tuple(source.weight for source in sources.values() if source.weight is not None)
+    sampling = config.sampling or ("weights" if weights else "proportional")
+    return Mixture(config.mix == "together", sampling, weights, config.sampling_temperature)
+
+
+def _batch_size_of(source: SourceConfig) -> int | None:
+    return source.batch_size if isinstance(source, NamedSourceConfig) else None
+
+
+def _load_source(
+    config: DataConfig, name: str, source: SourceConfig, tokenizer: TextTokenizer, data_format: str
+) -> Corpus:
+    """Return the training rows of a source; one of several may have a format of its own."""
+    own = source.format if isinstance(source, NamedSourceConfig) else "auto"
+    requested = data_format if own == "auto" else own
+    return load_corpus(source, purpose_of_source(name), tokenizer, requested, config.limits, config.negatives)
+
+
+def _hold_out(
+    sources: Sequence[TrainingSource], fraction: float, tokenizer: TextTokenizer
+) -> tuple[list[TrainingSource], Corpus]:
+    """Return the sources without a fraction of their rows, and the rows that are held out.
+
+    Raises:
+        ConfigError: there are several sources, whose rows may have several formats and texts in common.
+
+    """
+    if len(sources) > 1:
+        raise ConfigError(
+            f"data.valid_split={fraction:g} cannot work with several data.train.sources: give rows of their own, "
+            f"data.valid.name_or_path=FILE."
+        )
+    train, valid = (
+        replace(part, unknown=tokenizer.unknown_fraction(part.tokens)) for part in hold_out(sources[0].corpus, fraction)
+    )
+    return [replace(sources[0], corpus=train)], valid
+
+
 def check_text_lengths(data: RunData, pooling: str) -> None:
     """Raise DataError if texts are too short for a pooling that selects a token by its index."""
     if not pooling.isdigit():
         return
-    train = {"train": data.train.corpus if isinstance(data.train, InMemoryTrainingData) else None}
-    for purpose, corpus in (train | data.evaluated).items():
-        too_short = 0 if corpus is None else int((corpus.tokens.lengths <= int(pooling)).sum())
+    for purpose, corpus in data.corpora.items():
+        too_short = int((corpus.tokens.lengths <= int(pooling)).sum())
         if too_short:
             raise DataError(
                 f"pooling.strategy={pooling} asks for token {pooling} (counted from 0), but {too_short} texts of "

@@ -67,6 +67,16 @@ def _git_commit() -> str | None:
     return result.stdout.strip() or None
 
 
+def describe_losses(config: TrainConfig) -> list[str]:
+    """Return the sum that is minimised; one for each source whose batches are its own."""
+    more = ""
+    if config.ese.enabled:
+        more += f" + Espresso: every layer, and its first {config.ese.compression_size} dimensions"
+    if config.teacher.enabled:
+        more += f" + {config.teacher.weight:g} alignment with {config.teacher.name_or_path}"
+    return [f"{loss.summary}{more}" for loss in config.losses]
+
+
 def banner(
     config: TrainConfig, encoder: Encoder, data: RunData, total_steps: int, accelerator: Accelerator
 ) -> list[tuple[str, str]]:
@@ -80,14 +90,12 @@ def banner(
         unused, vocabulary = embeddings.num_embeddings - len(embeddings.trainable_weight), embeddings.num_embeddings
         reason = f" (no text has {unused:,} of the {vocabulary:,} tokens)"
     trained = "" if trainable_weights == all_weights else f", {trainable_weights:,} of them trained{reason}"
-    terms = config.loss.summary(config.data_format.name)
-    if config.ese.enabled:
-        terms += f" + Espresso: every layer, and its first {config.ese.compression_size} dimensions"
-    if config.teacher.enabled:
-        terms += f" + {config.teacher.weight:g} alignment with {config.teacher.name_or_path}"
-    rows = train.batch_size * accelerator.num_processes * train.gradient_accumulation_steps
+    batches = accelerator.num_processes * train.gradient_accumulation_steps
+    rows = [train.batch_size * batches]
     if isinstance(data.train, InMemoryTrainingData):
-        rows = min(rows, len(data.train.corpus))
+        sizes = {spec.batch_size * batches for spec in data.train.batch_specs}
+        rows = sorted({min(size, data.train.num_rows) for size in sizes})
+    row_counts = " to ".join(f"{count:,}" for count in dict.fromkeys((rows[0], rows[-1])))
     max_tokens = train.max_tokens_per_micro_batch
     layout = str(encoder.layout)
     if encoder.packing_failed:
@@ -97,11 +105,11 @@ def banner(
     held_out = f", {len(data.valid):,} more held out" if config.data.valid_split and data.valid is not None else ""
     lines = [
         ("model", f"{model.name_or_path}: {all_weights:,} weights{trained}, {encoder.embedding_config}"),
-        ("data", f"{data.train.summary}, format {config.data_format.name}{held_out}"),
-        ("loss", terms),
+        *(("data", f"{description}{held_out}") for description in data.train.descriptions),
+        *(("loss", terms) for terms in describe_losses(config)),
         (
             "steps",
-            f"{total_steps:,} of {rows:,} rows, learning rate {train.learning_rate:g}, {train.scheduler}, "
+            f"{total_steps:,} of {row_counts} rows, learning rate {train.learning_rate:g}, {train.scheduler}, "
             f"seed {train.seed}"
             f"{f', at most {max_tokens:,} tokens at once' if max_tokens else ''}",
         ),

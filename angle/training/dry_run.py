@@ -7,12 +7,10 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from angle.config import TrainConfig
-from angle.data.collate import collate
 from angle.data.training_data import InMemoryTrainingData, TrainingData
 from angle.kernels.allocator import keep_freed_memory
 from angle.structures import Batch
@@ -145,11 +143,7 @@ def _longest_batch(data: TrainingData) -> tuple[str, Batch]:
     """Return a batch of the rows with the most tokens, or the first batch of a stream."""
     if not isinstance(data, InMemoryTrainingData):
         return "first batch", next(data.steps(0))[0]
-    corpus, batch_spec = data.corpus, data.batch_spec
-    texts = corpus.draw_texts(np.arange(len(corpus)), seed=batch_spec.seed, epoch=0)
-    row_lengths = np.bincount(texts.flat_rows, weights=corpus.tokens.lengths[texts.flat])
-    longest_first = np.argsort(-row_lengths, kind="stable")
-    return "longest batch", collate(corpus, longest_first[: batch_spec.global_batch_size], 0, batch_spec)
+    return "longest batch", data.longest_batch()
 
 
 def _time(accelerator: Accelerator, call: Callable[[], object]) -> float:

@@ -14,6 +14,7 @@ from angle.config import RUN_FILE, TrainConfig
 from angle.config.overrides import hydra_override
 from angle.config.resume import resume_config
 from angle.data.prefetch import prefetch
+from angle.data.training_data import InMemoryTrainingData
 from angle.distributed.environment import launch_command, script_command, world_size
 from angle.errors import ConfigError, DataError, StoppedError
 from angle.evaluation.encoding import encode_distributed
@@ -343,6 +344,8 @@ def _finish(run: Run) -> Result:
         )
         if progress.overflows:
             folder.update(overflows=progress.overflows)
+        if run.config.data.train.sources and isinstance(run.data.train, InMemoryTrainingData):
+            folder.update(rows_seen=run.data.train.rows_seen(progress.step))
         result = Result(folder.path, **scores)
     run.accelerator.wait_for_everyone()
     return result

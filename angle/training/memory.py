@@ -32,7 +32,7 @@ CGROUP = Path("/sys/fs/cgroup")
 
 
 def find_token_budget(
-    gradient_cache: GradientCache, data_format: DataFormat, row_texts: int, rows: int, max_length: int
+    gradient_cache: GradientCache, data_format: DataFormat, row_texts: int, rows: int, max_length: int, loss: int = 0
 ) -> int:
     """Return how many tokens of a micro-batch fit into free memory, estimated from two trial micro-batches.
 
@@ -42,6 +42,7 @@ def find_token_budget(
         row_texts: number of texts of a row.
         rows: number of rows in a process's batch, whose loss is computed while a micro-batch is held in memory.
         max_length: number of tokens in the longest text.
+        loss: which of the run's losses the rows have.
 
     Raises:
         ConfigError: not even the longest text fits.
@@ -49,14 +50,13 @@ def find_token_budget(
     """
     row_tokens = row_texts * max_length
     trial_rows = -(-TRIAL_TOKENS // row_tokens)
-    trials = (
-        trial_batch(gradient_cache, data_format, row_texts, count, max_length) for count in (trial_rows, 2 * trial_rows)
-    )
+    batch_of = partial(trial_batch, gradient_cache, data_format, row_texts, loss=loss)
+    trials = (batch_of(count, max_length) for count in (trial_rows, 2 * trial_rows))
     small_peak, large_peak = (
         _peak_memory(gradient_cache, partial(gradient_cache.forward_backward, batch)) for batch in trials
     )
     bytes_per_token = (large_peak - small_peak) / (trial_rows * row_tokens)
-    loss_batch = trial_batch(gradient_cache, data_format, row_texts, rows, 1)
+    loss_batch = batch_of(rows, 1)
     loss_bytes = _peak_memory(gradient_cache, partial(_compute_loss, gradient_cache, loss_batch))
     fixed_bytes = max(2 * small_peak - large_peak, 0) + loss_bytes
     trainable_bytes = sum(p.nbytes for p in gradient_cache.model.parameters() if p.requires_grad)
@@ -75,7 +75,7 @@ def find_token_budget(
 
 
 def trial_batch(
-    gradient_cache: GradientCache, data_format: DataFormat, row_texts: int, rows: int, length: int
+    gradient_cache: GradientCache, data_format: DataFormat, row_texts: int, rows: int, length: int, *, loss: int = 0
 ) -> Batch:
     """Return a batch with `rows` rows per process, of distinct texts that all have `length` tokens."""
     processes = gradient_cache.accelerator.num_processes
@@ -88,7 +88,7 @@ def trial_batch(
         text_ids=text_ids,
         occurrences=np.ones_like(text_ids),
         max_lengths=lengths,
-        structure=BatchStructure.of_columns(data_format, index, index, labels),
+        structure=BatchStructure.of_columns(data_format, index, index, labels, loss),
         token_count=lengths.sum() * processes,
         rows=text_ids[: len(index)],
     )

@@ -23,6 +23,8 @@ from angle.training.sharding import full_tensor
 #: Steps in a row that may overflow in fp16. The loss is scaled by half as much after each, from 2^16 on: after so many,
 #: by less than 2^-16.
 MAX_OVERFLOWS = 33
+#: What stands before the name of a source in the name of the mean loss of its batches.
+SOURCE = "source/"
 
 
 class Meter:
@@ -44,8 +46,7 @@ class Meter:
         self._encoder, self._data, self._tracker, self._progress = encoder, data, tracker, progress
         self._recovery = recovery
         unreported = progress.unreported
-        self._names: list[str] = unreported.get("names", [])
-        self._values: list[list[float]] = unreported.get("values", [])
+        self._values: list[dict[str, float]] = unreported.get("values", [])
         self._losses: list[dict[str, Tensor]] = []
         self._steps: list[int] = unreported.get("steps", [])
         self._unfetched_norms: list[tuple[int, Tensor]] = []
@@ -59,7 +60,9 @@ class Meter:
 
     def add(self, batch: Batch, loss: LossOutput) -> None:
         """Count a batch."""
-        self._losses.append({"loss": loss.total} | loss.terms)
+        source = self._data.loss_names[batch.structure.loss : batch.structure.loss + 1]
+        by_source = {f"{SOURCE}{name}": loss.total for name in source}
+        self._losses.append({"loss": loss.total} | loss.terms | by_source)
         self._steps.append(self._progress.step)
         self._texts += batch.structure.num_texts
         self._padding_fractions.append(self._encoder.padding_fraction(batch.tokens.lengths))
@@ -99,7 +102,8 @@ class Meter:
         if not self._steps:
             return
         self.pause()
-        means = dict(zip(self._names, np.mean(self._values, axis=0).tolist(), strict=True))
+        names = dict.fromkeys(name for row in self._values for name in row)
+        means = {name: float(np.mean([row[name] for row in self._values if name in row])) for name in names}
         progress.texts += self._texts
         progress.seconds += self._seconds
         steps_per_epoch = self._data.steps_per_epoch
@@ -130,7 +134,6 @@ class Meter:
             return {}
         self.pause()
         return {
-            "names": self._names,
             "values": self._values,
             "steps": self._steps,
             "norms": self._norms,
@@ -151,9 +154,8 @@ class Meter:
 
         """
         if self._losses:
-            self._names = list(self._losses[0])
-            stacked = torch.stack([torch.stack([loss[name] for name in self._names]) for loss in self._losses])
-            self._values += stacked.tolist()
+            numbers = iter(torch.stack([value for loss in self._losses for value in loss.values()]).tolist())
+            self._values += [{name: next(numbers) for name in loss} for loss in self._losses]
             self._losses = []
         self._check_losses(self._values)
         if self._unfetched_norms:
@@ -165,14 +167,13 @@ class Meter:
         self._seconds += max(time.perf_counter() - self._start_time, 1e-9)
         self.restart_clock()
 
-    def _check_losses(self, values: list[list[float]]) -> None:
+    def _check_losses(self, values: list[dict[str, float]]) -> None:
         """Raise at the first non-finite loss, since the weights are worthless after it; warn if all losses are 0."""
-        bad = next((index for index, row in enumerate(values) if not np.isfinite(row).all()), None)
+        bad = next((index for index, row in enumerate(values) if not np.isfinite(list(row.values())).all()), None)
         if bad is not None:
-            named = zip(self._names, values[bad], strict=True)
-            terms = ", ".join(f"{name} {value:g}" for name, value in named if name != "loss")
-            self._stop(self._steps[bad], f"The loss of step {self._steps[bad] + 1} is {values[bad][0]} ({terms})")
-        if self._is_first_report and not np.any(values):
+            terms = ", ".join(f"{name} {value:g}" for name, value in values[bad].items() if name != "loss")
+            self._stop(self._steps[bad], f"The loss of step {self._steps[bad] + 1} is {values[bad]['loss']} ({terms})")
+        if self._is_first_report and not any(row["loss"] for row in values):
             self._tracker.warning(
                 "the loss is exactly 0 from the first step on, so nothing is learned: no row has another text to be "
                 "compared with, or no label is higher than another."

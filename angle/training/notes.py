@@ -9,9 +9,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from angle.config import LOSS_TERM_SPECS, LossConfig, ModelConfig, TrainConfig, TrainingConfig, enumerate_words
+from angle.config import LOSS_TERM_SPECS, SAMPLE, LossConfig, ModelConfig, TrainConfig, TrainingConfig, enumerate_words
 from angle.data.loading import note_on_unknown
-from angle.data.sources import SAMPLE
 from angle.data.training_data import InMemoryTrainingData
 from angle.modeling.locations import TINY
 
@@ -26,8 +25,11 @@ FEW_ROWS = 20
 
 def notes_on(config: TrainConfig, data: RunData, total_steps: int) -> list[str]:
     """Return the notes on a run of `total_steps` steps before it starts, once all settings are decided."""
-    labels = data.train.corpus.labels if isinstance(data.train, InMemoryTrainingData) else None
-    notes = [*_on_weights(config.loss, config.data_format.name, labels), *_on_labels(config.loss, labels)]
+    notes = []
+    for loss in config.losses:
+        labels = _labels(data, loss.source)
+        notes_on_loss = (*_on_weights(loss.config, loss.format, labels), *_on_labels(loss.config, labels))
+        notes += [f"{f'{loss.source}: ' if loss.source else ''}{note}" for note in notes_on_loss]
     if config.data.train.names() == [SAMPLE] and config.model.name_or_path != TINY:
         notes.insert(0, "sample is toy data, to try things out; for a real model add data=nli_b")
     if config.data.train.names() != [SAMPLE] and config.model.name_or_path == TINY:
@@ -43,11 +45,18 @@ def notes_on(config: TrainConfig, data: RunData, total_steps: int) -> list[str]:
     ]
 
 
+def _labels(data: RunData, name: str) -> npt.NDArray[np.float32] | None:
+    """Return the labels of a source's training rows, or with "" those of all."""
+    sources = data.train.sources if isinstance(data.train, InMemoryTrainingData) else ()
+    labels = [source.corpus.labels for source in sources if name in ("", source.name)]
+    known = [own for own in labels if own is not None]
+    return np.concatenate(known) if known else None
+
+
 def _on_unknown_tokens(data: RunData) -> Iterator[str]:
     """Yield which texts are partly unknown to the tokenizer."""
-    train = data.train.corpus if isinstance(data.train, InMemoryTrainingData) else None
-    for purpose, corpus in {"train": train, **data.evaluated}.items():
-        note = None if corpus is None else note_on_unknown(corpus, f"data.{purpose}")
+    for purpose, corpus in data.corpora.items():
+        note = note_on_unknown(corpus, f"data.{purpose}")
         if note is not None:
             yield note
 

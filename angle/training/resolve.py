@@ -2,47 +2,56 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import TypeVar
 
 from angle.config import (
+    SAMPLE,
     SELF_TEACHER,
     BillmConfig,
     DataConfig,
     DataFormatConfig,
     LossConfig,
     ModelConfig,
+    NamedSourceConfig,
     PoolingConfig,
     SourceConfig,
     TrainConfig,
 )
 from angle.data import sample
-from angle.data.sources import SAMPLE
 from angle.modeling.encoder import Encoder
 from angle.modeling.locations import TINY
 
+Source = TypeVar("Source", bound=SourceConfig)
 
-def resolve_config(config: TrainConfig, encoder: Encoder, data_format: str) -> TrainConfig:
+
+def resolve_config(
+    config: TrainConfig, encoder: Encoder, data_format: str, source_formats: Mapping[str, str]
+) -> TrainConfig:
     """Return the settings with everything decided, and with paths that hold in any working directory.
 
     Args:
         config: the settings as requested.
         encoder: the encoder, which knows its own tokenizer, pooling and attention.
-        data_format: the format of the training rows: A, B or C.
+        data_format: the format of the training rows, A, B or C, unless several sources have batches of their own.
+        source_formats: the format of each of several sources, by their names.
 
     """
+    several = config.data.has_losses_by_source
     teacher_name = config.teacher.name_or_path
     has_adapter = config.lora.enabled or config.model.adapter is not None
     learning_rate = config.train.learning_rate or _default_lr(config.model.name_or_path, has_adapter=has_adapter)
     return replace(
         config,
-        data=_with_absolute_paths(config.data),
+        data=_resolve_sources(_with_absolute_paths(config.data), config.loss, source_formats),
         model=_resolve_model(config.model, encoder),
         pooling=PoolingConfig(encoder.pooling),
         teacher=replace(config.teacher, name_or_path=teacher_name and _absolute_if_local(teacher_name)),
         billm=_resolve_billm(encoder.embedding_config.bidirectional_from, requested=config.billm.enabled),
-        loss=_resolve_loss(config.loss, data_format, on_sample=config.data.train.names() == [SAMPLE]),
-        data_format=DataFormatConfig(data_format),
+        loss=config.loss if several else _resolve_loss(config.loss, data_format, _is_sample(config.data.train)),
+        data_format=config.data_format if several else DataFormatConfig(data_format),
         train=replace(config.train, learning_rate=learning_rate),
     )
 
@@ -57,8 +66,10 @@ def decided_value(config: TrainConfig, key: str) -> object:
     """
     group, _, name = key.partition(".")
     if group == "loss":
-        on_sample = config.data.train.names() == [SAMPLE]
-        value: object = getattr(_resolve_loss(LossConfig(), config.data_format.name, on_sample=on_sample), name, None)
+        if config.data_format.name == "auto":  # each source has its own
+            return None
+        resolved = _resolve_loss(LossConfig(), config.data_format.name, _is_sample(config.data.train))
+        value: object = getattr(resolved, name, None)
         return value
     if key == "train.learning_rate":
         has_adapter = config.lora.enabled or config.model.adapter is not None
@@ -87,11 +98,29 @@ def _resolve_model(model: ModelConfig, encoder: Encoder) -> ModelConfig:
     )
 
 
-def _resolve_loss(loss: LossConfig, data_format: str, *, on_sample: bool) -> LossConfig:
+def _is_sample(source: SourceConfig) -> bool:
+    return source.names() == [SAMPLE]
+
+
+def _resolve_loss(loss: LossConfig, data_format: str, on_sample: bool) -> LossConfig:
     loss = loss.for_format(data_format)
     if loss.positive_above is not None:
         return loss
     return replace(loss, positive_above=sample.POSITIVE_ABOVE if on_sample and data_format == "A" else 0.0)
+
+
+def _resolve_sources(data: DataConfig, loss: LossConfig, formats: Mapping[str, str]) -> DataConfig:
+    """Return the data's settings with the format of each of several sources, and the loss of batches of its own."""
+    sources = {name: replace(source, format=formats[name]) for name, source in data.train.sources.items()}
+    if data.has_losses_by_source:
+        sources = {name: replace(source, loss=_source_loss(loss, name, source)) for name, source in sources.items()}
+    return replace(data, train=replace(data.train, sources=sources))
+
+
+def _source_loss(loss: LossConfig, name: str, source: NamedSourceConfig) -> dict[str, float | None]:
+    """Return the loss of the batches of one of several sources, all of its settings by their names."""
+    changed = loss.with_changes(source.loss, f"data.train.sources.{name}.loss")
+    return asdict(_resolve_loss(changed, source.format, _is_sample(source)))
 
 
 def _resolve_billm(start: int | None, *, requested: bool) -> BillmConfig:
@@ -104,11 +133,13 @@ def _resolve_billm(start: int | None, *, requested: bool) -> BillmConfig:
 def _with_absolute_paths(data: DataConfig) -> DataConfig:
     """Return the data's settings with files that are found from any working directory."""
 
-    def absolute(source: SourceConfig) -> SourceConfig:
-        names = [_absolute_if_local(name) for name in source.names()]
+    def absolute(source: Source) -> Source:
+        names = [_absolute_if_local(name) for name in SourceConfig.names(source)]
         return replace(source, name_or_path=names if isinstance(source.name_or_path, list) else next(iter(names), None))
 
-    train, valid, valid_sts, test = map(absolute, (data.train, data.valid, data.valid_sts, data.test))
+    valid, valid_sts, test = map(absolute, (data.valid, data.valid_sts, data.test))
+    named = {name: absolute(source) for name, source in data.train.sources.items()}
+    train = replace(absolute(data.train), sources=named)
     return replace(data, train=train, valid=valid, valid_sts=valid_sts, test=test)
 
 

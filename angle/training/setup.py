@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -98,16 +97,23 @@ def build(config: TrainConfig, accelerator: Accelerator) -> RunComponents:
             needs_correlation=metric_named(train_config.best_metric) == DEFAULT_METRIC,
         )
     check_text_lengths(data, encoder.pooling)
-    config = resolve_config(config, encoder, data.train.format.name)
+    sources = data.train.sources if isinstance(data.train, InMemoryTrainingData) else ()
+    source_formats = {source.name: source.corpus.format.name for source in sources}
+    config = resolve_config(config, encoder, data.train.formats[0].name, source_formats)
     if config.ese.enabled:
         check_depths(encoder.backbone)
     if isinstance(data.train, InMemoryTrainingData) and not train_config.weight_decay:
-        freeze_unused_tokens(encoder.backbone, data.train.corpus.tokens.ids)
+        freeze_unused_tokens(encoder.backbone, data.train.tokens.ids)
 
     duplicates, width = config.data.duplicates, encoder.dimensions
-    loss = CombinedLoss(config.loss, data.train.format, width, duplicates, query_shards(accelerator))
-    espresso = EspressoLoss(loss, config.ese, encoder.layer_selector.num_layers, width) if config.ese.enabled else None
-    objective = Objective(espresso or loss, config.teacher)
+    losses = [
+        CombinedLoss(loss.config, data_format, width, duplicates, query_shards(accelerator))
+        for loss, data_format in zip(config.losses, data.train.formats, strict=True)
+    ]
+    objective = Objective(losses, config.teacher)
+    if config.ese.enabled:
+        layers = encoder.layer_selector.num_layers
+        objective = Objective([EspressoLoss(loss, config.ese, layers, width) for loss in losses], config.teacher)
     context = RunContext(batch_spec.global_batch_size, duplicates, config.loss, width, accelerator.device)
     evaluators = RunEvaluators.build(data.evaluated, train_config.best_metric, context)
     if train_config.patience is not None and evaluators.best_metric is None:
@@ -123,7 +129,7 @@ def build(config: TrainConfig, accelerator: Accelerator) -> RunComponents:
         if config.teacher.cache:
             assert isinstance(data.train, InMemoryTrainingData)
             with accelerator.main_process_first():  # the others find the embeddings in the cache
-                teacher.cache_embeddings(data.train.corpus.tokens)
+                teacher.cache_embeddings(data.train.tokens)
 
     trainable = TrainableEncoder(
         encoder,
@@ -174,10 +180,11 @@ def _batch_spec(train_config: TrainingConfig, data: DataConfig, accelerator: Acc
 def _largest_token_budget(gradient_cache: GradientCache, data: TrainingData, batch_size: int) -> int:
     """Return the number of tokens of a micro-batch that fits into the memory of every process."""
     model, accelerator = gradient_cache.model, gradient_cache.accelerator
-    longest, row_texts = model.encoder.tokenizer.max_length, len(data.format.roles)
+    longest, loss, row_texts = model.encoder.tokenizer.max_length, 0, len(data.formats[0].roles)
     if isinstance(data, InMemoryTrainingData):
-        longest, row_texts = int(data.corpus.tokens.lengths.max()), math.ceil(data.corpus.texts_per_row)
-    budget = find_token_budget(gradient_cache, data.format, row_texts, batch_size, longest)
+        longest = int(data.tokens.lengths.max())
+        loss, row_texts, batch_size = data.largest_rows()
+    budget = find_token_budget(gradient_cache, data.formats[loss], row_texts, batch_size, longest, loss)
     return all_reduce_min(budget, accelerator.num_processes)
 
 

@@ -79,6 +79,8 @@ def gain(result: Result) -> float | None:
 def suggested_sweep(config: TrainConfig) -> dict[str, str]:
     """Return settings worth sweeping, with their values, among those that matter to a run with these settings."""
     loss = config.loss
+    if config.data.has_losses_by_source:
+        return {"train.learning_rate": f"{config.train.learning_rate:g},{2 * (config.train.learning_rate or 0):g}"}
     if config.data_format.name == "C":  # the weight of its only term merely scales the loss
         return {"loss.ibn_tau": "10,20,50"}
     swept = {"loss.ibn_w": "10,20,30"} if loss.ibn_w else {}
@@ -96,7 +98,8 @@ def _is_unmeasured(result: Result) -> bool:
 def _can_hold_out(config: TrainConfig) -> bool:
     """Return whether data.valid_split can be added to a run with these settings."""
     data = config.data
-    return not (data.streaming or data.valid_split or data.valid.names() or data.valid_sts.names())
+    has_rows = data.valid_split or data.valid.names() or data.valid_sts.names()
+    return not (data.streaming or data.train.sources or has_rows)
 
 
 def _better_lr(result: Result, config: TrainConfig) -> float:

@@ -13,7 +13,7 @@ from conftest import sample_files, start
 
 from angle.cli import jobs
 from angle.cli.jobs import JobRunner
-from angle.config import SourceConfig, TrainConfig
+from angle.config import NamedSourceConfig, SourceConfig, TrainConfig, TrainSourceConfig
 
 STSB = {"text1": "sentence1", "text2": "sentence2", "label": "score"}
 MINE = "data.train.name_or_path=mine.jsonl"
@@ -30,7 +30,7 @@ def preset(word: str) -> TrainConfig:
 def test_a_source_that_is_replaced_leaves_nothing_behind(word: str) -> None:
     before, after = preset(word), composed(word, MINE)
     assert before.data.train.columns == STSB
-    assert after.data.train == SourceConfig("mine.jsonl")
+    assert after.data.train == TrainSourceConfig("mine.jsonl")
     assert replace(after, data=before.data) == before  # all else stays the preset's ...
     assert replace(after.data, train=before.data.train) == before.data  # ... and so do the other sources
 
@@ -47,14 +47,14 @@ def test_each_source_is_replaced_on_its_own(purpose: str, name: str | None) -> N
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        ([MINE, "++data.train.columns={text1: a}"], SourceConfig("mine.jsonl", columns={"text1": "a"})),
-        (["++data.train.columns={text1: a}", MINE], SourceConfig("mine.jsonl", columns={"text1": "a"})),
-        ([MINE, "++data.train.columns.text1=a"], SourceConfig("mine.jsonl", columns={"text1": "a"})),
-        ([MINE, "data.train.split=dev"], SourceConfig("mine.jsonl", split="dev")),
-        (["data.train={name_or_path: mine.jsonl, subset: s}"], SourceConfig("mine.jsonl", subset="s")),
-        (["data.train.name_or_path=[a.jsonl,b.jsonl]"], SourceConfig(["a.jsonl", "b.jsonl"])),
-        (["data=files", MINE], SourceConfig("mine.jsonl")),
-        ([MINE, "data.train.name_or_path=yours.jsonl"], SourceConfig("yours.jsonl")),
+        ([MINE, "++data.train.columns={text1: a}"], TrainSourceConfig("mine.jsonl", columns={"text1": "a"})),
+        (["++data.train.columns={text1: a}", MINE], TrainSourceConfig("mine.jsonl", columns={"text1": "a"})),
+        ([MINE, "++data.train.columns.text1=a"], TrainSourceConfig("mine.jsonl", columns={"text1": "a"})),
+        ([MINE, "data.train.split=dev"], TrainSourceConfig("mine.jsonl", split="dev")),
+        (["data.train={name_or_path: mine.jsonl, subset: s}"], TrainSourceConfig("mine.jsonl", subset="s")),
+        (["data.train.name_or_path=[a.jsonl,b.jsonl]"], TrainSourceConfig(["a.jsonl", "b.jsonl"])),
+        (["data=files", MINE], TrainSourceConfig("mine.jsonl")),
+        ([MINE, "data.train.name_or_path=yours.jsonl"], TrainSourceConfig("yours.jsonl")),
     ],
     ids=lambda words: " ".join(words) if isinstance(words, list) else "",
 )
@@ -90,3 +90,10 @@ def test_a_copy_in_another_process_replaces_sources_too(monkeypatch: pytest.Monk
     monkeypatch.setattr(jobs, "let_words_replace_sources", lambda: calls.append("called"))
     assert pickle.loads(copied).is_copy
     assert calls == ["called"]
+
+
+def test_several_sources_replace_one_and_are_replaced_by_one() -> None:
+    several = ["data.train.sources.a.name_or_path=a.jsonl", "++data.train.sources.b={name_or_path: b.jsonl, weight: 2}"]
+    train = composed("experiment=stsb_minilm", *several, "data.train.sources.a.weight=1").data.train
+    sources = {"a": NamedSourceConfig("a.jsonl", weight=1.0), "b": NamedSourceConfig("b.jsonl", weight=2.0)}
+    assert train == TrainSourceConfig(sources=sources)

@@ -8,7 +8,7 @@ import pytest
 from composition import CONF, composed
 from conftest import REPO
 
-from angle.config import DataConfig, SourceConfig
+from angle.config import DataConfig, TrainSourceConfig
 from angle.config.keys import flatten
 
 #: Of each recipe, what makes it that recipe: a published command's values, where it follows one.
@@ -80,7 +80,7 @@ def test_a_recipe_composes_to_what_its_source_says(name: str) -> None:
 def test_a_recipe_trains_another_model_on_another_file(name: str) -> None:
     config = composed(f"experiment={name}", "data=files", "data.train.name_or_path=mine.jsonl", "model=tiny")
     assert config.model.name_or_path == "tiny"
-    assert config.data == DataConfig(train=SourceConfig("mine.jsonl"))
+    assert config.data == DataConfig(train=TrainSourceConfig("mine.jsonl"))
 
 
 @pytest.mark.parametrize("name", RECIPES)

@@ -59,9 +59,18 @@ def test_every_setting_has_a_default_and_a_sentence(schema: type) -> None:
 
 def test_groups_that_look_alike_are_one() -> None:
     groups = {group.keys: group for group in groups_of(TrainConfig)}
-    sources = groups["data.train", "data.valid", "data.valid_sts", "data.test"]
-    assert sources.meanings[0] == "Training rows."
-    assert sources.settings[0].key == "data.train.name_or_path"
+    sources = groups["data.valid", "data.valid_sts", "data.test"]
+    assert sources.meanings[0] == "Rows of any format whose loss is reported during training."
+    assert sources.settings[0].key == "data.valid.name_or_path"
+
+
+def test_entries_of_a_mapping_have_settings_of_their_own() -> None:
+    groups = {group.keys[0]: group for group in groups_of(TrainConfig)}
+    settings = {setting.key.rpartition(".")[2] for setting in groups["data.train.sources.NAME"].settings}
+    assert settings > {"name_or_path", "columns", "weight", "loss"}
+    source = {"name_or_path": "a.jsonl", "weight": 2}
+    assert not problems({"data": {"train": {"sources": {"a": source}}}})
+    assert problems({"data": {"train": {"sources": {"a": source | {"wieght": 2}}}}})
 
 
 def test_presets_are_known_by_setting() -> None:

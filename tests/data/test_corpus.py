@@ -358,12 +358,13 @@ def test_known_positives(tmp_path, tokenizer):
     corpus = lists(tmp_path, tokenizer)  # row n has texts "tn" and "pn.0" to "pn.(n % 4)"
     numbers = {text: number for number, text in enumerate(texts_of(corpus))}
     in_batch = [numbers[tokens_of(text)] for text in ("p5.0", "t5", "p5.1", "t4", "p4.0", "t6", "p2.1", "p3.3", "t3")]
-    pairs = corpus.known_positives(np.array([6, 5, 4, 3]), np.array(in_batch))
+    mask = np.isin(np.arange(len(corpus.tokens)), in_batch)
+    pairs = corpus.known_positives(np.array([6, 5, 4, 3]), mask)
     expected = [(1, "t5", "p5.0"), (1, "t5", "p5.1"), (3, "t3", "p3.3")]  # row 4 has nothing to draw from
     assert sorted(map(tuple, pairs.tolist())) == sorted(
         (position, numbers[tokens_of(text)], numbers[tokens_of(positive)]) for position, text, positive in expected
     )
-    assert corpus.known_positives(np.array([4, 0]), np.array(in_batch)).shape == (0, 3)
+    assert corpus.known_positives(np.array([4, 0]), mask).shape == (0, 3)
 
 
 def test_every_choice_of_a_list_is_drawn_about_equally_often(tmp_path, tokenizer):

@@ -370,7 +370,7 @@ def test_describe(tmp_path):
     data = InMemoryTrainingData(corpus_of(path), BatchSpec(7, shuffle=False))
     assert data.describe(0) == ", ".join(f"{path} line {n}" for n in range(1, 6)) + " and 2 more"
     assert data.describe(1) == f"{path} line 8, {path} line 9"
-    assert data.summary == f"{path}: 9 rows"
+    assert data.descriptions == [f"{path}: 9 rows, format C"]
 
 
 def test_saving_the_model_while_a_stream_is_tokenised_lengthens_no_text(tmp_path, monkeypatch):

@@ -26,6 +26,7 @@ from conftest import (
     write_jsonl,
 )
 from safetensors.torch import load_file
+from small_runs import sources_of_sample
 from torch import distributed as dist
 
 from angle.cli.jobs import check_common_folder
@@ -115,6 +116,38 @@ def test_two_processes_train_as_one(tmp_path: Path, data_format: str, words: lis
     for name in {"loss", "gradient_norm", *measured}:
         ones, twos = ([line[name] for line in lines if name in line] for lines in (in_one, in_two))
         assert twos == pytest.approx(ones, rel=1e-5 if name == "loss" else 1e-4)
+
+
+@pytest.mark.parametrize(
+    ("formats", "words"),
+    [
+        (
+            ["A", "B+", "C"],
+            ["train.token_budget=60", "data.train.sources.b.batch_size=%d", "data.sampling=temperature"],
+        ),
+        (["B+", "C"], ["data.mix=together", "ese=on", "ese.compression_size=32", "teacher=self"]),
+    ],
+    ids=["by_source-cache", "together-espresso-teacher"],
+)
+def test_two_processes_train_on_a_mixture_as_one(tmp_path: Path, formats: list[str], words: list[str]) -> None:
+    sources = sources_of_sample(tmp_path, formats, 11)["sources"]
+    common = [f"data.train.sources.{name}.name_or_path={source['name_or_path']}" for name, source in sources.items()]
+    common += ["train.gradient_accumulation_steps=2", "train.logging_steps=1", "train.learning_rate=1e-3"]
+
+    def of_size(rows: int) -> list[str]:
+        sized = [word % (rows // 2) if "%" in word else word for word in words]
+        return [*common, *sized, f"train.batch_size={rows}"]
+
+    train(tmp_path, [], *of_size(8), "train.output_dir=one")
+    train_ranks(tmp_path, *of_size(4), "train.output_dir=two")
+    check_same_weights(tmp_path / "one", tmp_path / "two")
+    losses = []
+    for name in ("one", "two"):
+        lines = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        losses.append([line.get(key) for line in lines for key in ("loss", "loss/source/a", "gradient_norm")])
+    assert losses[0] == [None if value is None else pytest.approx(value, rel=1e-4) for value in losses[1]]
+    seen = [json.loads((tmp_path / name / "run.json").read_text())["rows_seen"] for name in ("one", "two")]
+    assert seen[0] == seen[1]
 
 
 def check_same_weights(one: Path, two: Path) -> None:

@@ -56,16 +56,16 @@ def golden_objective(case: str, trainer: str, *, with_distillation: bool = True)
     if teacher_pooling == "all":
         # The reference sums over a text's positions, pads among them, where we take the mean over its tokens.
         states_pair = StudentTeacherStates(hidden[-1].flatten(0, 1), target.flatten(0, 1), equal_weights(mask.numel()))
-        objective = Objective(loss, teacher(weight=mask.shape[1]))
+        objective = Objective([loss], teacher(weight=mask.shape[1]))
     else:
         states_pair = StudentTeacherStates(
             embeddings, pool(target[mask.bool()], lengths, teacher_pooling), equal_weights(len(mask))
         )
-        objective = Objective(loss, teacher())
+        objective = Objective([loss], teacher())
     distillation = objective.teacher.weight * objective.distillation(states_pair) if with_distillation else 0.0
     if trainer == "AngleESETrainer":
         espresso = EspressoLoss(loss, EseConfig(True, 8, pca=False, compat=True), len(hidden) - 1, 16)
-        objective = Objective(espresso, objective.teacher)
+        objective = Objective([espresso], objective.teacher)
         states = hidden[list(espresso.depths)].permute(1, 2, 0, 3)[mask.bool()]
         return objective(pool(states, lengths, pooling), structure).total + distillation, hidden
     return objective(embeddings, structure).total + distillation, hidden

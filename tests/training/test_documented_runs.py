@@ -39,7 +39,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
         fit(composed(*common, "ese=on", "teacher=self", "train.output_dir=first"))
         triples = ["data=files", "data.train.name_or_path=triples.jsonl", "train.max_steps=1"]
         fit(composed(*triples, "data.valid_split=0.2", "train.output_dir=second"))
-    return [folder / "first", folder / "second"]
+        source = "data.train.sources.NAME.name_or_path=triples.jsonl"
+        fit(composed("data=files", source, "train.max_steps=1", "train.output_dir=third"))
+    return [folder / "first", folder / "second", folder / "third"]
 
 
 def test_files(runs: list[Path]) -> None:

@@ -60,12 +60,14 @@ def assert_equal_gradients(actual: dict[str, Tensor], expected: dict[str, Tensor
         assert (actual[name] - gradient).norm() <= 1e-5 * gradient.norm() + 1e-7 * total_norm, name
 
 
-@pytest.mark.parametrize("data_format", ["A", "B", "B+", "C"])
+@pytest.mark.parametrize("data_format", ["A", "B", "B+", "C", "A,B+,C", "B+,C"])
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_micro_batches_change_no_gradient(data_format: str, name: str) -> None:
-    groups = {group: values for group, values in OBJECTIVES[name].items() if group != "loss" or data_format != "C"}
+    groups = {group: values for group, values in OBJECTIVES[name].items() if group != "loss" or "C" not in data_format}
+    if data_format == "B+,C":
+        groups["data"] = {"mix": "together"}
     components, accelerator = build_on_sample(data_format, **groups)
-    batch = next(components.data.train.steps(0))[0]
+    batch = next(components.data.train.steps(2 if "," in data_format else 0))[0]
     full_loss = gradient_cache_of(components, accelerator).forward_backward(batch, 0.5)
     expected = gradients(components.trainable)
     for budget in (1, 40, 150):

@@ -7,6 +7,7 @@ import math
 import re
 import shutil
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,6 +16,7 @@ import pytest
 import torch
 from conftest import repeatable_metrics, sample_rows, write_jsonl
 from safetensors.torch import load_file, save_file
+from small_runs import sources_of_sample
 
 from angle import ConfigError, DataError, Encoder, ModelConfig, TrainConfig, TrainingError, build_config, fit
 from angle.config import LoraConfig, SourceConfig
@@ -157,6 +159,24 @@ def test_lists_of_negatives_resume_bitwise(
         fit(run(tmp_path / "interrupted"))
     fit(run(tmp_path / "interrupted"))
     assert_equal_weights(tmp_path / "uninterrupted", tmp_path / "interrupted")
+
+
+@pytest.mark.parametrize("mix", ["by_source", "together"])
+def test_a_mixture_resumes_bitwise(model: Path, tmp_path: Path, stop_after: Callable[[int], None], mix: str) -> None:
+    formats = ["B+", "C"] if mix == "together" else ["A", "B+", "C"]
+    data = {"train": sources_of_sample(tmp_path, formats, 24), "mix": mix, "sampling": "round_robin"}
+
+    def run(folder: Path) -> TrainConfig:
+        train = asdict(settings(model, tmp_path / "none", folder).train)
+        return build_config({"model": {"name_or_path": str(model)}, "data": data, "train": train}, TrainConfig)
+
+    fit(run(tmp_path / "uninterrupted"))
+    stop_after(5)
+    with pytest.raises(KilledError):
+        fit(run(tmp_path / "interrupted"))
+    fit(run(tmp_path / "interrupted"))
+    assert_equal_weights(tmp_path / "uninterrupted", tmp_path / "interrupted")
+    assert metrics(tmp_path / "uninterrupted") == metrics(tmp_path / "interrupted")
 
 
 @pytest.mark.slow

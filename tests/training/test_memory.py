@@ -51,9 +51,9 @@ def test_memory_grows_by_six_times_the_embeddings_at_most(data_format: str) -> N
     gradient_cache = gradient_cache_of(components, accelerator, 512)
     for parameter in components.trainable.parameters():
         parameter.grad = torch.zeros_like(parameter)
-    peaks, row_texts = [], len(components.data.train.format.roles)
+    peaks, row_texts = [], len(components.data.train.formats[0].roles)
     for rows in (2000, 4000):
-        batch = memory.trial_batch(gradient_cache, components.data.train.format, row_texts, rows, 3)
+        batch = memory.trial_batch(gradient_cache, components.data.train.formats[0], row_texts, rows, 3)
         with memory.Allocations() as allocations:
             gradient_cache.forward_backward(batch)
         peaks.append(allocations.peak)
