@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -17,10 +17,10 @@ from torch import Tensor
 
 from angle.config import LossConfig
 from angle.data.collate import collate
-from angle.data.corpus import Corpus
+from angle.data.corpus import Corpus, RowTexts
 from angle.data.plan import BatchSpec
 from angle.evaluation.metrics import Floats, spearman
-from angle.structures import Batch, Tokens
+from angle.structures import Batch, DataFormat, Tokens
 
 
 class Encode(Protocol):
@@ -100,6 +100,32 @@ class RowValues:
         return float(self.values.mean()) if self.labels is None else spearman(self.values, self.labels)
 
 
+class EvaluationRows(Protocol):
+    """What a run measures its model on: B rows over N distinct texts, such as a `Corpus`."""
+
+    @property
+    def format(self) -> DataFormat:
+        """The shape of a row."""
+
+    @property
+    def tokens(self) -> Tokens:
+        """The N distinct texts."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of texts, structure and labels, before tokenisation."""
+
+    @property
+    def unknown(self) -> float:
+        """Fraction of tokens that stand for what the vocabulary does not have."""
+
+    def __len__(self) -> int:
+        """Return B."""
+
+    def draw_texts(self, rows: npt.NDArray[np.int64], seed: int, epoch: int) -> RowTexts:
+        """Return the texts that stand for these rows in one epoch."""
+
+
 class Evaluator(Protocol):
     """Measures a model."""
 
@@ -122,11 +148,11 @@ class ValidationEvaluator(Evaluator, Protocol):
     metric: Metric
     """Its primary metric, which can choose the best model."""
 
-    def __init__(self, corpus: Corpus, context: RunContext) -> None:
-        """Prepare to measure models on these rows."""
+    def __init__(self, corpus: Any, context: RunContext) -> None:
+        """Prepare to measure models on these rows, which are those of `purpose` in one of `formats`."""
 
     @property
-    def corpus(self) -> Corpus:
+    def corpus(self) -> EvaluationRows:
         """The rows."""
 
     def row_values(self, encode: Encode) -> RowValues:

@@ -16,9 +16,8 @@ import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from angle.data.corpus import Corpus
 from angle.errors import DataError
-from angle.evaluation.evaluator import Encode, RowValues, ValidationEvaluator
+from angle.evaluation.evaluator import Encode, EvaluationRows, RowValues, ValidationEvaluator
 from angle.files import make_folder, write_durably
 
 #: In a run folder: what the untrained model says, and what the model says that the run ends with.
@@ -129,7 +128,9 @@ def predict(
     )
 
 
-def _shown(corpus: Corpus) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+def _shown(
+    corpus: EvaluationRows,
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """Return some rows, in an order of chance, their distinct texts as they come, and each row's indices into these."""
     rows = np.random.default_rng(0).permutation(len(corpus))[:MAX_ROWS]
     ids = corpus.draw_texts(rows, seed=0, epoch=0).first_of_each_role

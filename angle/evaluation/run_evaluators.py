@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from angle.data.corpus import Corpus
 from angle.errors import ConfigError, did_you_mean
-from angle.evaluation.evaluator import Encode, Metric, RunContext, ValidationEvaluator
+from angle.evaluation.evaluator import Encode, EvaluationRows, Metric, RunContext, ValidationEvaluator
 from angle.evaluation.evaluators import validation_evaluators
 from angle.evaluation.evaluators.sts import StsEvaluator
 
@@ -59,20 +59,24 @@ class RunEvaluators:
     test: ValidationEvaluator | None
 
     @classmethod
-    def build(cls, corpora: Mapping[str, Corpus | None], best_metric: str | None, context: RunContext) -> RunEvaluators:
-        """Return the evaluators for the corpora of the purposes valid, valid_sts and test.
+    def build(
+        cls, corpora: Mapping[str, EvaluationRows | None], best_metric: str | None, context: RunContext
+    ) -> RunEvaluators:
+        """Return the evaluators for the rows of each purpose; those of `test` are measured as those of `valid_sts`.
 
         Raises:
             ConfigError: `best_metric` (train.best_metric) is not measured on these corpora.
 
         """
         validation = tuple(
-            evaluator(corpus, context)
+            evaluator(rows, context)
             for evaluator in validation_evaluators()
-            if (corpus := corpora[evaluator.purpose]) is not None and corpus.format.name in evaluator.formats
+            if (rows := corpora.get(evaluator.purpose)) is not None and rows.format.name in evaluator.formats
         )
         available = [evaluator.metric for evaluator in validation]
-        test = None if corpora["test"] is None else StsEvaluator(corpora["test"], context)
+        rows = corpora["test"]
+        assert rows is None or isinstance(rows, Corpus)
+        test = None if rows is None else StsEvaluator(rows, context)
         return cls(validation, _choose_metric(best_metric, available), test)
 
     @property

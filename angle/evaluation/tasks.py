@@ -14,7 +14,7 @@ from tqdm import tqdm
 from angle.config import CONFIG_FILE, EvaluateConfig, LimitsConfig, SourceConfig, TrainConfig
 from angle.config.record import read_config
 from angle.data.corpus import Corpus
-from angle.data.loading import note_on_unknown
+from angle.data.language import note_on_unknown
 from angle.data.purposes import RUN_TEST_SET, TASKS, default_split
 from angle.distributed.process_group import best_device
 from angle.errors import ConfigError, did_you_mean
@@ -76,7 +76,7 @@ class EvaluationTasks:
         for name, source in self.sources.items():
             announce(f"reading {name}")
             corpus = load_sts(source, self.purpose, self.encoder.tokenizer, self.limits)
-            note = note_on_unknown(corpus, name)
+            note = note_on_unknown(corpus.unknown, name)
             if note is not None and self.is_main:
                 print_note(note)
             yield name, corpus, partial(self._encode, name)

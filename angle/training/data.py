@@ -14,6 +14,7 @@ from angle.data.split import hold_out
 from angle.data.streaming import StreamingTrainingData
 from angle.data.training_data import InMemoryTrainingData, TrainingData, TrainingSource
 from angle.errors import ConfigError, DataError
+from angle.evaluation.evaluator import EvaluationRows
 from angle.evaluation.evaluators.sts import check_labels_vary, labels_vary, load_sts
 from angle.modeling.tokenizer import TextTokenizer
 
@@ -28,8 +29,8 @@ class RunData:
     test: Corpus | None
 
     @property
-    def evaluated(self) -> dict[str, Corpus | None]:
-        """The corpora that are evaluated on, by purpose."""
+    def evaluated(self) -> dict[str, EvaluationRows | None]:
+        """The rows that are evaluated on, by purpose."""
         return {"valid": self.valid, "valid_sts": self.valid_sts, "test": self.test}
 
     @property

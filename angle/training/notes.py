@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 
 from angle.config import LOSS_TERM_SPECS, SAMPLE, LossConfig, ModelConfig, TrainConfig, TrainingConfig, enumerate_words
-from angle.data.loading import note_on_unknown
+from angle.data.language import note_on_unknown
 from angle.data.training_data import InMemoryTrainingData
 from angle.modeling.locations import TINY
 
@@ -56,7 +56,7 @@ def _labels(data: RunData, name: str) -> npt.NDArray[np.float32] | None:
 def _on_unknown_tokens(data: RunData) -> Iterator[str]:
     """Yield which texts are partly unknown to the tokenizer."""
     for purpose, corpus in data.corpora.items():
-        note = note_on_unknown(corpus, f"data.{purpose}")
+        note = note_on_unknown(corpus.unknown, f"data.{purpose}")
         if note is not None:
             yield note
 
