@@ -7,7 +7,7 @@ tokens, T tokens of all texts, D dimensions, W processes.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -115,6 +115,13 @@ def partition_by_length(lengths: npt.NDArray[np.int64], world_size: int) -> npt.
     per_process = -(-len(order) // world_size)
     padding = per_process * world_size - len(order)
     return np.pad(order, (0, padding), mode="edge").reshape(per_process, world_size).T
+
+
+def concatenate(parts: Sequence[Tokens]) -> Tokens:
+    """Return the texts of all parts, one part after the other."""
+    ends = np.cumsum([len(part.ids) for part in parts])
+    offsets = [part.offsets[1:] + end - len(part.ids) for part, end in zip(parts, ends, strict=True)]
+    return Tokens(np.concatenate([part.ids for part in parts]), np.concatenate([np.zeros(1, np.int64), *offsets]))
 
 
 def _no_indices(*shape: int) -> Tensor:

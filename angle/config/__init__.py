@@ -8,7 +8,7 @@ saved in the run's `config.yaml`.
 """
 
 from angle.config.billm import START_INDEX_VARIABLE, BillmConfig
-from angle.config.data import DataConfig, DataFormatConfig
+from angle.config.data import DataConfig, DataFormatConfig, RetrievalConfig
 from angle.config.ese import EseConfig
 from angle.config.hparams import HparamsConfig
 from angle.config.hub import HUB_NAME, HubConfig
@@ -55,6 +55,7 @@ __all__ = [
     "ModelConfig",
     "NamedSourceConfig",
     "PoolingConfig",
+    "RetrievalConfig",
     "SourceConfig",
     "TeacherConfig",
     "TrackingConfig",

@@ -22,6 +22,26 @@ class DataFormatConfig:
 
 
 @dataclass
+class RetrievalConfig:
+    """Queries, passages and judgements of which passages answer which query, in the layout of BEIR."""
+
+    name_or_path: str | None = None
+    """A folder with corpus.jsonl (_id, title, text), queries.jsonl (_id, text) and qrels/SPLIT.tsv (query-id,
+    corpus-id, score), all also .gz or .parquet; a hub name with the configurations corpus, queries and qrels; a set of
+    NanoBEIR, such as NanoMSMARCO; null: none."""
+    qrels: str | None = None
+    """Another data set on the hub that has the judgements; null: name_or_path itself, or BeIR/NAME-qrels for
+    BeIR/NAME."""
+    split: str | None = None
+    """Whose judgements; null: dev."""
+    revision: str | None = None
+    """Branch, tag or commit of name_or_path on the hub."""
+
+    def __post_init__(self) -> None:
+        self.name_or_path = expand_home("name_or_path", self.name_or_path)
+
+
+@dataclass
 class DataConfig:
     """The data for training and evaluation."""
 
@@ -39,6 +59,8 @@ class DataConfig:
     """Rows of any format whose loss is reported during training."""
     valid_sts: SourceConfig = field(default_factory=SourceConfig)
     """Rows of format A whose Spearman correlation chooses the best model; null: `data.valid` if it is format A."""
+    valid_retrieval: RetrievalConfig = field(default_factory=RetrievalConfig)
+    """Queries and passages whose nDCG@10 chooses the best model if there are no rows for the Spearman correlation."""
     test: SourceConfig = field(default_factory=SourceConfig)
     """Rows of format A, evaluated once before and once after training."""
     valid_split: float = 0.0

@@ -5,7 +5,13 @@ from __future__ import annotations
 from angle.config import SourceConfig
 
 #: What train.py reads rows for, which is also the name of their settings (data.train, ...), with the default split.
-DEFAULT_SPLITS = {"train": "train", "valid": "validation", "valid_sts": "validation", "test": "test"}
+DEFAULT_SPLITS = {
+    "train": "train",
+    "valid": "validation",
+    "valid_sts": "validation",
+    "valid_retrieval": "dev",
+    "test": "test",
+}
 
 #: What evaluate.py reads rows for. Its settings have no group, so these are just the start of its messages.
 TASKS, RUN_TEST_SET = "tasks", "the run's data.test"

@@ -151,11 +151,11 @@ def _rename_columns(table: Table, columns: Mapping[str, str | None], request: Re
         if column in new_name_of or column not in columns
     }
     used = {name: column for name, column in kept.items() if request.is_used(column)}
-    return replace(table, columns=tuple(kept), rows=_RenamedRows(table.rows, used))
+    return replace(table, columns=tuple(kept), rows=RenamedRows(table.rows, used))
 
 
 @dataclass(frozen=True)
-class _RenamedRows:
+class RenamedRows:
     """Rows with renamed columns, read anew on each iteration."""
 
     rows: Iterable[tuple[int, Row]]
