@@ -168,7 +168,7 @@ def _check_searchable(config: TrainConfig, varied: Collection[str]) -> None:
                 f"hparams=optuna cannot choose {seed}, of which it would take the luckiest: give one value, and sweep "
                 f"seeds (-m without hparams=optuna) with the settings that it finds."
             )
-    held_out = data.valid.names() or data.valid_sts.names() or data.valid_split
+    held_out = data.valid.names() or data.valid_sts.names() or data.valid_split or data.valid_retrieval.name_or_path
     if not held_out and data.train.names() != [SAMPLE]:
         raise ConfigError(
             "hparams=optuna has nothing to compare jobs by: add data.valid_sts.name_or_path=FILE, pairs with labels, "

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from angle.config.limits import LimitsConfig
 from angle.config.source import SAMPLE, SourceConfig, TrainSourceConfig
-from angle.config.values import FORMAT_NAMES, check_fields, declared
+from angle.config.values import FORMAT_NAMES, check_fields, declared, expand_home
 from angle.errors import ConfigError
 
 

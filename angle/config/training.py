@@ -46,8 +46,9 @@ class TrainingConfig:
     eval_steps: int | None = declared(None, at_least=0)
     """Steps between two evaluations; null: after every epoch; 0: only at the end."""
     best_metric: str | None = None
-    """Metric that chooses the best model, one of those measured on data.valid and data.valid_sts, such as loss,
-    triplet_accuracy (format B) or in_batch_accuracy (B, C); null: spearman if there are rows for it, else none."""
+    """Metric that chooses the best model, one of those measured on data.valid, data.valid_sts and data.valid_retrieval,
+    such as loss, triplet_accuracy (format B), in_batch_accuracy (B, C) or ndcg@10; null: spearman if there are rows for
+    it, else ndcg@10 if there are queries, else none."""
     patience: int | None = declared(None, at_least=1)
     """Stop early after this many evaluations in a row without a better train.best_metric than in earlier ones of the
     run; null: never."""

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from angle.data.corpus import Corpus
+from angle.data.retrieval import RETRIEVAL
 from angle.errors import ConfigError, did_you_mean
 from angle.evaluation.evaluator import Encode, EvaluationRows, Metric, RunContext, ValidationEvaluator
 from angle.evaluation.evaluators import validation_evaluators
@@ -115,8 +116,9 @@ def _choose_metric(name: str | None, available: Iterable[Metric]) -> Metric | No
         return metrics.get(DEFAULT_METRIC.name if name is None else name)
     metric = metric_named(name)
     evaluator = next(evaluator for evaluator in validation_evaluators() if evaluator.metric == metric)
-    formats, setting = " or ".join(sorted(evaluator.formats)), f"data.{evaluator.purpose}.name_or_path"
+    setting = f"data.{evaluator.purpose}.name_or_path"
+    rows, example = f"rows of format {' or '.join(sorted(evaluator.formats))}", "FILE"
+    if evaluator.formats == {RETRIEVAL.name}:
+        rows, example = "queries and judgements", "FOLDER"
     others = f", or choose one of: {', '.join(metrics)}." if metrics else "."
-    raise ConfigError(
-        f"train.best_metric={name} needs validation rows of format {formats}: give {setting}=FILE{others}"
-    )
+    raise ConfigError(f"train.best_metric={name} needs validation {rows}: give {setting}={example}{others}")

@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 from angle.config import SourceConfig
+from angle.data.purposes import default_split
 from angle.evaluation.evaluator import Metric
 from angle.evaluation.evaluators.sts import PEARSON
 from angle.evaluation.run_evaluators import (
@@ -69,10 +70,16 @@ def scores_of(run: TrainedRun) -> list[Score]:
     data, result, rows = run.config.data, run.record["result"], run.record.get("rows", {})
     best_metric = run.config.train.best_metric
     metric = metric_named(best_metric)
-    on_sts = validation_purpose(best_metric) == "valid_sts" and data.valid_sts.names()
-    purpose, source = ("valid_sts", data.valid_sts) if on_sts else ("valid", data.valid)
+    purpose, source = validation_purpose(best_metric), data.valid
     split = words = "validation"
-    if data.valid_split:
+    if purpose == "valid_retrieval":
+        sets = data.valid_retrieval
+        source, split = SourceConfig(sets.name_or_path, split=sets.split), default_split(purpose)
+    elif purpose == "valid_sts" and data.valid_sts.names():
+        source = data.valid_sts
+    else:
+        purpose = "valid"
+    if data.valid_split and purpose != "valid_retrieval":
         source, split, words = data.train, "train", "held-out"
     validation = partial(Score, metric, source, split, words, rows.get(purpose))
     test = partial(Score, TEST_METRIC, data.test, "test", "test", rows.get("test"))

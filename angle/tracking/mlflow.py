@@ -75,12 +75,12 @@ class Sink(sink.Sink):
 
     def log_metrics(self, step: int, values: Mapping[str, float], *, show: bool = False) -> None:
         """Record a step's metrics."""
-        self._tracker.log({dashboard_name(name): float(value) for name, value in values.items()}, step=step)
+        self._tracker.log({_allowed(dashboard_name(name)): float(value) for name, value in values.items()}, step=step)
 
     def log_summary(self, values: Mapping[str, Mapping[str, float]]) -> None:
         """Record first, best, last and test scores by when and name, such as best.loss."""
         self._tracker.log(
-            {f"{when}.{name}": score for when, scores in values.items() for name, score in scores.items()}
+            {_allowed(f"{when}.{name}"): score for when, scores in values.items() for name, score in scores.items()}
         )
 
     def log_model(self, folder: Path) -> None:
@@ -98,6 +98,11 @@ class Sink(sink.Sink):
             LOGGER.info("MLflow  has this run in %s", uri)
             if uri.startswith("sqlite"):
                 LOGGER.info("        pip install mlflow && mlflow ui --backend-store-uri %s", uri)
+
+
+def _allowed(name: str) -> str:
+    """Return a metric's name as MLflow takes it."""
+    return name.replace("@", "_at_")
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

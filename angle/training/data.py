@@ -10,6 +10,7 @@ from angle.data.corpus import Corpus
 from angle.data.loading import load_corpus
 from angle.data.plan import BatchSpec, Mixture
 from angle.data.purposes import purpose_of_source, source_label
+from angle.data.retrieval import RetrievalSet, load_retrieval_set
 from angle.data.split import hold_out
 from angle.data.streaming import StreamingTrainingData
 from angle.data.training_data import InMemoryTrainingData, TrainingData, TrainingSource
@@ -27,11 +28,17 @@ class RunData:
     valid: Corpus | None
     valid_sts: Corpus | None
     test: Corpus | None
+    valid_retrieval: RetrievalSet | None = None
 
     @property
     def evaluated(self) -> dict[str, EvaluationRows | None]:
         """The rows that are evaluated on, by purpose."""
-        return {"valid": self.valid, "valid_sts": self.valid_sts, "test": self.test}
+        return {
+            "valid": self.valid,
+            "valid_sts": self.valid_sts,
+            "valid_retrieval": self.valid_retrieval,
+            "test": self.test,
+        }
 
     @property
     def fingerprints(self) -> dict[str, str | None]:
@@ -46,10 +53,10 @@ class RunData:
         return train | {purpose: len(corpus) for purpose, corpus in self.evaluated.items() if corpus is not None}
 
     @property
-    def corpora(self) -> dict[str, Corpus]:
+    def corpora(self) -> dict[str, EvaluationRows]:
         """All rows that are in memory, by purpose."""
         sources = self.train.sources if isinstance(self.train, InMemoryTrainingData) else ()
-        train = {purpose_of_source(source.name): source.corpus for source in sources}
+        train: dict[str, EvaluationRows] = {purpose_of_source(source.name): source.corpus for source in sources}
         return train | {purpose: corpus for purpose, corpus in self.evaluated.items() if corpus is not None}
 
 
@@ -129,7 +136,10 @@ def load_data(
             )
             check_labels_vary(valid_sts, name)
     test = load_sts(config.test, "test", tokenizer, config.limits) if config.test.names() else None
-    data = RunData(train, valid, valid_sts, test)
+    valid_retrieval = None
+    if config.valid_retrieval.name_or_path is not None:
+        valid_retrieval = load_retrieval_set(config.valid_retrieval, "valid_retrieval", tokenizer, config.limits)
+    data = RunData(train, valid, valid_sts, test, valid_retrieval)
     for purpose, evaluated in data.evaluated.items():
         if evaluated is not None and evaluated.fingerprint == train.fingerprint:
             raise DataError(

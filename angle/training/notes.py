@@ -42,6 +42,7 @@ def notes_on(config: TrainConfig, data: RunData, total_steps: int) -> list[str]:
         *_on_warmup(config.train.warmup_steps, total_steps),
         *_on_patience(config.train, data.train.steps_per_epoch, total_steps),
         *_on_few_rows(data),
+        *_on_left_out(data),
     ]
 
 
@@ -101,9 +102,17 @@ def _on_warmup(warmup_steps: float, total_steps: int) -> Iterator[str]:
 
 def _on_few_rows(data: RunData) -> Iterator[str]:
     """Yield which validation sets are so small that their scores are mostly chance."""
-    for purpose, corpus in (("valid", data.valid), ("valid_sts", data.valid_sts), ("test", data.test)):
-        if corpus is not None and len(corpus) < FEW_ROWS and not (purpose == "valid_sts" and corpus is data.valid):
-            yield f"data.{purpose} has {len(corpus)} rows, so few that its scores are mostly chance"
+    for purpose, rows in data.evaluated.items():
+        if rows is not None and len(rows) < FEW_ROWS and not (purpose == "valid_sts" and rows is data.valid):
+            unit = "queries" if rows is data.valid_retrieval else "rows"
+            yield f"data.{purpose} has {len(rows)} {unit}, so few that its scores are mostly chance"
+
+
+def _on_left_out(data: RunData) -> Iterator[str]:
+    """Yield what of queries and passages is not measured."""
+    if data.valid_retrieval is not None and data.valid_retrieval.left_out:
+        counts = [f"{count:,} {kind}" for kind, count in data.valid_retrieval.left_out.items()]
+        yield f"data.valid_retrieval is measured without {enumerate_words(counts)}"
 
 
 def _on_patience(train: TrainingConfig, steps_per_epoch: int | None, total_steps: int) -> Iterator[str]:

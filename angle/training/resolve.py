@@ -140,7 +140,9 @@ def _with_absolute_paths(data: DataConfig) -> DataConfig:
     valid, valid_sts, test = map(absolute, (data.valid, data.valid_sts, data.test))
     named = {name: absolute(source) for name, source in data.train.sources.items()}
     train = replace(absolute(data.train), sources=named)
-    return replace(data, train=train, valid=valid, valid_sts=valid_sts, test=test)
+    retrieval = data.valid_retrieval.name_or_path
+    valid_retrieval = replace(data.valid_retrieval, name_or_path=retrieval and _absolute_if_local(retrieval))
+    return replace(data, train=train, valid=valid, valid_sts=valid_sts, valid_retrieval=valid_retrieval, test=test)
 
 
 def _absolute_if_local(name: str) -> str:

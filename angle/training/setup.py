@@ -14,6 +14,7 @@ from angle.data.training_data import InMemoryTrainingData, TrainingData
 from angle.distributed.process_group import all_reduce_min
 from angle.errors import ConfigError
 from angle.evaluation.evaluator import RunContext
+from angle.evaluation.evaluators.retrieval import RetrievalEvaluator
 from angle.evaluation.run_evaluators import DEFAULT_METRIC, RunEvaluators, metric_named
 from angle.modeling.bidirectional import check_bidirectional_layers
 from angle.modeling.compiling import compile_layers
@@ -97,6 +98,9 @@ def build(config: TrainConfig, accelerator: Accelerator) -> RunComponents:
             needs_correlation=metric_named(train_config.best_metric) == DEFAULT_METRIC,
         )
     check_text_lengths(data, encoder.pooling)
+    if train_config.best_metric is None and data.valid_sts is None and data.valid_retrieval is not None:
+        train_config = replace(train_config, best_metric=RetrievalEvaluator.metric.name)
+        config = replace(config, train=train_config)
     sources = data.train.sources if isinstance(data.train, InMemoryTrainingData) else ()
     source_formats = {source.name: source.corpus.format.name for source in sources}
     config = resolve_config(config, encoder, data.train.formats[0].name, source_formats)
@@ -119,8 +123,10 @@ def build(config: TrainConfig, accelerator: Accelerator) -> RunComponents:
     if train_config.patience is not None and evaluators.best_metric is None:
         raise ConfigError(
             f"train.patience={train_config.patience} has nothing to watch: give pairs with labels as "
-            f"data.valid_sts.name_or_path=FILE, or others as data.valid.name_or_path=FILE or data.valid_split=0.05, "
-            f"and train.best_metric=loss, triplet_accuracy (format B) or in_batch_accuracy (B, C)."
+            f"data.valid_sts.name_or_path=FILE, queries with judgements as "
+            f"data.valid_retrieval.name_or_path=FOLDER, or others as data.valid.name_or_path=FILE or "
+            f"data.valid_split=0.05, and train.best_metric=loss, triplet_accuracy (format B) or in_batch_accuracy "
+            f"(B, C)."
         )
 
     teacher = None

@@ -41,12 +41,12 @@ def build(folder: Path, valid: str | None, valid_sts: str | None, best_metric: s
 
 def test_every_module_offers_an_evaluator_with_a_name_and_a_metric_of_its_own() -> None:
     evaluators = validation_evaluators()
-    assert {"in_batch", "loss", "sts", "triplet"} <= {evaluator.name for evaluator in evaluators}
+    assert {"in_batch", "loss", "retrieval", "sts", "triplet"} <= {evaluator.name for evaluator in evaluators}
     assert len({evaluator.name for evaluator in evaluators}) == len(evaluators)
     assert len({evaluator.metric.name for evaluator in evaluators}) == len(evaluators)
     for evaluator in evaluators:
-        assert evaluator.purpose in ("valid", "valid_sts")
-        assert evaluator.formats <= set("ABC")
+        assert evaluator.purpose in ("valid", "valid_sts", "valid_retrieval")
+        assert evaluator.formats <= ({"retrieval"} if evaluator.purpose == "valid_retrieval" else set("ABC"))
         assert validation_purpose(evaluator.metric.name) == evaluator.purpose
 
 
@@ -112,6 +112,8 @@ def test_metric_that_chooses_the_best_model(
             "needs validation rows of format A: give data.valid_sts.name_or_path=FILE, or choose one of: {available}.",
         ),
         (None, "loss", "needs validation rows of format A or B or C: give data.valid.name_or_path=FILE."),
+        (None, "ndcg@10", "needs validation queries and judgements: give data.valid_retrieval.name_or_path=FOLDER."),
+        (None, "ndcg", "is not known; did you mean ndcg@10? Choose one of: {known}."),
     ],
 )
 def test_unavailable_best_metric_is_refused(tmp_path: Path, valid: str | None, requested: str, message: str) -> None:

@@ -1,0 +1,111 @@
+"""Runs that are measured on queries and passages: what chooses the model, what is saved, and what a resume checks."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import dying_at, launch_ranks, repeatable_metrics, sample_rows, start_here, write_jsonl
+from retrieval_sets import write_set
+
+from angle import DataError, TrainConfig, build_config, fit
+from angle.evaluation.predictions import AFTER, BEFORE, Predictions
+
+
+def prepare(folder: Path) -> None:
+    """Write training pairs, and a set whose queries ask for the second text of a pair."""
+    write_jsonl(folder / "train.jsonl", sample_rows("C", "train", 64))
+    pairs = sample_rows("C", "validation", 30)
+    corpus = {f"d{number}": pair["positive"] for number, pair in enumerate(pairs)}
+    queries = {f"q{number}": pair["text"] for number, pair in enumerate(pairs)}
+    same = {
+        (query, passage)
+        for query, pair in zip(queries, pairs, strict=True)
+        for passage, text in corpus.items()
+        if text == pair["positive"]
+    }
+    write_set(folder / "set", corpus, queries, [(*pair, 1) for pair in sorted(same)])
+
+
+def settings(folder: Path, name: str = "run", **train: Any) -> TrainConfig:
+    train = {"max_steps": 6, "batch_size": 16, "eval_steps": 2, "save_steps": 2, "learning_rate": 0.01} | train
+    data = {"train": {"name_or_path": str(folder / "train.jsonl")}}
+    data["valid_retrieval"] = {"name_or_path": str(folder / "set")}
+    return build_config({"data": data, "train": train | {"output_dir": str(folder / name)}}, TrainConfig)
+
+
+def test_ndcg_chooses_the_best_model(tmp_path: Path) -> None:
+    prepare(tmp_path)
+    result = fit(settings(tmp_path))
+    assert result.best_metric == "ndcg@10"
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    measured = {line["step"]: line for line in lines if "valid/ndcg@10" in line}
+    scores = {step: line["valid/ndcg@10"] for step, line in measured.items()}
+    assert list(scores) == [0, 2, 4, 6]
+    assert result.best_score == max(list(scores.values())[1:]) == scores[result.best_step or 0]
+    assert {"valid/mrr@10", "valid/map@100", "valid/recall@100"} <= measured[0].keys()
+    before, after = (Predictions.load(tmp_path / "run", name) for name in (BEFORE, AFTER))
+    assert before is not None
+    assert after is not None
+    assert after.rows.metric() == pytest.approx(result.best_score)
+    assert before.rows.metric() == pytest.approx(scores[0])
+    queries = [json.loads(line)["text"] for line in (tmp_path / "set" / "queries.jsonl").read_text().splitlines()]
+    for row, texts in zip(after.shown_rows, after.shown_texts, strict=True):
+        assert after.texts[texts[0]] == queries[row].lower()
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert record["rows"]["valid_retrieval"] == 30
+    assert len(record["data"]["valid_retrieval"]) == 64
+    config = (tmp_path / "run" / "config.yaml").read_text()
+    assert "best_metric: ndcg@10" in config
+
+
+def test_other_judgements_do_not_resume_a_run(tmp_path: Path) -> None:
+    prepare(tmp_path)
+    with dying_at(5):
+        fit(settings(tmp_path))
+    path = tmp_path / "set" / "qrels" / "dev.tsv"
+    path.write_text(path.read_text().replace("\t1\n", "\t2\n", 1))
+    with pytest.raises(DataError, match=r"^The data has changed since the run"):
+        fit(settings(tmp_path))
+
+
+@pytest.mark.slow
+def test_a_resumed_run_measures_as_a_straight_one(tmp_path: Path) -> None:
+    prepare(tmp_path)
+    fit(settings(tmp_path, "straight"))
+    with dying_at(5):
+        fit(settings(tmp_path))
+    fit(settings(tmp_path))
+    lines = [repeatable_metrics((tmp_path / name / "metrics.jsonl").read_text()) for name in ("straight", "run")]
+    assert lines[0] == lines[1]
+
+
+@pytest.mark.slow
+def test_two_processes_measure_what_one_does(tmp_path: Path) -> None:
+    prepare(tmp_path)
+    words = ["data=files", "data.train.name_or_path=train.jsonl", "data.valid_retrieval.name_or_path=set"]
+    words += ["train.max_steps=2", "train.eval_steps=1", "model.kernels=[]"]
+    one = start_here("train.py", *words, "train.batch_size=16", "train.output_dir=one", folder=tmp_path)
+    assert one.returncode == 0, one.stderr
+    script = str(Path(__file__).resolve().parent.parent.parent / "train.py")
+    for done in launch_ranks([script, *words, "train.batch_size=8", "train.output_dir=two"], tmp_path):
+        assert done.returncode == 0, done.stderr[-3000:]
+    scores = []
+    for name in ("one", "two"):
+        lines = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        scores.append([line["valid/recall@10"] for line in lines if "valid/recall@10" in line])
+    assert len(scores[0]) == 3
+    assert np.allclose(scores[0][0], scores[1][0], atol=1e-6)  # before training: afterwards dropout differs
+
+
+@pytest.mark.slow
+def test_patience_watches_ndcg_and_a_page_shows_it(tmp_path: Path) -> None:
+    prepare(tmp_path)
+    result = fit(settings(tmp_path, max_steps=40, patience=1, learning_rate=0.5, warmup_steps=0))
+    assert result.stopped_early
+    done = start_here("-m", "angle.report", "run", "--no-pictures", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "nDCG@10" in (tmp_path / "run" / "report" / "report.html").read_text()
