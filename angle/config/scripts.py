@@ -130,7 +130,11 @@ class EvaluateConfig:
     """The model; its prompt, pooling and maximum length are those it was trained with unless given here."""
     pooling: PoolingConfig = field(default_factory=PoolingConfig)
     tasks: list[str] | None = None
-    """stsb, sickr, sts12 ... sts16, sts (all seven), or files in format A; null: the run's own test set."""
+    """stsb, sickr, sts12 ... sts16, sts (all seven), a set of NanoBEIR such as NanoMSMARCO, nano_beir (all thirteen),
+    BeIR/NAME, files in format A, or folders with corpus.jsonl, queries.jsonl and qrels/SPLIT.tsv; null: the run's own
+    test set."""
+    split: str | None = None
+    """Of a task with queries, whose judgements; null: test, and for NanoBEIR the only one it has."""
     columns: dict[str, str | None] = field(default_factory=dict)
     """A file's columns to rename, as {new: old}; {old: null} leaves one out."""
     label_map: dict[Any, float | None] = field(default_factory=dict)
@@ -149,7 +153,7 @@ class EvaluateConfig:
     ese_widths: list[int] | None = None
     """Widths of the grid, in dimensions; null: 8, 16, 32, ... and all."""
     output_dir: str | None = None
-    """Folder for results.json and the scores of the pairs; null: evaluations/<date>/<time>."""
+    """Folder for results.json and the scores of pairs and queries; null: evaluations/<date>/<time>."""
 
     def __post_init__(self) -> None:
         self.output_dir = expand_home("output_dir", self.output_dir)

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from angle.cache import cache_folder
-from angle.config import LimitsConfig, RetrievalConfig
+from angle.config import LimitsConfig, RetrievalConfig, enumerate_words
 from angle.data.cells import is_invisible, parse_label, text_problem
 from angle.data.corpus import IntArray, RowTexts
 from angle.data.corpus_builder import Tokenizer
@@ -63,6 +63,11 @@ class RetrievalSet:
     def first_judgement(self) -> IntArray:
         """(Q + 1,): where the judgements of each query begin, and where the last ones end."""
         return np.searchsorted(self.query, np.arange(len(self) + 1))
+
+    def note(self, name: str) -> str | None:
+        """Return what to say of what was left out; None if all was read."""
+        counts = [f"{count:,} {kind}" for kind, count in self.left_out.items()]
+        return f"{name} is measured without {enumerate_words(counts)}" if counts else None
 
     def draw_texts(self, rows: IntArray, seed: int = 0, epoch: int = 0) -> RowTexts:
         """Return queries, each with its most relevant passage, as indices into `tokens`. Nothing is drawn."""

@@ -110,7 +110,9 @@ def evaluate_grid(config: EvaluateConfig, processes: PartialState | None = None)
     layers, dimensions = encoder.layer_selector.num_layers, encoder.dimensions
     depths = _resolve_sizes("ese_depths", config.ese_depths, layers, _default_depths(layers))
     widths = _resolve_sizes("ese_widths", config.ese_widths, dimensions, _default_widths(dimensions))
-    scores = {name: EspressoGridEvaluator(corpus, depths, widths).scores(encode) for name, corpus, encode in tasks}
+    scores = {
+        name: EspressoGridEvaluator(corpus, depths, widths).scores(encode) for name, corpus, encode in tasks.pairs()
+    }
     grid = Grid(depths, widths, layers, dimensions, scores, folder, encoder.embedding_config)
     if tasks.is_main:
         folder.mkdir(parents=True, exist_ok=True)

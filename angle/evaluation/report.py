@@ -6,6 +6,7 @@ import csv
 import json
 import math
 import textwrap
+from collections.abc import Mapping
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
@@ -13,8 +14,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from angle.config import EvaluateConfig
+from angle.config import EvaluateConfig, enumerate_words
+from angle.evaluation.evaluators.retrieval import RetrievalEvaluator
 from angle.evaluation.evaluators.sts import DEFAULT_POSITIVE_ABOVE, PairScores, StsEvaluator
+from angle.evaluation.retrieval_results import (
+    NDCG,
+    QueryScores,
+    retrieval_average,
+    retrieval_table,
+    short_names,
+    split_kinds,
+)
 from angle.evaluation.tasks import ALIASES, HUB_TASKS, RESULTS_FILE, load_tasks
 from angle.files import make_folder, write_durably
 from angle.modeling.embedding_config import EmbeddingConfig
@@ -29,7 +39,7 @@ class Evaluation:
     """The outcome of an evaluation."""
 
     results: dict[str, dict[str, float]]
-    """Metrics by task, correlations between -1 and 1."""
+    """Metrics by task, between -1 and 1: those of the tasks with pairs first."""
     path: Path
     """The file with the results, results.json."""
     embedding_config: EmbeddingConfig
@@ -37,17 +47,20 @@ class Evaluation:
 
     @property
     def score(self) -> float:
-        """Mean over all tasks of the Spearman correlation of the cosine."""
-        return float(np.mean([metrics["spearman_cosine"] for metrics in self.results.values()]))
+        """Mean over all tasks of the Spearman correlation of the cosine, or of nDCG@10."""
+        return float(np.mean([metrics.get("spearman_cosine", metrics.get(NDCG)) for metrics in self.results.values()]))
 
     def __str__(self) -> str:
-        """Return the table of results."""
-        return table(self.results)
+        """Return a table of the tasks with pairs, and one of those with queries."""
+        pairs, queries = split_kinds(self.results)
+        return "\n\n".join([*([table(pairs)] if pairs else []), *([retrieval_table(queries)] if queries else [])])
 
     @property
     def saved_files(self) -> str:
         """What was written, in words."""
-        return f"{self.path}, with every pair's scores beside it"
+        kinds = zip(("pair", "query"), split_kinds(self.results), strict=True)
+        units = enumerate_words([f"{unit}'s" for unit, results in kinds if results])
+        return f"{self.path}, with every {units} scores beside it"
 
 
 def evaluate(config: EvaluateConfig, processes: PartialState | None = None) -> Evaluation:
@@ -62,11 +75,17 @@ def evaluate(config: EvaluateConfig, processes: PartialState | None = None) -> E
 
     """
     tasks = load_tasks(config, processes)
-    pairs = {name: StsEvaluator(corpus).score_pairs(encode) for name, corpus, encode in tasks}
+    pairs = {name: StsEvaluator(corpus).score_pairs(encode) for name, corpus, encode in tasks.pairs()}
     results = {name: scored.metrics(tasks.positive_above) for name, scored in pairs.items()}
+    device = tasks.encoder.device
+    queries = {
+        name: QueryScores.of(queries, RetrievalEvaluator(queries, device=device).query_metrics(encode))
+        for name, queries, encode in tasks.retrieval_sets()
+    }
+    results |= {name: scored.metrics() for name, scored in queries.items()}
     path, embedding_config = tasks.folder / RESULTS_FILE, tasks.encoder.embedding_config
     if tasks.is_main:
-        save_results(path, config.model.name_or_path, embedding_config, results, pairs)
+        save_results(path, config.model.name_or_path, embedding_config, results, {**pairs, **queries})
     return Evaluation(results, path, embedding_config)
 
 
@@ -83,19 +102,26 @@ def save_results(
     model: str,
     embedding_config: EmbeddingConfig,
     results: dict[str, dict[str, float]],
-    pairs: dict[str, PairScores],
+    scored: Mapping[str, PairScores | QueryScores],
 ) -> None:
-    """Write the results, and next to them each task's pairs as a table.
+    """Write the results, and next to them each task's pairs or queries as a table.
 
     A non-finite number, which JSON cannot represent, becomes null: the threshold that calls all or none positive.
     """
     make_folder(path.parent)
-    for number, (_, scored) in enumerate(pairs.items(), 1):
+    files: dict[str, dict[str, str]] = {"pairs": {}, "queries": {}}
+    for task, of_task in scored.items():
+        kind = "pairs" if isinstance(of_task, PairScores) else "queries"
+        files[kind][task] = f"{kind}-{len(files[kind]) + 1}.csv"
         text = StringIO(newline="")
         writer = csv.writer(text)
-        writer.writerow(["label", *scored.scores])
-        writer.writerows(zip(scored.labels, *scored.scores.values(), strict=True))
-        write_durably(path.parent / f"pairs-{number}.csv", text.getvalue())
+        if isinstance(of_task, PairScores):
+            writer.writerow(["label", *of_task.scores])
+            writer.writerows(zip(of_task.labels, *of_task.scores.values(), strict=True))
+        else:
+            writer.writerow(["query", *of_task.values])
+            writer.writerows(zip(of_task.query_ids, *of_task.values.values(), strict=True))
+        write_durably(path.parent / files[kind][task], text.getvalue())
     content = {
         "model": model,
         "pooling": embedding_config.pooling,
@@ -106,7 +132,8 @@ def save_results(
             for task, metrics in results.items()
         },
         "average_spearman": average(results),
-        "pairs": {task: f"pairs-{number}.csv" for number, task in enumerate(pairs, 1)},
+        "average_ndcg@10": retrieval_average(results),
+        **files,
     }
     write_durably(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
 
@@ -127,7 +154,7 @@ NAME_COLUMNS = COLUMNS - sum(len(header) + 2 for _, header, _ in TABLE_COLUMNS)
 
 def table(results: dict[str, dict[str, float]]) -> str:
     """Return the main results as a table for a terminal, with correlations and accuracy times 100."""
-    names = dict(zip(results, _short_names(list(results)), strict=True))
+    names = dict(zip(results, short_names(list(results), NAME_COLUMNS), strict=True))
     width = max(len(name) for name in (*names.values(), "average"))
     above = "".join(f"  {title:{len(header)}}" for _, header, title in TABLE_COLUMNS)
     lines = [
@@ -149,14 +176,3 @@ def table(results: dict[str, dict[str, float]]) -> str:
         counted = ", ".join(f"{threshold:g} in {name}" for name, threshold in thresholds)
         lines += ["", *textwrap.wrap(f"Accuracy takes pairs as positive above a label of {counted}.", COLUMNS)]
     return "\n".join(lines)
-
-
-def _short_names(names: list[str]) -> list[str]:
-    """Return the last part of each name that is a path, of more parts if it would not be the only one of its name."""
-    names = [name.rstrip("/") for name in names]
-    for parts in range(1, max(name.count("/") for name in names) + 2):
-        short = ["/".join(name.split("/")[-parts:]) for name in names]
-        if len(set(short)) == len(short):
-            break
-    end = NAME_COLUMNS - NAME_COLUMNS // 3 - 1
-    return [name if len(name) <= NAME_COLUMNS else f"{name[: NAME_COLUMNS // 3]}…{name[-end:]}" for name in short]

@@ -1,8 +1,8 @@
-"""What evaluate.py measures on: known STS tasks, files in format A, or a run's own test set."""
+"""What evaluate.py measures on: known tasks, files in format A, retrieval sets, or a run's own test set."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -11,11 +11,20 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 from tqdm import tqdm
 
-from angle.config import CONFIG_FILE, EvaluateConfig, LimitsConfig, SourceConfig, TrainConfig
+from angle.config import CONFIG_FILE, EvaluateConfig, LimitsConfig, RetrievalConfig, SourceConfig, TrainConfig
 from angle.config.record import read_config
 from angle.data.corpus import Corpus
 from angle.data.language import note_on_unknown
 from angle.data.purposes import RUN_TEST_SET, TASKS, default_split
+from angle.data.retrieval import RetrievalSet, load_retrieval_set
+from angle.data.retrieval_files import (
+    BEIR_OWNER,
+    NANO_BEIR,
+    NANO_BEIR_ALL,
+    NANO_BEIR_OWNER,
+    is_retrieval_folder,
+    nano_beir_set,
+)
 from angle.distributed.process_group import best_device
 from angle.errors import ConfigError, did_you_mean
 from angle.evaluation.encoding import encode_distributed
@@ -54,7 +63,7 @@ class EvaluationTasks:
     folder: Path
     """Where the results are written."""
     encoder: Encoder
-    sources: dict[str, SourceConfig]
+    sources: dict[str, SourceConfig | RetrievalConfig]
     purpose: str
     """What the sources are to the model: a run's own test set, or tasks."""
     positive_above: float | None
@@ -71,15 +80,28 @@ class EvaluationTasks:
         """Whether this process is the one that writes."""
         return self.processes is None or self.processes.is_main_process
 
-    def __iter__(self) -> Iterator[tuple[str, Corpus, Encode]]:
-        """Yield each task's name, its pairs, and a way to encode their texts that shows the progress."""
+    def pairs(self) -> Iterator[tuple[str, Corpus, Encode]]:
+        """Yield each task that has pairs: its name, the pairs, and a way to encode their texts that shows progress."""
         for name, source in self.sources.items():
-            announce(f"reading {name}")
-            corpus = load_sts(source, self.purpose, self.encoder.tokenizer, self.limits)
-            note = note_on_unknown(corpus.unknown, name)
-            if note is not None and self.is_main:
-                print_note(note)
-            yield name, corpus, partial(self._encode, name)
+            if isinstance(source, SourceConfig):
+                announce(f"reading {name}")
+                corpus = load_sts(source, self.purpose, self.encoder.tokenizer, self.limits)
+                self._note(note_on_unknown(corpus.unknown, name))
+                yield name, corpus, partial(self._encode, name)
+
+    def retrieval_sets(self) -> Iterator[tuple[str, RetrievalSet, Encode]]:
+        """Yield the same of each task that is a retrieval set."""
+        for name, source in self.sources.items():
+            if isinstance(source, RetrievalConfig):
+                announce(f"reading {name}")
+                queries = load_retrieval_set(source, self.purpose, self.encoder.tokenizer, self.limits)
+                self._note(note_on_unknown(queries.unknown, name))
+                self._note(queries.note(name))
+                yield name, queries, partial(self._encode, name)
+
+    def _note(self, note: str | None) -> None:
+        if note is not None and self.is_main:
+            print_note(note)
 
     def _encode(self, name: str, tokens: Tokens, depths: Sequence[int] | None = None) -> Tensor:
         """Return the embeddings of a task's texts, as `Encode` does."""
@@ -104,8 +126,10 @@ def load_tasks(config: EvaluateConfig, processes: PartialState | None = None) ->
     """
     folder = _new_folder(config)
     run = None if config.tasks is not None else _run_config(config)
+    sources: dict[str, SourceConfig | RetrievalConfig]
     if config.tasks is not None:
-        sources = {task: task_source(task, config.columns, config.label_map) for task in expand_tasks(config.tasks)}
+        sources = {task: task_source(task, config) for task in expand_tasks(config.tasks)}
+        _check_kinds(sources, config)
     else:
         sources = _test_set(config, SourceConfig() if run is None else run.data.test)
     positive_above = config.positive_above
@@ -139,7 +163,7 @@ def _run_config(config: EvaluateConfig) -> TrainConfig | None:
     return read_config(folder) if (folder / CONFIG_FILE).is_file() else None
 
 
-def _test_set(config: EvaluateConfig, source: SourceConfig) -> dict[str, SourceConfig]:
+def _test_set(config: EvaluateConfig, source: SourceConfig) -> dict[str, SourceConfig | RetrievalConfig]:
     """Return a run's own test set by name.
 
     Raises:
@@ -151,7 +175,7 @@ def _test_set(config: EvaluateConfig, source: SourceConfig) -> dict[str, SourceC
         looked_for = "" if Path(name).exists() or name == TINY else f"There is no folder {name} here. "
         raise ConfigError(
             f"{looked_for}tasks is missing, and the model is no run with a test set of its own: give for example "
-            "tasks=[stsb], tasks=[sts] (all seven), or tasks=[pairs.jsonl]."
+            "tasks=[stsb], tasks=[sts] (all seven), tasks=[NanoMSMARCO], or tasks=[pairs.jsonl]."
         )
     # Settings given now win, so that the advice of a message about columns or labels works for a run's test set too.
     source = replace(source, columns=config.columns or source.columns, label_map=config.label_map or source.label_map)
@@ -159,24 +183,44 @@ def _test_set(config: EvaluateConfig, source: SourceConfig) -> dict[str, SourceC
 
 
 def expand_tasks(tasks: list[str]) -> list[str]:
-    """Return the tasks with `sts` replaced by its seven tasks."""
-    return [name for task in tasks for name in (HUB_TASKS if task == "sts" else (task,))]
+    """Return the tasks with `sts` replaced by its seven tasks, and `nano_beir` by its thirteen."""
+    suites: dict[str, Iterable[str]] = {"sts": HUB_TASKS, NANO_BEIR_ALL: NANO_BEIR}
+    return [name for task in tasks for name in suites.get(task, (task,))]
 
 
-def task_source(task: str, columns: dict[str, str | None], label_map: dict[str, float | None]) -> SourceConfig:
-    """Return the source of a task's pairs; the task is a known name or a file in format A.
+def task_source(task: str, config: EvaluateConfig) -> SourceConfig | RetrievalConfig:
+    """Return where a task's data is; the task is a known name, a file in format A, or a retrieval set.
 
     Raises:
-        ConfigError: it is neither.
+        ConfigError: it is none of these.
 
     """
     name = ALIASES.get(task, task)
+    nano = nano_beir_set(task)
+    if nano is not None:
+        return replace(nano, split=config.split or nano.split)
+    if is_retrieval_folder(Path(task)) or task.startswith((BEIR_OWNER, f"{NANO_BEIR_OWNER}/")):
+        return RetrievalConfig(task, split=config.split)
     if name in HUB_TASKS:
         return SourceConfig(HUB_TASKS[name], split="test", columns=dict(HUB_COLUMNS))
     if not Path(task).exists() and "/" not in task and "." not in task:
-        known = (*HUB_TASKS, "sts")
+        known = (*HUB_TASKS, "sts", *NANO_BEIR, NANO_BEIR_ALL)
         raise ConfigError(
             f"tasks={task} is not known{did_you_mean(task, known) or '.'} Choose from {', '.join(known)}, or "
-            f"give a file in format A."
+            f"give a file in format A, or a folder with queries, corpus and judgements."
         )
-    return SourceConfig(task, split="test", columns=columns, label_map=label_map)
+    return SourceConfig(task, split="test", columns=config.columns, label_map=config.label_map)
+
+
+def _check_kinds(sources: Mapping[str, SourceConfig | RetrievalConfig], config: EvaluateConfig) -> None:
+    """Raise ConfigError for a setting that has no effect on any of the tasks."""
+    retrieval = [name for name, source in sources.items() if isinstance(source, RetrievalConfig)]
+    if config.ese_grid and retrieval:
+        raise ConfigError(
+            f"ese_grid=true scores pairs with labels, but {retrieval[0]} has queries and passages: leave one out."
+        )
+    if config.split is not None and not retrieval:
+        raise ConfigError(
+            f"split={config.split} has no effect on pairs with labels: leave it out, or add a task with queries and "
+            f"judgements."
+        )

@@ -110,9 +110,9 @@ def _on_few_rows(data: RunData) -> Iterator[str]:
 
 def _on_left_out(data: RunData) -> Iterator[str]:
     """Yield what of queries and passages is not measured."""
-    if data.valid_retrieval is not None and data.valid_retrieval.left_out:
-        counts = [f"{count:,} {kind}" for kind, count in data.valid_retrieval.left_out.items()]
-        yield f"data.valid_retrieval is measured without {enumerate_words(counts)}"
+    note = None if data.valid_retrieval is None else data.valid_retrieval.note("data.valid_retrieval")
+    if note is not None:
+        yield note
 
 
 def _on_patience(train: TrainingConfig, steps_per_epoch: int | None, total_steps: int) -> Iterator[str]:

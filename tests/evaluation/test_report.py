@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import math
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
+from retrieval_sets import random_set
 from sts_pairs import write_pairs
 
 from angle.config import EvaluateConfig, ModelConfig, PoolingConfig, SourceConfig
 from angle.data.corpus import Corpus
+from angle.data.retrieval_files import NANO_BEIR
 from angle.errors import ConfigError
 from angle.evaluation.evaluators.sts import load_sts, score_pairs
 from angle.evaluation.report import average, evaluate, table
+from angle.evaluation.retrieval_results import retrieval_average, retrieval_table
 from angle.evaluation.tasks import HUB_TASKS
 from angle.modeling.encoder import Encoder
 
@@ -132,3 +137,36 @@ def test_results_record_how_texts_were_encoded(pairs_file: Path, tmp_path: Path)
     )
     saved = strict_json(evaluation.path.read_text())
     assert (saved["pooling"], saved["max_length"], saved["prompt"]) == ("max", 9, "Query: {text}")
+
+
+def test_retrieval_sets_beside_pairs(pairs_file: Path, tmp_path: Path) -> None:
+    queries = random_set(tmp_path / "set", split="test")
+    config = EvaluateConfig(tasks=[str(queries), str(pairs_file)], output_dir=str(tmp_path / "out"))
+    evaluation = evaluate(config)
+    assert list(evaluation.results) == [str(pairs_file), str(queries)]
+    metrics = evaluation.results[str(queries)]
+    written = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert written["tasks"][str(queries)] == metrics
+    assert written["queries"] == {str(queries): "queries-1.csv"}
+    assert written["pairs"] == {str(pairs_file): "pairs-1.csv"}
+    assert (metrics["queries"], metrics["passages"]) == (20, 150)
+    spearman = evaluation.results[str(pairs_file)]["spearman_cosine"]
+    assert evaluation.score == pytest.approx((spearman + metrics["ndcg@10"]) / 2)
+    rows = list(csv.DictReader((tmp_path / "out" / "queries-1.csv").open()))
+    assert np.mean([float(row["mrr@10"]) for row in rows]) == pytest.approx(metrics["mrr@10"])
+    *_, headers, line = str(evaluation).splitlines()
+    assert headers.split() == ["task", "queries", "nDCG@10", "MRR@10", "MAP@100", "recall@10", "recall@100"]
+    assert line.split()[:3] == ["set", "20", f"{100 * metrics['ndcg@10']:.2f}"]
+    assert evaluation.saved_files.endswith("with every pair's and query's scores beside it")
+
+
+def test_the_average_is_over_all_thirteen_sets() -> None:
+    zeros = dict.fromkeys(("mrr@10", "map@100", "recall@10", "recall@100"), 0.0)
+    results = {name: zeros | {"queries": 50.0, "ndcg@10": 0.01 * number} for number, name in enumerate(NANO_BEIR, 1)}
+    assert retrieval_average(results) == pytest.approx(0.07)
+    lines = retrieval_table(results).splitlines()
+    assert re.fullmatch(r"average +7\.00", lines[-1])
+    assert max(map(len, lines)) <= 80
+    assert any(line.startswith("NanoQuoraRetrieval ") for line in lines)
+    del results["NanoNQ"]
+    assert retrieval_average(results) is None

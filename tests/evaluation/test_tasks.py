@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
+from retrieval_sets import random_set
 from sts_pairs import write_pairs
 
-from angle.config import DataConfig, EvaluateConfig, ModelConfig, SourceConfig, TrainConfig
+from angle.config import DataConfig, EvaluateConfig, ModelConfig, RetrievalConfig, SourceConfig, TrainConfig
 from angle.config.record import write_config
 from angle.errors import ConfigError, DataError
 from angle.evaluation.report import evaluate
@@ -21,22 +23,57 @@ def pairs_file(tmp_path: Path) -> Path:
 
 
 def test_sources_of_tasks(pairs_file: Path) -> None:
-    source = task_source("sick", {}, {})
+    source = task_source("sick", EvaluateConfig())
+    assert isinstance(source, SourceConfig)
     assert (source.names(), source.split) == (["mteb/sickr-sts"], "test")
     assert source.columns == {"text1": "sentence1", "text2": "sentence2", "label": "score"}
-    file = task_source(str(pairs_file), {"label": "score"}, {"yes": 1.0})
+    file = task_source(str(pairs_file), EvaluateConfig(columns={"label": "score"}, label_map={"yes": 1.0}))
+    assert isinstance(file, SourceConfig)
     assert (file.names(), file.columns, file.label_map) == ([str(pairs_file)], {"label": "score"}, {"yes": 1.0})
     with pytest.raises(ConfigError) as error:
-        task_source("stsbb", {}, {})
-    assert str(error.value) == (
-        "tasks=stsbb is not known; did you mean stsb? Choose from sts12, sts13, sts14, sts15, sts16, stsb, sickr, sts, "
-        "or give a file in format A."
+        task_source("stsbb", EvaluateConfig())
+    message = str(error.value)
+    known = "sts12, sts13, sts14, sts15, sts16, stsb, sickr, sts, NanoClimateFEVER, "
+    assert message.startswith(f"tasks=stsbb is not known; did you mean stsb? Choose from {known}")
+    assert message.endswith(
+        "NanoTouche2020, nano_beir, or give a file in format A, or a folder with queries, corpus and judgements."
     )
 
 
 def test_sts_expands_to_seven_tasks() -> None:
     seven = ["sts12", "sts13", "sts14", "sts15", "sts16", "stsb", "sickr"]
     assert expand_tasks(["a.jsonl", "sts"]) == ["a.jsonl", *seven]
+    assert len(expand_tasks(["nano_beir", "sts"])) == 13 + 7
+
+
+def test_retrieval_sets_are_told_from_pairs(tmp_path: Path) -> None:
+    random_set(tmp_path)
+    config = EvaluateConfig(split="dev")
+    assert task_source(str(tmp_path), config) == RetrievalConfig(str(tmp_path), split="dev")
+    assert task_source("nanonq", EvaluateConfig()) == RetrievalConfig("zeta-alpha-ai/NanoNQ", split="train")
+    assert task_source("BeIR/scifact", EvaluateConfig()) == RetrievalConfig("BeIR/scifact")
+    assert isinstance(task_source("mteb/sts12-sts", EvaluateConfig()), SourceConfig)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"tasks": ["SET"], "ese_grid": True},
+            "ese_grid=true scores pairs with labels, but SET has queries and passages: leave one out.",
+        ),
+        (
+            {"tasks": ["stsb"], "split": "dev"},
+            "split=dev has no effect on pairs with labels: leave it out, or add a task with queries and judgements.",
+        ),
+    ],
+)
+def test_settings_without_effect_are_refused(tmp_path: Path, settings: dict[str, Any], message: str) -> None:
+    random_set(tmp_path / "set")
+    settings["tasks"] = [task.replace("SET", str(tmp_path / "set")) for task in settings["tasks"]]
+    with pytest.raises(ConfigError) as error:
+        evaluate(EvaluateConfig(**settings, output_dir=str(tmp_path / "out")))
+    assert str(error.value).replace(str(tmp_path / "set"), "SET") == message
 
 
 @pytest.mark.parametrize("below", ["", "/deep/down"])
