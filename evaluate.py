@@ -1,4 +1,4 @@
-"""Evaluate an encoder on semantic textual similarity: python evaluate.py model.name_or_path=RUN tasks=[stsb]."""
+"""Evaluate an encoder on pairs of texts or on retrieval: python evaluate.py model.name_or_path=RUN tasks=[stsb]."""
 
 from __future__ import annotations
 
@@ -15,10 +15,12 @@ def main(config: EvaluateConfig) -> float | None:
     announce("loading libraries")
     from angle.distributed.process_group import init_distributed
     from angle.evaluation.grid import evaluate_grid
+    from angle.evaluation.mteb_suite import evaluate_mteb
     from angle.evaluation.report import evaluate
 
     processes = init_distributed("evaluate.py")
-    evaluation = evaluate_grid(config, processes) if config.ese_grid else evaluate(config, processes)
+    measure = evaluate_mteb if config.suite == "mteb" else evaluate_grid if config.ese_grid else evaluate
+    evaluation = measure(config, processes)
     print_once(
         f"{config.model.name_or_path}: {evaluation.embedding_config}\n\n{evaluation}\n\n"
         f"Saved   {evaluation.saved_files}"

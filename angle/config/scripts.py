@@ -133,6 +133,9 @@ class EvaluateConfig:
     """stsb, sickr, sts12 ... sts16, sts (all seven), a set of NanoBEIR such as NanoMSMARCO, nano_beir (all thirteen),
     BeIR/NAME, files in format A, or folders with corpus.jsonl, queries.jsonl and qrels/SPLIT.tsv; null: the run's own
     test set."""
+    suite: str | None = declared(None, choices=("mteb",))
+    """mteb: `tasks` are names of tasks and benchmarks of MTEB, which the package mteb measures, and whose results it
+    writes; null: they are this project's."""
     split: str | None = None
     """Of a task with queries, whose judgements; null: test, and for NanoBEIR the only one it has."""
     columns: dict[str, str | None] = field(default_factory=dict)
@@ -173,8 +176,23 @@ class EvaluateConfig:
                 f"positive_above={self.positive_above:g} has no effect with ese_grid=true, which has no accuracy: "
                 f"leave one out."
             )
+        if self.suite is not None:
+            self._check_suite()
         if self.tasks is not None and not self.tasks:
             raise ConfigError("tasks=[] measures nothing: give for example tasks=[stsb,sickr] or tasks=[pairs.jsonl].")
+
+    def _check_suite(self) -> None:
+        """Raise ConfigError for settings that mean nothing to a suite, whose tasks know their own data."""
+        if self.tasks is None:
+            raise ConfigError(
+                f"suite={self.suite} needs tasks: give for example tasks=[STS12,NFCorpus], or a benchmark such as "
+                f"'tasks=[\"MTEB(eng, v2)\"]'."
+            )
+        for name in ("columns", "label_map", "positive_above", "split", "ese_grid"):
+            if getattr(self, name) not in (None, False, {}):
+                raise ConfigError(
+                    f"{name} has no effect with suite={self.suite}, whose tasks know their own data: leave one out."
+                )
 
 
 @dataclass

@@ -121,7 +121,7 @@ def load_retrieval_set(
         digest.update(array.tobytes())
     try:
         tokens = concatenate(
-            [tokens_of_role(tokenizer, part, role) for part, role in zip(texts, RETRIEVAL.roles, strict=True)]
+            [cached_tokens_of(tokenizer, part, role) for part, role in zip(texts, RETRIEVAL.roles, strict=True)]
         )
         tokenizer.check_known(tokens)
     except ValueError as error:
@@ -134,19 +134,19 @@ def load_retrieval_set(
     )
 
 
-def tokens_of_role(tokenizer: Tokenizer, texts: Sequence[str], role: str) -> Tokens:
-    """Return the tokens, from the cache if they are there, of texts that are all queries or all passages.
+def tokenize(tokenizer: Tokenizer, texts: Sequence[str], role: str | None) -> Tokens:
+    """Return the tokens of texts that are all queries ("query"), all passages ("document"), or neither (None)."""
+    return tokenizer(texts)
 
-    Args:
-        tokenizer: turns texts into tokens.
-        texts: N texts.
-        role: "query" or "document".
 
-    """
+def cached_tokens_of(tokenizer: Tokenizer, texts: Sequence[str], role: str) -> Tokens:
+    """Return what `tokenize` does, from the cache if it is there."""
     digest = hashlib.sha256(f"{tokenizer.fingerprint}/{role}/".encode())
     for text in texts:
         digest.update(f"{len(text)}/".encode() + text.encode())
-    return cached_tokens(cache_folder("tokens") / digest.hexdigest(), lambda: tokenizer(texts), len(texts))
+    return cached_tokens(
+        cache_folder("tokens") / digest.hexdigest(), lambda: tokenize(tokenizer, texts, role), len(texts)
+    )
 
 
 class _Reader:

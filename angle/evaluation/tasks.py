@@ -41,6 +41,8 @@ if TYPE_CHECKING:
 
 #: The results files of an evaluation and of a grid, which also write others.
 RESULTS_FILE, GRID_FILE = "results.json", "grid.json"
+#: The folder in which mteb keeps its results.
+MTEB_FOLDER = "results"
 
 #: Name of a task -> data set on the hub, in the order of the published tables.
 HUB_TASKS = {
@@ -87,7 +89,7 @@ class EvaluationTasks:
                 announce(f"reading {name}")
                 corpus = load_sts(source, self.purpose, self.encoder.tokenizer, self.limits)
                 self._note(note_on_unknown(corpus.unknown, name))
-                yield name, corpus, partial(self._encode, name)
+                yield name, corpus, self.encode_of(name)
 
     def retrieval_sets(self) -> Iterator[tuple[str, RetrievalSet, Encode]]:
         """Yield the same of each task that is a retrieval set."""
@@ -97,7 +99,11 @@ class EvaluationTasks:
                 queries = load_retrieval_set(source, self.purpose, self.encoder.tokenizer, self.limits)
                 self._note(note_on_unknown(queries.unknown, name))
                 self._note(queries.note(name))
-                yield name, queries, partial(self._encode, name)
+                yield name, queries, self.encode_of(name)
+
+    def encode_of(self, name: str) -> Encode:
+        """Return a way to encode the texts of a task that shows the progress."""
+        return partial(self._encode, name)
 
     def _note(self, note: str | None) -> None:
         if note is not None and self.is_main:
@@ -126,8 +132,10 @@ def load_tasks(config: EvaluateConfig, processes: PartialState | None = None) ->
     """
     folder = _new_folder(config)
     run = None if config.tasks is not None else _run_config(config)
-    sources: dict[str, SourceConfig | RetrievalConfig]
-    if config.tasks is not None:
+    sources: dict[str, SourceConfig | RetrievalConfig] = {}
+    if config.suite is not None:
+        pass  # which knows its own data
+    elif config.tasks is not None:
         sources = {task: task_source(task, config) for task in expand_tasks(config.tasks)}
         _check_kinds(sources, config)
     else:
@@ -152,7 +160,8 @@ def _new_folder(config: EvaluateConfig) -> Path:
     existing = next((path for path in (folder, *folder.parents) if path.exists()), folder)
     if existing.is_file():
         raise ConfigError(f"output_dir={folder} cannot be a folder: {existing} is a file; give a new folder.")
-    if (folder / (GRID_FILE if config.ese_grid else RESULTS_FILE)).exists():
+    written = MTEB_FOLDER if config.suite is not None else GRID_FILE if config.ese_grid else RESULTS_FILE
+    if (folder / written).exists():
         raise ConfigError(f"output_dir={folder} holds results already; give a new folder.")
     return folder
 
