@@ -10,7 +10,7 @@ from pathlib import Path
 REPO = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPO))
 
-from angle.config import ConvertConfig, EvaluateConfig, TrainConfig  # noqa: E402
+from angle.config import ConvertConfig, EvaluateConfig, MineConfig, TrainConfig  # noqa: E402
 from angle.config.json_schema import json_schema  # noqa: E402
 from angle.config.reference import Group, Setting, groups_of, presets_of_settings, written  # noqa: E402
 
@@ -29,8 +29,12 @@ def settings_page() -> str:
     known = {setting.key: setting for group in groups_of(TrainConfig) for setting in group.settings}
     text = [INTRODUCTION, "## Training\n\n`python train.py` has all of these.\n"]
     text += [_section(group) for group in groups_of(TrainConfig)]
-    for script, schema in {"Evaluation": EvaluateConfig, "Conversion": ConvertConfig}.items():
-        name = "evaluate.py" if schema is EvaluateConfig else "convert.py"
+    scripts = {
+        "Evaluation": (EvaluateConfig, "evaluate.py"),
+        "Conversion": (ConvertConfig, "convert.py"),
+        "Mining": (MineConfig, "-m angle.mine"),
+    }
+    for script, (schema, name) in scripts.items():
         shared = [group for group in groups_of(schema) if group.settings[0].key in known]
         own = [group for group in groups_of(schema) if group not in shared]
         names = " and ".join(f"[`{group.keys[0]}`](#{group.keys[0]})" for group in shared)

@@ -21,13 +21,13 @@ LAYERS = (
     ("data", "objective", "tracking"),
     ("modeling",),
     ("evaluation",),
-    ("export",),
+    ("export", "mining"),
     ("training",),
     ("sweeps",),
     ("reports",),
     ("cli",),
     ("compat",),
-    ("api", "angle_trainer", "report"),
+    ("api", "angle_trainer", "mine", "report"),
 )
 LAYER = {part: number for number, parts in enumerate(LAYERS) for part in parts}
 #: Where a function is given all settings of a run: to compose, save, compare, take apart or describe them.

@@ -15,6 +15,7 @@ from angle.config.hub import HUB_NAME, HubConfig
 from angle.config.limits import LimitsConfig
 from angle.config.lora import LoraConfig
 from angle.config.loss import ANGLE, COSINE, IN_BATCH, LOSS_TERM_SPECS, LossConfig, LossTermSpec, enumerate_words
+from angle.config.mining import JudgeConfig, MineConfig
 from angle.config.model import ModelConfig
 from angle.config.pooling import POOLING_NAMES, PoolingConfig
 from angle.config.scripts import ConvertConfig, EvaluateConfig, TrainConfig
@@ -48,10 +49,12 @@ __all__ = [
     "EvaluateConfig",
     "HparamsConfig",
     "HubConfig",
+    "JudgeConfig",
     "LimitsConfig",
     "LoraConfig",
     "LossConfig",
     "LossTermSpec",
+    "MineConfig",
     "ModelConfig",
     "NamedSourceConfig",
     "PoolingConfig",

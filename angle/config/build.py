@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from angle.config.keys import entry_type, group_names, mapping_of, runtime_type, setting_hints, setting_types
+from angle.config.mining import MineConfig
 from angle.config.overrides import format_value
 from angle.config.scripts import ConvertConfig, EvaluateConfig, TrainConfig
 from angle.config.values import check_representable
 from angle.errors import ConfigError, first_line, nearest_name
 
-Config = TypeVar("Config", TrainConfig, EvaluateConfig, ConvertConfig)
+Config = TypeVar("Config", TrainConfig, EvaluateConfig, ConvertConfig, MineConfig)
 #: What a setting of each type accepts, for messages.
 TYPE_NAMES = {
     int: "a whole number",

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from angle.config import SourceConfig
-from angle.data.purposes import DEFAULT_SPLITS, setting_name
+from angle.data.purposes import is_of_a_run, setting_name
 from angle.data.table import Request, Row, Table
 from angle.data.text_files import COLUMN_DETECTION_ROWS
 from angle.errors import DataError, first_line
@@ -56,7 +56,7 @@ def disk_table(path: Path, split: str, request: Request) -> Table:
         if split not in loaded:
             purpose, first = request.purpose, next(iter(loaded))
             suggestion = (
-                f"{setting_name(purpose, 'split')}={first}" if purpose in DEFAULT_SPLITS else f"tasks=[{path / first}]"
+                f"{setting_name(purpose, 'split')}={first}" if is_of_a_run(purpose) else f"tasks=[{path / first}]"
             )
             raise request.error(path, f"has no split {split}; it has {', '.join(loaded)}: type {suggestion}")
         loaded = loaded[split]
@@ -74,7 +74,7 @@ def hub_table(name: str, source: SourceConfig, split: str, request: Request) -> 
             )
     except (OSError, ValueError, RuntimeError) as error:
         # The hub client has its own error classes; all of them derive from these three and say what is missing.
-        check = "the name, the subset and the split" if request.purpose in DEFAULT_SPLITS else "the name"
+        check = "the name, the subset and the split" if is_of_a_run(request.purpose) else "the name"
         raise DataError(
             f"{setting_name(request.purpose)}: {name} (subset {source.subset or 'none'}, split {split}) could not be "
             f"loaded from the hub: {first_line(error)}. Check {check}, or give a file."

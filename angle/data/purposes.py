@@ -16,6 +16,9 @@ DEFAULT_SPLITS = {
 #: What evaluate.py reads rows for. Its settings have no group, so these are just the start of its messages.
 TASKS, RUN_TEST_SET = "tasks", "the run's data.test"
 
+#: What angle.mine reads, which is also the name of their groups of settings.
+MINED = ("rows", "corpus")
+
 
 #: Purposes whose rows may have any format; those of all others are scored against labels.
 ANY_FORMAT = ("train", "valid")
@@ -28,12 +31,17 @@ def purpose_of_source(name: str) -> str:
 
 def default_split(purpose: str) -> str:
     """Return the split to read if none is given."""
-    return DEFAULT_SPLITS.get(_role(purpose), "test")
+    return "train" if purpose in MINED else DEFAULT_SPLITS.get(_role(purpose), "test")
 
 
 def may_have_any_format(purpose: str) -> bool:
     """Return whether rows need not be pairs with labels."""
     return _role(purpose) in ANY_FORMAT
+
+
+def is_of_a_run(purpose: str) -> bool:
+    """Return whether train.py reads rows for it, so that they have settings below `data`."""
+    return _role(purpose) in DEFAULT_SPLITS
 
 
 def _role(purpose: str) -> str:
@@ -43,16 +51,18 @@ def _role(purpose: str) -> str:
 
 def setting_name(purpose: str, name: str = "") -> str:
     """Return what a user types to set where the rows come from, or another setting `name` of the same source."""
-    if _role(purpose) in DEFAULT_SPLITS:
+    if is_of_a_run(purpose):
         return f"data.{purpose}.{name}" if name else f"data.{purpose}"
+    if purpose in MINED:
+        return f"{purpose}.{name}" if name else purpose
     return name or purpose
 
 
 def limit_name(purpose: str, name: str) -> str:
     """Return the setting in `angle.config.LimitsConfig`, as a user types it; one for all sources of a script."""
-    return f"data.limits.{name}" if _role(purpose) in DEFAULT_SPLITS else f"limits.{name}"
+    return f"data.limits.{name}" if is_of_a_run(purpose) else f"limits.{name}"
 
 
 def source_label(purpose: str, source: SourceConfig) -> str:
     """Return the start of a message about all rows of a source; evaluate.py may have several, so they are named."""
-    return setting_name(purpose) if _role(purpose) in DEFAULT_SPLITS else f"{purpose}: {', '.join(source.names())}"
+    return setting_name(purpose) if is_of_a_run(purpose) else f"{purpose}: {', '.join(source.names())}"

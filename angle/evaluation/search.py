@@ -80,7 +80,7 @@ def _merge(cosines: Tensor, passages: Tensor, others: Tensor, first: int, k: int
         threshold = others.topk(min(k, others.shape[1]), dim=1).values[:, -1:]
         near = others >= threshold
     rows, columns = near.nonzero(as_tuple=True)
-    counts = near.sum(dim=1)
+    counts = rows.bincount(minlength=len(others))
     width = int(counts.max())
     if not width:
         return cosines, passages
