@@ -23,11 +23,13 @@ from angle.mining.mine import PASSAGES_AT_ONCE
 
 def write_vectors(path: Path, count: int, width: int) -> None:
     """Write random unit vectors (count, width) into a file."""
-    vectors = np.lib.format.open_memmap(path, "w+", np.float32, (count, width))
     generator = np.random.default_rng(0)
-    for first in range(0, count, PASSAGES_AT_ONCE):
-        block = generator.standard_normal((min(PASSAGES_AT_ONCE, count - first), width), np.float32)
-        vectors[first : first + len(block)] = block / np.linalg.norm(block, axis=1, keepdims=True)
+    with path.open("wb") as file:
+        header = {"descr": "<f4", "fortran_order": False, "shape": (count, width)}
+        np.lib.format.write_array_header_1_0(file, header)
+        for first in range(0, count, PASSAGES_AT_ONCE):
+            block = generator.standard_normal((min(PASSAGES_AT_ONCE, count - first), width), np.float32)
+            (block / np.linalg.norm(block, axis=1, keepdims=True)).tofile(file)
 
 
 def blocks(path: Path, count: int) -> Iterator[Tensor]:

@@ -17,7 +17,9 @@ from typing import Any, NamedTuple
 import torch
 import yaml
 from conftest import REPO, made_once, sample_rows, start, write_jsonl
+from retrieval_sets import random_set
 
+from angle.data.retrieval_files import NANO_BEIR, NANO_BEIR_OWNER
 from angle.evaluation.tasks import HUB_TASKS
 from angle.modeling.tiny import tiny_tokenizer
 
@@ -45,6 +47,7 @@ NOT_RUN = {
     "hub.push=true": "tests/export/test_hub.py pushes to a server of its own",
     "launcher=joblib": "starts processes of its own; tests/cli/test_launchers.py runs it",
     "launcher=submitit_slurm": "needs a cluster; tests/cli/test_launchers.py runs the plug-in's local executor",
+    "suite=mteb": "reads data from the hub; tests/evaluation/test_mteb_suite.py measures through mteb",
     "small.gguf": "tests/modeling/test_gguf.py writes and trains such a file",
 }
 #: Models of the documentation that no preset names; the second is an adapter on the first.
@@ -196,6 +199,11 @@ def _make_world(folder: Path) -> None:
                 _make_data_set(folder / source["name_or_path"], data_format, {})
     for name in HUB_TASKS.values():
         _make_data_set(folder / name, "A", {"text1": "sentence1", "text2": "sentence2", "label": "score"})
+    for name in NANO_BEIR:
+        random_set(folder / NANO_BEIR_OWNER / name, 4, 30, split="train")
+    for split in ("dev", "test"):
+        random_set(folder / "questions", split=split)
+    write_jsonl(folder / "pairs_c.jsonl", sample_rows("C", "train", 64))
     for name, split in {"pairs": "train", "dev": "validation", "test": "test"}.items():
         write_jsonl(folder / f"{name}.jsonl", sample_rows("A", split, 64))
     write_jsonl(folder / "triples.jsonl", sample_rows("B", "train", 64))

@@ -91,11 +91,11 @@ def test_commands_compose(page: Path, command: Command, tmp_path: Path) -> None:
     if command.program == "angle.report":
         assert arguments_parser().parse_args(command.words).folders
         return
-    if command.program not in SCRIPTS:
+    if command.program not in (*SCRIPTS, "angle.mine"):
         build_config(unflatten(translate(parse(command.words, ANGLE_EMB_0_5)).settings), TrainConfig)
         return
     conf = clone_for(page, tmp_path) / "conf" if presets_of(page) else CONF
-    name = command.program.removesuffix(".py")
+    name = command.program.removeprefix("angle.").removesuffix(".py")
     words = get_args_parser().parse_args(check_arguments(list(command.words), SCHEMAS[name], conf)).overrides
     single = [
         f"{override.get_key_element()}={values_of(override, 1)[0]}"

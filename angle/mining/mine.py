@@ -143,9 +143,11 @@ def mine(config: MineConfig, processes: PartialState | None = None) -> Mining:
     negatives, negative_scores, reasons = select_negatives(candidates, scores, left_out, lowest, config)
     mining = _outcome(folder, config, texts, negatives, negative_scores, positive_scores, reasons)
     if not mining.rows:
+        enough = "any negative" if config.incomplete == "keep" else f"{config.num_negatives} negatives"
+        keep = "" if config.incomplete == "keep" else "fewer num_negatives, incomplete=keep, "
         raise DataError(
-            f"No row has {config.num_negatives} negatives among {len(texts.passages):,} passages: give more of them by "
-            f"{CORPUS}.name_or_path=FILE, fewer num_negatives, incomplete=keep, or looser limits."
+            f"No row has {enough} among {len(texts.passages):,} passages: give more of them by "
+            f"{CORPUS}.name_or_path=FILE, {keep}or looser limits."
         )
     if processes is None or processes.is_main_process:
         _write(mining)

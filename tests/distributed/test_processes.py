@@ -25,6 +25,7 @@ from conftest import (
     start,
     write_jsonl,
 )
+from retrieval_sets import random_set
 from safetensors.torch import load_file
 from small_runs import sources_of_sample
 from torch import distributed as dist
@@ -157,11 +158,18 @@ def check_same_weights(one: Path, two: Path) -> None:
         torch.testing.assert_close(in_two[name], weight, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize(("words", "name"), [([], "results.json"), (["ese_grid=true"], "grid.json")])
+@pytest.mark.parametrize(
+    ("words", "name"),
+    [
+        (["tasks=[one.jsonl,questions]"], "results.json"),
+        (["tasks=[one.jsonl,other.jsonl]", "ese_grid=true"], "grid.json"),
+    ],
+)
 def test_two_processes_evaluate_as_one(tmp_path: Path, words: list[str], name: str) -> None:
     write_rows(tmp_path / "one.jsonl", "A", 43)
     write_rows(tmp_path / "other.jsonl", "A", 8)
-    words = ["model.name_or_path=tiny", "tasks=[one.jsonl,other.jsonl]", "batch_size=4", *words]
+    random_set(tmp_path / "questions", split="test")
+    words = ["model.name_or_path=tiny", "batch_size=4", *words]
     by_one = run("evaluate.py", tmp_path, [], *words, "output_dir=alone")
     first, second = launch_ranks([str(REPO / "evaluate.py"), *words, "output_dir=both"], tmp_path)
     assert first.returncode == second.returncode == 0, first.stderr[-3000:]

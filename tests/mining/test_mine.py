@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import folders_of, sample_rows, start_here, write_jsonl
+from conftest import folders_of, launch_ranks, sample_rows, start_here, write_jsonl
 
 from angle.config import JudgeConfig, MineConfig, ModelConfig, PoolingConfig, SourceConfig
 from angle.errors import ConfigError, DataError
@@ -320,3 +320,16 @@ def test_the_command_writes_a_page_and_training_takes_the_rows(tmp_path: Path) -
     assert "format B" in done.stdout
     done = start_here("-m", "angle.mine", "model=tiny", folder=tmp_path)
     assert "rows.name_or_path is missing" in done.stderr
+
+
+@pytest.mark.slow
+def test_two_processes_mine_what_one_does(tmp_path: Path) -> None:
+    prepare(tmp_path)
+    words = ["-m", "angle.mine", "model=tiny", "rows.name_or_path=rows.jsonl", "corpus.name_or_path=corpus.jsonl"]
+    for done in launch_ranks([*words, "output_dir=two"], tmp_path):
+        assert done.returncode == 0, done.stderr[-3000:]
+    one = mined(tmp_path, pooling=PoolingConfig())
+    two = [json.loads(line) for line in (tmp_path / "two" / NEGATIVES_FILE).read_text().splitlines()]
+    for row, written in zip(one.rows, two, strict=True):
+        assert written["negative"] == row.negatives
+        assert written["scores"] == pytest.approx(list(row.scores), abs=1e-5)
