@@ -23,7 +23,15 @@ from angle.config.source import SAMPLE, NamedSourceConfig, SourceConfig, TrainSo
 from angle.config.teacher import TeacherConfig
 from angle.config.tracking import TRACKING_MODES, TrackingConfig
 from angle.config.training import TrainingConfig
-from angle.config.values import CONFIG_FILE, DTYPES, FORMAT_NAMES, RUN_FILE, SELF_TEACHER, SWEEP_FILE
+from angle.config.values import (
+    CONFIG_FILE,
+    DTYPES,
+    FORMAT_NAMES,
+    RETRIEVAL_METRIC,
+    RUN_FILE,
+    SELF_TEACHER,
+    SWEEP_FILE,
+)
 
 __all__ = [
     "ANGLE",
@@ -35,6 +43,7 @@ __all__ = [
     "IN_BATCH",
     "LOSS_TERM_SPECS",
     "POOLING_NAMES",
+    "RETRIEVAL_METRIC",
     "RUN_FILE",
     "SAMPLE",
     "SELF_TEACHER",

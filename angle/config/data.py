@@ -60,7 +60,7 @@ class DataConfig:
     valid_sts: SourceConfig = field(default_factory=SourceConfig)
     """Rows of format A whose Spearman correlation chooses the best model; null: `data.valid` if it is format A."""
     valid_retrieval: RetrievalConfig = field(default_factory=RetrievalConfig)
-    """Queries and passages whose nDCG@10 chooses the best model if there are no rows for the Spearman correlation."""
+    """Queries and passages whose nDCG@10 chooses the best model, unless there is `data.valid_sts` too."""
     test: SourceConfig = field(default_factory=SourceConfig)
     """Rows of format A, evaluated once before and once after training."""
     valid_split: float = 0.0
@@ -89,13 +89,7 @@ class DataConfig:
         self._check_sources()
         self._check_valid_split()
         for purpose in ("train", "valid", "valid_sts", "test"):
-            value = getattr(self, purpose).name_or_path
-            names = value if isinstance(value, list) else [value]
-            if value is not None and not (names and all(isinstance(name, str) for name in names)):
-                raise ConfigError(
-                    f"data.{purpose}.name_or_path={value} cannot work: give a name or path, or a list of "
-                    f"them such as data.{purpose}.name_or_path=[a.jsonl,b.jsonl]."
-                )
+            getattr(self, purpose).check(f"data.{purpose}")
 
     @property
     def has_losses_by_source(self) -> bool:
@@ -116,7 +110,7 @@ class DataConfig:
                 f"these under a name of its own, or type data.train.name_or_path=null."
             )
         self.train.name_or_path = None
-        self.train.check()
+        self.train.check_sources()
         if self.streaming:
             raise ConfigError("data.streaming=true cannot work with data.train.sources: leave one of them out.")
         weights = {name: source.weight for name, source in sources.items() if source.weight is not None}

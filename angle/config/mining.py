@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 from angle.config.limits import LimitsConfig
 from angle.config.model import ModelConfig
@@ -29,6 +29,13 @@ class JudgeConfig:
     def __post_init__(self) -> None:
         self.name_or_path = expand_home("judge.name_or_path", self.name_or_path)
         check_fields("judge", self)
+        for item in fields(self)[1:]:
+            value = getattr(self, item.name)
+            if self.name_or_path is None and value != item.default:
+                raise ConfigError(
+                    f"judge.{item.name}={value} has no effect without a judge: add judge.name_or_path=MODEL, or leave "
+                    f"it out."
+                )
 
 
 @dataclass
@@ -79,6 +86,10 @@ class MineConfig:
         self.output_dir = expand_home("output_dir", self.output_dir)
         check_fields("", self)
         self.limits.check("limits")
+        for group, source in (("rows", self.rows), ("corpus", self.corpus)):
+            source.check(group)
+            if source.label_map:
+                raise ConfigError(f"{group}.label_map has no effect on texts without labels: leave it out.")
         if self.range_max is not None and self.range_max - self.range_min < self.num_negatives:
             raise ConfigError(
                 f"range_max={self.range_max} cannot work: beyond range_min={self.range_min} it leaves "

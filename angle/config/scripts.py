@@ -21,7 +21,7 @@ from angle.config.source import SourceConfig
 from angle.config.teacher import TeacherConfig
 from angle.config.tracking import TrackingConfig
 from angle.config.training import TrainingConfig
-from angle.config.values import SELF_TEACHER, check_at_least, check_fields, declared, expand_home
+from angle.config.values import RETRIEVAL_METRIC, SELF_TEACHER, check_at_least, check_fields, declared, expand_home
 from angle.errors import ConfigError
 
 
@@ -81,6 +81,12 @@ class TrainConfig:
                 "teacher.cache=true cannot work with data.streaming=true: a stream's texts are not known before "
                 "training: leave one out."
             )
+        if (
+            self.train.best_metric is None
+            and self.data.valid_retrieval.name_or_path
+            and not self.data.valid_sts.names()
+        ):
+            self.train = dataclasses.replace(self.train, best_metric=RETRIEVAL_METRIC)
         if self.data_format.name != "auto":
             self.loss = self.loss.for_format(self.data_format.name)
         for name, source in self.data.train.sources.items():

@@ -42,6 +42,16 @@ class SourceConfig:
         self.name_or_path = expand_home("name_or_path", self.name_or_path)
         self.label_map = {label_name(label): number for label, number in self.label_map.items()}
 
+    def check(self, group: str) -> None:
+        """Raise ConfigError if its name cannot be one; `group` is where these settings are in their script."""
+        value = self.name_or_path
+        names = value if isinstance(value, list) else [value]
+        if value is not None and not (names and all(isinstance(name, str) for name in names)):
+            raise ConfigError(
+                f"{group}.name_or_path={value} cannot work: give a name or path, or a list of them such as "
+                f"{group}.name_or_path=[a.jsonl,b.jsonl]."
+            )
+
     def names(self) -> list[str]:
         """Return the sources as a list, empty if there are none."""
         if self.name_or_path is None:
@@ -79,12 +89,13 @@ class TrainSourceConfig(SourceConfig):
         """Return the sources by their names; a single one has none."""
         return dict(self.sources) if self.sources else {"": self}
 
-    def check(self) -> None:
+    def check_sources(self) -> None:
         """Raise ConfigError for names and settings of several sources that cannot work."""
         for name, source in self.sources.items():
             setting = f"data.train.sources.{name}"
             if not re.fullmatch(r"[\w-]+", name):
                 raise ConfigError(f"{setting} cannot be named so: letters, digits, - and _ make up a source's name.")
             check_fields(setting, source)
+            source.check(setting)
             if not source.names():
                 raise ConfigError(f"{setting}.name_or_path is missing: give a file, a folder or a hub name.")

@@ -47,8 +47,8 @@ class TrainingConfig:
     """Steps between two evaluations; null: after every epoch; 0: only at the end."""
     best_metric: str | None = None
     """Metric that chooses the best model, one of those measured on data.valid, data.valid_sts and data.valid_retrieval,
-    such as loss, triplet_accuracy (format B), in_batch_accuracy (B, C) or ndcg@10; null: spearman if there are rows for
-    it, else ndcg@10 if there are queries, else none."""
+    such as loss, triplet_accuracy (format B), in_batch_accuracy (B, C) or ndcg@10; null: ndcg@10 if there is
+    data.valid_retrieval and no data.valid_sts, else spearman if there are rows for it, else none."""
     patience: int | None = declared(None, at_least=1)
     """Stop early after this many evaluations in a row without a better train.best_metric than in earlier ones of the
     run; null: never."""

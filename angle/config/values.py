@@ -15,6 +15,8 @@ CONFIG_FILE, RUN_FILE, SWEEP_FILE = "config.yaml", "run.json", "sweep.json"
 #: Value of teacher.name_or_path for the student as it was before training.
 SELF_TEACHER = "self"
 FORMAT_NAMES = ("A", "B", "C")
+#: What chooses the best model on queries and passages.
+RETRIEVAL_METRIC = "ndcg@10"
 #: Bits that weights can be quantised to.
 KBITS = (4, 8)
 DTYPES = ("float32", "bfloat16", "float16", "auto")

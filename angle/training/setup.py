@@ -14,7 +14,6 @@ from angle.data.training_data import InMemoryTrainingData, TrainingData
 from angle.distributed.process_group import all_reduce_min
 from angle.errors import ConfigError
 from angle.evaluation.evaluator import RunContext
-from angle.evaluation.evaluators.retrieval import RetrievalEvaluator
 from angle.evaluation.run_evaluators import DEFAULT_METRIC, RunEvaluators, metric_named
 from angle.modeling.bidirectional import check_bidirectional_layers
 from angle.modeling.compiling import compile_layers
@@ -98,9 +97,6 @@ def build(config: TrainConfig, accelerator: Accelerator) -> RunComponents:
             needs_correlation=metric_named(train_config.best_metric) == DEFAULT_METRIC,
         )
     check_text_lengths(data, encoder.pooling)
-    if train_config.best_metric is None and data.valid_sts is None and data.valid_retrieval is not None:
-        train_config = replace(train_config, best_metric=RetrievalEvaluator.metric.name)
-        config = replace(config, train=train_config)
     sources = data.train.sources if isinstance(data.train, InMemoryTrainingData) else ()
     source_formats = {source.name: source.corpus.format.name for source in sources}
     config = resolve_config(config, encoder, data.train.formats[0].name, source_formats)

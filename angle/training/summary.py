@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterator, Sequence
 
-from angle.config import TrainConfig
+from angle.config import RETRIEVAL_METRIC, TrainConfig
 from angle.config.overrides import hydra_override, hydra_overrides
 from angle.distributed.environment import is_main_process, script_command
 from angle.evaluation.evaluator import Metric
@@ -205,7 +205,9 @@ def _next_commands(result: Result, config: TrainConfig, run: str, words: Sequenc
 def use_commands(result: Result, run: str) -> tuple[list[str], list[str]]:
     """Return what evaluates and what converts the model of a run in a folder, as words that a shell takes."""
     model = shlex.quote(hydra_override("model.name_or_path", run))
-    tasks = ["tasks=[stsb]"] if result.test_after is None else []
+    tasks = [] if result.test_after is not None else ["tasks=[stsb]"]
+    if tasks and result.best_metric == RETRIEVAL_METRIC:
+        tasks = ["tasks=[nano_beir]"]
     return ["python", script_command("evaluate.py"), model, *tasks], ["python", script_command("convert.py"), model]
 
 

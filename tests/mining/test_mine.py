@@ -292,6 +292,15 @@ def test_a_corpus_without_texts_is_refused(tmp_path: Path) -> None:
             "max_score=0.1 cannot work: it is below min_score=0.2, so nothing would be left.",
         ),
         (
+            {"rows": SourceConfig(5)},
+            "rows.name_or_path=5 cannot work: give a name or path, or a list of them such as "
+            "rows.name_or_path=[a.jsonl,b.jsonl].",
+        ),
+        (
+            {"corpus": SourceConfig("a.jsonl", label_map={"x": 1.0})},
+            "corpus.label_map has no effect on texts without labels: leave it out.",
+        ),
+        (
             {"layout": "columns", "incomplete": "keep"},
             "layout=columns cannot work with incomplete=keep, whose rows would lack columns: type layout=list, or "
             "incomplete=drop.",
@@ -333,3 +342,11 @@ def test_two_processes_mine_what_one_does(tmp_path: Path) -> None:
     for row, written in zip(one.rows, two, strict=True):
         assert written["negative"] == row.negatives
         assert written["scores"] == pytest.approx(list(row.scores), abs=1e-5)
+
+
+def test_a_judge_s_settings_without_one_are_refused() -> None:
+    with pytest.raises(ConfigError) as error:
+        JudgeConfig(kind="encoder")
+    assert str(error.value) == (
+        "judge.kind=encoder has no effect without a judge: add judge.name_or_path=MODEL, or leave it out."
+    )

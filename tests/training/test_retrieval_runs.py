@@ -90,3 +90,24 @@ def test_patience_watches_ndcg_and_a_page_shows_it(tmp_path: Path) -> None:
     done = start_here("-m", "angle.report", "run", "--no-pictures", folder=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "nDCG@10" in (tmp_path / "run" / "report" / "report.html").read_text()
+
+
+def test_labelled_pairs_choose_before_queries(tmp_path: Path) -> None:
+    prepare(tmp_path)
+    config = settings(tmp_path)
+    assert config.train.best_metric == "ndcg@10"
+    data = {"valid_sts": {"name_or_path": "dev.jsonl"}, "valid_retrieval": {"name_or_path": "set"}}
+    assert build_config({"data": data}, TrainConfig).train.best_metric is None
+
+
+@pytest.mark.slow
+def test_a_sweep_compares_by_ndcg(tmp_path: Path) -> None:
+    prepare(tmp_path)
+    words = ["data=files", "data.train.name_or_path=train.jsonl", "data.valid_retrieval.name_or_path=set"]
+    words += ["train.max_steps=2", "train.batch_size=16", "loss.ibn_tau=5,50", "hydra.sweep.dir=sweep"]
+    done = start_here("train.py", "-m", *words, folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "nDCG@10" in done.stdout
+    assert "Spearman" not in done.stdout
+    assert "Verdict" in done.stdout
+    assert "tasks=[nano_beir]" in done.stdout

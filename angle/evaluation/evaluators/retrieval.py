@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from angle.config import RETRIEVAL_METRIC
 from angle.data.retrieval import RETRIEVAL, RetrievalSet
 from angle.evaluation.evaluator import Encode, Metric, RowValues, RunContext
 from angle.evaluation.metrics import Floats
@@ -28,7 +29,7 @@ class RetrievalEvaluator:
     name = "retrieval"
     purpose = "valid_retrieval"
     formats = frozenset({RETRIEVAL.name})
-    metric = Metric("ndcg@10", "nDCG@10", "normalised discounted cumulative gain of the ten nearest passages")
+    metric = Metric(RETRIEVAL_METRIC, "nDCG@10", "normalised discounted cumulative gain of the ten nearest passages")
 
     def __init__(
         self, corpus: RetrievalSet, context: RunContext | None = None, device: torch.device | str = "cpu"
