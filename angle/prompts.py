@@ -1,10 +1,11 @@
-"""Templates of texts: what their braces may hold, and those with names."""
+"""Templates of texts: what their braces may hold, those with names, and which of them a column's texts get."""
 
 from __future__ import annotations
 
 import string
+from collections.abc import Mapping
 
-from angle.errors import ConfigError
+from angle.errors import ConfigError, did_you_mean
 
 
 class Prompts:
@@ -24,9 +25,73 @@ class Prompts:
 #: Names that `model.prompt` accepts in place of a template.
 NAMED_PROMPTS = {"A": Prompts.A, "B": Prompts.B, "C": Prompts.C}
 
+#: The role of a column: of two texts in different roles, one is looked for with the other. Those of format A have none.
+ROLES = {"text": "query", "positive": "document", "negative": "document"}
+#: Names under which `model.prompts` may have a template. The column `text` is the only query, so it has no other name.
+PROMPT_NAMES = ("query", "document", "positive", "negative", "text1", "text2")
+#: The template that changes nothing.
+PLAIN = "{text}"
 
-def template_fields(prompt: str) -> list[str]:
-    """Return the names in a template's braces, `text` among them.
+
+def prompt_name(name: str) -> str:
+    """Return the name that a column, such as text or negative_2, or a role has in `PROMPT_NAMES`."""
+    column = name.rstrip("0123456789").removesuffix("_") if "_" in name else name
+    return "query" if column == "text" else column
+
+
+def prompt_for(name: str, prompts: Mapping[str, str], default: str | None) -> str | None:
+    """Return the template of a column or a role: its own, else that of its role, else the default; None for none."""
+    name = prompt_name(name)
+    for each in (name, ROLES.get(name, name)):
+        if each in prompts:
+            template = as_template(prompts[each], f"model.prompts.{each}")
+            return None if template == PLAIN else template
+    return default
+
+
+def as_template(prompt: str, setting: str = "model.prompt") -> str:
+    """Return a template, which words without any braces become by standing before the text.
+
+    Raises:
+        ConfigError: as `template_fields`.
+
+    """
+    prompt = NAMED_PROMPTS.get(prompt, prompt)
+    template = prompt if "{" in prompt or "}" in prompt else f"{prompt}{PLAIN}"
+    template_fields(template, setting)
+    return template
+
+
+def escaped(words: str) -> str:
+    """Return words as they stand in a template."""
+    return words.replace("{", "{{").replace("}", "}}")
+
+
+def checked_prompts(prompts: Mapping[str, str]) -> dict[str, str]:
+    """Return the entries of `model.prompts` by the names in `PROMPT_NAMES`.
+
+    Raises:
+        ConfigError: another name, the same one twice, or a template that cannot be read.
+
+    """
+    checked: dict[str, str] = {}
+    for given, prompt in prompts.items():
+        name = prompt_name(given)
+        if name not in PROMPT_NAMES:
+            known = f"{', '.join(PROMPT_NAMES[:-1])} or {PROMPT_NAMES[-1]}"
+            raise ConfigError(
+                f"model.prompts has {given}, which is no role or column{did_you_mean(given, PROMPT_NAMES) or '.'} "
+                f'Choose {known}, for example \'model.prompts={{query: "query: ", document: "passage: "}}\'.'
+            )
+        if name in checked:
+            raise ConfigError(f"model.prompts has {name} twice, once as {given}: leave one of them out.")
+        as_template(prompt, f"model.prompts.{given}")
+        checked[name] = NAMED_PROMPTS.get(prompt, prompt)
+    return checked
+
+
+def template_fields(prompt: str, setting: str = "model.prompt") -> list[str]:
+    """Return the names in a template's braces, `text` among them; `setting` is where it stands, for messages.
 
     Raises:
         ConfigError: braces do not pair up, or hold more than a name. A width or a conversion would change the text.
@@ -36,13 +101,13 @@ def template_fields(prompt: str) -> list[str]:
         fields = [part[1:] for part in string.Formatter().parse(prompt) if part[1] is not None]
     except ValueError as error:
         raise ConfigError(
-            f"model.prompt={prompt!r} cannot be read: {error}; write a literal brace twice: {{{{ or }}}}."
+            f"{setting}={prompt!r} cannot be read: {error}; write a literal brace twice: {{{{ or }}}}."
         ) from None
     names = [str(name) for name, _, _ in fields]
     plain = all(not spec and conversion is None for _, spec, conversion in fields)
     if "text" not in names or not plain or not all(name.isidentifier() for name in names):
         raise ConfigError(
-            f"model.prompt={prompt!r} needs {{text}}, and braces may hold only {{text}} and names of "
+            f"{setting}={prompt!r} needs {{text}}, and braces may hold only {{text}} and names of "
             f"columns; write a literal brace twice: {{{{ or }}}}."
         )
     return names

@@ -148,7 +148,8 @@ class BatchStructure:
     embedding_index: Tensor
     """(B, 2) int64: which embedding each row's two texts have, or, in formats B and C, its text and its positive."""
     text_ids: Tensor
-    """(B, 2) int64: equal ids mean equal texts."""
+    """(B, 2) int64: equal ids mean equal texts, also where these stand in different templates and so have different
+    embeddings."""
     labels: Tensor | None
     """(B,) float32, for labelled formats."""
     negatives: Negatives = field(default_factory=Negatives)

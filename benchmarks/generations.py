@@ -31,7 +31,7 @@ from angle.data import sample
 from angle.export import plain_encode
 from angle.export.generations import SHARED_ARCHITECTURES
 from angle.export.sentence_transformers import save_sentence_transformers
-from angle.export.verification import TOLERANCE, distances, texts_to_compare
+from angle.export.verification import TOLERANCE, distances, expected_embeddings, texts_by_method, texts_to_compare
 from angle.modeling.encoder import Encoder
 from benchmarks.architectures import TEXTS, build
 
@@ -150,6 +150,10 @@ def designs(scratch: Path) -> Iterator[tuple[str, Callable[[], Encoder]]]:
     for pooling in ("cls", "avg", "max", "last", "cls_avg", "cls_max"):
         yield f"BERT, {pooling}", load(minilm, pooling)
     yield "BERT, template", load(minilm, "avg", prompt="Find {{poems}} like this: {text}")
+    roles = {"query": "query: ", "document": "passage {{1}}: {text}"}
+    yield "BERT, query and document", load(minilm, "cls", prompts=roles)
+    yield "BERT, template and query", load(minilm, "avg", prompt="Like this: {text}", prompts={"query": "Find: "})
+    yield "BERT, template A", load(minilm, "cls_avg", prompt="A")
     yield "BERT, Espresso cell", load(minilm, "cls_avg", layers=3, dimensions=100)
     for name, base, pooling in (("BERT", minilm, "cls"), ("Llama", llama, "last")):
         for merge in (True, False):
@@ -158,6 +162,9 @@ def designs(scratch: Path) -> Iterator[tuple[str, Callable[[], Encoder]]]:
     for pooling in ("last", "avg"):
         yield f"Llama, {pooling}", load(llama, pooling)
     yield "Llama, template", load(llama, "last", prompt="Find this: {text}")
+    yield "Llama, words after the text", load(llama, "last", prompt="This text: {text}\nIn one word:")
+    yield "Llama, end token after words", load(llama, "last", prompt="Say: {text} .", end_token=True)
+    yield "Llama, query and document", load(llama, "last", prompts=roles)
     yield "Llama, billm=all", load(llama, "avg", BILLM)
     for kind, parameters in {
         "linear": {"factor": 4.0},
@@ -216,7 +223,7 @@ def outcome(folder: Path, output: str) -> str:
     actual = {"is": torch.from_numpy(np.load(folder / f"{output}.npy"))}
     if (folder / output).exists():
         texts = json.loads((folder / "texts.json").read_text())
-        actual["saved again, is"] = Encoder.load(str(folder / output)).eval().encode(texts)
+        actual["saved again, is"] = expected_embeddings(Encoder.load(str(folder / output)).eval(), texts)
     found = {name: float(distances(embeddings, expected).max()) for name, embeddings in actual.items()}
     wrong = [f"{name} off by {distance:.1e}" for name, distance in found.items() if not distance <= TOLERANCE]
     return wrong[0] if wrong else "agrees"
@@ -234,8 +241,9 @@ def main() -> int:
             if save_sentence_transformers(encoder, folder):
                 only_later.add(name)
             texts = TEXTS if name in SHARED_ARCHITECTURES else mixed_texts()
-            (folder.parent / "texts.json").write_text(json.dumps(texts))
-            np.save(folder.parent / "expected.npy", encoder.encode(texts).numpy())
+            by_method = dict.fromkeys(texts_by_method(encoder.tokenizer), texts)
+            (folder.parent / "texts.json").write_text(json.dumps(by_method))
+            np.save(folder.parent / "expected.npy", expected_embeddings(encoder, by_method).numpy())
             folders[name] = folder
         interpreters = {"later": sys.executable, "older": older}
         with ThreadPoolExecutor() as pool:

@@ -239,6 +239,7 @@ class SpyTokenizer:
 
     def __init__(self, template: str = "{text}", columns: tuple[str, ...] = ()) -> None:
         self.fingerprint = template
+        self.prompt = None
         self.columns = columns
         self.seen: list[str] = []
 
@@ -248,6 +249,9 @@ class SpyTokenizer:
         rows = [text.split() + list(extra.values()) for text, extra in pairs]
         ids = np.array([zlib.crc32(word.encode()) % 2**31 for row in rows for word in row], np.int32)
         return Tokens(ids, np.cumsum([0, *map(len, rows)]))
+
+    def named(self, name: str) -> SpyTokenizer:
+        return self
 
     def check_known(self, tokens: Tokens) -> None:
         pass

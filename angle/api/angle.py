@@ -57,6 +57,7 @@ class AnglE(AngleBase):
         apply_billm: bool = False,
         billm_model_class: str | None = None,
         prompt_template: str | None = None,
+        prompts: Mapping[str, str] | None = None,
         **unknown: Any,
     ) -> None:
         """Load the encoder.
@@ -81,6 +82,7 @@ class AnglE(AngleBase):
             apply_billm: whether layers attend in both directions, from BiLLM_START_INDEX on.
             billm_model_class: the architecture that the model must have, if given.
             prompt_template: template with {text}, applied to every text.
+            prompts: templates for queries and documents in its place: {"query": "query: ", "document": "passage: "}.
             unknown: any other argument raises a TypeError that names the nearest one that exists.
 
         Raises:
@@ -98,6 +100,7 @@ class AnglE(AngleBase):
             "model.adapter": pretrained_lora_path,
             "model.padding_side": tokenizer_padding_side,
             "model.prompt": prompt_template,
+            "model.prompts": dict(prompts or {}),
             "model.end_token": False if pooling_strategy == "last" else None,  # null would append one, unlike angle_emb
             "pooling.strategy": "auto" if pooling_strategy is None else str(pooling_strategy),
         }
@@ -309,6 +312,7 @@ class AnglE(AngleBase):
         embedding_size: int | None = None,
         device: str | torch.device | None = None,
         prompt: str | None = None,
+        role: str | None = None,
         normalize_embedding: bool = False,
         batch_size: int = 64,
         layer_index: int = -1,
@@ -326,6 +330,8 @@ class AnglE(AngleBase):
             embedding_size: how many dimensions to return; None: all from there on.
             device: the device to move the model to; None: where it is.
             prompt: template with {text}, or A, B or C; "" for none; None: as the model was trained.
+            role: query or document, for the template that the model was trained with for these; a column's name, or
+                another name that the model has a template for.
             normalize_embedding: whether to scale embeddings to unit length, after cutting them to those dimensions;
                 those of a model with a Normalize module always have it.
             batch_size: texts per batch; the longest texts come first.
@@ -341,7 +347,7 @@ class AnglE(AngleBase):
         if device is not None:
             self.to(device)
         encoder = self.encoder
-        tokenizer = tokenizer_for(encoder, max_length, end_with_eos, prompt)
+        tokenizer = tokenizer_for(encoder, max_length, end_with_eos, prompt, role)
         depth = depth_for(encoder, layer_index)
         dimensions = dimensions_for(encoder, embedding_start, embedding_size)
         is_many = isinstance(inputs, Iterable) or hasattr(inputs, "__getitem__")

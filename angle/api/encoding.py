@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import copy
 
-from angle.errors import ConfigError
+from angle.errors import ConfigError, did_you_mean
 from angle.modeling.encoder import Encoder
 from angle.modeling.tokenizer import TextTokenizer
-from angle.prompts import NAMED_PROMPTS
+from angle.prompts import NAMED_PROMPTS, PROMPT_NAMES, prompt_name
 
 
 def tokenizer_for(
-    encoder: Encoder, max_length: int | None, end_with_eos: bool | None, prompt: str | None
+    encoder: Encoder, max_length: int | None, end_with_eos: bool | None, prompt: str | None, role: str | None = None
 ) -> TextTokenizer:
     """Return the model's own text tokenizer, or one with other options where these are given.
 
     Raises:
-        ConfigError: a maximum length that leaves no room for a text, or that the model has no positions for.
+        ConfigError: a maximum length that leaves no room for a text, or that the model has no positions for; a role
+            that is unknown, or given beside a template.
 
     """
-    default = encoder.tokenizer
+    default = encoder.tokenizer if role is None else encoder.tokenizer.named(_known_role(role, encoder, prompt))
     if max_length is None and end_with_eos is None and prompt is None:
         return default
     limit = encoder.position_limit
@@ -33,6 +34,16 @@ def tokenizer_for(
     other_end = end_with_eos is not None and end_with_eos != default.ends_with_end_token
     tokenizer, end_token = (copy.deepcopy(default.tokenizer), end_with_eos) if other_end else (default.tokenizer, None)
     return TextTokenizer(tokenizer, max_length or default.max_length, template, end_token, default.num_embeddings)
+
+
+def _known_role(role: str, encoder: Encoder, prompt: str | None) -> str:
+    """Return the name of a role, a column or one of the model's own templates."""
+    if prompt is not None:
+        raise ConfigError(f"prompt={prompt!r} and role={role!r} both choose the template: give one of them.")
+    known = tuple(dict.fromkeys((*PROMPT_NAMES, *encoder.tokenizer.prompts)))
+    if prompt_name(role) not in known:
+        raise ConfigError(f"role={role!r} is not known{did_you_mean(role, known) or '.'} Choose {', '.join(known)}.")
+    return role
 
 
 def depth_for(encoder: Encoder, layer_index: int) -> int | None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from angle.config.values import DTYPES, KBITS, check_fields, declared, expand_home
 from angle.errors import ConfigError
 from angle.kernels import KERNEL_NAMES
-from angle.prompts import NAMED_PROMPTS, template_fields
+from angle.prompts import NAMED_PROMPTS, checked_prompts, template_fields
 
 #: What transformers can compute attention with.
 ATTENTION_NAMES = ("sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_attention")
@@ -52,6 +52,10 @@ class ModelConfig:
     prompt: str | None = None
     """Template applied to every text, with {text} and the names of any other columns; or A, B or C for one of
     angle_emb's templates; null: the model's own."""
+    prompts: dict[str, str] = field(default_factory=dict)
+    """Templates by role, in place of `prompt`: {query: "query: ", document: "passage: "}. Columns: query is text,
+    document is positive and negative; positive, negative, text1 and text2 may have their own. Words without braces
+    stand before the text. The model's own stay for the roles that are not given; "" takes one away."""
     end_token: bool | None = None
     """true: every text ends with the tokenizer's end token; false: nothing is added to what the tokenizer writes; null:
     as false, except that last-token pooling needs an end, so null means true there if neither the tokenizer, the
@@ -72,3 +76,4 @@ class ModelConfig:
             )
         if self.prompt is not None:
             template_fields(self.prompt)
+        self.prompts = checked_prompts(self.prompts)

@@ -27,6 +27,11 @@ def is_invisible(text: str) -> bool:
     return all(category(character) in INVISIBLE for character in text)
 
 
+def is_missing(value: object) -> bool:
+    """Return whether a cell holds nothing: a file with a column for each of several negatives may have such."""
+    return value is None or value == [] or (isinstance(value, str) and not value.strip())
+
+
 def text_problem(value: object, max_length: int, length_setting: str) -> tuple[str, str] | None:
     """Return the kind of problem with a cell that should be a text, and a description; None if there is none.
 

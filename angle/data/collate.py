@@ -24,19 +24,19 @@ class CorpusRows:
     epoch: int
     """The pass over the corpus that they are part of, by which texts are drawn."""
     text_ids: IntArray | None = None
-    """(N,): the ids that the corpus' texts have among those of all corpora; None: their own."""
+    """(N,): which of all corpora's texts those of this one are; None: there are no others."""
     first_row: int = 0
     """How many rows the corpora before it have."""
 
     def draw_texts(self, seed: int) -> RowTexts:
-        """Return the texts that stand for the rows, by their ids among all."""
+        """Return the texts that stand for the rows, by their places among all."""
         texts = self.corpus.draw_texts(self.rows, seed, self.epoch)
         if self.text_ids is None:
             return texts
         return RowTexts(self.text_ids[texts.pairs], self.text_ids[texts.negatives], texts.negative_rows)
 
     def known_positives(self, in_batch: npt.NDArray[np.bool_]) -> IntArray:
-        """Return `Corpus.known_positives`, by ids among all, of which `in_batch` says what the batch has."""
+        """Return `Corpus.known_positives`, by places among all, of which `in_batch` says what the batch has."""
         if self.text_ids is None:
             return self.corpus.known_positives(self.rows, in_batch)
         pairs = self.corpus.known_positives(self.rows, in_batch[self.text_ids])
@@ -45,14 +45,14 @@ class CorpusRows:
 
 def collate(corpus: Corpus, rows: IntArray, epoch: int, batch_spec: BatchSpec, rows_read: str | None = None) -> Batch:
     """Return a global batch of a corpus, as `collate_parts` does."""
-    return collate_parts(
-        [CorpusRows(corpus, rows, epoch)], corpus.tokens, corpus.format, batch_spec, rows_read=rows_read
-    )
+    parts = [CorpusRows(corpus, rows, epoch)]
+    return collate_parts(parts, corpus.tokens, corpus.equal_ids, corpus.format, batch_spec, rows_read=rows_read)
 
 
 def collate_parts(
     parts: Sequence[CorpusRows],
     tokens: Tokens,
+    equal_ids: IntArray,
     data_format: DataFormat,
     batch_spec: BatchSpec,
     *,
@@ -64,6 +64,7 @@ def collate_parts(
     Args:
         parts: the rows of each corpus.
         tokens: the texts of all corpora.
+        equal_ids: (N,): equal for equal texts, whatever templates they stand in.
         data_format: a format that the rows of all parts have; those of format C are ones of B without negatives.
         batch_spec: how the batch is split, and what becomes of duplicates.
         loss: which of the run's losses it has.
@@ -72,7 +73,9 @@ def collate_parts(
     """
     texts = _concatenate([part.draw_texts(batch_spec.seed) for part in parts])
     if batch_spec.duplicates == "drop":
-        kept = rows_without_duplicates(texts)
+        kept = rows_without_duplicates(
+            replace(texts, pairs=equal_ids[texts.pairs], negatives=equal_ids[texts.negatives])
+        )
         parts, texts = _take(parts, kept), texts.take(kept)
     distinct_ids, inverse, occurrences = np.unique(texts.flat, return_inverse=True, return_counts=True)
     lengths = tokens.lengths[distinct_ids]
@@ -83,7 +86,9 @@ def collate_parts(
     position_of_text = np.empty(len(distinct_ids), np.int64)
     position_of_text[shards.flatten()] = gathered_positions.flatten()
     pair_positions, negative_positions = np.split(position_of_text[inverse], [texts.pairs.size])
-    negatives = (texts.negative_rows, negative_positions, texts.negatives)
+    negatives = (texts.negative_rows, negative_positions, equal_ids[texts.negatives])
+    known_positives = _known_positives(parts, distinct_ids, len(tokens))
+    known_positives[:, 1:] = equal_ids[known_positives[:, 1:]]
     return Batch(
         tokens=tokens.take(distinct_ids[shard]),
         text_ids=distinct_ids[shard],
@@ -92,10 +97,10 @@ def collate_parts(
         structure=BatchStructure(
             format=data_format,
             embedding_index=torch.from_numpy(pair_positions.reshape(texts.pairs.shape)),
-            text_ids=torch.from_numpy(texts.pairs),
+            text_ids=torch.from_numpy(equal_ids[texts.pairs]),
             labels=_labels(parts) if data_format.labelled else None,
             negatives=Negatives(*map(torch.from_numpy, negatives)),
-            known_positives=torch.from_numpy(_known_positives(parts, distinct_ids, len(tokens))),
+            known_positives=torch.from_numpy(known_positives),
             loss=loss,
         ),
         token_count=int((occurrences * lengths).sum()),

@@ -54,7 +54,9 @@ class Corpus:
 
     format: DataFormat
     tokens: Tokens
-    """The N distinct texts."""
+    """The N distinct texts; one that stands in two templates counts twice."""
+    equal_ids: IntArray
+    """(N,): equal for equal texts, whatever templates they stand in."""
     cell_starts: IntArray
     """(B, R): where the texts of a cell begin in `cell_texts`."""
     cell_sizes: IntArray
@@ -77,6 +79,8 @@ class Corpus:
     """Fraction of tokens that stand for what the vocabulary does not have."""
     all_negatives: bool = False
     """Whether all texts of a cell of negatives are used, instead of one that is drawn."""
+    text_hashes: IntArray | None = None
+    """(N,): equal for equal texts of any corpora, whatever templates they stand in; None where there are no others."""
 
     def __len__(self) -> int:
         return len(self.cell_starts)

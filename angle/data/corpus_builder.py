@@ -5,45 +5,23 @@ from __future__ import annotations
 import hashlib
 import itertools
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from angle.cache import cache_folder
 from angle.config import LimitsConfig, SourceConfig, label_name
-from angle.data.cells import describe_non_text, is_invisible, parse_label, text_problem
+from angle.data.cells import describe_non_text, is_invisible, is_missing, parse_label, text_problem
 from angle.data.corpus import Corpus, IntArray
+from angle.data.distinct_texts import DistinctTexts, Tokenizer, template_columns
 from angle.data.purposes import limit_name, setting_name, source_label
 from angle.data.table import Row, Table
-from angle.data.token_cache import cached_tokens
 from angle.errors import NAME_LENGTH, DataError, brief, listed
 from angle.structures import NEGATIVE_COLUMN, DataFormat, Tokens
 
 #: The largest label, as labels are stored in float32.
 MAX_LABEL = float(np.finfo(np.float32).max)
-
-
-class Tokenizer(Protocol):
-    """Turns texts into tokens; see `angle.modeling.tokenizer.TextTokenizer`."""
-
-    @property
-    def fingerprint(self) -> str:
-        """A hash of everything that determines the tokens of a text."""
-
-    @property
-    def columns(self) -> tuple[str, ...]:
-        """The additional columns that the template uses."""
-
-    def __call__(self, texts: Sequence[str], extras: Sequence[Mapping[str, str]] | None = None) -> Tokens:
-        """Return the tokens of texts."""
-
-    def check_known(self, tokens: Tokens) -> None:
-        """Raise ConfigError, a ValueError, if the model has no embedding for one of the tokens."""
-
-    def unknown_fraction(self, tokens: Tokens) -> float:
-        """Return the fraction of tokens that stand for what the vocabulary does not have."""
 
 
 class CorpusBuilder:
@@ -54,7 +32,7 @@ class CorpusBuilder:
         data_format: DataFormat,
         source: SourceConfig,
         purpose: str,
-        extra_columns: tuple[str, ...],
+        tokenizer: Tokenizer,
         limits: LimitsConfig,
         negatives: str,
         tables: Iterable[Table],
@@ -65,7 +43,7 @@ class CorpusBuilder:
             data_format: the format of all rows.
             source: where they come from, for checks and messages.
             purpose: one of `angle.data.purposes`, likewise.
-            extra_columns: columns that the template uses.
+            tokenizer: turns texts into tokens, and knows the template of each role.
             limits: how long a text may be.
             negatives: what a list of negatives means, see `angle.config.DataConfig`.
             tables: those whose rows may be added.
@@ -76,8 +54,8 @@ class CorpusBuilder:
         self.source = source
         self.label_map = source.label_map
         self.purpose = purpose
-        self.extra_columns = extra_columns
-        self._texts: dict[tuple[str, ...], int] = {}
+        self.extra_columns = template_columns(tokenizer, data_format.roles)
+        self._texts = DistinctTexts(tokenizer, data_format.roles)
         self._cell_texts: list[int] = []
         self._cell_sizes: list[int] = []
         self._labels: list[float] = []
@@ -108,14 +86,14 @@ class CorpusBuilder:
         if table is not self._table:
             self._begin(table)
         cells = self._cells(table, number, row)
-        extras = self._extras(table, number, row) if self.extra_columns else ()
+        extras = self._extras(table, number, row) if self.extra_columns else {}
         if cells is None or extras is None:
             return
         texts, sizes = cells
-        text_ids = self._texts
-        for text in texts:
-            key = (text, *extras) if extras else (text,)
-            self._cell_texts.append(text_ids.setdefault(key, len(text_ids)))
+        templates = itertools.chain.from_iterable(map(itertools.repeat, self._texts.template_of_role, sizes))
+        by_template = [[extras.get(name, "") for name in columns] for columns in self._texts.columns]
+        for template, text in zip(templates, texts, strict=True):
+            self._cell_texts.append(self._texts.add(template, text, by_template[template]))
         self._cell_sizes += sizes
         self._labels.append(label)
         origin = self._table_origin
@@ -158,7 +136,7 @@ class CorpusBuilder:
         """Return the texts of the columns of one role; of several columns, some may hold nothing."""
         values = {column: row.get(column) for column in columns}
         if len(columns) > 1:
-            values = {column: value for column, value in values.items() if not _is_missing(value)}
+            values = {column: value for column, value in values.items() if not is_missing(value)}
             if not values:
                 self._report(table, number, columns[0], "no text", f"and {listed(columns[1:])} hold nothing")
                 return None
@@ -177,16 +155,16 @@ class CorpusBuilder:
             cell += texts
         return cell
 
-    def _extras(self, table: Table, number: int, row: Row) -> Sequence[str] | None:
+    def _extras(self, table: Table, number: int, row: Row) -> dict[str, str] | None:
         """Return what the additional columns hold; None if the template could not use one."""
         values = [row.get(name) for name in self.extra_columns]
         for name, value in zip(self.extra_columns, values, strict=True):
             may_be_used = isinstance(value, str) and not value.strip()  # unlike a text, it may be empty
             if not may_be_used and (problem := self._text_problem(value)):
-                description = f"{problem[1]}, but the template model.prompt uses it"
+                description = f"{problem[1]}, but the template uses it"
                 self._report(table, number, name, "template", description)
                 return None
-        return list(map(str, values))
+        return dict(zip(self.extra_columns, map(str, values), strict=True))
 
     def _text_problem(self, value: object) -> tuple[str, str] | None:
         return text_problem(value, self.text_length, limit_name(self.purpose, "text_length"))
@@ -250,8 +228,12 @@ class CorpusBuilder:
             more = f", and {others} other kind{'s' if others > 1 else ''} of problem" if others else ""
             raise DataError(f"{message} ({count} such row{'s' if count > 1 else ''}{more}){hint}.")
 
-    def build(self, tokenizer: Tokenizer, *, cache: bool = True) -> Corpus:
+    def build(self, *, cache: bool = True, hashes: bool = False) -> Corpus:
         """Return the corpus of all rows added.
+
+        Args:
+            cache: whether tokens are kept on disk.
+            hashes: whether the corpus has hashes of its texts, to be compared with those of others.
 
         Raises:
             DataError: rows with problems, or no rows.
@@ -264,10 +246,11 @@ class CorpusBuilder:
         shape = (len(self._numbers), len(self.format.roles))
         cell_sizes, cell_texts, labels = arrays = self._arrays()
         texts_digest, digest = self._digests(*arrays)
-        tokens = self._tokens(tokenizer, texts_digest, cache)
+        tokens = self._tokens(texts_digest, cache)
         return Corpus(
             format=self.format,
             tokens=tokens,
+            equal_ids=self._texts.equal_ids(),
             cell_starts=(np.cumsum(cell_sizes) - cell_sizes).reshape(shape),
             cell_sizes=cell_sizes.reshape(shape),
             cell_texts=cell_texts,
@@ -277,8 +260,9 @@ class CorpusBuilder:
             numbers=np.array(self._numbers, np.int64),
             dropped=self._dropped,
             fingerprint=digest,
-            unknown=tokenizer.unknown_fraction(tokens),
+            unknown=self._texts.unknown_fraction(tokens),
             all_negatives=self.format.name == "B" and (self._has_numbered_negatives or not self._draws_negatives),
+            text_hashes=self._texts.hashes() if hashes else None,
         )
 
     def fingerprint(self) -> str:
@@ -292,30 +276,15 @@ class CorpusBuilder:
     def _digests(self, *arrays: npt.NDArray[Any] | None) -> tuple[str, str]:
         """Return a hash of the distinct texts, and one of these arrays too."""
         digest = hashlib.sha256(self.format.name.encode())
-        for key in self._texts:
-            digest.update("\0".join(key).encode(errors="surrogatepass") + b"\1")
+        for part in self._texts.digest_parts():
+            digest.update(part)
         texts_digest = digest.hexdigest()
         for array in arrays:
             digest.update(b"" if array is None else array.tobytes())
         return texts_digest, digest.hexdigest()
 
-    def _tokens(self, tokenizer: Tokenizer, texts_digest: str, cache: bool) -> Tokens:
-        def tokenize() -> Tokens:
-            extras = [dict(zip(self.extra_columns, key[1:], strict=True)) for key in self._texts]
-            return tokenizer([key[0] for key in self._texts], extras if self.extra_columns else None)
-
-        # With the lengths, because a text may hold the characters that separate texts in the digest.
-        lengths = np.fromiter((len(part) for key in self._texts for part in key), np.int64)
-        key = hashlib.sha256(f"{tokenizer.fingerprint}/{texts_digest}/".encode() + lengths.tobytes()).hexdigest()
+    def _tokens(self, digest: str, cache: bool) -> Tokens:
         try:
-            folder = cache_folder("tokens") / key
-            tokens = cached_tokens(folder, tokenize, len(self._texts)) if cache else tokenize()
-            tokenizer.check_known(tokens)  # the cache knows the tokenizer, but not the model
+            return self._texts.tokens(digest, cache=cache)
         except ValueError as error:
             raise DataError(f"{setting_name(self.purpose)}: {str(error).removesuffix('.')}.") from None
-        return tokens
-
-
-def _is_missing(value: object) -> bool:
-    """Return whether a cell holds nothing: a file with a column for each of several negatives may have such."""
-    return value is None or value == [] or (isinstance(value, str) and not value.strip())

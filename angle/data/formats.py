@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 from angle.data.purposes import may_have_any_format, setting_name
 from angle.data.table import Table
@@ -156,9 +156,15 @@ def _rename_hint(columns: Sequence[str], data_format: DataFormat, purpose: str) 
 
 
 def common_format(
-    tables: Iterable[Table], requested: str, purpose: str, template_columns: tuple[str, ...] = ()
+    tables: Iterable[Table], requested: str, purpose: str, template_columns: Callable[[Sequence[str]], tuple[str, ...]]
 ) -> DataFormat:
     """Return the format that all tables share, which is `requested` unless that is "auto".
+
+    Args:
+        tables: the tables.
+        requested: A, B, C or auto.
+        purpose: one of `angle.data.purposes`, for messages.
+        template_columns: returns the further columns that the templates of roles (columns of rows) use.
 
     Raises:
         DataError: there is none, or a table has a column that is probably meant to be used and is not, or lacks one
@@ -174,12 +180,13 @@ def common_format(
                 f"{setting_name(purpose)}: {first.name} is format {data_format.name}, but {table.name} has the columns "
                 f"{listed(table.columns)}: all sources of a list must have the same format."
             )
+    used = template_columns(data_format.roles)
     for table in (first, *others):
-        check_unused_columns(table.columns, data_format, template_columns, requested, purpose, table.name)
-        missing = [name for name in template_columns if name not in table.columns]
+        check_unused_columns(table.columns, data_format, used, requested, purpose, table.name)
+        missing = [name for name in used if name not in table.columns]
         if missing:
             raise DataError(
-                f"{setting_name(purpose)}: the template model.prompt uses {{{missing[0]}}}, but {table.name} has the "
+                f"{setting_name(purpose)}: the template uses {{{missing[0]}}}, but {table.name} has the "
                 f"columns {listed(table.columns)}."
             )
     return data_format

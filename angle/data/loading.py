@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from angle.config import LimitsConfig, SourceConfig
 from angle.data import formats, sources
 from angle.data.corpus import Corpus
-from angle.data.corpus_builder import CorpusBuilder, Tokenizer
+from angle.data.corpus_builder import CorpusBuilder
+from angle.data.distinct_texts import Tokenizer, template_columns
 from angle.data.language import check_language
 from angle.data.purposes import source_label
 
@@ -17,6 +20,8 @@ def load_corpus(
     data_format: str = "auto",
     limits: LimitsConfig | None = None,
     negatives: str = "draw",
+    *,
+    hashes: bool = False,
 ) -> Corpus:
     """Read, check and tokenise all rows of a source.
 
@@ -27,19 +32,20 @@ def load_corpus(
         data_format: A, B, C or auto.
         limits: what is read at most; None: the defaults.
         negatives: what a list of negatives means, see `angle.config.DataConfig`.
+        hashes: whether the corpus has hashes of its texts, to be compared with those of others.
 
     Raises:
         DataError: anything wrong with the data.
 
     """
     limits = limits or LimitsConfig()
-    columns = tokenizer.columns
+    columns = template_columns(tokenizer, sorted(sources.ROLES))
     tables = sources.open_tables(source, purpose, data_format, template_columns=columns, limits=limits)
-    row_format = formats.common_format(tables, data_format, purpose, columns)
-    builder = CorpusBuilder(row_format, source, purpose, columns, limits, negatives, tables)
+    row_format = formats.common_format(tables, data_format, purpose, partial(template_columns, tokenizer))
+    builder = CorpusBuilder(row_format, source, purpose, tokenizer, limits, negatives, tables)
     for table in tables:
         for number, row in table.rows:
             builder.add(table, number, row)
-    corpus = builder.build(tokenizer)
+    corpus = builder.build(hashes=hashes)
     check_language(corpus.unknown, source_label(purpose, source))
     return corpus

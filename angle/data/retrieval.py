@@ -18,7 +18,7 @@ from angle.cache import cache_folder
 from angle.config import LimitsConfig, RetrievalConfig, enumerate_words
 from angle.data.cells import is_invisible, parse_label, text_problem
 from angle.data.corpus import IntArray, RowTexts
-from angle.data.corpus_builder import Tokenizer
+from angle.data.distinct_texts import Tokenizer
 from angle.data.language import check_language
 from angle.data.purposes import limit_name, setting_name
 from angle.data.retrieval_files import COLUMNS, Part, open_part
@@ -136,12 +136,12 @@ def load_retrieval_set(
 
 def tokenize(tokenizer: Tokenizer, texts: Sequence[str], role: str | None) -> Tokens:
     """Return the tokens of texts that are all queries ("query"), all passages ("document"), or neither (None)."""
-    return tokenizer(texts)
+    return (tokenizer if role is None else tokenizer.named(role))(texts)
 
 
 def cached_tokens_of(tokenizer: Tokenizer, texts: Sequence[str], role: str) -> Tokens:
     """Return what `tokenize` does, from the cache if it is there."""
-    digest = hashlib.sha256(f"{tokenizer.fingerprint}/{role}/".encode())
+    digest = hashlib.sha256(f"{tokenizer.named(role).fingerprint}/".encode())
     for text in texts:
         digest.update(f"{len(text)}/".encode() + text.encode())
     return cached_tokens(

@@ -46,7 +46,8 @@ def text_groups(corpus: Corpus) -> IntArray:
     """Return the group (B,) of each row, counted from 0: rows that share a text, directly or not, have the same."""
     rows = np.repeat(np.arange(len(corpus)), corpus.cell_sizes.sum(axis=1))
     size = len(corpus) + len(corpus.tokens)
-    edges = coo_array((np.ones(len(rows), bool), (rows, len(corpus) + corpus.cell_texts)), shape=(size, size))
+    texts = len(corpus) + corpus.equal_ids[corpus.cell_texts]
+    edges = coo_array((np.ones(len(rows), bool), (rows, texts)), shape=(size, size))
     groups: IntArray = connected_components(edges, directed=False)[1][: len(corpus)].astype(np.int64)
     return np.unique(groups, return_inverse=True)[1]
 
@@ -61,6 +62,7 @@ def take_rows(corpus: Corpus, rows: IntArray) -> Corpus:
     return dataclasses.replace(
         corpus,
         tokens=corpus.tokens.take(text_ids),
+        equal_ids=np.unique(corpus.equal_ids[text_ids], return_inverse=True)[1],
         cell_starts=new_starts.reshape(shape),
         cell_sizes=sizes.reshape(shape),
         cell_texts=cell_texts,

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from functools import partial
 
 from angle.config import LimitsConfig, SourceConfig
 from angle.data import sources
 from angle.data.collate import collate
-from angle.data.corpus_builder import CorpusBuilder, Tokenizer
+from angle.data.corpus_builder import CorpusBuilder
+from angle.data.distinct_texts import Tokenizer, template_columns
 from angle.data.formats import common_format
 from angle.data.plan import BatchPlan, BatchSpec
 from angle.data.table import Table
@@ -51,7 +53,7 @@ class StreamingTrainingData:
         self._limits, self._negatives = limits or LimitsConfig(), negatives
         self._file_states = sources.file_states(source)
         tables = self._known_tables = self._tables()
-        self._format = common_format(tables, data_format, "train", tokenizer.columns)
+        self._format = common_format(tables, data_format, "train", partial(template_columns, tokenizer))
         self.formats, self.loss_names = (self._format,), ()
         self._names = ", ".join(table.name for table in tables)
         self.steps_per_epoch: int | None = None
@@ -77,18 +79,17 @@ class StreamingTrainingData:
             if len(builder):
                 yield builder
             elif not pass_has_rows:
-                builder.build(self._tokenizer, cache=False)  # raises, saying why there is no row
+                builder.build(cache=False)  # raises, saying why there is no row
 
     def _tables(self) -> list[Table]:
-        columns, limits = self._tokenizer.columns, self._limits
+        columns, limits = template_columns(self._tokenizer, sorted(sources.ROLES)), self._limits
         return sources.open_tables(
             self._source, "train", self._data_format, template_columns=columns, limits=limits, streaming=True
         )
 
     def _builder(self) -> CorpusBuilder:
-        columns = self._tokenizer.columns
         return CorpusBuilder(
-            self._format, self._source, "train", columns, self._limits, self._negatives, self._known_tables
+            self._format, self._source, "train", self._tokenizer, self._limits, self._negatives, self._known_tables
         )
 
     def _check(self, builder: CorpusBuilder) -> None:
@@ -109,7 +110,7 @@ class StreamingTrainingData:
         for number, builder in enumerate(self._windows()):
             plan = BatchPlan(len(builder), self._batch_spec)
             window_end = window_start + plan.steps_per_epoch
-            corpus = builder.build(self._tokenizer, cache=False) if window_end > start else None
+            corpus = builder.build(cache=False) if window_end > start else None
             hash_of_rows.update((builder.fingerprint() if corpus is None else corpus.fingerprint).encode())
             rows_up_to_here = hash_of_rows.hexdigest()
             if window_start < start <= window_end and rows_read not in (None, rows_up_to_here):

@@ -96,9 +96,8 @@ class InMemoryTrainingData:
             for number, (source, spec) in enumerate(zip(self.sources, self.batch_specs, strict=True))
         ]
         self.plan = MixturePlan(plans, batch_spec, self.mixture)
-        self.tokens, self._text_ids = _merge_texts(
-            [source.corpus for source in self.sources], equal_by_tokens=self.mixture.together
-        )
+        corpora = [source.corpus for source in self.sources]
+        self.tokens, self._equal_ids, self._text_ids = _merge_texts(corpora, together=self.mixture.together)
         self._first_rows = np.cumsum([0, *(plan.rows for plan in plans)]).tolist()
         self.formats = _formats_of_losses(self.sources, together=self.mixture.together)
         names = tuple(source.name for source in self.sources)
@@ -144,7 +143,7 @@ class InMemoryTrainingData:
             for source, epoch, rows in parts
         ]
         spec = self._batch_spec if self.mixture.together else self.batch_specs[parts[0].source]
-        return collate_parts(rows, self.tokens, self.formats[loss], spec, loss=loss)
+        return collate_parts(rows, self.tokens, self._equal_ids, self.formats[loss], spec, loss=loss)
 
     def largest_rows(self) -> tuple[int, int, int]:
         """Return (loss, texts a row, rows a process) of the batches that have the most texts."""
@@ -206,32 +205,29 @@ def _formats_of_losses(sources: Sequence[TrainingSource], *, together: bool) -> 
     )
 
 
-def _merge_texts(corpora: Sequence[Corpus], *, equal_by_tokens: bool) -> tuple[Tokens, list[IntArray | None]]:
-    """Return the texts of all corpora, and for each corpus the ids of its own among them; None: they are the same.
+def _merge_texts(corpora: Sequence[Corpus], *, together: bool) -> tuple[Tokens, IntArray, Sequence[IntArray | None]]:
+    """Return the texts of all corpora, their `equal_ids`, and for each corpus which of these are its own (None: all).
 
     Args:
         corpora: the corpora.
-        equal_by_tokens: whether texts of several corpora get one id if they have the same tokens; needed if they can
-            be in one batch.
+        together: whether texts of several corpora can be in one batch, so that those with equal tokens are one, and
+            equal texts in different templates are known as such.
 
     """
     if len(corpora) == 1:
-        return corpora[0].tokens, [None]
+        return corpora[0].tokens, corpora[0].equal_ids, [None]
     offsets = np.cumsum([0, *(len(corpus.tokens) for corpus in corpora)])
     lengths = np.concatenate([corpus.tokens.lengths for corpus in corpora])
-    tokens = Tokens(
-        np.concatenate([corpus.tokens.ids for corpus in corpora]),
-        np.concatenate([np.zeros(1, np.int64), lengths.cumsum()]),
+    bounds = np.concatenate([np.zeros(1, np.int64), lengths.cumsum()])
+    tokens = Tokens(np.concatenate([corpus.tokens.ids for corpus in corpora]), bounds)
+    places, equal_ids = (
+        np.arange(offsets[-1]),
+        np.concatenate([offset + corpus.equal_ids for offset, corpus in zip(offsets, corpora, strict=False)]),
     )
-    if not equal_by_tokens:
-        return tokens, [np.arange(start, stop) for start, stop in itertools.pairwise(offsets.tolist())]
-    first_of: dict[bytes, int] = {}
-    bounds = tokens.offsets.tolist()
-    ids = np.array(
-        [
-            first_of.setdefault(tokens.ids[start:stop].tobytes(), number)
-            for number, (start, stop) in enumerate(itertools.pairwise(bounds))
-        ],
-        np.int64,
-    )
-    return tokens, [ids[start:stop] for start, stop in itertools.pairwise(offsets.tolist())]
+    if together:
+        first_of: dict[bytes, int] = {}
+        texts = (tokens.ids[start:stop].tobytes() for start, stop in itertools.pairwise(bounds.tolist()))
+        places = np.fromiter((first_of.setdefault(text, place) for place, text in enumerate(texts)), np.int64)
+        hashes = [corpus.text_hashes for corpus in corpora if corpus.text_hashes is not None]
+        equal_ids = np.unique(np.concatenate(hashes), return_inverse=True)[1]
+    return tokens, equal_ids, np.split(places, offsets[1:-1])

@@ -127,6 +127,7 @@ def save_results(
         "pooling": embedding_config.pooling,
         "max_length": embedding_config.max_length,
         "prompt": embedding_config.prompt,
+        "prompts": embedding_config.prompts,
         "tasks": {
             task: {name: value if math.isfinite(value) else None for name, value in metrics.items()}
             for task, metrics in results.items()

@@ -10,6 +10,7 @@ import torch
 from angle.export.card_model import CardModel, SentenceTransformersSupport
 from angle.export.example import OTHER_COLUMNS, SENTENCES
 from angle.export.public_names import describe_model
+from angle.modeling.sentence_transformers_files import ROLE_PROMPTS
 from angle.prompts import template_fields
 
 #: How `similarity_matrix` is written with torch alone.
@@ -46,8 +47,12 @@ def _with_sentence_transformers(model: CardModel) -> str:
         "embeddings = model.encode(sentences)",
         *_result(model, "model.similarity(embeddings, embeddings)"),
     ]
-    if model.embedding_config.prompts:
-        name = json.dumps(next(iter(model.embedding_config.prompts)))
+    prompts = model.embedding_config.prompts or {}
+    if any(role in prompts for role in ROLE_PROMPTS):
+        lines += ["", "# Queries and documents are written differently:"]
+        lines += ["queries = model.encode_query(sentences)", "documents = model.encode_document(sentences)"]
+    elif prompts:
+        name = json.dumps(next(iter(prompts)))
         lines += ["", "# With one of the prompts that the model has by name:"]
         lines += [f"embeddings = model.encode(sentences, prompt_name={name})"]
     return _python(lines)

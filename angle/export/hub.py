@@ -21,6 +21,7 @@ from angle.export.architecture import read_architecture
 from angle.export.card_model import CardModel, SentenceTransformersSupport
 from angle.export.example import Example
 from angle.export.model_card import model_card
+from angle.export.prompts import words_after_text
 from angle.export.public_names import name_on_hub
 from angle.export.sentence_transformers import TOKENIZER_FILE, check_supported, write_sentence_transformers_files
 from angle.export.trained_run import TrainedRun
@@ -210,10 +211,15 @@ def _support(embedding_config: EmbeddingConfig, model: Path) -> SentenceTransfor
 
     try:
         check_supported(embedding_config)
+        has_suffix = bool(words_after_text(embedding_config))
     except ConfigError:
         return SentenceTransformersSupport.NEVER
     # Others must be loaded to find out whether padding, or a bidirectional decoder, is the same; convert does that.
-    is_known = embedding_config.bidirectional_from is None and "auto_map" not in _read_json(model / "config.json")
+    is_known = (
+        embedding_config.bidirectional_from is None
+        and not has_suffix
+        and "auto_map" not in _read_json(model / "config.json")
+    )
     if is_known and is_proved_config(AutoConfig.from_pretrained(model)):
         return SentenceTransformersSupport.AS_IS
     return SentenceTransformersSupport.CONVERTED

@@ -1,7 +1,8 @@
 """Embed texts with sentence-transformers alone, in a process of its own: python -P plain_encode.py FOLDER TEXTS OUTPUT
 
 Nothing of this project is imported, so that any version of sentence-transformers can run it. TEXTS is a JSON file with
-a list of them, OUTPUT a .npy file for the embeddings. The versions that computed them are printed as JSON.
+lists of them by the method that embeds them (encode, encode_query, encode_document), OUTPUT a .npy file for the
+embeddings, one list after the other. The versions that computed them are printed as JSON.
 """
 
 from __future__ import annotations
@@ -23,10 +24,11 @@ def main(folder: str, texts: str, output: str, *flags: str) -> None:
         folder, device="cpu", trust_remote_code="--trust-remote-code" in flags
     )
     # Not all in one batch, and not one by one: padding must change nothing.
-    embeddings = model.encode(
-        json.loads(Path(texts).read_text(encoding="utf-8")), batch_size=8, show_progress_bar=False
-    )
-    np.save(output, np.asarray(embeddings, np.float32))
+    embeddings = [
+        getattr(model, method)(each, batch_size=8, show_progress_bar=False)
+        for method, each in json.loads(Path(texts).read_text(encoding="utf-8")).items()
+    ]
+    np.save(output, np.concatenate(embeddings).astype(np.float32))
     print(json.dumps({module.__name__: module.__version__ for module in (sentence_transformers, transformers)}))
 
 

@@ -20,8 +20,9 @@ from angle.export.example import make_example
 from angle.export.generations import needs_version_6, shared_model_config, shared_tokenizer_config
 from angle.export.merging import embed_unmerged
 from angle.export.model_card import model_card
+from angle.export.prompts import prompt_settings, with_suffix_tokens, words_after_text
 from angle.export.trained_run import TrainedRun, find_trained_run
-from angle.export.verification import Verification, can_verify, texts_to_compare, verify
+from angle.export.verification import Verification, can_verify, expected_embeddings, texts_by_method, verify
 from angle.files import replace_folder
 from angle.modeling.bidirectional import bidirectional_switches
 from angle.modeling.embedding_config import EmbeddingConfig
@@ -29,7 +30,7 @@ from angle.modeling.encoder import Encoder
 from angle.modeling.layers import base_model
 from angle.modeling.locations import ADAPTER_FILE, TINY, adapter_base, locate_model, read_json_object
 from angle.modeling.pooling import POOLINGS, SENTENCE_TRANSFORMERS_KEYS, averaging_matrix
-from angle.modeling.sentence_transformers_files import SIMILARITIES, TEMPLATE_PROMPT
+from angle.modeling.sentence_transformers_files import SIMILARITIES
 from angle.modeling.trials import padding_is_exact
 from angle.quiet import quiet_transformers
 
@@ -136,14 +137,19 @@ def _check_expressible(encoder: Encoder) -> None:
 
 def _write_folder(encoder: Encoder, folder: Path) -> bool:
     """Write an encoder into a new folder, and return whether only version 6 of sentence-transformers can load that."""
-    encoder.save(folder)
+    own_tokenizer, suffix = encoder.tokenizer, words_after_text(encoder.embedding_config)
+    if suffix:
+        encoder.tokenizer = with_suffix_tokens(own_tokenizer, suffix)
+    try:
+        encoder.save(folder)
+        embedding_config = encoder.embedding_config
+    finally:
+        encoder.tokenizer = own_tokenizer
     if encoder.has_adapters or encoder.bidirectional_from == 0:
         _check_stock_model(encoder, folder)
     hidden_size = encoder.backbone.config.hidden_size
     uses_token_types = encoder.token_types is not None
-    return write_sentence_transformers_files(
-        encoder.embedding_config, hidden_size, folder, uses_token_types=uses_token_types
-    )
+    return write_sentence_transformers_files(embedding_config, hidden_size, folder, uses_token_types=uses_token_types)
 
 
 def _write_card(
@@ -177,8 +183,8 @@ def _write_card(
 
 def _verify(encoder: Encoder, folder: Path, config: ConvertConfig) -> Verification:
     """Compare the embeddings of a written folder with the encoder's, whose weights are then gone."""
-    texts, dtype = texts_to_compare(encoder.tokenizer.max_length), encoder.backbone.dtype
-    expected = encoder.encode(texts)
+    texts, dtype = texts_by_method(encoder.tokenizer), encoder.backbone.dtype
+    expected = expected_embeddings(encoder, texts)
     encoder.to("meta")  # the other process needs as much memory
     flags = ("--trust-remote-code",) if config.model.trust_remote_code else ()
     return verify(folder, texts, expected, dtype, *flags)
@@ -197,7 +203,7 @@ def check_supported(embedding_config: EmbeddingConfig) -> None:
             f"no equivalent in sentence-transformers, which can express all layers or none: load it with angle's "
             f"Encoder, or train with billm=all."
         )
-    _prompt_prefix(embedding_config.prompt)
+    words_after_text(embedding_config)
     _pooling_modes(embedding_config.pooling)
 
 
@@ -257,7 +263,7 @@ def write_sentence_transformers_files(
     _write_json(
         folder / "config_sentence_transformers.json",
         {
-            **_prompt_settings(embedding_config),
+            **prompt_settings(embedding_config),
             "similarity_fn_name": embedding_config.similarity or SIMILARITIES[0],
             # 5 says first that the folder was made by a later version, and to update.
             **({"__version__": {"sentence_transformers": "6.0.0"}} if version_6_only else {}),
@@ -333,28 +339,6 @@ def _pooling_modes(strategy: str | None) -> tuple[str, ...]:
             f"pooling.strategy={strategy} has no equivalent in sentence-transformers, which can express {known}."
         )
     return POOLINGS[strategy].sentence_transformers
-
-
-def _prompt_prefix(prompt: str | None) -> str | None:
-    """Return the words before the text, if the template has nothing else."""
-    if prompt is None:
-        return None
-    before, after = prompt.split("{text}", 1)
-    if after or "{" in before.replace("{{", "").replace("}}", ""):
-        raise ConfigError(
-            f"model.prompt={prompt!r} has no equivalent in sentence-transformers, whose prompts are words "
-            f"before the text: train with a template that ends in {{text}}."
-        )
-    return before.replace("{{", "{").replace("}}", "}") or None
-
-
-def _prompt_settings(embedding_config: EmbeddingConfig) -> dict[str, Any]:
-    """Return the prompts that are asked for by name, and which of them stands for the template, by default."""
-    prefix, named = _prompt_prefix(embedding_config.prompt), dict(embedding_config.prompts or {})
-    if prefix is None:
-        return {"prompts": named, "default_prompt_name": None}
-    default = next((name for name, text in named.items() if text == prefix), TEMPLATE_PROMPT)
-    return {"prompts": named | {default: prefix}, "default_prompt_name": default}
 
 
 def _module(index: int, path: str, name: str) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from angle.config import HubConfig, SourceConfig, TrainConfig
+from angle.config import DataConfig, HubConfig, SourceConfig, TrainConfig
 from angle.config.record import read_config, read_record
 from angle.data.sources import open_tables
 from angle.errors import DataError
@@ -54,7 +54,7 @@ def read_trained_run(folder: Path, hub: HubConfig | None = None) -> TrainedRun:
     """
     config = read_config(folder)
     config = config if hub is None else replace(config, hub=hub)
-    samples = read_samples(config) if config.hub.samples else []
+    samples = read_samples(config.data, config.losses[0].format) if config.hub.samples else []
     return TrainedRun(config, read_record(folder), read_metrics(folder), samples)
 
 
@@ -68,12 +68,12 @@ def find_trained_run(folder: Path) -> TrainedRun | None:
     return read_trained_run(folder) if read_record(folder).get("finished") else None
 
 
-def read_samples(config: TrainConfig) -> list[dict[str, str]]:
+def read_samples(data: DataConfig, format_name: str) -> list[dict[str, str]]:
     """Return short training rows, of several sources of the first, by column; none if they are no longer there."""
-    format_name, source = config.losses[0].format, next(iter(config.data.train.by_name().values()))
+    source = next(iter(data.train.by_name().values()))
     try:
         are_files = all(Path(name).is_file() for name in SourceConfig.names(source))
-        table = open_tables(source, "train", format_name, limits=config.data.limits, streaming=are_files)[0]
+        table = open_tables(source, "train", format_name, limits=data.limits, streaming=are_files)[0]
         data_format = FORMATS[format_name]
         columns = {role: data_format.columns_of(role, table.columns)[0] for role in data_format.columns}
         rows = [

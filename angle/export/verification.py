@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import cycle, islice
 from pathlib import Path
@@ -18,12 +19,22 @@ from torch import Tensor
 from angle.data import sample
 from angle.errors import ConfigError
 from angle.export.merging import LOW_PRECISION_TOLERANCE
+from angle.modeling.encoder import Encoder
+from angle.modeling.tokenizer import TextTokenizer
 
 #: Largest distance of two embeddings of a text, if weights and states are float32.
 TOLERANCE = 1e-5
 #: Words of the texts to compare on; one more has twice as many as the encoder reads tokens, so it is cut off.
-NUM_WORDS = (1, 1, 2, 3, 3, 5, 8, 8, 13, 13, 21, 34, 55, 89, 144, 233)
-OTHER_TEXTS = ("SHOUTING costs 37 % more!", 'Naïve "façades": (1) Größe, {2} coöperation; 3/4…', "x1-Yz_09")
+NUM_WORDS = (1, 1, 2, 3, 3, 5, 8, 13, 21, 34, 55, 89, 144, 233)
+OTHER_TEXTS = (
+    "SHOUTING costs 37 % more!",
+    'Naïve "façades": (1) Größe, {2} coöperation; 3/4…',
+    "x1-Yz_09",
+    "It rained.",
+    '"Why?"',
+)
+#: The methods of sentence-transformers that embed texts, and the role of the texts.
+METHODS = {"encode": None, "encode_query": "query", "encode_document": "document"}
 
 
 @dataclass(frozen=True)
@@ -58,6 +69,19 @@ def texts_to_compare(max_length: int) -> list[str]:
     return [*(" ".join(islice(endless, count)) for count in counts), *OTHER_TEXTS]
 
 
+def texts_by_method(tokenizer: TextTokenizer) -> dict[str, list[str]]:
+    """Return the texts to compare, by the method that embeds them: those of roles where the model has templates."""
+    texts = texts_to_compare(tokenizer.max_length)
+    has_templates = tokenizer.prompt is not None or tokenizer.prompts
+    return {name: texts for name, role in METHODS.items() if role is None or has_templates}
+
+
+def expected_embeddings(encoder: Encoder, texts: Mapping[str, list[str]]) -> Tensor:
+    """Return the encoder's own embeddings (N, D) of the texts of all methods, one method after the other."""
+    tokenizers = {name: encoder.tokenizer.named(role) if role else None for name, role in METHODS.items()}
+    return torch.cat([encoder.encode(each, tokenizer=tokenizers[name]) for name, each in texts.items()])
+
+
 def distances(actual: Tensor, expected: Tensor) -> Tensor:
     """Return the distances (N,) of embeddings (N, D): cosine distances, to which differences in length are added.
 
@@ -69,12 +93,14 @@ def distances(actual: Tensor, expected: Tensor) -> Tensor:
     return errors.square() / 2
 
 
-def verify(folder: Path, texts: list[str], expected: Tensor, dtype: torch.dtype, *flags: str) -> Verification:
+def verify(
+    folder: Path, texts: Mapping[str, list[str]], expected: Tensor, dtype: torch.dtype, *flags: str
+) -> Verification:
     """Load a folder with sentence-transformers in a new process, and compare embeddings.
 
     Args:
         folder: what was written.
-        texts: N texts.
+        texts: N texts, by the method that embeds them.
         expected: their embeddings (N, D) by the encoder.
         dtype: of the encoder's weights.
         flags: of `plain_encode`.
@@ -85,7 +111,7 @@ def verify(folder: Path, texts: list[str], expected: Tensor, dtype: torch.dtype,
     """
     with tempfile.TemporaryDirectory() as scratch:
         input_file, output_file = Path(scratch, "texts.json"), Path(scratch, "embeddings.npy")
-        input_file.write_text(json.dumps(texts), encoding="utf-8")
+        input_file.write_text(json.dumps(dict(texts)), encoding="utf-8")
         script = str(Path(__file__).with_name("plain_encode.py"))
         # -P: modules beside the script are not importable by their bare names, such as sentence_transformers.
         words = [sys.executable, "-P", script, str(folder), str(input_file), str(output_file), *flags]
@@ -104,4 +130,4 @@ def verify(folder: Path, texts: list[str], expected: Tensor, dtype: torch.dtype,
             f"sentence-transformers makes other embeddings of what was written, by {distance:.1e} in cosine where "
             f"{tolerance:.0e} is allowed, so nothing is kept: use the model as it is, with angle's Encoder."
         )
-    return Verification(distance, len(texts), json.loads(done.stdout.splitlines()[-1]))
+    return Verification(distance, len(expected), json.loads(done.stdout.splitlines()[-1]))

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from angle.config import LimitsConfig, SourceConfig
-from angle.data.cells import text_problem
+from angle.data.cells import is_missing, text_problem
 from angle.data.formats import common_format
 from angle.data.purposes import limit_name, setting_name, source_label
 from angle.data.sources import open_tables
@@ -102,7 +102,7 @@ class _Reader:
     def rows(self, source: SourceConfig) -> Iterator[tuple[str, Sequence[str], Sequence[str]]]:
         """Yield the query, the positives and the negatives of each row."""
         tables = open_tables(source, ROWS, limits=self.limits, streaming=True)
-        data_format = common_format(tables, "auto", ROWS)
+        data_format = common_format(tables, "auto", ROWS, lambda _: ())
         if data_format.labelled:
             raise DataError(
                 f"{source_label(ROWS, source)} has pairs with labels (format A), of which mining cannot tell the "
@@ -110,11 +110,12 @@ class _Reader:
             )
         for table in tables:
             for number, row in table.rows:
-                query, *others = (
-                    self._texts(ROWS, table, number, row, column, several=column != "text")
-                    for column in data_format.roles
-                )
-                yield query[0], others[0], [text for cell in others[1:] for text in cell]
+                (query,) = self._texts(ROWS, table, number, row, "text", several=False)
+                positives = self._texts(ROWS, table, number, row, "positive", several=True)
+                columns = data_format.columns_of("negative", table.columns) if data_format.name == "B" else []
+                cells = [column for column in columns if len(columns) == 1 or not is_missing(row.get(column))]
+                negatives = [self._texts(ROWS, table, number, row, column, several=True) for column in cells]
+                yield query, positives, [text for texts in negatives for text in texts]
 
     def _texts(self, purpose: str, table: Table, number: int, row: Row, column: str, *, several: bool) -> Sequence[str]:
         """Return the texts in a cell, of which there is one unless it may have `several`."""

@@ -15,6 +15,7 @@ from angle.errors import ConfigError
 from angle.modeling.locations import EMBEDDING_CONFIG_FILE, TINY, read_json
 from angle.modeling.pooling import is_pooling
 from angle.modeling.sentence_transformers_files import SIMILARITIES, read_modules, read_settings, unsupported_pooling
+from angle.prompts import PROMPT_NAMES
 
 #: (prefix tokens, suffix tokens): those that a tokenizer puts before and after every text.
 SpecialTokens = tuple[tuple[str, ...], tuple[str, ...]]
@@ -52,7 +53,8 @@ class EmbeddingConfig:
     similarity: str | None = None
     """How the embeddings are meant to be compared: cosine, dot, euclidean or manhattan; None for cosine."""
     prompts: Mapping[str, str] | None = None
-    """What sentence-transformers puts before a text, by the name that is asked for; None for no such names."""
+    """Templates, or the words before a text, by name; None for no such names. Those of roles and columns are used as in
+    `angle.config.ModelConfig`; others were read from a sentence-transformers folder, and are handed on to the next."""
 
     def __str__(self) -> str:
         """Return the settings in human-readable form."""
@@ -64,6 +66,7 @@ class EmbeddingConfig:
             self.normalize and "unit length",
             f"at most {self.max_length} tokens",
             self.prompt is not None and f"template {self.prompt!r}",
+            *(f"{name} {self.prompts[name]!r}" for name in PROMPT_NAMES if self.prompts and name in self.prompts),
             self.similarity is not None and f"compared by {self.similarity}",
             end and f"{' '.join(end)} after a text",
             self.bidirectional_from is not None and f"both directions from layer {self.bidirectional_from}",

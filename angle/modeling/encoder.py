@@ -216,6 +216,7 @@ class Encoder(nn.Module):
             pooling=self.pooling,
             max_length=self.tokenizer.max_length,
             prompt=self.tokenizer.prompt,
+            prompts=self.tokenizer.prompts or None,
             padding_side=self.tokenizer.tokenizer.padding_side,
             is_llm=self.is_llm,
             bidirectional_from=self.bidirectional_from,

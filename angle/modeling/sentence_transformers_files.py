@@ -8,6 +8,7 @@ from typing import Any
 from angle.errors import ConfigError
 from angle.modeling.locations import find_file, read_json, read_json_object
 from angle.modeling.pooling import SENTENCE_TRANSFORMERS_KEYS, averaging_matrix, strategy_of_modes
+from angle.prompts import PLAIN, escaped
 
 MODULES_FILE = "modules.json"
 #: Where settings of the Transformer module are, the first that is there: its file was named after the model once.
@@ -19,6 +20,10 @@ TRANSFORMER_FILES = tuple(
 NO_MAX_LENGTH = 10**6
 #: Our own name of the prompt that stands for a model's template.
 TEMPLATE_PROMPT = "text"
+#: Names under which sentence-transformers looks for the prompts of `encode_query` and `encode_document`.
+ROLE_PROMPTS = ("query", "document")
+#: What its `encode_document` takes where there is no prompt of that name.
+PASSAGE_PROMPTS = ("passage", "corpus")
 #: How sentence-transformers can compare embeddings; the first is what it does unless a folder says otherwise.
 SIMILARITIES = ("cosine", "dot", "euclidean", "manhattan")
 
@@ -156,17 +161,30 @@ def _prompt(name: str, metadata: dict[str, Any]) -> str | None:
             f"name: correct it, or give the template by model.prompt=..."
         )
     prefix = prompts[default]
-    return prefix.replace("{", "{{").replace("}", "}}") + "{text}" if prefix else None
+    return f"{escaped(prefix)}{PLAIN}" if prefix else None
 
 
 def _prompts(metadata: dict[str, Any]) -> dict[str, str] | None:
-    """Return the prompts that are put before a text if they are asked for by name; None if all are empty."""
+    """Return the prompts that are put before a text if they are asked for by name, as `angle.prompts` writes them.
+
+    None if all are empty. Those of queries and documents are not taken over where they just repeat the template, as
+    `angle.export` writes them.
+    """
     prompts, own = metadata.get("prompts"), metadata.get("default_prompt_name") == TEMPLATE_PROMPT
     if not isinstance(prompts, dict):
         return None
     named = {
-        name: text for name, text in prompts.items() if isinstance(text, str) and not (own and name == TEMPLATE_PROMPT)
+        name: f"{escaped(text)}{PLAIN}" if escaped(text) != text else text
+        for name, text in prompts.items()
+        if isinstance(text, str)
     }
+    template = named.pop(TEMPLATE_PROMPT, None) if own else None
+    if template is not None and all(named.get(role) == template for role in ROLE_PROMPTS):
+        for role in ROLE_PROMPTS:
+            del named[role]
+    passages = [named[name] for name in PASSAGE_PROMPTS if name in named]
+    if passages:
+        named.setdefault("document", passages[0])
     return named if any(named.values()) else None
 
 

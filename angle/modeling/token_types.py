@@ -17,7 +17,7 @@ from torch import Tensor
 
 from angle.errors import ConfigError
 from angle.modeling.layers import base_model
-from angle.modeling.tokenizer import encode_a_word
+from angle.modeling.special_tokens import encode_a_word
 from angle.structures import Lengths, to_device
 
 

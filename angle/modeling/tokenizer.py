@@ -12,14 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from angle.errors import ConfigError, first_line, is_failure
+from angle.errors import ConfigError
 from angle.modeling.embedding_config import SpecialTokens
-from angle.prompts import template_fields
+from angle.modeling.special_tokens import call_tokenizer, processors_before_end_token, special_tokens_around
+from angle.prompts import prompt_for, template_fields
 from angle.structures import Lengths, Tokens
 
 DEFAULT_MAX_LENGTH = 512
-#: The words of a vocabulary that are tried as a text, at most, to see what is put around it.
-MAX_PROBES = 10_000
 #: Number of texts passed to the tokenizer at once: bounds the memory of its Python lists.
 TOKENIZE_BATCH = 20_000
 #: Number of tokens that are compared at once.
@@ -29,67 +28,6 @@ COUNTED_TOKENS = 2**24
 def ends_with_literal(prompt: str | None) -> bool:
     """Return whether a template has words after its last field, so that every text ends with the same token."""
     return prompt is not None and list(string.Formatter().parse(prompt))[-1][1] is None
-
-
-def call_tokenizer(tokenizer: Any, texts: str | list[str], **options: Any) -> Any:
-    """Return what a transformers tokenizer makes of texts.
-
-    Raises:
-        ConfigError: its rules fail on one of them.
-
-    """
-    try:
-        return tokenizer(texts, verbose=False, **options)
-    except BaseException as error:
-        if not is_failure(error):
-            raise
-        raise ConfigError(
-            f"The tokenizer of {tokenizer.name_or_path} fails on a text ({first_line(error)}): give another by "
-            f"model.tokenizer_name_or_path=..."
-        ) from error
-
-
-def special_tokens_around(tokenizer: Any) -> SpecialTokens:
-    """Return (prefix tokens, suffix tokens): what a transformers tokenizer puts before and after every text.
-
-    Raises:
-        ConfigError: its vocabulary has no word that a text could be written with.
-
-    """
-    encoded, start, end = encode_a_word(tokenizer)
-    tokens = tokenizer.convert_ids_to_tokens(encoded["input_ids"])
-    return tuple(tokens[:start]), tuple(tokens[end:])
-
-
-def encode_a_word(tokenizer: Any) -> tuple[Mapping[str, list[int]], int, int]:
-    """Return what a transformers tokenizer makes of some word that it knows, and where in there the word lies.
-
-    Raises:
-        ConfigError: its vocabulary has none.
-
-    """
-    special_ids = set(tokenizer.all_special_ids)
-    for token_id in range(min(len(tokenizer), MAX_PROBES)):
-        if token_id in special_ids:
-            continue
-        encoded = call_tokenizer(tokenizer, tokenizer.decode([token_id]), return_special_tokens_mask=True)
-        ids, mask = encoded["input_ids"], encoded["special_tokens_mask"]
-        positions = [position for position, special in enumerate(mask) if not special]
-        if any(ids[position] not in special_ids for position in positions):  # not just unknown
-            return encoded, positions[0], positions[-1] + 1
-    raise ConfigError(
-        f"{type(tokenizer).__name__} has a vocabulary of {len(tokenizer)} tokens, with none of which a text can be "
-        f"written; transformers makes up such a one where a folder has no tokenizer.json: copy the tokenizer's files "
-        f"there, or give its folder by model.tokenizer_name_or_path=..."
-    )
-
-
-def _processors_before_end_token(post_processor: Any, eos_token: str) -> int | None:
-    """Return how many steps of a post-processor precede one that just appends the end token; None without such."""
-    state = json.loads(post_processor.__getstate__())
-    steps = state.get("processors", [])
-    appended = [{"Sequence": {"id": "A", "type_id": 0}}, {"SpecialToken": {"id": eos_token, "type_id": 0}}]
-    return len(steps) - 1 if steps and steps[-1].get("single") == appended else None
 
 
 class TextTokenizer:
@@ -102,6 +40,7 @@ class TextTokenizer:
         prompt: str | None = None,
         end_token: bool | None = None,
         num_embeddings: Callable[[], int | None] | None = None,
+        prompts: Mapping[str, str] | None = None,
     ) -> None:
         """Wrap a fast transformers tokenizer.
 
@@ -112,6 +51,7 @@ class TextTokenizer:
             end_token: True to end every text with the end token, False to undo what an earlier True has done to the
                 tokenizer, also before it was saved; None for neither.
             num_embeddings: returns how many tokens the model has embeddings for, None if any number.
+            prompts: templates of roles and columns, for `named`; see `angle.config.ModelConfig`.
 
         Raises:
             ConfigError: the tokenizer is not fast, the template leaves no room for a text, or there is no end token.
@@ -126,10 +66,20 @@ class TextTokenizer:
         if end_token is not None:
             self._set_end_token(end_token)
         self.max_length = max_length
-        self.prompt = prompt
+        self.prompts = dict(prompts or {})
         #: Whether texts are lower-cased by what `angle_config.json` says: saved tokenizers do not all keep it.
         self.lower_case: bool | None = None
         self.num_embeddings = num_embeddings
+        self._set_prompt(prompt)
+
+    def _set_prompt(self, prompt: str | None) -> None:
+        """Take a template.
+
+        Raises:
+            ConfigError: it leaves no room for a text.
+
+        """
+        self.prompt, tokenizer, max_length = prompt, self.tokenizer, self.max_length
         # If the text is the only field and ends the template, the tokenizer truncates nothing but the text.
         self._tokenizer_truncates = (
             prompt is not None
@@ -141,12 +91,40 @@ class TextTokenizer:
         empty = "" if prompt is None else prompt.format(**dict.fromkeys(("text", *self.columns), ""))
         self._empty_text = self._token_ids([empty], truncate=False)[0]
         self._template_length = len(self._empty_text)
+        self._around_text = None if prompt is None else self._measure_around_text(prompt)
         if self._template_length >= max_length:
             around = f"the template {prompt!r} alone takes" if prompt else "the tokens around every text take"
             raise ConfigError(
                 f"model.max_length={max_length} leaves no room for a text: {around} {self._template_length} tokens; "
                 f"raise model.max_length{' or shorten model.prompt' if prompt else ''}."
             )
+
+    def _measure_around_text(self, prompt: str) -> tuple[str, int] | None:
+        """Return the words before the text, and the number of tokens after it, special tokens included.
+
+        None if texts are not cut in the context of these words: by a tokenizer that cuts at the left, or in a template
+        with other columns, or with the text twice.
+        """
+        parts = list(string.Formatter().parse(prompt))
+        if self.tokenizer.truncation_side == "left" or [name for _, name, *_ in parts if name] != ["text"]:
+            return None
+        before = "".join(words for words, *_ in parts[: [name for _, name, *_ in parts].index("text") + 1])
+        head = self._token_ids([f"{before}a"], truncate=False, special_tokens=False)[0]
+        return before, self._count(prompt.format(text="a")) - len(head)
+
+    def named(self, name: str) -> TextTokenizer:
+        """Return this tokenizer with the template of a column or of a role.
+
+        Raises:
+            ConfigError: that template cannot be read, or leaves no room for a text.
+
+        """
+        prompt = prompt_for(name, self.prompts, self.prompt)
+        if prompt == self.prompt:
+            return self
+        other = copy.copy(self)
+        other._set_prompt(prompt)
+        return other
 
     @property
     def pad_id(self) -> int:
@@ -194,7 +172,7 @@ class TextTokenizer:
                 [backend.post_processor, append_eos] if backend.post_processor else [append_eos]
             )
             return
-        count = _processors_before_end_token(backend.post_processor, eos_token)
+        count = processors_before_end_token(backend.post_processor, eos_token)
         if count is not None:
             remaining = [backend.post_processor[number] for number in range(count)]
             backend.post_processor = ProcessorSequence(remaining) if remaining else None
@@ -288,15 +266,7 @@ class TextTokenizer:
             return [self.prompt.format(text=text) for text in texts]
         if extras is None:
             extras = [{}] * len(texts)
-        limits = self._text_limits(extras).tolist()
-        encoded = call_tokenizer(
-            self.tokenizer,
-            list(texts),
-            add_special_tokens=False,
-            return_offsets_mapping=True,
-            return_attention_mask=False,
-        )
-        spans = encoded["offset_mapping"]
+        spans, limits = self._spans_and_limits(texts, extras)
         rendered = [
             self._fill_template(text, extra, offsets, limit)
             for text, extra, offsets, limit in zip(texts, extras, spans, limits, strict=True)
@@ -315,6 +285,28 @@ class TextTokenizer:
                 rendered[row] = self._fill_template(texts[row], extras[row], spans[row], limit)
                 length = self._count(rendered[row])
         return rendered
+
+    def _spans_and_limits(
+        self, texts: Sequence[str], extras: Sequence[Mapping[str, str]]
+    ) -> tuple[list[Sequence[tuple[int, int]]], list[int]]:
+        """Return where the tokens of each text begin and end in it, and how many of them fit into the template."""
+        before, tokens_after = self._around_text or ("", None)
+        encoded = call_tokenizer(
+            self.tokenizer,
+            [f"{before}{text}" for text in texts],
+            add_special_tokens=False,
+            return_offsets_mapping=True,
+            return_attention_mask=False,
+        )
+        offsets: list[list[tuple[int, int]]] = encoded["offset_mapping"]
+        spans: list[Sequence[tuple[int, int]]] = [
+            [(max(0, start - len(before)), end - len(before)) for start, end in each if end > len(before)]
+            for each in offsets
+        ]
+        if tokens_after is None:
+            return spans, self._text_limits(extras).tolist()
+        before_lengths = [len(each) - len(own) for each, own in zip(offsets, spans, strict=True)]
+        return spans, [self.max_length - tokens_after - length for length in before_lengths]
 
     def _text_limits(self, extras: Sequence[Mapping[str, str]]) -> Lengths:
         """Return how many tokens of each text (N,) fit in, beside the template and its further columns."""

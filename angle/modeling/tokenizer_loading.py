@@ -9,10 +9,12 @@ from angle.config import ModelConfig
 from angle.errors import ConfigError, first_line, is_failure
 from angle.modeling.embedding_config import EmbeddingConfig, SpecialTokens
 from angle.modeling.locations import TINY, split_gguf
+from angle.modeling.special_tokens import special_tokens_around
 from angle.modeling.tiny import tiny_tokenizer
 from angle.modeling.token_embeddings import num_token_embeddings
-from angle.modeling.tokenizer import DEFAULT_MAX_LENGTH, TextTokenizer, ends_with_literal, special_tokens_around
+from angle.modeling.tokenizer import DEFAULT_MAX_LENGTH, TextTokenizer, ends_with_literal
 from angle.modeling.tokenizer_files import check_tokenizer_files
+from angle.prompts import PROMPT_NAMES
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -51,13 +53,17 @@ def load_tokenizer(
             f"{_pattern(special_tokens)}: give the right one by model.tokenizer_name_or_path=..."
         )
     prompt = config.prompt if config.prompt is not None else embedding_config.prompt
+    prompts = {**(embedding_config.prompts or {}), **config.prompts}
     end_token = config.end_token or None
     newly_last = pooling == "last" and embedding_config.pooling != "last"
     if config.end_token is None and newly_last and not ends_with_literal(prompt):
         # Otherwise, an embedding would be the state of whatever word a text happens to end with.
         end_token = True if tokenizer.eos_token and not special_tokens[1] else None
     max_length = _max_length(config, embedding_config, position_limit)
-    text_tokenizer = TextTokenizer(tokenizer, max_length, prompt, end_token, partial(num_token_embeddings, backbone))
+    num_embeddings = partial(num_token_embeddings, backbone)
+    text_tokenizer = TextTokenizer(tokenizer, max_length, prompt, end_token, num_embeddings, prompts)
+    for name in PROMPT_NAMES:
+        text_tokenizer.named(name)  # what cannot work is said now
     text_tokenizer.lower_case = embedding_config.lower_case
     _set_padding(text_tokenizer, config, embedding_config, pooling)
     return text_tokenizer

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from angle.config import SAMPLE, DataConfig, NamedSourceConfig, SourceConfig
@@ -18,6 +18,8 @@ from angle.errors import ConfigError, DataError
 from angle.evaluation.evaluator import EvaluationRows
 from angle.evaluation.evaluators.sts import check_labels_vary, labels_vary, load_sts
 from angle.modeling.tokenizer import TextTokenizer
+from angle.prompts import ROLES, prompt_name
+from angle.structures import DataFormat
 
 
 @dataclass(frozen=True)
@@ -166,7 +168,10 @@ def _load_source(
     """Return the training rows of a source; one of several may have a format of its own."""
     own = source.format if isinstance(source, NamedSourceConfig) else "auto"
     requested = data_format if own == "auto" else own
-    return load_corpus(source, purpose_of_source(name), tokenizer, requested, config.limits, config.negatives)
+    hashes = config.mix == "together"
+    return load_corpus(
+        source, purpose_of_source(name), tokenizer, requested, config.limits, config.negatives, hashes=hashes
+    )
 
 
 def _hold_out(
@@ -187,6 +192,21 @@ def _hold_out(
         replace(part, unknown=tokenizer.unknown_fraction(part.tokens)) for part in hold_out(sources[0].corpus, fraction)
     )
     return [replace(sources[0], corpus=train)], valid
+
+
+def check_prompts_used(prompts: Iterable[str], formats: Iterable[DataFormat]) -> None:
+    """Raise ConfigError if a template is given for a role or a column that no training row has."""
+    formats = {data_format.name: data_format for data_format in formats}.values()
+    names = [prompt_name(role) for data_format in formats for role in data_format.roles]
+    used = {*names, *(ROLES[name] for name in names if name in ROLES)}
+    unused = next((name for name in prompts if name not in used), None)
+    if unused is not None:
+        named = " and ".join(data_format.name for data_format in formats)
+        raise ConfigError(
+            f"model.prompts has {unused}, but the training rows are of format {named}, whose texts are "
+            f"{' and '.join(dict.fromkeys(names))}: leave it out, or write model.prompt, which stands for all texts "
+            f"that have no template of their own."
+        )
 
 
 def check_text_lengths(data: RunData, pooling: str) -> None:

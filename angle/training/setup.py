@@ -26,7 +26,7 @@ from angle.objective.espresso import EspressoLoss
 from angle.objective.objective import Objective
 from angle.terminal import announce
 from angle.training.checkpoint import seed_everything
-from angle.training.data import RunData, check_text_lengths, load_data, with_sample_splits
+from angle.training.data import RunData, check_prompts_used, check_text_lengths, load_data, with_sample_splits
 from angle.training.distributed import query_shards
 from angle.training.gradient_cache import GradientCache
 from angle.training.kernels import run_kernels_to_skip
@@ -98,6 +98,7 @@ def build(config: TrainConfig, accelerator: Accelerator) -> RunComponents:
         )
     check_text_lengths(data, encoder.pooling)
     sources = data.train.sources if isinstance(data.train, InMemoryTrainingData) else ()
+    check_prompts_used(config.model.prompts, [source.corpus.format for source in sources] or data.train.formats)
     source_formats = {source.name: source.corpus.format.name for source in sources}
     config = resolve_config(config, encoder, data.train.formats[0].name, source_formats)
     if config.ese.enabled:

@@ -172,6 +172,25 @@ def test_encode_with_a_prompt(angle: AnglE) -> None:
     np.testing.assert_array_equal(with_column, angle.encode(["dog: cat"]))
 
 
+def test_encode_in_a_role(angle: AnglE) -> None:
+    asymmetric = AnglE(
+        "tiny", max_length=64, prompt_template="any: {text}", prompts={"query": "fox: ", "text2": "owl "}
+    )
+    for role, template in {"query": "fox: {}", "text": "fox: {}", "document": "any: {}", "text2": "owl {}"}.items():
+        expected = angle.encode([template.format(text) for text in TEXTS], max_length=64)
+        np.testing.assert_array_equal(asymmetric.encode(TEXTS, role=role), expected)
+    expected = angle.encode([f"fox: {text}" for text in TEXTS], max_length=8)
+    np.testing.assert_array_equal(asymmetric.encode(TEXTS, role="query", max_length=8), expected)
+    for options, message in (
+        ({"role": "querry"}, "role='querry' is not known; did you mean query? Choose query, document, positive, "
+         "negative, text1, text2."),
+        ({"role": "query", "prompt": "C"}, "prompt='C' and role='query' both choose the template: give one of them."),
+    ):  # fmt: skip
+        with pytest.raises(ConfigError) as error:
+            asymmetric.encode(TEXTS, **options)
+        assert str(error.value) == message
+
+
 @pytest.fixture(scope="module")
 def decoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Write a small decoder with its head, and an adapter made on it by peft, as angle_emb does."""

@@ -61,10 +61,11 @@ def test_rows_point_to_distinct_texts(tmp_path, tokenizer):
 
 
 def test_shapes_are_written_in_the_letters_of_the_legend(tmp_path, tokenizer):
-    corpus = load(write_jsonl(tmp_path / "a.jsonl", PAIRS), tokenizer)
+    source = SourceConfig(str(write_jsonl(tmp_path / "a.jsonl", PAIRS)))
+    corpus = load_corpus(source, "train", tokenizer, hashes=True)
     for letter, meaning in {"B": "rows", "R": "roles"}.items():
         assert re.search(rf"\b{letter} {meaning}\b", structures.__doc__)
-    sizes = {"B": 3, "R": 2, "C": len(corpus.cell_texts)}
+    sizes = {"B": 3, "R": 2, "C": len(corpus.cell_texts), "N": len(corpus.tokens)}
     (body,) = ast.parse(inspect.getsource(Corpus)).body
     fields, docs = body.body, body.body[1:]
     written = {
@@ -214,11 +215,43 @@ def test_template_columns_make_texts_distinct(tmp_path):
     corpus = load(write_jsonl(tmp_path / "a.jsonl", rows), SpyTokenizer("x", ("lang",)))
     assert texts_of(corpus) == [tokens_of("a de"), tokens_of("b de"), tokens_of("a en"), tokens_of("b en")]
     write_jsonl(tmp_path / "b.jsonl", [{**rows[0], "lang": None}])
-    with pytest.raises(DataError, match=r"line 1: lang is null, but the template model\.prompt uses it \(1 such row\)"):
+    with pytest.raises(DataError, match=r"line 1: lang is null, but the template uses it \(1 such row\)"):
         load(tmp_path / "b.jsonl", SpyTokenizer("x", ("lang",)))
     write_jsonl(tmp_path / "c.jsonl", TRIPLES)
     with pytest.raises(DataError, match=r"uses \{lang\}, but .* has the columns text, positive, negative\.$"):
         load(tmp_path / "c.jsonl", SpyTokenizer("x", ("lang",)))
+
+
+def test_a_text_in_two_templates_is_one_text_with_two_embeddings(tmp_path):
+    rows = [{"text": "fox", "positive": "owl"}, {"text": "owl", "positive": ["fox", "a fox"]}]
+    path = write_jsonl(tmp_path / "a.jsonl", rows)
+    prompts = {"query": "the: {text}", "document": "{text} word"}
+    tokenizer = TextTokenizer(tiny_tokenizer(), 64, prompts=prompts)
+    corpus = load(path, tokenizer)
+    expected = [("text", "fox"), ("positive", "owl"), ("text", "owl"), ("positive", "fox"), ("positive", "a fox")]
+    spelled = [tokenizer.named(role)([text]) for role, text in expected]
+    assert texts_of(corpus) == [tuple(each.ids.tolist()) for each in spelled]
+    assert corpus.equal_ids.tolist() == [0, 1, 1, 0, 4]
+    positives = corpus.known_positives(np.arange(2), np.ones(5, bool))[:, 1:]
+    assert corpus.equal_ids[positives].tolist() == [[1, 0], [1, 4]]
+    # The cache knows the templates, and what stands in one template only counts as before.
+    assert load(path, tokenizer).tokens.ids.tolist() == corpus.tokens.ids.tolist()
+    other = load(path, TextTokenizer(tiny_tokenizer(), 64, prompts=prompts | {"document": "{text} red"}))
+    assert other.tokens.ids.tolist() != corpus.tokens.ids.tolist()
+    assert other.fingerprint != corpus.fingerprint
+    same = [load(path, TextTokenizer(tiny_tokenizer(), 64, "x {text}", prompts=each)) for each in ({}, {"text2": "y"})]
+    assert len(same[0].tokens) == 3
+    assert same[0].fingerprint == same[1].fingerprint == load(path, SpyTokenizer()).fingerprint
+
+
+def test_templates_of_other_columns_need_no_columns(tmp_path):
+    path = write_jsonl(tmp_path / "a.jsonl", [{"text": "fox", "positive": "owl", "lang": "red"}])
+    tokenizer = TextTokenizer(tiny_tokenizer(), 64, prompts={"query": "{lang} {text}", "text1": "{missing} {text}"})
+    corpus = load(path, tokenizer)
+    assert texts_of(corpus)[0] == tuple(
+        tokenizer.named("text1").named("query")(["fox"], [{"lang": "red"}]).ids.tolist()
+    )
+    assert texts_of(corpus)[1] == tuple(TextTokenizer(tiny_tokenizer(), 64)(["owl"]).ids.tolist())
 
 
 def test_sources_of_a_list_are_concatenated(tmp_path, tokenizer):

@@ -17,6 +17,8 @@ from angle.data.collate import collate
 from angle.data.plan import BatchSpec, Mixture
 from angle.data.training_data import InMemoryTrainingData, TrainingSource
 from angle.errors import ConfigError, DataError
+from angle.modeling.tiny import tiny_tokenizer
+from angle.modeling.tokenizer import TextTokenizer
 from angle.structures import Batch
 from angle.training.data import load_data
 
@@ -106,8 +108,8 @@ def test_a_text_of_two_sources_is_no_negative_of_itself(tmp_path: Path) -> None:
 @pytest.mark.parametrize("duplicates", ["mask", "drop"])
 @pytest.mark.parametrize("together", [False, True])
 def test_shards_add_up_to_the_batch_of_one_process(tmp_path: Path, together: bool, duplicates: str) -> None:
-    sources = [source for source in loaded(tmp_path, ALL).sources if source.name != "sts" or not together]
-    sources = [TrainingSource(source.corpus, source.name) for source in sources]
+    mixed = loaded(tmp_path, {"nli": {}, "qa": {}}, mix="together") if together else loaded(tmp_path, ALL)
+    sources = [TrainingSource(source.corpus, source.name) for source in mixed.sources]
     mixture = Mixture(together)
     whole = InMemoryTrainingData(sources, BatchSpec(6, 2, duplicates), mixture)
     shards = [
@@ -227,3 +229,19 @@ def test_saved_settings_have_the_sources(tmp_path: Path) -> None:
     )
     (tmp_path / "config.yaml").write_text(config_text(config))
     assert load_config(tmp_path / "config.yaml") == config
+
+
+def test_a_text_in_two_templates_of_two_sources_is_no_negative_of_itself(tmp_path: Path) -> None:
+    """The owl is a document of one source and a query of the other."""
+    write_jsonl(tmp_path / "a.jsonl", [{"text": "fox", "positive": "owl"}, {"text": "red", "positive": "dog"}])
+    write_jsonl(tmp_path / "b.jsonl", [{"text": "owl", "positive": "bird"}])
+    sources = {name: {"name_or_path": str(tmp_path / f"{name}.jsonl")} for name in ("a", "b")}
+    config = build_config({"data": {"train": {"sources": sources}, "mix": "together"}}, TrainConfig)
+    tokenizer = TextTokenizer(tiny_tokenizer(), 64, prompts={"query": "the {text}", "document": "{text} word"})
+    data = load_data(config.data, "auto", tokenizer, BatchSpec(3, shuffle=False)).train
+    ((batch,),) = islice(data.steps(0), 1)
+    ids, index = batch.structure.text_ids, batch.structure.embedding_index
+    assert ids[0, 1] == ids[2, 0]  # the owl
+    assert index[0, 1] != index[2, 0]
+    assert len(ids.unique()) == 5
+    assert len(index.unique()) == 6

@@ -27,6 +27,8 @@ from angle.data.streaming import StreamingTrainingData
 from angle.data.training_data import InMemoryTrainingData
 from angle.errors import DataError
 from angle.modeling.encoder import Encoder
+from angle.modeling.tiny import tiny_tokenizer
+from angle.modeling.tokenizer import TextTokenizer
 from angle.objective.combined import CombinedLoss
 from angle.structures import FORMATS, Batch
 from angle.training.setup import load_data
@@ -111,6 +113,26 @@ def test_shards_add_up_to_the_batch_of_one_process(tmp_path, world_size, size, r
                     == shard_batch.token_count
                     == sum(len(text) for row in content(batch) for text in row)
                 )
+
+
+def test_a_query_is_no_negative_of_the_same_text_as_a_document(tmp_path):
+    """Both are encoded, in their own templates, but the text cannot be told from its own document."""
+    rows = [{"text": "fox", "positive": "owl"}, {"text": "moon", "positive": "fox"}, {"text": "red", "positive": "a"}]
+    tokenizer = TextTokenizer(tiny_tokenizer(), 64, prompts={"query": "the {text}"})
+    corpus = load_corpus(SourceConfig(str(write_jsonl(tmp_path / "a.jsonl", rows))), "train", tokenizer)
+    batch = collate(corpus, np.arange(3), 0, BatchSpec(3))
+    ids, index = batch.structure.text_ids, batch.structure.embedding_index
+    assert len(batch.tokens) == 6
+    assert ids[0, 0] == ids[1, 1]
+    assert index[0, 0] != index[1, 1]
+    assert len(ids.unique()) == 5
+    dropped = collate(corpus, np.arange(3), 0, BatchSpec(3, duplicates="drop"))
+    assert dropped.rows.tolist() == [0, 2]
+    embeddings = F.normalize(torch.randn(6, 4, generator=torch.Generator().manual_seed(0)), dim=1)
+    loss = CombinedLoss(LossConfig(), FORMATS["C"], 4)(embeddings, batch.structure).terms["ibn"]
+    cosines = 20 * embeddings[index[:, 0]] @ embeddings[index[:, 1]].T
+    cosines[0, 1] = -torch.inf
+    torch.testing.assert_close(loss, F.cross_entropy(cosines, torch.arange(3)))
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 7])

@@ -166,6 +166,14 @@ def test_a_decoder_s_adapters_show_what_they_give_in_angle_hydra() -> None:
     assert "| similarity function | dot product |" in card
 
 
+def test_queries_and_documents_are_shown_apart() -> None:
+    settings = EmbeddingConfig("avg", 64, prompts={"query": "q: "})
+    model = CardModel("a/b", settings, "BAAI/bge-m3", False, 96, SentenceTransformersSupport.AS_IS)
+    assert "queries = model.encode_query(sentences)\ndocuments = model.encode_document(sentences)\n" in model_card(
+        model
+    )
+
+
 def test_texts_in_tables_are_shown_as_they_are() -> None:
     assert table(("a", "b"), [("x|y", literal("5 * [a](b) | <b> `q`"))]) == (
         "| a | b |\n|---|---|\n| x\\|y | <code>5 &#42; &#91;a&#93;(b) &#124; &lt;b&gt; &#96;q&#96;</code> |"

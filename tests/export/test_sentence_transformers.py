@@ -167,6 +167,88 @@ def test_the_prompt_is_applied_by_default(minilm: str, tmp_path: Path) -> None:
     assert (plain.encode(TEXTS) - expected).abs().max() > 0.05
 
 
+def embed_roles(folder: Path, texts: list[str] = TEXTS) -> dict[str, Tensor]:
+    """Return what a folder gives for texts, for queries and for documents."""
+    model = SentenceTransformer(str(folder), device="cpu")
+    methods = {"": model.encode, "query": model.encode_query, "document": model.encode_document}
+    return {role: torch.from_numpy(method(texts, batch_size=5)) for role, method in methods.items()}
+
+
+@pytest.mark.parametrize(
+    ("prompt", "prompts"),
+    [
+        ("Like this: {text}", {}),
+        (None, {"query": "query: ", "document": "passage {{1}}: {text}"}),
+        ("Like this: {text}", {"query": "Who {text}", "positive": "x "}),
+        ('Summarize sentence "{text}" in one word:"', {}),
+        ("{text} in short", {"query": "Find: {text} in short"}),
+    ],
+)
+def test_templates_of_roles_and_words_after_the_text(
+    prompt: str | None, prompts: dict[str, str], tmp_path: Path
+) -> None:
+    model = ModelConfig("tiny", max_length=32, prompt=prompt, prompts=prompts)
+    encoder = Encoder.load(model, PoolingConfig("avg")).eval()
+    done = convert(ConvertConfig(model, PoolingConfig("avg"), output_dir=str(tmp_path / "new")))
+    saved_again = tmp_path / "again"
+    SentenceTransformer(str(done.folder), device="cpu").save(str(saved_again), create_model_card=False)
+    for folder in (done.folder, saved_again):
+        own = Encoder.load(str(folder)).eval()
+        for role, embeddings in embed_roles(folder).items():
+            expected = encoder.encode(TEXTS, tokenizer=encoder.tokenizer.named(role) if role else None)
+            assert_same(embeddings, expected)
+            assert_same(own.encode(TEXTS, tokenizer=own.tokenizer.named(role) if role else None), expected)
+
+
+def bytes_tokenizer(**options: Any) -> Any:
+    """Return a tokenizer of bytes, which joins a full stop and a quotation mark."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    words = ["</s>", *sorted(pre_tokenizers.ByteLevel.alphabet()), '."']
+    backend = Tokenizer(models.BPE({word: number for number, word in enumerate(words)}, [(".", '"')]))
+    backend.pre_tokenizer, backend.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>", pad_token="</s>", **options)
+
+
+def test_words_after_the_text_of_a_decoder(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        vocab_size=300, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        initializer_range=0.5,
+    )  # fmt: skip
+    transformers.LlamaModel(config).save_pretrained(tmp_path / "model")
+    bytes_tokenizer().save_pretrained(tmp_path / "model")
+
+    def model(prompt: str) -> ConvertConfig:
+        settings = ModelConfig(str(tmp_path / "model"), max_length=64, prompt=prompt)
+        return ConvertConfig(settings, PoolingConfig("last"), output_dir=str(tmp_path / "new"))
+
+    with pytest.raises(ConfigError) as error:
+        convert(model('Say "{text}" as:"'))
+    assert str(error.value) == (
+        'The template \'Say "{text}" as:"\' has no equivalent in sentence-transformers, whose folders write the same'
+        " tokens after every text, but this tokenizer joins '\" as:\"' with a text that ends in '.': use the model as "
+        "it is, with angle's Encoder, or train with a space or a line break after {text}."
+    )
+    assert files_in(tmp_path) == {"model"}
+    done = convert(model('Say "{text} " as:"'))
+    encoder = Encoder.load(model('Say "{text} " as:"').model, PoolingConfig("last")).eval()
+    assert encoder.tokenizer(TEXTS).lengths.max() == 64
+    assert_same(embed(done.folder), encoder.encode(TEXTS))
+    assert_same(Encoder.load(str(done.folder)).eval().encode(TEXTS), encoder.encode(TEXTS))
+
+
+def test_different_words_after_the_text_are_refused(tmp_path: Path) -> None:
+    model = ModelConfig("tiny", prompts={"query": "q {text} x"})
+    with pytest.raises(ConfigError) as error:
+        convert(ConvertConfig(model, output_dir=str(tmp_path / "new")))
+    assert str(error.value) == (
+        "The templates '{text}' and 'q {text} x' end in different words, which has no equivalent in "
+        "sentence-transformers, whose folders can put only one end after all texts: train with the same words after "
+        "{text} in model.prompt and model.prompts."
+    )
+
+
 def test_normalize_gives_unit_length(tmp_path: Path) -> None:
     for strategy in ("avg", "cls_max"):
         folder = tmp_path / strategy
@@ -270,12 +352,10 @@ def test_a_converted_folder_is_read_back_as_the_same_encoder(minilm: str, tmp_pa
     [
         (None, "3", "pooling.strategy=3 has no equivalent in sentence-transformers, which can express "
          f"{', '.join(EXPRESSIBLE)}."),
-        ('Say "{text}" again', "avg", "model.prompt='Say \"{text}\" again' has no equivalent in sentence-transformers, "
-         "whose prompts are words before the text: train with a template that ends in {text}."),
-        ("{topic}: {text}", "avg", "model.prompt='{topic}: {text}' has no equivalent in sentence-transformers, "
-         "whose prompts are words before the text: train with a template that ends in {text}."),
-        ("{text} and {text}", "avg", "model.prompt='{text} and {text}' has no equivalent in sentence-transformers, "
-         "whose prompts are words before the text: train with a template that ends in {text}."),
+        ("{topic}: {text}", "avg", "The template '{topic}: {text}' has no equivalent in sentence-transformers"
+         ", whose prompts are words around one text: train with a template that has {text} once and no other columns."),
+        ("{text}, {text}", "avg", "The template '{text}, {text}' has no equivalent in sentence-transformers, "
+         "whose prompts are words around one text: train with a template that has {text} once and no other columns."),
     ],
 )  # fmt: skip
 def test_unsupported_settings_are_refused(prompt: str | None, strategy: str, message: str, tmp_path: Path) -> None:

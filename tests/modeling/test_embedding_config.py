@@ -59,7 +59,7 @@ def test_an_encoder_has_all_entries_that_are_not_optional() -> None:
 def test_human_readable_form() -> None:
     assert str(COMPLETE) == (
         "avg pooling, first 5 layers, first 64 dimensions, unit length, at most 77 tokens, template "
-        "'Ähnlich: {text}', compared by dot, both directions from layer 2, trained on 4-bit weights"
+        "'Ähnlich: {text}', query 'q: ', compared by dot, both directions from layer 2, trained on 4-bit weights"
     )
     plain = EmbeddingConfig("last", 77, special_tokens=COMPLETE.special_tokens, layers=5, dimensions=64)
     assert str(plain) == "last pooling, first 5 layers, first 64 dimensions, at most 77 tokens, </s> ! after a text"
@@ -228,8 +228,18 @@ def test_a_normalize_module_of_something_else_is_refused(tmp_path: Path) -> None
         ("config_sentence_transformers.json", {"prompts": {"query": "", "document": ""}}, {}),
         (
             "config_sentence_transformers.json",
+            {"prompts": {"query": "q: ", "passage": "p: "}},
+            {"prompts": {"query": "q: ", "passage": "p: ", "document": "p: "}},
+        ),
+        (
+            "config_sentence_transformers.json",
+            {"prompts": {"text": "t: ", "query": "t: ", "document": "t: "}, "default_prompt_name": "text"},
+            {"prompt": "t: {text}"},
+        ),
+        (
+            "config_sentence_transformers.json",
             {"prompts": {"query": "q {x}: "}, "default_prompt_name": "query", "truncate_dim": 8},
-            {"prompt": "q {{x}}: {text}", "dimensions": 8, "prompts": {"query": "q {x}: "}},
+            {"prompt": "q {{x}}: {text}", "dimensions": 8, "prompts": {"query": "q {{x}}: {text}"}},
         ),
         (
             "config_sentence_transformers.json",

@@ -11,8 +11,9 @@ from transformers import BertTokenizer, PreTrainedTokenizerFast
 from angle.config import ModelConfig
 from angle.errors import ConfigError
 from angle.modeling.embedding_config import EmbeddingConfig
+from angle.modeling.special_tokens import special_tokens_around
 from angle.modeling.tiny import tiny_model
-from angle.modeling.tokenizer import TextTokenizer, special_tokens_around
+from angle.modeling.tokenizer import TextTokenizer
 from angle.modeling.tokenizer_loading import load_tokenizer
 
 

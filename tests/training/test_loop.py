@@ -7,7 +7,7 @@ import math
 import re
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -643,3 +643,27 @@ def test_evaluating_on_a_copy_of_the_training_rows_is_refused(
     with pytest.raises(DataError, match=f"^data.{purpose} has the rows that are trained on"):
         fit(config)
     assert not (tmp_path / "run").exists()
+
+
+def test_prompts_by_role_are_trained_saved_and_refused_where_no_row_has_them(
+    model: Path, rows: Path, tmp_path: Path
+) -> None:
+    """The rows have format C."""
+
+    def with_prompts(folder: str, prompts: dict[str, str]) -> TrainConfig:
+        config = settings(model, rows, tmp_path / folder, max_steps=2)
+        return replace(config, model=replace(config.model, prompts=prompts))
+
+    prompts = {"query": "fox: ", "document": "owl: "}
+    fit(with_prompts("run", prompts))
+    trained = Encoder.load(str(tmp_path / "run"))
+    assert trained.embedding_config.prompts == prompts
+    assert trained.embedding_config.prompt is None
+    with pytest.raises(ConfigError, match=r"model\.prompts: \{.*owl.*\} -> \{.*\}"):
+        fit(with_prompts("run", prompts | {"document": "red: "}))
+    with pytest.raises(ConfigError) as error:
+        fit(with_prompts("other", {"text1": "fox"}))
+    assert str(error.value) == (
+        "model.prompts has text1, but the training rows are of format C, whose texts are text and positive: leave it "
+        "out, or write model.prompt, which stands for all texts that have no template of their own."
+    )

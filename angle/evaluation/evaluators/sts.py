@@ -13,7 +13,7 @@ from torch import Tensor
 
 from angle.config import LimitsConfig, SourceConfig
 from angle.data.corpus import Corpus
-from angle.data.corpus_builder import Tokenizer
+from angle.data.distinct_texts import Tokenizer
 from angle.data.loading import load_corpus
 from angle.data.purposes import source_label
 from angle.errors import DataError
