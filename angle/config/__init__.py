@@ -14,7 +14,16 @@ from angle.config.hparams import HparamsConfig
 from angle.config.hub import HUB_NAME, HubConfig
 from angle.config.limits import LimitsConfig
 from angle.config.lora import LoraConfig
-from angle.config.loss import ANGLE, COSINE, IN_BATCH, LOSS_TERM_SPECS, LossConfig, LossTermSpec, enumerate_words
+from angle.config.loss import (
+    ANGLE,
+    COSINE,
+    IN_BATCH,
+    LOSS_TERM_SPECS,
+    POSITIVES,
+    LossConfig,
+    LossTermSpec,
+    enumerate_words,
+)
 from angle.config.mining import JudgeConfig, MineConfig
 from angle.config.model import ModelConfig
 from angle.config.pooling import POOLING_NAMES, PoolingConfig
@@ -43,6 +52,7 @@ __all__ = [
     "IN_BATCH",
     "LOSS_TERM_SPECS",
     "POOLING_NAMES",
+    "POSITIVES",
     "RETRIEVAL_METRIC",
     "RUN_FILE",
     "SAMPLE",

@@ -36,8 +36,9 @@ class LossTermSpec:
 COSINE = LossTermSpec("cosine", "cosine", "cosine_w", "cosine_tau", MappingProxyType({"A": 1.0, "B": 0.0}))
 IN_BATCH = LossTermSpec("ibn", "in-batch", "ibn_w", "ibn_tau", MappingProxyType({"A": 20.0, "B": 20.0, "C": 20.0}))
 ANGLE = LossTermSpec("angle", "angle", "angle_w", "angle_tau", MappingProxyType({"A": 1.0, "B": 1.0}))
+POSITIVES = LossTermSpec("positives", "in-batch of positives", "positives_w", "ibn_tau", MappingProxyType({"B": 0.0}))
 #: Every term, in the order in which they are summed and named.
-LOSS_TERM_SPECS = (COSINE, IN_BATCH, ANGLE)
+LOSS_TERM_SPECS = (COSINE, IN_BATCH, ANGLE, POSITIVES)
 
 
 @dataclass
@@ -50,6 +51,12 @@ class LossConfig:
     """Weight of the in-batch contrastive loss (all formats)."""
     angle_w: float | None = declared(None, at_least=0)
     """Weight of the angle ranking loss (formats A and B)."""
+    positives_w: float | None = declared(None, at_least=0)
+    """Weight of the in-batch contrastive loss with the batch's positives as candidates, without its negatives (format
+    B)."""
+    cln_w: float | None = declared(None, at_least=0)
+    """The weights of format B as angle_emb 0.6 writes them: with a number here, ibn_w is for the candidates without
+    negatives and this for those with them, each halved; so cln_w=1 ibn_w=1 is ibn_w=0.5 positives_w=0.5."""
     cosine_tau: float = declared(20.0, above=0)
     """Multiplier of the cosine similarities: an inverse temperature."""
     ibn_tau: float = declared(20.0, above=0)
@@ -61,7 +68,12 @@ class LossConfig:
 
     def __post_init__(self) -> None:
         check_fields("loss", self)
-        if not any(self._may_have_weight(term) for term in LOSS_TERM_SPECS):
+        if self.cln_w is not None and self.positives_w is not None:
+            raise ConfigError(
+                f"loss.cln_w={self.cln_w:g} and loss.positives_w={self.positives_w:g} both weigh the in-batch loss of "
+                f"positives: leave one of them out."
+            )
+        if not self.cln_w and not any(self._may_have_weight(term) for term in LOSS_TERM_SPECS):
             settings = enumerate_words(f"loss.{term.weight}" for term in LOSS_TERM_SPECS if self.weight(term) == 0)
             raise ConfigError(f"{settings} are all 0, so there is nothing to learn: set one of them above 0.")
 
@@ -106,6 +118,8 @@ class LossConfig:
         for term in LOSS_TERM_SPECS:
             weight = self.weight(term)
             weights[term.weight] = term.default_weights.get(name, 0.0) if weight is None else weight
+        if self.cln_w is not None and name in POSITIVES.formats:
+            weights |= {POSITIVES.weight: weights[IN_BATCH.weight] / 2, IN_BATCH.weight: self.cln_w / 2}
         applicable = [term for term in LOSS_TERM_SPECS if name in term.formats]
         if not any(weights[term.weight] for term in applicable):
             settings = [f"loss.{term.weight}" for term in applicable]
@@ -115,7 +129,7 @@ class LossConfig:
                 f"learn: format {name} has only the {enumerate_words(term.title for term in applicable)} "
                 f"loss{'' if single else 'es'}; set {settings[0] if single else 'one of them'} above 0."
             )
-        return dataclasses.replace(self, **weights)
+        return dataclasses.replace(self, **weights, cln_w=None)
 
     def active_terms(self, name: str) -> list[tuple[LossTermSpec, float]]:
         """Return the terms that are computed for the data format `name`, with their weights; a null weight is 0."""

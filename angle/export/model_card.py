@@ -11,7 +11,7 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from angle.config import ANGLE, COSINE, IN_BATCH, HubConfig, TrainConfig, enumerate_words
+from angle.config import ANGLE, COSINE, IN_BATCH, POSITIVES, HubConfig, TrainConfig, enumerate_words
 from angle.config.keys import flatten
 from angle.export import citations
 from angle.export.card_model import CardModel
@@ -24,7 +24,9 @@ from angle.modeling.locations import TINY, split_gguf
 from angle.modeling.sentence_transformers_files import SIMILARITIES
 
 #: The names that the hub's users search for: sentence-transformers' for the same terms.
-LOSS_TAGS = {ANGLE.name: "AnglELoss", COSINE.name: "CoSENTLoss", IN_BATCH.name: "MultipleNegativesRankingLoss"}
+LOSS_TAGS = {ANGLE.name: "AnglELoss", COSINE.name: "CoSENTLoss"} | dict.fromkeys(
+    (IN_BATCH.name, POSITIVES.name), "MultipleNegativesRankingLoss"
+)
 #: What similarity functions are called in text.
 SIMILARITY_NAMES = {
     "cosine": "cosine similarity",
@@ -118,8 +120,8 @@ def _run_tags(run: TrainedRun) -> list[str]:
     config = run.config
     rows = run.record.get("rows", {}).get("train")
     tags = [] if rows is None else [f"dataset_size:{rows}"]
-    terms = (term.name for loss in config.losses for term, _ in loss.config.active_terms(loss.format))
-    tags += [f"loss:{LOSS_TAGS[name]}" for name in dict.fromkeys(terms)]
+    losses = (LOSS_TAGS[term.name] for each in config.losses for term, _ in each.config.active_terms(each.format))
+    tags += [f"loss:{loss}" for loss in dict.fromkeys(losses)]
     tags += [name for name, group in (("espresso", config.ese), ("billm", config.billm)) if group.enabled]
     return [*tags, "lora"] if config.lora.enabled else tags
 

@@ -209,7 +209,7 @@ def info_nce(
 
     Args:
         embeddings: (B, 2, D), L2-normalised, of text and positive.
-        negatives: (G, D), L2-normalised.
+        negatives: (G, D), L2-normalised; or (0, D), as if there were none.
         text_ids: (B, 2), equal for equal texts.
         negative_ids: (G,), likewise.
         known_positives: (A, 3): row, and two text ids that are not negatives of each other.
@@ -218,9 +218,10 @@ def info_nce(
 
     """
     queries, positives = embeddings.unbind(1)
-    candidates, candidate_ids = torch.cat([positives, negatives]), torch.cat([text_ids[:, 1], negative_ids])
+    candidates = torch.cat([positives, negatives])
+    candidate_ids = torch.cat([text_ids[:, 1], negative_ids[: len(negatives)]])
     pairs = _symmetric_pairs(text_ids, known_positives)
-    all_ids = torch.cat([text_ids[:, 0], candidate_ids])
+    all_ids = torch.cat([text_ids.flatten(), negative_ids])
     mask = FalseNegativeMask.from_text_ids(all_ids, text_ids[:, 0], candidate_ids, *pairs)
     target = torch.arange(len(queries), device=embeddings.device)
     weights = embeddings.new_full((len(queries),), 1 / len(queries))

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from angle.config import ANGLE, COSINE, IN_BATCH, LossTermSpec
+from angle.config import ANGLE, COSINE, IN_BATCH, POSITIVES, LossTermSpec
 from angle.objective.contrastive import QueryShards, info_nce, nt_xent
 from angle.objective.ranking import angle_scores, cosent_loss, cosine_scores
 
@@ -70,6 +70,12 @@ def in_batch_term(inputs: TermInputs, scale: float) -> Tensor:
     return nt_xent(embeddings, inputs.labels > inputs.positive_above, ids, *shared)
 
 
+def positives_term(inputs: TermInputs, scale: float) -> Tensor:
+    """Return the contrastive loss with only the batch's other positives as negatives."""
+    ids, shared = inputs.text_ids, (inputs.known_positives, scale, inputs.query_shards)
+    return info_nce(inputs.embeddings, inputs.negatives[:0], ids, inputs.negative_ids, *shared)
+
+
 def angle_term(inputs: TermInputs, scale: float) -> Tensor:
     """Return the ranking loss of the angle similarities."""
     return _ranking_loss(inputs, angle_scores, scale)
@@ -94,4 +100,5 @@ LOSS_TERMS = (
     LossTerm(COSINE, cosine_term),
     LossTerm(IN_BATCH, in_batch_term),
     LossTerm(ANGLE, angle_term, requires_even_dim=True),
+    LossTerm(POSITIVES, positives_term),
 )

@@ -130,7 +130,7 @@ def test_every_loss_term_has_its_settings():
     assert {format_name for term in LOSS_TERM_SPECS for format_name in term.formats} == set(FORMAT_NAMES)
     fields = {field.name for field in dataclasses.fields(LossConfig)}
     assert {setting for term in LOSS_TERM_SPECS for setting in (term.weight, term.multiplier) if setting} <= fields
-    for attribute in ("name", "title", "weight", "multiplier"):
+    for attribute in ("name", "title", "weight"):
         values = [value for term in LOSS_TERM_SPECS if (value := getattr(term, attribute)) is not None]
         assert len(values) == len(set(values))
 
@@ -245,8 +245,8 @@ def test_label_map_takes_numbers_as_labels():
         ),
         (
             {"data_format.name": "B", "loss.ibn_w": 0, "loss.angle_w": 0},
-            "loss.cosine_w=0, loss.ibn_w=0 and loss.angle_w=0 leave nothing to learn: format B has only the cosine, "
-            "in-batch and angle losses; set one of them above 0.",
+            "loss.cosine_w=0, loss.ibn_w=0, loss.angle_w=0 and loss.positives_w=0 leave nothing to learn: format B has "
+            "only the cosine, in-batch, angle and in-batch of positives losses; set one of them above 0.",
         ),
         (
             {"lora.r": 3},
