@@ -91,7 +91,7 @@ class TextTokenizer:
         empty = "" if prompt is None else prompt.format(**dict.fromkeys(("text", *self.columns), ""))
         self._empty_text = self._token_ids([empty], truncate=False)[0]
         self._template_length = len(self._empty_text)
-        self._around_text = None if prompt is None else self._measure_around_text(prompt)
+        self._around_text = None if prompt is None else self._split_around_text(prompt)
         if self._template_length >= max_length:
             around = f"the template {prompt!r} alone takes" if prompt else "the tokens around every text take"
             raise ConfigError(
@@ -99,18 +99,21 @@ class TextTokenizer:
                 f"raise model.max_length{' or shorten model.prompt' if prompt else ''}."
             )
 
-    def _measure_around_text(self, prompt: str) -> tuple[str, int] | None:
-        """Return the words before the text, and the number of tokens after it, special tokens included.
+    def _split_around_text(self, prompt: str) -> tuple[str, list[int], list[int]] | None:
+        """Return the words before the text, the special tokens before these, and the tokens after the text.
 
-        None if texts are not cut in the context of these words: by a tokenizer that cuts at the left, or in a template
-        with other columns, or with the text twice.
+        None if tokens are not cut between those: by a tokenizer that cuts at the left, in a template with other columns
+        or with the text twice, or where the end of a text may change what follows.
         """
         parts = list(string.Formatter().parse(prompt))
-        if self.tokenizer.truncation_side == "left" or [name for _, name, *_ in parts if name] != ["text"]:
+        names = [name for _, name, *_ in parts]
+        if self.tokenizer.truncation_side == "left" or [name for name in names if name] != ["text"]:
             return None
-        before = "".join(words for words, *_ in parts[: [name for _, name, *_ in parts].index("text") + 1])
-        head = self._token_ids([f"{before}a"], truncate=False, special_tokens=False)[0]
-        return before, self._count(prompt.format(text="a")) - len(head)
+        before = "".join(words for words, *_ in parts[: names.index("text") + 1])
+        (head,) = self._token_ids([f"{before}a"], truncate=False, special_tokens=False)
+        (whole,) = self._token_ids([prompt.format(text="a")], truncate=False)
+        starts = [start for start in range(len(whole)) if whole[start : start + len(head)] == head]
+        return (before, whole[: starts[0]], whole[starts[0] + len(head) :]) if starts else None
 
     def named(self, name: str) -> TextTokenizer:
         """Return this tokenizer with the template of a column or of a role.
@@ -183,6 +186,8 @@ class TextTokenizer:
         state = json.loads(self.tokenizer.backend_tokenizer.to_str())
         rules = {key: value for key, value in state.items() if key not in ("truncation", "padding")}  # of the last call
         parts = [json.dumps(rules), str(self.max_length), repr(self.prompt), self.tokenizer.truncation_side]
+        if self._around_text is not None and not self._tokenizer_truncates:
+            parts.append("cut between tokens")  # tokens in the cache may have been cut otherwise
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
     def copy(self) -> TextTokenizer:
@@ -208,8 +213,7 @@ class TextTokenizer:
         ids, lengths = [np.zeros(0, np.int32)], [np.zeros(0, np.int64)]
         for start in range(0, len(texts), TOKENIZE_BATCH):
             batch = slice(start, start + TOKENIZE_BATCH)
-            rendered = self.render(texts[batch], extras[batch] if extras else None)
-            rows = self._token_ids(rendered, truncate=True)
+            rows = self._rows(texts[batch], extras[batch] if extras else None)
             lengths.append(np.fromiter(map(len, rows), np.int64, len(rows)))
             if not lengths[-1].all():
                 empty = texts[start + int(np.argmin(lengths[-1]))]
@@ -253,20 +257,40 @@ class TextTokenizer:
                 f"added tokens by model.tokenizer_name_or_path, or a model whose table was made larger for them."
             )
 
-    def render(self, texts: Sequence[str], extras: Sequence[Mapping[str, str]] | None = None) -> list[str]:
-        """Return each text inside the template, truncated if the tokenizer would otherwise truncate the template.
+    def _rows(self, texts: Sequence[str], extras: Sequence[Mapping[str, str]] | None) -> list[list[int]]:
+        """Return the tokens of each text inside the template."""
+        if self.prompt is None:
+            return self._token_ids(list(texts), truncate=True)
+        if self._tokenizer_truncates:
+            return self._token_ids([self.prompt.format(text=text) for text in texts], truncate=True)
+        if self._around_text is None:
+            return self._token_ids(self._render(texts, extras or [{}] * len(texts)), truncate=True)
+        rows = self._token_ids([self.prompt.format(text=text) for text in texts], truncate=False)
+        long = [number for number, row in enumerate(rows) if len(row) > self.max_length]
+        if not long:
+            return rows
+        before, start, end = self._around_text
+        heads = self._token_ids([f"{before}{texts[number]}" for number in long], truncate=False, special_tokens=False)
+        for number, head in zip(long, heads, strict=True):
+            rows[number] = [*start, *head[: self.max_length - len(start) - len(end)], *end]
+        return rows
+
+    def _render(self, texts: Sequence[str], extras: Sequence[Mapping[str, str]]) -> list[str]:
+        """Return each text inside the template, so truncated that the template stays whole.
 
         Raises:
             ValueError: the template, with its further columns filled in, leaves no room for a text.
 
         """
-        if self.prompt is None:
-            return list(texts)
-        if self._tokenizer_truncates:
-            return [self.prompt.format(text=text) for text in texts]
-        if extras is None:
-            extras = [{}] * len(texts)
-        spans, limits = self._spans_and_limits(texts, extras)
+        limits = self._text_limits(extras).tolist()
+        encoded = call_tokenizer(
+            self.tokenizer,
+            list(texts),
+            add_special_tokens=False,
+            return_offsets_mapping=True,
+            return_attention_mask=False,
+        )
+        spans = encoded["offset_mapping"]
         rendered = [
             self._fill_template(text, extra, offsets, limit)
             for text, extra, offsets, limit in zip(texts, extras, spans, limits, strict=True)
@@ -285,28 +309,6 @@ class TextTokenizer:
                 rendered[row] = self._fill_template(texts[row], extras[row], spans[row], limit)
                 length = self._count(rendered[row])
         return rendered
-
-    def _spans_and_limits(
-        self, texts: Sequence[str], extras: Sequence[Mapping[str, str]]
-    ) -> tuple[list[Sequence[tuple[int, int]]], list[int]]:
-        """Return where the tokens of each text begin and end in it, and how many of them fit into the template."""
-        before, tokens_after = self._around_text or ("", None)
-        encoded = call_tokenizer(
-            self.tokenizer,
-            [f"{before}{text}" for text in texts],
-            add_special_tokens=False,
-            return_offsets_mapping=True,
-            return_attention_mask=False,
-        )
-        offsets: list[list[tuple[int, int]]] = encoded["offset_mapping"]
-        spans: list[Sequence[tuple[int, int]]] = [
-            [(max(0, start - len(before)), end - len(before)) for start, end in each if end > len(before)]
-            for each in offsets
-        ]
-        if tokens_after is None:
-            return spans, self._text_limits(extras).tolist()
-        before_lengths = [len(each) - len(own) for each, own in zip(offsets, spans, strict=True)]
-        return spans, [self.max_length - tokens_after - length for length in before_lengths]
 
     def _text_limits(self, extras: Sequence[Mapping[str, str]]) -> Lengths:
         """Return how many tokens of each text (N,) fit in, beside the template and its further columns."""
