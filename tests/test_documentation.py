@@ -32,8 +32,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 import angle
 from angle.cli.arguments import check_arguments
 from angle.cli.space import values_of
-from angle.compat.angle_emb_0_5 import ANGLE_EMB_0_5
-from angle.compat.command_line import parse
+from angle.compat.angle_emb_0_6 import version_of
+from angle.compat.command_line import option_names, parse
 from angle.compat.translation import translate
 from angle.config import TrainConfig
 from angle.config.build import build_config
@@ -92,7 +92,8 @@ def test_commands_compose(page: Path, command: Command, tmp_path: Path) -> None:
         assert arguments_parser().parse_args(command.words).folders
         return
     if command.program not in (*SCRIPTS, "angle.mine"):
-        build_config(unflatten(translate(parse(command.words, ANGLE_EMB_0_5)).settings), TrainConfig)
+        command_line = parse(command.words, version_of(option_names(command.words)))
+        build_config(unflatten(translate(command_line).settings), TrainConfig)
         return
     conf = clone_for(page, tmp_path) / "conf" if presets_of(page) else CONF
     name = command.program.removeprefix("angle.").removesuffix(".py")

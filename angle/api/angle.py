@@ -6,7 +6,6 @@ import dataclasses
 import inspect
 import warnings
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,7 +24,6 @@ from angle.config.build import build_config
 from angle.config.keys import unflatten
 from angle.errors import ConfigError
 from angle.evaluation.evaluators.sts import DEFAULT_POSITIVE_ABOVE, PairScores, load_sts, score_pairs
-from angle.files import replace_folder
 from angle.training.result import Result
 from angle.training.run_folder import DATA_FOLDER, RunFolder
 
@@ -145,6 +143,9 @@ class AnglE(AngleBase):
         loss_kwargs: Mapping[str, Any] | None = None,
         apply_ese: bool = False,
         filter_duplicate: bool = True,
+        text_prompt: str | None = None,
+        query_prompt: str | None = None,
+        doc_prompt: str | None = None,
         push_to_hub: bool = False,
         hub_model_id: str | None = None,
         hub_private_repo: bool = True,
@@ -177,9 +178,13 @@ class AnglE(AngleBase):
             argument_kwargs: the arguments of transformers' TrainingArguments that have an equivalent here.
             trainer_kwargs: teacher_name_or_path, teacher_pooling_strategy, ese_kl_temperature, ese_compression_size,
                 apply_ese_pca.
-            loss_kwargs: cosine_w, ibn_w, angle_w (default 0, 20, 1) and cosine_tau, ibn_tau, angle_tau (default 20).
+            loss_kwargs: cosine_w, ibn_w, angle_w (default 0, 20, 1) and cosine_tau, ibn_tau, angle_tau (default 20);
+                with cln_w, or one of the three prompts, the weights of angle_emb 0.6.1 (0, 1, 0.02, and cln_w 1).
             apply_ese: whether to train all layers and the first dimensions (Espresso).
             filter_duplicate: whether to keep equal texts in a batch from being negatives.
+            text_prompt: template with {text} of all texts without another one.
+            query_prompt: template of the texts of formats B and C.
+            doc_prompt: template of the positives and negatives.
             push_to_hub: whether to push the model to the hub once training is over.
             hub_model_id: the repository to push to: user/name.
             hub_private_repo: whether the repository is private.
@@ -213,7 +218,10 @@ class AnglE(AngleBase):
             apply_ese=apply_ese,
             fp16=fp16,
             bf16=bf16,
+            prompts={"text_prompt": text_prompt, "query_prompt": query_prompt, "doc_prompt": doc_prompt},
         )
+        if "model.prompts" in settings:
+            settings["model.prompts"] = self._settings["model.prompts"] | settings["model.prompts"]
         settings["data.duplicates"] = "mask" if filter_duplicate else "keep"
         settings |= {"hub.push": push_to_hub, "hub.model_id": hub_model_id, "hub.private": hub_private_repo}
         self._train(settings, train_ds, valid_ds, valid_ds_for_callback, config or {})
@@ -358,37 +366,3 @@ class AnglE(AngleBase):
         if normalize_embedding:
             embeddings = torch.nn.functional.normalize(embeddings, dim=-1)
         return embeddings.numpy() if to_numpy else embeddings
-
-    def save_pretrained(self, output_dir: str, exist_ok: bool = True) -> None:
-        """Write weights (or only the adapters), tokenizer and angle_config.json into a folder.
-
-        Args:
-            output_dir: a new or empty folder.
-            exist_ok: whether the folder may exist already, if it is empty.
-
-        Raises:
-            ConfigError: the folder holds files, or exists although `exist_ok` is false.
-
-        """
-        folder = Path(output_dir)
-        if folder.exists() and (not exist_ok or folder.is_file() or any(folder.iterdir())):
-            raise ConfigError(f"output_dir={folder} is there already, so nothing is written: give a new folder.")
-        replace_folder(folder, self.encoder.save)
-
-    def push_to_hub(self, hub_model_id: str, private: bool = True, exist_ok: bool = False) -> str:
-        """Push the model and its card to the hub in one commit, and return its URL.
-
-        Args:
-            hub_model_id: user/name; created if it does not exist.
-            private: whether a new repository is private.
-            exist_ok: whether all files of a repository that already holds others may be replaced.
-
-        Raises:
-            ConfigError: the name is invalid, there is no token, or the repository is taken.
-            HubError: the hub did not accept the push.
-
-        """
-        from angle.api.hub import push_encoder
-
-        loaded_from = str(self._settings["model.name_or_path"])
-        return push_encoder(self.encoder, loaded_from, hub_model_id, private=private, exist_ok=exist_ok)

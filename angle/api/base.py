@@ -1,8 +1,9 @@
-"""The encoder of class AnglE: loaded when it is needed, moved between devices, cut to its first layers."""
+"""The encoder of class AnglE: loaded when it is needed, moved between devices, cut to its first layers, saved."""
 
 from __future__ import annotations
 
 import warnings
+from pathlib import Path
 from typing import Any, Self
 
 import torch
@@ -11,6 +12,8 @@ from angle.compat.arguments import Settings
 from angle.config import BillmConfig, ModelConfig, PoolingConfig
 from angle.config.keys import unflatten
 from angle.distributed.process_group import best_device
+from angle.errors import ConfigError
+from angle.files import replace_folder
 from angle.modeling.encoder import Encoder
 
 
@@ -94,3 +97,37 @@ class AngleBase:
         self.encoder.truncate(layers=layer_index)
         self._settings["model.layers"] = layer_index
         return self
+
+    def save_pretrained(self, output_dir: str, exist_ok: bool = True) -> None:
+        """Write weights (or only the adapters), tokenizer and angle_config.json into a folder.
+
+        Args:
+            output_dir: a new or empty folder.
+            exist_ok: whether the folder may exist already, if it is empty.
+
+        Raises:
+            ConfigError: the folder holds files, or exists although `exist_ok` is false.
+
+        """
+        folder = Path(output_dir)
+        if folder.exists() and (not exist_ok or folder.is_file() or any(folder.iterdir())):
+            raise ConfigError(f"output_dir={folder} is there already, so nothing is written: give a new folder.")
+        replace_folder(folder, self.encoder.save)
+
+    def push_to_hub(self, hub_model_id: str, private: bool = True, exist_ok: bool = False) -> str:
+        """Push the model and its card to the hub in one commit, and return its URL.
+
+        Args:
+            hub_model_id: user/name; created if it does not exist.
+            private: whether a new repository is private.
+            exist_ok: whether all files of a repository that already holds others may be replaced.
+
+        Raises:
+            ConfigError: the name is invalid, there is no token, or the repository is taken.
+            HubError: the hub did not accept the push.
+
+        """
+        from angle.api.hub import push_encoder
+
+        loaded_from = str(self._settings["model.name_or_path"])
+        return push_encoder(self.encoder, loaded_from, hub_model_id, private=private, exist_ok=exist_ok)

@@ -43,6 +43,7 @@ def training_settings(
     apply_ese: bool,
     fp16: bool | None,
     bf16: bool | None,
+    prompts: Mapping[str, str | None],
 ) -> Settings:
     """Return the settings of a training run: angle_emb's defaults, updated by the arguments of `AnglE.fit`.
 
@@ -56,6 +57,7 @@ def training_settings(
         apply_ese: the same.
         fp16: the same.
         bf16: the same.
+        prompts: text_prompt, query_prompt and doc_prompt.
 
     Raises:
         ConfigError: a key has no equivalent setting, a setting is given twice, or a strategy is unknown.
@@ -63,7 +65,9 @@ def training_settings(
     """
     arguments.check_given_once(train, argument_kwargs)
     settings = arguments.fit_settings(train, eval_strategy, save_strategy)
-    settings |= arguments.loss_settings(loss_kwargs) | arguments.trainer_settings(trainer_kwargs, apply_ese)
+    version = arguments.version_of_fit(prompts, loss_kwargs)
+    settings |= arguments.prompt_settings(prompts) | arguments.loss_settings(loss_kwargs, version)
+    settings |= arguments.trainer_settings(trainer_kwargs, apply_ese)
     settings |= arguments.translate_mapping("argument_kwargs", argument_kwargs)
     if fp16 or bf16:
         settings["train.mixed_precision"] = "bf16" if bf16 else arguments.precision_for_fp16()

@@ -15,7 +15,8 @@ def _if_positive(value: int) -> int | None:
     return value if value > 0 else None
 
 
-def _if_on(value: int) -> bool | None:
+def if_on(value: int) -> bool | None:
+    """Return True for a switch that is on; None leaves the setting as it is."""
     return True if value else None
 
 
@@ -45,8 +46,8 @@ _OPTIONS: dict[str, tuple[Option, ...]] = {
                required=True, python="AnglE.model_name_or_path"),
         Option("tokenizer_name_or_path", str, None, "the tokenizer, if not the model's",
                "model.tokenizer_name_or_path", python="AnglE.tokenizer_name_or_path"),
-        Option("load_mlm_model", int, 0, "refused: it served --coword_random_mask_rate only", choices=SWITCH,
-               note="is refused when 1: it served --coword_random_mask_rate only"),
+        Option("load_mlm_model", int, 0, "no effect", choices=SWITCH,
+               note=f"{NO_EFFECT}the language model's head serves --coword_random_mask_rate only"),
         Option("pretrained_model_path", str, None, "weights to start from instead of --model_name_or_path's",
                "model.name_or_path", note="works for decoders too, with the tokenizer of --model_name_or_path",
                python="AnglE.pretrained_model_path"),
@@ -60,12 +61,12 @@ _OPTIONS: dict[str, tuple[Option, ...]] = {
         Option("prompt_template", str, None, "template with {text}, applied to every text", "model.prompt",
                note="applies to --valid_name_or_path_for_callback too; in angle_emb it does not",
                python="AnglE.prompt_template"),
-        Option("is_llm", int, 0, "whether the model is a decoder", "model.is_llm", SWITCH, _if_on,
+        Option("is_llm", int, 0, "whether the model is a decoder", "model.is_llm", SWITCH, if_on,
                note="matters only when it is 1: decoders are detected", python="AnglE.is_llm"),
         Option("torch_dtype", str, None, "type of a decoder's weights", "model.dtype",
                ("auto", "float32", "float16", "bfloat16"), requires="is_llm", python="AnglE.torch_dtype"),
         Option("apply_billm", int, 0, "whether layers from BiLLM_START_INDEX on attend in both directions",
-               "billm.enabled", SWITCH, _if_on, python="AnglE.apply_billm"),
+               "billm.enabled", SWITCH, if_on, python="AnglE.apply_billm"),
         Option("billm_model_class", str, None, "the decoder's class, such as LlamaForCausalLM", "billm.model_class",
                requires="apply_billm", note="is compared with the model; another class is an error",
                python="AnglE.billm_model_class"),
@@ -119,7 +120,7 @@ _OPTIONS: dict[str, tuple[Option, ...]] = {
         Option("angle_tau", float, 20.0, "multiplier of the angle similarities", "loss.angle_tau",
                python="loss_kwargs.angle_tau"),
         Option("apply_ese", int, 0, "whether to train all layers, also on their first dimensions alone (Espresso)",
-               "ese.enabled", SWITCH, _if_on, note="also trains the second-to-last layer, and compresses exactly",
+               "ese.enabled", SWITCH, if_on, note="also trains the second-to-last layer, and compresses exactly",
                python="fit.apply_ese"),
         Option("ese_kl_temperature", float, 1.0, "temperature of the compression's divergence", "ese.kl_temperature",
                requires="apply_ese", python="trainer_kwargs.ese_kl_temperature"),
@@ -134,7 +135,7 @@ _OPTIONS: dict[str, tuple[Option, ...]] = {
     ),
     "LoRA and quantisation": (
         Option("apply_lora", int, 0, "whether to train adapters instead of the model's own weights",
-               "lora.enabled", SWITCH, _if_on),
+               "lora.enabled", SWITCH, if_on),
         Option("lora_r", int, 32, "rank", "lora.r", requires="apply_lora",
                python="lora_config_kwargs.r", python_default=32),
         Option("lora_alpha", int, 32, "scale", "lora.alpha", requires="apply_lora",
@@ -185,7 +186,7 @@ _OPTIONS: dict[str, tuple[Option, ...]] = {
         Option("eval_strategy", str, "steps", "when the validation rows are evaluated", "train.eval_steps", INTERVALS,
                requires="valid_name_or_path",
                note="also covers --valid_name_or_path_for_callback, which angle_emb measures after every epoch"),
-        Option("push_to_hub", int, 0, "whether to push the model to the hub", "hub.push", SWITCH, _if_on,
+        Option("push_to_hub", int, 0, "whether to push the model to the hub", "hub.push", SWITCH, if_on,
                python="fit.push_to_hub"),
         Option("hub_model_id", str, None, "the repository: user/name", "hub.model_id", requires="push_to_hub",
                python="fit.hub_model_id"),

@@ -14,9 +14,9 @@ from contextlib import contextmanager
 
 from angle.cli.jobs import check_common_folder
 from angle.cli.user_errors import USER_ERRORS, exit_on_user_error
-from angle.compat.angle_emb_0_5 import ANGLE_EMB_0_5
+from angle.compat.angle_emb_0_6 import version_of
 from angle.compat.angle_emb_version import AngleEmbVersion
-from angle.compat.command_line import parse
+from angle.compat.command_line import option_names, parse
 from angle.compat.translation import translate
 from angle.config import TrainConfig
 from angle.config.build import build_config
@@ -34,7 +34,7 @@ def main() -> None:
     """Train as the command line says, after printing the equivalent train.py command and the differences."""
     with exit_on_user_error():
         check_launcher_environment()
-        command_line = parse(sys.argv[1:], ANGLE_EMB_0_5)
+        command_line = parse(sys.argv[1:], version_of(option_names(sys.argv[1:])))
         with _options_in_errors(command_line.version):
             translation = translate(command_line)
             config = build_config(unflatten(translation.settings), TrainConfig)

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from angle.compat.angle_emb_0_5 import ANGLE_EMB_0_5, teacher_pooling
+from angle.compat.angle_emb_0_6 import ANGLE_EMB_0_6, note_on_version
+from angle.compat.angle_emb_version import AngleEmbVersion
 from angle.config import LossConfig
 from angle.errors import ConfigError, did_you_mean
 from angle.training.precision import half_precision
@@ -52,8 +54,33 @@ def _steps(name: str, strategy: str, steps: int) -> int | None:
     return steps_of[strategy]
 
 
-def loss_settings(loss_kwargs: Mapping[str, Any] | None) -> Settings:
-    """Return the settings of the loss, with angle_emb's default weights.
+def version_of_fit(prompts: Mapping[str, str | None], loss_kwargs: Mapping[str, Any] | None) -> AngleEmbVersion:
+    """Return the version whose arguments `fit` was given, and print it if that is the later one.
+
+    Args:
+        prompts: text_prompt, query_prompt and doc_prompt; None where not given.
+        loss_kwargs: as in `AnglE.fit`.
+
+    """
+    given = {name for name, prompt in prompts.items() if prompt is not None} | set(loss_kwargs or {})
+    if given.isdisjoint((*prompts, "cln_w")):
+        return ANGLE_EMB_0_5
+    print(note_on_version(given, ANGLE_EMB_0_6.python_settings("loss_kwargs")))
+    return ANGLE_EMB_0_6
+
+
+def prompt_settings(prompts: Mapping[str, str | None]) -> Settings:
+    """Return the settings of text_prompt, query_prompt and doc_prompt."""
+    roles = {"query": prompts["query_prompt"], "document": prompts["doc_prompt"]}
+    given = {role: prompt for role, prompt in roles.items() if prompt is not None}
+    settings: Settings = {"model.prompts": given} if given else {}
+    if prompts["text_prompt"] is not None:
+        settings["model.prompt"] = prompts["text_prompt"]
+    return settings
+
+
+def loss_settings(loss_kwargs: Mapping[str, Any] | None, version: AngleEmbVersion = ANGLE_EMB_0_5) -> Settings:
+    """Return the settings of the loss, with the default weights of a version of angle_emb.
 
     Raises:
         ConfigError: a name is unknown; if it was renamed, the message gives the new name.
@@ -65,7 +92,7 @@ def loss_settings(loss_kwargs: Mapping[str, Any] | None) -> Settings:
             raise ConfigError(f"loss_kwargs has {name!r}, which is called {current!r} now: write {current}={value}.")
     all_settings = {field.name: f"loss.{field.name}" for field in dataclasses.fields(LossConfig)}
     settings = translate_mapping("loss_kwargs", loss_kwargs, all_settings)
-    return ANGLE_EMB.python_defaults("loss_kwargs") | settings
+    return version.python_defaults("loss_kwargs") | settings
 
 
 def lora_settings(lora_config_kwargs: Mapping[str, Any] | None) -> Settings:

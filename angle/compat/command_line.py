@@ -26,6 +26,10 @@ class CommandLine:
         """Return the value of an option."""
         return self.values[name]
 
+    def get(self, name: str) -> Any:
+        """Return the value of an option, None if this version has no such option."""
+        return self.values.get(name)
+
     def note(self, name: str) -> str:
         """Return how an option differs from angle_emb."""
         return f"--{name} {self.version.by_name[name].note}"
@@ -46,6 +50,11 @@ def parse(words: Sequence[str], version: AngleEmbVersion) -> CommandLine:
     return CommandLine(version, values, frozenset(given))
 
 
+def option_names(words: Sequence[str]) -> set[str]:
+    """Return the names of the options on a command line, known or not."""
+    return {word.removeprefix("--").partition("=")[0] for word in words if word.startswith("--")}
+
+
 class _Parser(argparse.ArgumentParser):
     """Reports errors as the rest of the package does."""
 
@@ -60,7 +69,9 @@ def _parser(version: AngleEmbVersion) -> argparse.ArgumentParser:
         usage="angle-trainer --model_name_or_path MODEL --train_name_or_path ROWS [--option value ...]",
         description=f"Train with the command line of angle_emb {version.release}. It runs the loop of train.py, and "
         f"first prints the equivalent train.py command.",
-        epilog="In brackets: the setting of train.py. On several GPUs: torchrun --nproc_per_node=N -m "
+        epilog="In brackets: the setting of train.py. The options that angle_emb 0.6.1 alone has are taken too, then "
+        "with its defaults: --cln_w, --text_prompt, --query_prompt, --doc_prompt, --column_rename_mapping, --bf16, "
+        "--gradient_checkpointing, --use_reentrant. On several GPUs: torchrun --nproc_per_node=N -m "
         "angle.angle_trainer ...",
         argument_default=argparse.SUPPRESS,
     )

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from angle.compat.angle_emb_0_6 import ANGLE_EMB_0_6, note_on_version
 from angle.compat.angle_emb_version import NO_EFFECT
 from angle.compat.command_line import CommandLine
 from angle.config import RUN_FILE, START_INDEX_VARIABLE
@@ -15,7 +16,7 @@ from angle.errors import ConfigError
 
 #: Options whose settings depend on more than the option's own value: the rules below set them.
 SET_BY_RULES = (
-    *("pretrained_model_path", "gradient_accumulation_steps", "fp16", "seed"),
+    *("pretrained_model_path", "gradient_accumulation_steps", "fp16", "bf16", "seed", "query_prompt", "doc_prompt"),
     *("save_strategy", "save_steps", "eval_strategy", "eval_steps"),
 )
 
@@ -50,7 +51,17 @@ def translate(options: CommandLine) -> Translation:
         elif option.setting and option.name not in SET_BY_RULES and (given or option.default_applies):
             value = options[option.name]
             result.settings[option.setting] = value if option.to_setting is None else option.to_setting(value)
-    for rule in (_model, _data, _precision, _intervals, _accumulation, _seed, _environment, _corrected_defects):
+    for rule in (
+        _version,
+        _model,
+        _data,
+        _precision,
+        _intervals,
+        _accumulation,
+        _seed,
+        _environment,
+        _corrected_defects,
+    ):
         rule(options, result)
     result.settings = {key: value for key, value in result.settings.items() if value is not None}
     return result
@@ -59,8 +70,7 @@ def translate(options: CommandLine) -> Translation:
 def _refuse_unsupported(options: CommandLine) -> None:
     """Raise ConfigError for options that have no counterpart."""
     unsupported = {
-        "load_mlm_model": options["load_mlm_model"] != 0,
-        "coword_random_mask_rate": options["coword_random_mask_rate"] != 0,
+        "coword_random_mask_rate": options.get("coword_random_mask_rate"),
         "wandb_log_model": (options["wandb_log_model"] or "none").lower() not in ("false", "none", "0"),
     }
     for name, requested in unsupported.items():
@@ -69,6 +79,19 @@ def _refuse_unsupported(options: CommandLine) -> None:
     for name in options.given:
         if isinstance(options[name], str) and "${" in options[name]:
             raise ConfigError(f"--{name} {options[name]} cannot work: ${{ would begin the name of another setting.")
+
+
+def _version(options: CommandLine, result: Translation) -> None:
+    """Note that the options are of the later version, and set the templates of queries and documents."""
+    if options.version is not ANGLE_EMB_0_6:
+        return
+    result.notes.append(f"--{note_on_version(options.given, options.version.by_name)}")
+    prompts = {"query": options["query_prompt"], "document": options["doc_prompt"]}
+    prompts = {role: prompt for role, prompt in prompts.items() if prompt is not None}
+    if prompts:
+        result.settings["model.prompts"] = prompts
+        if options["text_prompt"] is not None:
+            result.notes.append(options.note("text_prompt"))
 
 
 def _model(options: CommandLine, result: Translation) -> None:
@@ -104,14 +127,20 @@ def _data(options: CommandLine, result: Translation) -> None:
         name, split = options[f"valid_name_or_path{suffix}"], f"valid_split_name{suffix}"
         if name is not None and split not in options.given and not Path(name).is_file():
             result.notes.append(options.note(split))
-    if options["prompt_template"] is not None and options["valid_name_or_path_for_callback"] is not None:
+    if options.get("prompt_template") is not None and options["valid_name_or_path_for_callback"] is not None:
         result.notes.append(options.note("prompt_template"))
 
 
 def _precision(options: CommandLine, result: Translation) -> None:
     """Set the precision: fp16 if given, or for decoders, else the best that this machine has instead."""
     given = "fp16" in options.given
-    if not (options["fp16"] or (options["is_llm"] and not given)):
+    if options.get("bf16"):
+        if options["fp16"]:
+            raise ConfigError("--fp16 1 and --bf16 1 are two precisions: leave one of them out.")
+        result.settings["train.mixed_precision"] = "bf16"
+        return
+    by_default = options["is_llm"] and not given and options.version is not ANGLE_EMB_0_6
+    if not (options["fp16"] or by_default):
         return
     from angle.training.precision import half_precision
 

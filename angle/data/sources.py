@@ -19,6 +19,8 @@ from angle.structures import FORMATS, NEGATIVE_COLUMN
 
 #: A streamed file is told from others by this many of its pieces, evenly spaced, and bytes of each.
 FINGERPRINT_PIECES, FINGERPRINT_BYTES = 32, 2**18
+#: What angle_emb calls the column text from release 0.6 on, and many data sets on the hub.
+QUERY = "query"
 #: All columns that some format has; there may be more of negatives.
 ROLES = frozenset(column for data_format in FORMATS.values() for column in data_format.columns)
 #: What reads a file, by its ending.
@@ -56,7 +58,7 @@ def open_tables(
 
     """
     split = source.split or default_split(purpose)
-    is_used = _column_filter(source.columns, ROLES.union(template_columns))
+    is_used = _column_filter(source.columns, ROLES.union((QUERY,), template_columns))
     request = Request(purpose, is_used, limits or LimitsConfig(), streaming)
     tables = []
     for name in source.names():
@@ -66,7 +68,7 @@ def open_tables(
             table = _local_table(Path(name).expanduser(), split, request)
         else:
             table = hub_table(name, source, split, request)
-        tables.append(_rename_columns(table, source.columns, request))
+        tables.append(_query_as_text(_rename_columns(table, source.columns, request)))
     return tables
 
 
@@ -152,6 +154,14 @@ def _rename_columns(table: Table, columns: Mapping[str, str | None], request: Re
     }
     used = {name: column for name, column in kept.items() if request.is_used(column)}
     return replace(table, columns=tuple(kept), rows=RenamedRows(table.rows, used))
+
+
+def _query_as_text(table: Table) -> Table:
+    """Return a table whose column `query` is called text if it has none of that name, but positives."""
+    if "text" in table.columns or not {QUERY, "positive"}.issubset(table.columns):
+        return table
+    kept = {("text" if column == QUERY else column): column for column in table.columns}
+    return replace(table, columns=tuple(kept), rows=RenamedRows(table.rows, kept))
 
 
 @dataclass(frozen=True)
