@@ -72,9 +72,10 @@ class MineConfig:
     """Seed of sampling=random."""
     incomplete: str = declared("drop", choices=("drop", "keep"))
     """Rows with fewer than num_negatives: drop leaves them out, keep writes those with at least one."""
-    layout: str = declared("list", choices=("list", "columns"))
-    """list: the negatives are a list in the column negative; columns: they are negative_1, negative_2, ... A single one
-    is a text in the column negative."""
+    layout: str = declared("columns", choices=("columns", "list"))
+    """columns: the negatives of a row are negative_1, negative_2, ..., all of which training uses; list: they are a
+    list in the column negative, of which it draws one each epoch unless data.negatives=all. A single one is a text in
+    the column negative."""
     batch_size: int = declared(64, at_least=1)
     """Texts per batch."""
     limits: LimitsConfig = field(default_factory=LimitsConfig)
@@ -100,11 +101,6 @@ class MineConfig:
             raise ConfigError(
                 f"max_score={self.max_score:g} cannot work: it is below min_score={self.min_score:g}, so nothing would "
                 f"be left."
-            )
-        if self.layout == "columns" and self.incomplete == "keep" and self.num_negatives > 1:
-            raise ConfigError(
-                "layout=columns cannot work with incomplete=keep, whose rows would lack columns: type layout=list, or "
-                "incomplete=drop."
             )
 
     @property

@@ -6,6 +6,7 @@ Q queries, P passages, D dimensions, K candidates.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -53,13 +54,16 @@ class MinedRow:
     scores: Sequence[float]
     """Of the positive, then of each negative."""
 
-    def as_row(self, layout: str) -> dict[str, Any]:
-        """Return the row that is written, in format B."""
+    def as_row(self, layout: str, num_negatives: int) -> dict[str, Any]:
+        """Return the row that is written, in format B; a column without a negative is null."""
         row: dict[str, Any] = {"text": self.query, "positive": self.positive}
-        if layout == "columns" and len(self.negatives) > 1:
-            row |= {f"negative_{number}": text for number, text in enumerate(self.negatives, 1)}
+        if num_negatives == 1:
+            row["negative"] = self.negatives[0]
+        elif layout == "list":
+            row["negative"] = list(self.negatives)
         else:
-            row["negative"] = self.negatives[0] if len(self.negatives) == 1 else list(self.negatives)
+            names = (f"negative_{number}" for number in range(1, num_negatives + 1))
+            row |= dict(itertools.zip_longest(names, self.negatives))
         return row | {"scores": [round(score, 6) for score in self.scores]}
 
 
@@ -280,7 +284,10 @@ def _outcome(
 def _write(mining: Mining) -> None:
     """Write the rows, and the figures with the settings that they were made with."""
     make_folder(mining.folder)
-    lines = (json.dumps(row.as_row(mining.config.layout), ensure_ascii=False) for row in mining.rows)
+    lines = (
+        json.dumps(row.as_row(mining.config.layout, mining.config.num_negatives), ensure_ascii=False)
+        for row in mining.rows
+    )
     write_durably(mining.path, "".join(f"{line}\n" for line in lines))
     positive, negative = mining.mean_scores()
     content = {

@@ -109,13 +109,13 @@ class _Reader:
                 f"positives: give rows with text and positive."
             )
         for table in tables:
+            columns = data_format.columns_of("negative", table.columns) if "negative" in data_format.roles else []
             for number, row in table.rows:
                 (query,) = self._texts(ROWS, table, number, row, "text", several=False)
                 positives = self._texts(ROWS, table, number, row, "positive", several=True)
-                columns = data_format.columns_of("negative", table.columns) if data_format.name == "B" else []
-                cells = [column for column in columns if len(columns) == 1 or not is_missing(row.get(column))]
-                negatives = [self._texts(ROWS, table, number, row, column, several=True) for column in cells]
-                yield query, positives, [text for texts in negatives for text in texts]
+                given = [column for column in columns if len(columns) == 1 or not is_missing(row.get(column))]
+                cells = [self._texts(ROWS, table, number, row, column, several=True) for column in given]
+                yield query, positives, [text for cell in cells for text in cell]
 
     def _texts(self, purpose: str, table: Table, number: int, row: Row, column: str, *, several: bool) -> Sequence[str]:
         """Return the texts in a cell, of which there is one unless it may have `several`."""

@@ -139,8 +139,8 @@ def test_random_negatives_depend_on_the_seed_alone(tmp_path: Path) -> None:
     ("options", "columns"),
     [
         ({"num_negatives": 1}, ["text", "positive", "negative", "scores"]),
-        ({"num_negatives": 2}, ["text", "positive", "negative", "scores"]),
-        ({"num_negatives": 2, "layout": "columns"}, ["text", "positive", "negative_1", "negative_2", "scores"]),
+        ({"num_negatives": 2}, ["text", "positive", "negative_1", "negative_2", "scores"]),
+        ({"num_negatives": 2, "layout": "list"}, ["text", "positive", "negative", "scores"]),
     ],
 )
 def test_what_is_written(tmp_path: Path, options: dict[str, Any], columns: list[str]) -> None:
@@ -166,6 +166,12 @@ def test_rows_without_enough_negatives(tmp_path: Path) -> None:
     assert all(len(row.negatives) == 2 for row in dropped.rows)
     kept = mined(tmp_path, incomplete="keep", **options)
     assert {len(row.negatives) for row in kept.rows} == {1, 2}
+    lines = [json.loads(line) for line in (tmp_path / "out" / NEGATIVES_FILE).read_text().splitlines()]
+    for row, line in zip(kept.rows, lines, strict=True):
+        assert [line["negative_1"], line["negative_2"]] == [*row.negatives, None][:2]
+    again = mine(MineConfig(rows=SourceConfig(str(tmp_path / "out" / NEGATIVES_FILE)), output_dir=str(tmp_path / "2")))
+    texts = {text for row in kept.rows for text in (row.positive, *row.negatives)}
+    assert again.passages == len(texts)
     fewer = sum(len(row.negatives) == 1 for row in kept.rows)
     assert kept.counts["of them with fewer negatives"] == fewer
     without = kept.counts["rows dropped without enough negatives"]
@@ -300,11 +306,6 @@ def test_a_corpus_without_texts_is_refused(tmp_path: Path) -> None:
             {"corpus": SourceConfig("a.jsonl", label_map={"x": 1.0})},
             "corpus.label_map has no effect on texts without labels: leave it out.",
         ),
-        (
-            {"layout": "columns", "incomplete": "keep"},
-            "layout=columns cannot work with incomplete=keep, whose rows would lack columns: type layout=list, or "
-            "incomplete=drop.",
-        ),
     ],
 )
 def test_options_that_cannot_work_are_refused(settings: dict[str, Any], message: str) -> None:
@@ -323,10 +324,13 @@ def test_the_command_writes_a_page_and_training_takes_the_rows(tmp_path: Path) -
     page = (tmp_path / "mined" / "report" / "report.html").read_text()
     for heading in ("How many", "How near", "Nearest", "Samples"):
         assert heading in page
-    train = ["data=files", "data.train.name_or_path=mined/negatives.jsonl", "train.max_steps=1", "train.batch_size=4"]
-    done = start_here("train.py", *train, folder=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert "format B" in done.stdout
+    words = [*words[:-1], "layout=list", "output_dir=listed"]
+    assert start_here("-m", "angle.mine", *words, folder=tmp_path).returncode == 0
+    for folder in ("mined", "listed"):
+        train = ["data=files", f"data.train.name_or_path={folder}/negatives.jsonl", "data.negatives=all"]
+        done = start_here("train.py", *train, "train.max_steps=1", "train.batch_size=4", folder=tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert "format B" in done.stdout
     done = start_here("-m", "angle.mine", "model=tiny", folder=tmp_path)
     assert "rows.name_or_path is missing" in done.stderr
 
@@ -340,7 +344,7 @@ def test_two_processes_mine_what_one_does(tmp_path: Path) -> None:
     one = mined(tmp_path, pooling=PoolingConfig())
     two = [json.loads(line) for line in (tmp_path / "two" / NEGATIVES_FILE).read_text().splitlines()]
     for row, written in zip(one.rows, two, strict=True):
-        assert written["negative"] == row.negatives
+        assert [written[f"negative_{number}"] for number in (1, 2, 3)] == row.negatives
         assert written["scores"] == pytest.approx(list(row.scores), abs=1e-5)
 
 
