@@ -112,6 +112,12 @@ def test_positives_and_equal_texts_are_no_negatives(tmp_path: Path) -> None:
     assert sorted(pairs) == sorted((query, text) for query, texts in positives.items() for text in texts)
 
 
+def test_known_positives_take_no_rank(tmp_path: Path) -> None:
+    mining = mined(tmp_path, num_negatives=2, range_max=2)
+    assert "rows dropped without enough negatives" not in mining.counts
+    assert negatives_of(mining) == negatives_of(mined(tmp_path / "a", num_negatives=2, range_max=30))
+
+
 def test_pieces_of_the_corpus_do_not_matter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = mined(tmp_path / "a")
     monkeypatch.setattr(module, "PASSAGES_AT_ONCE", 7)

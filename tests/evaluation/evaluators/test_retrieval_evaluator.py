@@ -63,7 +63,7 @@ def naive_metrics(ranking: list[str], grades: dict[str, float]) -> dict[str, flo
 
 
 @pytest.mark.parametrize("graded", [False, True])
-@pytest.mark.parametrize("at_once", [30, 10_000])
+@pytest.mark.parametrize("at_once", [149, 10_000])
 def test_metrics_match_a_naive_implementation(
     tmp_path: Path, graded: bool, at_once: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -121,9 +121,9 @@ def test_figures_equal_those_of_sentence_transformers(tmp_path: Path) -> None:
 def test_equally_near_passages_are_ranked_by_their_ids(tmp_path: Path) -> None:
     """As trec_eval does, and pytrec_eval and mteb with it: the later id first."""
     corpus = dict.fromkeys(("d1", "d2", "d3"), "same")
-    write_set(tmp_path, corpus, {"q": "bird"}, [("q", "d2", 1)])
+    write_set(tmp_path, corpus, {"q": "bird"}, [("q", "d3", 1)])
     values = dict(RetrievalEvaluator(load(tmp_path)).run(word_vectors({"same": (1.0, 0.0), "bird": (1.0, 0.0)})))
-    assert values["mrr@10"] == 1 / 2
+    assert values["mrr@10"] == 1
 
 
 def test_a_query_is_a_row(tmp_path: Path) -> None:
