@@ -30,8 +30,8 @@ class RetrievalConfig:
     corpus-id, score), all also .gz or .parquet; a hub name with the configurations corpus, queries and qrels; a set of
     NanoBEIR, such as NanoMSMARCO; null: none."""
     qrels: str | None = None
-    """Another data set on the hub that has the judgements; null: name_or_path itself, or BeIR/NAME-qrels for
-    BeIR/NAME."""
+    """The data set on the hub whose default configuration has the judgements, such as mteb/scifact for itself; null:
+    the configuration qrels of name_or_path, or BeIR/NAME-qrels for BeIR/NAME."""
     split: str | None = None
     """Whose judgements; null: dev."""
     revision: str | None = None

@@ -44,18 +44,20 @@ class Score:
     """Pearson's correlation beside Spearman's, None if it was not recorded."""
     remark: str = ""
     """When it was measured, or of what."""
+    unit: str = "rows"
+    """What a row is called."""
     is_of_this_model: bool = True
     """Whether this model was measured, not what it is compared with."""
 
     @property
     def dataset(self) -> str:
         """What it was measured on, in words that do not depend on the number of rows."""
-        return describe_source(self.source, self.purpose, self.split)
+        return describe_source(self.source, self.purpose, self.split, unit=self.unit)
 
     @property
     def measured_on(self) -> str:
         """What it was measured on, and when."""
-        described = describe_source(self.source, self.purpose, self.split, self.rows)
+        described = describe_source(self.source, self.purpose, self.split, self.rows, self.unit)
         return f"{described}, {self.remark}" if self.remark else described
 
     def values(self) -> Iterator[tuple[Metric, float]]:
@@ -81,7 +83,8 @@ def scores_of(run: TrainedRun) -> list[Score]:
         purpose = "valid"
     if data.valid_split and purpose != "valid_retrieval":
         source, split, words = data.train, "train", "held-out"
-    validation = partial(Score, metric, source, split, words, rows.get(purpose))
+    unit = "queries" if purpose == "valid_retrieval" else "rows"
+    validation = partial(Score, metric, source, split, words, rows.get(purpose), unit=unit)
     test = partial(Score, TEST_METRIC, data.test, "test", "test", rows.get("test"))
     before: Any = result.get("valid_before", {}).get(metric.name)  # earlier versions have none
     correlations = metric == DEFAULT_METRIC

@@ -62,7 +62,7 @@ def describe_model(name: str) -> str:
     return text if first == name else f"{text} (trained further in an earlier run)"
 
 
-def describe_source(source: SourceConfig, purpose: str, split: str, rows: int | None = None) -> str:
+def describe_source(source: SourceConfig, purpose: str, split: str, rows: int | None = None, unit: str = "rows") -> str:
     """Return what rows are: the names and the split of data on the hub, or just their purpose.
 
     Args:
@@ -70,18 +70,19 @@ def describe_source(source: SourceConfig, purpose: str, split: str, rows: int | 
         purpose: what they are for, such as "training".
         split: the source's default split.
         rows: their number, if it is known.
+        unit: what they are called.
 
     """
     count = "" if rows is None else f"{rows:,} "
     names = source.names()
     subset = " ".join(filter(None, [source.subset, source.split or split]))
     if names == [SAMPLE]:
-        return f"{count}{purpose} rows of angle-hydra's sample ({subset})"
+        return f"{count}{purpose} {unit} of angle-hydra's sample ({subset})"
     on_hub = [name_on_hub(name) for name in names]
     public = [name for name in on_hub if name is not None]
     where = f"of {', '.join(public)} ({subset})" if public else "that are not public"
     others = " and of others that are not public" if public and None in on_hub else ""
-    return f"{count}{purpose} rows {where}{others}"
+    return f"{count}{purpose} {unit} {where}{others}"
 
 
 def describe_training_rows(train: TrainSourceConfig, rows: int | None) -> str:

@@ -11,7 +11,9 @@ from conftest import dying_at, repeatable_metrics, sample_rows, start_here, writ
 from retrieval_sets import write_set
 
 from angle import DataError, TrainConfig, build_config, fit
+from angle.config import ConvertConfig, ModelConfig
 from angle.evaluation.predictions import AFTER, BEFORE, Predictions
+from angle.export.sentence_transformers import convert
 
 
 def prepare(folder: Path) -> None:
@@ -98,6 +100,16 @@ def test_labelled_pairs_choose_before_queries(tmp_path: Path) -> None:
     assert config.train.best_metric == "ndcg@10"
     data = {"valid_sts": {"name_or_path": "dev.jsonl"}, "valid_retrieval": {"name_or_path": "set"}}
     assert build_config({"data": data}, TrainConfig).train.best_metric is None
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("unverified")
+def test_a_card_tells_of_queries(tmp_path: Path) -> None:
+    prepare(tmp_path)
+    fit(settings(tmp_path, max_steps=2))
+    convert(ConvertConfig(ModelConfig(str(tmp_path / "run"))))
+    card = (tmp_path / "run" / "sentence_transformers" / "README.md").read_text()
+    assert "| 30 validation queries that are not public, step 2 |" in card
 
 
 @pytest.mark.slow
