@@ -67,8 +67,8 @@ def escaped(words: str) -> str:
     return words.replace("{", "{{").replace("}", "}}")
 
 
-def checked_prompts(prompts: Mapping[str, str]) -> dict[str, str]:
-    """Return the entries of `model.prompts` by the names in `PROMPT_NAMES`.
+def checked_prompts(prompts: Mapping[str, str], setting: str = "model.prompts") -> dict[str, str]:
+    """Return templates by role, which stand at a setting, by the names in `PROMPT_NAMES`.
 
     Raises:
         ConfigError: another name, the same one twice, or a template that cannot be read.
@@ -80,12 +80,12 @@ def checked_prompts(prompts: Mapping[str, str]) -> dict[str, str]:
         if name not in PROMPT_NAMES:
             known = f"{', '.join(PROMPT_NAMES[:-1])} or {PROMPT_NAMES[-1]}"
             raise ConfigError(
-                f"model.prompts has {given}, which is no role or column{did_you_mean(given, PROMPT_NAMES) or '.'} "
-                f'Choose {known}, for example \'model.prompts={{query: "query: ", document: "passage: "}}\'.'
+                f"{setting} has {given}, which is no role or column{did_you_mean(given, PROMPT_NAMES) or '.'} "
+                f'Choose {known}, for example \'{setting}={{query: "query: ", document: "passage: "}}\'.'
             )
         if name in checked:
-            raise ConfigError(f"model.prompts has {name} twice, once as {given}: leave one of them out.")
-        as_template(prompt, f"model.prompts.{given}")
+            raise ConfigError(f"{setting} has {name} twice, once as {given}: leave one of them out.")
+        as_template(prompt, f"{setting}.{given}")
         checked[name] = NAMED_PROMPTS.get(prompt, prompt)
     return checked
 

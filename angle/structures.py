@@ -158,6 +158,8 @@ class BatchStructure:
     to draw from could have had in its first and second role; both are in the batch, possibly because of other rows."""
     loss: int = 0
     """Which of the run's losses it has, one for each source whose batches are its own."""
+    guide: Tensor | None = None
+    """(N, D): a guide's embeddings of the batch's texts, of unit length, in the order of the embeddings."""
 
     @classmethod
     def of_columns(
@@ -203,6 +205,7 @@ class BatchStructure:
             Negatives(moved(negatives.rows), moved(negatives.embedding_index), moved(negatives.text_ids)),
             moved(self.known_positives),
             self.loss,
+            None if self.guide is None else moved(self.guide),
         )
 
 

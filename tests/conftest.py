@@ -250,6 +250,11 @@ class SpyTokenizer:
         ids = np.array([zlib.crc32(word.encode()) % 2**31 for row in rows for word in row], np.int32)
         return Tokens(ids, np.cumsum([0, *map(len, rows)]))
 
+    def with_prompts(self, prompt: str | None, prompts: Mapping[str, str]) -> SpyTokenizer:
+        assert prompt is None
+        assert not prompts
+        return self
+
     def named(self, name: str) -> SpyTokenizer:
         return self
 

@@ -22,6 +22,7 @@ from angle.training.gradient_cache import GradientCache
 OBJECTIVES: dict[str, dict[str, Any]] = {
     "plain": {},
     "all terms": {"loss": {"cosine_w": 1.0, "ibn_w": 20.0, "angle_w": 1.0}},
+    "guide": {"loss": {"guide": "tiny", "guide_margin": 0.02}},
     "espresso": {"ese": {"enabled": True, "compression_size": 32}},
     "teacher": {"teacher": {"enabled": True, "name_or_path": "self", "projection": True, "mse_w": 1.0}},
     "teacher of tokens": {"teacher": {"enabled": True, "name_or_path": "self", "pooling": "tokens"}},

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-from angle.config.values import check_fields, check_one_of, declared
+from angle.config.values import check_fields, check_one_of, declared, expand_home
 from angle.errors import ConfigError
 
 
@@ -63,11 +63,19 @@ class LossConfig:
     """Multiplier of the in-batch similarities: an inverse temperature."""
     angle_tau: float = declared(20.0, above=0)
     """Multiplier of the angle similarities: an inverse temperature."""
+    guide: str | None = None
+    """A model that tells false negatives of the in-batch losses: candidates that it finds nearer to a text than the
+    text's positive are left out. On the hub, a model or a run folder; null: none."""
+    guide_margin: float = 0.0
+    """Candidates are left out already if the guide's cosine is above the positive's minus this."""
     positive_above: float | None = None
     """A row of format A is a positive of the in-batch loss if its label is above this; null: 0 (sample data: 4)."""
 
     def __post_init__(self) -> None:
         check_fields("loss", self)
+        self.guide = expand_home("loss.guide", self.guide)
+        if self.guide is None and self.guide_margin:
+            raise ConfigError(f"loss.guide_margin={self.guide_margin:g} needs a guide: add loss.guide=MODEL.")
         if self.cln_w is not None and self.positives_w is not None:
             raise ConfigError(
                 f"loss.cln_w={self.cln_w:g} and loss.positives_w={self.positives_w:g} both weigh the in-batch loss of "
@@ -102,7 +110,7 @@ class LossConfig:
             ConfigError: there is no setting of such a name, or a value cannot work.
 
         """
-        names = [field.name for field in dataclasses.fields(self)]
+        names = [field.name for field in dataclasses.fields(self) if not field.name.startswith("guide")]
         for name in changes:
             check_one_of(setting, name, tuple(names))
         return dataclasses.replace(self, **dict[str, Any](changes))

@@ -69,6 +69,11 @@ class TrainConfig:
                 "data.streaming=true needs train.max_steps, because a stream has no known length: add for "
                 "example train.max_steps=1000."
             )
+        if self.data.streaming and self.loss.guide is not None:
+            raise ConfigError(
+                "loss.guide cannot work with data.streaming=true: a stream's texts are not known before training: "
+                "leave one out."
+            )
         if self.model.load_kbit is not None and not self.lora.enabled and self.model.adapter is None:
             raise ConfigError(
                 f"model.load_kbit={self.model.load_kbit} freezes the weights, so there is nothing to train: "

@@ -8,6 +8,7 @@ from typing import Any
 
 from angle.config.values import FORMAT_NAMES, check_fields, declared, expand_home
 from angle.errors import ConfigError
+from angle.prompts import as_template, checked_prompts
 
 #: The name of the built-in source.
 SAMPLE = "sample"
@@ -63,6 +64,10 @@ class SourceConfig:
 class NamedSourceConfig(SourceConfig):
     """One of several sources of training rows: what it has of its own."""
 
+    prompt: str | None = None
+    """The template of its texts, in place of model.prompt; it is not saved with the model."""
+    prompts: dict[str, str] = field(default_factory=dict)
+    """Templates by role, in place of those of model.prompts; they are not saved with the model."""
     format: str = declared("auto", choices=("auto", *FORMAT_NAMES))
     """A, B, C or auto (from the columns)."""
     weight: float | None = declared(None, at_least=0)
@@ -79,7 +84,7 @@ class TrainSourceConfig(SourceConfig):
 
     sources: dict[str, NamedSourceConfig] = field(default_factory=dict)
     """Several sources by name, in place of `name_or_path`: {sts: {name_or_path: a.jsonl}, nli: {name_or_path: b.jsonl,
-    weight: 2}}. Each has what data.train has, and format, weight, batch_size and loss."""
+    weight: 2}}. Each has what data.train has, and templates, format, weight, batch_size and loss."""
 
     def names(self) -> list[str]:
         """Return the names or paths of all sources as a list, empty if there are none."""
@@ -96,6 +101,9 @@ class TrainSourceConfig(SourceConfig):
             if not re.fullmatch(r"[\w-]+", name):
                 raise ConfigError(f"{setting} cannot be named so: letters, digits, - and _ make up a source's name.")
             check_fields(setting, source)
+            source.prompts = checked_prompts(source.prompts, f"{setting}.prompts")
+            if source.prompt is not None:
+                source.prompt = as_template(source.prompt, f"{setting}.prompt")
             source.check(setting)
             if not source.names():
                 raise ConfigError(f"{setting}.name_or_path is missing: give a file, a folder or a hub name.")

@@ -58,6 +58,7 @@ def collate_parts(
     *,
     loss: int = 0,
     rows_read: str | None = None,
+    guide: npt.NDArray[np.float32] | None = None,
 ) -> Batch:
     """Return a global batch with this process's shard of its texts, in which each distinct text occurs once.
 
@@ -69,6 +70,7 @@ def collate_parts(
         batch_spec: how the batch is split, and what becomes of duplicates.
         loss: which of the run's losses it has.
         rows_read: see `Batch`.
+        guide: (N, D): a guide's embeddings of the texts.
 
     """
     texts = _concatenate([part.draw_texts(batch_spec.seed) for part in parts])
@@ -102,6 +104,7 @@ def collate_parts(
             negatives=Negatives(*map(torch.from_numpy, negatives)),
             known_positives=torch.from_numpy(known_positives),
             loss=loss,
+            guide=None if guide is None else torch.from_numpy(guide[distinct_ids[shards.flatten()]]),
         ),
         token_count=int((occurrences * lengths).sum()),
         rows=np.concatenate([part.first_row + part.rows for part in parts]),

@@ -79,6 +79,8 @@ class Corpus:
     """Fraction of tokens that stand for what the vocabulary does not have."""
     all_negatives: bool = False
     """Whether all texts of a cell of negatives are used, instead of one that is drawn."""
+    guide_embeddings: npt.NDArray[np.float32] | None = None
+    """(N, D): those of a guide, of unit length; None without one."""
     text_hashes: IntArray | None = None
     """(N,): equal for equal texts of any corpora, whatever templates they stand in; None where there are no others."""
 

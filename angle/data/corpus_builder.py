@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,9 @@ from angle.structures import NEGATIVE_COLUMN, DataFormat, Tokens
 
 #: The largest label, as labels are stored in float32.
 MAX_LABEL = float(np.finfo(np.float32).max)
+
+#: Returns the embeddings (N, D) of texts, of unit length.
+GuideFunction = Callable[[Sequence[str]], npt.NDArray[np.float32]]
 
 
 class CorpusBuilder:
@@ -228,12 +231,13 @@ class CorpusBuilder:
             more = f", and {others} other kind{'s' if others > 1 else ''} of problem" if others else ""
             raise DataError(f"{message} ({count} such row{'s' if count > 1 else ''}{more}){hint}.")
 
-    def build(self, *, cache: bool = True, hashes: bool = False) -> Corpus:
+    def build(self, *, cache: bool = True, hashes: bool = False, guide: GuideFunction | None = None) -> Corpus:
         """Return the corpus of all rows added.
 
         Args:
             cache: whether tokens are kept on disk.
             hashes: whether the corpus has hashes of its texts, to be compared with those of others.
+            guide: a guide's embeddings of texts.
 
         Raises:
             DataError: rows with problems, or no rows.
@@ -262,6 +266,7 @@ class CorpusBuilder:
             fingerprint=digest,
             unknown=self._texts.unknown_fraction(tokens),
             all_negatives=self.format.name == "B" and (self._has_numbered_negatives or not self._draws_negatives),
+            guide_embeddings=None if guide is None else self._guide_embeddings(guide),
             text_hashes=self._texts.hashes() if hashes else None,
         )
 
@@ -282,6 +287,11 @@ class CorpusBuilder:
         for array in arrays:
             digest.update(b"" if array is None else array.tobytes())
         return texts_digest, digest.hexdigest()
+
+    def _guide_embeddings(self, guide: GuideFunction) -> npt.NDArray[np.float32]:
+        texts, index = self._texts.texts()
+        embeddings = guide(texts)
+        return embeddings if len(texts) == len(index) else embeddings[index]
 
     def _tokens(self, digest: str, cache: bool) -> Tokens:
         try:

@@ -80,6 +80,12 @@ class DistinctTexts:
         first: dict[tuple[int | str, ...], int] = {}
         return np.fromiter((first.setdefault(key[1:], number) for key, number in self._ids.items()), np.int64)
 
+    def texts(self) -> tuple[list[str], npt.NDArray[np.int64]]:
+        """Return the texts themselves, each once and without its template, and (N,) which of them each is."""
+        place: dict[str, int] = {}
+        index = np.fromiter((place.setdefault(str(key[1]), len(place)) for key in self._ids), np.int64)
+        return list(place), index
+
     def hashes(self) -> npt.NDArray[np.int64]:
         """Return (N,): 64 bits of a hash of each text, whatever template it stands in."""
         digests = (

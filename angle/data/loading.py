@@ -7,7 +7,7 @@ from functools import partial
 from angle.config import LimitsConfig, SourceConfig
 from angle.data import formats, sources
 from angle.data.corpus import Corpus
-from angle.data.corpus_builder import CorpusBuilder
+from angle.data.corpus_builder import CorpusBuilder, GuideFunction
 from angle.data.distinct_texts import Tokenizer, template_columns
 from angle.data.language import check_language
 from angle.data.purposes import source_label
@@ -22,6 +22,7 @@ def load_corpus(
     negatives: str = "draw",
     *,
     hashes: bool = False,
+    guide: GuideFunction | None = None,
 ) -> Corpus:
     """Read, check and tokenise all rows of a source.
 
@@ -33,6 +34,7 @@ def load_corpus(
         limits: what is read at most; None: the defaults.
         negatives: what a list of negatives means, see `angle.config.DataConfig`.
         hashes: whether the corpus has hashes of its texts, to be compared with those of others.
+        guide: a guide's embeddings of texts.
 
     Raises:
         DataError: anything wrong with the data.
@@ -46,6 +48,6 @@ def load_corpus(
     for table in tables:
         for number, row in table.rows:
             builder.add(table, number, row)
-    corpus = builder.build(hashes=hashes)
+    corpus = builder.build(hashes=hashes, guide=guide)
     check_language(corpus.unknown, source_label(purpose, source))
     return corpus

@@ -98,6 +98,8 @@ class InMemoryTrainingData:
         self.plan = MixturePlan(plans, batch_spec, self.mixture)
         corpora = [source.corpus for source in self.sources]
         self.tokens, self._equal_ids, self._text_ids = _merge_texts(corpora, together=self.mixture.together)
+        guides = [corpus.guide_embeddings for corpus in corpora if corpus.guide_embeddings is not None]
+        self._guide = None if not guides else guides[0] if len(guides) == 1 else np.concatenate(guides)
         self._first_rows = np.cumsum([0, *(plan.rows for plan in plans)]).tolist()
         self.formats = _formats_of_losses(self.sources, together=self.mixture.together)
         names = tuple(source.name for source in self.sources)
@@ -143,7 +145,7 @@ class InMemoryTrainingData:
             for source, epoch, rows in parts
         ]
         spec = self._batch_spec if self.mixture.together else self.batch_specs[parts[0].source]
-        return collate_parts(rows, self.tokens, self._equal_ids, self.formats[loss], spec, loss=loss)
+        return collate_parts(rows, self.tokens, self._equal_ids, self.formats[loss], spec, loss=loss, guide=self._guide)
 
     def largest_rows(self) -> tuple[int, int, int]:
         """Return (loss, texts a row, rows a process) of the batches that have the most texts."""

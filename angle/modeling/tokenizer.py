@@ -115,6 +115,19 @@ class TextTokenizer:
         starts = [start for start in range(len(whole)) if whole[start : start + len(head)] == head]
         return (before, whole[: starts[0]], whole[starts[0] + len(head) :]) if starts else None
 
+    def with_prompts(self, prompt: str | None, prompts: Mapping[str, str]) -> TextTokenizer:
+        """Return this tokenizer with another template, unless that is None, and with other ones of some roles.
+
+        Raises:
+            ConfigError: as `named`.
+
+        """
+        other = copy.copy(self)
+        other.prompts = {**self.prompts, **prompts}
+        if prompt is not None:
+            other._set_prompt(prompt)
+        return other
+
     def named(self, name: str) -> TextTokenizer:
         """Return this tokenizer with the template of a column or of a role.
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from angle.config import LossConfig
 from angle.errors import ConfigError
-from angle.objective.contrastive import SINGLE_PROCESS, QueryShards
+from angle.objective.contrastive import SINGLE_PROCESS, Guide, QueryShards
 from angle.objective.dtypes import at_least_float32
 from angle.objective.normalize import l2_normalize
 from angle.objective.terms import LOSS_TERMS, TermInputs
@@ -97,5 +97,16 @@ class CombinedLoss:
             negative_ids=negative_ids,
             known_positives=known_positives,
             positive_above=self.config.positive_above or 0.0,
+            guide=self._guide(structure),
             query_shards=self.query_shards,
         )
+
+    def _guide(self, structure: BatchStructure) -> Guide | None:
+        """Return what a guide says of the batch's texts."""
+        if structure.guide is None:
+            return None
+        pairs, negatives = (
+            structure.guide[structure.embedding_index],
+            structure.guide[structure.negatives.embedding_index],
+        )
+        return Guide(pairs, negatives, self.config.guide_margin)

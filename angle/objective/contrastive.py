@@ -39,6 +39,30 @@ SINGLE_PROCESS = QueryShards()
 
 
 @dataclass(frozen=True)
+class GuideMask:
+    """Candidates that a guide finds nearer to a query than the query's target: probably false negatives.
+
+    (Solatorio, "GISTEmbed: Guided In-sample Selection of Training Negatives for Text Embedding Fine-tuning", 2024.)
+    """
+
+    queries: Tensor
+    """(Q, G): the guide's embeddings, of unit length; G dimensions."""
+    candidates: Tensor
+    """(C, G)"""
+    thresholds: Tensor
+    """(Q,): cosines above which a candidate is left out."""
+
+    @classmethod
+    def of(cls, queries: Tensor, candidates: Tensor, target: Tensor, margin: float) -> GuideMask:
+        """Return the mask of queries with these targets (Q,), whose cosines minus the margin are the thresholds."""
+        return cls(queries, candidates, (queries * candidates[target]).sum(-1) - margin)
+
+    def for_queries(self, chunk: slice) -> Tensor:
+        """Return the mask (M, C), bool, of a chunk of the queries."""
+        return self.queries[chunk] @ self.candidates.T > self.thresholds[chunk, None]
+
+
+@dataclass(frozen=True)
 class FalseNegativeMask:
     """Candidates that are no negatives of a query: those with the same text, and its known positives.
 
@@ -54,10 +78,17 @@ class FalseNegativeMask:
     positive_ids: Tensor
     """(P,) the second text id of each pair: a text that is no negative of the first."""
     num_texts: int
+    guide: GuideMask | None = None
 
     @classmethod
     def from_text_ids(
-        cls, text_ids: Tensor, query_ids: Tensor, candidate_ids: Tensor, anchor_ids: Tensor, positive_ids: Tensor
+        cls,
+        text_ids: Tensor,
+        query_ids: Tensor,
+        candidate_ids: Tensor,
+        anchor_ids: Tensor,
+        positive_ids: Tensor,
+        guide: GuideMask | None = None,
     ) -> FalseNegativeMask:
         """Return the mask for arbitrary text ids, all of which occur in `text_ids`."""
         ordered = text_ids.flatten().sort().values
@@ -65,7 +96,8 @@ class FalseNegativeMask:
         def compact(ids: Tensor) -> Tensor:
             return torch.searchsorted(ordered, ids.contiguous())
 
-        return cls(compact(query_ids), compact(candidate_ids), compact(anchor_ids), compact(positive_ids), len(ordered))
+        queries, candidates, anchors, positives = map(compact, (query_ids, candidate_ids, anchor_ids, positive_ids))
+        return cls(queries, candidates, anchors, positives, len(ordered), guide)
 
     def for_queries(self, chunk: slice) -> Tensor:
         """Return the mask (M, C), bool, of a chunk of the queries."""
@@ -78,7 +110,8 @@ class FalseNegativeMask:
         is_false_negative.view(-1).index_fill_(
             0, row_of_text[self.anchor_ids] * self.num_texts + self.positive_ids, True
         )
-        return is_false_negative[row_of_text[query_ids]].gather(1, self.candidate_ids.expand(len(query_ids), -1))
+        mask = is_false_negative[row_of_text[query_ids]].gather(1, self.candidate_ids.expand(len(query_ids), -1))
+        return mask if self.guide is None else mask.logical_or_(self.guide.for_queries(chunk))
 
 
 class _ChunkedInfoNCE(torch.autograd.Function):
@@ -160,6 +193,27 @@ def chunked_info_nce(
     return loss
 
 
+@dataclass(frozen=True)
+class Guide:
+    """What a guide says of a batch's texts."""
+
+    embeddings: Tensor
+    """(B, 2, G), of unit length: of each row's two texts; G dimensions."""
+    negatives: Tensor
+    """(M, G): of the negatives of all rows."""
+    margin: float
+
+    def mask_of_texts(self, target: Tensor) -> GuideMask:
+        """Return the mask if all texts look for their partners among all."""
+        texts = self.embeddings.flatten(0, 1)
+        return GuideMask.of(texts, texts, target, self.margin)
+
+    def mask_of_candidates(self, target: Tensor, num_negatives: int) -> GuideMask:
+        """Return the mask if first texts look for theirs among all second ones, and so many negatives."""
+        candidates = torch.cat([self.embeddings[:, 1], self.negatives[:num_negatives]])
+        return GuideMask.of(self.embeddings[:, 0], candidates, target, self.margin)
+
+
 def nt_xent(
     embeddings: Tensor,
     is_positive: Tensor,
@@ -167,6 +221,7 @@ def nt_xent(
     known_positives: Tensor,
     scale: float,
     query_shards: QueryShards = SINGLE_PROCESS,
+    guide: Guide | None = None,
 ) -> Tensor:
     """Return the contrastive loss of format A (NT-Xent): every text of a positive pair must find its partner.
 
@@ -182,12 +237,14 @@ def nt_xent(
         known_positives: (A, 3): row, and two text ids that are not negatives of each other.
         scale: factor of the cosines, an inverse temperature.
         query_shards: processes that split the texts.
+        guide: tells further false negatives.
 
     """
     texts, ids = embeddings.flatten(0, 1), text_ids.flatten()  # interleaved: the partner of text i is text i xor 1
     pairs = _symmetric_pairs(text_ids, known_positives, torch.cat([is_positive, is_positive[known_positives[:, 0]]]))
-    mask = FalseNegativeMask.from_text_ids(text_ids, ids, ids, *pairs)
     target = torch.arange(len(ids), device=ids.device) ^ 1
+    guide_mask = None if guide is None else guide.mask_of_texts(target)
+    mask = FalseNegativeMask.from_text_ids(text_ids, ids, ids, *pairs, guide_mask)
     weights = is_positive[:, None].expand_as(text_ids).flatten().to(embeddings.dtype) / len(ids)
     return chunked_info_nce(texts, texts, target, weights, scale, mask, query_shards)
 
@@ -200,6 +257,7 @@ def info_nce(
     known_positives: Tensor,
     scale: float,
     query_shards: QueryShards = SINGLE_PROCESS,
+    guide: Guide | None = None,
 ) -> Tensor:
     """Return the contrastive loss of formats B and C (InfoNCE): a text must find its positive among all candidates.
 
@@ -215,6 +273,7 @@ def info_nce(
         known_positives: (A, 3): row, and two text ids that are not negatives of each other.
         scale: factor of the cosines, an inverse temperature.
         query_shards: processes that split the texts.
+        guide: tells further false negatives.
 
     """
     queries, positives = embeddings.unbind(1)
@@ -222,8 +281,9 @@ def info_nce(
     candidate_ids = torch.cat([text_ids[:, 1], negative_ids[: len(negatives)]])
     pairs = _symmetric_pairs(text_ids, known_positives)
     all_ids = torch.cat([text_ids.flatten(), negative_ids])
-    mask = FalseNegativeMask.from_text_ids(all_ids, text_ids[:, 0], candidate_ids, *pairs)
     target = torch.arange(len(queries), device=embeddings.device)
+    guide_mask = None if guide is None else guide.mask_of_candidates(target, len(negatives))
+    mask = FalseNegativeMask.from_text_ids(all_ids, text_ids[:, 0], candidate_ids, *pairs, guide_mask)
     weights = embeddings.new_full((len(queries),), 1 / len(queries))
     return chunked_info_nce(queries, candidates, target, weights, scale, mask, query_shards)
 

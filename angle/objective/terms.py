@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from angle.config import ANGLE, COSINE, IN_BATCH, POSITIVES, LossTermSpec
-from angle.objective.contrastive import QueryShards, info_nce, nt_xent
+from angle.objective.contrastive import Guide, QueryShards, info_nce, nt_xent
 from angle.objective.ranking import angle_scores, cosent_loss, cosine_scores
 
 
@@ -37,6 +37,8 @@ class TermInputs:
     """(A, 3) int64: row, and two text ids that are not negatives of each other."""
     positive_above: float
     """A labelled row is a positive pair of the contrastive loss iff its label is above this."""
+    guide: Guide | None
+    """Tells false negatives of the contrastive losses."""
     query_shards: QueryShards
     """The processes that split the work of the contrastive loss."""
 
@@ -64,7 +66,8 @@ def cosine_term(inputs: TermInputs, scale: float) -> Tensor:
 
 def in_batch_term(inputs: TermInputs, scale: float) -> Tensor:
     """Return the contrastive loss with the other texts of the batch as negatives."""
-    embeddings, ids, shared = inputs.embeddings, inputs.text_ids, (inputs.known_positives, scale, inputs.query_shards)
+    embeddings, ids = inputs.embeddings, inputs.text_ids
+    shared = inputs.known_positives, scale, inputs.query_shards, inputs.guide
     if inputs.labels is None:
         return info_nce(embeddings, inputs.negatives, ids, inputs.negative_ids, *shared)
     return nt_xent(embeddings, inputs.labels > inputs.positive_above, ids, *shared)
@@ -72,7 +75,7 @@ def in_batch_term(inputs: TermInputs, scale: float) -> Tensor:
 
 def positives_term(inputs: TermInputs, scale: float) -> Tensor:
     """Return the contrastive loss with only the batch's other positives as negatives."""
-    ids, shared = inputs.text_ids, (inputs.known_positives, scale, inputs.query_shards)
+    ids, shared = inputs.text_ids, (inputs.known_positives, scale, inputs.query_shards, inputs.guide)
     return info_nce(inputs.embeddings, inputs.negatives[:0], ids, inputs.negative_ids, *shared)
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from angle.config import SAMPLE, DataConfig, NamedSourceConfig, SourceConfig
 from angle.data.corpus import Corpus
+from angle.data.corpus_builder import GuideFunction
 from angle.data.loading import load_corpus
 from angle.data.plan import BatchSpec, Mixture
 from angle.data.purposes import purpose_of_source, source_label
@@ -78,6 +79,7 @@ def load_data(
     batch_spec: BatchSpec,
     *,
     needs_correlation: bool = True,
+    guide: GuideFunction | None = None,
 ) -> RunData:
     """Read, check and tokenise everything that the run trains and evaluates on.
 
@@ -86,6 +88,7 @@ def load_data(
         data_format: A, B or C for the training rows, or auto.
         tokenizer: turns texts into tokens.
         batch_spec: how the training rows form batches.
+        guide: a guide's embeddings of the training texts.
         needs_correlation: whether the best model is chosen by the correlation with the validation rows' labels.
 
     Raises:
@@ -111,7 +114,9 @@ def load_data(
         specs = [batch_spec]
     else:
         sources = [
-            TrainingSource(_load_source(config, name, source, tokenizer, data_format), name, _batch_size_of(source))
+            TrainingSource(
+                _load_source(config, name, source, tokenizer, data_format, guide), name, _batch_size_of(source)
+            )
             for name, source in config.train.by_name().items()
         ]
         if config.valid_split:
@@ -163,15 +168,25 @@ def _batch_size_of(source: SourceConfig) -> int | None:
 
 
 def _load_source(
-    config: DataConfig, name: str, source: SourceConfig, tokenizer: TextTokenizer, data_format: str
+    config: DataConfig,
+    name: str,
+    source: SourceConfig,
+    tokenizer: TextTokenizer,
+    data_format: str,
+    guide: GuideFunction | None,
 ) -> Corpus:
     """Return the training rows of a source; one of several may have a format of its own."""
-    own = source.format if isinstance(source, NamedSourceConfig) else "auto"
+    own = "auto"
+    if isinstance(source, NamedSourceConfig):
+        own, tokenizer = source.format, tokenizer.with_prompts(source.prompt, source.prompts)
     requested = data_format if own == "auto" else own
-    hashes = config.mix == "together"
-    return load_corpus(
-        source, purpose_of_source(name), tokenizer, requested, config.limits, config.negatives, hashes=hashes
+    purpose, hashes = purpose_of_source(name), config.mix == "together"
+    corpus = load_corpus(
+        source, purpose, tokenizer, requested, config.limits, config.negatives, hashes=hashes, guide=guide
     )
+    if isinstance(source, NamedSourceConfig):
+        check_prompts_used(source.prompts, [corpus.format], f"data.train.sources.{name}.")
+    return corpus
 
 
 def _hold_out(
@@ -194,8 +209,15 @@ def _hold_out(
     return [replace(sources[0], corpus=train)], valid
 
 
-def check_prompts_used(prompts: Iterable[str], formats: Iterable[DataFormat]) -> None:
-    """Raise ConfigError if a template is given for a role or a column that no training row has."""
+def check_prompts_used(prompts: Iterable[str], formats: Iterable[DataFormat], prefix: str = "model.") -> None:
+    """Raise ConfigError if a template is given for a role or a column that no training row has.
+
+    Args:
+        prompts: what templates are given for.
+        formats: the formats of the rows.
+        prefix: the group of settings that they stand in, with a dot.
+
+    """
     formats = {data_format.name: data_format for data_format in formats}.values()
     names = [prompt_name(role) for data_format in formats for role in data_format.roles]
     used = {*names, *(ROLES[name] for name in names if name in ROLES)}
@@ -203,8 +225,8 @@ def check_prompts_used(prompts: Iterable[str], formats: Iterable[DataFormat]) ->
     if unused is not None:
         named = " and ".join(data_format.name for data_format in formats)
         raise ConfigError(
-            f"model.prompts has {unused}, but the training rows are of format {named}, whose texts are "
-            f"{' and '.join(dict.fromkeys(names))}: leave it out, or write model.prompt, which stands for all texts "
+            f"{prefix}prompts has {unused}, but the training rows are of format {named}, whose texts are "
+            f"{' and '.join(dict.fromkeys(names))}: leave it out, or write {prefix}prompt, which stands for all texts "
             f"that have no template of their own."
         )
 

@@ -69,7 +69,7 @@ def _git_commit() -> str | None:
 
 def describe_losses(config: TrainConfig) -> list[str]:
     """Return the sum that is minimised; one for each source whose batches are its own."""
-    more = ""
+    more = "" if config.loss.guide is None else f", without negatives that {config.loss.guide} finds nearer"
     if config.ese.enabled:
         more += f" + Espresso: every layer, and its first {config.ese.compression_size} dimensions"
     if config.teacher.enabled:

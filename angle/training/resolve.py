@@ -40,6 +40,7 @@ def resolve_config(
 
     """
     several = config.data.has_losses_by_source
+    loss = replace(config.loss, guide=config.loss.guide and _absolute_if_local(config.loss.guide))
     teacher_name = config.teacher.name_or_path
     has_adapter = config.lora.enabled or config.model.adapter is not None
     learning_rate = config.train.learning_rate or _default_lr(config.model.name_or_path, has_adapter=has_adapter)
@@ -50,7 +51,7 @@ def resolve_config(
         pooling=PoolingConfig(encoder.pooling),
         teacher=replace(config.teacher, name_or_path=teacher_name and _absolute_if_local(teacher_name)),
         billm=_resolve_billm(encoder.embedding_config.bidirectional_from, requested=config.billm.enabled),
-        loss=config.loss if several else _resolve_loss(config.loss, data_format, _is_sample(config.data.train)),
+        loss=loss if several else _resolve_loss(loss, data_format, _is_sample(config.data.train)),
         data_format=config.data_format if several else DataFormatConfig(data_format),
         train=replace(config.train, learning_rate=learning_rate),
     )
@@ -120,7 +121,8 @@ def _resolve_sources(data: DataConfig, loss: LossConfig, formats: Mapping[str, s
 def _source_loss(loss: LossConfig, name: str, source: NamedSourceConfig) -> dict[str, float | None]:
     """Return the loss of the batches of one of several sources, all of its settings by their names."""
     changed = loss.with_changes(source.loss, f"data.train.sources.{name}.loss")
-    return asdict(_resolve_loss(changed, source.format, _is_sample(source)))
+    resolved = asdict(_resolve_loss(changed, source.format, _is_sample(source)))
+    return {name: value for name, value in resolved.items() if not name.startswith("guide")}
 
 
 def _resolve_billm(start: int | None, *, requested: bool) -> BillmConfig:

@@ -29,6 +29,7 @@ from angle.training.checkpoint import seed_everything
 from angle.training.data import RunData, check_prompts_used, check_text_lengths, load_data, with_sample_splits
 from angle.training.distributed import query_shards
 from angle.training.gradient_cache import GradientCache
+from angle.training.guide import load_guide
 from angle.training.kernels import run_kernels_to_skip
 from angle.training.memory import find_token_budget
 from angle.training.resolve import resolve_config
@@ -46,6 +47,8 @@ class RunComponents:
     """The settings, with everything decided."""
     trainable: TrainableEncoder
     teacher: Teacher | None
+    guide_fingerprints: dict[str, str] | None
+    """Hashes of the weights of a guide, which is no longer needed."""
     data: RunData
     objective: Objective
     evaluators: RunEvaluators
@@ -57,9 +60,10 @@ class RunComponents:
 
     @property
     def fingerprints(self) -> dict[str, dict[str, str]]:
-        """Hashes of the weights that the run starts from and, with a teacher, learns from."""
+        """Hashes of the weights that the run starts from and, with a teacher or a guide, learns from."""
         models = {"model": self.encoder, "teacher": self.teacher}
-        return {name: model.fingerprints for name, model in models.items() if model is not None}
+        guide = {} if self.guide_fingerprints is None else {"guide": self.guide_fingerprints}
+        return {name: model.fingerprints for name, model in models.items() if model is not None} | guide
 
     @property
     def total_steps(self) -> int:
@@ -88,6 +92,10 @@ def build(config: TrainConfig, accelerator: Accelerator) -> RunComponents:
     announce(f"reading {', '.join(config.data.train.names())}")
     config = replace(config, data=with_sample_splits(config.data))
     batch_spec = _batch_spec(train_config, config.data, accelerator)
+    guide = None
+    if config.loss.guide is not None:
+        announce(f"loading {config.loss.guide}")
+        guide = load_guide(config.loss.guide, config.model, accelerator.device)
     with accelerator.main_process_first():  # the others find the tokens in the cache
         data = load_data(
             config.data,
@@ -95,6 +103,7 @@ def build(config: TrainConfig, accelerator: Accelerator) -> RunComponents:
             encoder.tokenizer,
             batch_spec,
             needs_correlation=metric_named(train_config.best_metric) == DEFAULT_METRIC,
+            guide=guide,
         )
     check_text_lengths(data, encoder.pooling)
     sources = data.train.sources if isinstance(data.train, InMemoryTrainingData) else ()
@@ -147,7 +156,8 @@ def build(config: TrainConfig, accelerator: Accelerator) -> RunComponents:
         gradient_cache = GradientCache(trainable, objective, teacher, accelerator)
         budget = _largest_token_budget(gradient_cache, data.train, train_config.batch_size)
         config = replace(config, train=replace(config.train, token_budget=str(budget)))
-    return RunComponents(config, trainable, teacher, data, objective, evaluators)
+    guide_fingerprints = None if guide is None else guide.fingerprints
+    return RunComponents(config, trainable, teacher, guide_fingerprints, data, objective, evaluators)
 
 
 def _check_trainable(encoder: Encoder) -> None:

@@ -245,3 +245,29 @@ def test_a_text_in_two_templates_of_two_sources_is_no_negative_of_itself(tmp_pat
     assert index[0, 1] != index[2, 0]
     assert len(ids.unique()) == 5
     assert len(index.unique()) == 6
+
+
+def test_a_source_may_have_templates_of_its_own(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        write_jsonl(
+            tmp_path / f"{name}.jsonl", [{"text": "fox", "positive": "owl"}, {"text": "dog", "positive": "red"}]
+        )
+    sources: dict[str, dict[str, Any]] = {
+        name: {"name_or_path": str(tmp_path / f"{name}.jsonl")} for name in ("a", "b")
+    }
+    sources["b"] |= {"prompt": "to {text}", "prompts": {"query": "the "}}
+    config = build_config({"data": {"train": {"sources": sources}}}, TrainConfig)
+    tokenizer = TextTokenizer(tiny_tokenizer(), 64, "a {text}")
+    data = load_data(config.data, "auto", tokenizer, BatchSpec(2, shuffle=False)).train
+    spelled = {"a": ("a fox", "a owl"), "b": ("the fox", "to owl")}
+    plain = TextTokenizer(tiny_tokenizer(), 64)
+    for (batch,), name in zip(islice(data.steps(0), 2), ("a", "b"), strict=True):
+        texts = texts_of(batch, data)  # type: ignore[arg-type]
+        wanted = [tuple(plain([text]).ids.tolist()) for text in spelled[name]]
+        assert [texts[n] for n in batch.structure.embedding_index[0]] == wanted
+    with pytest.raises(ConfigError, match=r"^data\.train\.sources\.b\.prompts has querry"):
+        build_config({"data": {"train": {"sources": {"b": sources["b"] | {"prompts": {"querry": "x"}}}}}}, TrainConfig)
+    sources["b"]["prompts"] = {"text2": "x"}
+    config = build_config({"data": {"train": {"sources": sources}}}, TrainConfig)
+    with pytest.raises(ConfigError, match=r"^data\.train\.sources\.b\.prompts has text2, but .* format C, whose texts"):
+        load_data(config.data, "auto", tokenizer, BatchSpec(2))

@@ -126,9 +126,9 @@ def test_two_processes_train_as_one(tmp_path: Path, data_format: str, words: lis
             ["A", "B+", "C"],
             ["train.token_budget=60", "data.train.sources.b.batch_size=%d", "data.sampling=temperature"],
         ),
-        (["B+", "C"], ["data.mix=together", "ese=on", "ese.compression_size=32", "teacher=self"]),
+        (["B+", "C"], ["data.mix=together", "ese=on", "ese.compression_size=32", "teacher=self", "loss.guide=tiny"]),
     ],
-    ids=["by_source-cache", "together-espresso-teacher"],
+    ids=["by_source-cache", "together-espresso-teacher-guide"],
 )
 def test_two_processes_train_on_a_mixture_as_one(tmp_path: Path, formats: list[str], words: list[str]) -> None:
     sources = sources_of_sample(tmp_path, formats, 11)["sources"]
