@@ -35,7 +35,6 @@ RETRIEVAL = DataFormat("retrieval", ("query", "document"), labelled=False)
 class RetrievalSet:
     """Q queries, each with at least one relevant passage, and P passages to find these among."""
 
-    name: str
     tokens: Tokens
     """N texts: the queries, then the passages."""
     query_ids: tuple[str, ...]
@@ -129,9 +128,7 @@ def load_retrieval_set(
     unknown = tokenizer.unknown_fraction(tokens)
     check_language(unknown, reader.label)
     left_out = {kind: count for kind, count in reader.left_out.items() if count}
-    return RetrievalSet(
-        source.name_or_path, tokens, query_ids, passage_ids, *arrays, left_out, digest.hexdigest(), unknown
-    )
+    return RetrievalSet(tokens, query_ids, passage_ids, *arrays, left_out, digest.hexdigest(), unknown)
 
 
 def tokenize(tokenizer: Tokenizer, texts: Sequence[str], role: str | None) -> Tokens:

@@ -39,7 +39,7 @@ class Predictions:
     fingerprint: str
     """Hash of the rows; predictions for others cannot be compared row by row."""
     format: str
-    """The rows' format: A, B or C."""
+    """The rows' format: A, B, C, or that of queries with passages."""
     rows: RowValues
     """What the metric is computed from."""
     texts: list[str]

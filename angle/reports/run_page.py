@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from angle.config import TrainConfig
+from angle.data.retrieval import RETRIEVAL
 from angle.evaluation.pairs import NEIGHBOURS, Pairs, alignment_and_uniformity, neighbours_table, plane
 from angle.figures import Figure, Row, category, chart, line_chart, quantity
 from angle.files import relative_to_cwd
@@ -305,7 +306,8 @@ def _worst(run: RunRecord) -> Iterator[Table | Text]:
         return
     order = np.argsort(pairs.cosines[:count], kind="stable")[:WORST]
     rows = [[texts[pairs.left[i]], texts[pairs.right[i]], f"{100 * pairs.cosines[i]:.1f}"] for i in order]
-    yield Table(["text", "positive", "cosine x 100"], rows, "Positives that are furthest apart")
+    first, second = ("query", "passage") if run.after.format == RETRIEVAL.name else ("text", "positive")
+    yield Table([first, second, "cosine x 100"], rows, "Positives that are furthest apart")
 
 
 def flat_settings(config: Any, prefix: str = "") -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from composition import composed
 from conftest import REPO, sample_files, sample_rows, start, write_jsonl
+from retrieval_sets import random_set
 from safetensors import safe_open
 
 from angle import fit
@@ -38,7 +39,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
         common = [*files, "train.max_steps=1", "data.valid.name_or_path=triples.jsonl"]
         fit(composed(*common, "ese=on", "teacher=self", "train.output_dir=first"))
         triples = ["data=files", "data.train.name_or_path=triples.jsonl", "train.max_steps=1"]
-        fit(composed(*triples, "data.valid_split=0.2", "train.output_dir=second"))
+        random_set(folder / "set", 4, 20)
+        validation = ["data.valid_split=0.2", "data.valid_retrieval.name_or_path=set"]
+        fit(composed(*triples, *validation, "train.output_dir=second"))
         source = "data.train.sources.NAME.name_or_path=triples.jsonl"
         fit(composed("data=files", source, "train.max_steps=1", "train.output_dir=third"))
     return [folder / "first", folder / "second", folder / "third"]
