@@ -90,11 +90,7 @@ def load_retrieval_set(
     """
     limits = limits or LimitsConfig()
     assert source.name_or_path is not None
-    if tokenizer.columns:
-        raise DataError(
-            f"{setting_name(purpose)}: the template model.prompt uses {{{tokenizer.columns[0]}}}, but queries and "
-            f"passages have nothing but their text: give a template with {{text}} alone."
-        )
+    check_templates(tokenizer, setting_name(purpose))
     reader = _Reader(source, purpose, limits)
     judgements, unjudged = reader.judgements()
     relevant = {passage for graded in judgements.values() for passage in graded}
@@ -129,6 +125,22 @@ def load_retrieval_set(
     check_language(unknown, reader.label)
     left_out = {kind: count for kind, count in reader.left_out.items() if count}
     return RetrievalSet(tokens, query_ids, passage_ids, *arrays, left_out, digest.hexdigest(), unknown)
+
+
+def check_templates(tokenizer: Tokenizer, setting: str) -> None:
+    """Raise DataError if the template of queries or of passages uses more than their text.
+
+    Args:
+        tokenizer: has the templates.
+        setting: that which asks for queries and passages, for the message.
+
+    """
+    for role in RETRIEVAL.roles:
+        if columns := tokenizer.named(role).columns:
+            raise DataError(
+                f"{setting}: the model's template of a {role} uses {{{columns[0]}}}, but queries and passages have "
+                f"nothing but their text: give one with {{text}} alone, 'model.prompts={{{role}: \"{{text}}\"}}'."
+            )
 
 
 def tokenize(tokenizer: Tokenizer, texts: Sequence[str], role: str | None) -> Tokens:

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from angle.config import EvaluateConfig
-from angle.data.retrieval import tokenize
+from angle.data.retrieval import check_templates, tokenize
 from angle.errors import ConfigError, DataError, did_you_mean, first_line
 from angle.evaluation.retrieval_results import short_names
 from angle.evaluation.tasks import MTEB_FOLDER, load_tasks
@@ -144,6 +144,7 @@ def evaluate_mteb(config: EvaluateConfig, processes: PartialState | None = None)
 
     tasks = list(_tasks_of(config.tasks))
     loaded = load_tasks(config, processes)
+    check_templates(loaded.encoder.tokenizer, "suite=mteb")
     results_folder = loaded.folder / MTEB_FOLDER
     cache = mteb.ResultCache(loaded.folder) if loaded.is_main else None
     name = config.model.name_or_path.rstrip("/")

@@ -22,7 +22,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from angle.config import MineConfig
-from angle.data.retrieval import tokenize
+from angle.data.retrieval import check_templates, tokenize
 from angle.distributed.process_group import best_device
 from angle.errors import ConfigError, DataError
 from angle.evaluation.encoding import encode_distributed
@@ -128,11 +128,7 @@ def mine(config: MineConfig, processes: PartialState | None = None) -> Mining:
     encoder = Encoder.load(config.model, config.pooling, kernel_selector=kernel_selector)
     device = best_device() if processes is None else processes.device
     encoder.to(device).eval()
-    if encoder.tokenizer.columns:
-        raise ConfigError(
-            f"model.prompt uses {{{encoder.tokenizer.columns[0]}}}, but queries and passages have nothing but their "
-            f"text: give a template with {{text}} alone."
-        )
+    check_templates(encoder.tokenizer, ROWS)
     judge = None
     if config.judge.name_or_path is not None:
         announce(f"loading {config.judge.name_or_path}")

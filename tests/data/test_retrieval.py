@@ -16,6 +16,8 @@ from angle.data.purposes import TASKS
 from angle.data.retrieval import RetrievalSet, load_retrieval_set
 from angle.data.retrieval_files import NANO_BEIR, is_retrieval_folder, nano_beir_set, open_part
 from angle.errors import DataError
+from angle.modeling.tiny import tiny_tokenizer
+from angle.modeling.tokenizer import TextTokenizer
 
 CORPUS = {"d1": "owl", "d10": ("the", "fox"), "d2": "moon"}
 QUERIES = {"q1": "bird", "q2": "animal", "q3": "nothing"}
@@ -220,8 +222,26 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
     assert complaint(tmp_path).endswith("has the columns q1, d1, 1, but qrels need query-id, corpus-id.")
 
 
+def text_tokenizer(**prompts: str) -> TextTokenizer:
+    return TextTokenizer(tiny_tokenizer(), 32, prompts=prompts)
+
+
+def test_queries_and_passages_have_templates_of_their_own(tmp_path: Path) -> None:
+    write_set(tmp_path, {"d": "owl"}, {"q": "owl"}, [("q", "d", 1)])
+    source = RetrievalConfig(str(tmp_path))
+    tokenizer = text_tokenizer(query="fox: ", document="moon: ")
+    loaded = load_retrieval_set(source, "valid_retrieval", tokenizer)
+    ids = loaded.tokens.ids.tolist()
+    assert ids == [*text_tokenizer()(["fox: owl"]).ids, *text_tokenizer()(["moon: owl"]).ids]
+    plain = load_retrieval_set(source, "valid_retrieval", text_tokenizer())
+    assert plain.tokens.ids.tolist() == [*text_tokenizer()(["owl"]).ids] * 2
+
+
 def test_a_template_with_columns_is_refused(tmp_path: Path) -> None:
     write_set(tmp_path, CORPUS, QUERIES, QRELS)
-    tokenizer = SpyTokenizer("{title}: {text}", ("title",))
-    with pytest.raises(DataError, match=r"the template model.prompt uses {title}, but queries and passages have"):
-        load_retrieval_set(RetrievalConfig(str(tmp_path)), "valid_retrieval", tokenizer)
+    with pytest.raises(DataError) as caught:
+        load_retrieval_set(RetrievalConfig(str(tmp_path)), TASKS, text_tokenizer(document="{title}: {text}"))
+    assert str(caught.value) == (
+        "tasks: the model's template of a document uses {title}, but queries and passages have nothing but their text: "
+        "give one with {text} alone, 'model.prompts={document: \"{text}\"}'."
+    )
