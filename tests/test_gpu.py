@@ -17,6 +17,7 @@ from torch import Tensor
 
 from angle.config import TrainConfig
 from angle.config.build import build_config
+from angle.evaluation.search import search
 from angle.kernels.attention.spec import AttentionSpec
 from angle.kernels.attention.varlen import (
     HALF_DTYPES,
@@ -191,3 +192,12 @@ def test_micro_batches_and_padding_give_the_same_losses(tmp_path: Path) -> None:
     unsplit = losses(tmp_path / "unsplit")
     assert losses(tmp_path / "parts", token_budget=64) == pytest.approx(unsplit, rel=1e-4)
     assert losses(tmp_path / "padded", packing="off") == pytest.approx(unsplit, rel=1e-4)
+
+
+def test_search_finds_the_same_passages() -> None:
+    """Whole numbers have cosines without rounding, and many of them are equal."""
+    axes = torch.eye(8)[torch.from_numpy(np.random.default_rng(0).integers(0, 8, 5000))]
+    queries = torch.eye(8) + torch.eye(8).roll(1, 0)
+    on_cpu, found = (search(queries, axes.split(999), 700, device) for device in ("cpu", DEVICE))  # type: ignore[no-untyped-call]
+    assert torch.equal(found.passages, on_cpu.passages)
+    assert torch.allclose(found.cosines, on_cpu.cosines, atol=1e-6)
