@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from angle.api.angle import AnglE
     from angle.api.datasets import AngleDataTokenizer, DatasetFormats
+    from angle.api.scores import CorrelationEvaluator
     from angle.api.training import fit
     from angle.config import ConvertConfig, EvaluateConfig, ModelConfig, PoolingConfig, TrainConfig
     from angle.config.build import build_config
@@ -27,6 +28,7 @@ _MODULE_OF = {
     "AngleDataTokenizer": "angle.api.datasets",
     "ConfigError": "angle.errors",
     "ConvertConfig": "angle.config",
+    "CorrelationEvaluator": "angle.api.scores",
     "DataError": "angle.errors",
     "DatasetFormats": "angle.api.datasets",
     "Encoder": "angle.modeling.encoder",
@@ -50,6 +52,7 @@ __all__ = [
     "AngleDataTokenizer",
     "ConfigError",
     "ConvertConfig",
+    "CorrelationEvaluator",
     "DataError",
     "DatasetFormats",
     "Encoder",

@@ -27,7 +27,7 @@ LAYERS = (
     ("reports",),
     ("cli",),
     ("compat",),
-    ("api", "angle_trainer", "mine", "report"),
+    ("api", "angle_trainer", "mine", "report", "utils"),
 )
 LAYER = {part: number for number, parts in enumerate(LAYERS) for part in parts}
 #: Where a function is given all settings of a run: to compose, save, compare, take apart or describe them.

@@ -17,6 +17,7 @@ from angle.api.base import AngleBase
 from angle.api.datasets import check_same_preparation, prepared_settings
 from angle.api.encoding import depth_for, dimensions_for, tokenizer_for
 from angle.api.in_memory import data_argument, stored_for_run, stored_temporarily
+from angle.api.scores import Evaluated
 from angle.api.settings import model_settings, training_settings
 from angle.compat import arguments
 from angle.config import TrainConfig
@@ -56,6 +57,8 @@ class AnglE(AngleBase):
         billm_model_class: str | None = None,
         prompt_template: str | None = None,
         prompts: Mapping[str, str] | None = None,
+        load_mlm_model: bool = False,
+        kbit_kwargs: Mapping[str, Any] | None = None,
         **unknown: Any,
     ) -> None:
         """Load the encoder.
@@ -81,6 +84,8 @@ class AnglE(AngleBase):
             billm_model_class: the architecture that the model must have, if given.
             prompt_template: template with {text}, applied to every text.
             prompts: templates for queries and documents in its place: {"query": "query: ", "document": "passage: "}.
+            load_mlm_model: accepted; the head that angle_emb loads for it gives no embedding.
+            kbit_kwargs: use_gradient_checkpointing, which `fit` heeds.
             unknown: any other argument raises a TypeError that names the nearest one that exists.
 
         Raises:
@@ -108,8 +113,10 @@ class AnglE(AngleBase):
             torch_dtype=torch_dtype,
             apply_billm=apply_billm,
             billm_model_class=billm_model_class,
+            kbit_kwargs=kbit_kwargs,
         )
         self._apply_lora, self._lora = apply_lora, arguments.lora_settings(lora_config_kwargs)
+        self._prompt: str | None = None
         self.result: Result | None = None
         """The result of the last `fit`."""
         super().__init__(settings, device)
@@ -223,7 +230,8 @@ class AnglE(AngleBase):
         if "model.prompts" in settings:
             settings["model.prompts"] = self._settings["model.prompts"] | settings["model.prompts"]
         settings["data.duplicates"] = "mask" if filter_duplicate else "keep"
-        settings |= {"hub.push": push_to_hub, "hub.model_id": hub_model_id, "hub.private": hub_private_repo}
+        hub = {"hub.push": push_to_hub, "hub.model_id": hub_model_id, "hub.private": hub_private_repo}
+        settings = hub | settings  # argument_kwargs may have said it
         self._train(settings, train_ds, valid_ds, valid_ds_for_callback, config or {})
         return self
 
@@ -272,8 +280,11 @@ class AnglE(AngleBase):
         threshold: float | None = None,
         device: str | torch.device | None = None,
         metric: str | None = None,
-    ) -> tuple[float, float] | float:
-        """Return (Spearman correlation, accuracy) of the pairs' cosines, or the one of `metrics` called `metric`.
+        prompt: str | None = None,
+    ) -> float:
+        """Return the Spearman correlation of the pairs' cosines, or the one of `metrics` called `metric`.
+
+        The correlation unpacks into two: `corrcoef, accuracy = angle.evaluate(data)`.
 
         Args:
             data: rows of format A, as `fit` takes them. For the accuracy, labels above 0.5 are positive.
@@ -281,6 +292,7 @@ class AnglE(AngleBase):
             threshold: cosines above it are predicted positive; None: the threshold with the highest accuracy.
             device: the device to move the model to; None: where it is.
             metric: for example spearman_cosine or pearson_dot.
+            prompt: template with {text}, or A, B or C; "" for none; None: as the model was trained.
 
         Raises:
             ConfigError, DataError: the rows have another format, all labels are equal, or the metric is unknown.
@@ -288,27 +300,33 @@ class AnglE(AngleBase):
         """
         if device is not None:
             self.to(device)
-        pairs = self._score(data, batch_size)
+        pairs = self._score(data, batch_size, prompt)
         metrics = pairs.metrics(DEFAULT_POSITIVE_ABOVE)
         if metric is not None:
             if metric not in metrics:
                 raise ConfigError(f"metric={metric} is not known. Choose one of: {', '.join(metrics)}.")
             return metrics[metric]
         if threshold is None:
-            return pairs.spearman, metrics["accuracy"]
+            return Evaluated(pairs.spearman, metrics["accuracy"])
         predicted = pairs.scores["cosine"] > threshold
-        return pairs.spearman, float(np.mean(predicted == (pairs.labels > DEFAULT_POSITIVE_ABOVE)))
+        return Evaluated(pairs.spearman, float(np.mean(predicted == (pairs.labels > DEFAULT_POSITIVE_ABOVE))))
 
     def metrics(self, data: Any, batch_size: int = 64) -> dict[str, float]:
         """Return all correlations, and the best accuracy with its threshold as in `evaluate`, on rows of format A."""
         return self._score(data, batch_size).metrics(DEFAULT_POSITIVE_ABOVE)
 
-    def _score(self, data: Any, batch_size: int) -> PairScores:
+    def _score(self, data: Any, batch_size: int, prompt: str | None = None) -> PairScores:
         prepared = prepared_settings(data, "data", self.max_length)
-        tokenizer = tokenizer_for(self.encoder, None, prepared.get("model.end_token"), prepared.get("model.prompt"))
+        prompt = prepared.get("model.prompt") if prompt is None else prompt
+        tokenizer = tokenizer_for(self.encoder, None, prepared.get("model.end_token"), prompt)
         with stored_temporarily(data, "data") as source:
             corpus = load_sts(source, "test", tokenizer)
         return score_pairs(self.encoder, corpus, batch_size)
+
+    def set_prompt(self, prompt: str | None) -> AnglE:
+        """Let `encode` put texts into a template unless it is given another; None: as the model was trained."""
+        self._prompt = prompt
+        return self
 
     def encode(
         self,
@@ -325,6 +343,7 @@ class AnglE(AngleBase):
         batch_size: int = 64,
         layer_index: int = -1,
         show_progress: bool = False,
+        padding: str | bool = "longest",
     ) -> npt.NDArray[np.float32] | Tensor:
         """Return embeddings (N, D) in float32, (1, D) for a single text.
 
@@ -345,6 +364,7 @@ class AnglE(AngleBase):
             batch_size: texts per batch; the longest texts come first.
             layer_index: the number of layers to run; -1: all of them.
             show_progress: whether to show a progress bar.
+            padding: accepted; padding never changes an embedding.
 
         Raises:
             ConfigError, ValueError: a template or length leaves no room for a text, or a text has no tokens.
@@ -355,6 +375,7 @@ class AnglE(AngleBase):
         if device is not None:
             self.to(device)
         encoder = self.encoder
+        prompt = self._prompt if prompt is None and role is None else prompt
         tokenizer = tokenizer_for(encoder, max_length, end_with_eos, prompt, role)
         depth = depth_for(encoder, layer_index)
         dimensions = dimensions_for(encoder, embedding_start, embedding_size)

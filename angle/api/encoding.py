@@ -76,6 +76,7 @@ def dimensions_for(encoder: Encoder, embedding_start: int, embedding_size: int |
     if not (embedding_start >= 0 and 1 <= size <= available):
         raise ConfigError(
             f"embedding_start={embedding_start} and embedding_size={embedding_size} cannot work: the model's "
-            f"embeddings have {encoder.dimensions} dimensions."
+            f"embeddings have {encoder.dimensions} dimensions; give a start below that, and a size of at most what is "
+            f"left, or leave them out."
         )
     return slice(embedding_start, embedding_start + size)

@@ -7,6 +7,7 @@ from typing import Any
 
 from angle.compat import arguments
 from angle.compat.arguments import Settings
+from angle.compat.training_arguments import checked_model_arguments, split_training_arguments
 
 
 def model_settings(
@@ -16,6 +17,7 @@ def model_settings(
     torch_dtype: object,
     apply_billm: bool,
     billm_model_class: str | None,
+    kbit_kwargs: Mapping[str, Any] | None,
 ) -> Settings:
     """Return the settings of the model: `settings`, and what the other arguments of the constructor say.
 
@@ -23,10 +25,11 @@ def model_settings(
         ConfigError: a key of `model_kwargs` has no equivalent setting.
 
     """
-    settings = arguments.translate_mapping("model_kwargs", model_kwargs) | settings
+    settings = arguments.translate_mapping("model_kwargs", checked_model_arguments(model_kwargs)) | settings
     dtype = torch_dtype if torch_dtype is not None else settings.pop("model.dtype", None)
     if dtype is not None:
         settings["model.dtype"] = str(dtype).removeprefix("torch.")
+    settings |= arguments.translate_mapping("kbit_kwargs", kbit_kwargs)
     if apply_billm:
         settings |= {"billm.enabled": True, "billm.model_class": billm_model_class}
     return settings
@@ -68,7 +71,8 @@ def training_settings(
     version = arguments.version_of_fit(prompts, loss_kwargs)
     settings |= arguments.prompt_settings(prompts) | arguments.loss_settings(loss_kwargs, version)
     settings |= arguments.trainer_settings(trainer_kwargs, apply_ese)
-    settings |= arguments.translate_mapping("argument_kwargs", argument_kwargs)
+    argument_kwargs, by_value = split_training_arguments(argument_kwargs)
+    settings |= arguments.translate_mapping("argument_kwargs", argument_kwargs) | by_value
     if fp16 or bf16:
         settings["train.mixed_precision"] = "bf16" if bf16 else arguments.precision_for_fp16()
     return settings

@@ -9,6 +9,11 @@ from typing import Any
 from angle.compat.angle_emb_0_5 import ANGLE_EMB_0_5, teacher_pooling
 from angle.compat.angle_emb_0_6 import ANGLE_EMB_0_6, note_on_version
 from angle.compat.angle_emb_version import AngleEmbVersion
+from angle.compat.training_arguments import (
+    CALLBACKS,
+    checked_lora_arguments,
+    checked_loss_arguments,
+)
 from angle.config import LossConfig
 from angle.errors import ConfigError, did_you_mean
 from angle.training.precision import half_precision
@@ -86,7 +91,8 @@ def loss_settings(loss_kwargs: Mapping[str, Any] | None, version: AngleEmbVersio
         ConfigError: a name is unknown; if it was renamed, the message gives the new name.
 
     """
-    for name, value in (loss_kwargs or {}).items():
+    loss_kwargs = checked_loss_arguments(loss_kwargs)
+    for name, value in loss_kwargs.items():
         if name in ANGLE_EMB.renamed:
             current = ANGLE_EMB.renamed[name]
             raise ConfigError(f"loss_kwargs has {name!r}, which is called {current!r} now: write {current}={value}.")
@@ -102,10 +108,8 @@ def lora_settings(lora_config_kwargs: Mapping[str, Any] | None) -> Settings:
         ConfigError: a key has no counterpart.
 
     """
-    values = dict(lora_config_kwargs or {})
-    for fixed in ("task_type", "bias"):  # angle_emb's examples give them; only those values make sense here
-        values.pop(fixed, None)
     defaults = ANGLE_EMB.python_defaults("lora_config_kwargs")
+    values = checked_lora_arguments(lora_config_kwargs, defaults["lora.r"], defaults["lora.alpha"])
     return {"lora.enabled": True} | defaults | translate_mapping("lora_config_kwargs", values)
 
 
@@ -116,6 +120,8 @@ def trainer_settings(trainer_kwargs: Mapping[str, Any] | None, apply_ese: bool) 
         ConfigError: a key has no counterpart.
 
     """
+    if "callbacks" in (trainer_kwargs or {}):
+        raise ConfigError(f"trainer_kwargs has {CALLBACKS}")
     settings = translate_mapping("trainer_kwargs", trainer_kwargs)
     if apply_ese:
         settings["ese.enabled"] = True
@@ -152,6 +158,8 @@ def translate_mapping(
 def refuse_unknown(function: Callable[..., Any], unknown: Iterable[str], known: Iterable[str]) -> None:
     """Raise TypeError for arguments that a function does not have, naming the nearest one that it has."""
     for name in unknown:
+        if name == "callbacks":
+            raise TypeError(f"{function.__qualname__} takes no {CALLBACKS}")
         if name in ANGLE_EMB.renamed:
             current = ANGLE_EMB.renamed[name]
             place = ", and belongs in loss_kwargs" if current in ANGLE_EMB.python_settings("loss_kwargs") else ""

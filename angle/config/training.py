@@ -27,10 +27,16 @@ class TrainingConfig:
     """Peak learning rate; null: 5e-5, or 2e-4 for adapters, or 2e-3 for the randomly initialised `tiny`."""
     weight_decay: float = declared(0.0, at_least=0)
     """AdamW's weight decay, applied to matrices only: never to biases and norms."""
+    adam_beta1: float = declared(0.9, at_least=0)
+    """AdamW's decay of the mean of gradients, below 1."""
+    adam_beta2: float = declared(0.999, at_least=0)
+    """AdamW's decay of the mean of their squares, below 1."""
+    adam_epsilon: float = declared(1e-8, above=0)
+    """What AdamW adds to the square root of that mean."""
     warmup_steps: float = declared(0.1, at_least=0)
     """Steps of linear warm-up; below 1, the fraction of all steps."""
-    scheduler: str = declared("linear", choices=("linear", "cosine", "constant"))
-    """Learning rate after the warm-up: linear or cosine (both decay to 0), or constant."""
+    scheduler: str = declared("linear", choices=("linear", "cosine", "inverse_sqrt", "constant"))
+    """Learning rate after the warm-up: linear or cosine (both decay to 0), inverse_sqrt (of the step), or constant."""
     max_grad_norm: float = declared(1.0, at_least=0)
     """Clip gradients to this norm; 0: never."""
     mixed_precision: str = declared("no", choices=("no", "bf16", "fp16"))
@@ -76,6 +82,9 @@ class TrainingConfig:
                 f"train.min_gain={self.min_gain:g} has no effect without train.patience, the number of evaluations "
                 f"that must gain more: add train.patience=3, or leave it out."
             )
+        for name in ("adam_beta1", "adam_beta2"):
+            if getattr(self, name) >= 1:
+                raise ConfigError(f"train.{name}={getattr(self, name):g} cannot work: it must be below 1, such as 0.9.")
         if self.learning_rate is not None and self.learning_rate > 1:
             raise ConfigError(
                 f"train.learning_rate={self.learning_rate:g} cannot work: AdamW changes every weight by about as much "

@@ -230,7 +230,10 @@ class TextTokenizer:
             lengths.append(np.fromiter(map(len, rows), np.int64, len(rows)))
             if not lengths[-1].all():
                 empty = texts[start + int(np.argmin(lengths[-1]))]
-                raise ValueError(f"the text {empty!r} gives no token with this tokenizer")
+                raise ValueError(
+                    f"the text {empty!r} gives no token with this tokenizer: leave it out, or give all texts a "
+                    f"template or an end token"
+                )
             ids.append(np.fromiter((token_id for row in rows for token_id in row), np.int32, int(lengths[-1].sum())))
         offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(np.concatenate(lengths))])
         tokens = Tokens(np.concatenate(ids), offsets)

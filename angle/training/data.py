@@ -219,14 +219,15 @@ def check_prompts_used(prompts: Iterable[str], formats: Iterable[DataFormat], pr
 
     """
     formats = {data_format.name: data_format for data_format in formats}.values()
-    names = [prompt_name(role) for data_format in formats for role in data_format.roles]
+    roles = list(dict.fromkeys(role for data_format in formats for role in data_format.roles))
+    names = [prompt_name(role) for role in roles]
     used = {*names, *(ROLES[name] for name in names if name in ROLES)}
     unused = next((name for name in prompts if name not in used), None)
     if unused is not None:
         named = " and ".join(data_format.name for data_format in formats)
         raise ConfigError(
             f"{prefix}prompts has {unused}, but the training rows are of format {named}, whose texts are "
-            f"{' and '.join(dict.fromkeys(names))}: leave it out, or write {prefix}prompt, which stands for all texts "
+            f"{' and '.join(roles)}: leave it out, or write {prefix}prompt, which stands for all texts "
             f"that have no template of their own."
         )
 

@@ -87,7 +87,7 @@ def dry_run(config: TrainConfig) -> DryRun:
     accelerator = start_accelerator(config.train.mixed_precision)
     components = setup.build(config, accelerator)
     model, optimizer = accelerator.prepare(
-        components.trainable, setup.make_optimizer(components.trainable, config.train.weight_decay)
+        components.trainable, setup.make_optimizer(components.trainable, config.train)
     )
     token_budget = components.config.train.max_tokens_per_micro_batch
     gradient_cache = GradientCache(model, components.objective, components.teacher, accelerator, token_budget)

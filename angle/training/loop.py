@@ -177,7 +177,7 @@ def _prepare(
     if metadata := tracker.run_metadata():
         folder.update(**metadata)
     model, optimizer = prepare(
-        components.trainable, setup.make_optimizer(components.trainable, config.train.weight_decay), accelerator
+        components.trainable, setup.make_optimizer(components.trainable, config.train), accelerator
     )
     return Run(
         config=config,

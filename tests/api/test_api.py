@@ -379,15 +379,18 @@ def test_rows_that_match_no_format_are_refused(angle: AnglE) -> None:
         ),
         (
             lambda angle: angle.encode("a", embedding_size=129),
-            "embedding_start=0 and embedding_size=129 cannot work: the model's embeddings have 128 dimensions.",
+            "embedding_start=0 and embedding_size=129 cannot work: the model's embeddings have 128 dimensions; "
+            "give a start below that, and a size of at most what is left, or leave them out.",
         ),
         (
             lambda angle: angle.encode("a", embedding_start=127, embedding_size=0),
-            "embedding_start=127 and embedding_size=0 cannot work: the model's embeddings have 128 dimensions.",
+            "embedding_start=127 and embedding_size=0 cannot work: the model's embeddings have 128 dimensions; "
+            "give a start below that, and a size of at most what is left, or leave them out.",
         ),
         (
             lambda angle: angle.encode("a", embedding_start=128),
-            "embedding_start=128 and embedding_size=None cannot work: the model's embeddings have 128 dimensions.",
+            "embedding_start=128 and embedding_size=None cannot work: the model's embeddings have 128 dimensions; "
+            "give a start below that, and a size of at most what is left, or leave them out.",
         ),
         (lambda angle: angle.fit([], epoch=3), "AnglE.fit has no argument 'epoch'; did you mean epochs?"),
         (
@@ -411,16 +414,16 @@ def test_rows_that_match_no_format_are_refused(angle: AnglE) -> None:
             "loss_kwargs has 'angle_t', which has no counterpart here; did you mean angle_tau?",
         ),
         (
-            lambda angle: angle.fit([], argument_kwargs={"optim": "adafactor"}),
-            "argument_kwargs has 'optim', which has no counterpart here. Known are: ",
+            lambda angle: angle.fit([], argument_kwargs={"fsdp": "full_shard"}),
+            "argument_kwargs has 'fsdp', which has no counterpart here",
         ),
         (
             lambda angle: angle.fit([], save_strategy="best"),
             "save_strategy=best is not known. Choose one of: steps, epoch, no.",
         ),
         (
-            lambda angle: AnglE("tiny", model_kwargs={"device_map": "auto"}),
-            "model_kwargs has 'device_map', which has no counterpart here",
+            lambda angle: AnglE("tiny", model_kwargs={"quantization_config": 1}),
+            "model_kwargs has 'quantization_config', which has no counterpart here",
         ),
     ],
 )

@@ -113,7 +113,8 @@ def test_an_argument_of_the_class_sets_its_setting(monkeypatch, arguments, expec
 
 def test_the_arguments_are_documented():
     lines = (REPO / "docs" / "migrating.md").read_text().splitlines()
-    owners = ("AnglE", "fit", "loss_kwargs", "trainer_kwargs", "argument_kwargs", "model_kwargs", "lora_config_kwargs")
+    owners = ("AnglE", "fit", "loss_kwargs", "trainer_kwargs", "argument_kwargs", "model_kwargs", "lora_config_kwargs",
+              "kbit_kwargs")  # fmt: skip
     expected = []
     for owner in owners:
         defaults = ANGLE_EMB.python_defaults(owner)

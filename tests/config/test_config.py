@@ -354,7 +354,8 @@ def test_label_map_takes_numbers_as_labels():
         ({"train.learning_rate": 0}, "train.learning_rate=0 cannot work: it must be above 0."),
         (
             {"train.scheduler": "lin"},
-            "train.scheduler=lin is not known; did you mean linear? Choose one of: linear, cosine, constant.",
+            "train.scheduler=lin is not known; did you mean linear? Choose one of: linear, cosine, "
+            "inverse_sqrt, constant.",
         ),
         (
             {"train.mixed_precision": "bf61"},

@@ -126,7 +126,7 @@ def test_saved_settings_are_valid(words: list[str]) -> None:
         ("train: {epochs: two}", "$.train.epochs: 'two' is not of type 'integer'"),
         ("train: {epochs: 0}", "$.train.epochs: 0 is less than the minimum of 1"),
         ("train: {learning_rate: 0}", "$.train.learning_rate: 0 is less than or equal to the minimum of 0"),
-        ("train: {scheduler: linea}", "$.train.scheduler: 'linea' is not one of ['linear', 'cosine', 'constant']"),
+        ("train: {scheduler: linea}", "$.train.scheduler: 'linea' is not one of ['linear', 'cosine', "),
         ("model: {load_kbit: 5}", "$.model.load_kbit: 5 is not one of [4, 8, None]"),
         ("model: {kernels: [packin]}", "$.model.kernels[0]: 'packin' is not one of "),
         ("data: {shuffle: maybe}", "$.data.shuffle: 'maybe' is not of type 'boolean'"),

@@ -175,7 +175,9 @@ def test_a_text_without_any_token_is_refused() -> None:
     tokenizer.backend_tokenizer.post_processor = None
     with pytest.raises(ValueError, match="gives no token") as error:
         TextTokenizer(tokenizer, 16)(["fox", " "])
-    assert str(error.value) == "the text ' ' gives no token with this tokenizer"
+    assert str(error.value) == (
+        "the text ' ' gives no token with this tokenizer: leave it out, or give all texts a template or an end token"
+    )
 
 
 @pytest.mark.parametrize("prompt", [None, "query: {text} in {colour}"])
