@@ -7,6 +7,7 @@ from typing import Any
 
 from angle.config import FORMAT_NAMES
 from angle.data.formats import resolve_format
+from angle.data.sources import QUERY
 from angle.errors import ConfigError, DataError
 from angle.prompts import NAMED_PROMPTS, template_fields
 from angle.structures import FORMATS
@@ -44,6 +45,8 @@ class AngleDataTokenizer:
         extra_columns: Sequence[str] | None = None,
         dataset_format: str | None = None,
         end_with_eos: bool = False,
+        fix_data: bool = True,
+        template_placeholders: Sequence[str] | None = None,
     ) -> None:
         """Set how rows are read.
 
@@ -54,6 +57,8 @@ class AngleDataTokenizer:
             extra_columns: further columns that the template uses; optional, since the template names them.
             dataset_format: A, B or C; None: detected from the columns.
             end_with_eos: whether every text ends with the tokenizer's end token.
+            fix_data: accepted; a template is never cut.
+            template_placeholders: accepted; the template says what its braces hold.
 
         Raises:
             ConfigError: the template cannot be parsed, the format is unknown, or there is no end token.
@@ -79,7 +84,8 @@ class AngleDataTokenizer:
             DataError: the columns match no format, or a column of the template is missing.
 
         """
-        data_format = resolve_format(tuple(row), self.dataset_format, "train", "the data set")
+        columns = tuple("text" if name == QUERY and "text" not in row else name for name in row)
+        data_format = resolve_format(columns, self.dataset_format, "train", "the data set")
         absent = [name for name in self.columns if name not in row]
         if absent:
             raise DataError(f"The template uses {{{absent[0]}}}, but the data set has the columns {', '.join(row)}.")
@@ -88,7 +94,7 @@ class AngleDataTokenizer:
 
 def preparation_of(data: Any) -> dict[str, Any]:
     """Return how to read prepared rows (format, template, maximum length, end token), {} for rows not prepared."""
-    if not hasattr(data, "column_names") or EXTRA_COLUMN not in data.column_names or not len(data):
+    if EXTRA_COLUMN not in (getattr(data, "column_names", None) or ()) or not len(data):
         return {}
     preparation = data[0][EXTRA_COLUMN]
     is_ours = isinstance(preparation, Mapping) and "dataset_format" in preparation

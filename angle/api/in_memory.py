@@ -45,7 +45,8 @@ def data_argument(data: Any, argument: str, folder: Path) -> DataArgument:
     """Return the data of an argument; nothing is written.
 
     Args:
-        data: a `datasets.Dataset`, rows (mappings), or their location: a file, a folder, or a name on the hub.
+        data: a `datasets.Dataset`, rows (mappings), or their location: a file, a folder, a name on the hub, or a list
+            of these.
         argument: name of the argument, for messages.
         folder: where to store rows in memory, each data set in a folder named after its contents.
 
@@ -57,6 +58,8 @@ def data_argument(data: Any, argument: str, folder: Path) -> DataArgument:
         return DataArgument(data)
     if isinstance(data, (str, Path)):
         return DataArgument(SourceConfig(str(data)))
+    if isinstance(data, (list, tuple)) and data and all(isinstance(name, (str, Path)) for name in data):
+        return DataArgument(SourceConfig(list(map(str, data))))
     dataset = _as_dataset(data, argument)
     return DataArgument(SourceConfig(str(folder / f"{argument}-{_digest(dataset)[:16]}")), dataset)
 

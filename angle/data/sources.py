@@ -31,6 +31,8 @@ FILE_READERS: dict[str, Callable[[Path, Request], Table]] = {
     ".tsv": tsv_table,
     ".parquet": parquet_table,
 }
+#: What is a table if it stands in a folder; a .json file there may be about other files.
+TABLE_ENDINGS = (".jsonl", ".csv", ".tsv", ".parquet")
 
 
 def open_tables(
@@ -122,6 +124,9 @@ def _local_table(path: Path, split: str, request: Request) -> Table:
     if not path.exists():
         raise request.error(path, f"does not exist; the folder you are in is {Path.cwd()}.")
     if path.is_dir():
+        files = sorted(file.name for file in path.iterdir() if _file_ending(file.name) in TABLE_ENDINGS)
+        if files and not any((path / name).exists() for name in ("dataset_dict.json", "dataset_info.json")):
+            raise request.error(path, f"is a folder of files: give a list of their paths instead ({listed(files)}).")
         return disk_table(path, split, request)
     ending = _file_ending(path.name)
     if ending is None:

@@ -353,6 +353,11 @@ def test_preparing_with_wrong_arguments(
     assert str(caught.value) == message
 
 
+def test_rows_of_a_later_release_can_be_prepared(angle: AnglE) -> None:
+    prepare = AngleDataTokenizer(angle.tokenizer, fix_data=True, template_placeholders=["text"])
+    assert prepare({"query": "a", "positive": "b", "negative": "c"})["extra"]["dataset_format"] == "B"
+
+
 def test_rows_that_match_no_format_are_refused(angle: AnglE) -> None:
     with pytest.raises(DataError, match="which match no format"):
         AngleDataTokenizer(angle.tokenizer)({"sentence1": "a", "score": 1.0})

@@ -40,6 +40,16 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "tmp").mkdir()
 
 
+def test_files_may_be_given_as_a_list(angle: AnglE) -> None:
+    assert data_argument([Path("a.jsonl"), "b.jsonl"], "train_ds", Path("x")).source.names() == ["a.jsonl", "b.jsonl"]
+
+
+def test_a_stream_is_refused_by_fit_too(angle: AnglE) -> None:
+    stream = datasets.IterableDataset.from_generator(lambda: iter([{"text": "a", "positive": "b"}]))
+    with pytest.raises(DataError, match=r"^train_ds is a stream: give its name or its files, with config="):
+        angle.fit(stream)
+
+
 def test_rows_may_differ_in_their_columns_and_cells() -> None:
     rows = [{"text": "a", "positive": "b"}, {"text": "c", "positive": ("d", "e"), "negative": "f"}]
     with stored_temporarily(rows, "train_ds") as source:

@@ -322,6 +322,14 @@ def test_a_folder_that_is_no_data_set(tmp_path):
     )
 
 
+def test_a_folder_of_files_is_told_as_a_list(tmp_path):
+    for name in ("b.csv", "a.jsonl", "notes.txt"):
+        (tmp_path / name).write_text("x")
+    assert complaint(str(tmp_path)) == (
+        f"data.train: {tmp_path} is a folder of files: give a list of their paths instead (a.jsonl, b.csv)."
+    )
+
+
 def test_a_hub_name_that_cannot_be_reached():
     pytest.importorskip("datasets")
     assert complaint("nobody/nothing", "valid", subset="x", split="dev") == (
