@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import sample_rows, write_jsonl
+from conftest import made_once, sample_rows, write_jsonl
 
 from angle import ConvertConfig, Encoder, ModelConfig, TrainConfig, build_config, convert, fit
 
@@ -29,9 +29,11 @@ def smollm2(tmp_path_factory: pytest.TempPathFactory) -> str:
     assert package is not None
     assert package.origin is not None
     gguf = next(Path(package.origin).parent.glob("*.gguf"))
-    folder = tmp_path_factory.mktemp("smollm2") / "plain"
-    convert(ConvertConfig(ModelConfig(str(gguf)), output_dir=str(folder)))
-    return str(folder)
+
+    def write(folder: Path) -> None:
+        Encoder.load(ModelConfig(str(gguf))).save(folder / "model")
+
+    return str(made_once(tmp_path_factory, "smollm2", write) / "model")
 
 
 def train(folder: Path, model: dict[str, Any], steps: int) -> list[dict[str, float]]:
