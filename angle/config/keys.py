@@ -82,8 +82,18 @@ def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
         if dataclasses.is_dataclass(value):
             flat |= flatten(value, f"{prefix}{field.name}.")
         else:
-            flat[f"{prefix}{field.name}"] = value
+            flat[f"{prefix}{field.name}"] = _without_defaults(value)
     return flat
+
+
+def _without_defaults(value: Any) -> Any:
+    """Return a mapping of dataclasses as one of what each has that is no default; anything else as it is."""
+    if not isinstance(value, dict) or not all(map(dataclasses.is_dataclass, value.values())):
+        return value
+    entries = {name: (flatten(entry), flatten(type(entry)())) for name, entry in value.items()}
+    return {
+        name: {key: own[key] for key in own if own[key] != default[key]} for name, (own, default) in entries.items()
+    }
 
 
 def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:

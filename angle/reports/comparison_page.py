@@ -6,11 +6,13 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from angle.config.keys import flatten
+from angle.config.overrides import format_value
 from angle.evaluation.comparison import bootstrap, difference
 from angle.evaluation.pairs import Pairs
 from angle.figures import Figure, line_chart
 from angle.reports.page import Figures, Page, Section, Table, Text
-from angle.reports.run_page import flat_settings, score_rows, shown
+from angle.reports.run_page import score_rows
 from angle.reports.run_record import RunRecord
 from angle.sweeps.verdict import interval
 
@@ -89,12 +91,12 @@ def _differences(runs: Sequence[RunRecord]) -> Iterator[str]:
 
 
 def _differing_settings(runs: Sequence[RunRecord]) -> Iterator[Table | Text]:
-    settings = [{} if run.config is None else flat_settings(run.config) for run in runs]
+    settings = [{} if run.config is None else flatten(run.config) for run in runs]
     names = dict.fromkeys(name for values in settings for name in values)
     rows = [
-        (name, *(shown(values.get(name)) for values in settings))
+        (name, *(format_value(values.get(name)) for values in settings))
         for name in names
-        if name not in NAMES_ONLY and len({shown(values.get(name)) for values in settings}) > 1
+        if name not in NAMES_ONLY and len({format_value(values.get(name)) for values in settings}) > 1
     ]
     if rows:
         yield Table(["setting", *(run.name for run in runs)], rows, "Settings with different values")

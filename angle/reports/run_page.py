@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import fields, is_dataclass
 from typing import Any
 
 import numpy as np
 
 from angle.config import TrainConfig
+from angle.config.keys import flatten
+from angle.config.overrides import format_value
 from angle.data.retrieval import RETRIEVAL
 from angle.evaluation.pairs import NEIGHBOURS, Pairs, alignment_and_uniformity, neighbours_table, plane
 from angle.figures import Figure, Row, category, chart, line_chart, quantity
@@ -310,34 +311,15 @@ def _worst(run: RunRecord) -> Iterator[Table | Text]:
     yield Table([first, second, "cosine x 100"], rows, "Positives that are furthest apart")
 
 
-def flat_settings(config: Any, prefix: str = "") -> dict[str, Any]:
-    """Return settings by their dotted names."""
-    settings: dict[str, Any] = {}
-    for one in fields(config):
-        value = getattr(config, one.name)
-        name = f"{prefix}{one.name}"
-        if is_dataclass(value):
-            settings |= flat_settings(value, f"{name}.")
-        else:
-            settings[name] = value
-    return settings
-
-
-def shown(value: object) -> str:
-    """Return a setting's value as it is typed."""
-    if isinstance(value, bool):
-        return str(value).lower()
-    return "null" if value is None else str(value)
-
-
 def _settings(run: RunRecord) -> Iterator[Table | Text]:
     if run.config is None:
         return
-    defaults, values = flat_settings(TrainConfig()), flat_settings(run.config)
-    requested = defaults if run.requested is None else flat_settings(run.requested)
+    defaults, values = flatten(TrainConfig()), flatten(run.config)
+    requested = defaults if run.requested is None else flatten(run.requested)
     order = sorted(values, key=lambda name: (requested[name] == defaults[name], values[name] == defaults[name]))
     rows = [
-        (name, shown(values[name]), "" if values[name] == defaults[name] else shown(defaults[name])) for name in order
+        (name, format_value(values[name]), "" if values[name] == defaults[name] else format_value(defaults[name]))
+        for name in order
     ]
     yield Table(["setting", "value", "default"], rows, "First what was asked for, then what was decided, then the rest")
 
@@ -345,7 +327,7 @@ def _settings(run: RunRecord) -> Iterator[Table | Text]:
 def _environment(run: RunRecord) -> Iterator[Table]:
     rows = [("git commit", str(run.record["git_commit"]))] if run.record.get("git_commit") else []
     for part in ("hardware", "versions", "kernels"):
-        rows += [(f"{part}: {name}", shown(value)) for name, value in (run.record.get(part) or {}).items()]
+        rows += [(f"{part}: {name}", format_value(value)) for name, value in (run.record.get(part) or {}).items()]
     if rows:
         yield Table(["what", "value"], rows, "What the run was made with")
 

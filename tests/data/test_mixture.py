@@ -13,6 +13,7 @@ from conftest import SpyTokenizer, write_jsonl
 
 from angle.config import TrainConfig
 from angle.config.build import build_config, config_text, load_config
+from angle.config.keys import flatten, unflatten
 from angle.data.collate import collate
 from angle.data.plan import BatchSpec, Mixture
 from angle.data.training_data import InMemoryTrainingData, TrainingSource
@@ -229,6 +230,12 @@ def test_saved_settings_have_the_sources(tmp_path: Path) -> None:
     )
     (tmp_path / "config.yaml").write_text(config_text(config))
     assert load_config(tmp_path / "config.yaml") == config
+    flat = flatten(config)
+    name = str(tmp_path / "sts.jsonl")
+    assert flat["data.train.sources"]["sts"] == {"name_or_path": name, "weight": 2.0, "loss": {"ibn_w": 3.0}}
+    assert (
+        build_config(unflatten(flat), TrainConfig) == config
+    )  # as a run that is resumed, or a command that is printed
 
 
 def test_a_text_in_two_templates_of_two_sources_is_no_negative_of_itself(tmp_path: Path) -> None:
