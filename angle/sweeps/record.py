@@ -54,10 +54,10 @@ class JobResult:
 
     @property
     def metric(self) -> str | None:
-        """The name of what the score measures; None without a score."""
+        """The name of what the score measures; None without a score, or where it depends on the tasks."""
         from angle.evaluation.run_evaluators import metric_named
 
-        return None if self.score is None else metric_named(self.best_metric).name
+        return metric_named(self.best_metric).name if self.score is not None and self.trained else None
 
     @property
     def status(self) -> str:

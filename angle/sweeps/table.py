@@ -25,7 +25,8 @@ def comparison_table(jobs: Sequence[JobResult]) -> str:
     scored = [setting for setting in compared if setting.mean is not None]
     best = max(scored, key=lambda setting: setting.mean or 0.0) if scored and metric is not None else None
     width = min(max(len(setting.name) for setting in compared), COLUMNS - NUMBER_COLUMNS)
-    header = "score" if metric is None else metric.label
+    # What is measured without training depends on the tasks, of which there may be several kinds.
+    header = metric.label if metric is not None and any(job.trained for job in jobs) else "score"
     column = max(8, len(header))
     lines = [f"{'':{width}}  {header:>{column}}{'     sd   n' if has_seeds else ''}"]
     for setting in compared:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import start_here
 from retrieval_sets import random_set
 from sts_pairs import write_pairs
 
@@ -170,3 +171,15 @@ def test_the_average_is_over_all_thirteen_sets() -> None:
     assert any(line.startswith("NanoQuoraRetrieval ") for line in lines)
     del results["NanoNQ"]
     assert retrieval_average(results) is None
+
+
+@pytest.mark.slow
+def test_a_sweep_of_evaluations_calls_scores_scores(tmp_path: Path) -> None:
+    """They are of other tasks than pairs, or of several kinds."""
+    random_set(tmp_path / "set", split="test")
+    words = ["-m", "model=tiny", "tasks=[set]", "pooling=avg,max", "hydra.sweep.dir=sweep"]
+    done = start_here("evaluate.py", *words, folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"^ +score$", done.stdout, re.MULTILINE)
+    jobs = json.loads((tmp_path / "sweep" / "sweep.json").read_text())["jobs"]
+    assert [job["metric"] for job in jobs] == [None, None]
