@@ -52,6 +52,11 @@ def _of(group: str, setting: Setting) -> Setting:
     return setting._replace(key=f"{group}.{setting.key.rpartition('.')[2]}".lstrip("."))
 
 
+def _value(setting: Setting, values: Mapping[str, Any]) -> Any:
+    """Return a setting's value; its default if it is one of a mapping's entries, of which there may be none."""
+    return values.get(setting.key, setting.default)
+
+
 def _title(group: Group) -> str:
     if group.keys == ("",):
         return textwrap.fill(group.meanings[0], WIDTH)
@@ -64,7 +69,7 @@ def _lines(group: Group, values: Mapping[str, Any]) -> list[str]:
     names = []
     for setting in group.settings:
         name = setting.key.rpartition(".")[2]
-        shown = {written(values[_of(key, setting).key]) for key in group.keys}
+        shown = {written(_value(_of(key, setting), values)) for key in group.keys}
         names.append(f"{name}={shown.pop()}" if len(shown) == 1 else name)
     width = min(NAME_WIDTH, max(map(len, names))) + 4
     lines = []
@@ -82,10 +87,11 @@ def _beginning(meaning: str, width: int) -> str:
 
 def _detail(setting: Setting, values: Mapping[str, Any], presets: Sequence[tuple[str, Any]]) -> str:
     allowed = f"It is {setting.allowed}"
-    if written(values[setting.key]) != written(setting.default):
+    value = written(_value(setting, values))
+    if value != written(setting.default):
         allowed += f"; by default {written(setting.default)}"
     texts = [setting.meaning, f"{allowed}."]
     if presets:
         texts.append(f"Set by {', '.join(f'{preset} ({written(value)})' for preset, value in presets)}.")
     wrapped = [textwrap.fill(text, WIDTH, initial_indent="  ", subsequent_indent="  ") for text in texts]
-    return "\n".join([f"{setting.key}={written(values[setting.key])}", *wrapped])
+    return "\n".join([f"{setting.key}={value}", *wrapped])
