@@ -125,11 +125,10 @@ def with_column(
 
 TRIPLES = [row | {"negative": "no"} for row in POSITIVES]
 UNUSED = {
-    "negative_1": with_column("negative_1", "negative", command=True),
-    "negative1": with_column("negative1", "negative"),
-    "negative-2 beside negative": with_column("negative-2", "negative", TRIPLES, "B"),
+    "negative1": with_column("negative1", "negative_1", command=True),
+    "negative-2 beside negative": with_column("negative-2", "negative_2", TRIPLES, "B"),
     "hard_negative": with_column("hard_negative", "negative"),
-    "neg_3": with_column("neg_3", "negative"),
+    "neg_3": with_column("neg_3", "negative_3"),
     "positive_2": with_column("positive_2", "positive"),
     "query": with_column("query", "text"),
     "Query": with_column("Query", "text"),
