@@ -105,6 +105,8 @@ def template_fields(prompt: str, setting: str = "model.prompt") -> list[str]:
         ) from None
     names = [str(name) for name, _, _ in fields]
     plain = all(not spec and conversion is None for _, spec, conversion in fields)
+    if "text" not in names and names and plain and all(name.isidentifier() for name in names):
+        raise ConfigError(f"{setting}={prompt!r} has {{{names[0]}}}, but not {{text}}: write that where the text goes.")
     if "text" not in names or not plain or not all(name.isidentifier() for name in names):
         raise ConfigError(
             f"{setting}={prompt!r} needs {{text}}, and braces may hold only {{text}} and names of "

@@ -46,9 +46,9 @@ def test_names_and_columns_are_those_of_the_contract() -> None:
         ),
         ({"text": "a", "query": "b"}, "model.prompts has query twice, once as query: leave one of them out."),
         (
-            {"query": "q {x}"},
-            "model.prompts.query='q {x}' needs {text}, and braces may hold only {text} and names of columns; write a "
-            "literal brace twice: {{ or }}.",
+            {"query": "q {text:.3}"},
+            "model.prompts.query='q {text:.3}' needs {text}, and braces may hold only {text} and names of columns; "
+            "write a literal brace twice: {{ or }}.",
         ),
     ],
 )

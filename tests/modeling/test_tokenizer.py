@@ -135,13 +135,21 @@ def test_template_longer_than_max_length(small: Any) -> None:
     ]
 
 
-@pytest.mark.parametrize("prompt", ["query:", "{colour}", "{text} {0}", "{}", "{text} {a.b}", "{text!r}", "{text:.3}"])
+@pytest.mark.parametrize("prompt", ["query:", "{text} {0}", "{}", "{text} {a.b}", "{text!r}", "{text:.3}"])
 def test_template_without_text_or_with_more_than_names(prompt: str, small: Any) -> None:
     with pytest.raises(ConfigError) as error:
         TextTokenizer(small, 16, prompt)
     assert str(error.value) == (
         f"model.prompt={prompt!r} needs {{text}}, and braces may hold only {{text}} and names of columns; write a "
         f"literal brace twice: {{{{ or }}}}."
+    )
+
+
+def test_template_with_another_name_for_the_text(small: Any) -> None:
+    with pytest.raises(ConfigError) as error:
+        TextTokenizer(small, 16, "the {colour}")
+    assert str(error.value) == (
+        "model.prompt='the {colour}' has {colour}, but not {text}: write that where the text goes."
     )
 
 
