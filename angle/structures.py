@@ -159,7 +159,8 @@ class BatchStructure:
     loss: int = 0
     """Which of the run's losses it has, one for each source whose batches are its own."""
     guide: Tensor | None = None
-    """(N, D): a guide's embeddings of the batch's texts, of unit length, in the order of the embeddings."""
+    """(N, K, D): a guide's embeddings of the batch's texts, of unit length, in the order of the embeddings; as queries
+    and as documents, if the guide tells them apart, else K is 1."""
 
     @classmethod
     def of_columns(

@@ -49,8 +49,8 @@ def _forget_if_replaced(setting: str, overrides: Sequence[Any], presets: Any) ->
             named = value
         elif override.key_or_group == setting and isinstance(value, Mapping):
             named = value.get("name_or_path", named)
-        elif override.key_or_group.startswith(SOURCES) and SOURCES.startswith(setting):  # several in place of one
-            named = None
+        elif override.key_or_group.startswith(SOURCES) and SOURCES.startswith(setting) and not source.sources:
+            named = None  # several in place of one
     if named != source.name_or_path:
         OmegaConf.update(presets, setting, OmegaConf.structured(OmegaConf.get_type(source)), merge=False)
 
@@ -62,5 +62,10 @@ def _add_named_sources(overrides: Sequence[Any], presets: Any) -> None:
     for override in overrides:
         setting, _, rest = override.key_or_group.partition(f"{SOURCES}.")
         name = rest.partition(".")[0]
-        if not setting and name and name not in OmegaConf.select(presets, SOURCES, default=(name,)):
+        if (
+            not setting
+            and name
+            and not override.is_delete()
+            and name not in OmegaConf.select(presets, SOURCES, default=(name,))
+        ):
             OmegaConf.update(presets, f"{SOURCES}.{name}", OmegaConf.structured(NamedSourceConfig), force_add=True)

@@ -105,6 +105,8 @@ def check_value(key: str, value: Any, schema: type, prefix: str = "") -> None:
     expected, is_entry = types[setting], key != setting
     if expected is dict and not is_entry and isinstance(value, Mapping):
         for entry, entry_value in value.items():
+            if not isinstance(entry, str) and entry_type(setting_hints(schema)[setting]) is not None:
+                raise ConfigError(f"{prefix}{key}.{entry} cannot be named so: give it a name with a letter, or quotes.")
             check_value(f"{key}.{entry}", entry_value, schema, prefix)
         return
     entry_schema = entry_type(setting_hints(schema)[setting]) if is_entry else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass, field
 
 from angle.config.limits import LimitsConfig
@@ -41,6 +42,10 @@ class RetrievalConfig:
         self.name_or_path = expand_home("name_or_path", self.name_or_path)
 
 
+#: At which sources are drawn by the square roots of their sizes.
+DEFAULT_TEMPERATURE = 2.0
+
+
 @dataclass
 class DataConfig:
     """The data for training and evaluation."""
@@ -53,7 +58,7 @@ class DataConfig:
     """Several sources: how often each is drawn. proportional (all rows once an epoch), weights (their own), temperature
     (by rows ** (1 / data.sampling_temperature)) or round_robin (in turns); null: weights if they have some, else
     proportional."""
-    sampling_temperature: float = declared(2.0, above=0)
+    sampling_temperature: float = declared(DEFAULT_TEMPERATURE, above=0)
     """For data.sampling=temperature: 1 draws sources by their size, higher numbers draw small ones more often."""
     valid: SourceConfig = field(default_factory=SourceConfig)
     """Rows of any format whose loss is reported during training."""
@@ -103,6 +108,12 @@ class DataConfig:
             for name, value, default in (("mix", self.mix, "by_source"), ("sampling", self.sampling, None)):
                 if value != default:
                     raise ConfigError(f"data.{name}={value} needs several sources: name them in data.train.sources.")
+        if self.sampling != "temperature" and self.sampling_temperature != DEFAULT_TEMPERATURE:
+            raise ConfigError(
+                f"data.sampling_temperature={self.sampling_temperature:g} has no effect without "
+                f"data.sampling=temperature: add it, or leave it out."
+            )
+        if not sources:
             return
         if self.train.name_or_path not in (None, SAMPLE):
             raise ConfigError(
@@ -110,6 +121,12 @@ class DataConfig:
                 f"these under a name of its own, or type data.train.name_or_path=null."
             )
         self.train.name_or_path = None
+        for item in dataclasses.fields(SourceConfig):
+            if value := getattr(self.train, item.name):
+                raise ConfigError(
+                    f"data.train.{item.name}={value} has no effect beside data.train.sources: write it for each of "
+                    f"them, as data.train.sources.{next(iter(sources))}.{item.name}."
+                )
         self.train.check_sources()
         if self.streaming:
             raise ConfigError("data.streaming=true cannot work with data.train.sources: leave one of them out.")
@@ -145,6 +162,11 @@ class DataConfig:
         if self.streaming:
             raise ConfigError(
                 f"{setting} cannot work with data.streaming=true, which never has all rows: give rows of their own, "
+                f"data.valid.name_or_path=FILE."
+            )
+        if self.train.sources:
+            raise ConfigError(
+                f"{setting} cannot work with several data.train.sources: give rows of their own, "
                 f"data.valid.name_or_path=FILE."
             )
         given = [f"data.{purpose}" for purpose in ("valid", "valid_sts") if getattr(self, purpose).names()]

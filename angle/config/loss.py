@@ -37,6 +37,8 @@ COSINE = LossTermSpec("cosine", "cosine", "cosine_w", "cosine_tau", MappingProxy
 IN_BATCH = LossTermSpec("ibn", "in-batch", "ibn_w", "ibn_tau", MappingProxyType({"A": 20.0, "B": 20.0, "C": 20.0}))
 ANGLE = LossTermSpec("angle", "angle", "angle_w", "angle_tau", MappingProxyType({"A": 1.0, "B": 1.0}))
 POSITIVES = LossTermSpec("positives", "in-batch of positives", "positives_w", "ibn_tau", MappingProxyType({"B": 0.0}))
+#: Settings that the sources of a mixture cannot have of their own.
+OF_ALL_SOURCES = ("guide", "guide_margin")
 #: Every term, in the order in which they are summed and named.
 LOSS_TERM_SPECS = (COSINE, IN_BATCH, ANGLE, POSITIVES)
 
@@ -110,10 +112,20 @@ class LossConfig:
             ConfigError: there is no setting of such a name, or a value cannot work.
 
         """
-        names = [field.name for field in dataclasses.fields(self) if not field.name.startswith("guide")]
-        for name in changes:
-            check_one_of(setting, name, tuple(names))
-        return dataclasses.replace(self, **dict[str, Any](changes))
+        fields = {field.name: field for field in dataclasses.fields(self) if field.name not in OF_ALL_SOURCES}
+        for name, value in changes.items():
+            check_one_of(setting, name, tuple(fields))
+            if value is None and fields[name].default is not None:
+                raise ConfigError(f"{setting}.{name}=null cannot work: it must be a number.")
+        try:
+            return dataclasses.replace(self, **dict[str, Any](changes))
+        except ConfigError as error:
+            raise ConfigError(f"{setting}: {error}") from None
+
+    @property
+    def has_candidates(self) -> bool:
+        """Whether one of the terms that compare a text with others of its batch may have a weight."""
+        return bool(self.ibn_w is None or self.ibn_w or self.positives_w or self.cln_w)
 
     def for_format(self, name: str) -> LossConfig:
         """Return a copy whose null weights are those of the data format `name`.

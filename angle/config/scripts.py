@@ -17,7 +17,7 @@ from angle.config.lora import LoraConfig
 from angle.config.loss import LossConfig
 from angle.config.model import ModelConfig
 from angle.config.pooling import PoolingConfig
-from angle.config.source import SourceConfig
+from angle.config.source import NamedSourceConfig, SourceConfig
 from angle.config.teacher import TeacherConfig
 from angle.config.tracking import TrackingConfig
 from angle.config.training import TrainingConfig
@@ -92,12 +92,28 @@ class TrainConfig:
             and not self.data.valid_sts.names()
         ):
             self.train = dataclasses.replace(self.train, best_metric=RETRIEVAL_METRIC)
-        if self.data_format.name != "auto":
+        if self.data_format.name != "auto" and not self.data.has_losses_by_source:
             self.loss = self.loss.for_format(self.data_format.name)
-        for name, source in self.data.train.sources.items():
-            self.loss.with_changes(source.loss, f"data.train.sources.{name}.loss")
+        losses = [self.loss]
+        if self.data.has_losses_by_source:
+            losses = [self._source_loss(name, source) for name, source in self.data.train.sources.items()]
+        if self.loss.guide is not None and not any(loss.has_candidates for loss in losses):
+            raise ConfigError(
+                f"loss.guide={self.loss.guide} has nothing to do, as no in-batch loss has a weight: leave it out, or "
+                f"set loss.ibn_w above 0."
+            )
         for purpose, split in (("valid", "validation"), ("valid_sts", "validation"), ("test", "test")):
             self._check_held_out(purpose, split)
+
+    def _source_loss(self, name: str, source: NamedSourceConfig) -> LossConfig:
+        """Return the loss of one of several sources, after checking it."""
+        setting, required = f"data.train.sources.{name}", self.data_format.name
+        if "auto" not in (required, source.format) and source.format != required:
+            raise ConfigError(
+                f"{setting}.format={source.format} cannot work with loss=format_{required.lower()}, which sets weights "
+                f"for format {required}: type loss=auto."
+            )
+        return self.loss.with_changes(source.loss, f"{setting}.loss")
 
     @property
     def losses(self) -> list[SourceLoss]:
@@ -108,6 +124,14 @@ class TrainConfig:
             SourceLoss(name, self.loss.with_changes(source.loss, name), source.format)
             for name, source in self.data.train.sources.items()
         ]
+
+    def loss_of(self, data_format: str) -> LossConfig:
+        """Return the loss of rows of a format that are not trained on: that of all sources of the format, if it is one.
+
+        The settings are resolved.
+        """
+        own = [loss.config for loss in self.losses if loss.format == data_format]
+        return own[0] if own and all(other == own[0] for other in own) else self.loss
 
     def _check_held_out(self, purpose: str, default_split: str) -> None:
         """Raise ConfigError if the held-out rows of `purpose` are also the training rows."""

@@ -65,7 +65,7 @@ class NamedSourceConfig(SourceConfig):
     """One of several sources of training rows: what it has of its own."""
 
     prompt: str | None = None
-    """The template of its texts, in place of model.prompt; it is not saved with the model."""
+    """The template of its texts, in place of model.prompt and model.prompts; it is not saved with the model."""
     prompts: dict[str, str] = field(default_factory=dict)
     """Templates by role, in place of those of model.prompts; they are not saved with the model."""
     format: str = declared("auto", choices=("auto", *FORMAT_NAMES))

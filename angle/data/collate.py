@@ -75,6 +75,7 @@ def collate_parts(
     """
     texts = _concatenate([part.draw_texts(batch_spec.seed) for part in parts])
     if batch_spec.duplicates == "drop":
+        texts = texts.without_repeated_negatives(equal_ids)
         kept = rows_without_duplicates(
             replace(texts, pairs=equal_ids[texts.pairs], negatives=equal_ids[texts.negatives])
         )

@@ -39,6 +39,12 @@ class RowTexts:
         _, first = np.unique(self.negative_rows, return_index=True)
         return np.column_stack([self.pairs, self.negatives[first]]) if len(first) else self.pairs
 
+    def without_repeated_negatives(self, equal_ids: IntArray) -> RowTexts:
+        """Return these texts with each row's negatives once; those with equal `equal_ids` (N,) are the same text."""
+        keys = np.column_stack([self.negative_rows, equal_ids[self.negatives]])
+        kept = np.sort(np.unique(keys, axis=0, return_index=True)[1])
+        return RowTexts(self.pairs, self.negatives[kept], self.negative_rows[kept])
+
     def take(self, rows: IntArray) -> RowTexts:
         """Return the texts of the rows at these positions, which ascend."""
         place = np.full(len(self.pairs), -1)
@@ -80,7 +86,8 @@ class Corpus:
     all_negatives: bool = False
     """Whether all texts of a cell of negatives are used, instead of one that is drawn."""
     guide_embeddings: npt.NDArray[np.float32] | None = None
-    """(N, D): those of a guide, of unit length; None without one."""
+    """(N, K, D): those of a guide, of unit length, as queries and documents if it tells them apart, else K is 1; None
+    without a guide."""
     text_hashes: IntArray | None = None
     """(N,): equal for equal texts of any corpora, whatever templates they stand in; None where there are no others."""
 

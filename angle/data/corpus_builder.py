@@ -23,8 +23,8 @@ from angle.structures import NEGATIVE_COLUMN, DataFormat, Tokens
 #: The largest label, as labels are stored in float32.
 MAX_LABEL = float(np.finfo(np.float32).max)
 
-#: Returns the embeddings (N, D) of texts, of unit length.
-GuideFunction = Callable[[Sequence[str]], npt.NDArray[np.float32]]
+#: Returns embeddings (N, K, D) of texts, of unit length; of texts that have roles, one for each that it tells apart.
+GuideFunction = Callable[[Sequence[str], bool], npt.NDArray[np.float32]]
 
 
 class CorpusBuilder:
@@ -290,7 +290,7 @@ class CorpusBuilder:
 
     def _guide_embeddings(self, guide: GuideFunction) -> npt.NDArray[np.float32]:
         texts, index = self._texts.texts()
-        embeddings = guide(texts)
+        embeddings = guide(texts, not self.format.labelled)
         return embeddings if len(texts) == len(index) else embeddings[index]
 
     def _tokens(self, digest: str, cache: bool) -> Tokens:

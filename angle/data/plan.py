@@ -88,6 +88,45 @@ class SourceRows(NamedTuple):
     rows: IntArray
 
 
+@dataclass(frozen=True)
+class Mixture:
+    """How the sources of a mixture are drawn."""
+
+    together: bool = False
+    """Whether a batch has rows of several sources."""
+    sampling: str = "proportional"
+    """See `angle.config.DataConfig`."""
+    weights: tuple[float, ...] = ()
+    """Of the sources, for weighted sampling: their shares of the rows, up to a common factor."""
+    temperature: float = 1.0
+
+    @property
+    def alternating(self) -> bool:
+        """Whether the sources take turns."""
+        return self.sampling == "round_robin"
+
+    def quotas(self, rows: Sequence[int], unit_rows: Sequence[int]) -> tuple[int, ...]:
+        """Return how many units of each source are in an epoch, which has about as many rows as all sources have.
+
+        Args:
+            rows: how many rows each source has.
+            unit_rows: how many rows a unit of it has at most; a pass may end with one that has fewer.
+
+        """
+        units = [-(-count // of_unit) for count, of_unit in zip(rows, unit_rows, strict=True)]
+        if self.sampling == "proportional":
+            return tuple(units)
+        if self.alternating:
+            return (-(-sum(units) // len(units)),) * len(units)
+        sizes = np.array(rows)
+        shares = (
+            np.array(self.weights) if self.sampling == "weights" else (sizes / sizes.max()) ** (1 / self.temperature)
+        )
+        mean_unit_rows = sizes / np.array(units)  # the last unit of a pass may have fewer rows than others
+        wanted = shares / shares.sum() * sizes.sum() / mean_unit_rows
+        return tuple(max(1, round(count)) if share else 0 for share, count in zip(shares, wanted.tolist(), strict=True))
+
+
 class MixturePlan:
     """Which rows of which sources form each batch.
 
@@ -142,8 +181,8 @@ class MixturePlan:
 
     def _units(self, epoch: int) -> tuple[npt.NDArray[np.int16], IntArray]:
         """Return the source of each unit of an epoch, and its number among that source's units of the epoch."""
-        spec = self._batch_spec
-        return _unit_order(self.quotas, self._mixture.alternating, spec.shuffle, spec.seed, epoch)
+        spec, mixture = self._batch_spec, self._mixture
+        return _unit_order(self.quotas, mixture.alternating, spec.shuffle, mixture.together, spec.seed, epoch)
 
     def rows_seen(self, steps: int) -> list[int]:
         """Return how many rows of each source the first `steps` optimiser steps take."""
@@ -162,41 +201,6 @@ class MixturePlan:
         return passes * plan.rows + min(rest * plan.batch_spec.global_batch_size, plan.rows)
 
 
-@dataclass(frozen=True)
-class Mixture:
-    """How the sources of a mixture are drawn."""
-
-    together: bool = False
-    """Whether a batch has rows of several sources."""
-    sampling: str = "proportional"
-    """See `angle.config.DataConfig`."""
-    weights: tuple[float, ...] = ()
-    """Of the sources, for weighted sampling: their shares of the rows, up to a common factor."""
-    temperature: float = 1.0
-
-    @property
-    def alternating(self) -> bool:
-        """Whether the sources take turns."""
-        return self.sampling == "round_robin"
-
-    def quotas(self, rows: Sequence[int], unit_rows: Sequence[int]) -> tuple[int, ...]:
-        """Return how many units of each source are in an epoch, which has as many rows as all sources have.
-
-        Args:
-            rows: how many rows each source has.
-            unit_rows: how many rows a unit of it has; a pass may end with one that has fewer.
-
-        """
-        units = [-(-count // of_unit) for count, of_unit in zip(rows, unit_rows, strict=True)]
-        if self.sampling == "proportional":
-            return tuple(units)
-        if self.alternating:
-            return (-(-sum(units) // len(units)),) * len(units)
-        shares = np.array(self.weights if self.sampling == "weights" else np.power(rows, 1 / self.temperature))
-        wanted = shares / shares.sum() * sum(rows) / np.array(unit_rows)
-        return tuple(max(1, round(units)) if share else 0 for share, units in zip(shares, wanted.tolist(), strict=True))
-
-
 def _batch_numbers(step: int, batches_per_epoch: int, batch_spec: BatchSpec) -> range:
     """Return the numbers of the batches of an optimiser step, counted from the first epoch on."""
     epoch, step_in_epoch = divmod(step, -(-batches_per_epoch // batch_spec.accumulation))
@@ -207,7 +211,7 @@ def _batch_numbers(step: int, batches_per_epoch: int, batch_spec: BatchSpec) -> 
 
 @lru_cache(maxsize=2)
 def _unit_order(
-    quotas: tuple[int, ...], alternating: bool, shuffle: bool, seed: int, epoch: int
+    quotas: tuple[int, ...], alternating: bool, shuffle: bool, together: bool, seed: int, epoch: int
 ) -> tuple[npt.NDArray[np.int16], IntArray]:
     """Return the source of each unit of an epoch, and its number among that source's units."""
     if alternating:
@@ -216,6 +220,9 @@ def _unit_order(
         sources = np.repeat(np.arange(len(quotas), dtype=np.int16), quotas)
         if shuffle:
             sources = np.random.default_rng((seed, epoch, 0, 1)).permutation(sources)
+        elif together:  # evenly, so that all batches have rows of all sources
+            places = np.concatenate([(np.arange(quota) + 0.5) / max(1, quota) for quota in quotas])
+            sources = sources[np.argsort(places, kind="stable")]
     ranks = np.empty(len(sources), np.int64)
     for source, quota in enumerate(quotas):
         ranks[sources == source] = np.arange(quota)

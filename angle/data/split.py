@@ -67,6 +67,7 @@ def take_rows(corpus: Corpus, rows: IntArray) -> Corpus:
         cell_sizes=sizes.reshape(shape),
         cell_texts=cell_texts,
         guide_embeddings=None if corpus.guide_embeddings is None else corpus.guide_embeddings[text_ids],
+        text_hashes=None if corpus.text_hashes is None else corpus.text_hashes[text_ids],
         labels=None if corpus.labels is None else corpus.labels[rows],
         origin=corpus.origin[rows],
         numbers=corpus.numbers[rows],

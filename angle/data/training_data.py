@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
+import numpy.typing as npt
 
 from angle.data.collate import CorpusRows, collate_parts
 from angle.data.corpus import Corpus, IntArray
@@ -98,8 +99,7 @@ class InMemoryTrainingData:
         self.plan = MixturePlan(plans, batch_spec, self.mixture)
         corpora = [source.corpus for source in self.sources]
         self.tokens, self._equal_ids, self._text_ids = _merge_texts(corpora, together=self.mixture.together)
-        guides = [corpus.guide_embeddings for corpus in corpora if corpus.guide_embeddings is not None]
-        self._guide = None if not guides else guides[0] if len(guides) == 1 else np.concatenate(guides)
+        self._guide = _merge_guide_embeddings(corpora)
         self._first_rows = np.cumsum([0, *(plan.rows for plan in plans)]).tolist()
         self.formats = _formats_of_losses(self.sources, together=self.mixture.together)
         names = tuple(source.name for source in self.sources)
@@ -148,7 +148,7 @@ class InMemoryTrainingData:
         return collate_parts(rows, self.tokens, self._equal_ids, self.formats[loss], spec, loss=loss, guide=self._guide)
 
     def largest_rows(self) -> tuple[int, int, int]:
-        """Return (loss, texts a row, rows a process) of the batches that have the most texts."""
+        """Return (loss, texts a row, rows a process) of the batches that have the most texts, by the mean of rows."""
         texts = [math.ceil(source.corpus.texts_per_row) for source in self.sources]
         rows = [spec.batch_size for spec in self.batch_specs]
         number = max(range(len(texts)), key=lambda source: texts[source] * rows[source])
@@ -207,6 +207,20 @@ def _formats_of_losses(sources: Sequence[TrainingSource], *, together: bool) -> 
     )
 
 
+def _merge_guide_embeddings(corpora: Sequence[Corpus]) -> npt.NDArray[np.float32] | None:
+    """Return the guide's embeddings of the texts of all corpora; None without a guide."""
+    known = [corpus.guide_embeddings for corpus in corpora if corpus.guide_embeddings is not None]
+    if not known:
+        return None
+    assert len(known) == len(corpora)
+    kinds = max(embeddings.shape[1] for embeddings in known)  # texts without roles are the same as each
+    return (
+        known[0]
+        if len(known) == 1
+        else np.concatenate([np.repeat(each, kinds // each.shape[1], axis=1) for each in known])
+    )
+
+
 def _merge_texts(corpora: Sequence[Corpus], *, together: bool) -> tuple[Tokens, IntArray, Sequence[IntArray | None]]:
     """Return the texts of all corpora, their `equal_ids`, and for each corpus which of these are its own (None: all).
 
@@ -222,14 +236,13 @@ def _merge_texts(corpora: Sequence[Corpus], *, together: bool) -> tuple[Tokens, 
     lengths = np.concatenate([corpus.tokens.lengths for corpus in corpora])
     bounds = np.concatenate([np.zeros(1, np.int64), lengths.cumsum()])
     tokens = Tokens(np.concatenate([corpus.tokens.ids for corpus in corpora]), bounds)
-    places, equal_ids = (
-        np.arange(offsets[-1]),
-        np.concatenate([offset + corpus.equal_ids for offset, corpus in zip(offsets, corpora, strict=False)]),
-    )
-    if together:
-        first_of: dict[bytes, int] = {}
-        texts = (tokens.ids[start:stop].tobytes() for start, stop in itertools.pairwise(bounds.tolist()))
-        places = np.fromiter((first_of.setdefault(text, place) for place, text in enumerate(texts)), np.int64)
-        hashes = [corpus.text_hashes for corpus in corpora if corpus.text_hashes is not None]
-        equal_ids = np.unique(np.concatenate(hashes), return_inverse=True)[1]
-    return tokens, equal_ids, np.split(places, offsets[1:-1])
+    if not together:
+        equal_ids = [offset + corpus.equal_ids for offset, corpus in zip(offsets[:-1], corpora, strict=True)]
+        return tokens, np.concatenate(equal_ids), np.split(np.arange(offsets[-1]), offsets[1:-1])
+    first_of: dict[bytes, int] = {}
+    texts = (tokens.ids[start:stop].tobytes() for start, stop in itertools.pairwise(bounds.tolist()))
+    places = np.fromiter((first_of.setdefault(text, place) for place, text in enumerate(texts)), np.int64)
+    hashes = [corpus.text_hashes for corpus in corpora if corpus.text_hashes is not None]
+    assert len(hashes) == len(corpora)
+    equal = np.unique(np.concatenate(hashes), return_inverse=True)[1]
+    return tokens, equal, np.split(places, offsets[1:-1])

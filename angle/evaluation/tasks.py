@@ -142,7 +142,7 @@ def load_tasks(config: EvaluateConfig, processes: PartialState | None = None) ->
         sources = _test_set(config, SourceConfig() if run is None else run.data.test)
     positive_above = config.positive_above
     if positive_above is None:  # on a run's own test set, the same as in training
-        in_training = None if run is None else run.loss.positive_above
+        in_training = None if run is None else run.loss_of("A").positive_above
         positive_above = in_training if in_training and in_training > 0.5 else None
     announce(f"loading {config.model.name_or_path}")
     kernel_selector = kernels_to_skip if processes is None else kernels_to_skip_from_main_process

@@ -116,14 +116,14 @@ class TextTokenizer:
         return (before, whole[: starts[0]], whole[starts[0] + len(head) :]) if starts else None
 
     def with_prompts(self, prompt: str | None, prompts: Mapping[str, str]) -> TextTokenizer:
-        """Return this tokenizer with another template, unless that is None, and with other ones of some roles.
+        """Return this tokenizer with other templates of some roles; given a template for all others, with only these.
 
         Raises:
             ConfigError: as `named`.
 
         """
         other = copy.copy(self)
-        other.prompts = {**self.prompts, **prompts}
+        other.prompts = {**(self.prompts if prompt is None else {}), **prompts}
         if prompt is not None:
             other._set_prompt(prompt)
         return other

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from angle.config import LossConfig
 from angle.errors import ConfigError
-from angle.objective.contrastive import SINGLE_PROCESS, Guide, QueryShards
+from angle.objective.contrastive import SINGLE_PROCESS, GuideEmbeddings, QueryShards
 from angle.objective.dtypes import at_least_float32
 from angle.objective.normalize import l2_normalize
 from angle.objective.terms import LOSS_TERMS, TermInputs
@@ -101,12 +101,11 @@ class CombinedLoss:
             query_shards=self.query_shards,
         )
 
-    def _guide(self, structure: BatchStructure) -> Guide | None:
+    def _guide(self, structure: BatchStructure) -> GuideEmbeddings | None:
         """Return what a guide says of the batch's texts."""
         if structure.guide is None:
             return None
-        pairs, negatives = (
-            structure.guide[structure.embedding_index],
-            structure.guide[structure.negatives.embedding_index],
-        )
-        return Guide(pairs, negatives, self.config.guide_margin)
+        as_first, as_second = structure.guide[:, 0], structure.guide[:, -1]
+        first, second = structure.embedding_index.unbind(1)
+        pairs = torch.stack([as_first[first], as_second[second]], dim=1)
+        return GuideEmbeddings(pairs, as_second[structure.negatives.embedding_index], self.config.guide_margin)

@@ -16,6 +16,8 @@ from torch import Tensor
 
 from angle.kernels.autograd import forbid_double_backward
 
+#: By how much a guide must find a candidate nearer than the target: what is as near, but for rounding, stays.
+TIE = 1e-6
 #: Maximum number of logits in a chunk; but a chunk has at least one query.
 MAX_LOGITS = 2**24
 
@@ -46,16 +48,16 @@ class GuideMask:
     """
 
     queries: Tensor
-    """(Q, G): the guide's embeddings, of unit length; G dimensions."""
+    """(Q, D'): the guide's embeddings, of unit length; it has D' dimensions."""
     candidates: Tensor
-    """(C, G)"""
+    """(C, D')"""
     thresholds: Tensor
     """(Q,): cosines above which a candidate is left out."""
 
     @classmethod
     def of(cls, queries: Tensor, candidates: Tensor, target: Tensor, margin: float) -> GuideMask:
         """Return the mask of queries with these targets (Q,), whose cosines minus the margin are the thresholds."""
-        return cls(queries, candidates, (queries * candidates[target]).sum(-1) - margin)
+        return cls(queries, candidates, (queries * candidates[target]).sum(-1) - margin + TIE)
 
     def for_queries(self, chunk: slice) -> Tensor:
         """Return the mask (M, C), bool, of a chunk of the queries."""
@@ -194,24 +196,24 @@ def chunked_info_nce(
 
 
 @dataclass(frozen=True)
-class Guide:
-    """What a guide says of a batch's texts."""
+class GuideEmbeddings:
+    """What a guide makes of a batch's texts."""
 
-    embeddings: Tensor
-    """(B, 2, G), of unit length: of each row's two texts; G dimensions."""
+    pairs: Tensor
+    """(B, 2, D'), of unit length: of each row's two texts; the guide has D' dimensions."""
     negatives: Tensor
-    """(M, G): of the negatives of all rows."""
+    """(G, D'): of the negatives of all rows."""
     margin: float
 
     def mask_of_texts(self, target: Tensor) -> GuideMask:
         """Return the mask if all texts look for their partners among all."""
-        texts = self.embeddings.flatten(0, 1)
+        texts = self.pairs.flatten(0, 1)
         return GuideMask.of(texts, texts, target, self.margin)
 
     def mask_of_candidates(self, target: Tensor, num_negatives: int) -> GuideMask:
         """Return the mask if first texts look for theirs among all second ones, and so many negatives."""
-        candidates = torch.cat([self.embeddings[:, 1], self.negatives[:num_negatives]])
-        return GuideMask.of(self.embeddings[:, 0], candidates, target, self.margin)
+        candidates = torch.cat([self.pairs[:, 1], self.negatives[:num_negatives]])
+        return GuideMask.of(self.pairs[:, 0], candidates, target, self.margin)
 
 
 def nt_xent(
@@ -221,7 +223,7 @@ def nt_xent(
     known_positives: Tensor,
     scale: float,
     query_shards: QueryShards = SINGLE_PROCESS,
-    guide: Guide | None = None,
+    guide: GuideEmbeddings | None = None,
 ) -> Tensor:
     """Return the contrastive loss of format A (NT-Xent): every text of a positive pair must find its partner.
 
@@ -257,7 +259,7 @@ def info_nce(
     known_positives: Tensor,
     scale: float,
     query_shards: QueryShards = SINGLE_PROCESS,
-    guide: Guide | None = None,
+    guide: GuideEmbeddings | None = None,
 ) -> Tensor:
     """Return the contrastive loss of formats B and C (InfoNCE): a text must find its positive among all candidates.
 
@@ -280,7 +282,7 @@ def info_nce(
     candidates = torch.cat([positives, negatives])
     candidate_ids = torch.cat([text_ids[:, 1], negative_ids[: len(negatives)]])
     pairs = _symmetric_pairs(text_ids, known_positives)
-    all_ids = torch.cat([text_ids.flatten(), negative_ids])
+    all_ids = torch.cat([text_ids.flatten(), negative_ids])  # of known positives too, which may be negatives of others
     target = torch.arange(len(queries), device=embeddings.device)
     guide_mask = None if guide is None else guide.mask_of_candidates(target, len(negatives))
     mask = FalseNegativeMask.from_text_ids(all_ids, text_ids[:, 0], candidate_ids, *pairs, guide_mask)

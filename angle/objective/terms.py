@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from angle.config import ANGLE, COSINE, IN_BATCH, POSITIVES, LossTermSpec
-from angle.objective.contrastive import Guide, QueryShards, info_nce, nt_xent
+from angle.objective.contrastive import GuideEmbeddings, QueryShards, info_nce, nt_xent
 from angle.objective.ranking import angle_scores, cosent_loss, cosine_scores
 
 
@@ -37,7 +37,7 @@ class TermInputs:
     """(A, 3) int64: row, and two text ids that are not negatives of each other."""
     positive_above: float
     """A labelled row is a positive pair of the contrastive loss iff its label is above this."""
-    guide: Guide | None
+    guide: GuideEmbeddings | None
     """Tells false negatives of the contrastive losses."""
     query_shards: QueryShards
     """The processes that split the work of the contrastive loss."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from angle.config import SAMPLE, DataConfig, NamedSourceConfig, SourceConfig
@@ -111,7 +111,7 @@ def load_data(
             config.limits,
             config.negatives,
         )
-        specs = [batch_spec]
+        _check_several_rows(batch_spec.global_batch_size, train.formats[0], "train.batch_size")
     else:
         sources = [
             TrainingSource(
@@ -120,15 +120,12 @@ def load_data(
             for name, source in config.train.by_name().items()
         ]
         if config.valid_split:
-            sources, valid = _hold_out(sources, config.valid_split, tokenizer)
+            (source,) = sources
+            parts = hold_out(source.corpus, config.valid_split)
+            rows, valid = (replace(part, unknown=tokenizer.unknown_fraction(part.tokens)) for part in parts)
+            sources = [replace(source, corpus=rows)]
         train = InMemoryTrainingData(sources, batch_spec, mixture_of(config))
-        specs = train.batch_specs
-    for spec, row_format in zip(specs, train.formats, strict=False):
-        if spec.global_batch_size == 1 and row_format.name != "B":
-            raise ConfigError(
-                "train.batch_size=1 leaves a row no other row to be compared with: choose 2 or more, or use "
-                "triples (format B)."
-            )
+        _check_batches(train)
     if config.valid_sts.names():
         valid_sts: Corpus | None = load_sts(config.valid_sts, "valid_sts", tokenizer, config.limits)
     else:
@@ -147,12 +144,33 @@ def load_data(
     if config.valid_retrieval.name_or_path is not None:
         valid_retrieval = load_retrieval_set(config.valid_retrieval, "valid_retrieval", tokenizer, config.limits)
     data = RunData(train, valid, valid_sts, test, valid_retrieval)
+    trained = {train.fingerprint}
+    if isinstance(train, InMemoryTrainingData):
+        trained |= {source.corpus.fingerprint for source in train.sources}
     for purpose, evaluated in data.evaluated.items():
-        if evaluated is not None and evaluated.fingerprint == train.fingerprint:
+        if evaluated is not None and evaluated.fingerprint in trained:
             raise DataError(
                 f"data.{purpose} has the rows that are trained on, so it would measure nothing: give others."
             )
     return data
+
+
+def _check_batches(train: InMemoryTrainingData) -> None:
+    """Raise ConfigError if all batches of a source, or of all, have a single row."""
+    if not train.loss_names:
+        _check_several_rows(train.batch_specs[0].global_batch_size, train.formats[0], "train.batch_size")
+        return
+    for source, spec in zip(train.sources, train.batch_specs, strict=True):
+        setting = "train.batch_size" if source.batch_size is None else f"data.train.sources.{source.name}.batch_size"
+        _check_several_rows(spec.global_batch_size, source.corpus.format, setting)
+
+
+def _check_several_rows(rows: int, data_format: DataFormat, setting: str) -> None:
+    """Raise ConfigError if a batch has so few rows that they have no other to be compared with."""
+    if rows == 1 and data_format.name != "B":
+        raise ConfigError(
+            f"{setting}=1 leaves a row no other row to be compared with: choose 2 or more, or use triples (format B)."
+        )
 
 
 def mixture_of(config: DataConfig) -> Mixture:
@@ -187,26 +205,6 @@ def _load_source(
     if isinstance(source, NamedSourceConfig):
         check_prompts_used(source.prompts, [corpus.format], f"data.train.sources.{name}.")
     return corpus
-
-
-def _hold_out(
-    sources: Sequence[TrainingSource], fraction: float, tokenizer: TextTokenizer
-) -> tuple[list[TrainingSource], Corpus]:
-    """Return the sources without a fraction of their rows, and the rows that are held out.
-
-    Raises:
-        ConfigError: there are several sources, whose rows may have several formats and texts in common.
-
-    """
-    if len(sources) > 1:
-        raise ConfigError(
-            f"data.valid_split={fraction:g} cannot work with several data.train.sources: give rows of their own, "
-            f"data.valid.name_or_path=FILE."
-        )
-    train, valid = (
-        replace(part, unknown=tokenizer.unknown_fraction(part.tokens)) for part in hold_out(sources[0].corpus, fraction)
-    )
-    return [replace(sources[0], corpus=train)], valid
 
 
 def check_prompts_used(prompts: Iterable[str], formats: Iterable[DataFormat], prefix: str = "model.") -> None:

@@ -20,6 +20,7 @@ from angle.config import (
     SourceConfig,
     TrainConfig,
 )
+from angle.config.loss import OF_ALL_SOURCES
 from angle.data import sample
 from angle.modeling.encoder import Encoder
 from angle.modeling.locations import TINY
@@ -122,7 +123,7 @@ def _source_loss(loss: LossConfig, name: str, source: NamedSourceConfig) -> dict
     """Return the loss of the batches of one of several sources, all of its settings by their names."""
     changed = loss.with_changes(source.loss, f"data.train.sources.{name}.loss")
     resolved = asdict(_resolve_loss(changed, source.format, _is_sample(source)))
-    return {name: value for name, value in resolved.items() if not name.startswith("guide")}
+    return {name: value for name, value in resolved.items() if name not in OF_ALL_SOURCES}
 
 
 def _resolve_billm(start: int | None, *, requested: bool) -> BillmConfig:

@@ -135,7 +135,7 @@ class RunFolder:
 
         Args:
             data: fingerprints of the data, as they are now.
-            weights: those of the model's and the teacher's weights.
+            weights: those of the model's, the teacher's and the guide's weights.
             config: the run's settings, for messages.
 
         Raises:
@@ -148,11 +148,15 @@ class RunFolder:
                 f"The data has changed since the run in {self.path} was started, so going on would mix two "
                 f"data sets: start a new run with another train.output_dir."
             )
-        names = {"model": config.model.name_or_path, "teacher": config.teacher.name_or_path}
+        named = {
+            "model": f"model.name_or_path={config.model.name_or_path}",
+            "teacher": f"teacher.name_or_path={config.teacher.name_or_path}",
+            "guide": f"loss.guide={config.loss.guide}",
+        }
         for part, fingerprints in record["weights"].items():
             if fingerprints != weights.get(part):
                 raise ConfigError(
-                    f"The weights of {part}.name_or_path={names[part]} have changed since the run in {self.path} was "
+                    f"The weights of {named[part]} have changed since the run in {self.path} was "
                     f"started, so going on would mix two models: put the old ones back, or start a new run with "
                     f"another train.output_dir."
                 )

@@ -105,6 +105,8 @@ def build(config: TrainConfig, accelerator: Accelerator) -> RunComponents:
             needs_correlation=metric_named(train_config.best_metric) == DEFAULT_METRIC,
             guide=guide,
         )
+    guide_fingerprints = None if guide is None else guide.fingerprints
+    guide = None  # which gives its memory back
     check_text_lengths(data, encoder.pooling)
     sources = data.train.sources if isinstance(data.train, InMemoryTrainingData) else ()
     check_prompts_used(config.model.prompts, [source.corpus.format for source in sources] or data.train.formats)
@@ -124,7 +126,8 @@ def build(config: TrainConfig, accelerator: Accelerator) -> RunComponents:
     if config.ese.enabled:
         layers = encoder.layer_selector.num_layers
         objective = Objective([EspressoLoss(loss, config.ese, layers, width) for loss in losses], config.teacher)
-    context = RunContext(batch_spec.global_batch_size, duplicates, config.loss, width, accelerator.device)
+    valid_loss = config.loss if data.valid is None else config.loss_of(data.valid.format.name)
+    context = RunContext(batch_spec.global_batch_size, duplicates, valid_loss, width, accelerator.device)
     evaluators = RunEvaluators.build(data.evaluated, train_config.best_metric, context)
     if train_config.patience is not None and evaluators.best_metric is None:
         raise ConfigError(
@@ -156,7 +159,6 @@ def build(config: TrainConfig, accelerator: Accelerator) -> RunComponents:
         gradient_cache = GradientCache(trainable, objective, teacher, accelerator)
         budget = _largest_token_budget(gradient_cache, data.train, train_config.batch_size)
         config = replace(config, train=replace(config.train, token_budget=str(budget)))
-    guide_fingerprints = None if guide is None else guide.fingerprints
     return RunComponents(config, trainable, teacher, guide_fingerprints, data, objective, evaluators)
 
 

@@ -10,9 +10,11 @@ from pathlib import Path
 import pytest
 from composition import composed
 from conftest import sample_files, start
+from omegaconf import OmegaConf
 
 from angle.cli import jobs
 from angle.cli.jobs import JobRunner
+from angle.cli.replaced_sources import _add_named_sources, _forget_if_replaced
 from angle.config import NamedSourceConfig, SourceConfig, TrainConfig, TrainSourceConfig
 
 STSB = {"text1": "sentence1", "text2": "sentence2", "label": "score"}
@@ -97,3 +99,16 @@ def test_several_sources_replace_one_and_are_replaced_by_one() -> None:
     train = composed("experiment=stsb_minilm", *several, "data.train.sources.a.weight=1").data.train
     sources = {"a": NamedSourceConfig("a.jsonl", weight=1.0), "b": NamedSourceConfig("b.jsonl", weight=2.0)}
     assert train == TrainSourceConfig(sources=sources)
+
+
+def test_a_preset_s_sources_stay_where_another_is_added_or_one_is_changed() -> None:
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    presets = OmegaConf.structured(TrainConfig)
+    presets.data.train.sources = {"a": NamedSourceConfig("a.jsonl")}
+    words = ["data.train.sources.a.weight=2", "data.train.sources.b.name_or_path=b.jsonl", "~data.train.sources.c"]
+    overrides = OverridesParser.create().parse_overrides(words)
+    _forget_if_replaced("data.train", overrides, presets)
+    _add_named_sources(overrides, presets)
+    assert list(presets.data.train.sources) == ["a", "b"]
+    assert presets.data.train.sources.a.name_or_path == "a.jsonl"

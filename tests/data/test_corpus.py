@@ -63,13 +63,13 @@ def test_rows_point_to_distinct_texts(tmp_path, tokenizer):
 def test_shapes_are_written_in_the_letters_of_the_legend(tmp_path, tokenizer):
     source = SourceConfig(str(write_jsonl(tmp_path / "a.jsonl", PAIRS)))
 
-    def guide(texts):
-        return np.zeros((len(texts), 5), np.float32)
+    def guide(texts, have_roles):
+        return np.zeros((len(texts), 1 + have_roles, 5), np.float32)
 
     corpus = load_corpus(source, "train", tokenizer, hashes=True, guide=guide)
     for letter, meaning in {"B": "rows", "R": "roles"}.items():
         assert re.search(rf"\b{letter} {meaning}\b", structures.__doc__)
-    sizes = {"B": 3, "R": 2, "D": 5, "C": len(corpus.cell_texts), "N": len(corpus.tokens)}
+    sizes = {"B": 3, "R": 2, "K": 1, "D": 5, "C": len(corpus.cell_texts), "N": len(corpus.tokens)}
     (body,) = ast.parse(inspect.getsource(Corpus)).body
     fields, docs = body.body, body.body[1:]
     written = {

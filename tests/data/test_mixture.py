@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,11 @@ import pytest
 import torch
 from conftest import SpyTokenizer, write_jsonl
 
-from angle.config import TrainConfig
+from angle.config import SourceConfig, TrainConfig
 from angle.config.build import build_config, config_text, load_config
 from angle.config.keys import flatten, unflatten
 from angle.data.collate import collate
+from angle.data.loading import load_corpus
 from angle.data.plan import BatchSpec, Mixture
 from angle.data.training_data import InMemoryTrainingData, TrainingSource
 from angle.errors import ConfigError, DataError
@@ -172,6 +174,27 @@ SOURCES: list[tuple[dict[str, dict[str, Any]], dict[str, Any], str]] = [
         {},
         "There is no setting data.train.sources.nli.wieght; did you mean data.train.sources.nli.weight?",
     ),
+    (
+        {"nli": {"loss": {"ibn_tau": None}}},
+        {},
+        "data.train.sources.nli.loss.ibn_tau=null cannot work: it must be a number.",
+    ),
+    (
+        {"nli": {"loss": {"ibn_w": -1}}},
+        {},
+        "data.train.sources.nli.loss: loss.ibn_w=-1 cannot work: it must be at least 0.",
+    ),
+    (
+        {"nli": {}, "qa": {}},
+        {"valid_split": 0.5},
+        "data.valid_split=0.5 cannot work with several data.train.sources: give rows of their own, "
+        "data.valid.name_or_path=FILE.",
+    ),
+    (
+        {"nli": {}},
+        {"sampling_temperature": 3},
+        "data.sampling_temperature=3 has no effect without data.sampling=temperature: add it, or leave it out.",
+    ),
     ({"nli": {"weight": "much"}}, {}, "data.train.sources.nli.weight=much cannot work: it must be a number."),
     ({"nli": {"batch_size": 0}}, {}, "data.train.sources.nli.batch_size=0 cannot work: it must be at least 1."),
     ({"nli": {"format": "D"}}, {}, "data.train.sources.nli.format=D is not known. Choose one of: auto, A, B, C."),
@@ -198,6 +221,17 @@ def test_other_settings_that_cannot_work(tmp_path: Path) -> None:
         "data.train.name_or_path=b.jsonl cannot work beside data.train.sources: add it to these under a name of its "
         "own, or type data.train.name_or_path=null."
     )
+    assert complaint({"sources": {"a": one}, "split": "dev"}) == (
+        "data.train.split=dev has no effect beside data.train.sources: write it for each of them, as "
+        "data.train.sources.a.split."
+    )
+    assert complaint({"sources": {1: one}}) == (
+        "data.train.sources.1 cannot be named so: give it a name with a letter, or quotes."
+    )
+    with pytest.raises(ConfigError, match=r"^data\.train\.sources\.a\.format=A cannot work with loss=format_b, which"):
+        build_config(
+            {"data": {"train": {"sources": {"a": one | {"format": "A"}}}}, "data_format": {"name": "B"}}, TrainConfig
+        )
     assert complaint(one, mix="together") == (
         "data.mix=together needs several sources: name them in data.train.sources."
     )
@@ -220,8 +254,11 @@ def test_rows_that_cannot_be_mixed(tmp_path: Path) -> None:
     write_jsonl(tmp_path / "nli.jsonl", [{"text": "", "positive": "p", "negative": "n"}])
     with pytest.raises(DataError, match=r"data\.train\.sources\.nli: .* line 1: text is empty"):
         load_data(config.data, "auto", SpyTokenizer(), BatchSpec(4))  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match=r"data\.valid_split=0\.5 cannot work with several data\.train\.sources"):
-        loaded(tmp_path, {"nli": {}, "qa": {}}, valid_split=0.5)
+    with pytest.raises(ConfigError, match=r"^data\.train\.sources\.qa\.batch_size=1 leaves a row no other row"):
+        loaded(tmp_path, {"nli": {"batch_size": 1}, "qa": {"batch_size": 1}})
+    copy = shutil.copy(tmp_path / "qa.jsonl", tmp_path / "copy.jsonl")
+    with pytest.raises(DataError, match=r"^data\.valid has the rows that are trained on"):
+        loaded(tmp_path, {"sts": {}, "qa": {}}, valid={"name_or_path": str(copy)})
 
 
 def test_saved_settings_have_the_sources(tmp_path: Path) -> None:
@@ -278,3 +315,29 @@ def test_a_source_may_have_templates_of_its_own(tmp_path: Path) -> None:
     config = build_config({"data": {"train": {"sources": sources}}}, TrainConfig)
     with pytest.raises(ConfigError, match=r"^data\.train\.sources\.b\.prompts has text2, but .* format C, whose texts"):
         load_data(config.data, "auto", tokenizer, BatchSpec(2))
+    model = TextTokenizer(tiny_tokenizer(), 64, prompts={"query": "a ", "document": "the "})
+    sources["b"]["prompts"] = {}
+    config = build_config({"data": {"train": {"sources": sources}}}, TrainConfig)
+    data = load_data(config.data, "auto", model, BatchSpec(2, shuffle=False)).train
+    _, (batch,) = islice(data.steps(0), 2)
+    wanted = [tuple(plain([text]).ids.tolist()) for text in ("to fox", "to owl")]
+    assert [texts_of(batch, data)[n] for n in batch.structure.embedding_index[0]] == wanted  # type: ignore[arg-type]
+
+
+def test_dropping_duplicates_leaves_out_repeated_negatives_of_a_row_but_not_the_row(tmp_path: Path) -> None:
+    rows = [
+        {"text": "t", "positive": "p", "negative": ["n", "m", "n"]},
+        {"text": "u", "positive": "q", "negative": ["m"]},
+    ]
+    source = SourceConfig(str(write_jsonl(tmp_path / "a.jsonl", rows)))
+    corpus = load_corpus(source, "train", SpyTokenizer(), negatives="all")
+    structure = collate(corpus, np.arange(2), 0, BatchSpec(2, duplicates="drop")).structure
+    assert structure.text_ids.tolist() == [[0, 1]]
+    assert structure.negatives.text_ids.tolist() == [2, 3]
+
+
+def test_the_loss_of_validation_rows_is_that_of_the_sources_of_their_format(tmp_path: Path) -> None:
+    sources: dict[str, dict[str, Any]] = {"sts": {"loss": {"ibn_w": 0.0, "positive_above": 4.0}, "format": "A"}}
+    config = settings(tmp_path, sources | {"qa": {"format": "C"}})
+    assert config.loss_of("A").ibn_w == 0
+    assert config.loss_of("B") == config.loss_of("C") == config.loss

@@ -90,6 +90,26 @@ def test_shares(together: bool) -> None:
         assert shares(MIXTURES["round robin"]) == pytest.approx([1 / 3] * 3)
 
 
+@pytest.mark.parametrize(("rows", "size"), [((10, 10_000), 64), ((65, 6400), 64), ((65, 65, 65), 64), ((1000, 7), 300)])
+def test_shares_hold_where_passes_end_with_small_batches(rows: tuple[int, ...], size: int) -> None:
+    spec = BatchSpec(size)
+    plans = [BatchPlan(count, spec, number) for number, count in enumerate(rows)]
+    equal = MixturePlan(plans, spec, Mixture(sampling="weights", weights=(1.0,) * len(rows)))
+    seen = np.array(equal.rows_seen(50 * equal.steps_per_epoch))
+    assert seen / seen.sum() == pytest.approx([1 / len(rows)] * len(rows), rel=0.02)
+    by_size = MixturePlan(plans, spec, Mixture(sampling="temperature", temperature=1.0))
+    assert by_size.quotas == MixturePlan(plans, spec, Mixture()).quotas
+    assert MixturePlan(plans, spec, Mixture(sampling="temperature", temperature=0.01)).quotas[rows.index(max(rows))] > 0
+
+
+def test_rows_of_all_sources_are_in_each_mixed_batch_without_shuffling_too() -> None:
+    plan = plan_of(Mixture(), together=True, accumulation=1, shuffle=False)
+    for step in range(plan.steps_per_epoch - 1):
+        ((*parts,),) = plan.batches(step)
+        assert 1 in {part.source for part in parts}
+        assert len({part.source for part in parts}) > 1
+
+
 def test_round_robin_takes_turns() -> None:
     plan = plan_of(MIXTURES["round robin"], accumulation=1)
     sources = [

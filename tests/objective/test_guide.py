@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -28,14 +29,22 @@ def structure_of(name: str, rows: int, guide: Tensor | None) -> BatchStructure:
     pairs = torch.arange(2 * rows).view(rows, 2)
     index = 2 * rows + torch.arange(len(negative_rows))
     labels = torch.arange(rows).float() % 3 if name == "A" else None
-    return BatchStructure(FORMATS[name], pairs, pairs, labels, Negatives(negative_rows, index, index), guide=guide)
+    return BatchStructure(
+        FORMATS[name],
+        pairs,
+        pairs,
+        labels,
+        Negatives(negative_rows, index, index),
+        guide=None if guide is None else guide[:, None],
+    )
 
 
 def naive(name: str, embeddings: Tensor, structure: BatchStructure, margin: float, *, positives_only: bool) -> Tensor:
     """Return the in-batch loss by loops: of each query, a softmax over the candidates that are left."""
     embeddings = F.normalize(embeddings, dim=-1)
-    guide, pairs = structure.guide, structure.embedding_index.tolist()
-    assert guide is not None
+    pairs = structure.embedding_index.tolist()
+    assert structure.guide is not None
+    guide = structure.guide[:, 0]
     negatives = [] if positives_only else structure.negatives.embedding_index.tolist()
     queries = [(a, b) for a, b in pairs]
     candidates = [b for _, b in pairs] + negatives
@@ -88,3 +97,25 @@ def test_rankings_are_as_without_a_guide() -> None:
         for guide in (None, unit(25, 5, seed=2))
     ]
     assert torch.equal(*losses)
+
+
+def test_a_guide_may_tell_queries_from_documents() -> None:
+    config, embeddings = LossConfig(0.0, 1.0, 0.0, guide="other"), unit(25, 8, seed=1)
+    as_queries, as_documents = unit(25, 5, seed=2), unit(25, 5, seed=3)
+    loss = CombinedLoss(config, FORMATS["C"], 8)
+    structure = structure_of("C", 7, None)
+    guided = replace(structure, guide=torch.stack([as_queries, as_documents], dim=1))
+    logits = 20 * embeddings[0:14:2] @ embeddings[1:14:2].T
+    cosines = as_queries[0:14:2] @ as_documents[1:14:2].T
+    logits = logits.masked_fill(cosines > cosines.diagonal()[:, None], -torch.inf)
+    assert loss(embeddings, guided).total.item() == pytest.approx(F.cross_entropy(logits, torch.arange(7)).item())
+
+
+def test_what_a_guide_finds_exactly_as_near_stays() -> None:
+    """Also where products of matrices of other sizes round otherwise."""
+    generator = torch.Generator().manual_seed(0)
+    queries = F.normalize(torch.randn(40, 300, generator=generator), dim=1)
+    candidates = F.normalize(torch.randn(1, 300, generator=generator), dim=1).expand(40, -1).contiguous()
+    mask = contrastive.GuideMask.of(queries, candidates, torch.arange(40), 0.0)
+    for size in (1, 7, 40):
+        assert not any(mask.for_queries(slice(start, start + size)).any() for start in range(0, 40, size))
