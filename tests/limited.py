@@ -10,6 +10,7 @@ from pathlib import Path
 REPO = Path(__file__).resolve().parent.parent
 
 if __name__ == "__main__":
+    sys.dont_write_bytecode = True  # cut off, it would end whoever imports the module next
     resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]), int(sys.argv[1])))
     sys.argv = [str(REPO / sys.argv[2]), *sys.argv[3:]]
     sys.path[0] = str(REPO)

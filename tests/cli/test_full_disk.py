@@ -24,7 +24,7 @@ def limited(size: int, *words: str, folder: Path) -> subprocess.CompletedProcess
     ("size", "settings", "kept"),
     [
         (1000, [], set()),  # config.yaml
-        (3000, [], {"config.yaml"}),  # run.json
+        (4200, [], {"config.yaml"}),  # run.json
         (6500, ["train.eval_steps=0"], {"config.yaml", "run.json", "predictions"}),  # predictions/
         (
             6500,
