@@ -20,6 +20,7 @@ from angle.modeling.compiling import compile_layers
 from angle.modeling.encoder import Encoder
 from angle.modeling.layers import check_depths
 from angle.modeling.token_embeddings import freeze_unused_tokens
+from angle.modeling.tokenizer import TextTokenizer
 from angle.modeling.trainable import TrainableEncoder
 from angle.objective.combined import CombinedLoss
 from angle.objective.espresso import EspressoLoss
@@ -92,21 +93,7 @@ def build(config: TrainConfig, accelerator: Accelerator) -> RunComponents:
     announce(f"reading {', '.join(config.data.train.names())}")
     config = replace(config, data=with_sample_splits(config.data))
     batch_spec = _batch_spec(train_config, config.data, accelerator)
-    guide = None
-    if config.loss.guide is not None:
-        announce(f"loading {config.loss.guide}")
-        guide = load_guide(config.loss.guide, config.model, accelerator.device)
-    with accelerator.main_process_first():  # the others find the tokens in the cache
-        data = load_data(
-            config.data,
-            config.data_format.name,
-            encoder.tokenizer,
-            batch_spec,
-            needs_correlation=metric_named(train_config.best_metric) == DEFAULT_METRIC,
-            guide=guide,
-        )
-    guide_fingerprints = None if guide is None else guide.fingerprints
-    guide = None  # which gives its memory back
+    data, guide_fingerprints = _read_data(config, encoder.tokenizer, batch_spec, accelerator)
     check_text_lengths(data, encoder.pooling)
     sources = data.train.sources if isinstance(data.train, InMemoryTrainingData) else ()
     check_prompts_used(config.model.prompts, [source.corpus.format for source in sources] or data.train.formats)
@@ -160,6 +147,26 @@ def build(config: TrainConfig, accelerator: Accelerator) -> RunComponents:
         budget = _largest_token_budget(gradient_cache, data.train, train_config.batch_size)
         config = replace(config, train=replace(config.train, token_budget=str(budget)))
     return RunComponents(config, trainable, teacher, guide_fingerprints, data, objective, evaluators)
+
+
+def _read_data(
+    config: TrainConfig, tokenizer: TextTokenizer, batch_spec: BatchSpec, accelerator: Accelerator
+) -> tuple[RunData, dict[str, str] | None]:
+    """Return the data, and the hashes of a guide's weights, whose memory is free once it has embedded the texts."""
+    guide = None
+    if config.loss.guide is not None:
+        announce(f"loading {config.loss.guide}")
+        guide = load_guide(config.loss.guide, config.model, accelerator.device)
+    with accelerator.main_process_first():  # the others find tokens and embeddings in the cache
+        data = load_data(
+            config.data,
+            config.data_format.name,
+            tokenizer,
+            batch_spec,
+            needs_correlation=metric_named(config.train.best_metric) == DEFAULT_METRIC,
+            guide=guide,
+        )
+    return data, None if guide is None else guide.fingerprints
 
 
 def _check_trainable(encoder: Encoder) -> None:

@@ -123,6 +123,20 @@ def stop_after(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     return arm
 
 
+def assert_resumes_bitwise(
+    run: Callable[[Path], TrainConfig], tmp_path: Path, stop_after: Callable[[int], None]
+) -> None:
+    """Check that a run which dies at its fifth step goes on as one in another folder that does not."""
+    uninterrupted, interrupted = tmp_path / "uninterrupted", tmp_path / "interrupted"
+    fit(run(uninterrupted))
+    stop_after(5)
+    with pytest.raises(KilledError):
+        fit(run(interrupted))
+    fit(run(interrupted))
+    assert_equal_weights(uninterrupted, interrupted)
+    assert metrics(uninterrupted) == metrics(interrupted)
+
+
 @pytest.mark.parametrize("killed_at", [1, 2, 5, 8])  # before the first checkpoint, on one, between two, in epoch 2
 def test_resumed_run_is_bitwise_the_uninterrupted_one(
     model: Path, rows: Path, tmp_path: Path, stop_after: Callable[[int], None], killed_at: int
@@ -153,12 +167,7 @@ def test_lists_of_negatives_resume_bitwise(
         config.data.negatives = negatives
         return config
 
-    fit(run(tmp_path / "uninterrupted"))
-    stop_after(5)
-    with pytest.raises(KilledError):
-        fit(run(tmp_path / "interrupted"))
-    fit(run(tmp_path / "interrupted"))
-    assert_equal_weights(tmp_path / "uninterrupted", tmp_path / "interrupted")
+    assert_resumes_bitwise(run, tmp_path, stop_after)
 
 
 @pytest.mark.parametrize("mix", ["by_source", "together"])
@@ -170,13 +179,7 @@ def test_a_mixture_resumes_bitwise(model: Path, tmp_path: Path, stop_after: Call
         train = asdict(settings(model, tmp_path / "none", folder).train)
         return build_config({"model": {"name_or_path": str(model)}, "data": data, "train": train}, TrainConfig)
 
-    fit(run(tmp_path / "uninterrupted"))
-    stop_after(5)
-    with pytest.raises(KilledError):
-        fit(run(tmp_path / "interrupted"))
-    fit(run(tmp_path / "interrupted"))
-    assert_equal_weights(tmp_path / "uninterrupted", tmp_path / "interrupted")
-    assert metrics(tmp_path / "uninterrupted") == metrics(tmp_path / "interrupted")
+    assert_resumes_bitwise(run, tmp_path, stop_after)
 
 
 @pytest.mark.slow
