@@ -24,10 +24,10 @@ class SourceConfig:
     """Where rows come from."""
 
     name_or_path: Any = None
-    """A hub name, a .json/.jsonl/.csv/.tsv/.parquet file (also .gz), a save_to_disk folder, `sample` (built in), or
-    a list of these; null: none."""
+    """A hub name, a .json/.jsonl/.csv/.tsv/.parquet file (also .gz), a folder of such files or by
+    save_to_disk, `sample` (built in), or a list of these; null: none."""
     subset: str | None = None
-    """The data set's configuration on the hub."""
+    """The configuration of a data set on the hub, or in a folder of files."""
     split: str | None = None
     """The split; null: train for data.train, validation for data.valid and data.valid_sts, test for data.test. A plain
     file has none."""

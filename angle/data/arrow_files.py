@@ -54,13 +54,16 @@ def disk_table(path: Path, split: str, request: Request) -> Table:
         if not loaded:
             raise request.error(path, "is empty: it has no split.")
         if split not in loaded:
-            purpose, first = request.purpose, next(iter(loaded))
-            suggestion = (
-                f"{setting_name(purpose, 'split')}={first}" if is_of_a_run(purpose) else f"tasks=[{path / first}]"
-            )
-            raise request.error(path, f"has no split {split}; it has {', '.join(loaded)}: type {suggestion}")
+            raise missing_split(path, split, list(loaded), path / next(iter(loaded)), request)
         loaded = loaded[split]
     return _dataset_table(loaded, str(path), request)
+
+
+def missing_split(path: Path, split: str, splits: list[str], first: Path, request: Request) -> DataError:
+    """Return the error of a folder that has other splits; `first` is what the first of them can be read from."""
+    purpose = request.purpose
+    suggestion = f"{setting_name(purpose, 'split')}={splits[0]}" if is_of_a_run(purpose) else f"tasks=[{first}]"
+    return request.error(path, f"has no split {split}; it has {', '.join(splits)}: type {suggestion}")
 
 
 def hub_table(name: str, source: SourceConfig, split: str, request: Request) -> Table:

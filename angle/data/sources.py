@@ -11,6 +11,7 @@ from pathlib import Path
 from angle.config import SAMPLE, LimitsConfig, SourceConfig
 from angle.data import sample
 from angle.data.arrow_files import disk_table, hub_table, parquet_table
+from angle.data.folders import is_saved, split_files
 from angle.data.purposes import default_split, setting_name
 from angle.data.table import Request, Row, Table
 from angle.data.text_files import csv_table, file_state, json_table, tsv_table
@@ -31,8 +32,6 @@ FILE_READERS: dict[str, Callable[[Path, Request], Table]] = {
     ".tsv": tsv_table,
     ".parquet": parquet_table,
 }
-#: What is a table if it stands in a folder; a .json file there may be about other files.
-TABLE_ENDINGS = (".jsonl", ".csv", ".tsv", ".parquet")
 
 
 def open_tables(
@@ -65,12 +64,12 @@ def open_tables(
     tables = []
     for name in source.names():
         if name == SAMPLE:
-            table = _sample_table(split, data_format)
+            found = [_sample_table(split, data_format)]
         elif Path(name).exists() or name.startswith((".", "/", "~")) or _file_ending(name) is not None:
-            table = _local_table(Path(name).expanduser(), split, request)
+            found = _local_tables(Path(name).expanduser(), source.subset, split, request)
         else:
-            table = hub_table(name, source, split, request)
-        tables.append(_query_as_text(_rename_columns(table, source.columns, request)))
+            found = [hub_table(name, source, split, request)]
+        tables += [_query_as_text(_rename_columns(table, source.columns, request)) for table in found]
     return tables
 
 
@@ -120,14 +119,17 @@ def _sample_table(split: str, data_format: str) -> Table:
     return Table(f"{SAMPLE} ({split})", names, list(enumerate(rows, 1)))
 
 
-def _local_table(path: Path, split: str, request: Request) -> Table:
+def _local_tables(path: Path, subset: str | None, split: str, request: Request) -> list[Table]:
     if not path.exists():
         raise request.error(path, f"does not exist; the folder you are in is {Path.cwd()}.")
-    if path.is_dir():
-        files = sorted(file.name for file in path.iterdir() if _file_ending(file.name) in TABLE_ENDINGS)
-        if files and not any((path / name).exists() for name in ("dataset_dict.json", "dataset_info.json")):
-            raise request.error(path, f"is a folder of files: give a list of their paths instead ({listed(files)}).")
-        return disk_table(path, split, request)
+    if not path.is_dir():
+        return [_file_table(path, request)]
+    if is_saved(path):
+        return [disk_table(path, split, request)]
+    return [_file_table(file, request) for file in split_files(path, subset, split, request)]
+
+
+def _file_table(path: Path, request: Request) -> Table:
     ending = _file_ending(path.name)
     if ending is None:
         raise request.error(

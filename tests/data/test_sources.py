@@ -25,6 +25,11 @@ def rows_of(path: object, *, streaming: bool = False, **settings: object) -> lis
     return [(number, dict(row)) for number, row in table.rows]
 
 
+def write(path: Path, rows: list[dict[str, str]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
 def complaint(path: object, purpose: str = "train", *, streaming: bool = False, **settings: object) -> str:
     """Return the error message for a source that cannot be read."""
     with pytest.raises(DataError) as caught:
@@ -317,16 +322,56 @@ def test_paths_that_do_not_exist(name):
 
 def test_a_folder_that_is_no_data_set(tmp_path):
     assert complaint(str(tmp_path)) == (
-        f"data.train: {tmp_path} is not a folder that datasets' save_to_disk wrote: Directory {tmp_path} is neither a "
-        f"`Dataset` directory nor a `DatasetDict` directory."
+        f"data.train: {tmp_path} cannot be read as a data set: The directory at {tmp_path} doesn't contain any data "
+        f"files; give a list of the files that are meant, or a folder that datasets' save_to_disk wrote."
     )
 
 
-def test_a_folder_of_files_is_told_as_a_list(tmp_path):
+@pytest.fixture
+def downloaded(tmp_path):
+    """A data set as it is on the hub, with a subset."""
+    folder = tmp_path / "downloaded"
+    for split, rows in (("train", ROWS), ("validation", ROWS[:1])):
+        write(folder / "en" / f"{split}.jsonl", rows)
+    (folder / "README.md").write_text("---\nconfigs:\n- config_name: en\n  data_dir: en\n---\n")
+    return folder
+
+
+def test_a_folder_as_it_is_on_the_hub(downloaded):
+    source = SourceConfig(str(downloaded), subset="en")
+    (train,), (valid,) = open_tables(source, "train"), open_tables(source, "valid")
+    assert (train.name, list(train.rows)) == (str(downloaded / "en/train.jsonl"), NUMBERED)
+    assert list(valid.rows) == NUMBERED[:1]
+    assert complaint(str(downloaded), "test") == (
+        f"data.test: {downloaded} has no split test; it has train, validation: type data.test.split=train"
+    )
+    with pytest.raises(DataError, match="BuilderConfig 'de' not found"):
+        open_tables(SourceConfig(str(downloaded), subset="de"), "train")
+
+
+def test_a_folder_names_no_files_outside_of_it(downloaded):
+    write(downloaded.parent / "other.jsonl", ROWS)
+    for place in ("../other.jsonl", str(downloaded.parent / "other.jsonl")):
+        (downloaded / "README.md").write_text(f"---\nconfigs:\n- config_name: en\n  data_files: {place}\n---\n")
+        assert complaint(str(downloaded)) == (
+            f"data.train: {downloaded} names {downloaded.parent / 'other.jsonl'}, which is not in it: give a list of "
+            f"the files that are meant."
+        )
+
+
+def test_files_of_a_folder_are_splits_by_their_names(tmp_path):
+    for name, rows in (("train-1", ROWS[:2]), ("train-2", ROWS[2:]), ("test", ROWS[:1])):
+        write(tmp_path / f"{name}.jsonl", rows)
+    train, test = (open_tables(SourceConfig(str(tmp_path)), purpose) for purpose in ("train", "test"))
+    assert [row for table in train for _, row in table.rows] == ROWS
+    assert [row for table in test for _, row in table.rows] == ROWS[:1]
+
+
+def test_a_folder_of_files_of_several_kinds_is_told_as_a_list(tmp_path):
     for name in ("b.csv", "a.jsonl", "notes.txt"):
         (tmp_path / name).write_text("x")
     assert complaint(str(tmp_path)) == (
-        f"data.train: {tmp_path} is a folder of files: give a list of their paths instead (a.jsonl, b.csv)."
+        f"data.train: {tmp_path} is a folder of files: give a list of the paths that are meant (a.jsonl, b.csv)."
     )
 
 
