@@ -1,9 +1,10 @@
 """Run the code and the commands of angle_emb's releases on this package: python -m benchmarks.angle_emb_code FOLDER ...
 
 A FOLDER is an unpacked release or a clone. The Python and shell blocks of its README (also that in the metadata of a
-wheel) and of its documentation, its tests and its scripts are read from there, and run with angle_emb called angle, in
-a folder with small random models and data sets under the names that they use. Training commands end after a step. A
-table, in Markdown, says what became of each: it holds places and names, not their text.
+wheel) and of its documentation, its tests, examples and scripts are read from there, and run with angle_emb called
+angle, in a folder with small random models and data sets under the names that they use. Training commands run without
+their launcher and end after a step, on a machine without GPUs in float32; without a hub they push nothing. A table, in
+Markdown, says what became of each: it holds places and names, not their text.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import shlex
 import subprocess
 import sys
 import tempfile
+import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +25,9 @@ from angle.data import sample
 from angle.modeling.tiny import tiny_tokenizer
 
 FENCE = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```", re.MULTILINE | re.DOTALL)
+#: A block in reStructuredText goes as far as its indentation.
+DIRECTIVE = re.compile(r"^ *\.\. code-block:: (\w+)\n((?:[ \t]*\n|(?: {4}|\t).*\n?)+)", re.MULTILINE)
+SHELLS = ("bash", "shell", "sh")
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 DECODER = re.compile("llama|qwen|mistral", re.IGNORECASE)
 LAUNCHED = re.compile(r"-m\s+angle_emb\.angle_trainer|\bangle-trainer\b")
@@ -42,16 +47,19 @@ class Piece:
 
 def pieces(release: Path) -> Iterator[Piece]:
     """Yield what can be run in a release."""
-    documents = [*release.glob("README*.md"), *release.rglob("docs/**/*.md"), *release.glob("*.dist-info/METADATA")]
+    documents = [*release.glob("README*.md"), *release.glob("*.dist-info/METADATA")]
+    documents += [path for suffix in ("md", "rst") for path in release.rglob(f"docs/**/*.{suffix}")]
     for path in sorted(set(documents)):
         content = path.read_text(encoding="utf-8")
-        for block in FENCE.finditer(content):
-            line = content.count("\n", 0, block.start()) + 1
-            if block[1] in ("python", "bash", "shell", "sh", "Python"):
-                yield Piece(f"{path.name}, line {line}", block[1].lower(), block[2])
+        found = (DIRECTIVE if path.suffix == ".rst" else FENCE).findall(content)
+        blocks = [block for block in found if block[0].lower() in ("python", *SHELLS)]
+        for number, (language, text) in enumerate(blocks, 1):
+            yield Piece(f"{path.name}, block {number}", language.lower(), textwrap.dedent(text))
     for folder in ("tests", "scripts", "examples"):
-        for path in sorted((release / folder).rglob("*.py")):
-            yield Piece(str(path.relative_to(release)), "python", path.read_text(encoding="utf-8"))
+        for path in sorted((release / folder).rglob("*")):
+            if path.suffix in (".py", ".sh"):
+                language = path.suffix.removeprefix(".").replace("py", "python")
+                yield Piece(str(path.relative_to(release)), language, path.read_text(encoding="utf-8"))
 
 
 def uses(text: str) -> str:
@@ -95,27 +103,29 @@ def make_adapter(folder: Path, base: Path) -> None:
     peft.get_peft_model(AutoModelForCausalLM.from_pretrained(base), lora).save_pretrained(folder)
 
 
-def make_data(folder: Path, name: str, *, as_files: bool) -> None:
+def make_data(folder: Path, name: str, *, as_files: bool, subset: str | None) -> None:
     """Write a data set, of triples where its name says so: as files, as on the hub, or as `save_to_disk` does."""
     import datasets
 
-    is_triples = "format_b" in name or "nli_for" in name
+    is_triples = "format_b" in name or "nli_for" in name or "triples" in name
     splits = datasets.DatasetDict()
     for split in ("train", "validation", "test"):
         columns = sample.columns("B" if is_triples else "A", split, 64)
-        if not is_triples and "angle_format" not in name:
+        if not is_triples and not re.search("angle[_-]format", name):
             columns = {"sentence1": columns["text1"], "sentence2": columns["text2"], "score": columns["label"]}
         splits[split] = datasets.Dataset.from_dict(columns)
-    if not as_files:
+    if not as_files and subset is None:
         splits.save_to_disk(folder)
         return
     for split, rows in splits.items():
-        rows.to_json(folder / f"{split}.jsonl")
+        rows.to_json(folder / (subset or "") / f"{split}.jsonl")
+    if subset is not None:
+        (folder / "README.md").write_text(f"---\nconfigs:\n- config_name: {subset}\n  data_dir: {subset}\n---\n")
 
 
 def prepare(folder: Path, text: str) -> None:
     """Write stand-ins for the models, adapters and data sets that a piece names."""
-    sizes = [int(size) for size in re.findall(r"embedding_size=(\d+)", text)]
+    sizes = [int(size) for size in re.findall(r"(?:embedding_size=|ese_compression_size )(\d+)", text)]
     depths = re.findall(r"truncate_layer\((?:layer_index=)?(\d+)|START_INDEX\W+(\d+)", text)
     layers = max((int(depth) + 1 for pair in depths for depth in pair if depth), default=2)
 
@@ -131,16 +141,18 @@ def prepare(folder: Path, text: str) -> None:
         make_model(folder / name, is_decoder=is_decoder, layers=layers, width=max([64, *sizes]))
     for name in adapters:
         make_adapter(folder / name, folder / next(model for model in models if DECODER.search(model)))
+    subset = re.search(r"train_subset_name\s+(\S+)", text)
     for name in loaded | given:
-        make_data(folder / name, name, as_files=name in loaded)
+        make_data(folder / name, name, as_files=name in loaded, subset=subset and subset[1])
 
 
 def command(text: str) -> list[str] | None:
     """Return a training command as the words after the program; None if it is not whole."""
     text = text.replace("\\\n", " ")
     line = next((line for line in text.splitlines() if LAUNCHED.search(line)), "")
-    words = shlex.split(LAUNCHED.split(line)[-1], comments=True)
-    return None if "..." in words or not any("model_name_or_path" in word for word in words) else words
+    words = shlex.split(re.sub(r"--push_to_hub\s+1", "", LAUNCHED.split(line)[-1]), comments=True)
+    is_whole = "--help" in words or any("model_name_or_path" in word for word in words)
+    return words if is_whole and "..." not in words else None
 
 
 def run(piece: Piece, repository: Path) -> str:

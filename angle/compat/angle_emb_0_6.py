@@ -1,8 +1,8 @@
-"""angle_emb 0.6.1: what its options, arguments and defaults have that those of 0.5.4 have not, and the reverse."""
+"""angle_emb 0.5.6 and 0.6.1: in what their options, arguments and defaults differ from those of 0.5.4."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -29,14 +29,35 @@ def renamed_columns(mapping: str | None) -> dict[str, str] | None:
     return {new: old for old, new in pairs}
 
 
-#: Options of 0.5.4 that are gone, and the defaults that are others now, of the command and in Python.
-_GONE = ("prompt_template", "fix_data", "coword_random_mask_rate")
-_CHANGED: dict[str, dict[str, Any]] = {
-    "filter_duplicate": {"default": 0},
+def _later(
+    version: AngleEmbVersion,
+    release: str,
+    gone: Collection[str],
+    changed: Mapping[str, dict[str, Any]],
+    added: Mapping[str, tuple[Option, ...]],
+) -> AngleEmbVersion:
+    """Return a later version: without some options, with others changed, and with new ones by heading of --help."""
+    options = {
+        heading: (
+            *(replace(each, **changed.get(each.name, {})) for each in options if each.name not in gone),
+            *added.get(heading, ()),
+        )
+        for heading, options in version.options.items()
+    }
+    return replace(version, release=release, options=options)
+
+
+#: The weights of the losses in 0.5.5 and since, of the command and in Python, and their third loss.
+_WEIGHTS: dict[str, dict[str, Any]] = {
     "ibn_w": {"default": 1.0, "python_default": 1.0},
     "angle_w": {"default": 0.02, "python_default": 0.02},
 }
-#: Options that are new, by heading of --help.
+_CLN_W = Option("cln_w", float, 1.0, "weight of the contrastive loss with negatives, where --ibn_w has none",
+                "loss.cln_w", python="loss_kwargs.cln_w", python_default=1.0)  # fmt: skip
+ANGLE_EMB_0_5_6 = _later(ANGLE_EMB_0_5, "0.5.6", (), _WEIGHTS, {"Objective": (_CLN_W,)})
+
+#: Options of 0.5.6 that are gone, and those that are new.
+_GONE = ("prompt_template", "fix_data", "coword_random_mask_rate")
 _ADDED: dict[str, tuple[Option, ...]] = {
     "Model": (
         Option("text_prompt", str, None, "template with {text} of text1 and text2", "model.prompt",
@@ -55,10 +76,6 @@ _ADDED: dict[str, tuple[Option, ...]] = {
         Option("column_rename_mapping", str, None, "columns to rename: 'existing:new;existing:new'",
                "data.train.columns", to_setting=renamed_columns),
     ),
-    "Objective": (
-        Option("cln_w", float, 1.0, "weight of the contrastive loss with negatives, where --ibn_w has none",
-               "loss.cln_w", python="loss_kwargs.cln_w", python_default=1.0),
-    ),
     "Training": (
         Option("bf16", bool, None, "whether to compute in bfloat16", "train.mixed_precision", SWITCH,
                python="fit.bf16"),
@@ -66,52 +83,43 @@ _ADDED: dict[str, tuple[Option, ...]] = {
 }  # fmt: skip
 
 ANGLE_EMB_0_6 = replace(
-    ANGLE_EMB_0_5,
-    release="0.6.1",
-    options={
-        heading: (
-            *(replace(each, **_CHANGED.get(each.name, {})) for each in options if each.name not in _GONE),
-            *_ADDED.get(heading, ()),
-        )
-        for heading, options in ANGLE_EMB_0_5.options.items()
-    },
+    _later(ANGLE_EMB_0_5_6, "0.6.1", _GONE, {"filter_duplicate": {"default": 0}}, _ADDED),
     renamed={**ANGLE_EMB_0_5.renamed, "prompt_template": "text_prompt"},
 )
+#: Of several versions that have all of some options, the first is meant.
+_VERSIONS = (ANGLE_EMB_0_5, ANGLE_EMB_0_6, ANGLE_EMB_0_5_6)
 
 
 def version_of(names: set[str]) -> AngleEmbVersion:
-    """Return the version that options with these names are of; 0.5.4 where both would do.
+    """Return the version that options with these names are of: 0.5.4, else 0.6.1, else 0.5.6.
 
     Raises:
-        ConfigError: some are of one version alone, and some of the other.
+        ConfigError: no version has them all.
 
     """
-    earlier, later = (
-        sorted(name for name in names if name in one.by_name and name not in other.by_name)
-        for one, other in ((ANGLE_EMB_0_5, ANGLE_EMB_0_6), (ANGLE_EMB_0_6, ANGLE_EMB_0_5))
-    )
-    if earlier and later:
+    known = {name for name in names if any(name in version.by_name for version in _VERSIONS)}
+    version = next((version for version in _VERSIONS if known <= version.by_name.keys()), None)
+    if version is None:
+        earlier, later = (min(known - each.by_name.keys()) for each in (ANGLE_EMB_0_6, ANGLE_EMB_0_5_6))
         raise ConfigError(
-            f"--{earlier[0]} is an option of angle_emb {ANGLE_EMB_0_5.release} and --{later[0]} one of "
+            f"--{earlier} is an option of angle_emb {ANGLE_EMB_0_5.release} and --{later} one of "
             f"{ANGLE_EMB_0_6.release}, whose defaults differ: leave one of them out."
         )
-    return ANGLE_EMB_0_6 if later else ANGLE_EMB_0_5
+    return version
 
 
-def note_on_version(given: Iterable[str], names: Iterable[str]) -> str:
-    """Return what to say where options of 0.6.1 are given: which, and which defaults differ because of it.
+def note_on_version(version: AngleEmbVersion, given: Iterable[str], names: Iterable[str]) -> str:
+    """Return what to say where options of a later version are given: which, and which defaults differ because of it.
 
     Args:
+        version: the later version.
         given: names of the options that are given.
         names: those of all that could be.
 
     """
-    given = set(given)
-    new = next(name for name in ANGLE_EMB_0_6.by_name if name in given and name not in ANGLE_EMB_0_5.by_name)
-    defaults = [
-        f"{name} {ANGLE_EMB_0_6.by_name[name].default}"
-        for name in names
-        if name not in given and (name in _CHANGED or name == "cln_w")
-    ]
+    given, options, earlier = set(given), version.by_name, ANGLE_EMB_0_5.by_name
+    new = next(name for name in options if name in given and name not in earlier)
+    changed = {_CLN_W.name} | {name for name in earlier if name in options and options[name] != earlier[name]}
+    defaults = [f"{name} {options[name].default}" for name in names if name not in given and name in changed]
     use = f", so its defaults are used: {', '.join(defaults)}" if defaults else ""
-    return f"{new} is of angle_emb {ANGLE_EMB_0_6.release}{use}"
+    return f"{new} is of angle_emb {version.release}{use}"

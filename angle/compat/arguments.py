@@ -70,7 +70,7 @@ def version_of_fit(prompts: Mapping[str, str | None], loss_kwargs: Mapping[str, 
     given = {name for name, prompt in prompts.items() if prompt is not None} | set(loss_kwargs or {})
     if given.isdisjoint((*prompts, "cln_w")):
         return ANGLE_EMB_0_5
-    print(note_on_version(given, ANGLE_EMB_0_6.python_settings("loss_kwargs")))
+    print(note_on_version(ANGLE_EMB_0_6, given, ANGLE_EMB_0_6.python_settings("loss_kwargs")))
     return ANGLE_EMB_0_6
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from angle.compat.angle_emb_0_5 import ANGLE_EMB_0_5
 from angle.compat.angle_emb_0_6 import ANGLE_EMB_0_6, note_on_version
 from angle.compat.angle_emb_version import NO_EFFECT
 from angle.compat.command_line import CommandLine
@@ -83,9 +84,12 @@ def _refuse_unsupported(options: CommandLine) -> None:
 
 def _version(options: CommandLine, result: Translation) -> None:
     """Note that the options are of the later version, and set the templates of queries and documents."""
-    if options.version is not ANGLE_EMB_0_6:
+    version = options.version
+    if version is ANGLE_EMB_0_5:
         return
-    result.notes.append(f"--{note_on_version(options.given, options.version.by_name)}")
+    result.notes.append(f"--{note_on_version(version, options.given, version.by_name)}")
+    if version is not ANGLE_EMB_0_6:
+        return
     prompts = {"query": options["query_prompt"], "document": options["doc_prompt"]}
     prompts = {role: prompt for role, prompt in prompts.items() if prompt is not None}
     if prompts:

@@ -15,7 +15,7 @@ from reference_command import BASE, clear_environment
 from angle import AnglE, ConfigError, TrainConfig, build_config
 from angle.cli.arguments import check_arguments
 from angle.compat.angle_emb_0_5 import ANGLE_EMB_0_5
-from angle.compat.angle_emb_0_6 import ANGLE_EMB_0_6, version_of
+from angle.compat.angle_emb_0_6 import ANGLE_EMB_0_5_6, ANGLE_EMB_0_6, version_of
 from angle.compat.command_line import option_names, parse
 from angle.compat.translation import Translation, translate
 from angle.config.build import load_config
@@ -93,6 +93,17 @@ def test_an_option_of_the_later_version_sets_its_setting(
     assert composed(*check_arguments(hydra_overrides(config), TrainConfig, CONF)) == config  # the printed line
 
 
+def test_the_version_between_has_the_later_weights_and_the_earlier_options() -> None:
+    words = "--prompt_template 'x: {text}' --cln_w 2"
+    config = config_of(words)
+    assert config.model.prompt == "x: {text}"
+    assert (config.loss.ibn_w, config.loss.cln_w, config.loss.angle_w) == (1.0, 2.0, 0.02)
+    assert config.data.duplicates == config_of("").data.duplicates != config_of("--cln_w 2").data.duplicates
+    note = "--cln_w is of angle_emb 0.5.6, so its defaults are used: ibn_w 1.0, angle_w 0.02"
+    assert translation_of(words).notes[0] == note
+    assert ANGLE_EMB_0_5_6.by_name.keys() == ANGLE_EMB_0_5.by_name.keys() | {"cln_w"}
+
+
 def test_options_of_both_versions_keep_the_document_s_defaults() -> None:
     assert version_of(option_names(["--ibn_w", "3", "--save_dir=x"])) is ANGLE_EMB_0_5
     assert config_of("--ibn_w 3").loss.angle_w == 1.0
@@ -103,9 +114,9 @@ def test_options_of_both_versions_keep_the_document_s_defaults() -> None:
     ("words", "message"),
     [
         (
-            "--cln_w 1 --prompt_template '{text}'",
-            "--prompt_template is an option of angle_emb 0.5.4 and --cln_w one of 0.6.1, whose defaults differ: leave "
-            "one of them out.",
+            "--query_prompt '{text}' --prompt_template '{text}'",
+            "--prompt_template is an option of angle_emb 0.5.4 and --query_prompt one of 0.6.1, whose defaults differ: "
+            "leave one of them out.",
         ),
         (
             "--column_rename_mapping question",
