@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -82,7 +83,12 @@ def _column_filter(renamed: Mapping[str, str | None], names: Iterable[str]) -> C
 
 def file_states(source: SourceConfig) -> list[tuple[int, int, int]]:
     """Return what tells whether one of a source's files is written to or replaced, without reading them."""
-    return [file_state(path) for name in source.names() if (path := Path(name).expanduser()).is_file()]
+    return [file_state(path) for name in source.names() for path in _files_at(Path(name).expanduser())]
+
+
+def _files_at(path: Path) -> list[Path]:
+    """Return the file at a path, or those in a folder; none of a data set on the hub."""
+    return [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
 
 
 def fingerprint_of_files(source: SourceConfig) -> str | None:
@@ -91,10 +97,10 @@ def fingerprint_of_files(source: SourceConfig) -> str | None:
     Streamed files may be too large to be hashed completely. While they are read, `file_states` sees every change.
     """
     digest = hashlib.sha256()
-    for name in source.names():
-        path = Path(name).expanduser()
-        if not path.is_file():
-            return None
+    paths = [_files_at(Path(name).expanduser()) for name in source.names()]
+    if not all(paths):
+        return None
+    for path in itertools.chain(*paths):
         with path.open("rb") as file:
             size = file.seek(0, os.SEEK_END)
             digest.update(str(size).encode())

@@ -12,7 +12,7 @@ import pytest
 
 from angle.config import SourceConfig
 from angle.data.purposes import RUN_TEST_SET, TASKS
-from angle.data.sources import fingerprint_of_files, open_tables
+from angle.data.sources import file_states, fingerprint_of_files, open_tables
 from angle.errors import DataError
 
 ROWS = [{"text": 'a, "b"', "positive": "é 漢"}, {"text": "NA", "positive": "null"}, {"text": "None", "positive": "3"}]
@@ -357,6 +357,15 @@ def test_a_folder_names_no_files_outside_of_it(downloaded):
             f"data.train: {downloaded} names {downloaded.parent / 'other.jsonl'}, which is not in it: give a list of "
             f"the files that are meant."
         )
+
+
+def test_a_folder_s_files_are_watched(downloaded):
+    source = SourceConfig(str(downloaded), subset="en")
+    states, fingerprint = file_states(source), fingerprint_of_files(source)
+    assert len(states) == 3
+    write(downloaded / "en/train.jsonl", ROWS[::-1])
+    assert file_states(source) != states
+    assert fingerprint_of_files(source) != fingerprint
 
 
 def test_files_of_a_folder_are_splits_by_their_names(tmp_path):
