@@ -33,7 +33,7 @@ DECODER = re.compile("llama|qwen|mistral", re.IGNORECASE)
 LAUNCHED = re.compile(r"-m\s+angle_emb\.angle_trainer|\bangle-trainer\b")
 #: Outcomes that are neither: stand-ins reach no score, blocks leave out what they do not talk about.
 SCORE, NOT_WHOLE, OTHERS = "runs up to its check of a score", "not a whole command", "does not import angle_emb"
-TIMEOUT = 240
+TIMEOUT = 900
 
 
 @dataclass(frozen=True)
