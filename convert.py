@@ -13,6 +13,7 @@ def main(config: ConvertConfig) -> None:
     """Convert the encoder, and print how to load the result."""
     require_model("convert.py")
     announce("loading libraries")
+    from angle.export.card_usage import ONNX_NEEDS, onnx_code
     from angle.export.sentence_transformers import convert
 
     announce(f"converting {config.model.name_or_path}")
@@ -34,10 +35,15 @@ def main(config: ConvertConfig) -> None:
     if done.needs_version_6:
         text = "sentence-transformers 6: version 5 would give other embeddings, so it refuses the folder"
         print_once(labelled("Needs", text))
+    for path, size in done.onnx_sizes.items():
+        compared = "" if done.verification is None else f"; {done.verification.onnx[path]}"
+        print_once(labelled("ONNX", f"{path}, {size / 1e6:,.1f} MB{compared}"))
     print_once(
         f"Saved   {done.folder}\n\nfrom sentence_transformers import SentenceTransformer\n"
         f'model = SentenceTransformer("{done.folder}")'
     )
+    if done.onnx_sizes:
+        print_once("\n".join(["", f"# {ONNX_NEEDS}:", *onnx_code(str(done.folder), done.onnx_sizes)]))
 
 
 if __name__ == "__main__":

@@ -4,7 +4,8 @@ Models of every design that convert.py takes, and of every architecture that bot
 sentence-transformers of this environment embeds the same texts from the folders, and so does version 5.1 on
 transformers 4.57 in an environment of its own, which is made in a temporary folder; an interpreter that has them may be
 given instead: python -m benchmarks.generations PYTHON. Each must give the encoder's embeddings, also in what it saves
-again and the encoder reads; only 5.1 may refuse a folder, where it is written to be refused.
+again and the encoder reads; only 5.1 may refuse a folder, where it is written to be refused. Some folders hold an ONNX
+file too, which the ONNX backend of 5.1 runs.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from angle.config import BillmConfig, LoraConfig, ModelConfig, PoolingConfig
 from angle.data import sample
 from angle.export import plain_encode
 from angle.export.generations import SHARED_ARCHITECTURES
+from angle.export.onnx_files import write_onnx_files
 from angle.export.sentence_transformers import save_sentence_transformers
 from angle.export.verification import TOLERANCE, distances, expected_embeddings, texts_by_method, texts_to_compare
 from angle.modeling.encoder import Encoder
@@ -38,8 +40,10 @@ from benchmarks.architectures import TEXTS, build
 #: The older generation, as it was when transformers 5 came out; torch and all else is shared with this environment.
 PACKAGES = (
     "sentence-transformers==5.1.*", "transformers==4.57.*", "tokenizers==0.22.*", "huggingface-hub==0.36.*",
-    "peft==0.18.*", "accelerate==1.12.*", "datasets==4.4.*",
+    "peft==0.18.*", "accelerate==1.12.*", "datasets==4.4.*", "optimum==2.1.*", "optimum-onnx==0.1.*",
 )  # fmt: skip
+#: What is exported too: Dense after pooling, prompts of roles, types of tokens, relative positions.
+ONNX_DESIGNS = ("BERT, Espresso cell", "Llama, query and document", "GPT-2 with types of tokens", "mpnet")
 NUM_TEXTS, MAX_LENGTH, WINDOW = 200, 64, 8
 LORA = LoraConfig(enabled=True, r=4)
 BILLM = BillmConfig(enabled=True)
@@ -50,13 +54,18 @@ SMALL = {
 }  # fmt: skip
 #: Writes embeddings of each folder, or why there are none, beside it; of the first ones, also the model once more.
 EMBED_ALL = """
-import runpy, sys
+import os, runpy, sys
+import numpy as np
 from sentence_transformers import SentenceTransformer
 script, output, count, *folders = sys.argv[1:]
-main = runpy.run_path(script)["main"]
+plain_encode = runpy.run_path(script)
 for number, folder in enumerate(folders):
     try:
-        main(folder, f"{folder}/../texts.json", f"{folder}/../{output}.npy")
+        texts = f"{folder}/../texts.json"
+        plain_encode["main"](folder, texts, f"{folder}/../{output}.npy")
+        if output == "older" and os.path.exists(f"{folder}/onnx"):
+            model = SentenceTransformer(folder, device="cpu", backend="onnx")
+            np.save(f"{folder}/../{output}.onnx.npy", plain_encode["embed"](model, texts))
         if number < int(count):
             SentenceTransformer(folder, device="cpu").save(f"{folder}/../{output}", create_model_card=False)
     except Exception as error:
@@ -216,11 +225,15 @@ def embed(folders: list[Path], count: int, python: str, output: str) -> str:
 
 
 def outcome(folder: Path, output: str) -> str:
-    """Return what became of a folder: of its embeddings, and of those of the folder that was saved again."""
+    """Return what became of a folder: of its embeddings, of those by ONNX, and of the folder that was saved again."""
     if not (folder / f"{output}.npy").exists():
         return "does not load"
     expected = torch.from_numpy(np.load(folder / "expected.npy"))
     actual = {"is": torch.from_numpy(np.load(folder / f"{output}.npy"))}
+    if output == "older" and (folder / "model" / "onnx").exists():
+        if not (folder / f"{output}.onnx.npy").exists():
+            return "does not load by ONNX"
+        actual["by ONNX, is"] = torch.from_numpy(np.load(folder / f"{output}.onnx.npy"))
     if (folder / output).exists():
         texts = json.loads((folder / "texts.json").read_text())
         actual["saved again, is"] = expected_embeddings(Encoder.load(str(folder / output)).eval(), texts)
@@ -240,6 +253,9 @@ def main() -> int:
             encoder = make().eval()
             if save_sentence_transformers(encoder, folder):
                 only_later.add(name)
+            if name in ONNX_DESIGNS:
+                types = encoder.token_types is not None
+                write_onnx_files(folder, "float32", uses_token_types=types, trust_remote_code=False)
             texts = TEXTS if name in SHARED_ARCHITECTURES else mixed_texts()
             by_method = dict.fromkeys(texts_by_method(encoder.tokenizer), texts)
             (folder.parent / "texts.json").write_text(json.dumps(by_method))

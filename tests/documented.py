@@ -48,6 +48,7 @@ NOT_RUN = {
     "launcher=joblib": "starts processes of its own; tests/cli/test_launchers.py runs it",
     "launcher=submitit_slurm": "needs a cluster; tests/cli/test_launchers.py runs the plug-in's local executor",
     "suite=mteb": "reads data from the hub; tests/evaluation/test_mteb_suite.py measures through mteb",
+    "onnx=": "exports for ten seconds; tests/export/test_onnx.py runs it",
     "small.gguf": "tests/modeling/test_gguf.py writes and trains such a file",
 }
 #: Models of the documentation that no preset names; the second is an adapter on the first.

@@ -242,8 +242,17 @@ class ConvertConfig:
     normalize: bool | None = None
     """true: embeddings of unit length, by a Normalize module; false: of their own length; null: as those of the model
     that it was trained from."""
+    onnx: str | None = declared(None, choices=("float32", "int8"))
+    """float32: also write the model as an ONNX file, onnx/model.onnx; int8: that, and one with weights of 8 bits; null:
+    none."""
     output_dir: str | None = None
     """The new folder; null: sentence_transformers inside the run folder."""
 
     def __post_init__(self) -> None:
+        check_fields("", self)
         self.output_dir = expand_home("output_dir", self.output_dir)
+        if self.onnx is not None and not self.merge:
+            raise ConfigError(
+                f"onnx={self.onnx} cannot work with merge=false: an ONNX file holds the model with its adapter merged; "
+                f"type merge=true, or leave onnx out."
+            )

@@ -40,6 +40,8 @@ class CardModel:
     example: Example | None = None
     """What it makes of the example sentences; None if that is not known."""
     is_on_hub: bool = True
+    onnx: tuple[str, ...] = ()
+    """The paths of its ONNX files, in the folder."""
 
     @property
     def is_loadable(self) -> bool:

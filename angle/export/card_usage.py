@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -20,6 +21,8 @@ SIMILARITY_CODE = {
     "euclidean": "-torch.cdist(embeddings, embeddings)",
     "manhattan": "-torch.cdist(embeddings, embeddings, p=1)",
 }
+#: What the ONNX backend of sentence-transformers needs; angle-hydra needs a later transformers than that does.
+ONNX_NEEDS = 'By ONNX, in an environment of its own, after pip install "sentence-transformers[onnx]"'
 INSTALL_ANGLE = "angle-hydra, in a clone of its repository:\n\n```bash\npip install -c constraints.txt -e .\n```"
 
 
@@ -31,7 +34,7 @@ def usage(model: CardModel) -> str:
         needed += " peft" if model.has_adapters else ""
         return (
             f"With [sentence-transformers](https://sbert.net):\n\n```bash\npip install -U {needed}\n```\n\n"
-            f"{_with_sentence_transformers(model)}\n\nThe same embeddings with {INSTALL_ANGLE}\n\n"
+            f"{_with_sentence_transformers(model)}\n\n{_by_onnx(model)}The same embeddings with {INSTALL_ANGLE}\n\n"
             f"{_with_angle(model, shows_result=False)}"
         )
     return f"Install {INSTALL_ANGLE}\n\n{_with_angle(model, shows_result=True)}{_without_sentence_transformers(model)}"
@@ -56,6 +59,22 @@ def _with_sentence_transformers(model: CardModel) -> str:
         lines += ["", "# With one of the prompts that the model has by name:"]
         lines += [f"embeddings = model.encode(sentences, prompt_name={name})"]
     return _python(lines)
+
+
+def onnx_code(name: str, paths: Iterable[str]) -> list[str]:
+    """Return the lines that load a model by each of its ONNX files."""
+    return [
+        f'model = SentenceTransformer("{name}", backend="onnx", model_kwargs={{"file_name": "{Path(path).name}"}})'
+        for path in paths
+    ]
+
+
+def _by_onnx(model: CardModel) -> str:
+    """Return how to load it by its ONNX files, if it has any."""
+    if not model.onnx:
+        return ""
+    lines = ["from sentence_transformers import SentenceTransformer", "", *onnx_code(model.name, model.onnx)]
+    return f"{ONNX_NEEDS}:\n\n{_python(lines)}\n\n"
 
 
 def _with_angle(model: CardModel, *, shows_result: bool) -> str:

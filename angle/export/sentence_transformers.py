@@ -20,6 +20,7 @@ from angle.export.example import make_example
 from angle.export.generations import needs_version_6, shared_model_config, shared_tokenizer_config
 from angle.export.merging import embed_unmerged
 from angle.export.model_card import model_card
+from angle.export.onnx_files import check_packages, onnx_paths, write_onnx_files
 from angle.export.prompts import prompt_settings, with_suffix_tokens, words_after_text
 from angle.export.trained_run import TrainedRun, find_trained_run
 from angle.export.verification import Verification, can_verify, expected_embeddings, texts_by_method, verify
@@ -55,6 +56,8 @@ class Conversion:
     if it was trained from no such folder."""
     card_problem: str | None
     """What the folder's README does not tell of the run that trained the model, and why; None if it does."""
+    onnx_sizes: dict[str, int]
+    """Bytes of its ONNX files, by their paths in the folder."""
 
 
 def convert(config: ConvertConfig) -> Conversion:
@@ -62,7 +65,7 @@ def convert(config: ConvertConfig) -> Conversion:
 
     Raises:
         ConfigError: sentence-transformers does not support the pooling or the template, the folder is not empty,
-            merging the adapter changes the embeddings, or sentence-transformers gives others.
+            merging the adapter changes the embeddings, or sentence-transformers or an ONNX file gives others.
 
     """
     source = Path(config.model.name_or_path)
@@ -76,6 +79,8 @@ def convert(config: ConvertConfig) -> Conversion:
             f"output_dir={folder} {'is a file' if folder.is_file() else 'holds files already'}, so nothing is written "
             f"there; give a new folder by output_dir=..."
         )
+    if config.onnx is not None:
+        check_packages(config.onnx)
     model = config.model
     try:
         run, card_problem = find_trained_run(source), None
@@ -97,9 +102,9 @@ def convert(config: ConvertConfig) -> Conversion:
         needs_version_6 = _write_folder(encoder, scratch)
         origin = origin_of(model) if run is None else run.config.model.name_or_path
         changes = changes_from(origin, encoder.embedding_config)
-        _write_card(encoder, scratch, folder.name, origin, run, needs_version_6=needs_version_6)
-        verification = _verify(encoder, scratch, config) if can_verify() else None
-        return Conversion(folder, distance, needs_version_6, verification, changes, card_problem)
+        _write_card(encoder, scratch, folder.name, origin, run, config.onnx, needs_version_6=needs_version_6)
+        verification, onnx_sizes = _add_onnx_and_verify(encoder, scratch, config)
+        return Conversion(folder, distance, needs_version_6, verification, changes, card_problem, onnx_sizes)
 
     return replace_folder(folder, write)
 
@@ -153,7 +158,14 @@ def _write_folder(encoder: Encoder, folder: Path) -> bool:
 
 
 def _write_card(
-    encoder: Encoder, folder: Path, name: str, origin: str, run: TrainedRun | None, *, needs_version_6: bool
+    encoder: Encoder,
+    folder: Path,
+    name: str,
+    origin: str,
+    run: TrainedRun | None,
+    onnx: str | None,
+    *,
+    needs_version_6: bool,
 ) -> None:
     """Write the README.md of a folder that will have a name.
 
@@ -163,6 +175,7 @@ def _write_card(
         name: the folder's later name.
         origin: the model that it was trained from.
         run: the run that trained it, if there is one.
+        onnx: the setting.
         needs_version_6: whether only version 6 of sentence-transformers can load it.
 
     """
@@ -177,17 +190,26 @@ def _write_card(
         read_architecture(folder),
         make_example(encoder.tokenizer, encoder.encode_tokens, encoder.embedding_config),
         is_on_hub=False,
+        onnx=onnx_paths(onnx),
     )
     (folder / "README.md").write_text(model_card(model, run), encoding="utf-8")
 
 
-def _verify(encoder: Encoder, folder: Path, config: ConvertConfig) -> Verification:
-    """Compare the embeddings of a written folder with the encoder's, whose weights are then gone."""
-    texts, dtype = texts_by_method(encoder.tokenizer), encoder.backbone.dtype
-    expected = expected_embeddings(encoder, texts)
-    encoder.to("meta")  # the other process needs as much memory
-    flags = ("--trust-remote-code",) if config.model.trust_remote_code else ()
-    return verify(folder, texts, expected, dtype, *flags)
+def _add_onnx_and_verify(
+    encoder: Encoder, folder: Path, config: ConvertConfig
+) -> tuple[Verification | None, dict[str, int]]:
+    """Add ONNX files to a written folder, if asked for, and compare its embeddings with the encoder's.
+
+    Its weights are then gone: the exporter and the other process need as much memory.
+    """
+    texts, dtype, types = texts_by_method(encoder.tokenizer), encoder.backbone.dtype, encoder.token_types is not None
+    expected = expected_embeddings(encoder, texts) if can_verify() else None
+    encoder.to("meta")
+    trust, sizes = config.model.trust_remote_code, dict[str, int]()
+    if config.onnx is not None:
+        sizes = write_onnx_files(folder, config.onnx, uses_token_types=types, trust_remote_code=trust)
+    flags = ("--trust-remote-code",) if trust else ()
+    return expected if expected is None else verify(folder, texts, expected, dtype, *flags, onnx=(*sizes,)), sizes
 
 
 def check_supported(embedding_config: EmbeddingConfig) -> None:

@@ -18,12 +18,15 @@ from torch import Tensor
 
 from angle.data import sample
 from angle.errors import ConfigError
+from angle.evaluation.metrics import cosines, spearman
 from angle.export.merging import LOW_PRECISION_TOLERANCE
 from angle.modeling.encoder import Encoder
 from angle.modeling.tokenizer import TextTokenizer
 
 #: Largest distance of two embeddings of a text, if weights and states are float32.
 TOLERANCE = 1e-5
+#: Least rank correlation that rounding to 8 bits may leave: what a distance does to a ranking depends on the model.
+LEAST_RANK_CORRELATION = 0.9
 #: Words of the texts to compare on; one more has twice as many as the encoder reads tokens, so it is cut off.
 NUM_WORDS = (1, 1, 2, 3, 3, 5, 8, 13, 21, 34, 55, 89, 144, 233)
 OTHER_TEXTS = (
@@ -38,6 +41,24 @@ METHODS = {"encode": None, "encode_query": "query", "encode_document": "document
 
 
 @dataclass(frozen=True)
+class OnnxComparison:
+    """How the embeddings by an ONNX file compare with the encoder's."""
+
+    mean: float
+    largest: float
+    """The mean and the largest distance of two embeddings of a text."""
+    rank_correlation: float
+    """Spearman's, between the cosine similarities of any two texts by the file and by the encoder."""
+
+    def __str__(self) -> str:
+        """Return the result in human-readable form."""
+        return (
+            f"the cosine distance is {self.mean:.1e} on average and {self.largest:.1e} at most, the rank correlation "
+            f"of similarities {100 * self.rank_correlation:.2f}"
+        )
+
+
+@dataclass(frozen=True)
 class Verification:
     """The result of a comparison."""
 
@@ -46,6 +67,8 @@ class Verification:
     num_texts: int
     versions: dict[str, str]
     """Versions of the packages that loaded the folder."""
+    onnx: dict[str, OnnxComparison]
+    """The results of its ONNX files, by their paths in the folder."""
 
     def __str__(self) -> str:
         """Return the result in human-readable form."""
@@ -94,7 +117,12 @@ def distances(actual: Tensor, expected: Tensor) -> Tensor:
 
 
 def verify(
-    folder: Path, texts: Mapping[str, list[str]], expected: Tensor, dtype: torch.dtype, *flags: str
+    folder: Path,
+    texts: Mapping[str, list[str]],
+    expected: Tensor,
+    dtype: torch.dtype,
+    *flags: str,
+    onnx: tuple[str, ...] = (),
 ) -> Verification:
     """Load a folder with sentence-transformers in a new process, and compare embeddings.
 
@@ -104,6 +132,7 @@ def verify(
         expected: their embeddings (N, D) by the encoder.
         dtype: of the encoder's weights.
         flags: of `plain_encode`.
+        onnx: the folder's ONNX files: that of float32, then quantised ones.
 
     Raises:
         ConfigError: it does not load, or embeddings differ.
@@ -114,6 +143,7 @@ def verify(
         input_file.write_text(json.dumps(dict(texts)), encoding="utf-8")
         script = str(Path(__file__).with_name("plain_encode.py"))
         # -P: modules beside the script are not importable by their bare names, such as sentence_transformers.
+        flags = (*flags, *(f"--onnx={path}" for path in onnx))
         words = [sys.executable, "-P", script, str(folder), str(input_file), str(output_file), *flags]
         done = subprocess.run(words, capture_output=True, text=True)
         if done.returncode != 0:
@@ -122,7 +152,7 @@ def verify(
                 f"sentence-transformers does not load what was written ({reason[:300]}), so nothing is kept: use the "
                 f"model as it is, with angle's Encoder."
             )
-        actual = torch.from_numpy(np.load(output_file))
+        actual, *by_onnx = torch.from_numpy(np.load(output_file)).view(1 + len(onnx), *expected.shape)
     tolerance = TOLERANCE if dtype == torch.float32 else LOW_PRECISION_TOLERANCE
     distance = float(distances(actual, expected).max())
     if not distance <= tolerance:
@@ -130,4 +160,36 @@ def verify(
             f"sentence-transformers makes other embeddings of what was written, by {distance:.1e} in cosine where "
             f"{tolerance:.0e} is allowed, so nothing is kept: use the model as it is, with angle's Encoder."
         )
-    return Verification(distance, len(expected), json.loads(done.stdout.splitlines()[-1]))
+    compared = compare_onnx(dict(zip(onnx, by_onnx, strict=True)), expected, tolerance)
+    return Verification(distance, len(expected), json.loads(done.stdout.splitlines()[-1]), compared)
+
+
+def compare_onnx(by_file: Mapping[str, Tensor], expected: Tensor, tolerance: float) -> dict[str, OnnxComparison]:
+    """Compare what ONNX files make of texts.
+
+    Args:
+        by_file: the embeddings (N, D) by each file: that of float32, then quantised ones.
+        expected: those by the encoder.
+        tolerance: the largest distance that the first file may cause; the others must leave the texts' order.
+
+    Raises:
+        ConfigError: they differ.
+
+    """
+    pairs, compared = torch.triu_indices(len(expected), len(expected), 1), dict[str, OnnxComparison]()
+    for path, actual in by_file.items():
+        found, similarities = distances(actual, expected), [cosines(*rows[pairs]) for rows in (actual, expected)]
+        result = OnnxComparison(float(found.mean()), float(found.max()), spearman(*similarities))
+        if not compared and not result.largest <= tolerance:
+            raise ConfigError(
+                f"{path} makes other embeddings than the model, by {result.largest:.1e} in cosine where "
+                f"{tolerance:.0e} is allowed, so nothing is kept: leave onnx out."
+            )
+        if compared and not result.rank_correlation >= LEAST_RANK_CORRELATION:
+            raise ConfigError(
+                f"onnx=int8 changes this model's embeddings too much, by {result.mean:.1e} in cosine on average: the "
+                f"rank correlation of similarities is {100 * result.rank_correlation:.2f} where "
+                f"{100 * LEAST_RANK_CORRELATION:g} is the least, so nothing is kept; type onnx=float32."
+            )
+        compared[path] = result
+    return compared
