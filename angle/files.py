@@ -26,9 +26,15 @@ Result = TypeVar("Result")
 
 def write_durably(path: Path, content: str | bytes) -> None:
     """Write a file so that a reader, or a crash, finds either the old file or the new one; a failure leaves the old."""
+    data = content.encode() if isinstance(content, str) else content
+    replace_file(path, lambda temp_path: temp_path.write_bytes(data))
+
+
+def replace_file(path: Path, write: Callable[[Path], object]) -> None:
+    """Do what `write_durably` does with a file that `write` puts at the path that it is given."""
     temp_path = _temp_path(path)
     try:
-        temp_path.write_bytes(content.encode() if isinstance(content, str) else content)
+        write(temp_path)
         sync(temp_path)
         os.replace(temp_path, path)
     except BaseException:

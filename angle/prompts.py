@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import string
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from angle.errors import ConfigError, did_you_mean
 
@@ -47,6 +47,19 @@ def prompt_for(name: str, prompts: Mapping[str, str], default: str | None) -> st
             template = as_template(prompts[each], f"model.prompts.{each}")
             return None if template == PLAIN else template
     return default
+
+
+def check_role(role: str, own: Collection[str]) -> None:
+    """Raise ConfigError for what is no role, no column and none of the names that a model has templates of its own for.
+
+    Args:
+        role: the name to check.
+        own: the model's names.
+
+    """
+    known = tuple(dict.fromkeys((*PROMPT_NAMES, *own)))
+    if prompt_name(role) not in known:
+        raise ConfigError(f"role={role!r} is not known{did_you_mean(role, known) or '.'} Choose {', '.join(known)}.")
 
 
 def as_template(prompt: str, setting: str = "model.prompt") -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 REPO = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPO))
 
-from angle.config import ConvertConfig, EvaluateConfig, MineConfig, TrainConfig  # noqa: E402
+from angle.config import ConvertConfig, EmbedConfig, EvaluateConfig, MineConfig, TrainConfig  # noqa: E402
 from angle.config.json_schema import json_schema  # noqa: E402
 from angle.config.reference import Group, Setting, groups_of, presets_of_settings, written  # noqa: E402
 
@@ -33,6 +33,7 @@ def settings_page() -> str:
         "Evaluation": (EvaluateConfig, "evaluate.py"),
         "Conversion": (ConvertConfig, "convert.py"),
         "Mining": (MineConfig, "-m angle.mine"),
+        "Embedding": (EmbedConfig, "-m angle.embed"),
     }
     for script, (schema, name) in scripts.items():
         shared = [group for group in groups_of(schema) if group.settings[0].key in known]

@@ -10,11 +10,17 @@ from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 
 from angle.cli.replaced_sources import let_words_replace_sources
-from angle.config import ConvertConfig, EvaluateConfig, MineConfig, TrainConfig
+from angle.config import ConvertConfig, EmbedConfig, EvaluateConfig, MineConfig, TrainConfig
 from angle.config.build import build_config
 
 CONF = REPO / "conf"
-SCHEMAS = {"train": TrainConfig, "evaluate": EvaluateConfig, "convert": ConvertConfig, "mine": MineConfig}
+SCHEMAS = {
+    "train": TrainConfig,
+    "evaluate": EvaluateConfig,
+    "convert": ConvertConfig,
+    "mine": MineConfig,
+    "embed": EmbedConfig,
+}
 
 
 def composed(*words: str, name: str = "train", conf: Path = CONF) -> Any:

@@ -208,6 +208,7 @@ def _make_world(folder: Path) -> None:
     for name, split in {"pairs": "train", "dev": "validation", "test": "test"}.items():
         write_jsonl(folder / f"{name}.jsonl", sample_rows("A", split, 64))
     write_jsonl(folder / "triples.jsonl", sample_rows("B", "train", 64))
+    write_jsonl(folder / "corpus.jsonl", [{"text": row["positive"]} for row in sample_rows("C", "train", 64)])
     with (folder / "nli.csv").open("w", newline="", encoding="utf-8") as file:
         table = csv.writer(file)
         table.writerow(("premise", "hypothesis", "gold"))

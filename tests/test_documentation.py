@@ -91,7 +91,7 @@ def test_commands_compose(page: Path, command: Command, tmp_path: Path) -> None:
     if command.program == "angle.report":
         assert arguments_parser().parse_args(command.words).folders
         return
-    if command.program not in (*SCRIPTS, "angle.mine"):
+    if command.program not in (*SCRIPTS, "angle.mine", "angle.embed"):
         command_line = parse(command.words, version_of(option_names(command.words)))
         build_config(unflatten(translate(command_line).settings), TrainConfig)
         return

@@ -14,20 +14,20 @@ SCRIPTS = [REPO / name for name in ("train.py", "evaluate.py", "convert.py")]
 #: Packages and modules from the bottom up; one imports from those below, and from its own package.
 LAYERS = (
     ("structures", "errors"),
-    ("prompts", "files", "figures", "timeouts", "quiet"),
+    ("prompts", "files", "figures", "timeouts", "quiet", "versions"),
     ("cache",),
     ("kernels", "distributed"),
     ("config", "terminal"),
     ("data", "objective", "tracking"),
     ("modeling",),
     ("evaluation",),
-    ("export", "mining"),
+    ("export", "mining", "embedding"),
     ("training",),
     ("sweeps",),
     ("reports",),
     ("cli",),
     ("compat",),
-    ("api", "angle_trainer", "mine", "report", "utils"),
+    ("api", "angle_trainer", "mine", "embed", "report", "utils"),
 )
 LAYER = {part: number for number, parts in enumerate(LAYERS) for part in parts}
 #: Where a function is given all settings of a run: to compose, save, compare, take apart or describe them.

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import copy
 
-from angle.errors import ConfigError, did_you_mean
+from angle.errors import ConfigError
 from angle.modeling.encoder import Encoder
 from angle.modeling.tokenizer import TextTokenizer
-from angle.prompts import NAMED_PROMPTS, PROMPT_NAMES, prompt_name
+from angle.prompts import NAMED_PROMPTS, check_role
 
 
 def tokenizer_for(
@@ -20,7 +20,12 @@ def tokenizer_for(
             that is unknown, or given beside a template.
 
     """
-    default = encoder.tokenizer if role is None else encoder.tokenizer.named(_known_role(role, encoder, prompt))
+    default = encoder.tokenizer
+    if role is not None:
+        if prompt is not None:
+            raise ConfigError(f"prompt={prompt!r} and role={role!r} both choose the template: give one of them.")
+        check_role(role, default.prompts)
+        default = default.named(role)
     if max_length is None and end_with_eos is None and prompt is None:
         return default
     limit = encoder.position_limit
@@ -34,16 +39,6 @@ def tokenizer_for(
     other_end = end_with_eos is not None and end_with_eos != default.ends_with_end_token
     tokenizer, end_token = (copy.deepcopy(default.tokenizer), end_with_eos) if other_end else (default.tokenizer, None)
     return TextTokenizer(tokenizer, max_length or default.max_length, template, end_token, default.num_embeddings)
-
-
-def _known_role(role: str, encoder: Encoder, prompt: str | None) -> str:
-    """Return the name of a role, a column or one of the model's own templates."""
-    if prompt is not None:
-        raise ConfigError(f"prompt={prompt!r} and role={role!r} both choose the template: give one of them.")
-    known = tuple(dict.fromkeys((*PROMPT_NAMES, *encoder.tokenizer.prompts)))
-    if prompt_name(role) not in known:
-        raise ConfigError(f"role={role!r} is not known{did_you_mean(role, known) or '.'} Choose {', '.join(known)}.")
-    return role
 
 
 def depth_for(encoder: Encoder, layer_index: int) -> int | None:

@@ -14,13 +14,15 @@ from typing import Any
 from angle.cli.arguments import MAX_JOBS, check_arguments
 from angle.cli.search import Search
 from angle.cli.space import distribution, values_of
-from angle.config import ConvertConfig, EvaluateConfig, MineConfig, TrainConfig
+from angle.config import ConvertConfig, EmbedConfig, EvaluateConfig, MineConfig, TrainConfig
 from angle.config.build import Config, build_config
 from angle.config.keys import setting_types
 from angle.config.record import read_config
 from angle.distributed.environment import world_size
 from angle.errors import ConfigError
 
+#: The settings of any script.
+AnyConfig = TrainConfig | EvaluateConfig | ConvertConfig | MineConfig | EmbedConfig
 #: Maximum length of a job's folder name: file systems allow 255 bytes.
 SLUG_LENGTH = 100
 
@@ -209,14 +211,14 @@ def _check(jobs: Sequence[list[str]], schema: type[Config], name: str) -> list[C
     return configs
 
 
-def output_dir_setting(config: TrainConfig | EvaluateConfig | ConvertConfig | MineConfig) -> tuple[str, str | None]:
+def output_dir_setting(config: AnyConfig) -> tuple[str, str | None]:
     """Return the setting that names a job's folder, and its value."""
     if isinstance(config, TrainConfig):
         return "train.output_dir", config.train.output_dir
     return "output_dir", config.output_dir
 
 
-def best_metric(config: TrainConfig | EvaluateConfig | ConvertConfig | MineConfig) -> str | None:
+def best_metric(config: AnyConfig) -> str | None:
     """Return the name of what a job's score measures, None for the default; a resumed run has settings of its own."""
     if not isinstance(config, TrainConfig):
         return None

@@ -9,6 +9,7 @@ saved in the run's `config.yaml`.
 
 from angle.config.billm import START_INDEX_VARIABLE, BillmConfig
 from angle.config.data import DataConfig, DataFormatConfig, RetrievalConfig
+from angle.config.embedding import EmbedConfig
 from angle.config.ese import EseConfig
 from angle.config.hparams import HparamsConfig
 from angle.config.hub import HUB_NAME, HubConfig
@@ -64,6 +65,7 @@ __all__ = [
     "ConvertConfig",
     "DataConfig",
     "DataFormatConfig",
+    "EmbedConfig",
     "EseConfig",
     "EvaluateConfig",
     "HparamsConfig",

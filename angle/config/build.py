@@ -9,6 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
+from angle.config.embedding import EmbedConfig
 from angle.config.keys import entry_type, group_names, mapping_of, runtime_type, setting_hints, setting_types
 from angle.config.mining import MineConfig
 from angle.config.overrides import format_value
@@ -16,7 +17,7 @@ from angle.config.scripts import ConvertConfig, EvaluateConfig, TrainConfig
 from angle.config.values import check_representable
 from angle.errors import ConfigError, first_line, nearest_name
 
-Config = TypeVar("Config", TrainConfig, EvaluateConfig, ConvertConfig, MineConfig)
+Config = TypeVar("Config", TrainConfig, EvaluateConfig, ConvertConfig, MineConfig, EmbedConfig)
 #: What a setting of each type accepts, for messages.
 TYPE_NAMES = {
     int: "a whole number",

@@ -16,7 +16,7 @@ DEFAULT_SPLITS = {
 #: What evaluate.py reads rows for. Its settings have no group, so these are just the start of its messages.
 TASKS, RUN_TEST_SET = "tasks", "the run's data.test"
 
-#: What angle.mine reads, which is also the name of their groups of settings.
+#: What angle.mine and angle.embed read, which is also the name of their groups of settings.
 MINED = ("rows", "corpus")
 
 

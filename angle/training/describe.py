@@ -8,7 +8,6 @@ import re
 import subprocess
 import sys
 import time
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +21,7 @@ from angle.modeling.packing import Layout
 from angle.modeling.quantization import count_weights
 from angle.modeling.token_embeddings import partly_trained_embedding
 from angle.training.data import RunData
+from angle.versions import installed_versions
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -29,11 +29,10 @@ if TYPE_CHECKING:
 
 def describe_environment(accelerator: Accelerator) -> dict[str, Any]:
     """Return the part of run.json that says how and where a run was started."""
-    packages = ("angle-hydra", "torch", "transformers", "accelerate", "datasets", "peft", "tokenizers", "numpy")
     return {
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "command": _command(sys.argv),
-        "versions": {"python": platform.python_version()} | {name: version(name) for name in packages},
+        "versions": installed_versions(),
         "git_commit": _git_commit(),
         "hardware": {
             "platform": platform.platform(),
