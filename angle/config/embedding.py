@@ -22,8 +22,8 @@ class EmbedConfig:
     rows: SourceConfig = field(default_factory=SourceConfig)
     """Rows with a text each: in the column text, or in the only column that holds texts."""
     role: str | None = None
-    """Whose template the texts get: query, document, or another name in model.prompts; null: model.prompt, as training
-    texts without a role."""
+    """Whose template the texts get: query, document, a column's, or another name that the model has a template for;
+    null: that of texts without a role, which is model.prompt."""
     format: str = declared("npy", choices=("npy", "parquet"))
     """npy: embeddings.npy, a matrix with a row for each text; parquet: embeddings.parquet, a table with the number of
     each row, the cell of the column id if there is one, and the embedding."""

@@ -23,7 +23,7 @@ from angle.errors import DataError, brief, listed
 #: The columns of a text, and of what its row is called elsewhere.
 TEXT, ID = "text", "id"
 #: What a block has at most: rows, and characters unless it is a single row.
-BLOCK_ROWS, BLOCK_CHARACTERS = 4096, 2**24
+BLOCK_ROWS, BLOCK_CHARACTERS = 1024, 2**24
 #: The largest whole number that a column of a table holds.
 MAX_ID = 2**63 - 1
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +23,6 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from angle.config import EmbedConfig
-from angle.data.prefetch import prefetch
 from angle.data.texts import TextRow, TextSource, with_text_column
 from angle.distributed.process_group import best_device
 from angle.embedding.folder import EMBEDDINGS_FILES, Array, EmbeddingFolder, PartialMatrix, check_space
@@ -89,6 +88,7 @@ def embed(config: EmbedConfig, processes: PartialState | None = None) -> Embeddi
         if not matrix.path.is_file():
             raise ConfigError(f"output_dir={folder.path} is on no disk that all processes share: give one that is.")
         missing = np.flatnonzero(~matrix.done())
+        _wait(processes)  # or one could count what another has just written, and they would share out other blocks
         encoded = int(np.diff(matrix.first_rows)[missing].sum())
         place, done = relative_to_cwd(folder.path), inputs.survey.num_rows - encoded
         state = f"has {done:,} of them already" if done else f"if this stops, the same with output_dir={place} goes on"
@@ -188,7 +188,7 @@ def _encode(
             disable=None if rank == 0 else True,
             leave=False,
         ) as bar,
-        closing(prefetch(_tokens_of_blocks(inputs, set(own.tolist())), depth=1)) as blocks,
+        closing(_tokens_of_blocks(inputs, set(own.tolist()))) as blocks,
     ):
         for number, tokens in blocks:
             embeddings = inputs.encoder.encode_tokens(tokens, config.batch_size, bar.update)
@@ -197,7 +197,7 @@ def _encode(
             matrix.write(number, _checked(embeddings.numpy(), config.dtype, int(first_rows[number])))
 
 
-def _tokens_of_blocks(inputs: Inputs, own: set[int]) -> Iterator[tuple[int, Tokens]]:
+def _tokens_of_blocks(inputs: Inputs, own: set[int]) -> Generator[tuple[int, Tokens]]:
     for number, rows in inputs.texts.blocks(inputs.survey, own):
         try:
             tokens = _tokens(inputs.tokenizer, rows)
