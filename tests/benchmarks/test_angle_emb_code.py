@@ -16,8 +16,21 @@ def test_blocks_tests_and_scripts_are_found(tmp_path: Path) -> None:
     (tmp_path / "README.md").write_text(
         "a\n```python\nx = 1\n```\n```text\nno\n```\n```bash\nangle-trainer --help\n```\n"
     )
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "use.rst").write_text(
+        "Use\n===\n\n.. code-block:: python\n\n    if x:\n\n        y = 1\n\nand\n\n.. code-block:: text\n\n    no\n"
+    )
+    (tmp_path / "examples").mkdir()
+    (tmp_path / "examples" / "a.sh").write_text("angle-trainer --help\n")
     found = [(piece.place, piece.language) for piece in pieces(tmp_path)]
-    assert found == [("README.md, line 2", "python"), ("README.md, line 8", "bash"), ("tests/test_a.py", "python")]
+    assert found == [
+        ("README.md, block 1", "python"),
+        ("README.md, block 2", "bash"),
+        ("use.rst, block 1", "python"),
+        ("tests/test_a.py", "python"),
+        ("examples/a.sh", "sh"),
+    ]
+    assert list(pieces(tmp_path))[2].text.strip() == "if x:\n\n    y = 1"
     assert uses("angle.encode(['a'], prompt='x')\nAnglE.from_pretrained('m')\nprint(1)") == (
         "`encode(prompt)`, `from_pretrained()`"
     )
@@ -29,7 +42,10 @@ def test_commands_are_those_of_the_trainer() -> None:
     )
     assert command(launched) == ["--model_name_or_path", "a/b", "--epochs", "1"]
     assert command("angle-trainer --model_name_or_path a \\\n ...") is None
-    assert command("angle-trainer --help") is None
+    assert command("angle-trainer --help") == ["--help"]
+    assert command("angle-trainer --model_name_or_path a --push_to_hub 1 --hub_model_id b/c") == [
+        "--model_name_or_path", "a", "--hub_model_id", "b/c"
+    ]  # fmt: skip
 
 
 @pytest.mark.slow

@@ -123,6 +123,10 @@ def test_a_run_gives_the_weights_of_plain_training(
     before = Encoder.load(ModelConfig(folder_of("bert"))).backbone.state_dict()[name]
     assert weights[0.0].keys() == weights[1e-12].keys()
     for key, weight in weights[0.0].items():
-        torch.testing.assert_close(weight, weights[1e-12][key], rtol=1e-5, atol=1e-6)
+        if key.endswith("attention.self.key.bias"):
+            continue  # it adds a constant to a softmax: its gradient is rounding, which Adam makes as large as any
+        torch.testing.assert_close(
+            weight, weights[1e-12][key], rtol=1e-5, atol=1e-6, msg=lambda text, key=key: f"{key}: {text}"
+        )
     moved = (weights[0.0][name] != before).any(dim=1)
     assert moved.sum() == 7 + 2  # words, and those that begin and end every text
