@@ -87,8 +87,14 @@ def file_states(source: SourceConfig) -> list[tuple[int, int, int]]:
 
 
 def _files_at(path: Path) -> list[Path]:
-    """Return the file at a path, or those in a folder; none of a data set on the hub."""
-    return [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
+    """Return the file at a path, or those in a folder of files.
+
+    None of a data set on the hub, and of one by `save_to_disk`: there, others may keep files of their own.
+    """
+    if path.is_file():
+        return [path]
+    files = () if is_saved(path) else path.rglob("*")
+    return sorted(file for file in files if file.is_file() and _file_ending(file.name) is not None)
 
 
 def fingerprint_of_files(source: SourceConfig) -> str | None:

@@ -362,10 +362,13 @@ def test_a_folder_names_no_files_outside_of_it(downloaded):
 def test_a_folder_s_files_are_watched(downloaded):
     source = SourceConfig(str(downloaded), subset="en")
     states, fingerprint = file_states(source), fingerprint_of_files(source)
-    assert len(states) == 3
+    assert len(states) == 2
     write(downloaded / "en/train.jsonl", ROWS[::-1])
     assert file_states(source) != states
     assert fingerprint_of_files(source) != fingerprint
+    states, fingerprint = file_states(source), fingerprint_of_files(source)
+    (downloaded / "README.md").open("a").write("Words about it.\n")
+    assert (file_states(source), fingerprint_of_files(source)) == (states, fingerprint)
 
 
 def test_files_of_a_folder_are_splits_by_their_names(tmp_path):
