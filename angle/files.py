@@ -14,10 +14,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
-from angle.errors import DiskError
+from angle.errors import ConfigError, DiskError
 
 #: How the name of a file or a folder ends, after a dot in front, while it is being written.
 NEW_SUFFIX = ".new"
+#: In a folder that one process at a time works in.
+LOCK_FILE = ".lock"
 #: In a folder of a run's: the checksums of its files.
 MANIFEST = "manifest.json"
 #: What a function that writes a folder returns.
@@ -189,6 +191,30 @@ def try_lock(file: IO[str]) -> bool:
     except OSError:
         return False
     return True
+
+
+@contextmanager
+def locked_folder(folder: Path, setting: str, use: str) -> Iterator[None]:
+    """Make a folder if there is none, and keep others out of it; a process that dies leaves no lock.
+
+    Args:
+        folder: the folder.
+        setting: names it in messages.
+        use: who is kept out, and what it does "there", such as "another process trains".
+
+    Raises:
+        ConfigError: it cannot be written to, or is in use.
+
+    """
+    try:
+        make_folder(folder)
+        lock_file = (folder / LOCK_FILE).open("w")
+    except OSError as error:
+        raise ConfigError(f"{setting}={folder} cannot be written to ({error.strerror}): give another folder.") from None
+    with lock_file:
+        if not try_lock(lock_file):
+            raise ConfigError(f"{setting}={folder} is in use: {use} there. Wait for it, or give a new folder.")
+        yield
 
 
 def checksum(path: Path) -> str:

@@ -15,14 +15,13 @@ import numpy as np
 import numpy.typing as npt
 
 from angle.errors import ConfigError, DiskError
-from angle.files import make_folder, remove, sync, try_lock, write_durably
+from angle.files import locked_folder, make_folder, remove, sync, write_durably
 
 #: What is written in the end, by its format, and what says how it was made.
 EMBEDDINGS_FILES = {"npy": "embeddings.npy", "parquet": "embeddings.parquet"}
 RECORD_FILE = "embeddings.json"
 #: Until then: a folder with the matrix, a byte for each of its blocks, and what they are.
 PARTIAL, MATRIX_FILE, DONE_FILE, PARTIAL_RECORD_FILE = "partial", "embeddings.npy", "done", "record.json"
-LOCK_FILE = ".lock"
 
 Array = npt.NDArray[Any]
 
@@ -55,19 +54,7 @@ class EmbeddingFolder:
             ConfigError: it cannot be written to, or another command works in it.
 
         """
-        try:
-            make_folder(self.path)
-            lock_file = (self.path / LOCK_FILE).open("w")
-        except OSError as error:
-            raise ConfigError(
-                f"output_dir={self.path} cannot be written to ({error.strerror}): give another folder."
-            ) from None
-        with lock_file:
-            if not try_lock(lock_file):
-                raise ConfigError(
-                    f"output_dir={self.path} is in use: another command embeds there. Wait for it, or give a new "
-                    f"folder."
-                )
+        with locked_folder(self.path, "output_dir", "another command embeds"):
             self.check_unfinished()
             yield
 

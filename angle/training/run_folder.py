@@ -19,19 +19,20 @@ from angle.config.resume import config_diff
 from angle.distributed.environment import world_size
 from angle.errors import ConfigError, DataError, TrainingError, first_line
 from angle.files import (
+    LOCK_FILE,
     explained_disk_errors,
     is_scratch,
+    locked_folder,
     make_folder,
     read_manifest,
     remove,
     replace_folder,
     restore_folder,
     sync,
-    try_lock,
     write_manifest,
 )
 
-LOCK_FILE, CHECKPOINTS = ".lock", "checkpoints"
+CHECKPOINTS = "checkpoints"
 #: Rows that `AnglE.fit` got in memory; they are there before the run is.
 DATA_FOLDER = "fit_data"
 
@@ -169,19 +170,7 @@ class RunFolder:
             ConfigError: it cannot be written to, or another process is working in it.
 
         """
-        try:
-            make_folder(self.path)
-            lock_file = (self.path / LOCK_FILE).open("w")
-        except OSError as error:
-            raise ConfigError(
-                f"train.output_dir={self.path} cannot be written to ({error.strerror}): give another folder."
-            ) from None
-        with lock_file:
-            if not try_lock(lock_file):
-                raise ConfigError(
-                    f"train.output_dir={self.path} is in use: another process trains there. Wait for it, or give a "
-                    f"new folder."
-                )
+        with locked_folder(self.path, "train.output_dir", "another process trains"):
             self._restore()
             yield
 

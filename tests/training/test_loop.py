@@ -124,12 +124,12 @@ def stop_after(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
 
 
 def assert_resumes_bitwise(
-    run: Callable[[Path], TrainConfig], tmp_path: Path, stop_after: Callable[[int], None]
+    run: Callable[[Path], TrainConfig], tmp_path: Path, stop_after: Callable[[int], None], step: int = 5
 ) -> None:
-    """Check that a run which dies at its fifth step goes on as one in another folder that does not."""
+    """Check that a run which dies at a step goes on as one in another folder that does not."""
     uninterrupted, interrupted = tmp_path / "uninterrupted", tmp_path / "interrupted"
     fit(run(uninterrupted))
-    stop_after(5)
+    stop_after(step)
     with pytest.raises(KilledError):
         fit(run(interrupted))
     fit(run(interrupted))
@@ -206,13 +206,7 @@ def test_streamed_run_resumes_bitwise(
         config.data.streaming, config.data.stream_window = True, 32
         return config
 
-    uninterrupted, interrupted = tmp_path / "uninterrupted", tmp_path / "interrupted"
-    fit(streamed(uninterrupted))
-    stop_after(7)
-    with pytest.raises(KilledError):
-        fit(streamed(interrupted))
-    fit(streamed(interrupted))
-    assert_equal_weights(uninterrupted, interrupted)
+    assert_resumes_bitwise(streamed, tmp_path, stop_after, step=7)
 
 
 def test_resume_setting_takes_the_runs_own_settings(
