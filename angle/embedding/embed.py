@@ -101,7 +101,7 @@ def embed(config: EmbedConfig, processes: PartialState | None = None) -> Embeddi
             "processes": 1 if processes is None else processes.num_processes,
             "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             "encoded": encoded,
-            "seconds": round(seconds, 3),
+            "seconds": round(seconds, 6),
             "texts_per_second": round(encoded / seconds, 1),
         }
         path = folder.path / EMBEDDINGS_FILES[config.format]
