@@ -37,6 +37,12 @@ class TrainingConfig:
     """Steps of linear warm-up; below 1, the fraction of all steps."""
     scheduler: str = declared("linear", choices=("linear", "cosine", "inverse_sqrt", "constant"))
     """Learning rate after the warm-up: linear or cosine (both decay to 0), inverse_sqrt (of the step), or constant."""
+    average: str = declared("none", choices=("none", "ema", "last"))
+    """What is evaluated and saved: none: the weights as they are; ema: their exponential moving average; last: the mean
+    of those of the last steps. It takes the memory of the trained weights once more."""
+    average_window: float | None = declared(None, above=0)
+    """Steps that train.average goes over; below 1, the fraction of all steps. ema: 1 / (1 - decay), so 1000 is a decay
+    of 0.999. null: 0.1."""
     max_grad_norm: float = declared(1.0, at_least=0)
     """Clip gradients to this norm; 0: never."""
     mixed_precision: str = declared("no", choices=("no", "bf16", "fp16"))
@@ -81,6 +87,16 @@ class TrainingConfig:
             raise ConfigError(
                 f"train.min_gain={self.min_gain:g} has no effect without train.patience, the number of evaluations "
                 f"that must gain more: add train.patience=3, or leave it out."
+            )
+        if self.average == "none" and self.average_window is not None:
+            raise ConfigError(
+                f"train.average_window={self.average_window:g} has no effect without train.average: add "
+                f"train.average=ema or train.average=last, or leave it out."
+            )
+        if self.average == "last" and self.patience is not None:
+            raise ConfigError(
+                f"train.average=last cannot work with train.patience={self.patience}: a run that stops early has no "
+                f"last steps to average; type train.average=ema, or leave one out."
             )
         for name in ("adam_beta1", "adam_beta2"):
             if getattr(self, name) >= 1:

@@ -22,6 +22,7 @@ from angle.modeling.buffers import persistent_buffers
 from angle.modeling.encoder import Encoder
 from angle.modeling.token_embeddings import PartlyTrainedEmbedding
 from angle.quiet import quiet_transformers
+from angle.training.average import WeightAverage
 from angle.training.sharding import gather_full, shard_like
 
 if TYPE_CHECKING:
@@ -57,6 +58,8 @@ class Progress:
     """Optimiser steps that were left out because their gradient was too large for fp16."""
     rows_read: str | None = None
     """Of the last batch: a resumed run checks that a stream still has these rows."""
+    averaged: int = 0
+    """Steps whose weights are in the average; see `WeightAverage`."""
     unreported: dict[str, Any] = field(default_factory=dict)
     """Of the steps since the last report of metrics, what the next one takes; see `Meter`."""
 
@@ -68,11 +71,15 @@ class CheckpointState:
     weights: dict[str, Tensor]
     """The trainable ones: all, or with LoRA only the adapters; and buffers, some of which forward passes change."""
     optimizer: dict[str, Any]
+    average: dict[str, Tensor]
+    """The average of weights, nothing if there is none."""
     rng_states: Sequence[dict[str, Tensor]]
     """The RNG state of every process."""
 
 
-def collect_state(model: nn.Module, optimizer: AcceleratedOptimizer, accelerator: Accelerator) -> CheckpointState:
+def collect_state(
+    model: nn.Module, optimizer: AcceleratedOptimizer, average: WeightAverage, accelerator: Accelerator
+) -> CheckpointState:
     """Return what `save_state` writes. Every process must call this."""
     from accelerate.utils import gather_object
 
@@ -80,6 +87,7 @@ def collect_state(model: nn.Module, optimizer: AcceleratedOptimizer, accelerator
     return CheckpointState(
         gather_full(trained | persistent_buffers(model), accelerator),
         gather_full(optimizer.state_dict(), accelerator),
+        gather_full(average.tensors, accelerator),
         gather_object([rng_state()]),
     )
 
@@ -87,6 +95,8 @@ def collect_state(model: nn.Module, optimizer: AcceleratedOptimizer, accelerator
 def save_state(folder: Path, state: CheckpointState, accelerator: Accelerator, progress: Progress) -> None:
     """Write weights, optimiser, loss scale, every process's RNG state and progress into an existing folder."""
     save_file(state.weights, folder / "model.safetensors")
+    if state.average:
+        save_file(state.average, folder / "average.safetensors")
     scaler = accelerator.scaler.state_dict() if accelerator.scaler else None
     with (folder / "optimizer.pt").open("wb") as file:  # a path of its own would hide why it cannot be written
         torch.save({"optimizer": state.optimizer, "scaler": scaler}, file)
@@ -95,7 +105,9 @@ def save_state(folder: Path, state: CheckpointState, accelerator: Accelerator, p
     (folder / "progress.json").write_text(json.dumps(dataclasses.asdict(progress)), encoding="utf-8")
 
 
-def load_state(folder: Path, model: nn.Module, optimizer: AcceleratedOptimizer, accelerator: Accelerator) -> Progress:
+def load_state(
+    folder: Path, model: nn.Module, optimizer: AcceleratedOptimizer, average: WeightAverage, accelerator: Accelerator
+) -> Progress:
     """Restore what `save_state` wrote, and return the progress."""
     weights = load_file(folder / "model.safetensors")
     assert weights.keys() >= {name for name, parameter in model.named_parameters() if parameter.requires_grad}
@@ -110,7 +122,10 @@ def load_state(folder: Path, model: nn.Module, optimizer: AcceleratedOptimizer, 
     if accelerator.scaler is not None and saved["scaler"] is not None:
         accelerator.scaler.load_state_dict(saved["scaler"])
     restore_rng_state(load_file(folder / f"random-{accelerator.process_index}.safetensors"))
-    return Progress(**json.loads((folder / "progress.json").read_text(encoding="utf-8")))
+    progress = Progress(**json.loads((folder / "progress.json").read_text(encoding="utf-8")))
+    if progress.averaged:
+        average.load(load_file(folder / "average.safetensors"), progress.averaged)
+    return progress
 
 
 @quiet_transformers()

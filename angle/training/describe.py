@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from angle.config import TrainConfig
+from angle.config import TrainConfig, TrainingConfig
 from angle.data.training_data import InMemoryTrainingData
 from angle.kernels.registry import describe_kernels
 from angle.modeling.encoder import Encoder
@@ -76,6 +76,15 @@ def describe_losses(config: TrainConfig) -> list[str]:
     return [f"{loss.summary}{more}" for loss in config.losses]
 
 
+def _describe_average(train: TrainingConfig) -> str:
+    """Return what is averaged over, after a comma; nothing without an average."""
+    window = train.average_window
+    if window is None:
+        return ""
+    steps = f"{window:.0%} of them" if window < 1 else f"{window:,.0f}"
+    return f", averaged over the last {steps}" if train.average == "last" else f", moving average over {steps}"
+
+
 def banner(
     config: TrainConfig, encoder: Encoder, data: RunData, total_steps: int, accelerator: Accelerator
 ) -> list[tuple[str, str]]:
@@ -110,7 +119,8 @@ def banner(
             "steps",
             f"{total_steps:,} of {row_counts} rows, learning rate {train.learning_rate:g}, {train.scheduler}, "
             f"seed {train.seed}"
-            f"{f', at most {max_tokens:,} tokens at once' if max_tokens else ''}",
+            f"{f', at most {max_tokens:,} tokens at once' if max_tokens else ''}"
+            f"{_describe_average(train)}",
         ),
         (
             "device",

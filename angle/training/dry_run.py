@@ -17,6 +17,7 @@ from angle.structures import Batch
 from angle.terminal import labelled
 from angle.training import setup
 from angle.training.accelerator import start_accelerator
+from angle.training.average import WeightAverage
 from angle.training.describe import banner
 from angle.training.gradient_cache import GradientCache
 from angle.training.launcher import check_launcher
@@ -95,12 +96,17 @@ def dry_run(config: TrainConfig) -> DryRun:
     model.train()
     if accelerator.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
+    average = WeightAverage(components.trainable, config.train.average)
+    average.update(step=1)
     memory = _measure_memory(components, gradient_cache, optimizer, batch)
+    if average.tensors:
+        memory["average of weights"] = _nbytes(average.tensors.values())
     batches = config.train.gradient_accumulation_steps
     kernels = components.encoder.kernels
     with keep_freed_memory(components.trainable, enabled=kernels is not None and kernels.has("allocator")):
         seconds = batches * _time(accelerator, lambda: gradient_cache.forward_backward(batch))
         seconds += _time(accelerator, optimizer.step)
+        seconds += _time(accelerator, lambda: average.update(step=2))
     return DryRun(
         batch_name=batch_name,
         rows=len(batch.rows),

@@ -30,6 +30,7 @@ from angle.tracking.sink import RunInfo
 from angle.tracking.tracker import apply_environment, check_sinks, open_tracker
 from angle.training import setup
 from angle.training.accelerator import check_resumed_processes, start_accelerator
+from angle.training.average import WeightAverage
 from angle.training.checkpoint import (
     collect_state,
     load_saved_model,
@@ -48,7 +49,7 @@ from angle.training.publish import check_hub, publish, publish_finished
 from angle.training.result import Result
 from angle.training.run import Pruner, Run
 from angle.training.run_folder import RunFolder, RunState
-from angle.training.schedule import lr_factor, warmup_steps
+from angle.training.schedule import lr_factor, number_of_steps
 from angle.training.sharding import check_shardable, prepare, sync_buffers
 from angle.training.stop_signals import SAVE, StopSignals
 from angle.training.validation import evaluate, evaluate_untrained, is_out_of_patience, is_stopped_early
@@ -123,7 +124,8 @@ def fit(config: TrainConfig, explicit_keys: Collection[str] = (), pruner: Pruner
             steps = run.data.train.steps(run.progress.step, run.progress.rows_read)
             with closing(prefetch(steps)) as prepared_steps, signals.steps():
                 _train(run, prepared_steps, signals)
-            result = _finish(run)
+            with run.average.applied():
+                result = _finish(run)
             if accelerator.is_main_process:
                 result = publish(folder, config.hub, result)
         except KeyboardInterrupt as stop:
@@ -191,6 +193,7 @@ def _prepare(
         ),
         optimizer=optimizer,
         evaluators=components.evaluators,
+        average=WeightAverage.of(components.trainable, config.train, components.total_steps),
         total_steps=components.total_steps,
     )
 
@@ -204,7 +207,7 @@ def _resume(run: Run) -> None:
         lambda: (folder.newest_checkpoint(run.tracker.warning), folder.model_notes("best")), accelerator
     )
     if checkpoint is not None:
-        run.progress = load_state(checkpoint, run.trainable, run.optimizer, accelerator)
+        run.progress = load_state(checkpoint, run.trainable, run.optimizer, run.average, accelerator)
         run.tracker.info(labelled("resume", f"at step {run.progress.step} from {relative_to_cwd(checkpoint)}"))
     if best is not None and best["step"] > run.progress.step:
         # It was chosen after the checkpoint, and steps are repeated from there: no earlier one was better.
@@ -227,7 +230,7 @@ def _train(run: Run, steps: Iterator[list[Batch]], signals: StopSignals) -> None
     """
     config, progress, tracker = run.config.train, run.progress, run.tracker
     assert config.learning_rate is not None  # `setup.build` sets it
-    peak_lr, warmup = config.learning_rate, warmup_steps(config.warmup_steps, run.total_steps)
+    peak_lr, warmup = config.learning_rate, number_of_steps(config.warmup_steps, run.total_steps)
     steps_per_epoch = run.data.train.steps_per_epoch
     save_every = math.ceil(run.total_steps / 10) if config.save_steps is None else config.save_steps
     meter = Meter(run.encoder, run.data.train, run.tracker, progress, run.recovery)
@@ -248,6 +251,8 @@ def _train(run: Run, steps: Iterator[list[Batch]], signals: StopSignals) -> None
         run.optimizer.zero_grad()
         meter.add_step(grad_norm, overflowed=run.optimizer.step_was_skipped)
         progress.step += 1
+        if not run.optimizer.step_was_skipped:
+            progress.averaged = run.average.update(progress.step)
         progress.rows_read = batches[-1].rows_read
         tracker.advance()
 
@@ -259,7 +264,8 @@ def _train(run: Run, steps: Iterator[list[Batch]], signals: StopSignals) -> None
             meter.report(lr)
         if evaluate_now:
             meter.pause()
-            evaluate(run)
+            with run.average.applied():
+                evaluate(run)
             meter.restart_clock()
         ends_early = is_stopped_early(progress, config.patience)
         if ends_early:
@@ -286,7 +292,7 @@ def _is_due(step: int, interval: int | None) -> bool:
 def _checkpoint(run: Run) -> None:
     """Save everything needed to resume from here."""
     check_finite_weights(run.trainable, run.progress.step, run.recovery())
-    state = collect_state(run.trainable, run.optimizer, run.accelerator)
+    state = collect_state(run.trainable, run.optimizer, run.average, run.accelerator)
     if run.accelerator.is_main_process:
         run.tracker.sync()
         run.folder.save_checkpoint(

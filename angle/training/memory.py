@@ -32,7 +32,14 @@ CGROUP = Path("/sys/fs/cgroup")
 
 
 def find_token_budget(
-    gradient_cache: GradientCache, data_format: DataFormat, row_texts: int, rows: int, max_length: int, loss: int = 0
+    gradient_cache: GradientCache,
+    data_format: DataFormat,
+    row_texts: int,
+    rows: int,
+    max_length: int,
+    loss: int = 0,
+    *,
+    averaged: bool = False,
 ) -> int:
     """Return how many tokens of a micro-batch fit into free memory, estimated from two trial micro-batches.
 
@@ -43,6 +50,7 @@ def find_token_budget(
         rows: number of rows in a process's batch, whose loss is computed while a micro-batch is held in memory.
         max_length: number of tokens in the longest text.
         loss: which of the run's losses the rows have.
+        averaged: whether there will be an average of the weights, too.
 
     Raises:
         ConfigError: not even the longest text fits.
@@ -60,15 +68,17 @@ def find_token_budget(
     loss_bytes = _peak_memory(gradient_cache, partial(_compute_loss, gradient_cache, loss_batch))
     fixed_bytes = max(2 * small_peak - large_peak, 0) + loss_bytes
     trainable_bytes = sum(p.nbytes for p in gradient_cache.model.parameters() if p.requires_grad)
-    # Beside the trainable weights, there will be their gradients and the optimiser's two moments.
-    usable_bytes = USABLE_FRACTION * free_memory(gradient_cache.accelerator) - 3 * trainable_bytes
+    # Beside the trainable weights, there will be their gradients, the optimiser's two moments, and perhaps an average.
+    later_bytes = (4 if averaged else 3) * trainable_bytes
+    usable_bytes = USABLE_FRACTION * free_memory(gradient_cache.accelerator) - later_bytes
     token_budget = int((usable_bytes - fixed_bytes) / bytes_per_token)
     if token_budget < max_length:
         needed_bytes = fixed_bytes + bytes_per_token * max_length
         raise ConfigError(
             f"There is not enough memory for train.token_budget=auto: the longest text has {max_length:,} "
             f"tokens and takes, with the loss of {rows:,} rows, {needed_bytes / 2**30:.1f} GiB, of "
-            f"{max(usable_bytes, 0) / 2**30:.1f} that are left beside the weights' gradients and the optimiser: type "
+            f"{max(usable_bytes, 0) / 2**30:.1f} that are left beside the weights' gradients"
+            f"{', average' if averaged else ''} and the optimiser: type "
             f"model.gradient_checkpointing=true, a smaller model.max_length or train.batch_size, or lora=r16."
         )
     return token_budget

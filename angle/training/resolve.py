@@ -25,6 +25,8 @@ from angle.data import sample
 from angle.modeling.encoder import Encoder
 from angle.modeling.locations import TINY
 
+#: train.average_window, if it is left out.
+AVERAGE_WINDOW = 0.1
 Source = TypeVar("Source", bound=SourceConfig)
 
 
@@ -44,7 +46,11 @@ def resolve_config(
     loss = replace(config.loss, guide=config.loss.guide and _absolute_if_local(config.loss.guide))
     teacher_name = config.teacher.name_or_path
     has_adapter = config.lora.enabled or config.model.adapter is not None
-    learning_rate = config.train.learning_rate or _default_lr(config.model.name_or_path, has_adapter=has_adapter)
+    train = config.train
+    learning_rate = train.learning_rate or _default_lr(config.model.name_or_path, has_adapter=has_adapter)
+    average_window = (
+        AVERAGE_WINDOW if train.average_window is None and train.average != "none" else train.average_window
+    )
     return replace(
         config,
         data=_resolve_sources(_with_absolute_paths(config.data), config.loss, source_formats),
@@ -54,7 +60,7 @@ def resolve_config(
         billm=_resolve_billm(encoder.embedding_config.bidirectional_from, requested=config.billm.enabled),
         loss=loss if several else _resolve_loss(loss, data_format, _is_sample(config.data.train)),
         data_format=config.data_format if several else DataFormatConfig(data_format),
-        train=replace(config.train, learning_rate=learning_rate),
+        train=replace(train, learning_rate=learning_rate, average_window=average_window),
     )
 
 
@@ -73,6 +79,8 @@ def decided_value(config: TrainConfig, key: str) -> object:
         resolved = _resolve_loss(LossConfig(), config.data_format.name, _is_sample(config.data.train))
         value: object = getattr(resolved, name, None)
         return value
+    if key == "train.average_window":
+        return None if config.train.average == "none" else AVERAGE_WINDOW
     if key == "train.learning_rate":
         has_adapter = config.lora.enabled or config.model.adapter is not None
         return _default_lr(config.model.name_or_path, has_adapter=has_adapter)

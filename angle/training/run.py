@@ -20,6 +20,7 @@ from angle.modeling.encoder import Encoder
 from angle.modeling.trainable import TrainableEncoder
 from angle.structures import Tokens
 from angle.tracking.tracker import Tracker
+from angle.training.average import WeightAverage
 from angle.training.checkpoint import Progress
 from angle.training.data import RunData
 from angle.training.distributed import check_finite_weights
@@ -49,6 +50,8 @@ class Run:
     gradient_cache: GradientCache
     optimizer: Any
     evaluators: RunEvaluators
+    average: WeightAverage
+    """What is evaluated and saved in place of the weights, as train.average says."""
     total_steps: int
     pruner: Pruner | None = None
     """None: the run is not one of a search."""

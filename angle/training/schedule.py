@@ -1,12 +1,12 @@
-"""The learning rate as a function of the step."""
+"""The learning rate as a function of the step, and settings in steps or as a fraction of them."""
 
 from __future__ import annotations
 
 import math
 
 
-def warmup_steps(setting: float, total_steps: int) -> int:
-    """Return the number of warm-up steps: `setting` itself if at least 1, otherwise that fraction of all steps."""
+def number_of_steps(setting: float, total_steps: int) -> int:
+    """Return a number of steps: `setting` itself if at least 1, otherwise that fraction of all steps."""
     return math.ceil(setting * total_steps) if setting < 1 else int(setting)
 
 

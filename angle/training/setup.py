@@ -144,7 +144,7 @@ def build(config: TrainConfig, accelerator: Accelerator) -> RunComponents:
             compile_layers(encoder)
     if train_config.token_budget == "auto":
         gradient_cache = GradientCache(trainable, objective, teacher, accelerator)
-        budget = _largest_token_budget(gradient_cache, data.train, train_config.batch_size)
+        budget = _largest_token_budget(gradient_cache, data.train, train_config)
         config = replace(config, train=replace(config.train, token_budget=str(budget)))
     return RunComponents(config, trainable, teacher, guide_fingerprints, data, objective, evaluators)
 
@@ -199,14 +199,17 @@ def _batch_spec(train_config: TrainingConfig, data: DataConfig, accelerator: Acc
     )
 
 
-def _largest_token_budget(gradient_cache: GradientCache, data: TrainingData, batch_size: int) -> int:
+def _largest_token_budget(gradient_cache: GradientCache, data: TrainingData, train_config: TrainingConfig) -> int:
     """Return the number of tokens of a micro-batch that fits into the memory of every process."""
     model, accelerator = gradient_cache.model, gradient_cache.accelerator
     longest, loss, row_texts = model.encoder.tokenizer.max_length, 0, len(data.formats[0].roles)
+    batch_size, averaged = train_config.batch_size, train_config.average != "none"
     if isinstance(data, InMemoryTrainingData):
         longest = int(data.tokens.lengths.max())
         loss, row_texts, batch_size = data.largest_rows()
-    budget = find_token_budget(gradient_cache, data.formats[loss], row_texts, batch_size, longest, loss)
+    budget = find_token_budget(
+        gradient_cache, data.formats[loss], row_texts, batch_size, longest, loss, averaged=averaged
+    )
     return all_reduce_min(budget, accelerator.num_processes)
 
 

@@ -156,6 +156,12 @@ def full_tensor(tensor: Tensor) -> Tensor:
     return full
 
 
+def local_tensor(tensor: Any) -> Tensor:
+    """Return what this process has of a tensor: its shard, in the same memory, or all of one that is not sharded."""
+    shard: Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
+    return shard
+
+
 def gather_full(tree: Tree, accelerator: Accelerator) -> Tree:
     """Return the tensors of dicts and lists in full, on the CPU of the main process; every process must call this.
 

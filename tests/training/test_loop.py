@@ -29,7 +29,7 @@ from angle.training import loop
 from angle.training.checkpoint import Progress
 from angle.training.meter import MAX_OVERFLOWS, Meter
 from angle.training.run_folder import RunFolder
-from angle.training.schedule import lr_factor, warmup_steps
+from angle.training.schedule import lr_factor, number_of_steps
 from angle.training.summary import summary
 from benchmarks.small_models import build
 
@@ -619,7 +619,7 @@ def test_weight_decay_spares_biases_and_norms(model: Path, rows: Path, tmp_path:
 
 @pytest.mark.parametrize(("setting", "total", "expected"), [(0.1, 95, 10), (0.0, 95, 0), (1, 95, 1), (30, 95, 30)])
 def test_warmup_is_steps_or_a_fraction(setting: float, total: int, expected: int) -> None:
-    assert warmup_steps(setting, total) == expected
+    assert number_of_steps(setting, total) == expected
 
 
 def test_schedules() -> None:

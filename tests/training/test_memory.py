@@ -61,17 +61,20 @@ def test_memory_grows_by_six_times_the_embeddings_at_most(data_format: str) -> N
     assert peaks[1] - peaks[0] < 6 * row_texts * embeddings.nbytes
 
 
+@pytest.mark.parametrize("averaged", [False, True])
 @pytest.mark.parametrize("groups", [{}, OBJECTIVES["espresso"], OBJECTIVES["teacher of tokens"]], ids=str)
-def test_auto_token_budget_fits_into_free_memory(monkeypatch: pytest.MonkeyPatch, groups: dict[str, Any]) -> None:
-    rows = 400
+def test_auto_token_budget_fits_into_free_memory(
+    monkeypatch: pytest.MonkeyPatch, groups: dict[str, Any], averaged: bool
+) -> None:
+    rows, copies = 400, 4 if averaged else 3
     components, accelerator = build_on_sample("A", rows=rows, **groups)
     batch = next(components.data.train.steps(0))[0]
     trained = sum(parameter.nbytes for parameter in components.trainable.parameters() if parameter.requires_grad)
     room = 30 * 2**20
-    monkeypatch.setattr(memory, "free_memory", lambda _: int((room + 3 * trained) / memory.USABLE_FRACTION))
+    monkeypatch.setattr(memory, "free_memory", lambda _: int((room + copies * trained) / memory.USABLE_FRACTION))
     max_length = int(batch.max_lengths.max())
     budget = memory.find_token_budget(
-        gradient_cache_of(components, accelerator), batch.structure.format, 2, rows, max_length
+        gradient_cache_of(components, accelerator), batch.structure.format, 2, rows, max_length, averaged=averaged
     )
     assert budget < batch.max_lengths.sum() / 2
     for parameter in components.trainable.parameters():
@@ -80,12 +83,12 @@ def test_auto_token_budget_fits_into_free_memory(monkeypatch: pytest.MonkeyPatch
         gradient_cache_of(components, accelerator, budget).forward_backward(batch)
     assert 0.6 * room < allocations.peak < 1.1 * room
 
-    monkeypatch.setattr(memory, "free_memory", lambda _: 3 * trained)
+    monkeypatch.setattr(memory, "free_memory", lambda _: copies * trained)
     with pytest.raises(
         ConfigError, match=r"There is not enough memory for train.token_budget=auto: the longest text has \d+ tokens"
     ):
         memory.find_token_budget(
-            gradient_cache_of(components, accelerator), batch.structure.format, 2, rows, max_length
+            gradient_cache_of(components, accelerator), batch.structure.format, 2, rows, max_length, averaged=averaged
         )
 
 

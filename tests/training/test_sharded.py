@@ -29,6 +29,7 @@ pytestmark = pytest.mark.slow
 
 LAUNCH_FILE = REPO / "conf" / "accelerate" / "fsdp2_lora.yaml"
 BF16 = {"model": {"dtype": "bfloat16"}, "train": {"mixed_precision": "bf16", "max_steps": 2}}
+AVERAGED = {"train": {"average": "ema", "average_window": 3, "eval_steps": 1}}
 #: Jobs by name: for each start, whether weights are sharded and at which step it is stopped; and more settings.
 JOBS: dict[str, tuple[list[tuple[bool, int | None]], dict[str, Any]]] = {
     "plain": ([(True, None)], {}),
@@ -37,6 +38,7 @@ JOBS: dict[str, tuple[list[tuple[bool, int | None]], dict[str, Any]]] = {
     "sharded, then full": ([(True, 2), (False, None)], {}),
     "full, then sharded": ([(False, 2), (True, None)], {"train": {"packing": "off"}}),
     "best earlier": ([(True, None)], {"train": {"learning_rate": 0.1, "eval_steps": 1}}),
+    "averaged": ([(True, 2), (True, None)], AVERAGED),
     "bf16": ([(True, None)], BF16),
     "bf16 full": ([(False, None)], BF16),
 }
@@ -89,7 +91,8 @@ def train_all(folder: Path, model: str) -> None:
     (folder / "jobs.json").write_text(json.dumps(jobs))
     for rank in launch_ranks([str(REPO / "tests" / "sharded.py"), str(folder)], folder, **launcher_env(LAUNCH_FILE)):
         assert rank.returncode == 0, rank.stderr[-5000:]
-    fit(build_config(settings("one", 8, {}), TrainConfig))
+    for run, more in (("one", {}), ("one averaged", AVERAGED)):
+        fit(build_config(settings(run, 8, more), TrainConfig))
 
 
 def adapters(run: Path) -> dict[str, torch.Tensor]:
@@ -151,6 +154,15 @@ def test_resumed_run_is_bitwise_the_uninterrupted_one(runs: Path) -> None:
     straight, resumed = adapters(runs / "plain"), adapters(runs / "stopped")
     assert all(torch.equal(straight[name], resumed[name]) for name in straight)
     assert metrics(runs / "stopped") == metrics(runs / "plain")
+
+
+def test_shards_are_averaged_and_resumed_as_whole_weights(runs: Path) -> None:
+    expected, actual, last = (adapters(runs / name) for name in ("one averaged", "averaged", "one"))
+    for name, weight in expected.items():
+        torch.testing.assert_close(actual[name], weight, rtol=0, atol=1e-5)
+    assert max(torch.dist(last[name], weight) for name, weight in expected.items()) > 1e-3
+    for line, other in zip(metrics(runs / "one averaged"), metrics(runs / "averaged"), strict=True):
+        assert other == pytest.approx(line, rel=1e-4, abs=1e-6)
 
 
 def test_the_best_model_is_loaded_into_the_shards(runs: Path) -> None:
