@@ -6,8 +6,8 @@ import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
-import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from angle.config import TrainingConfig
 from angle.modeling.buffers import persistent_buffers
@@ -62,7 +62,7 @@ class WeightAverage:
             self.tensors = {name: tensor.clone() for name, tensor in current.items()}
         else:
             averages, newest = (list(map(local_tensor, each.values())) for each in (self.tensors, current))
-            torch._foreach_lerp_(averages, newest, self._coefficient())
+            get_ema_multi_avg_fn(decay=1 - self._coefficient())(averages, newest, self.count)  # type: ignore[no-untyped-call]
         return self.count
 
     def _coefficient(self) -> float:
