@@ -25,6 +25,9 @@ class TrainingConfig:
     (gradient cache): up to half as long again, and the same result but for dropout's draws; null: never split."""
     learning_rate: float | None = declared(None, above=0)
     """Peak learning rate; null: 5e-5, or 2e-4 for adapters, or 2e-3 for the randomly initialised `tiny`."""
+    layer_decay: float = declared(1.0, above=0)
+    """Learning rate of a layer as a fraction of that of the layer above it, at most 1; the last one has the whole rate,
+    the embeddings one more decay than the first layer."""
     weight_decay: float = declared(0.0, at_least=0)
     """AdamW's weight decay, applied to matrices only: never to biases and norms."""
     adam_beta1: float = declared(0.9, at_least=0)
@@ -101,6 +104,11 @@ class TrainingConfig:
         for name in ("adam_beta1", "adam_beta2"):
             if getattr(self, name) >= 1:
                 raise ConfigError(f"train.{name}={getattr(self, name):g} cannot work: it must be below 1, such as 0.9.")
+        if self.layer_decay > 1:
+            raise ConfigError(
+                f"train.layer_decay={self.layer_decay:g} cannot work: a layer learns at most as fast as the one above "
+                f"it; 0.7 to 0.95 are usual, 1 for the same rate everywhere."
+            )
         if self.learning_rate is not None and self.learning_rate > 1:
             raise ConfigError(
                 f"train.learning_rate={self.learning_rate:g} cannot work: AdamW changes every weight by about as much "

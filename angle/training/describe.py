@@ -117,7 +117,9 @@ def banner(
         *(("loss", terms) for terms in describe_losses(config)),
         (
             "steps",
-            f"{total_steps:,} of {row_counts} rows, learning rate {train.learning_rate:g}, {train.scheduler}, "
+            f"{total_steps:,} of {row_counts} rows, learning rate {train.learning_rate:g}, "
+            f"{f'times {train.layer_decay:g} for each layer below the last, ' if train.layer_decay < 1 else ''}"
+            f"{train.scheduler}, "
             f"seed {train.seed}"
             f"{f', at most {max_tokens:,} tokens at once' if max_tokens else ''}"
             f"{_describe_average(train)}",

@@ -23,6 +23,7 @@ from angle.training.gradient_cache import GradientCache
 from angle.training.launcher import check_launcher
 from angle.training.memory import Allocations
 from angle.training.notes import notes_on
+from angle.training.optimizer import make_optimizer
 from angle.training.sharding import check_shardable
 
 if TYPE_CHECKING:
@@ -87,9 +88,7 @@ def dry_run(config: TrainConfig) -> DryRun:
     check_shardable(config)
     accelerator = start_accelerator(config.train.mixed_precision)
     components = setup.build(config, accelerator)
-    model, optimizer = accelerator.prepare(
-        components.trainable, setup.make_optimizer(components.trainable, config.train)
-    )
+    model, optimizer = accelerator.prepare(components.trainable, make_optimizer(components.trainable, config.train))
     token_budget = components.config.train.max_tokens_per_micro_batch
     gradient_cache = GradientCache(model, components.objective, components.teacher, accelerator, token_budget)
     batch_name, batch = _longest_batch(components.data.train)

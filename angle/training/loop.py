@@ -45,6 +45,7 @@ from angle.training.gradient_cache import GradientCache
 from angle.training.launcher import check_launcher
 from angle.training.meter import Meter
 from angle.training.notes import notes_on
+from angle.training.optimizer import make_optimizer, set_learning_rate
 from angle.training.publish import check_hub, publish, publish_finished
 from angle.training.result import Result
 from angle.training.run import Pruner, Run
@@ -178,9 +179,7 @@ def _prepare(
         tracker.warning(hub_warning)
     if metadata := tracker.run_metadata():
         folder.update(**metadata)
-    model, optimizer = prepare(
-        components.trainable, setup.make_optimizer(components.trainable, config.train), accelerator
-    )
+    model, optimizer = prepare(components.trainable, make_optimizer(components.trainable, config.train), accelerator)
     return Run(
         config=config,
         accelerator=accelerator,
@@ -240,8 +239,7 @@ def _train(run: Run, steps: Iterator[list[Batch]], signals: StopSignals) -> None
     while progress.step < run.total_steps and not is_stopped_early(progress, config.patience):
         batches = next(steps)
         lr = peak_lr * lr_factor(progress.step, run.total_steps, warmup, config.scheduler)
-        for group in run.optimizer.param_groups:
-            group["lr"] = lr
+        set_learning_rate(run.optimizer, lr)
         for batch in batches:
             meter.add(
                 batch, gradient_cache.forward_backward(batch, 1 / len(batches), sync_gradients=batch is batches[-1])

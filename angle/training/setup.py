@@ -6,8 +6,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-import torch
-
 from angle.config import DataConfig, TrainConfig, TrainingConfig
 from angle.data.plan import BatchSpec
 from angle.data.training_data import InMemoryTrainingData, TrainingData
@@ -211,16 +209,3 @@ def _largest_token_budget(gradient_cache: GradientCache, data: TrainingData, tra
         gradient_cache, data.formats[loss], row_texts, batch_size, longest, loss, averaged=averaged
     )
     return all_reduce_min(budget, accelerator.num_processes)
-
-
-def make_optimizer(model: torch.nn.Module, config: TrainingConfig) -> torch.optim.AdamW:
-    """Return AdamW for the trainable parameters; only matrices decay: biases and norms have no target to shrink to."""
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    groups = [
-        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    # The loop sets the learning rate before every step.
-    betas = config.adam_beta1, config.adam_beta2
-    used = [group for group in groups if group["params"]]
-    return torch.optim.AdamW(used, lr=0.0, betas=betas, eps=config.adam_epsilon, fused=True)

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from angle.data import collate
-from angle.training import loop, setup
+from angle.training import loop
 from benchmarks.throughput.jobs import KERNEL_TECHNIQUES, TECHNIQUES
 
 #: A weight decay that trains every row of the table of tokens, yet is too small to change a weight.
@@ -112,7 +112,7 @@ def _prepare_batches_in_turn(disabled: Disabled) -> None:
 
 
 def _step_without_fusion(disabled: Disabled) -> None:
-    make = setup.make_optimizer
+    make = loop.make_optimizer
 
     def unfused(*arguments: Any) -> torch.optim.Optimizer:
         optimizer = make(*arguments)
@@ -120,7 +120,7 @@ def _step_without_fusion(disabled: Disabled) -> None:
             group["fused"] = False
         return optimizer
 
-    disabled.patch(setup, "make_optimizer", unfused)
+    disabled.patch(loop, "make_optimizer", unfused)
 
 
 def _train_absent_tokens(disabled: Disabled) -> None:

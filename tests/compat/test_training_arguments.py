@@ -20,8 +20,8 @@ from angle.compat.training_arguments import (
 )
 from angle.config import TrainingConfig
 from angle.config.build import load_config
+from angle.training.optimizer import make_optimizer
 from angle.training.schedule import lr_factor
-from angle.training.setup import make_optimizer
 from angle.utils import cosine_similarity
 
 

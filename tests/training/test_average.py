@@ -124,7 +124,7 @@ def test_a_resumed_run_is_bitwise_the_uninterrupted_one(
     files: dict[str, str], tmp_path: Path, kind: str, died_at: int
 ) -> None:
     runs = [tmp_path / name for name in ("straight", "resumed")]
-    options = {"average": kind, "average_window": 6, "save_steps": 2}
+    options = {"average": kind, "average_window": 6, "save_steps": 2, "layer_decay": 0.8}
     fit(settings(files, runs[0], **options))
     with dying_at(died_at):
         fit(settings(files, runs[1], **options))

@@ -29,7 +29,7 @@ pytestmark = pytest.mark.slow
 
 LAUNCH_FILE = REPO / "conf" / "accelerate" / "fsdp2_lora.yaml"
 BF16 = {"model": {"dtype": "bfloat16"}, "train": {"mixed_precision": "bf16", "max_steps": 2}}
-AVERAGED = {"train": {"average": "ema", "average_window": 3, "eval_steps": 1}}
+AVERAGED = {"train": {"average": "ema", "average_window": 3, "eval_steps": 1, "layer_decay": 0.5}}
 #: Jobs by name: for each start, whether weights are sharded and at which step it is stopped; and more settings.
 JOBS: dict[str, tuple[list[tuple[bool, int | None]], dict[str, Any]]] = {
     "plain": ([(True, None)], {}),
