@@ -60,7 +60,7 @@ def launch(task: Callable[[Config], float | None], schema: type[Config], name: s
             search = check_search(arguments.overrides, name, conf) if may_search else None
             if search is not None:
                 swept.clear()
-                swept.update(search.space)
+                swept.update(search.keys)
             is_grid = arguments.multirun and search is None
             jobs = check_jobs(arguments.overrides, schema, name, conf) if is_grid else []
             if may_search:

@@ -128,7 +128,7 @@ def _check_sweeping(key: str, value: Any, *, multirun: bool) -> None:
         check_installed(key, value)
         if value not in ("none", BASIC) and not multirun:
             raise ConfigError(f"{key}={value} launches the jobs of a sweep: add -m, or leave it out.")
-    if key == "hparams" and value == "optuna":
+    if key == "hparams" and value != "none":
         check_optuna()
 
 

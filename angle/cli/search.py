@@ -19,11 +19,16 @@ if TYPE_CHECKING:
     from optuna import Study
     from optuna.trial import FrozenTrial
 
+#: Counts jobs, given by their words, that an earlier command has done among those of this one.
+Recall = Callable[[list[list[str]]], None]
+#: Runs jobs, given by their words and the number of the first, and returns what they have found.
+Launch = Callable[[list[list[str]], int], list[JobResult]]
+
 #: In the sweep's folder: keeps other searches out.
 LOCK_FILE = ".optuna.lock"
 STUDY = "search"
-#: Jobs that are run together where a launcher runs several at once.
-PARALLEL = 4
+#: Jobs in all, and jobs that are run together where a launcher runs several at once.
+TRIALS, PARALLEL = 20, 4
 #: States of trials that have a score.
 DONE = ("COMPLETE", "PRUNED")
 #: Attributes of a study, and of a trial.
@@ -42,44 +47,69 @@ class Search:
     space: dict[str, Any]
     """What a setting's values are drawn from: Optuna's distribution."""
 
-    def run(
-        self,
-        folder: Path,
-        recall: Callable[[list[list[str]]], None],
-        launch: Callable[[list[list[str]], int], list[JobResult]],
-        *,
-        parallel: bool,
-    ) -> None:
+    @property
+    def keys(self) -> set[str]:
+        """The settings in which jobs may differ."""
+        return set(self.space)
+
+    @property
+    def total(self) -> int | None:
+        """The number of jobs, None if it is not known."""
+        return self.trials
+
+    @property
+    def trials(self) -> int:
+        """The number of jobs that Optuna chooses."""
+        return self.config.trials or TRIALS
+
+    def run(self, folder: Path, recall: Recall, launch: Launch, *, parallel: bool) -> None:
         """Run jobs until there are `hparams.trials`; those that were cut off or have failed before come first.
 
         Args:
             folder: the sweep's, in which the search is saved after every job, and goes on if there is one.
-            recall: is given the jobs, by their words, that an earlier command has done.
-            launch: runs jobs, given by their words and the number of the first, and returns what they have found.
+            recall: is told of the jobs that an earlier command has done.
+            launch: runs jobs.
             parallel: whether it runs several at once.
 
         Raises:
             ConfigError: another search is in the folder, or jobs have no score.
 
         """
-        at_once = self.config.parallel or (PARALLEL if parallel else 1)
-        with _locked(folder):
-            study = self._open(folder)
-            cut_off, words_of_done = _take_up(study)
+        at_once = self.jobs_at_once(parallel=parallel)
+        with locked(folder):
+            study = self.open(folder)
+            cut_off, words_of_done = take_up(study)
             recall([[*self.fixed, *words] for words in words_of_done])
             done = len(words_of_done)
-            while done < self.config.trials:
-                batch = cut_off[:at_once]
-                del cut_off[:at_once]
-                batch += [self._ask(study) for _ in range(min(at_once, self.config.trials - done) - len(batch))]
-                words = [study.trials[number].user_attrs[WORDS] for number in batch]
-                distinct = [list(job) for job in dict.fromkeys(map(tuple, words))]
-                found = launch([[*self.fixed, *job] for job in distinct], batch[0])
-                for number, job in zip(batch, words, strict=True):
-                    _tell(study, number, found[distinct.index(job)])
-                done += len(batch)
+            while done < self.trials:
+                done += self.draw(study, cut_off, min(at_once, self.trials - done), launch)
 
-    def _open(self, folder: Path) -> Study:
+    def jobs_at_once(self, *, parallel: bool) -> int:
+        """Return how many jobs are chosen together."""
+        return self.config.parallel or (PARALLEL if parallel else 1)
+
+    def draw(self, study: Study, cut_off: list[int], count: int, launch: Launch, more: Sequence[str] = ()) -> int:
+        """Choose and run jobs, of those that were cut off these first; return how many.
+
+        Args:
+            study: what is known.
+            cut_off: the numbers of jobs to be run again, from which these are taken.
+            count: how many, at least.
+            launch: runs them.
+            more: words that they have beside those of the search.
+
+        """
+        batch = cut_off[:count]
+        del cut_off[:count]
+        batch += [self._ask(study) for _ in range(count - len(batch))]
+        words = [study.trials[number].user_attrs[WORDS] for number in batch]
+        distinct = [list(job) for job in dict.fromkeys(map(tuple, words))]
+        found = launch([[*self.fixed, *more, *job] for job in distinct], batch[0])
+        for number, job in zip(batch, words, strict=True):
+            _tell(study, number, found[distinct.index(job)])
+        return len(batch)
+
+    def open(self, folder: Path) -> Study:
         """Return the study in a folder, a new one if there is none."""
         import optuna
 
@@ -109,7 +139,7 @@ class Search:
         return trial.number
 
 
-def _take_up(study: Study) -> tuple[list[int], list[list[str]]]:
+def take_up(study: Study) -> tuple[list[int], list[list[str]]]:
     """Prepare to go on with a search: return the numbers of jobs that were cut off, and the words of those done.
 
     Those that failed are enqueued, to be tried again.
@@ -165,7 +195,7 @@ def _tell(study: Study, number: int, result: JobResult) -> None:
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path) -> Iterator[None]:
     """Keep other searches out of a folder."""
     with (folder / LOCK_FILE).open("w") as file:
         if not try_lock(file):

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from angle.cli.arguments import MAX_JOBS, check_arguments
+from angle.cli.budget import SEED, STEPS, BudgetSearch
 from angle.cli.search import Search
 from angle.cli.space import distribution, values_of
 from angle.config import ConvertConfig, EmbedConfig, EvaluateConfig, MineConfig, TrainConfig
@@ -106,7 +107,7 @@ def check_search(words: Sequence[str], name: str, conf: Path) -> Search | None:
                 raise ConfigError(f"{setting} names one value, so there is nothing to choose: write {word} instead.")
             if override.key_or_group not in typed:
                 varied[override.key_or_group] = override
-        if not varied:
+        if not varied and group.budget is None:
             raise ConfigError(
                 "hparams=optuna has nothing to choose: give settings several values, such as loss.ibn_w=interval(1,50)."
             )
@@ -119,9 +120,16 @@ def check_search(words: Sequence[str], name: str, conf: Path) -> Search | None:
         ]
         for config in _check([[*to_hydra, *fixed, *base.values()], *jobs], TrainConfig, name):
             _check_searchable(config, varied)
+        others = [word for word in fixed if not word.startswith("hparams")]
+        own = compose(name, overrides=[*to_hydra, *others])
     types = setting_types(TrainConfig)
     space = {key: distribution(override, types.get(key)) for key, override in varied.items()}
-    return Search(build_config({"hparams": OmegaConf.to_container(group)}, TrainConfig).hparams, fixed, space)
+    hparams = build_config({"hparams": OmegaConf.to_container(group)}, TrainConfig).hparams
+    if hparams.budget is None:
+        return Search(hparams, fixed, space)
+    of_stages = select_overrides(fixed, (STEPS, SEED))  # each job has its own
+    common = [word for word in fixed if word not in of_stages]
+    return BudgetSearch(hparams, common, space, frozenset(typed), build_config(own, TrainConfig))
 
 
 def default_values(words: Sequence[str], swept: Collection[str], name: str, conf: Path) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from angle.files import explained_disk_errors, relative_to_cwd
+from angle.sweeps.budget import PRESET_FILE
 from angle.terminal import labelled, wrapped_command
 
 if TYPE_CHECKING:
@@ -26,6 +27,11 @@ def conclude(folder: Path, written: str) -> Iterator[str]:
     with explained_disk_errors(folder, f"type python -m angle.report {folder}."):
         page = write_page(sweep_page(sweep, sentences), folder / REPORT_FOLDER, pictures=False)
     yield from (labelled("Verdict", sentence) for sentence in sentences[1:])
+    if sweep.budget is not None:
+        yield labelled("Time", sweep.budget.spent_in_words())
+    if sweep.chosen is not None:
+        preset = relative_to_cwd(folder / PRESET_FILE)
+        yield labelled("Preset", f"{preset}: copied to conf/experiment/NAME.yaml, it is experiment=NAME")
     yield f"Page    {page}"
     yield written
     yield from _next_steps(sweep)

@@ -31,7 +31,7 @@ class Sweeper:
         self._found: list[JobResult] = []
         self.recalled: list[JobResult] = []
         self.begun: list[Sequence[str]] = []
-        runner.total = len(jobs) if search is None else search.config.trials
+        runner.total = len(jobs) if search is None else search.total
 
     def setup(self, *, hydra_context: Any, task_function: Any, config: Any) -> None:
         """Make the launcher that the configuration names; called by Hydra.

@@ -30,6 +30,7 @@ def sweep_page(sweep: Sweep, sentences: list[str]) -> Page:
         sections=[
             Section("Verdict", list(_verdict(sweep, sentences))),
             Section("Settings", list(_table(sweep))),
+            Section("Where the time went", list(_stages(sweep))),
             Section("What the settings do", list(_effects(sweep))),
             Section("Learning curves", list(_curves(sweep))),
             Section("Failures", list(_failures(sweep))),
@@ -319,6 +320,19 @@ def _curves(sweep: Sweep) -> Iterator[Figures]:
     )
     caption = "A line for each run." + (f" Only {BEST} has its own colour." if len(ranked) > COLOURED else "")
     yield Figures([Figure("learning-curves", f"{metric.label} on validation", caption, lines, rows)])
+
+
+def _stages(sweep: Sweep) -> Iterator[Table]:
+    """Yield what the stages of a search with a budget took."""
+    budget = sweep.budget
+    if budget is None:
+        return
+    rows = [
+        (stage.name, str(len(stage.folders)), f"{stage.steps:,}", f"{stage.seconds / 60:.1f}")
+        for stage in budget.stages
+    ]
+    rows.append(("together", "", "", f"{budget.spent / 60:.1f} of {budget.seconds / 60:.0f}"))
+    yield Table(["stage", "runs", "steps of each", "minutes"], rows, "The stages of the search")
 
 
 def _failures(sweep: Sweep) -> Iterator[Table]:

@@ -6,7 +6,7 @@ import csv
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from io import StringIO
@@ -129,6 +129,12 @@ class SweepRecord:
                 result.trained, result.seconds = entry["result"] is not None, entry["seconds"]
                 return result
         return None
+
+    def finished(self, folders: Collection[str]) -> list[dict[str, Any]]:
+        """Return the entries of the jobs in these folders that have ended well, and not early."""
+        self._read()
+        absolute = {os.path.abspath(folder) for folder in folders}
+        return [entry for folder, entry in self.entries.items() if folder in absolute and entry["status"] == FINISHED]
 
     def progress(self, command: str) -> tuple[list[float], int]:
         """Return how many seconds each job of a command took that has ended well, and how many run now."""

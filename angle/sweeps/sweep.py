@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from angle.errors import ConfigError, DataError
 from angle.evaluation.evaluator import Metric
 from angle.evaluation.predictions import AFTER, Predictions
 from angle.evaluation.run_evaluators import metric_named
+from angle.sweeps.budget import Budget
 from angle.sweeps.record import RUNNING, STUDY_FILE
 from angle.sweeps.settings import SEED, Setting, by_setting, is_value, value_as_typed, without_seed
 from angle.tracking.metrics_file import read_metrics
@@ -64,6 +66,8 @@ class Sweep:
     jobs: list[Job]
     defaults: dict[str, Any] = field(default_factory=dict)
     """What the settings in which the jobs differ are where none sets them; None is decided by model and data."""
+    budget: Budget | None = None
+    """The account of a search with a budget of time."""
     problems: list[str] = field(default_factory=list)
     """What is missing or damaged, in sentences."""
 
@@ -83,7 +87,7 @@ class Sweep:
             raise ConfigError(f"{folder} is no sweep's folder: it has no {SWEEP_FILE}.") from None
         except (ValueError, KeyError, TypeError, AttributeError):
             raise ConfigError(f"{path} is not as a sweep writes it, so nothing in it can be trusted.") from None
-        sweep = cls(folder, jobs, defaults)
+        sweep = cls(folder, jobs, defaults, Budget.read(folder))
         running = sum(job.status == RUNNING for job in jobs)
         if running:
             sweep.problems.append(f"{running} of the jobs have not ended: they are running, or were killed.")
@@ -102,6 +106,21 @@ class Sweep:
         return (self.folder / STUDY_FILE).is_file()
 
     @property
+    def chosen(self) -> Setting[Job] | None:
+        """The setting that a search with a budget has chosen, with all of its seeds; None if there is none."""
+        return next((setting for setting in self.settings if self._is_chosen(setting)), None)
+
+    def _is_chosen(self, setting: Setting[Job]) -> bool:
+        folders = () if self.budget is None else map(os.path.abspath, self.budget.chosen)
+        return not {os.path.abspath(job.folder) for job in setting.jobs}.isdisjoint(folders)
+
+    @property
+    def own(self) -> Job | None:
+        """The run of such a search without any of its settings; None if there is none."""
+        folder = None if self.budget is None or self.budget.own is None else os.path.abspath(self.budget.own)
+        return next((job for job in self.jobs if os.path.abspath(job.folder) == folder), None)
+
+    @property
     def has_seeds(self) -> bool:
         """Whether a setting was tried with several seeds."""
         return any(len(setting.scores) > 1 for setting in self.settings)
@@ -113,9 +132,9 @@ class Sweep:
 
     @property
     def ranked(self) -> list[Setting[Job]]:
-        """The settings with a score, the best first."""
+        """The settings with a score, the best first; above them, the one that a search with a budget has chosen."""
         scored = [setting for setting in self.settings if setting.mean is not None]
-        return sorted(scored, key=lambda setting: -(setting.mean or 0.0))
+        return sorted(scored, key=lambda setting: (not self._is_chosen(setting), -(setting.mean or 0.0)))
 
     @property
     def axes(self) -> dict[str, list[str]]:

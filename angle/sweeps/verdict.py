@@ -6,7 +6,7 @@ from collections.abc import Hashable, Iterator, Mapping
 
 from angle.evaluation.comparison import Difference, Sampled, bootstrap, difference
 from angle.evaluation.evaluator import Metric
-from angle.sweeps.settings import as_typed
+from angle.sweeps.settings import Setting, as_typed
 from angle.sweeps.sweep import Job, Sweep
 
 #: The runs of a setting, by what pairs them with those of another.
@@ -23,7 +23,8 @@ def verdict(sweep: Sweep) -> list[str]:
     jobs = [job for job in sweep.jobs if job.score is not None and job.predictions is not None]
     sampled = bootstrap([job.predictions.rows for job in jobs if job.predictions is not None])
     samples = {id(job): of_job for job, of_job in zip(jobs, sampled, strict=True)}
-    sentences = list(_winner(sweep, metric, samples))
+    chosen = sweep.chosen
+    sentences = list(_winner(sweep, metric, samples) if chosen is None else _chosen(sweep, chosen, metric, samples))
     if len(sweep.axes) > 1:
         sentences += _axes(sweep, metric, samples)
     return sentences
@@ -67,6 +68,25 @@ def _winner(sweep: Sweep, metric: Metric, samples: Mapping[int, Sampled]) -> Ite
     if has_one_seed:
         how = f"in a sweep of {best.name} without hparams=optuna, add" if sweep.is_search else "add"
         yield f"With one seed, how much seeds differ is unknown and not in the interval: {how} train.seed=1,2,3."
+
+
+def _chosen(sweep: Sweep, chosen: Setting[Job], metric: Metric, samples: Mapping[int, Sampled]) -> Iterator[str]:
+    """Yield what a search with a budget has chosen, and whether it is better than the settings as they are."""
+    assert chosen.mean is not None
+    scores = ", ".join(metric.format(metric.score(score)) for score in chosen.scores)
+    mean = metric.format(metric.score(chosen.mean))
+    yield f"The search has chosen {chosen.name}: mean {metric.label} {mean} ({scores})."
+    own = sweep.own
+    if own is None or own.score is None:
+        return
+    called = f"the settings as they are ({metric.format(metric.score(own.score))} with one seed)"
+    found = _difference(_by(chosen.jobs, samples, ""), _by([own], samples, ""), metric)
+    if found is None:
+        yield f"Of {called}, the predictions were not saved, so the difference may be chance."
+    elif found.is_clear:
+        yield f"It is better than {called}, by {interval(found, metric)}."
+    else:
+        yield f"That it is better than {called} may be chance: the difference is {interval(found, metric)}."
 
 
 def _axes(sweep: Sweep, metric: Metric, samples: Mapping[int, Sampled]) -> Iterator[str]:

@@ -170,6 +170,7 @@ def _prepare(
             record: dict[str, Any] = {"finished": False, "seed": config.train.seed}
             record |= {"data": data.fingerprints, "rows": data.num_rows, "weights": components.fingerprints}
             record |= describe_environment(accelerator) | {"kernels": components.encoder.kernel_status()}
+            record["steps_per_epoch"] = data.train.steps_per_epoch
             record["layout"] = str(components.encoder.layout)
             folder.create(config, requested_config, record)
     accelerator.wait_for_everyone()

@@ -227,7 +227,7 @@ def test_a_job_below_the_median_of_the_others_is_pruned(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, prune: bool
 ) -> None:
     one = search_of(1, prune=prune)
-    study = one._open(tmp_path)
+    study = one.open(tmp_path)
     for score in (0.1, 0.2, 0.3, 0.4, 0.5):
         study.add_trial(create_trial(value=score, intermediate_values={500: score, 1000: score}))
 

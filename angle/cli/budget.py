@@ -1,0 +1,244 @@
+"""A search within a budget of time, in stages.
+
+A first run shows what a step takes. Short runs, in half of the time, choose the settings; those that begin badly are
+stopped. The best of them train as long as the time that is left allows, and the best of these with more seeds.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from operator import attrgetter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from angle.cli.search import WORDS, Launch, Recall, Search, locked, take_up
+from angle.cli.space import distribution
+from angle.cli.suggested import SUGGESTED, suggested_values
+from angle.config import TrainConfig
+from angle.config.keys import setting_types
+from angle.config.record import read_config, read_record
+from angle.errors import ConfigError
+from angle.sweeps.budget import Budget, Stage
+from angle.sweeps.pace import FINALISTS, FIRST_STEPS, NUM_SEEDS, SHORT_SHARE, Pace
+from angle.sweeps.record import JobResult, SweepRecord
+from angle.sweeps.settings import is_value
+from angle.terminal import labelled, print_once
+
+if TYPE_CHECKING:
+    from optuna import Study
+
+#: The stages.
+FIRST, SHORT, FULL = "a first look", "choosing the settings", "the best of them, longer"
+OWN, SEEDS = "the settings as they are", "more seeds of the best"
+#: Evaluations within a run of every stage but the first.
+EVALUATIONS = 4
+#: The settings that the stages set.
+STEPS, EVAL_STEPS, SEED = "train.max_steps", "train.eval_steps", "train.seed"
+
+
+@dataclass(frozen=True)
+class BudgetSearch(Search):
+    """What to search within a budget of time; what the command line leaves open is suggested."""
+
+    typed: frozenset[str]
+    """The settings and groups that the command line sets."""
+    own: TrainConfig
+    """The settings without the search."""
+    clock: Callable[[], float] = time.monotonic
+
+    @property
+    def keys(self) -> set[str]:
+        """The settings in which jobs may differ."""
+        return {*self.space, *(SUGGESTED - self.typed), STEPS, SEED}
+
+    @property
+    def total(self) -> int | None:
+        """The number of jobs, which is not known."""
+        return None
+
+    def run(self, folder: Path, recall: Recall, launch: Launch, *, parallel: bool) -> None:
+        """Run the stages; what an earlier command has done of them is not done again.
+
+        Raises:
+            ConfigError: the budget is too short, another search is in the folder, or jobs have no score.
+
+        """
+        with locked(folder):
+            study, budget = self.open(folder), Budget.read(folder) or Budget(folder)
+            budget.seconds = float(self.config.budget_seconds or 0)
+            _Stages(self, study, budget, recall, launch, self.jobs_at_once(parallel=parallel)).run()
+
+    def words(
+        self, steps: int, seed: int | None = None, chosen: Sequence[str] = (), *, evaluated: bool = True
+    ) -> list[str]:
+        """Return the words of a job, beside those that all jobs have in common.
+
+        Args:
+            steps: its length.
+            seed: its seed, None for that of the command line.
+            chosen: words of the search.
+            evaluated: whether it is measured on its way, too.
+
+        """
+        words = [f"{STEPS}={steps}"]
+        if evaluated and EVAL_STEPS not in self.typed:
+            words.append(f"{EVAL_STEPS}={max(1, steps // EVALUATIONS)}")
+        return [*words, *([] if seed is None else [f"{SEED}={seed}"]), *chosen]
+
+
+@dataclass
+class _Stages:
+    """The stages of a search, on their way."""
+
+    search: BudgetSearch
+    study: Study
+    budget: Budget
+    recall: Recall
+    launch: Launch
+    at_once: int
+    launched: int = 0
+
+    def run(self) -> None:
+        first_stage = self.budget.stage(FIRST, FIRST_STEPS)
+        (first,) = self._run(first_stage, [self.search.words(FIRST_STEPS, evaluated=False)])
+        if first.error is not None:
+            return
+        own_steps, pace = self._own_steps(first), self._pace(first_stage)
+        (short,) = self._decided("short", lambda: [self._short_steps(pace, own_steps)])
+        short_stage = self.budget.stage(SHORT, short)
+        self._choose(short_stage, pace, read_config(Path(first.folder)))
+
+        chosen, seed = self._best(), self.search.own.train.seed
+        if not chosen:
+            return
+        pace = self._pace(short_stage)
+        full, compares = self._decided("full", lambda: list(pace.full_steps(self.budget.left, own_steps, self.at_once)))
+        stage = self.budget.stage(FULL, full)
+        found = self._run(stage, [self.search.words(full, seed, words) for words in chosen])
+        if compares:
+            (own,) = self._run(self.budget.stage(OWN, own_steps), [self.search.words(own_steps, seed, evaluated=False)])
+            self.budget.own = None if own.score is None else own.folder
+        finalists = {job.score: (words, job) for words, job in zip(chosen, found, strict=True) if job.score is not None}
+        if finalists:
+            words, best = finalists[max(finalists)]
+            jobs = [self.search.words(full, seed + more, words) for more in range(1, NUM_SEEDS)]
+            others = self._run(self.budget.stage(SEEDS, full), jobs)
+            self.budget.choose([best.folder, *(job.folder for job in others if job.score is not None)])
+
+    def _run(self, stage: Stage, jobs: list[list[str]]) -> list[JobResult]:
+        """Run jobs of a stage, as many at once as the launcher does; those that are done are only read."""
+        found = list[JobResult]()
+        for start in range(0, len(jobs), self.at_once):
+            batch = [[*self.search.fixed, *job] for job in jobs[start : start + self.at_once]]
+            found += self._timed(stage, batch)
+        return found
+
+    def _timed(self, stage: Stage, jobs: list[list[str]], _: int = 0) -> list[JobResult]:
+        """Run jobs at once, and count their time."""
+        with self.budget.timed(stage, self.search.clock):
+            found = self.launch(jobs, self.launched)
+            self.launched += len(jobs)
+            stage.folders += [job.folder for job in found if job.folder not in stage.folders]
+        return found
+
+    def _decided(self, name: str, decide: Callable[[], list[int]]) -> list[int]:
+        """Return numbers as an earlier command has decided them, or else now."""
+        if name not in self.study.user_attrs:
+            self.study.set_user_attr(name, decide())
+        known: list[int] = self.study.user_attrs[name]
+        return known
+
+    def _own_steps(self, job: JobResult) -> int:
+        """Return how many steps a run has without the search."""
+        train, per_epoch = self.search.own.train, read_record(Path(job.folder))["steps_per_epoch"]
+        if train.max_steps is None and per_epoch is None:
+            raise ConfigError(
+                "hparams.budget cannot tell how long a run on a stream is: add train.max_steps, its number of steps."
+            )
+        return train.max_steps or train.epochs * int(per_epoch)
+
+    def _pace(self, stage: Stage) -> Pace:
+        """Return how long runs take, from those of a stage that were not stopped."""
+        jobs = SweepRecord(self.budget.folder).finished(stage.folders)
+        trained = [float(read_record(Path(job["folder"]))["seconds"]) for job in jobs]
+        around = [job["seconds"] - seconds for job, seconds in zip(jobs, trained, strict=True)]
+        return Pace(max(0.0, statistics.median(around)), statistics.median(trained) / stage.steps)
+
+    def _short_steps(self, pace: Pace, own_steps: int) -> int:
+        """Return the length of short runs, and tell what comes."""
+        left = self.budget.left
+        needed = pace.needed(self.at_once)
+        if left < needed:
+            minutes = -(-(self.budget.spent + needed) // 60)
+            raise ConfigError(
+                f"hparams.budget={self.search.config.budget} is too short: a run takes {pace.around:.0f} s, and "
+                f"{pace.step:.2g} s more for each of its steps; type hparams.budget={minutes:.0f}m, or more."
+            )
+        steps = pace.short_steps(left, own_steps, self.at_once)
+        plan = (
+            f"{left / 60:.0f} minutes are left: {SHORT_SHARE:.0%} of them for runs of {steps:,} steps, which choose "
+            f"the settings; then the best {FINALISTS} train longer, and the best of these with {NUM_SEEDS} seeds"
+        )
+        print_once(f"\n{labelled('budget', plan)}")
+        return steps
+
+    def _choose(self, stage: Stage, pace: Pace, config: TrainConfig) -> None:
+        """Run short jobs for as long as their share of the time lasts.
+
+        Args:
+            stage: theirs.
+            pace: how long they take.
+            config: the settings of a run without the search, with everything decided.
+
+        """
+        search, words = self._with_suggestions(config), self.search.words(stage.steps)
+        cut_off, of_done = take_up(self.study)
+        self.recall([[*search.fixed, *words, *job] for job in of_done])
+        seconds = SHORT_SHARE * (self.budget.left + stage.seconds)
+        most, done = search.config.trials or len(of_done) + 10**6, len(of_done)
+        while done < most and (cut_off or stage.seconds + pace.seconds(stage.steps) <= seconds):
+            count = min(self.at_once, most - done)
+            done += search.draw(self.study, cut_off, count, partial(self._timed, stage), words)
+
+    def _with_suggestions(self, config: TrainConfig) -> Search:
+        """Return what chooses the settings; the first that it tries are those of `config`."""
+        from hydra.core.override_parser.overrides_parser import OverridesParser
+
+        parser, types = OverridesParser.create(), setting_types(TrainConfig)
+        suggested = {
+            key: distribution(parser.parse_override(f"{key}={values}"), types.get(key))
+            for key, values in suggested_values(config).items()
+            if key not in self.search.typed
+        }
+        space = suggested | self.search.space
+        if not self.study.get_trials(deepcopy=False):
+            own = {key: attrgetter(key)(config) for key in space if key in types}
+            self.study.enqueue_trial(_as_drawn(own, space))
+        return Search(self.search.config, self.search.fixed, space)
+
+    def _best(self) -> list[list[str]]:
+        """Return the words of the jobs that scored best, each once, the best first."""
+        from optuna.trial import TrialState
+
+        trials = self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        ranked = sorted(trials, key=lambda trial: -(trial.value or 0.0))
+        return [list(words) for words in dict.fromkeys(tuple(trial.user_attrs[WORDS]) for trial in ranked)][:FINALISTS]
+
+
+def _as_drawn(values: dict[str, Any], space: dict[str, Any]) -> dict[str, Any]:
+    """Return values as they would be drawn from a space; without those that could not be."""
+    from optuna.distributions import CategoricalDistribution
+
+    drawn = dict[str, Any]()
+    for key, value in values.items():
+        if isinstance(space[key], CategoricalDistribution):
+            value = next((choice for choice in space[key].choices if is_value(str(choice), value)), None)
+            if value is not None:
+                drawn[key] = value
+        elif value is not None and space[key].low <= value <= space[key].high:
+            drawn[key] = value
+    return drawn
