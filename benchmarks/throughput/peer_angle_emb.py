@@ -22,7 +22,7 @@ def run(job: Job) -> dict[str, Any]:
     """Return the answer to a job."""
     clock, losses = StepClock(), list[float]()
     model = _model(job)
-    collate, loss = angle_emb.angle.AngleDataCollator.__call__, angle_emb.angle.CombinedLoss.__call__
+    collate, loss = angle_emb.angle.AngleDataCollator.__call__, angle_emb.angle.AngleLoss.__call__
 
     def noted(*arguments: Any) -> torch.Tensor:
         value = loss(*arguments)
@@ -31,7 +31,7 @@ def run(job: Job) -> dict[str, Any]:
 
     angle_emb.angle.AngleDataCollator.__call__ = clock.without(collate)  # it tokenises within the step
     if job.task == "loss":
-        angle_emb.angle.CombinedLoss.__call__ = noted
+        angle_emb.angle.AngleLoss.__call__ = noted
     model.fit(
         train_ds=Dataset.from_list(
             [{"query" if key == "text" else key: row[key] for key in row} for row in job.read()]
