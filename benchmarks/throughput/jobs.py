@@ -6,7 +6,8 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -46,17 +47,18 @@ class Job:
 
     system: str
     task: str
-    """train: time each step; loss: return the first batch's loss, with dropout off; encode: time all texts."""
+    """train: time each step; loss: return the first batch's loss, with dropout off; encode: time all texts; fit: train
+    on all rows, in an order by the seed, and save the model; score: return Spearman's correlations of a saved model."""
     model: str
     """Folder of a checkpoint."""
     rows: str
-    """A .jsonl file with the columns of `format`; for encode, with the column `text`."""
+    """A .jsonl file with the columns of `format`; for encode, with the column `text`; for score, none."""
     scratch: str
     """An empty folder to write to."""
     format: str = "A"
     batch_size: int = 32
     steps: int | None = None
-    """Steps to train for; the file may have more rows. None for all rows."""
+    """Steps to train for; the file may have more rows, and for fit fewer. None for all rows."""
     precision: str = "float32"
     """float32, or bf16 for autocast."""
     warmup: int = 1
@@ -75,28 +77,45 @@ class Job:
     """Techniques of this project to disable."""
     kernels: tuple[str, ...] | None = None
     """Kernels of this project to use, less those of `without`; None for all that pay here."""
+    learning_rate: float = LEARNING_RATE
+    warmup_ratio: float = 0.0
+    """The part of all steps in which the learning rate rises to `learning_rate`; then it falls linearly to 0."""
+    seed: int = SEED
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """What else the system is told. This project: `overrides`, words of train.py's command line, instead of
+    `objective`; angle_emb: arguments of `AnglE.fit`; sentence-transformers: `loss`, the name of its class, and
+    `batch_sampler`. For score: `files`, of format A."""
 
     def read(self) -> list[dict[str, Any]]:
         """Return the rows of the job's steps."""
         lines = Path(self.rows).read_text(encoding="utf-8").splitlines()
-        return [json.loads(line) for line in lines[: self.steps and self.steps * self.batch_size]]
+        rows = None if self.task == "fit" or self.steps is None else self.steps * self.batch_size
+        return [json.loads(line) for line in lines[:rows]]
 
 
 class WorkerError(RuntimeError):
     """A worker that ended without an answer."""
 
 
-def start(job: Job, python: str = sys.executable) -> dict[str, Any]:
+def start(job: Job, python: str = sys.executable, threads: int | None = None) -> dict[str, Any]:
     """Run a job with the given interpreter and return its answer.
+
+    Args:
+        job: what to run.
+        python: the interpreter.
+        threads: number of threads ($OMP_NUM_THREADS); None: torch's default.
 
     Raises:
         WorkerError: the worker failed; the message has the end of its stderr.
 
     """
+    environment = {"PYTHONPATH": str(REPO), "TOKENIZERS_PARALLELISM": "false", "WANDB_MODE": "disabled"}
+    if threads is not None:
+        environment["OMP_NUM_THREADS"] = str(threads)
     done = subprocess.run(
         [python, "-m", "benchmarks.throughput.worker", json.dumps(asdict(job))],
         cwd=REPO,
-        env=os.environ | {"PYTHONPATH": str(REPO), "TOKENIZERS_PARALLELISM": "false", "WANDB_MODE": "disabled"},
+        env=os.environ | environment,
         capture_output=True,
         text=True,
     )

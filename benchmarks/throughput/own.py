@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,13 +12,15 @@ import torch
 
 from angle import Encoder, ModelConfig, PoolingConfig, TrainConfig, build_config
 from angle.config import BillmConfig, LoraConfig
+from angle.config.overrides import hydra_override
+from angle.evaluation.metrics import cosines, spearman
 from angle.kernels import KERNEL_NAMES
 from angle.kernels.allocator import keep_freed_memory
 from angle.structures import FORMATS
 from angle.training.loop import fit
 from benchmarks.throughput.clock import StepClock, peak_memory, synchronize
 from benchmarks.throughput.figures import model_flops
-from benchmarks.throughput.jobs import ANGLE_EMB, BARE, LEARNING_RATE, LORA_DROPOUT, OWN, SBERT, SEED, Job
+from benchmarks.throughput.jobs import ANGLE_EMB, BARE, LORA_DROPOUT, OWN, REPO, SBERT, Job
 from benchmarks.throughput.techniques import disable, kernels_without
 
 #: Weights of the cosine, in-batch and angle terms: this project's defaults, and the equivalents of each peer's loss.
@@ -27,13 +30,15 @@ WEIGHTS = {
 }
 #: Number of texts to encode as a warm-up before the timed encoding.
 WARM_TEXTS = 256
+#: Texts of a batch that are embedded to score a model.
+SCORED = 64
 
 
 def run(job: Job) -> dict[str, Any]:
     """Return the answer to a job."""
     if job.system == BARE:
         return _bare(job)
-    return {"train": _train, "loss": _loss, "encode": _encode}[job.task](job)
+    return {"train": _train, "loss": _loss, "encode": _encode, "fit": _fit, "score": _score}[job.task](job)
 
 
 def _config(job: Job, **train: Any) -> TrainConfig:
@@ -61,16 +66,41 @@ def _config(job: Job, **train: Any) -> TrainConfig:
         "train": {
             "output_dir": f"{job.scratch}/run",
             "batch_size": job.batch_size,
-            "learning_rate": LEARNING_RATE,
+            "learning_rate": job.learning_rate,
             "mixed_precision": "bf16" if job.precision == "bf16" else "no",
-            "seed": SEED,
-            "warmup_steps": 0,
+            "seed": job.seed,
+            "warmup_steps": job.warmup_ratio,
             "save_steps": 0,
             "eval_steps": 0,
             **train,
         },
     }
     return build_config(settings, TrainConfig)
+
+
+def _composed(job: Job, **train: Any) -> TrainConfig:
+    """Return what train.py composes from the job's overrides, with the job's rows, model, length and schedule."""
+    from hydra import compose, initialize_config_dir
+    from hydra.core.config_store import ConfigStore
+
+    before = {"pooling.strategy": "avg", "train.save_steps": 0, "train.eval_steps": 0}
+    before["train.warmup_steps"] = job.warmup_ratio
+    after = {
+        "model.name_or_path": job.model,
+        "model.max_length": job.max_length,
+        "data.train.name_or_path": job.rows,
+        "train.output_dir": f"{job.scratch}/run",
+        "train.batch_size": job.batch_size,
+        "train.learning_rate": job.learning_rate,
+        "train.max_steps": job.steps,
+        "train.seed": job.seed,
+        **{f"train.{name}": value for name, value in train.items()},
+    }
+    words = ["data=files", *(hydra_override(key, value) for key, value in before.items())]
+    words += [*job.options["overrides"], *(hydra_override(key, value) for key, value in after.items())]
+    ConfigStore.instance().store(name="train_schema", node=TrainConfig)
+    with initialize_config_dir(str(REPO / "conf"), version_base="1.3"):
+        return build_config(compose("train", words), TrainConfig)
 
 
 def _train(job: Job) -> dict[str, Any]:
@@ -83,15 +113,35 @@ def _train(job: Job) -> dict[str, Any]:
 
 def _loss(job: Job) -> dict[str, Any]:
     disabled = disable(job.without)
-    folder = fit(_config(job, max_steps=1, logging_steps=1, **disabled.train)).folder
+    options = {"max_steps": 1, "logging_steps": 1, **disabled.train}
+    folder = fit(_composed(job, **options) if job.options else _config(job, **options)).folder
     disabled.check()
     records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return {"loss": next(record["loss"] for record in records if "loss" in record)}
 
 
+def _fit(job: Job) -> dict[str, Any]:
+    clock = StepClock()
+    folder = fit(_composed(job)).folder
+    return clock.answer(job.warmup) | {"model": str(folder / "final")}
+
+
+def _score(job: Job) -> dict[str, Any]:
+    """Return Spearman's correlation of mean-pooled embeddings' cosines by file, whichever system saved the model."""
+    encoder = Encoder.load(ModelConfig(job.model, max_length=job.max_length), PoolingConfig("avg"))
+    encoder = encoder.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+    answer = {}
+    for file in job.options["files"]:
+        rows = replace(job, rows=file).read()
+        texts = ([row[column] for row in rows] for column in ("text1", "text2"))
+        left, right = (encoder.encode(column, batch_size=SCORED) for column in texts)
+        answer[file] = spearman(cosines(left, right), [row["label"] for row in rows])
+    return answer
+
+
 def _bare(job: Job) -> dict[str, Any]:
     """Time forward and backward of the embeddings' sum on the training batches, with each distinct text once."""
-    torch.manual_seed(SEED)
+    torch.manual_seed(job.seed)
     encoder = Encoder.load(
         ModelConfig(job.model, max_length=job.max_length, dtype=job.dtype, load_kbit=job.bits),
         PoolingConfig("avg"),

@@ -9,13 +9,14 @@ import torch
 from datasets import Dataset
 
 from benchmarks.throughput.clock import StepClock
-from benchmarks.throughput.jobs import LEARNING_RATE, LORA_DROPOUT, SEED, Job
+from benchmarks.throughput.jobs import LORA_DROPOUT, Job
 
 #: angle_emb 0.6 halves the contrastive terms of triples, so 40 here is the weight 20 of its documented command.
 WEIGHTS = {
     "A": {"cosine_w": 1.0, "ibn_w": 20.0, "angle_w": 1.0},
     "B": {"cosine_w": 0.0, "ibn_w": 0.0, "cln_w": 40.0, "angle_w": 1.0},
 }
+TAUS = {"cosine_tau": 20.0, "ibn_tau": 20.0, "angle_tau": 20.0}
 
 
 def run(job: Job) -> dict[str, Any]:
@@ -29,7 +30,8 @@ def run(job: Job) -> dict[str, Any]:
         losses.append(float(value.detach()))
         return value
 
-    angle_emb.angle.AngleDataCollator.__call__ = clock.without(collate)  # it tokenises within the step
+    if job.task != "fit":
+        angle_emb.angle.AngleDataCollator.__call__ = clock.without(collate)  # it tokenises within the step
     if job.task == "loss":
         angle_emb.angle.AngleLoss.__call__ = noted
     model.fit(
@@ -39,21 +41,24 @@ def run(job: Job) -> dict[str, Any]:
         batch_size=job.batch_size,
         output_dir=f"{job.scratch}/run",
         epochs=1,
-        learning_rate=LEARNING_RATE,
-        warmup_steps=0,
+        learning_rate=job.learning_rate,
+        warmup_steps=job.warmup_ratio,
         save_strategy="no",
         bf16=job.precision == "bf16",
-        filter_duplicate=False,  # every system trains on every row
-        loss_kwargs={**WEIGHTS[job.format], "cosine_tau": 20.0, "ibn_tau": 20.0, "angle_tau": 20.0},
+        # Every system trains on every row, unless the job says otherwise.
+        **{"filter_duplicate": False, "loss_kwargs": WEIGHTS[job.format] | TAUS, **job.options},
         argument_kwargs={
             "use_cpu": not torch.cuda.is_available(),
-            "seed": SEED,
+            "seed": job.seed,
+            "max_steps": job.steps if job.task == "fit" and job.steps else -1,
             "report_to": "none",
             "disable_tqdm": True,
             "logging_strategy": "no",
         },
     )
-    return {"loss": losses[0]} if job.task == "loss" else clock.answer(job.warmup)
+    if job.task == "loss":
+        return {"loss": losses[0]}
+    return clock.answer(job.warmup) | {"model": f"{job.scratch}/run"}
 
 
 def _model(job: Job) -> Any:

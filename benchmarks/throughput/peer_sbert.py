@@ -16,7 +16,7 @@ from sentence_transformers import (
 from sentence_transformers.sentence_transformer import losses, modules
 
 from benchmarks.throughput.clock import StepClock, peak_memory
-from benchmarks.throughput.jobs import CACHED, LEARNING_RATE, LORA_DROPOUT, SEED, Job
+from benchmarks.throughput.jobs import CACHED, LORA_DROPOUT, Job
 
 #: Number of texts to encode as a warm-up before the timed encoding.
 WARM_TEXTS = 256
@@ -62,12 +62,9 @@ def _model(job: Job) -> SentenceTransformer:
 def _train(job: Job) -> dict[str, Any]:
     clock, found = StepClock(), list[float]()
     model = _model(job)
-    if job.format == "A":
-        loss: Any = losses.AnglELoss(model)
-    else:
-        loss = (
-            losses.CachedMultipleNegativesRankingLoss if job.system == CACHED else losses.MultipleNegativesRankingLoss
-        )(model)
+    cached = "Cached" if job.system == CACHED else ""
+    default = "AnglELoss" if job.format == "A" else f"{cached}MultipleNegativesRankingLoss"
+    loss = getattr(losses, job.options.get("loss", default))(model)
     if job.task == "loss":
         loss.register_forward_hook(lambda _module, _inputs, value: found.append(float(value.detach())))
     trainer = SentenceTransformerTrainer(
@@ -75,12 +72,14 @@ def _train(job: Job) -> dict[str, Any]:
         args=SentenceTransformerTrainingArguments(
             output_dir=f"{job.scratch}/run",
             num_train_epochs=1,
+            max_steps=job.steps if job.task == "fit" and job.steps else -1,
             per_device_train_batch_size=job.batch_size,
-            learning_rate=LEARNING_RATE,
-            warmup_steps=0,
+            batch_sampler=job.options.get("batch_sampler", "batch_sampler"),
+            learning_rate=job.learning_rate,
+            warmup_steps=job.warmup_ratio,
             bf16=job.precision == "bf16",
             use_cpu=not torch.cuda.is_available(),
-            seed=SEED,
+            seed=job.seed,
             save_strategy="no",
             logging_strategy="no",
             report_to="none",
@@ -89,6 +88,10 @@ def _train(job: Job) -> dict[str, Any]:
         train_dataset=Dataset.from_list(job.read()),
         loss=loss,
     )
+    if job.task == "fit":
+        trainer.train()
+        model.save_pretrained(f"{job.scratch}/model", create_model_card=False)
+        return clock.answer(job.warmup) | {"model": f"{job.scratch}/model"}
     collator = type(trainer.data_collator)
     collator.__call__ = clock.without(collator.__call__)  # it tokenises within the step
     trainer.train()

@@ -50,6 +50,11 @@ def peer_versions(python: str) -> dict[str, str]:
     return found
 
 
+def versions_here(*others: str) -> dict[str, str]:
+    """Return the versions in this environment of the packages that determine results, and of `others`."""
+    return {name: version(name) for name in ("torch", "transformers", "accelerate", *others)}
+
+
 def read_rows(source: str, split: str, data_format: str) -> list[dict[str, Any]]:
     """Return the rows of a .jsonl, .json or .parquet file (also .gz) or of a data set on the hub, columns renamed."""
     from datasets import load_dataset
