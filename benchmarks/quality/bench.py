@@ -66,11 +66,14 @@ class Bench:
 
     def steps(self, part: Part, side: Side) -> int | None:
         """Return the steps that a side trains for in a part; None if its time of a step is not measured yet."""
-        epoch = math.ceil(self.inputs.count(part.format) / self.options.batch_size)
+        epoch: int = math.ceil(self.inputs.count(part.format) / self.options.batch_size)
         if part.equality != "time":
             return epoch
         found = self.records.find(self._speed_settings(part.format, side))
-        return None if found is None else max(1, int(epoch * found["of_an_epoch"]))
+        if found is None:
+            return None
+        ratio: float = found["of_an_epoch"]
+        return max(1, int(epoch * ratio))
 
     def runs(self, part: Part) -> list[Run]:
         """Return the runs of a part whose number of steps is known, side by side, so that a slow hour meets all."""
@@ -132,8 +135,9 @@ class Bench:
         ]
         if not known:
             return None
-        a_step = mean(record["seconds"] / record["settings"]["steps"] for record in known)
-        return a_step * run.steps + mean(record["scoring_seconds"] for record in known)
+        a_step: float = mean(record["seconds"] / record["settings"]["steps"] for record in known)
+        scoring: float = mean(record["scoring_seconds"] for record in known)
+        return a_step * run.steps + scoring
 
     def measure(self) -> int:
         """Do what is left of all parts; return the number of runs that failed."""
@@ -188,6 +192,7 @@ class Bench:
             "seconds_per_step": mean(answer["seconds"] or [0.0]),
             "scoring_seconds": time.perf_counter() - begin - seconds,
         }
+        self.inputs.check_code()
         self.records.add(self.settings(run), side=run.side.name, **record, test=scores)
         return record
 

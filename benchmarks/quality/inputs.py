@@ -70,6 +70,11 @@ class Inputs:
                 self._versions[system] |= {OWN: code_version()}
         return self._versions[system]
 
+    def check_code(self) -> None:
+        """End the benchmark if this project's code is another than at the start: runs would be of both."""
+        if self.versions(OWN)[OWN] != code_version():
+            sys.exit(f"{' or '.join(OWN_CODE)} changed since the start: start again, and let them be while it runs.")
+
     def rows(self, data_format: str, *, whole_labels: bool = False) -> Path:
         """Return the training rows of a format."""
         name = f"train-{data_format}{'-whole' * whole_labels}"
@@ -128,9 +133,10 @@ def _identity(text: str) -> str:
 
 
 def code_version() -> str:
-    """Return the last commit that changed this project's code, with what is not committed; outside git, that it is."""
+    """Return the last commit that changed this project's code, and what identifies changes that are not committed."""
     last = _git("log", "-1", "--format=%h", "--", *OWN_CODE)
     changes = _git("diff", "HEAD", "--", *OWN_CODE)
+    changes += _git("ls-files", "--others", "--exclude-standard", "--", *OWN_CODE)
     return (last.strip() or commit()) + (f"-{_identity(changes)}" if changes else "")
 
 

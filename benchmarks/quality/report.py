@@ -9,8 +9,8 @@ from statistics import mean, stdev
 from angle.evaluation.comparison import LEVEL, Difference
 from benchmarks.quality.bench import WARMUP_RATIO, Bench
 from benchmarks.quality.figures import best_rate, paired_difference
-from benchmarks.quality.sides import EQUALITIES, Pair, Part, Side, comparisons_of
-from benchmarks.throughput.jobs import ANGLE_EMB, SBERT
+from benchmarks.quality.sides import EQUALITIES, OURS, Pair, Part, Side, comparisons_of
+from benchmarks.throughput.jobs import ANGLE_EMB, OWN, SBERT
 
 TITLES = {"A": "graded pairs (A)", "B": "triples (B)"}
 
@@ -140,6 +140,7 @@ def notes(bench: Bench) -> list[str]:
         f"Equal for all: model, rows, batches of {options.batch_size}, {options.max_length} tokens, AdamW without "
         f"weight decay, gradients clipped at 1, {WARMUP_RATIO:.0%} of the steps warm-up, then linearly to 0. The order "
         f"of rows differs.",
+        *(f"{OWN}, {name}: `train.py {' '.join(OURS[name])}` beside that." for name in options.ours),
         f"Same settings: one epoch at {options.learning_rate:g}. Each peer's loss of one batch, with dropout off, was "
         f"checked to be this project's. For {ANGLE_EMB}, labels above 0 are put between 1 and 2 for both, in the same "
         f"order: it finds its positives by int(label), and in labels of 2 and more wrong ones.",

@@ -23,7 +23,8 @@ from benchmarks.quality.figures import best_rate, paired_difference
 from benchmarks.quality.inputs import with_whole_labels
 from benchmarks.quality.records import Records, locked
 from benchmarks.quality.sides import DOCUMENTED, PAIRS, PARTS, Pair, Side, comparisons_of, sides_of
-from benchmarks.throughput.jobs import ANGLE_EMB, OWN, PEERS, SBERT, Job
+from benchmarks.throughput import prepare
+from benchmarks.throughput.jobs import ANGLE_EMB, OWN, PEERS, SBERT, Job, WorkerError
 
 MakeBench = Callable[..., Bench]
 FACTS = {"date": "today", "hardware": "a machine", "command": "python -m benchmarks.quality", "versions": "all"}
@@ -157,7 +158,7 @@ def test_a_run_that_fails_is_left_for_the_next_start(
 ) -> None:
     def fail(job: Job, python: str, threads: int | None) -> dict[str, Any]:
         if (job.system, job.seed, job.task) == (SBERT, 2, "fit"):
-            raise benchmark.WorkerError("out of memory")
+            raise WorkerError("out of memory")
         return trainer.start(job, python, threads)
 
     monkeypatch.setattr(benchmark, "start", fail)
@@ -220,20 +221,33 @@ def test_settings_are_everything_that_decides_on_scores(make_bench: MakeBench, m
     words = (("--batch-size", "4"), ("--max-length", "16"), ("--rows", "39"), ("--test", other_test))
     others = [make_bench(*more) for more in words]
     settings = [bench.settings(one) for one in (run, *changed)] + [other.settings(run) for other in others]
-    monkeypatch.setattr(inputs.prepare, "versions_here", lambda *_: {"torch": "1"})
+    monkeypatch.setattr(prepare, "versions_here", lambda *_: {"torch": "1"})
     settings.append(make_bench().settings(run))
     assert len({json.dumps(one, sort_keys=True) for one in settings}) == len(settings) == 11
     assert json.loads(json.dumps(settings[0])) == settings[0]
 
 
 def test_the_version_of_this_project_is_that_of_its_code(monkeypatch: pytest.MonkeyPatch) -> None:
-    said = {"log": "abc1234\n", "diff": ""}
+    said = {"log": "abc1234\n", "diff": "", "ls-files": ""}
     monkeypatch.setattr(inputs, "_git", lambda command, *_: said[command])
     assert inputs.code_version() == "abc1234"
     said["diff"] = "+changed"
     first = inputs.code_version()
     said["diff"] = "+changed again"
     assert len({"abc1234", first, inputs.code_version()}) == 3
+    said["ls-files"] = "angle/new.py\n"
+    assert inputs.code_version() not in (first, "abc1234")
+
+
+def test_code_that_changes_while_it_runs_ends_the_benchmark(
+    make_bench: MakeBench, trainer: Trainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = make_bench("--only", "settings-B")
+    bench.measure()
+    monkeypatch.setattr(inputs, "code_version", lambda: "another")
+    with pytest.raises(SystemExit, match="angle or conf changed since the start"):
+        bench.train(Run(DOCUMENTED["B"][1], "B", 1e-3, 5, 1))
+    assert bench.record(Run(DOCUMENTED["B"][1], "B", 1e-3, 5, 1)) is None
 
 
 def test_angle_emb_finds_the_intended_positives_in_whole_labels() -> None:
