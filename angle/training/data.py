@@ -126,6 +126,49 @@ def load_data(
             sources = [replace(source, corpus=rows)]
         train = InMemoryTrainingData(sources, batch_spec, mixture_of(config))
         _check_batches(train)
+    valid_sts, test, valid_retrieval = _load_measured(config, tokenizer, valid, needs_correlation=needs_correlation)
+    data = RunData(train, valid, valid_sts, test, valid_retrieval)
+    trained = {train.fingerprint}
+    if isinstance(train, InMemoryTrainingData):
+        trained |= {source.corpus.fingerprint for source in train.sources}
+    for purpose, evaluated in data.evaluated.items():
+        if evaluated is not None and evaluated.fingerprint in trained:
+            raise DataError(
+                f"data.{purpose} has the rows that are trained on, so it would measure nothing: give others."
+            )
+    return data
+
+
+def load_evaluated(
+    config: DataConfig, data_format: str, tokenizer: TextTokenizer, *, needs_correlation: bool = True
+) -> dict[str, EvaluationRows | None]:
+    """Read what a run is evaluated on, by purpose; of what it trains on, only rows that others are held out from.
+
+    Args:
+        config: the sources.
+        data_format: that of the training rows, A, B or C.
+        tokenizer: turns texts into tokens.
+        needs_correlation: as in `load_data`.
+
+    Raises:
+        DataError: anything wrong with the data.
+
+    """
+    valid: Corpus | None = None
+    if config.valid.names():
+        valid = load_corpus(config.valid, "valid", tokenizer, limits=config.limits, negatives=config.negatives)
+    elif config.valid_split:
+        ((name, source),) = config.train.by_name().items()
+        held_out = hold_out(_load_source(config, name, source, tokenizer, data_format, None), config.valid_split)[1]
+        valid = replace(held_out, unknown=tokenizer.unknown_fraction(held_out.tokens))
+    valid_sts, test, valid_retrieval = _load_measured(config, tokenizer, valid, needs_correlation=needs_correlation)
+    return {"valid": valid, "valid_sts": valid_sts, "valid_retrieval": valid_retrieval, "test": test}
+
+
+def _load_measured(
+    config: DataConfig, tokenizer: TextTokenizer, valid: Corpus | None, *, needs_correlation: bool
+) -> tuple[Corpus | None, Corpus | None, RetrievalSet | None]:
+    """Return what is measured beside `valid`: pairs with labels, the test set, and queries with judgements."""
     if config.valid_sts.names():
         valid_sts: Corpus | None = load_sts(config.valid_sts, "valid_sts", tokenizer, config.limits)
     else:
@@ -143,16 +186,7 @@ def load_data(
     valid_retrieval = None
     if config.valid_retrieval.name_or_path is not None:
         valid_retrieval = load_retrieval_set(config.valid_retrieval, "valid_retrieval", tokenizer, config.limits)
-    data = RunData(train, valid, valid_sts, test, valid_retrieval)
-    trained = {train.fingerprint}
-    if isinstance(train, InMemoryTrainingData):
-        trained |= {source.corpus.fingerprint for source in train.sources}
-    for purpose, evaluated in data.evaluated.items():
-        if evaluated is not None and evaluated.fingerprint in trained:
-            raise DataError(
-                f"data.{purpose} has the rows that are trained on, so it would measure nothing: give others."
-            )
-    return data
+    return valid_sts, test, valid_retrieval
 
 
 def _check_batches(train: InMemoryTrainingData) -> None:

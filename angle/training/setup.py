@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -11,7 +12,7 @@ from angle.data.plan import BatchSpec
 from angle.data.training_data import InMemoryTrainingData, TrainingData
 from angle.distributed.process_group import all_reduce_min
 from angle.errors import ConfigError
-from angle.evaluation.evaluator import RunContext
+from angle.evaluation.evaluator import EvaluationRows, RunContext
 from angle.evaluation.run_evaluators import DEFAULT_METRIC, RunEvaluators, metric_named
 from angle.modeling.bidirectional import check_bidirectional_layers
 from angle.modeling.compiling import compile_layers
@@ -111,9 +112,7 @@ def build(config: TrainConfig, accelerator: Accelerator) -> RunComponents:
     if config.ese.enabled:
         layers = encoder.layer_selector.num_layers
         objective = Objective([EspressoLoss(loss, config.ese, layers, width) for loss in losses], config.teacher)
-    valid_loss = config.loss if data.valid is None else config.loss_of(data.valid.format.name)
-    context = RunContext(batch_spec.global_batch_size, duplicates, valid_loss, width, accelerator.device)
-    evaluators = RunEvaluators.build(data.evaluated, train_config.best_metric, context)
+    evaluators = evaluators_of(config, data.evaluated, batch_spec.global_batch_size, width, accelerator.device)
     if train_config.patience is not None and evaluators.best_metric is None:
         raise ConfigError(
             f"train.patience={train_config.patience} has nothing to watch: give pairs with labels as "
@@ -145,6 +144,32 @@ def build(config: TrainConfig, accelerator: Accelerator) -> RunComponents:
         budget = _largest_token_budget(gradient_cache, data.train, train_config)
         config = replace(config, train=replace(config.train, token_budget=str(budget)))
     return RunComponents(config, trainable, teacher, guide_fingerprints, data, objective, evaluators)
+
+
+def evaluators_of(
+    config: TrainConfig,
+    evaluated: Mapping[str, EvaluationRows | None],
+    global_batch_size: int,
+    dimensions: int,
+    device: torch.device,
+) -> RunEvaluators:
+    """Return what measures a run's model.
+
+    Args:
+        config: the run's settings, with everything decided.
+        evaluated: the rows, by purpose.
+        global_batch_size: rows of all processes in one evaluation of the objective.
+        dimensions: width of an embedding.
+        device: where losses are computed.
+
+    Raises:
+        ConfigError: nothing measures train.best_metric.
+
+    """
+    valid = evaluated["valid"]
+    loss = config.loss if valid is None else config.loss_of(valid.format.name)
+    context = RunContext(global_batch_size, config.data.duplicates, loss, dimensions, device)
+    return RunEvaluators.build(evaluated, config.train.best_metric, context)
 
 
 def _read_data(
