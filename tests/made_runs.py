@@ -20,9 +20,14 @@ HOSTILE = "</script><img src=x onerror=alert(1)> {{ 7 * 7 }} & fox"
 
 
 def train(
-    folder: Path, data_format: str = "A", *, valid_rows: Sequence[Mapping[str, Any]] | None = None, **settings: Any
+    folder: Path,
+    data_format: str = "A",
+    *,
+    valid_rows: Sequence[Mapping[str, Any]] | None = None,
+    groups: Mapping[str, Any] | None = None,
+    **settings: Any,
 ) -> Path:
-    """Train for a moment, and return the run's folder."""
+    """Train for a moment by these settings of the group train, and of other groups, and return the run's folder."""
     purpose = "valid_sts" if data_format == "A" else "valid"
     rows = sample_rows(data_format, "validation", 30) if valid_rows is None else list(valid_rows)
     folder.mkdir(parents=True, exist_ok=True)
@@ -34,7 +39,9 @@ def train(
     values = {
         "max_steps": 6, "batch_size": 16, "eval_steps": 2, "logging_steps": 2, "output_dir": str(folder / "run"),
     } | settings  # fmt: skip
-    return fit(build_config({"data": sources, "train": values}, TrainConfig)).folder
+    groups = dict(groups or {})
+    data = sources | groups.pop("data", {})
+    return fit(build_config({"data": data, "train": values, **groups}, TrainConfig)).folder
 
 
 def make_sweep(

@@ -30,6 +30,8 @@ from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 import angle
+import angle.report
+import angle.soup
 from angle.cli.arguments import check_arguments
 from angle.cli.space import values_of
 from angle.compat.angle_emb_0_6 import version_of
@@ -38,7 +40,6 @@ from angle.compat.translation import translate
 from angle.config import TrainConfig
 from angle.config.build import build_config
 from angle.config.keys import unflatten
-from angle.report import arguments_parser
 
 COMMANDS = {page: list(commands_of(page)) for page in PAGES}
 #: By page, what is checked: each command once, wherever else it stands.
@@ -48,6 +49,8 @@ CHECKED = {
     for command in (*COMMANDS[page], *inline_commands_of(page))
     if command.program
 }
+#: What parses the words of commands that have options in place of settings.
+PARSERS = {"angle.report": angle.report.arguments_parser, "angle.soup": angle.soup.arguments_parser}
 PYTHON = {page: blocks for page in PAGES if (blocks := blocks_of(page, "python"))}
 
 
@@ -88,8 +91,8 @@ def test_what_is_listed_is_still_documented() -> None:
 def test_commands_compose(page: Path, command: Command, tmp_path: Path) -> None:
     if command.launcher[:2] == ("accelerate", "launch"):
         launch_command_parser().parse_args([*command.launcher[2:], command.program, *command.words])
-    if command.program == "angle.report":
-        assert arguments_parser().parse_args(command.words).folders
+    if command.program in PARSERS:
+        assert PARSERS[command.program]().parse_args(command.words).folders
         return
     if command.program not in (*SCRIPTS, "angle.mine", "angle.embed"):
         command_line = parse(command.words, version_of(option_names(command.words)))

@@ -24,16 +24,16 @@ LAYERS = (
     ("export", "mining", "embedding"),
     ("training",),
     ("sweeps",),
-    ("reports",),
+    ("soups", "reports"),
     ("cli",),
     ("compat",),
-    ("api", "angle_trainer", "mine", "embed", "report", "utils"),
+    ("api", "angle_trainer", "mine", "embed", "report", "soup", "utils"),
 )
 LAYER = {part: number for number, parts in enumerate(LAYERS) for part in parts}
 #: Where a function is given all settings of a run: to compose, save, compare, take apart or describe them.
 TAKE_ALL_SETTINGS = {
     "api/in_memory", "api/training", "cli/sweep", "config/build", "config/overrides", "config/record", "config/resume",
-    "export/model_card", "training/describe", "training/dry_run", "training/loop", "training/notes", "training/resolve",
+    "training/describe", "training/dry_run", "training/loop", "training/notes", "training/resolve",
     "training/run_folder", "training/setup", "training/sharding", "training/summary",
 }  # fmt: skip
 KNOW_HYDRA = (

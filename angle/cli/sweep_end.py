@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from angle.files import explained_disk_errors, relative_to_cwd
 from angle.sweeps.budget import PRESET_FILE
+from angle.sweeps.record import FINISHED
 from angle.terminal import labelled, wrapped_command
 
 if TYPE_CHECKING:
@@ -49,4 +50,6 @@ def _next_steps(sweep: Sweep) -> Iterator[str]:
     if (gained := gain(result)) is not None and gained <= 0:
         return
     commands = [*use_commands(result, run), ["python", "-m", "angle.report", shlex.quote(run)]]
+    if not sweep.axes and sum(job.status == FINISHED for job in sweep.jobs) > 1:  # seeds alone: their mean is a model
+        commands.append(["python", "-m", "angle.soup", shlex.quote(relative_to_cwd(sweep.folder))])
     yield "\nNext    " + "\n".join(map(wrapped_command, commands)).lstrip()

@@ -93,8 +93,9 @@ def scores_of(run: TrainedRun) -> list[Score]:
     def pearson(role: str, step: int | None) -> float | None:
         return None if step is None or (role == "valid" and not correlations) else run.logged(f"{role}/pearson", step)
 
+    when = "" if result["best_step"] is None else f"step {result['best_step']}"  # a soup has none
     scores = [
-        validation(result["best_score"], pearson("valid", result["best_step"]), f"step {result['best_step']}"),
+        validation(result["best_score"], pearson("valid", result["best_step"]), when),
         validation(before, pearson("valid", 0), "before training", is_of_this_model=False),
         test(result["test_after"], pearson("test", last_step)),
         test(result["test_before"], pearson("test", 0), "before training", is_of_this_model=False),

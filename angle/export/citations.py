@@ -30,8 +30,24 @@ LORA = """@inproceedings{hu2022lora,
   year={2022}
 }"""
 
+SOUP = """@inproceedings{wortsman2022soups,
+  title={Model soups: averaging weights of multiple fine-tuned models improves accuracy without increasing inference
+    time},
+  author={Wortsman, Mitchell and Ilharco, Gabriel and Gadre, Samir Ya and Roelofs, Rebecca and Gontijo-Lopes, Raphael
+    and Morcos, Ari S. and Namkoong, Hongseok and Farhadi, Ali and Carmon, Yair and Kornblith, Simon and Schmidt,
+    Ludwig},
+  booktitle={International Conference on Machine Learning},
+  year={2022}
+}"""
+COCKTAIL = """@article{xiao2023cocktail,
+  title={{LM-Cocktail}: Resilient Tuning of Language Models via Model Merging},
+  author={Xiao, Shitao and Liu, Zheng and Zhang, Peitian and Xing, Xingrun},
+  journal={arXiv preprint arXiv:2311.13534},
+  year={2023}
+}"""
 
-def citations(*, espresso: bool, billm: bool, lora: bool) -> list[str]:
+
+def citations(*, espresso: bool, billm: bool, lora: bool, soup: bool = False, cocktail: bool = False) -> list[str]:
     """Return the entries of AnglE and of what else a model was trained with."""
-    used = ((ANGLE, True), (ESPRESSO, espresso), (BILLM, billm), (LORA, lora))
+    used = ((ANGLE, True), (ESPRESSO, espresso), (BILLM, billm), (LORA, lora), (SOUP, soup), (COCKTAIL, cocktail))
     return [entry for entry, is_used in used if is_used]

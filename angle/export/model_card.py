@@ -11,8 +11,9 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from angle.config import ANGLE, COSINE, IN_BATCH, POSITIVES, HubConfig, TrainConfig, enumerate_words
+from angle.config import ANGLE, COSINE, IN_BATCH, POSITIVES, HubConfig, enumerate_words
 from angle.config.keys import flatten
+from angle.evaluation.run_evaluators import metric_named
 from angle.export import citations
 from angle.export.card_model import CardModel
 from angle.export.card_scores import Score, log_table, score_tables, scores_of
@@ -57,12 +58,13 @@ def model_card(model: CardModel, run: TrainedRun | None = None) -> str:
     if run is not None:
         sections += [
             score_tables(scores),
+            _soup(run),
             f"## Training\n\n{table(('', ''), _training(run))}",
             _samples(run),
             log_table(run),
             _command(run),
             f"Versions: {', '.join(f'{name} {number}' for name, number in run.record['versions'].items())}.",
-            _citations(model, run.config),
+            _citations(model, run),
         ]
     return "\n\n".join(filter(None, sections)) + "\n"
 
@@ -136,6 +138,10 @@ def _introduction(model: CardModel, run: TrainedRun | None) -> str:
     if run is not None:
         rows = describe_training_rows(run.config.data.train, run.record.get("rows", {}).get("train"))
         trained = f", trained with the [AnglE](https://arxiv.org/abs/2309.12871) objective on {rows}"
+        if run.soup is not None:
+            runs = len(run.soup["ingredients"])
+            mean = f"the mean of the weights of {runs} such runs" if runs > 1 else "a run, mixed with its start"
+            trained += f" ([model soup](https://arxiv.org/abs/2203.05482): {mean})"
     return (
         f"{subject} {base}{trained}. It turns a text{limit} into a vector{width}, in which what means the same is near "
         f"each other: for semantic similarity, search, clustering and classification."
@@ -170,13 +176,19 @@ def _training(run: TrainedRun) -> list[tuple[str, str]]:
         length = f"stopped early, after {record['result']['steps']} steps"
     size = record.get("rows", {}).get("train")
     formats = ", ".join(dict.fromkeys(loss.format for loss in config.losses))
+    run_soup, seeds = run.soup, [str(train.seed)]
+    if run_soup is not None:
+        length = f"{length} of {rows} rows in each run; {record['texts']:,} texts in {record['seconds']:,.1f} s in all"
+        seeds = [str(each["seed"]) for each in run_soup["ingredients"]]
+    else:
+        length = f"{length} of {rows} rows; {record['texts']:,} texts in {record['seconds']:,.1f} s"
     described = {
         "data": f"{describe_training_rows(config.data.train, size)}, format {formats}",
-        "length": f"{length} of {rows} rows; {record['texts']:,} texts in {record['seconds']:,.1f} s",
+        "length": length,
         "loss": "; ".join(loss.summary for loss in config.losses),
         "learning rate": f"{train.learning_rate or 0:g}, {train.scheduler}, warm-up {train.warmup_steps:g}",
         "precision": "float32" if train.mixed_precision == "no" else train.mixed_precision,
-        "seed": str(train.seed),
+        "seed": ", ".join(seeds),
         "device": hardware["gpu"] or hardware["device"],
         "code": record["git_commit"] or "",
     }
@@ -189,6 +201,28 @@ def _training(run: TrainedRun) -> list[tuple[str, str]]:
         name = "the model itself before training" if teacher == "self" else describe_model(teacher)
         described["teacher"] = f"{name}, weight {config.teacher.weight:g}"
     return [(name, text) for name, text in described.items() if text]
+
+
+def _soup(run: TrainedRun) -> str:
+    """Return what a soup is made of; nothing of a run that was trained. Folders are nobody else's business."""
+    soup = run.soup
+    if soup is None:
+        return ""
+    metric = metric_named(run.record["result"]["best_metric"])
+    rows = [
+        (f"run {number}", str(each["seed"]), f"{(1 - soup['base_share']) * each['weight']:.3f}",
+         "–" if each["score"] is None else metric.format(each["score"]))
+        for number, each in enumerate(soup["ingredients"], 1)
+    ]  # fmt: skip
+    if soup["base_share"]:
+        rows.append(("the model that they started from", "–", f"{soup['base_share']:.3f}", "–"))
+    how = {
+        "uniform": "The weights are the mean of those of these runs.",
+        "greedy": "The weights are the mean of those of these runs, each of which made the mean no worse on the "
+        "validation rows; they were tried in the order of their scores.",
+    }[soup["method"]]
+    columns = ("", "seed", "weight", f"validation {metric.label}")
+    return f"## Soup\n\n{how} What is said of training below is said of run 1.\n\n{table(columns, rows)}"
 
 
 def _samples(run: TrainedRun) -> str:
@@ -210,8 +244,11 @@ def _command(run: TrainedRun) -> str:
     return f"{title}:\n\n```bash\n{shlex.join(['python', 'train.py', *words])}\n```"
 
 
-def _citations(model: CardModel, config: TrainConfig) -> str:
+def _citations(model: CardModel, run: TrainedRun) -> str:
+    config, soup = run.config, run.soup
     entries = citations.citations(
+        soup=soup is not None,
+        cocktail=soup is not None and soup["base_share"] > 0,
         espresso=config.ese.enabled,
         billm=model.embedding_config.bidirectional_from is not None,
         lora=config.lora.enabled or model.has_adapters,

@@ -38,6 +38,11 @@ class TrainedRun:
         recorded = self.record.get("example")
         return None if recorded is None else Example(**recorded)
 
+    @property
+    def soup(self) -> dict[str, Any] | None:
+        """What it is made of, if it is a soup: the mean of other runs, with the settings of the first."""
+        return self.record.get("soup")
+
     def logged(self, name: str, step: int) -> float | None:
         """Return the value that a metric had at a step, None if it was not measured then."""
         values = [line[name] for line in self.log if line["step"] == step and line.get(name) is not None]

@@ -11,7 +11,9 @@ from angle.config import TrainConfig
 from angle.config.keys import flatten
 from angle.config.overrides import format_value
 from angle.data.retrieval import RETRIEVAL
+from angle.evaluation.evaluator import Metric
 from angle.evaluation.pairs import NEIGHBOURS, Pairs, alignment_and_uniformity, neighbours_table, plane
+from angle.evaluation.run_evaluators import TEST_METRIC
 from angle.figures import Figure, Row, category, chart, line_chart, quantity
 from angle.files import relative_to_cwd
 from angle.reports.page import Commands, Figures, Page, Section, Table, Text
@@ -38,11 +40,14 @@ def run_page(run: RunRecord) -> Page:
     config = run.config
     model = "" if config is None else f"{config.model.name_or_path.rpartition('/')[2]}, "
     state = f"{run.last_step:,} steps" + ("" if run.record.get("finished") else ", not finished")
+    if run.soup is not None:
+        state = f"the mean of the weights of {len(run.soup['ingredients'])} runs"
     return Page(
-        title=f"Run {run.name}",
+        title=f"{'Run' if run.soup is None else 'Soup'} {run.name}",
         subtitle=f"{model}{state}, started {run.record.get('started', 'at an unknown time')}",
         sections=[
             Section("Outcome", list(_outcome(run))),
+            Section("Ingredients", list(_ingredients(run))),
             Section("Curves", list(_curves(run))),
             Section("Similarities", list(_similarities(run))),
             Section("Map", list(_maps(run))),
@@ -59,8 +64,9 @@ def score_rows(run: RunRecord) -> Iterator[tuple[str, str, str, str]]:
     """Yield what was measured: its name, the value before training, the best or last one, and their difference."""
     metric, result = run.metric, run.result
     series = dict(run.series(f"valid/{metric.name}"))
+    before = series.get(0, result.get("valid_before", {}).get(metric.name))
     after = result.get("best_score") if result.get("best_score") is not None else _at(series, run.best_step)
-    measured = [(f"{metric.label} on validation", series.get(0), after)]
+    measured = [(f"{metric.label} on validation", before, after)]
     measured.append(("Spearman on the test set", result.get("test_before"), result.get("test_after")))
     for name, before, value in measured:
         if before is not None or value is not None:
@@ -92,10 +98,9 @@ def _outcome(run: RunRecord) -> Iterator[Text | Table]:
         yield Text(run.problems, "warning")
     rows = list(score_rows(run))
     if rows:
-        where = f"of step {run.best_step}" if run.best_step is not None else "at the end"
-        yield Table(
-            ["measured", "before training", f"the model {where}", "difference"], rows, "Before and after training"
-        )
+        where = "at the end" if run.best_step is None else f"of step {run.best_step}"
+        model = f"the model {where}" if run.soup is None else "the soup"
+        yield Table(["measured", "before training", model, "difference"], rows, "Before and after training")
     notes = run.record.get("notes") or []
     if notes:
         yield Text([f"Noted at the start: {' '.join(note.split())}." for note in notes])
@@ -106,7 +111,36 @@ def _outcome(run: RunRecord) -> Iterator[Text | Table]:
         yield Table(["source", "rows seen", "share"], shares, "How often each source was drawn; a row counts each time")
     seconds = run.record.get("seconds")
     if seconds:
-        yield Text([f"{run.record.get('texts', 0):,} texts in {_duration(seconds)} of training."])
+        of_all = "" if run.soup is None else ", over all runs"
+        yield Text([f"{run.record.get('texts', 0):,} texts in {_duration(seconds)} of training{of_all}."])
+
+
+def _ingredients(run: RunRecord) -> Iterator[Text | Table]:
+    """Yield what a soup is made of; nothing of a run that was trained."""
+    soup, metric = run.soup, run.metric
+    if soup is None:
+        return
+
+    def shown(value: float | None, of: Metric = metric) -> str:
+        return "–" if value is None else of.format(value)
+
+    rows = [
+        (each["folder"], str(each["seed"]), f"{(1 - soup['base_share']) * each['weight']:.3f}", shown(each["score"]),
+         shown(each["test_score"], TEST_METRIC))
+        for each in soup["ingredients"]
+    ]  # fmt: skip
+    if soup["base_share"]:
+        rows.append(("the model that they started from", "–", f"{soup['base_share']:.3f}", "–", "–"))
+    columns = ["run", "seed", "weight", f"{metric.label} on validation", "Spearman on the test set"]
+    yield Table(columns, rows, f"What was averaged ({soup['method']}), and what each run measured of its own model")
+    tried = [
+        (each["folder"], shown(each["score"]), shown(each["soup_score"]), "yes" if each["kept"] else "no")
+        for each in soup.get("tried", [])
+    ]
+    if tried:
+        columns = ["run", f"its {metric.label}", "the soup with it", "kept"]
+        yield Table(columns, tried, "What was tried, in this order")
+    yield Text([f"Settings and rows below are those of {soup['settings_of']}."])
 
 
 def _duration(seconds: float) -> str:

@@ -58,7 +58,7 @@ class RunRecord:
         run.after = run._try(Predictions.load, folder, AFTER)
         if run.record and not run.record.get("finished"):
             run.problems.append(f"This run has not finished: it has reached step {run.last_step}.")
-        if not run.metrics:
+        if not run.metrics and run.soup is None:
             run.problems.append("There are no metrics yet, so there are no curves.")
         if not (folder / FOLDER).is_dir():
             run.problems.append("No validation rows were measured in it, so there is nothing of single texts.")
@@ -81,6 +81,11 @@ class RunRecord:
     def result(self) -> dict[str, Any]:
         """The scores that a finished run ends with."""
         return self.record.get("result") or {}
+
+    @property
+    def soup(self) -> dict[str, Any] | None:
+        """What it is made of, if it is a soup: the mean of other runs, which was not trained itself."""
+        return self.record.get("soup")
 
     @property
     def metric(self) -> Metric:

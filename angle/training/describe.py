@@ -46,7 +46,12 @@ def describe_environment(accelerator: Accelerator) -> dict[str, Any]:
 
 def _command(argv: list[str]) -> list[str]:
     """Return the command line; only the name for programs outside this project, as arguments may contain secrets."""
-    is_project_script = bool(argv) and Path(argv[0]).name in ("train.py", "angle-trainer", "angle_trainer.py")
+    is_project_script = bool(argv) and Path(argv[0]).name in (
+        "train.py",
+        "angle-trainer",
+        "angle_trainer.py",
+        "soup.py",
+    )
     return [re.sub(r"hf_\w+", "hf_...", word) for word in (argv if is_project_script else argv[:1])]
 
 

@@ -161,9 +161,10 @@ def _scores(result: Result) -> Iterator[tuple[str, str]]:
         before = result.valid_before.get(metric.name)
         compared = "" if before is None else f" ({metric.format(before)} before training)"
         gained = gain(result)
+        at_step = "" if result.best_step is None else f", at step {result.best_step}"  # a soup has none
         yield (
             "Best" if gained is None or gained > 0 else "Kept",
-            f"{metric.label} {metric.format(result.best_score)} on validation, at step {result.best_step}{compared}",
+            f"{metric.label} {metric.format(result.best_score)} on validation{at_step}{compared}",
         )
     elif result.valid_after and result.valid_before:
         names = [name for name in result.valid_after if name in result.valid_before and is_metric(name)]

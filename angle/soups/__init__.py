@@ -1,0 +1,1 @@
+"""Model soups: the weighted mean of the weights of several trained runs."""
