@@ -20,7 +20,7 @@ from torch import Tensor
 from angle.errors import ConfigError, brief
 from angle.modeling.locations import ADAPTER_FILE, read_json_object
 from angle.modeling.weight_files import ADAPTER_WEIGHT_FILES
-from angle.soups.weights import TensorInfo, read_header, rounded
+from angle.soups.weights import TensorInfo, equal_tensor, read_header, rounded
 
 #: How the names of both factors' weights contain what they are.
 DOWN, UP = (".lora_A.", ".lora_embedding_A"), (".lora_B.", ".lora_embedding_B")
@@ -86,10 +86,8 @@ def write_sum(folders: Sequence[Path], weights: Sequence[float], target: Path) -
         elif _is_any(UP, name):
             scaled = [tensor.double() * factor for tensor, factor in zip(tensors, factors, strict=True)]
             summed[name] = rounded(torch.cat(scaled, dim=1), first.dtype)
-        elif all(tensor.equal(first) for tensor in tensors):
-            summed[name] = first
         else:
-            raise ConfigError(f"The runs differ in {name}, which is no part of a LoRA product, so they are not summed.")
+            summed[name] = equal_tensor(tensors, name, folders)
     rank = sum(int(config["r"]) for config in configs)
     changes = {"r": rank, "lora_alpha": rank, "use_rslora": False}  # a scaling of 1
     save_file(summed, target / ADAPTER_WEIGHT_FILES[0], {"format": "pt"})

@@ -83,9 +83,10 @@ class Ingredient:
         """What the run measured of this model by that metric; None without one."""
         if self.metric is None:
             return None
-        value: float | None = (
-            self.result["best_score"] if self.model.name == BEST else self.result["valid_after"].get(self.metric.name)
-        )
+        if self.model.name == BEST:
+            value: float | None = self.result["best_score"]
+        else:
+            value = self.result.get("valid_after", {}).get(self.metric.name)
         return value
 
     @property

@@ -125,8 +125,10 @@ def write_mean(folders: Sequence[Path], weights: Sequence[float], target: Path) 
                 for name, info in header.tensors.items():
                     for first in range(0, max(1, _rows(info)), _rows_at_once(info)):
                         parts = (_part(model[name], name, info, first) for model in models)
-                        mean = _equal(parts, name) if info.dtype not in AVERAGED else weighted_mean(parts, shares)
-                        output.write(_bytes(mean))
+                        if info.dtype in AVERAGED:
+                            output.write(_bytes(weighted_mean(parts, shares)))
+                        else:
+                            output.write(_bytes(equal_tensor(list(parts), name, folders)))
 
 
 def normalized(weights: Sequence[float]) -> list[float]:
@@ -143,6 +145,25 @@ def weighted_mean(tensors: Any, shares: Sequence[float]) -> Tensor:
         total = part if total is None else total.add_(part)
     assert total is not None
     return rounded(total, dtype)
+
+
+def equal_tensor(tensors: Sequence[Tensor], name: str, folders: Sequence[Path]) -> Tensor:
+    """Return what several models have of a tensor that has no mean.
+
+    Raises:
+        ConfigError: two of them differ.
+
+    """
+    first = tensors[0]
+    for tensor, folder in zip(tensors, folders, strict=True):
+        if not tensor.equal(first):
+            at = int((tensor != first).flatten().nonzero()[0])
+            values = " and ".join(str(each.flatten()[at].item()) for each in (first, tensor))
+            raise ConfigError(
+                f"{folders[0]} and {folder} differ in {name}, which has no mean: {values} at position {at}. Leave one "
+                f"out."
+            )
+    return first
 
 
 def rounded(values: Tensor, dtype: torch.dtype) -> Tensor:
@@ -173,14 +194,6 @@ def _part(file: Any, name: str, info: TensorInfo, first: int) -> Tensor:
         return whole
     part: Tensor = file.get_slice(name)[first : first + _rows_at_once(info)]
     return part
-
-
-def _equal(parts: Any, name: str) -> Tensor:
-    tensors = list(parts)
-    if not all(tensor.equal(tensors[0]) for tensor in tensors):
-        raise ConfigError(f"The runs differ in {name}, which holds no fractions, so that it has no mean.")
-    first: Tensor = tensors[0]
-    return first
 
 
 def _bytes(tensor: Tensor) -> bytes:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from angle import ConfigError
 from angle.modeling.adapters import find_adapters, merge_adapters
@@ -82,6 +82,18 @@ def test_adapters_may_differ_in_their_rank_alone(tmp_path: Path) -> None:
     infos = [read_factor_infos(adapter(tmp_path / str(rank), 0, r=rank)) for rank in (2, 8)]
     assert infos[0] == infos[1]
     assert infos[0] != read_factor_infos(adapter(tmp_path / "more", 0, r=2, layers_to_transform=[0]))
+
+
+def test_what_is_beside_the_products_must_be_equal(tmp_path: Path) -> None:
+    folders = [adapter(tmp_path / name, 0, r=2) for name in "ab"]
+    for number, folder in enumerate(folders):
+        file = folder / "adapter_model.safetensors"
+        save_file(load_file(file) | {"head.weight": torch.tensor([1.0, 2.0 + number])}, file)
+    (tmp_path / "sum").mkdir()
+    write_sum([folders[0]] * 2, [0.5, 0.5], tmp_path / "sum")
+    assert load_file(tmp_path / "sum" / "adapter_model.safetensors")["head.weight"].tolist() == [1, 2]
+    with pytest.raises(ConfigError, match=r"/a and .*/b differ in head\.weight, which has no mean: 2\.0 and 3\.0 at"):
+        write_sum(folders, [0.5, 0.5], tmp_path / "sum")
 
 
 @pytest.mark.parametrize(

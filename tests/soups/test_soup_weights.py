@@ -103,7 +103,9 @@ def test_whole_numbers_must_be_equal(tmp_path: Path) -> None:
     other["position_ids"] = other["position_ids"] + 1
     folders = [model(tmp_path / "a", first), model(tmp_path / "b", other)]
     (tmp_path / "mean").mkdir()
-    with pytest.raises(ConfigError, match="differ in position_ids, which holds no fractions"):
+    with pytest.raises(
+        ConfigError, match=r"/a and .*/b differ in position_ids, which has no mean: 0 and 1 at position 0\."
+    ):
         write_mean(folders, [1, 1], tmp_path / "mean")
 
 
