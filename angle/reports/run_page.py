@@ -103,7 +103,8 @@ def _outcome(run: RunRecord) -> Iterator[Text | Table]:
         yield Table(["measured", "before training", model, "difference"], rows, "Before and after training")
     notes = run.record.get("notes") or []
     if notes:
-        yield Text([f"Noted at the start: {' '.join(note.split())}." for note in notes])
+        when = " at the start" if run.soup is None else ""
+        yield Text([f"Noted{when}: {' '.join(note.split()).removesuffix('.')}." for note in notes])
     seen = run.record.get("rows_seen") or {}
     if seen:
         total = max(1, sum(seen.values()))

@@ -11,9 +11,9 @@ from typing import Any
 from angle.errors import ConfigError, brief
 from angle.modeling.adapters import find_adapters
 from angle.modeling.embedding_config import read_embedding_config
-from angle.modeling.locations import read_json_object
+from angle.modeling.locations import ADAPTER_FILE, read_json_object
 from angle.modeling.tokenizer_files import TOKENIZER_FILE
-from angle.modeling.weight_files import fingerprint
+from angle.modeling.weight_files import ADAPTER_WEIGHT_FILES, fingerprint
 from angle.soups.adapters import check_summable, read_factor_infos
 from angle.soups.ingredients import NAMED, Ingredient
 from angle.soups.weights import check_equal_tensors, read_tensor_infos
@@ -126,13 +126,21 @@ def have_same_test(ingredients: Sequence[Ingredient]) -> bool:
 
 def _check_same_frozen(first: Ingredient, other: Ingredient) -> None:
     """Check that the adapters that were frozen beneath the trained ones are the same."""
-    hashes = [
-        [fingerprint(Path(folder).glob("adapter_*")) for folder in find_adapters(str(each.model), NAMED).folders[:-1]]
+    a, b = (
+        [_described_adapter(Path(folder)) for folder in find_adapters(str(each.model), NAMED).folders[:-1]]
         for each in (first, other)
-    ]
-    if hashes[0] != hashes[1]:
-        a, b = (", ".join(_shown(found) for found in each) or "none" for each in hashes)
-        raise _differ(first, other, "the adapters that were frozen beneath theirs", (a, b))
+    )
+    if a != b:
+        shown = (", ".join(each) or "none" for each in (a, b))
+        raise _differ(first, other, "the adapters that were frozen beneath theirs", list(shown))
+
+
+def _described_adapter(folder: Path) -> str:
+    """Return the hash of an adapter's weights and its scaling; its file may list the same layers in another order."""
+    weights = [folder / name for name in ADAPTER_WEIGHT_FILES if (folder / name).is_file()]
+    config = read_json_object(str(folder), ADAPTER_FILE) or {}
+    scaling = ", ".join(f"{name} {config.get(name)}" for name in ("r", "lora_alpha", "use_rslora"))
+    return f"{_shown(fingerprint(weights))} ({scaling})"
 
 
 def _entries(ingredient: Ingredient, file: str, ignored: Sequence[str]) -> dict[str, Any]:
