@@ -38,7 +38,7 @@ TAKE_ALL_SETTINGS = {
 }  # fmt: skip
 KNOW_HYDRA = (
     "config/build", "config/overrides", "cli/app", "cli/arguments", "cli/jobs", "cli/replaced_sources", "cli/search",
-    "cli/sweep", "cli/sweeper",
+    "cli/space", "cli/sweep", "cli/sweeper",
 )  # fmt: skip
 
 

@@ -16,15 +16,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from angle.cli.search import WORDS, Launch, Recall, Search, locked, take_up
-from angle.cli.space import distribution
+from angle.cli.space import parsed_distribution
 from angle.cli.suggested import SUGGESTED, suggested_values
 from angle.config import TrainConfig
 from angle.config.keys import setting_types
 from angle.config.record import read_config, read_record
-from angle.errors import ConfigError
+from angle.errors import ConfigError, DataError
 from angle.sweeps.budget import Budget, Stage
 from angle.sweeps.pace import FINALISTS, FIRST_STEPS, NUM_SEEDS, SHORT_SHARE, Pace
-from angle.sweeps.record import JobResult, SweepRecord
+from angle.sweeps.record import JobResult, SweepRecord, run_result
 from angle.sweeps.settings import is_value
 from angle.terminal import labelled, print_once
 
@@ -33,7 +33,9 @@ if TYPE_CHECKING:
 
 #: The stages.
 FIRST, SHORT, FULL = "a first look", "choosing the settings", "the best of them, longer"
-OWN, SEEDS = "the settings as they are", "more seeds of the best"
+OWN, SEEDS, MEAN = "the settings as they are", "more seeds of the best", "the mean of their weights"
+#: In the sweep's folder, the mean of the weights of the best runs.
+SOUP_FOLDER = "soup"
 #: Evaluations within a run of every stage but the first.
 EVALUATIONS = 4
 #: The settings that the stages set.
@@ -110,7 +112,7 @@ class _Stages:
         own_steps, pace = self._own_steps(first), self._pace(first_stage)
         (short,) = self._decided("short", lambda: [self._short_steps(pace, own_steps)])
         short_stage = self.budget.stage(SHORT, short)
-        self._choose(short_stage, pace, read_config(Path(first.folder)))
+        self._choose(self._with_suggestions(first), short_stage, pace)
 
         chosen, seed = self._best(), self.search.own.train.seed
         if not chosen:
@@ -127,7 +129,7 @@ class _Stages:
             words, best = finalists[max(finalists)]
             jobs = [self.search.words(full, seed + more, words) for more in range(1, NUM_SEEDS)]
             others = self._run(self.budget.stage(SEEDS, full), jobs)
-            self.budget.choose([best.folder, *(job.folder for job in others if job.score is not None)])
+            self._conclude([best, *(job for job in others if job.score is not None)])
 
     def _run(self, stage: Stage, jobs: list[list[str]]) -> list[JobResult]:
         """Run jobs of a stage, as many at once as the launcher does; those that are done are only read."""
@@ -144,6 +146,23 @@ class _Stages:
             self.launched += len(jobs)
             stage.folders += [job.folder for job in found if job.folder not in stage.folders]
         return found
+
+    def _conclude(self, jobs: list[JobResult]) -> None:
+        """Write down what was chosen; the model is the mean of the weights of its runs, unless the best is better."""
+        from angle.soups.soup import make_soup
+        from angle.training.result import Result
+
+        best, soup = max(jobs, key=lambda job: job.score or 0.0), self.budget.folder / SOUP_FOLDER
+        with self.budget.timed(self.budget.stage(MEAN, 0), self.search.clock):
+            try:
+                if len(jobs) > 1 and not soup.exists():
+                    make_soup([Path(job.folder) for job in jobs], output=soup)
+            except (ConfigError, DataError) as error:
+                print_once(labelled("note", f"no mean of the best runs' weights: {error}"))
+        result = run_result(soup)
+        score = None if result is None else Result(soup, **result).score
+        is_better = score is not None and best.score is not None and score >= best.score
+        self.budget.choose([job.folder for job in jobs], str(soup) if is_better else best.folder)
 
     def _decided(self, name: str, decide: Callable[[], list[int]]) -> list[int]:
         """Return numbers as an earlier command has decided them, or else now."""
@@ -186,16 +205,9 @@ class _Stages:
         print_once(f"\n{labelled('budget', plan)}")
         return steps
 
-    def _choose(self, stage: Stage, pace: Pace, config: TrainConfig) -> None:
-        """Run short jobs for as long as their share of the time lasts.
-
-        Args:
-            stage: theirs.
-            pace: how long they take.
-            config: the settings of a run without the search, with everything decided.
-
-        """
-        search, words = self._with_suggestions(config), self.search.words(stage.steps)
+    def _choose(self, search: Search, stage: Stage, pace: Pace) -> None:
+        """Run short jobs for as long as their share of the time lasts."""
+        words = self.search.words(stage.steps)
         cut_off, of_done = take_up(self.study)
         self.recall([[*search.fixed, *words, *job] for job in of_done])
         seconds = SHORT_SHARE * (self.budget.left + stage.seconds)
@@ -204,14 +216,13 @@ class _Stages:
             count = min(self.at_once, most - done)
             done += search.draw(self.study, cut_off, count, partial(self._timed, stage), words)
 
-    def _with_suggestions(self, config: TrainConfig) -> Search:
-        """Return what chooses the settings; the first that it tries are those of `config`."""
-        from hydra.core.override_parser.overrides_parser import OverridesParser
-
-        parser, types = OverridesParser.create(), setting_types(TrainConfig)
+    def _with_suggestions(self, first: JobResult) -> Search:
+        """Return what chooses the settings; the first that it tries are those of a run without the search."""
+        config, types = read_config(Path(first.folder)), setting_types(TrainConfig)
+        assert config.train.learning_rate is not None
         suggested = {
-            key: distribution(parser.parse_override(f"{key}={values}"), types.get(key))
-            for key, values in suggested_values(config).items()
+            key: parsed_distribution(key, values, types.get(key))
+            for key, values in suggested_values(config.train.learning_rate, config.data_format.name).items()
             if key not in self.search.typed
         }
         space = suggested | self.search.space

@@ -36,6 +36,13 @@ def check_interval(word: str, interval: Any, setting_type: type | None) -> None:
         raise ConfigError(f"{word} cannot work: tag({unknown[0]}, ...) is not known; log is, for a logarithmic scale.")
 
 
+def parsed_distribution(key: str, values: str, setting_type: type | None) -> BaseDistribution:
+    """Return what Optuna draws the values of a setting from, for the part of a word behind "="."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    return distribution(OverridesParser.create().parse_override(f"{key}={values}"), setting_type)
+
+
 def distribution(override: Any, setting_type: type | None) -> BaseDistribution:
     """Return what Optuna draws the values of a setting from, for a word that names several."""
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from angle.config import TrainConfig
-
 #: How far from its default a learning rate may be, down and up.
 RATE_RANGE = 0.4, 8.0
 #: Values to choose from, as they are typed, by the format of the training rows.
@@ -16,15 +14,13 @@ OF_FORMAT = {
 SUGGESTED = frozenset({"train.learning_rate"}).union(*OF_FORMAT.values())
 
 
-def suggested_values(config: TrainConfig) -> dict[str, str]:
+def suggested_values(learning_rate: float, data_format: str) -> dict[str, str]:
     """Return what to choose from, by setting, as on a command line.
 
     Args:
-        config: the settings of a run without the search, with everything decided.
+        learning_rate: that of a run without the search.
+        data_format: of the training rows; "auto" for sources with batches of their own.
 
     """
-    rate = config.train.learning_rate
-    assert rate is not None
-    low, high = (rate * factor for factor in RATE_RANGE)
-    rates = {"train.learning_rate": f"tag(log,interval({low:g},{high:g}))"}
-    return rates | OF_FORMAT.get(config.data_format.name, {})
+    low, high = (learning_rate * factor for factor in RATE_RANGE)
+    return {"train.learning_rate": f"tag(log,interval({low:g},{high:g}))"} | OF_FORMAT.get(data_format, {})

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 
 from angle.files import explained_disk_errors, relative_to_cwd
 from angle.sweeps.budget import PRESET_FILE
-from angle.sweeps.record import FINISHED
+from angle.sweeps.record import FINISHED, run_result
 from angle.terminal import labelled, wrapped_command
 
 if TYPE_CHECKING:
+    from angle.sweeps.budget import Budget
     from angle.sweeps.sweep import Sweep
 
 
@@ -30,12 +31,26 @@ def conclude(folder: Path, written: str) -> Iterator[str]:
     yield from (labelled("Verdict", sentence) for sentence in sentences[1:])
     if sweep.budget is not None:
         yield labelled("Time", sweep.budget.spent_in_words())
-    if sweep.chosen is not None:
+    if sweep.budget is not None and sweep.budget.model is not None:
+        yield from _model(sweep.budget)
         preset = relative_to_cwd(folder / PRESET_FILE)
         yield labelled("Preset", f"{preset}: copied to conf/experiment/NAME.yaml, it is experiment=NAME")
     yield f"Page    {page}"
     yield written
     yield from _next_steps(sweep)
+
+
+def _model(budget: Budget) -> Iterator[str]:
+    """Yield which model a search with a budget ends with, and what it scored."""
+    from angle.training.result import Result
+
+    folder = Path(str(budget.model))
+    result = Result(folder, **(run_result(folder) or {}))
+    of_all = f"the mean of the weights of {len(budget.chosen)} runs with the settings that were chosen"
+    kind = "the best run with the settings that were chosen" if budget.model in budget.chosen else of_all
+    score = None if result.best_score is None else result.metric.format(result.best_score)
+    measured = "" if score is None else f"{result.metric.label} {score} on validation, "
+    yield labelled("Model", f"{relative_to_cwd(folder)}: {measured}{kind}")
 
 
 def _next_steps(sweep: Sweep) -> Iterator[str]:
@@ -46,7 +61,11 @@ def _next_steps(sweep: Sweep) -> Iterator[str]:
     if not sweep.ranked:
         return
     best = max((job for job in sweep.ranked[0].jobs if job.score is not None), key=lambda job: job.score or 0.0)
-    result, run = Result(best.folder, **best.result), relative_to_cwd(best.folder)
+    folder, result = best.folder, Result(best.folder, **best.result)
+    if sweep.budget is not None and sweep.budget.model is not None:
+        folder = Path(sweep.budget.model)
+        result = Result(folder, **(run_result(folder) or best.result))
+    run = relative_to_cwd(folder)
     if (gained := gain(result)) is not None and gained <= 0:
         return
     commands = [*use_commands(result, run), ["python", "-m", "angle.report", shlex.quote(run)]]

@@ -10,7 +10,16 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from angle.config.embedding import EmbedConfig
-from angle.config.keys import entry_type, group_names, mapping_of, runtime_type, setting_hints, setting_types
+from angle.config.keys import (
+    entry_type,
+    flatten,
+    group_names,
+    mapping_of,
+    runtime_type,
+    setting_hints,
+    setting_types,
+    unflatten,
+)
 from angle.config.mining import MineConfig
 from angle.config.overrides import format_value
 from angle.config.scripts import ConvertConfig, EvaluateConfig, TrainConfig
@@ -19,6 +28,8 @@ from angle.errors import ConfigError, first_line, nearest_name
 
 Config = TypeVar("Config", TrainConfig, EvaluateConfig, ConvertConfig, MineConfig, EmbedConfig)
 #: What a setting of each type accepts, for messages.
+#: Settings, and groups of them, that are of one run, or of who runs it.
+NOT_IN_PRESETS = ("hparams.", "hub.", "tracking.", "train.resume", "train.output_dir", "train.dry_run")
 TYPE_NAMES = {
     int: "a whole number",
     float: "a number",
@@ -204,9 +215,25 @@ def _settings_in(group: str, schema: type) -> list[str]:
 
 def config_text(config: TrainConfig) -> str:
     """Return `config` as YAML."""
+    return _yaml(dataclasses.asdict(config))
+
+
+def preset_text(config: TrainConfig) -> str:
+    """Return a preset of a run's settings, as they were requested: a file for conf/experiment/.
+
+    It sets what differs from the defaults, but nothing that is of one run, or of who runs it.
+    """
+    default = flatten(TrainConfig())
+    changed = {key: value for key, value in flatten(config).items() if value != default[key]}
+    return "# @package _global_\n" + _yaml(
+        unflatten({key: value for key, value in changed.items() if not key.startswith(NOT_IN_PRESETS)})
+    )
+
+
+def _yaml(values: dict[str, Any]) -> str:
     from omegaconf import OmegaConf
 
-    return OmegaConf.to_yaml(OmegaConf.create(dataclasses.asdict(config)))
+    return OmegaConf.to_yaml(OmegaConf.create(values))
 
 
 def load_config(path: Path) -> TrainConfig:

@@ -10,8 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from angle.config import TrainConfig
-from angle.config.build import build_config
-from angle.config.preset import preset_text
+from angle.config.build import build_config, preset_text
 from angle.config.record import read_record
 from angle.errors import ConfigError
 from angle.files import write_durably
@@ -47,6 +46,8 @@ class Budget:
     """The folder of the run without the search, None if there was no time for one."""
     chosen: list[str] = field(default_factory=list)
     """The folders of the runs with the settings that were chosen, a seed each; none before the search is over."""
+    model: str | None = None
+    """The folder of the best model: the mean of those runs' weights, or one of them."""
 
     @classmethod
     def read(cls, folder: Path) -> Budget | None:
@@ -62,7 +63,7 @@ class Budget:
         try:
             content = json.loads(path.read_text("utf-8"))
             stages = [Stage(**one) for one in content["stages"]]
-            return cls(folder, content["seconds"], stages, content["own"], content["chosen"])
+            return cls(folder, content["seconds"], stages, content["own"], content["chosen"], content["model"])
         except (ValueError, KeyError, TypeError):
             raise ConfigError(f"{path} is not as a search writes it: move it away, with its folder.") from None
 
@@ -81,15 +82,11 @@ class Budget:
         stages = ", ".join(f"{stage.seconds / 60:.1f} {stage.name}" for stage in self.stages)
         return f"{self.spent / 60:.1f} of {self.seconds / 60:.0f} minutes: {stages}"
 
-    def choose(self, folders: list[str]) -> None:
-        """Write down which runs have the settings that were chosen, and write these as a preset."""
-        self.chosen = folders
+    def choose(self, folders: list[str], model: str) -> None:
+        """Write down which runs have the settings that were chosen, and the best model; write these as a preset."""
+        self.chosen, self.model = folders, model
         requested = build_config(read_record(Path(folders[0]))["requested"], TrainConfig)
-        comments = [
-            "The settings that a search has chosen. With this file as conf/experiment/NAME.yaml:",
-            "  python train.py experiment=NAME",
-        ]
-        write_durably(self.folder / PRESET_FILE, preset_text(requested, comments))
+        write_durably(self.folder / PRESET_FILE, preset_text(requested))
         self.save()
 
     def stage(self, name: str, steps: int) -> Stage:

@@ -36,6 +36,7 @@ from angle.training.resolve import resolve_config
 from angle.training.teacher import Teacher, load_teacher
 
 if TYPE_CHECKING:
+    import torch
     from accelerate import Accelerator
 
 

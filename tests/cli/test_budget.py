@@ -197,7 +197,7 @@ def test_what_the_command_line_sets_is_not_suggested(machine: Machine) -> None:
 
 def test_its_length_is_a_runs_own(machine: Machine) -> None:
     account = machine.run(searched(*WORDS, "train.max_steps=60", "hparams.budget=2h"))
-    assert {stage.name: stage.steps for stage in account.stages} == {
+    assert {stage.name: stage.steps for stage in account.stages if stage.steps} == {
         FIRST: 20,
         SHORT: 45,
         FULL: 180,

@@ -66,7 +66,7 @@ def test_hydra_overrides_compose_to_the_same_config():
 
 
 def test_number_of_config_group_options():
-    assert len(OPTIONS) == 69 + len(POOLING_NAMES)
+    assert len(OPTIONS) == 70 + len(POOLING_NAMES)
     assert {group for group, _ in OPTIONS} == {
         *("billm", "data", "data_format", "ese", "experiment", "hparams", "lora"),
         *("loss", "model", "pooling", "teacher", "tracking"),
