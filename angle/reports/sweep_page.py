@@ -31,7 +31,7 @@ def sweep_page(sweep: Sweep, sentences: list[str]) -> Page:
             Section("Verdict", list(_verdict(sweep, sentences))),
             Section("Settings", list(_table(sweep))),
             Section("Where the time went", list(_stages(sweep))),
-            Section("What the settings do", list(_effects(sweep))),
+            Section("What the settings do", list(_effects(sweep.explored))),
             Section("Learning curves", list(_curves(sweep))),
             Section("Failures", list(_failures(sweep))),
             Section("Jobs", list(_jobs(sweep)), is_folded=True),
@@ -203,6 +203,7 @@ def _parallel(sweep: Sweep, metric: Metric) -> Figure:
 
     axes = sweep.axes
     names = [*axes, metric.label]
+    angle = 0 if len(names) < 5 else -20  # or names would run into each other
     means = _means(sweep, metric)
     low, high = min(row["score"] for row in means), max(row["score"] for row in means)
     rows: list[Row] = []
@@ -218,7 +219,7 @@ def _parallel(sweep: Sweep, metric: Metric) -> Figure:
         chart(rows)
         .mark_line(opacity=0.7, point=True)
         .encode(
-            x=X(**category("axis", " ", order=names, axis={"labelAngle": 0, "grid": True, "domain": False})),
+            x=X(**category("axis", " ", order=names, axis={"labelAngle": angle, "grid": True, "domain": False})),
             y=Y(**quantity("place", "lowest to highest value", axis={"labels": False, "ticks": False, "grid": False})),
             detail="setting:N",
             color=Color(field="score", type="quantitative", title=metric.label, scale={"scheme": "viridis"}),
@@ -328,7 +329,7 @@ def _stages(sweep: Sweep) -> Iterator[Table]:
     if budget is None:
         return
     rows = [
-        (stage.name, str(len(stage.folders)), f"{stage.steps:,}", f"{stage.seconds / 60:.1f}")
+        (stage.name, *(str(number or "") for number in (len(stage.folders), stage.steps)), f"{stage.seconds / 60:.1f}")
         for stage in budget.stages
     ]
     rows.append(("together", "", "", f"{budget.spent / 60:.1f} of {budget.seconds / 60:.0f}"))

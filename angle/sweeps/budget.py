@@ -89,6 +89,11 @@ class Budget:
         write_durably(self.folder / PRESET_FILE, preset_text(requested))
         self.save()
 
+    @property
+    def choosing(self) -> Stage | None:
+        """The stage with the most runs, in which the settings were chosen; None before the first."""
+        return max(self.stages, key=lambda stage: len(stage.folders), default=None)
+
     def stage(self, name: str, steps: int) -> Stage:
         """Return a stage, a new one unless an earlier command has begun it."""
         known = next((stage for stage in self.stages if stage.name == name), None)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +113,15 @@ class Sweep:
     def _is_chosen(self, setting: Setting[Job]) -> bool:
         folders = () if self.budget is None else map(os.path.abspath, self.budget.chosen)
         return not {os.path.abspath(job.folder) for job in setting.jobs}.isdisjoint(folders)
+
+    @property
+    def explored(self) -> Sweep:
+        """What tells of settings: the runs that choose them, without the longer ones of a search with a budget."""
+        stage = None if self.budget is None else self.budget.choosing
+        if stage is None:
+            return self
+        folders = set(map(os.path.abspath, stage.folders))
+        return replace(self, jobs=[job for job in self.jobs if os.path.abspath(job.folder) in folders], budget=None)
 
     @property
     def own(self) -> Job | None:

@@ -158,6 +158,8 @@ def test_the_sweep_ranks_what_was_chosen_first(machine: Machine, tmp_path: Path)
     assert sweep.chosen is sweep.ranked[0] or sweep.chosen == sweep.ranked[0]
     assert {str(job.folder) for job in sweep.ranked[0].jobs} == set(account.chosen)
     assert (sweep.ranked[1].mean or 0) > (sweep.ranked[0].mean or 0)
+    short = account.stages[1]
+    assert [job.settings["train.max_steps"] for job in sweep.explored.jobs] == [str(short.steps)] * len(short.folders)
     assert sweep.own is not None
     assert sweep.own.settings["train.max_steps"] == "400"
 
