@@ -160,7 +160,7 @@ def few_steps(command: Command) -> list[str]:
         if "(" not in word and re.fullmatch(r"[^\[{'\"]+,[^\[{'\"]+", values):
             words[place], several = f"{key}={','.join(values.split(',')[:several])}", 1
     words += ["train.max_steps=2"]
-    return [*words, "hparams.trials=2"] if "hparams=optuna" in words else words
+    return [*words, "hparams.trials=2"] if {"hparams=optuna", "hparams=quick"} & {*words} else words
 
 
 def world(paths: Any) -> Path:

@@ -124,9 +124,9 @@ class _Stages:
         if compares:
             (own,) = self._run(self.budget.stage(OWN, own_steps), [self.search.words(own_steps, seed, evaluated=False)])
             self.budget.own = None if own.score is None else own.folder
-        finalists = {job.score: (words, job) for words, job in zip(chosen, found, strict=True) if job.score is not None}
+        finalists = [(words, job) for words, job in zip(chosen, found, strict=True) if job.score is not None]
         if finalists:
-            words, best = finalists[max(finalists)]
+            words, best = max(finalists, key=lambda pair: pair[1].score or 0.0)
             jobs = [self.search.words(full, seed + more, words) for more in range(1, NUM_SEEDS)]
             others = self._run(self.budget.stage(SEEDS, full), jobs)
             self._conclude([best, *(job for job in others if job.score is not None)])

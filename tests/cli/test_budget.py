@@ -227,7 +227,8 @@ def test_budgets_that_cannot_work_are_refused(machine: Machine, words: list[str]
 @pytest.mark.slow
 def test_the_command_ends_with_what_it_has_chosen(tmp_path: Path, command: Callable[..., Any]) -> None:
     """Killed within its short runs, and started again."""
-    words = ["-m", *sample_files(tmp_path), "hparams=quick", "hparams.budget=2m", "hydra.sweep.dir=sweep"]
+    words = ["-m", *sample_files(tmp_path), "hparams=quick", "hparams.budget=5m", "hydra.sweep.dir=sweep"]
+    words += ["hparams.trials=6", "train.max_steps=30"]
     line = [sys.executable, str(REPO / "train.py"), *words]
     with subprocess.Popen(line, cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -237,9 +238,11 @@ def test_the_command_ends_with_what_it_has_chosen(tmp_path: Path, command: Calla
     done = start("train.py", *words, folder=tmp_path)
     assert done.returncode == 0, done.stderr
     account = json.loads((tmp_path / "sweep" / BUDGET_FILE).read_text())
-    assert sum(stage["seconds"] for stage in account["stages"]) < 1.2 * account["seconds"]
+    assert sum(stage["seconds"] for stage in account["stages"]) < account["seconds"]
+    assert [len(stage["folders"]) for stage in account["stages"]][:3] == [1, 6, 3]
+    assert "Model   sweep/" in done.stdout
     assert f"Preset  sweep/{PRESET_FILE}" in done.stdout
-    assert re.search(r"^Time    \d\.\d of 2 minutes: ", done.stdout, re.MULTILINE)
+    assert re.search(r"^Time    \d\.\d of 5 minutes: ", done.stdout, re.MULTILINE)
     page = (tmp_path / "sweep" / "report" / "report.html").read_text()
     assert "Where the time went" in page
     assert "The search has chosen" in page
