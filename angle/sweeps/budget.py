@@ -91,8 +91,8 @@ class Budget:
 
     @property
     def choosing(self) -> Stage | None:
-        """The stage with the most runs, in which the settings were chosen; None before the first."""
-        return max(self.stages, key=lambda stage: len(stage.folders), default=None)
+        """The stage in which the settings are chosen, which follows a first look; None before it."""
+        return self.stages[1] if len(self.stages) > 1 else None
 
     def stage(self, name: str, steps: int) -> Stage:
         """Return a stage, a new one unless an earlier command has begun it."""
