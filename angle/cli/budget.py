@@ -9,7 +9,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from operator import attrgetter
 from pathlib import Path
@@ -36,10 +36,14 @@ FIRST, SHORT, FULL = "a first look", "choosing the settings", "the best of them,
 OWN, SEEDS, MEAN = "the settings as they are", "more seeds of the best", "the mean of their weights"
 #: In the sweep's folder, the mean of the weights of the best runs.
 SOUP_FOLDER = "soup"
-#: Evaluations within a run of every stage but the first.
-EVALUATIONS = 4
+#: Evaluations within a run that chooses the settings, and within a longer one.
+SHORT_EVALUATIONS, EVALUATIONS = 2, 4
 #: The settings that the stages set.
 STEPS, EVAL_STEPS, SEED = "train.max_steps", "train.eval_steps", "train.seed"
+#: What runs that choose the settings do without: nothing is chosen by the model before training or by the test set, and
+#: a run that is cut off begins again.
+SPARED = {"train.eval_on_start": "false", "train.save_steps": "0"}
+TEST = "data.test.name_or_path"
 
 
 @dataclass(frozen=True)
@@ -75,7 +79,7 @@ class BudgetSearch(Search):
             _Stages(self, study, budget, recall, launch, self.jobs_at_once(parallel=parallel)).run()
 
     def words(
-        self, steps: int, seed: int | None = None, chosen: Sequence[str] = (), *, evaluated: bool = True
+        self, steps: int, seed: int | None = None, chosen: Sequence[str] = (), *, evaluations: int = EVALUATIONS
     ) -> list[str]:
         """Return the words of a job, beside those that all jobs have in common.
 
@@ -83,13 +87,20 @@ class BudgetSearch(Search):
             steps: its length.
             seed: its seed, None for that of the command line.
             chosen: words of the search.
-            evaluated: whether it is measured on its way, too.
+            evaluations: how often it is measured; 0: as without the search.
 
         """
         words = [f"{STEPS}={steps}"]
-        if evaluated and EVAL_STEPS not in self.typed:
-            words.append(f"{EVAL_STEPS}={max(1, steps // EVALUATIONS)}")
+        if evaluations and EVAL_STEPS not in self.typed:
+            words.append(f"{EVAL_STEPS}={max(1, steps // evaluations)}")
         return [*words, *([] if seed is None else [f"{SEED}={seed}"]), *chosen]
+
+    def short_words(self, steps: int) -> list[str]:
+        """Return the words of a job that chooses the settings, beside those and what it tries."""
+        spared = {key: value for key, value in SPARED.items() if key not in self.typed}
+        if self.own.data.test.names():
+            spared[TEST] = "null"
+        return [*self.words(steps, evaluations=SHORT_EVALUATIONS), *(f"{key}={value}" for key, value in spared.items())]
 
 
 @dataclass
@@ -105,11 +116,12 @@ class _Stages:
     launched: int = 0
 
     def run(self) -> None:
-        first_stage = self.budget.stage(FIRST, FIRST_STEPS)
-        (first,) = self._run(first_stage, [self.search.words(FIRST_STEPS, evaluated=False)])
-        if first.error is not None:
+        # The long one first: what it loads stays loaded.
+        looks = [self.search.words(FIRST_STEPS), self.search.short_words(FIRST_STEPS)]
+        first, short_look = self._run(self.budget.stage(FIRST, FIRST_STEPS), looks)
+        if first.error is not None or short_look.error is not None:
             return
-        own_steps, pace = self._own_steps(first), self._pace(first_stage)
+        own_steps, pace = self._own_steps(first), self._pace([short_look.folder], FIRST_STEPS)
         (short,) = self._decided("short", lambda: [self._short_steps(pace, own_steps)])
         short_stage = self.budget.stage(SHORT, short)
         self._choose(self._with_suggestions(first), short_stage, pace)
@@ -117,12 +129,12 @@ class _Stages:
         chosen, seed = self._best(), self.search.own.train.seed
         if not chosen:
             return
-        pace = self._pace(short_stage)
+        pace = replace(self._pace(short_stage.folders, short), around=self._pace([first.folder], FIRST_STEPS).around)
         full, compares = self._decided("full", lambda: list(pace.full_steps(self.budget.left, own_steps, self.at_once)))
         stage = self.budget.stage(FULL, full)
         found = self._run(stage, [self.search.words(full, seed, words) for words in chosen])
         if compares:
-            (own,) = self._run(self.budget.stage(OWN, own_steps), [self.search.words(own_steps, seed, evaluated=False)])
+            (own,) = self._run(self.budget.stage(OWN, own_steps), [self.search.words(own_steps, seed, evaluations=0)])
             self.budget.own = None if own.score is None else own.folder
         finalists = [(words, job) for words, job in zip(chosen, found, strict=True) if job.score is not None]
         if finalists:
@@ -180,12 +192,12 @@ class _Stages:
             )
         return train.max_steps or train.epochs * int(per_epoch)
 
-    def _pace(self, stage: Stage) -> Pace:
-        """Return how long runs take, from those of a stage that were not stopped."""
-        jobs = SweepRecord(self.budget.folder).finished(stage.folders)
+    def _pace(self, folders: Sequence[str], steps: int) -> Pace:
+        """Return how long runs take, from those of so many steps in these folders that were not stopped."""
+        jobs = SweepRecord(self.budget.folder).finished(folders)
         trained = [float(read_record(Path(job["folder"]))["seconds"]) for job in jobs]
         around = [job["seconds"] - seconds for job, seconds in zip(jobs, trained, strict=True)]
-        return Pace(max(0.0, statistics.median(around)), statistics.median(trained) / stage.steps)
+        return Pace(max(0.0, statistics.median(around)), statistics.median(trained) / steps)
 
     def _short_steps(self, pace: Pace, own_steps: int) -> int:
         """Return the length of short runs, and tell what comes."""
@@ -207,7 +219,7 @@ class _Stages:
 
     def _choose(self, search: Search, stage: Stage, pace: Pace) -> None:
         """Run short jobs for as long as their share of the time lasts."""
-        words = self.search.words(stage.steps)
+        words = self.search.short_words(stage.steps)
         cut_off, of_done = take_up(self.study)
         self.recall([[*search.fixed, *words, *job] for job in of_done])
         seconds = SHORT_SHARE * (self.budget.left + stage.seconds)

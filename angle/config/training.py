@@ -60,6 +60,8 @@ class TrainingConfig:
     """Steps between two lines of metrics."""
     eval_steps: int | None = declared(None, at_least=0)
     """Steps between two evaluations; null: after every epoch; 0: only at the end."""
+    eval_on_start: bool = True
+    """Whether the model is measured before training, too, to compare with."""
     best_metric: str | None = None
     """Metric that chooses the best model, one of those measured on data.valid, data.valid_sts and data.valid_retrieval,
     such as loss, triplet_accuracy (format B), in_batch_accuracy (B, C) or ndcg@10; null: ndcg@10 if there is

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 from angle.config import enumerate_words
 from angle.errors import TrainingError
@@ -19,12 +20,14 @@ from angle.training.sharding import sync_buffers
 
 def evaluate_untrained(run: Run) -> None:
     """Measure the model before training, and what counting the words that two texts share would score."""
-    if run.evaluators.validation or run.evaluators.test:
-        announce("measuring the model before training")
-    encode = with_embedding_cache(run.encode)
-    run.progress.values_before = _validate(run, encode)
-    run.save_predictions(BEFORE, encode)
-    test_values = run.evaluators.run_test(run.encode)
+    test_values: Mapping[str, float] = {}
+    if run.config.train.eval_on_start:
+        if run.evaluators.validation or run.evaluators.test:
+            announce("measuring the model before training")
+        encode = with_embedding_cache(run.encode)
+        run.progress.values_before = _validate(run, encode)
+        run.save_predictions(BEFORE, encode)
+        test_values = run.evaluators.run_test(run.encode)
     if not run.accelerator.is_main_process:
         return
     special_ids = set(run.encoder.tokenizer.tokenizer.all_special_ids)

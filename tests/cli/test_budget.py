@@ -31,7 +31,7 @@ from angle.sweeps.record import JobResult, SweepRecord
 from angle.sweeps.sweep import Sweep
 
 STEPS_PER_EPOCH = 200
-WORDS = ("hparams=quick", "train.epochs=2", "loss.ibn_w=0", "loss.angle_w=0")
+WORDS = ("hparams=quick", "data=stsb", "train.epochs=2", "loss.ibn_w=0", "loss.angle_w=0")
 
 
 class KilledError(Exception):
@@ -53,6 +53,8 @@ class Machine:
     folder: Path
     around: float = 10.0
     step: float = 0.25
+    tests: float = 5.0
+    """What runs take that measure the model before training and on the test set."""
     now: float = 0.0
     dies_at: int | None = None
     """The job that is cut off."""
@@ -74,11 +76,16 @@ class Machine:
                 raise KilledError
             folder = self.folder / "_".join(word for word in words if not word.startswith("hparams"))
             steps, known = int(settings["train.max_steps"]), folder.exists()
+            is_spared = settings.get("train.eval_on_start") == "false" and settings.get("data.test.name_or_path") in (
+                None,
+                "null",
+            )
+            seconds = self.around + steps * self.step + (0 if is_spared else self.tests)
             if not known:
-                longest = max(longest, self.around + steps * self.step)
+                longest = max(longest, seconds)
                 self._write(folder, words, steps)
             result = JobResult(settings, str(folder), self.score(settings), error=None, trained=True)
-            result.seconds = 0.1 if known else self.around + steps * self.step
+            result.seconds = 0.1 if known else seconds
             SweepRecord(self.folder).add(result)
             found.append(result)
         self.now += longest
@@ -123,16 +130,16 @@ def test_the_stages_take_the_time_that_they_may(
     left = account.seconds - stages[FIRST].seconds
     assert 0.4 * left < stages[SHORT].seconds <= 0.5 * left
     assert 20 <= stages[SHORT].steps < stages[FULL].steps <= at_most
-    assert [len(stages[name].folders) for name in (FIRST, FULL, SEEDS)] == [1, 3, 2]
+    assert [len(stages[name].folders) for name in (FIRST, FULL, SEEDS)] == [2, 3, 2]
     assert (OWN in stages) == (stages[FULL].steps >= 2 * STEPS_PER_EPOCH)
 
 
 def test_the_best_settings_are_chosen_and_written_as_a_preset(machine: Machine, tmp_path: Path) -> None:
     account = machine.run(searched(*WORDS))
-    first, second, *_ = machine.jobs
-    assert "train.learning_rate" not in first
+    first, look, second, *_ = machine.jobs
+    assert "train.learning_rate" not in first | look
     assert (float(second["train.learning_rate"]), float(second["loss.cosine_tau"])) == (5e-5, 20)  # as they are
-    short = [job for job in machine.jobs[1:] if int(job["train.max_steps"]) == account.stages[1].steps]
+    short = [job for job in machine.jobs[2:] if int(job["train.max_steps"]) == account.stages[1].steps]
     finalists = sorted(short, key=machine.score)[-3:]
     full = [job for job in machine.jobs if int(job["train.max_steps"]) == account.stages[2].steps]
     assert [job["train.learning_rate"] for job in full[:3]] == [job["train.learning_rate"] for job in finalists[::-1]]
@@ -147,6 +154,15 @@ def test_the_best_settings_are_chosen_and_written_as_a_preset(machine: Machine, 
         config = build_config(compose("train", overrides=["experiment=found"]), TrainConfig)
     assert asdict(config) == read_record(Path(account.chosen[0]))["requested"]
     assert config.train.learning_rate == float(best["train.learning_rate"])
+
+
+def test_the_runs_that_choose_do_without_what_they_do_not_choose_by(machine: Machine) -> None:
+    machine.run(searched(*WORDS, "train.save_steps=5"))
+    chose = [job.get("data.test.name_or_path") == "null" for job in machine.jobs]
+    assert chose == [False, True, *(len(chose) - 8) * [True], *6 * [False]]
+    for job, is_short in zip(machine.jobs, chose, strict=True):
+        assert job.get("train.eval_on_start") == ("false" if is_short else None)
+        assert job["train.save_steps"] == "5"
 
 
 def test_the_sweep_ranks_what_was_chosen_first(machine: Machine, tmp_path: Path) -> None:
@@ -164,7 +180,7 @@ def test_the_sweep_ranks_what_was_chosen_first(machine: Machine, tmp_path: Path)
     assert sweep.own.settings["train.max_steps"] == "400"
 
 
-@pytest.mark.parametrize("dies_at", [1, 2, 9, 17, 19, 21, 23])
+@pytest.mark.parametrize("dies_at", [1, 2, 3, 10, 18, 20, 22, 24])
 def test_a_search_that_was_killed_goes_on(tmp_path: Path, dies_at: int) -> None:
     straight, killed = (Machine(tmp_path / name) for name in ("straight", "killed"))
     for one in (straight, killed):
@@ -183,7 +199,7 @@ def test_a_search_that_was_killed_goes_on(tmp_path: Path, dies_at: int) -> None:
     assert len(account.chosen) == 3
     assert lost in killed.jobs
     short = str(account.stages[1].steps)
-    was_short = [job for job in done[1:] if job["train.max_steps"] == short]
+    was_short = [job for job in done[2:] if job["train.max_steps"] == short]
     assert len(killed.recalled) == len(was_short)
     assert not [job for job in was_short if job in killed.jobs]
 
@@ -193,7 +209,7 @@ def test_what_the_command_line_sets_is_not_suggested(machine: Machine) -> None:
     assert search.keys == {"loss.angle_w", "loss.cosine_tau", "loss.ibn_tau", "train.max_steps", "train.seed"}
     machine.run(search)
     assert {job["train.learning_rate"] for job in machine.jobs} == {"1e-4"}
-    assert {job.get("loss.angle_w") for job in machine.jobs[1:]} <= {"0", "1", None}
+    assert {job.get("loss.angle_w") for job in machine.jobs[2:]} <= {"0", "1", None}
     assert {job["train.seed"] for job in machine.jobs if "train.seed" in job} == {"7", "8", "9"}
 
 
@@ -239,7 +255,7 @@ def test_the_command_ends_with_what_it_has_chosen(tmp_path: Path, command: Calla
     assert done.returncode == 0, done.stderr
     account = json.loads((tmp_path / "sweep" / BUDGET_FILE).read_text())
     assert sum(stage["seconds"] for stage in account["stages"]) < account["seconds"]
-    assert [len(stage["folders"]) for stage in account["stages"]][:3] == [1, 6, 3]
+    assert [len(stage["folders"]) for stage in account["stages"]][:3] == [2, 6, 3]
     assert "Model   sweep/" in done.stdout
     assert f"Preset  sweep/{PRESET_FILE}" in done.stdout
     assert re.search(r"^Time    \d\.\d of 5 minutes: ", done.stdout, re.MULTILINE)

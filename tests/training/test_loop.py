@@ -283,6 +283,27 @@ def test_best_model_is_kept_even_when_every_score_is_negative(
     assert result.test_after == result.best_score
 
 
+def test_measuring_at_the_start_changes_nothing_else(model: Path, rows: Path, pairs: Path, tmp_path: Path) -> None:
+    measured, unmeasured = (
+        settings(model, rows, tmp_path / str(start), eval_steps=2, eval_on_start=start) for start in (True, False)
+    )
+    for config in (measured, unmeasured):
+        config.data.valid_sts.name_or_path = config.data.test.name_or_path = str(pairs)
+
+    expected, result = fit(measured), fit(unmeasured)
+
+    assert expected.valid_before
+    assert expected.test_before is not None
+    assert (result.valid_before, result.test_before) == ({}, None)
+    same = {"folder": tmp_path, "valid_before": {}, "test_before": None}
+    assert replace(result, **same) == replace(expected, **same)
+    assert result.test_word_overlap is not None
+    logged = {folder: metrics(tmp_path / folder) for folder in ("True", "False")}
+    assert logged["False"] == [line for line in logged["True"] if line["step"] > 0]
+    assert "before training" not in summary(result)
+    assert "before training" in summary(expected)
+
+
 @pytest.mark.parametrize("lora", [False, True])
 def test_best_weights_are_tested_without_a_second_model(
     model: Path, rows: Path, pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lora: bool
