@@ -47,18 +47,20 @@ def of_step(run: Path, step: int, name: str = "model") -> dict[str, Tensor]:
     return load_file(run / "checkpoints" / f"step-{step:08d}" / f"{name}.safetensors")
 
 
-def naive_shares(kind: str, window: int, steps: int) -> list[float]:
+def naive_shares(kind: str, window: int, steps: int) -> dict[int, float]:
     """Return the coefficient of each step's weights in the average after so many steps, by its definition."""
+    first, interval = max(1, STEPS - window + 1) if kind == "last" else 1, max(1, window // 10)
+    included = [step for step in range(first, steps + 1) if (STEPS - step) % interval == 0]
     if kind == "last":
-        return [0.0] * (STEPS - window) + [1 / (steps - STEPS + window)] * (steps - STEPS + window)
-    decay = 1 - 1 / window
-    return [(1 - decay) / (1 - decay**steps) * decay ** (steps - step) for step in range(1, steps + 1)]
+        return dict.fromkeys(included, 1 / len(included))
+    decay, count = (1 - 1 / window) ** interval, len(included)
+    shares = [(1 - decay) / (1 - decay**count) * decay ** (count - number) for number in range(1, count + 1)]
+    return dict(zip(included, shares, strict=True))
 
 
 def naive_average(run: Path, kind: str, window: int, steps: int, name: str) -> Tensor:
     """Return the average of one weight in float64."""
-    weights = [of_step(run, step)[name].double() for step in range(1, steps + 1)]
-    return sum(share * weight for share, weight in zip(naive_shares(kind, window, steps), weights, strict=True))
+    return sum(of_step(run, step)[name].double() * share for step, share in naive_shares(kind, window, steps).items())
 
 
 def naive_fold(weights: list[dict[str, Tensor]], coefficients: list[float]) -> dict[str, Tensor]:
@@ -74,10 +76,12 @@ def naive_fold(weights: list[dict[str, Tensor]], coefficients: list[float]) -> d
     [
         ("ema", 4, 4, {}),
         ("ema", 0.25, 3, {"gradient_accumulation_steps": 2}),
+        ("ema", 25, 25, {}),
         ("ema", 100, 100, {"token_budget": 60}),
         ("ema", 1, 1, {}),
         ("last", 5, 5, {"token_budget": 60, "gradient_accumulation_steps": 2}),
         ("last", 0.5, 6, {}),
+        ("last", 24, 24, {}),
         ("last", 1, 1, {}),
     ],
 )
@@ -87,8 +91,8 @@ def test_a_run_saves_the_average_of_its_steps(
     fit(settings(files, tmp_path, average=kind, average_window=window, **more))
     for step in (STEPS - 2, STEPS) if steps > 2 else (STEPS,):
         averages = of_step(tmp_path, step, "average")
-        included = list(range(STEPS - steps + 1, step + 1)) if kind == "last" else list(range(1, step + 1))
-        coefficients = [naive_shares(kind, steps, included[0] + index)[-1] for index in range(len(included))]
+        included = list(naive_shares(kind, steps, step))
+        coefficients = [naive_shares(kind, steps, each)[each] for each in included]
         fold = naive_fold([of_step(tmp_path, each) for each in included], coefficients)
         for name, weight in averages.items():
             expected = naive_average(tmp_path, kind, steps, step, name)
