@@ -23,7 +23,7 @@ from angle.config.keys import setting_types
 from angle.config.record import read_config, read_record
 from angle.errors import ConfigError, DataError
 from angle.sweeps.budget import Budget, Stage
-from angle.sweeps.pace import FINALISTS, FIRST_STEPS, NUM_SEEDS, SHORT_SHARE, Pace
+from angle.sweeps.pace import FINALISTS, FIRST_STEPS, NUM_SEEDS, SHORT_LOOK_STEPS, SHORT_SHARE, Pace
 from angle.sweeps.record import JobResult, SweepRecord, run_result
 from angle.sweeps.settings import is_value
 from angle.terminal import labelled, print_once
@@ -116,12 +116,12 @@ class _Stages:
     launched: int = 0
 
     def run(self) -> None:
-        # The long one first: what it loads stays loaded.
-        looks = [self.search.words(FIRST_STEPS), self.search.short_words(FIRST_STEPS)]
+        # The one as long runs are comes first: what it loads stays loaded.
+        looks = [self.search.words(FIRST_STEPS), self.search.short_words(SHORT_LOOK_STEPS)]
         first, short_look = self._run(self.budget.stage(FIRST, FIRST_STEPS), looks)
         if first.error is not None or short_look.error is not None:
             return
-        own_steps, pace = self._own_steps(first), self._pace([short_look.folder], FIRST_STEPS)
+        own_steps, pace = self._own_steps(first), self._pace([short_look.folder], SHORT_LOOK_STEPS)
         (short,) = self._decided("short", lambda: [self._short_steps(pace, own_steps)])
         short_stage = self.budget.stage(SHORT, short)
         self._choose(self._with_suggestions(first), short_stage, pace)

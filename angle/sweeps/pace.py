@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-#: Steps of the first run, and the fewest of any.
-FIRST_STEPS = 20
+#: Steps of the first run, and the fewest of any that choose; of a second one, which is measured as these are.
+FIRST_STEPS, SHORT_LOOK_STEPS = 20, 10
 #: Of the time after the first run, the share in which settings are chosen; for how many runs that is meant, and for how
 #: many it must be enough.
 SHORT_SHARE, SHORT_RUNS, FEWEST_RUNS = 0.5, 16, 6

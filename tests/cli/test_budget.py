@@ -60,6 +60,10 @@ class Machine:
     """The job that is cut off."""
     jobs: list[dict[str, str]] = field(default_factory=list)
     recalled: list[list[str]] = field(default_factory=list)
+    keys: set[str] = field(default_factory=set)
+    """The settings by which folders are named."""
+    of_folder: dict[Path, dict[str, str]] = field(default_factory=dict)
+    """What the job of each was told."""
 
     def score(self, settings: dict[str, str]) -> float:
         """Return a score that is best at a rate of 1e-4 and a multiplier of 8, and higher in longer runs."""
@@ -74,8 +78,9 @@ class Machine:
             self.jobs.append(settings)
             if len(self.jobs) == self.dies_at:
                 raise KilledError
-            folder = self.folder / "_".join(word for word in words if not word.startswith("hparams"))
+            folder = self.folder / "_".join(f"{key}-{settings[key]}" for key in sorted(self.keys & settings.keys()))
             steps, known = int(settings["train.max_steps"]), folder.exists()
+            assert self.of_folder.setdefault(folder, settings) == settings
             is_spared = settings.get("train.eval_on_start") == "false" and settings.get("data.test.name_or_path") in (
                 None,
                 "null",
@@ -103,7 +108,7 @@ class Machine:
         write_record(folder, record | {"requested": asdict(requested), "result": {}})
 
     def run(self, search: BudgetSearch, *, parallel: bool = False) -> Budget:
-        search = replace(search, clock=lambda: self.now)
+        search, self.keys = replace(search, clock=lambda: self.now), search.keys
         search.run(self.folder, self.recalled.extend, self.launch, parallel=parallel)
         budget = Budget.read(self.folder)
         assert budget is not None
