@@ -234,7 +234,7 @@ class _Stages:
         assert config.train.learning_rate is not None
         suggested = {
             key: parsed_distribution(key, values, types.get(key))
-            for key, values in suggested_values(config.train.learning_rate, config.data_format.name).items()
+            for key, values in suggested_values(config.train.learning_rate, config.data_format).items()
             if key not in self.search.typed
         }
         space = suggested | self.search.space

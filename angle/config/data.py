@@ -17,9 +17,14 @@ class DataFormatConfig:
 
     name: str = declared("auto", choices=("auto", *FORMAT_NAMES))
     """A (text1, text2, label), B (text, positive, negative), C (text, positive) or auto (from the columns)."""
+    graded: bool | None = None
+    """Whether labels of format A say how much rather than whether: null weights of `loss` then only rank. null: if
+    there are more than two different ones, as far as rows are read before training."""
 
     def __post_init__(self) -> None:
         check_fields("data_format", self)
+        if self.graded and self.name in ("B", "C"):
+            raise ConfigError(f"data_format.graded=true cannot work with format {self.name}, which has no labels.")
 
 
 @dataclass

@@ -11,6 +11,9 @@ from typing import Any
 from angle.config.values import check_fields, check_one_of, declared, expand_home
 from angle.errors import ConfigError
 
+#: The multiplier that null means in the ranking terms, and for graded labels.
+RANKING_TAU, GRADED_TAU = 20.0, 5.0
+
 
 @dataclass(frozen=True)
 class LossTermSpec:
@@ -26,6 +29,8 @@ class LossTermSpec:
     """The field of `LossConfig` that its similarities are multiplied by; None if it has none."""
     default_weights: Mapping[str, float]
     """The weight that null means, for each data format that the term applies to."""
+    graded_weight: float = 0.0
+    """The weight that null means for graded labels."""
 
     @property
     def formats(self) -> tuple[str, ...]:
@@ -33,7 +38,7 @@ class LossTermSpec:
         return tuple(self.default_weights)
 
 
-COSINE = LossTermSpec("cosine", "cosine", "cosine_w", "cosine_tau", MappingProxyType({"A": 1.0, "B": 0.0}))
+COSINE = LossTermSpec("cosine", "cosine", "cosine_w", "cosine_tau", MappingProxyType({"A": 1.0, "B": 0.0}), 1.0)
 IN_BATCH = LossTermSpec("ibn", "in-batch", "ibn_w", "ibn_tau", MappingProxyType({"A": 20.0, "B": 20.0, "C": 20.0}))
 ANGLE = LossTermSpec("angle", "angle", "angle_w", "angle_tau", MappingProxyType({"A": 1.0, "B": 1.0}))
 POSITIVES = LossTermSpec("positives", "in-batch of positives", "positives_w", "ibn_tau", MappingProxyType({"B": 0.0}))
@@ -45,7 +50,9 @@ LOSS_TERM_SPECS = (COSINE, IN_BATCH, ANGLE, POSITIVES)
 
 @dataclass
 class LossConfig:
-    """The objective: cosine_w * cosine + ibn_w * in-batch + angle_w * angle. A null weight takes the format's own."""
+    """The objective: cosine_w * cosine + ibn_w * in-batch + angle_w * angle. A null weight takes the format's own, or,
+    where labels are graded (data_format.graded), that of ranking cosines alone.
+    """
 
     cosine_w: float | None = declared(None, at_least=0)
     """Weight of the cosine ranking loss (formats A and B)."""
@@ -59,12 +66,12 @@ class LossConfig:
     cln_w: float | None = declared(None, at_least=0)
     """The weights of format B as angle_emb 0.6 writes them: with a number here, ibn_w is for the candidates without
     negatives and this for those with them, each halved; so cln_w=1 ibn_w=1 is ibn_w=0.5 positives_w=0.5."""
-    cosine_tau: float = declared(20.0, above=0)
-    """Multiplier of the cosine similarities: an inverse temperature."""
+    cosine_tau: float | None = declared(None, above=0)
+    """Multiplier of the cosine similarities: an inverse temperature; null: 20, or 5 where labels are graded."""
     ibn_tau: float = declared(20.0, above=0)
     """Multiplier of the in-batch similarities: an inverse temperature."""
-    angle_tau: float = declared(20.0, above=0)
-    """Multiplier of the angle similarities: an inverse temperature."""
+    angle_tau: float | None = declared(None, above=0)
+    """Multiplier of the angle similarities: an inverse temperature; null: 20, or 5 where labels are graded."""
     guide: str | None = None
     """A model that tells false negatives of the in-batch losses: candidates that it finds nearer to a text than the
     text's positive are left out. On the hub, a model or a run folder; null: none."""
@@ -98,8 +105,8 @@ class LossConfig:
         return weight
 
     def multiplier(self, term: LossTermSpec) -> float:
-        """Return the multiplier of a term's similarities, 1 if it has no setting."""
-        return 1.0 if term.multiplier is None else float(getattr(self, term.multiplier))
+        """Return the multiplier of a term's similarities, 1 if it has no setting; null is that of no graded labels."""
+        return 1.0 if term.multiplier is None else float(getattr(self, term.multiplier) or RANKING_TAU)
 
     def with_changes(self, changes: Mapping[str, float | None], setting: str) -> LossConfig:
         """Return a copy with some settings changed.
@@ -127,8 +134,12 @@ class LossConfig:
         """Whether one of the terms that compare a text with others of its batch may have a weight."""
         return bool(self.ibn_w is None or self.ibn_w or self.positives_w or self.cln_w)
 
-    def for_format(self, name: str) -> LossConfig:
-        """Return a copy whose null weights are those of the data format `name`.
+    def for_format(self, name: str, *, graded: bool = False) -> LossConfig:
+        """Return a copy whose null weights and multipliers are those of the data format `name`.
+
+        Args:
+            name: A, B or C.
+            graded: whether labels are graded.
 
         Raises:
             ConfigError: no term that applies to the format has a weight above 0.
@@ -136,8 +147,9 @@ class LossConfig:
         """
         weights: dict[str, Any] = {}
         for term in LOSS_TERM_SPECS:
+            default = term.graded_weight if graded else term.default_weights.get(name, 0.0)
             weight = self.weight(term)
-            weights[term.weight] = term.default_weights.get(name, 0.0) if weight is None else weight
+            weights[term.weight] = default if weight is None else weight
         if self.cln_w is not None and name in POSITIVES.formats:
             weights |= {POSITIVES.weight: weights[IN_BATCH.weight] / 2, IN_BATCH.weight: self.cln_w / 2}
         applicable = [term for term in LOSS_TERM_SPECS if name in term.formats]
@@ -149,12 +161,23 @@ class LossConfig:
                 f"learn: format {name} has only the {enumerate_words(term.title for term in applicable)} "
                 f"loss{'' if single else 'es'}; set {settings[0] if single else 'one of them'} above 0."
             )
-        return dataclasses.replace(self, **weights, cln_w=None)
+        tau = GRADED_TAU if graded else RANKING_TAU
+        multipliers: dict[str, Any] = {"cosine_tau": self.cosine_tau or tau, "angle_tau": self.angle_tau or tau}
+        return dataclasses.replace(self, **weights, **multipliers, cln_w=None)
 
     def active_terms(self, name: str) -> list[tuple[LossTermSpec, float]]:
         """Return the terms that are computed for the data format `name`, with their weights; a null weight is 0."""
         weighted = ((term, self.weight(term) or 0.0) for term in LOSS_TERM_SPECS if name in term.formats)
         return [(term, weight) for term, weight in weighted if weight]
+
+    @property
+    def is_of_graded_labels(self) -> bool:
+        """Whether its weights and multipliers are those that null means for graded labels."""
+        graded = LossConfig().for_format("A", graded=True)
+        return all(
+            (self.weight(term), self.multiplier(term)) == (graded.weight(term), graded.multiplier(term))
+            for term in LOSS_TERM_SPECS
+        )
 
     def summary(self, name: str) -> str:
         """Return the sum that is minimised for the data format `name`, such as "20 in-batch (tau 20) + ..."."""

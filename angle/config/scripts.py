@@ -93,7 +93,7 @@ class TrainConfig:
         ):
             self.train = dataclasses.replace(self.train, best_metric=RETRIEVAL_METRIC)
         if self.data_format.name != "auto" and not self.data.has_losses_by_source:
-            self.loss = self.loss.for_format(self.data_format.name)
+            self.loss.for_format(self.data_format.name, graded=bool(self.data_format.graded))  # checks it
         losses = [self.loss]
         if self.data.has_losses_by_source:
             losses = [self._source_loss(name, source) for name, source in self.data.train.sources.items()]

@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from angle.config import SAMPLE, DataConfig, NamedSourceConfig, SourceConfig
+import numpy as np
+import numpy.typing as npt
+
+from angle.config import SAMPLE, DataConfig, DataFormatConfig, NamedSourceConfig, SourceConfig
 from angle.data.corpus import Corpus
 from angle.data.corpus_builder import GuideFunction
 from angle.data.loading import load_corpus
@@ -32,6 +35,27 @@ class RunData:
     valid_sts: Corpus | None
     test: Corpus | None
     valid_retrieval: RetrievalSet | None = None
+
+    def labels(self, source: str = "") -> npt.NDArray[np.float32] | None:
+        """Return the labels of the training rows of a source, or with "" of all; None if there are none in memory."""
+        sources = self.train.sources if isinstance(self.train, InMemoryTrainingData) else ()
+        labels = [each.corpus.labels for each in sources if source in ("", each.name)]
+        known = [own for own in labels if own is not None]
+        return np.concatenate(known) if known else None
+
+    def format_of(self, data_format: DataFormat, graded: bool | None, source: str = "") -> DataFormatConfig:
+        """Return what training rows are.
+
+        Args:
+            data_format: their format.
+            graded: whether their labels are graded; None: if there are more than two different ones.
+            source: the name of their source, "" for all.
+
+        """
+        if graded is None:
+            labels = self.labels(source)
+            graded = data_format.name == "A" and labels is not None and len(np.unique(labels)) > 2
+        return DataFormatConfig(data_format.name, graded)
 
     @property
     def evaluated(self) -> dict[str, EvaluationRows | None]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from angle.config import TrainConfig, TrainingConfig
+from angle.config import LossConfig, TrainConfig, TrainingConfig
 from angle.data.training_data import InMemoryTrainingData
 from angle.kernels.registry import describe_kernels
 from angle.modeling.encoder import Encoder
@@ -78,7 +78,8 @@ def describe_losses(config: TrainConfig) -> list[str]:
         more += f" + Espresso: every layer, and its first {config.ese.compression_size} dimensions"
     if config.teacher.enabled:
         more += f" + {config.teacher.weight:g} alignment with {config.teacher.name_or_path}"
-    return [f"{loss.summary}{more}" for loss in config.losses]
+    of_graded = f" for graded labels (loss=format_a is {LossConfig().for_format('A').summary('A')})"
+    return [f"{loss.summary}{of_graded if loss.config.is_of_graded_labels else ''}{more}" for loss in config.losses]
 
 
 def _describe_average(train: TrainingConfig) -> str:

@@ -11,7 +11,6 @@ import torch
 
 from angle.config import LOSS_TERM_SPECS, SAMPLE, LossConfig, ModelConfig, TrainConfig, TrainingConfig, enumerate_words
 from angle.data.language import note_on_unknown
-from angle.data.training_data import InMemoryTrainingData
 from angle.modeling.locations import TINY
 
 if TYPE_CHECKING:
@@ -27,7 +26,7 @@ def notes_on(config: TrainConfig, data: RunData, total_steps: int) -> list[str]:
     """Return the notes on a run of `total_steps` steps before it starts, once all settings are decided."""
     notes = []
     for loss in config.losses:
-        labels = _labels(data, loss.source)
+        labels = data.labels(loss.source)
         notes_on_loss = (*_on_weights(loss.config, loss.format, labels), *_on_labels(loss.config, labels))
         notes += [f"{f'{loss.source}: ' if loss.source else ''}{note}" for note in notes_on_loss]
     if config.data.train.names() == [SAMPLE] and config.model.name_or_path != TINY:
@@ -44,14 +43,6 @@ def notes_on(config: TrainConfig, data: RunData, total_steps: int) -> list[str]:
         *_on_few_rows(data),
         *_on_left_out(data),
     ]
-
-
-def _labels(data: RunData, name: str) -> npt.NDArray[np.float32] | None:
-    """Return the labels of a source's training rows, or with "" those of all."""
-    sources = data.train.sources if isinstance(data.train, InMemoryTrainingData) else ()
-    labels = [source.corpus.labels for source in sources if name in ("", source.name)]
-    known = [own for own in labels if own is not None]
-    return np.concatenate(known) if known else None
 
 
 def _on_unknown_tokens(data: RunData) -> Iterator[str]:

@@ -31,15 +31,15 @@ Source = TypeVar("Source", bound=SourceConfig)
 
 
 def resolve_config(
-    config: TrainConfig, encoder: Encoder, data_format: str, source_formats: Mapping[str, str]
+    config: TrainConfig, encoder: Encoder, data_format: DataFormatConfig, source_formats: Mapping[str, DataFormatConfig]
 ) -> TrainConfig:
     """Return the settings with everything decided, and with paths that hold in any working directory.
 
     Args:
         config: the settings as requested.
         encoder: the encoder, which knows its own tokenizer, pooling and attention.
-        data_format: the format of the training rows, A, B or C, unless several sources have batches of their own.
-        source_formats: the format of each of several sources, by their names.
+        data_format: what the training rows are; that of `config` if several sources have batches of their own.
+        source_formats: what the rows of each of several sources are, by their names.
 
     """
     several = config.data.has_losses_by_source
@@ -59,7 +59,7 @@ def resolve_config(
         teacher=replace(config.teacher, name_or_path=teacher_name and _absolute_if_local(teacher_name)),
         billm=_resolve_billm(encoder.embedding_config.bidirectional_from, requested=config.billm.enabled),
         loss=loss if several else _resolve_loss(loss, data_format, _is_sample(config.data.train)),
-        data_format=config.data_format if several else DataFormatConfig(data_format),
+        data_format=data_format,
         train=replace(train, learning_rate=learning_rate, average_window=average_window),
     )
 
@@ -76,7 +76,7 @@ def decided_value(config: TrainConfig, key: str) -> object:
     if group == "loss":
         if config.data_format.name == "auto":  # each source has its own
             return None
-        resolved = _resolve_loss(LossConfig(), config.data_format.name, _is_sample(config.data.train))
+        resolved = _resolve_loss(LossConfig(), config.data_format, _is_sample(config.data.train))
         value: object = getattr(resolved, name, None)
         return value
     if key == "train.average_window":
@@ -112,25 +112,30 @@ def _is_sample(source: SourceConfig) -> bool:
     return source.names() == [SAMPLE]
 
 
-def _resolve_loss(loss: LossConfig, data_format: str, on_sample: bool) -> LossConfig:
-    loss = loss.for_format(data_format)
+def _resolve_loss(loss: LossConfig, data_format: DataFormatConfig, on_sample: bool) -> LossConfig:
+    loss = loss.for_format(data_format.name, graded=bool(data_format.graded))
     if loss.positive_above is not None:
         return loss
-    return replace(loss, positive_above=sample.POSITIVE_ABOVE if on_sample and data_format == "A" else 0.0)
+    return replace(loss, positive_above=sample.POSITIVE_ABOVE if on_sample and data_format.name == "A" else 0.0)
 
 
-def _resolve_sources(data: DataConfig, loss: LossConfig, formats: Mapping[str, str]) -> DataConfig:
+def _resolve_sources(data: DataConfig, loss: LossConfig, formats: Mapping[str, DataFormatConfig]) -> DataConfig:
     """Return the data's settings with the format of each of several sources, and the loss of batches of its own."""
-    sources = {name: replace(source, format=formats[name]) for name, source in data.train.sources.items()}
+    sources = {name: replace(source, format=formats[name].name) for name, source in data.train.sources.items()}
     if data.has_losses_by_source:
-        sources = {name: replace(source, loss=_source_loss(loss, name, source)) for name, source in sources.items()}
+        sources = {
+            name: replace(source, loss=_source_loss(loss, name, source, formats[name]))
+            for name, source in sources.items()
+        }
     return replace(data, train=replace(data.train, sources=sources))
 
 
-def _source_loss(loss: LossConfig, name: str, source: NamedSourceConfig) -> dict[str, float | None]:
+def _source_loss(
+    loss: LossConfig, name: str, source: NamedSourceConfig, data_format: DataFormatConfig
+) -> dict[str, float | None]:
     """Return the loss of the batches of one of several sources, all of its settings by their names."""
     changed = loss.with_changes(source.loss, f"data.train.sources.{name}.loss")
-    resolved = asdict(_resolve_loss(changed, source.format, _is_sample(source)))
+    resolved = asdict(_resolve_loss(changed, data_format, _is_sample(source)))
     return {name: value for name, value in resolved.items() if name not in OF_ALL_SOURCES}
 
 

@@ -97,8 +97,14 @@ def build(config: TrainConfig, accelerator: Accelerator) -> RunComponents:
     check_text_lengths(data, encoder.pooling)
     sources = data.train.sources if isinstance(data.train, InMemoryTrainingData) else ()
     check_prompts_used(config.model.prompts, [source.corpus.format for source in sources] or data.train.formats)
-    source_formats = {source.name: source.corpus.format.name for source in sources}
-    config = resolve_config(config, encoder, data.train.formats[0].name, source_formats)
+    graded = config.data_format.graded
+    source_formats = {
+        source.name: data.format_of(source.corpus.format, graded and source.corpus.format.name == "A", source.name)
+        for source in sources
+    }
+    several = config.data.has_losses_by_source
+    data_format = config.data_format if several else data.format_of(data.train.formats[0], graded)
+    config = resolve_config(config, encoder, data_format, source_formats)
     if config.ese.enabled:
         check_depths(encoder.backbone)
     if isinstance(data.train, InMemoryTrainingData) and not train_config.weight_decay:

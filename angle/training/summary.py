@@ -87,7 +87,7 @@ def suggested_sweep(config: TrainConfig) -> dict[str, str]:
     if loss.angle_w:
         swept["loss.angle_tau"] = "1,20"
     if not loss.ibn_w and loss.cosine_w:
-        swept["loss.cosine_tau"] = "10,20"
+        swept["loss.cosine_tau"] = "5,10,20"
     return swept
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from benchmarks.throughput.jobs import ANGLE_EMB, OWN, SBERT
+from benchmarks.throughput.jobs import ANGLE_EMB, OWN, SBERT, TAUS
 
 FORMATS = ("A", "B")
 EQUALITIES = {
@@ -14,7 +14,6 @@ EQUALITIES = {
     "steps": "Same number of steps, each with its own objective and best learning rate",
     "time": "Same time, each with its own objective and best learning rate",
 }
-TAUS = {"cosine_tau": 20.0, "ibn_tau": 20.0, "angle_tau": 20.0}
 
 
 @dataclass(frozen=True)
@@ -60,8 +59,8 @@ def own_side(name: str, overrides: Iterable[str]) -> Side:
 
 
 def _pair(peer: Side, what: str, cosine_w: float, ibn_w: float, angle_w: float, *, whole_labels: bool = False) -> Pair:
-    weights = [f"loss.cosine_w={cosine_w:g}", f"loss.ibn_w={ibn_w:g}", f"loss.angle_w={angle_w:g}"]
-    overrides = {"overrides": [*weights, "data.duplicates=keep"]}
+    terms = {"cosine_w": cosine_w, "ibn_w": ibn_w, "angle_w": angle_w} | TAUS
+    overrides = {"overrides": [*(f"loss.{name}={value:g}" for name, value in terms.items()), "data.duplicates=keep"]}
     return Pair(Side(f"{OWN}, {what}", OWN, overrides, whole_labels), peer)
 
 

@@ -39,6 +39,8 @@ TECHNIQUES = (
     "absent tokens left out",
 )
 SEED, LEARNING_RATE, LORA_DROPOUT = 42, 5e-5, 0.1
+#: Multipliers of the similarities in all losses, which are the peers' defaults.
+TAUS = {"cosine_tau": 20.0, "ibn_tau": 20.0, "angle_tau": 20.0}
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from angle.structures import FORMATS
 from angle.training.loop import fit
 from benchmarks.throughput.clock import StepClock, peak_memory, synchronize
 from benchmarks.throughput.figures import model_flops
-from benchmarks.throughput.jobs import ANGLE_EMB, BARE, LORA_DROPOUT, OWN, REPO, SBERT, Job
+from benchmarks.throughput.jobs import ANGLE_EMB, BARE, LORA_DROPOUT, OWN, REPO, SBERT, TAUS, Job
 from benchmarks.throughput.techniques import disable, kernels_without
 
 #: Weights of the cosine, in-batch and angle terms: this project's defaults, and the equivalents of each peer's loss.
@@ -56,7 +56,7 @@ def _config(job: Job, **train: Any) -> TrainConfig:
         "pooling": {"strategy": "avg"},
         "lora": lora,
         "billm": {"enabled": True} if job.both_directions else {},
-        "loss": {"cosine_w": cosine, "ibn_w": in_batch, "angle_w": angle},
+        "loss": {"cosine_w": cosine, "ibn_w": in_batch, "angle_w": angle, **TAUS},
         # In the order of the file, so that the bare loop sees the same batches.
         "data": {
             "train": {"name_or_path": job.rows},

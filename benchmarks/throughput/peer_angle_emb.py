@@ -9,14 +9,13 @@ import torch
 from datasets import Dataset
 
 from benchmarks.throughput.clock import StepClock
-from benchmarks.throughput.jobs import LORA_DROPOUT, Job
+from benchmarks.throughput.jobs import LORA_DROPOUT, TAUS, Job
 
 #: angle_emb 0.6 halves the contrastive terms of triples, so 40 here is the weight 20 of its documented command.
 WEIGHTS = {
     "A": {"cosine_w": 1.0, "ibn_w": 20.0, "angle_w": 1.0},
     "B": {"cosine_w": 0.0, "ibn_w": 0.0, "cln_w": 40.0, "angle_w": 1.0},
 }
-TAUS = {"cosine_tau": 20.0, "ibn_tau": 20.0, "angle_tau": 20.0}
 
 
 def run(job: Job) -> dict[str, Any]:

@@ -59,7 +59,7 @@ def test_equivalent_command_notes_and_next_steps_are_printed(monkeypatch, capsys
     assert composed(*words) == config
     assert rest[0] == "note    --fix_data has no effect: a text is cut so that its template stays whole"
     assert f"{rest[1]} {rest[2].strip()}" == f"note    {DUPLICATES}"
-    swept = [word for word in words if not word.startswith(("loss.ibn_w", "train.output_dir"))]
+    swept = [word for word in words if not word.startswith(("loss.ibn_w", "loss.angle_tau", "train.output_dir"))]
     (sweep,) = (line for line in re.sub(r" \\\n +", " ", "\n".join(rest)).splitlines() if "train.py -m " in line)
     assert sweep.strip() == f"python train.py -m {shlex.join(swept)} loss.ibn_w=10,20,30 loss.angle_tau=1,20"
 

@@ -43,6 +43,8 @@ def test_defaults_are_those_of_angle_emb():
         "loss.cosine_w": 0.0,
         "loss.ibn_w": 30.0,
         "loss.angle_w": 1.0,
+        "loss.cosine_tau": 20.0,
+        "loss.angle_tau": 20.0,
         "data.train.name_or_path": "t.jsonl",
         "train.epochs": 10,
         "train.learning_rate": 1e-5,
@@ -56,7 +58,7 @@ def test_defaults_are_those_of_angle_emb():
     same_as_schema = {
             "train.batch_size": 32, "train.weight_decay": 0.0, "train.max_grad_norm": 1.0, "train.scheduler": "linear",
             "data.duplicates": "mask", "train.mixed_precision": "no", "model.dtype": "float32", "model.is_llm": None,
-            "loss.cosine_tau": 20.0, "loss.ibn_tau": 20.0, "loss.angle_tau": 20.0, "data.train.split": None,
+            "loss.ibn_tau": 20.0, "data.train.split": None,
             "tracking.mode": "disabled", "hub.push": False}  # fmt: skip
     assert {key: settings[key] for key in same_as_schema} == same_as_schema
 

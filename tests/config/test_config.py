@@ -15,6 +15,7 @@ from angle.cli.arguments import check_arguments
 from angle.config import FORMAT_NAMES, LOSS_TERM_SPECS, POOLING_NAMES, EvaluateConfig, LossConfig, TrainConfig
 from angle.config.build import build_config, load_config
 from angle.config.keys import flatten, setting_types, unflatten
+from angle.config.loss import ANGLE, COSINE
 from angle.config.overrides import hydra_overrides
 from angle.config.record import write_config
 from angle.config.resume import config_diff, resume_config
@@ -66,7 +67,7 @@ def test_hydra_overrides_compose_to_the_same_config():
 
 
 def test_number_of_config_group_options():
-    assert len(OPTIONS) == 70 + len(POOLING_NAMES)
+    assert len(OPTIONS) == 72 + len(POOLING_NAMES)
     assert {group for group, _ in OPTIONS} == {
         *("billm", "data", "data_format", "ese", "experiment", "hparams", "lora"),
         *("loss", "model", "pooling", "teacher", "tracking"),
@@ -112,7 +113,7 @@ def test_llama_with_lora_on_triples():
     }
     loss = config.loss
     assert (loss.cosine_w, loss.ibn_w, loss.angle_w) == (0.0, 20.0, 1.0)
-    assert (loss.cosine_tau, loss.ibn_tau, loss.angle_tau) == (20.0, 20.0, 20.0)
+    assert (loss.multiplier(COSINE), loss.ibn_tau, loss.multiplier(ANGLE)) == (20.0, 20.0, 20.0)
     assert config.data_format.name == "B"
     assert config.pooling.strategy == "auto"
 
@@ -121,9 +122,27 @@ def test_llama_with_lora_on_triples():
 def test_loss_options_hold_the_weights_of_their_format(name):
     option = yaml.safe_load((CONF / "loss" / f"format_{name.lower()}.yaml").read_text())
     defaults = {term.weight: term.default_weights.get(name, 0.0) for term in LOSS_TERM_SPECS}
-    assert option == {setting: defaults[setting] for setting in option}
     assert option.keys() >= {setting for setting, weight in defaults.items() if weight}
-    assert composed(f"loss=format_{name.lower()}").loss == LossConfig().for_format(name) == LossConfig(**defaults)
+    defaults |= {"cosine_tau": 20.0, "angle_tau": 20.0}
+    assert option == {setting: defaults[setting] for setting in option}
+    for graded in (False, name == "A"):  # whatever the labels are
+        loss = composed(f"loss=format_{name.lower()}").loss.for_format(name, graded=graded)
+        assert loss == LossConfig().for_format(name) == LossConfig(**defaults)
+
+
+def test_the_option_for_graded_labels_holds_what_they_get():
+    config = composed("loss=graded")
+    assert (config.data_format.name, config.data_format.graded) == ("A", True)
+    graded = LossConfig().for_format("A", graded=True)
+    assert config.loss.for_format("A") == graded == LossConfig(1.0, 0.0, 0.0, 0.0, cosine_tau=5.0, angle_tau=5.0)
+    assert graded.is_of_graded_labels
+    assert not LossConfig().for_format("A").is_of_graded_labels
+
+
+def test_graded_labels_need_a_format_with_labels():
+    assert error_of({"data_format.name": "B", "data_format.graded": True}) == (
+        "data_format.graded=true cannot work with format B, which has no labels."
+    )
 
 
 def test_every_loss_term_has_its_settings():
@@ -135,8 +154,8 @@ def test_every_loss_term_has_its_settings():
         assert len(values) == len(set(values))
 
 
-def test_null_weights_become_those_of_a_format_that_is_given():
-    loss = build({"data_format.name": "B", "loss.angle_w": 3}).loss
+def test_null_weights_become_those_of_the_format():
+    loss = LossConfig(angle_w=3).for_format("B")
     assert (loss.cosine_w, loss.ibn_w, loss.angle_w) == (0.0, 20.0, 3.0)
 
 

@@ -61,7 +61,9 @@ RECIPES: dict[str, dict[str, object]] = {
         "train.warmup_steps": 0, "train.gradient_accumulation_steps": 1,
     },
     "stsb_espresso_minilm": {"ese.enabled": True, "loss.ibn_w": 0, "train.learning_rate": 5e-5},
-    "stsb_minilm": {"loss.cosine_w": 1, "loss.ibn_w": 0, "loss.angle_w": 1, "train.learning_rate": 5e-5},
+    "stsb_minilm": {
+        "loss.cosine_w": 1, "loss.ibn_w": 0, "loss.angle_w": 0, "loss.cosine_tau": 5, "train.learning_rate": 5e-5,
+    },
 }  # fmt: skip
 
 

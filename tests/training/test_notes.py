@@ -71,11 +71,12 @@ def notes_of(path: Path, loss: dict[str, Any], lora: dict[str, Any] | None = Non
             {"ibn_w": 0.0},
             ["loss.ibn_w=0 is low: for format A without graded labels, 10 to 35 is usual"],
         ),
+        ("A", [0.0, 2.5, 5.0], {}, []),
         ("A", [0.0, 2.5, 5.0], {"ibn_w": 0.0}, []),
         (
             "A",
             [0.5, 2.5, 5.0],
-            {},
+            {"ibn_w": 20.0},
             [
                 "labels above 0 make a pair a positive of the in-batch loss, here 100% of the rows; for graded labels "
                 "set loss.positive_above, or loss.ibn_w=0",

@@ -151,8 +151,8 @@ def expand(word: str) -> list[tuple[str, Any]]:
     ("data_format", "weights", "swept"),
     [
         ("A", {}, {"loss.ibn_w": "10,20,30", "loss.angle_tau": "1,20"}),
-        ("A", {"ibn_w": 0.0}, {"loss.angle_tau": "1,20", "loss.cosine_tau": "10,20"}),
-        ("A", {"ibn_w": 0.0, "angle_w": 0.0}, {"loss.cosine_tau": "10,20"}),
+        ("A", {"ibn_w": 0.0}, {"loss.angle_tau": "1,20", "loss.cosine_tau": "5,10,20"}),
+        ("A", {"ibn_w": 0.0, "angle_w": 0.0}, {"loss.cosine_tau": "5,10,20"}),
         ("B", {"angle_w": 0.0}, {"loss.ibn_w": "10,20,30"}),
         ("C", {}, {"loss.ibn_tau": "10,20,50"}),
     ],
