@@ -46,6 +46,7 @@ def parse(words: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3, 4, 5])
     parser.add_argument("--rates", nargs="+", type=float, default=list(GRID), help="learning rates to choose from")
+    parser.add_argument("--rate-seeds", type=int, default=2, help="how many of the seeds, the first, choose them")
     parser.add_argument("--learning-rate", type=float, default=5e-5, help="of the same settings")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--max-length", type=int, default=128, help="tokens of a text")
@@ -55,9 +56,11 @@ def parse(words: list[str]) -> argparse.Namespace:
     parser.add_argument("--dry-run", action="store_true", help="list what is left, and about how long it takes")
     parser.add_argument("--report", type=Path, help="run nothing, and write what is measured to this new file")
     options = parser.parse_args(words)
-    numbers = (options.batch_size, options.max_length, options.rows, options.threads, *options.rates)
-    if min(number for number in (*numbers, options.learning_rate) if number is not None) <= 0:
-        parser.error("--batch-size, --max-length, --rows, --threads, --rates and --learning-rate must be above 0")
+    numbers = (options.batch_size, options.max_length, options.rows, options.threads, options.rate_seeds)
+    given = [number for number in (*numbers, *options.rates, options.learning_rate) if number is not None]
+    if min(given) <= 0:
+        names = "--batch-size, --max-length, --rows, --threads, --rate-seeds, --rates and --learning-rate"
+        parser.error(f"{names} must be above 0")
     if options.report and options.report.exists():
         parser.error(f"--report {options.report} exists: give a new file")
     tests = dict(word.partition("=")[::2] for word in options.test)
@@ -80,6 +83,9 @@ def dry_run(bench: Bench) -> None:
         unknown = [side.name for side in bench.sides(part) if bench.steps(part, side) is None]
         if unknown:
             print(f"{part.name}: steps of {', '.join(unknown)} are unknown until their time is measured")
+        undecided = [side.name for side in bench.sides(part) if bench.rate(part, side) is None]
+        if undecided:
+            print(f"{part.name}: more seeds of {', '.join(undecided)} follow with the learning rate that is chosen")
     about = f"about {total / 3600:.1f} h{'' if is_known else ' and those that are unknown'}"
     print(f"{len(left)} runs are left, {about if left else 'none to wait for'}")
 

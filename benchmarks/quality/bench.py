@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import math
 import shutil
 import sys
@@ -13,6 +14,7 @@ from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
+from benchmarks.quality.figures import best_rate
 from benchmarks.quality.inputs import Inputs, identity
 from benchmarks.quality.records import Records
 from benchmarks.quality.sides import PAIRS, PARTS, Part, Side, sides_of
@@ -75,17 +77,35 @@ class Bench:
         ratio: float = found["of_an_epoch"]
         return max(1, int(epoch * ratio))
 
-    def runs(self, part: Part) -> list[Run]:
-        """Return the runs of a part whose number of steps is known, side by side, so that a slow hour meets all."""
+    def rate(self, part: Part, side: Side) -> float | None:
+        """Return the learning rate that validation chooses for a side in a part; None if it is not known yet."""
+        records = {(run.learning_rate, run.seed): self.record(run) for run in self._choosing(part, side)}
+        known = {key: record["valid"] for key, record in records.items() if record is not None}
+        if not known or len(known) < len(records):
+            return None
+        return best_rate({rate: [known[key] for key in known if key[0] == rate] for rate, _ in known})
+
+    def _choosing(self, part: Part, side: Side) -> list[Run]:
+        """Return the runs that choose a side's learning rate; none if its number of steps is not known yet."""
+        steps = self.steps(part, side)
         rates = [self.options.learning_rate] if part.equality == "settings" else self.options.rates
-        steps = {side.name: self.steps(part, side) for side in self.sides(part)}
-        return [
-            Run(side, part.format, rate, number, seed)
+        seeds = self.options.seeds[: self.options.rate_seeds]
+        return [Run(side, part.format, rate, steps, seed) for seed in seeds for rate in rates if steps is not None]
+
+    def runs(self, part: Part) -> list[Run]:
+        """Return the runs of a part that are known, side by side, so that a slow hour meets all.
+
+        Those that choose learning rates come first, and then those of more seeds with what they have chosen.
+        """
+        choosing = itertools.zip_longest(*(self._choosing(part, side) for side in self.sides(part)))
+        chosen = {side: self.rate(part, side) for side in self.sides(part)}
+        more = [
+            Run(side, part.format, rate, steps, seed)
             for seed in self.options.seeds
-            for rate in rates
-            for side in self.sides(part)
-            if (number := steps[side.name]) is not None
+            for side, rate in chosen.items()
+            if rate is not None and (steps := self.steps(part, side)) is not None
         ]
+        return list(dict.fromkeys([run for each in choosing for run in each if run is not None] + more))
 
     def left(self, parts: Iterable[Part]) -> list[Run]:
         """Return the runs that have no record, each once."""
@@ -147,19 +167,21 @@ class Bench:
                 self._check_losses(part)
             if part.equality == "time":
                 self._measure_speed(part)
-            left = self.left([part])
-            for number, run in enumerate(left, 1):
+            tried = set[Run]()
+            while left := [run for run in self.left([part]) if run not in tried]:
+                run, *others = left
+                tried.add(run)
                 try:
                     found = self.train(run)
                 except WorkerError as error:
                     failed += 1
                     print(f"{run.name} failed, and is tried again by the next start: {error}", file=sys.stderr)
                     continue
-                rest = [self.seconds(other) for other in left[number:]]
+                rest = [self.seconds(other) for other in others]
                 minutes = "unknown" if None in rest else f"{sum(value or 0 for value in rest) / 60:,.0f} min"
                 print(
-                    f"{part.name} {number}/{len(left)}: {run.name}: validation {100 * found['valid']:.2f}, "
-                    f"{found['seconds']:.0f} s; the rest of the part: {minutes}",
+                    f"{part.name} {len(tried)}/{len(tried) + len(others)}: {run.name}: validation "
+                    f"{100 * found['valid']:.2f}, {found['seconds']:.0f} s; the others that are known: {minutes}",
                     flush=True,
                 )
         return failed

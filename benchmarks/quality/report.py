@@ -8,7 +8,7 @@ from statistics import mean, stdev
 
 from angle.evaluation.comparison import LEVEL, Difference
 from benchmarks.quality.bench import WARMUP_RATIO, Bench
-from benchmarks.quality.figures import best_rate, paired_difference
+from benchmarks.quality.figures import paired_difference
 from benchmarks.quality.sides import EQUALITIES, OURS, Pair, Part, Side, comparisons_of
 from benchmarks.throughput.jobs import ANGLE_EMB, OWN, SBERT
 
@@ -41,11 +41,10 @@ def outcomes(bench: Bench, part: Part) -> list[Outcome]:
     """
     found = []
     for side in bench.sides(part):
-        runs = [run for run in bench.runs(part) if run.side == side]
-        records = {(run.learning_rate, run.seed): bench.record(run) or {} for run in runs}
-        rates = sorted({rate for rate, _ in records})
-        rate = best_rate({one: [records[one, seed]["valid"] for seed in bench.options.seeds] for one in rates})
-        chosen = {seed: records[rate, seed] for seed in bench.options.seeds}
+        runs, rate = [run for run in bench.runs(part) if run.side == side], bench.rate(part, side)
+        assert rate is not None
+        rates = sorted({run.learning_rate for run in runs})
+        chosen = {run.seed: bench.record(run) or {} for run in runs if run.learning_rate == rate}
         steps = runs[0].steps
         found.append(
             Outcome(
@@ -145,7 +144,8 @@ def notes(bench: Bench) -> list[str]:
         f"checked to be this project's. For {ANGLE_EMB}, labels above 0 are put between 1 and 2 for both, in the same "
         f"order: it finds its positives by int(label), and in labels of 2 and more wrong ones.",
         f"Same steps, same time: the objectives are those that each system documents, labels are as they are, and the "
-        f"learning rate, of {grid}, is the one with the best mean on the validation rows. Steps are those of an epoch, "
+        f"learning rate, of {grid}, is the one with the best mean on the validation rows over the first "
+        f"{options.rate_seeds} seeds. Steps are those of an epoch, "
         f"or as many as the side can do in the time of an epoch of the fastest peer's, by a trial in turns before.",
         f"Time of steps is what the steps took, process what the whole process did. This project tokenises before its "
         f"first step, {ANGLE_EMB} and {SBERT} in each.",

@@ -130,6 +130,25 @@ def test_validation_chooses_and_its_choice_is_tested(make_bench: MakeBench, trai
         assert one.tests["held"] == pytest.approx({1: 0.511, 2: 0.521})
 
 
+def test_only_the_chosen_rate_gets_more_seeds(
+    make_bench: MakeBench, trainer: Trainer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("--only", "steps-B", "--seeds", "3", "1", "2", "--rate-seeds", "1")
+    bench = make_bench(*words)
+    assert [bench.rate(PARTS["steps-B"], side) for side in bench.sides(PARTS["steps-B"])] == [None, None]
+    dry_run(bench)
+    assert "steps-B: more seeds of angle-hydra, loss=auto, sentence-transformers, " in capsys.readouterr().out
+    assert bench.measure() == 0
+    asked = [(job.system, job.learning_rate, job.seed) for job in trainer.fits]
+    choosing = {(system, rate, 1) for system in (OWN, SBERT) for rate in (1e-5, 1e-4)}
+    assert set(asked[:4]) == choosing
+    assert set(asked[4:]) == {(system, 1e-5, seed) for system in (OWN, SBERT) for seed in (2, 3)}
+    assert len(asked) == 8
+    (ours, _) = report.outcomes(bench, PARTS["steps-B"])
+    assert ours.tests["held"] == pytest.approx({1: 0.511, 2: 0.521, 3: 0.531})
+    assert make_bench(*words).left(bench.parts) == []
+
+
 def test_a_second_start_does_what_is_left(
     make_bench: MakeBench, trainer: Trainer, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -315,7 +334,7 @@ def test_options_that_cannot_work_are_refused(
     with pytest.raises(SystemExit):
         parse([*words, *wrong])
     assert f"error: {wrong[0]}" in capsys.readouterr().err.replace(
-        "--batch-size, --max-length, --rows, --threads, ", ""
+        "--batch-size, --max-length, --rows, --threads, --rate-seeds, ", ""
     )
 
 
