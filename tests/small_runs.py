@@ -53,7 +53,8 @@ def build_on_sample(
     with TemporaryDirectory() as folder:
         train = sources_of_sample(Path(folder), data_format.split(","), 4 * rows)
         data = {"train": train, **groups.pop("data", {})}
-        settings = {"data": data, "train": {"batch_size": rows}, **groups}
+        all_terms = {"graded": False}  # also of A
+        settings = {"data": data, "data_format": all_terms, "train": {"batch_size": rows}, **groups}
         config = build_config(settings, TrainConfig)
         accelerator = start_accelerator(config.train.mixed_precision)
         components = setup.build(config, accelerator)

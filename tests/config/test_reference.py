@@ -76,7 +76,7 @@ def test_entries_of_a_mapping_have_settings_of_their_own() -> None:
 def test_presets_are_known_by_setting() -> None:
     presets = presets_of_settings(CONF)
     assert ("lora=r64", 128) in presets["lora.alpha"]
-    assert ("experiment=stsb_minilm", 0.0) in presets["loss.ibn_w"]
+    assert ("loss=graded", 0.0) in presets["loss.ibn_w"]
     assert ("data=stsb", {"text1": "sentence1", "text2": "sentence2", "label": "score"}) in presets["data.test.columns"]
 
 

@@ -83,6 +83,7 @@ def write_rows(path: Path, data_format: str, number: int) -> Path:
 
 EVALUATED = ["data.valid.name_or_path=[valid.jsonl]", "data.test.name_or_path=valid.jsonl"]
 ESPRESSO = ["ese=on", "ese.compression_size=32"]
+ALL_TERMS = "data_format.graded=false"  # also of format A
 
 
 @pytest.mark.parametrize(
@@ -99,7 +100,7 @@ ESPRESSO = ["ese=on", "ese.compression_size=32"]
 def test_two_processes_train_as_one(tmp_path: Path, data_format: str, words: list[str]) -> None:
     write_rows(tmp_path / "valid.jsonl", "A", 43)
     common = [f"data.train.name_or_path={rows_of(data_format, tmp_path)}", "train.gradient_accumulation_steps=2",
-              "train.logging_steps=1", "data=files", "train.learning_rate=1e-3", *words]  # fmt: skip
+              "train.logging_steps=1", "data=files", "train.learning_rate=1e-3", ALL_TERMS, *words]  # fmt: skip
     train(tmp_path, [], *common, "train.batch_size=8", "train.output_dir=one")
     printed, errors = train_ranks(tmp_path, *common, "train.batch_size=4", "train.output_dir=two")
 
@@ -133,6 +134,7 @@ def test_two_processes_train_as_one(tmp_path: Path, data_format: str, words: lis
 def test_two_processes_train_on_a_mixture_as_one(tmp_path: Path, formats: list[str], words: list[str]) -> None:
     sources = sources_of_sample(tmp_path, formats, 11)["sources"]
     common = [f"data.train.sources.{name}.name_or_path={source['name_or_path']}" for name, source in sources.items()]
+    common += [ALL_TERMS]
     common += ["train.gradient_accumulation_steps=2", "train.logging_steps=1", "train.learning_rate=1e-3"]
 
     def of_size(rows: int) -> list[str]:

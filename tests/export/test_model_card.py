@@ -118,7 +118,7 @@ def test_a_run_without_validation_shows_its_losses() -> None:
 def test_tags_licence_and_languages_are_metadata() -> None:
     run = run_of(
         hub={"license": "cc-by-4.0", "language": ["en", "no"]},
-        loss={"ibn_w": 0.0},
+        loss={"cosine_w": 1.0, "ibn_w": 0.0, "angle_w": 1.0},
         ese={"enabled": True},
         lora={"enabled": True},
         data_format={"name": "A"},

@@ -45,6 +45,7 @@ def test_offline_run_holds_settings_and_metrics(
                     "tags": ["tiny", "test"],
                     "model": True,
                 },
+                "data_format": {"graded": False},
             },
             TrainConfig,
         )
