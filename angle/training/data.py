@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from angle.config import SAMPLE, DataConfig, DataFormatConfig, NamedSourceConfig, SourceConfig
+from angle.config import SAMPLE, DataConfig, NamedSourceConfig, SourceConfig
 from angle.data.corpus import Corpus
 from angle.data.corpus_builder import GuideFunction
 from angle.data.loading import load_corpus
@@ -42,20 +42,6 @@ class RunData:
         labels = [each.corpus.labels for each in sources if source in ("", each.name)]
         known = [own for own in labels if own is not None]
         return np.concatenate(known) if known else None
-
-    def format_of(self, data_format: DataFormat, graded: bool | None, source: str = "") -> DataFormatConfig:
-        """Return what training rows are.
-
-        Args:
-            data_format: their format.
-            graded: whether their labels are graded; None: if there are more than two different ones.
-            source: the name of their source, "" for all.
-
-        """
-        if graded is None:
-            labels = self.labels(source)
-            graded = data_format.name == "A" and labels is not None and len(np.unique(labels)) > 2
-        return DataFormatConfig(data_format.name, graded)
 
     @property
     def evaluated(self) -> dict[str, EvaluationRows | None]:

@@ -7,7 +7,9 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from angle.config import SAMPLE, DataConfig, DataFormatConfig, SourceConfig, TrainConfig, TrainingConfig
+import numpy as np
+
+from angle.config import SAMPLE, DataConfig, DataFormatConfig, TrainConfig, TrainingConfig
 from angle.data import sample
 from angle.data.plan import BatchSpec
 from angle.data.training_data import InMemoryTrainingData, TrainingData
@@ -218,11 +220,12 @@ def _check_trainable(encoder: Encoder) -> None:
 def _format_of(config: TrainConfig, data: RunData, data_format: DataFormat, source: str = "") -> DataFormatConfig:
     """Return what the training rows of a source are, or with "" all."""
     graded = config.data_format.graded
-    if source:
-        graded = graded and data_format.name == "A"
-    if graded is None and SourceConfig.names(config.data.train.by_name().get(source, config.data.train)) == [SAMPLE]:
-        graded = sample.GRADED
-    return data.format_of(data_format, graded, source)
+    if source and data_format.name != "A":  # what is requested is meant for the others
+        graded = False
+    if graded is None:
+        labels, names = data.labels(source), config.data.train.by_name().get(source, config.data.train).names()
+        graded = sample.GRADED if names == [SAMPLE] else labels is not None and len(np.unique(labels)) > 2
+    return DataFormatConfig(data_format.name, graded)
 
 
 def _batch_spec(train_config: TrainingConfig, data: DataConfig, accelerator: Accelerator) -> BatchSpec:
