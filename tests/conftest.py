@@ -299,7 +299,8 @@ def folders_of(paths: pytest.TempPathFactory, model_of: Callable[[str], Any]) ->
             from angle.modeling.tiny import tiny_tokenizer
 
             folders[name] = paths.mktemp(name)
-            model_of(name).save_pretrained(folders[name])
+            with torch.random.fork_rng():  # whichever test comes first, its random numbers stay its own
+                model_of(name).save_pretrained(folders[name])
             tiny_tokenizer().save_pretrained(folders[name])
         return str(folders[name])
 
