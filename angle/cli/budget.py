@@ -1,7 +1,8 @@
 """A search within a budget of time, in stages.
 
 A first run shows what a step takes. Short runs, in half of the time, choose the settings; those that begin badly are
-stopped. The best of them train as long as the time that is left allows, and the best of these with more seeds.
+stopped. The best of them train as long as the time that is left allows, and the best of these with more seeds. The
+model is the mean of the weights of those longer runs that make it no worse.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 #: The stages.
 FIRST, SHORT, FULL = "a first look", "choosing the settings", "the best of them, longer"
 OWN, SEEDS, MEAN = "the settings as they are", "more seeds of the best", "the mean of their weights"
-#: In the sweep's folder, the mean of the weights of the best runs.
+#: In the sweep's folder, the mean of the weights of longer runs.
 SOUP_FOLDER = "soup"
 #: Evaluations within a run that chooses the settings, and within a longer one.
 SHORT_EVALUATIONS, EVALUATIONS = 2, 4
@@ -131,17 +132,17 @@ class _Stages:
             return
         pace = replace(self._pace(short_stage.folders, short), around=self._pace([first.folder], FIRST_STEPS).around)
         full, compares = self._decided("full", lambda: list(pace.full_steps(self.budget.left, own_steps, self.at_once)))
-        stage = self.budget.stage(FULL, full)
-        found = self._run(stage, [self.search.words(full, seed, words) for words in chosen])
+        found = self._run(self.budget.stage(FULL, full), [self.search.words(full, seed, words) for words in chosen])
+        own = list[JobResult]()
         if compares:
-            (own,) = self._run(self.budget.stage(OWN, own_steps), [self.search.words(own_steps, seed, evaluations=0)])
-            self.budget.own = None if own.score is None else own.folder
+            own = self._run(self.budget.stage(OWN, own_steps), [self.search.words(own_steps, seed, evaluations=0)])
+            self.budget.own = own[0].folder if _scored(own) else None
         finalists = [(words, job) for words, job in zip(chosen, found, strict=True) if job.score is not None]
         if finalists:
             words, best = max(finalists, key=lambda pair: pair[1].score or 0.0)
             jobs = [self.search.words(full, seed + more, words) for more in range(1, NUM_SEEDS)]
             others = self._run(self.budget.stage(SEEDS, full), jobs)
-            self._conclude([best, *(job for job in others if job.score is not None)])
+            self._conclude(_scored([best, *others]), _scored([*found, *own, *others]))
 
     def _run(self, stage: Stage, jobs: list[list[str]]) -> list[JobResult]:
         """Run jobs of a stage, as many at once as the launcher does; those that are done are only read."""
@@ -159,22 +160,24 @@ class _Stages:
             stage.folders += [job.folder for job in found if job.folder not in stage.folders]
         return found
 
-    def _conclude(self, jobs: list[JobResult]) -> None:
-        """Write down what was chosen; the model is the mean of the weights of its runs, unless the best is better."""
-        from angle.soups.soup import make_soup
+    def _conclude(self, chosen: list[JobResult], longer: list[JobResult]) -> None:
+        """Write down what was chosen, and the model: a soup of the longer runs, unless the best of them is better.
+
+        Args:
+            chosen: the runs with the settings that were chosen, a seed each.
+            longer: all runs but those that have chosen the settings.
+
+        """
         from angle.training.result import Result
 
-        best, soup = max(jobs, key=lambda job: job.score or 0.0), self.budget.folder / SOUP_FOLDER
+        soup = self.budget.folder / SOUP_FOLDER
         with self.budget.timed(self.budget.stage(MEAN, 0), self.search.clock):
-            try:
-                if len(jobs) > 1 and not soup.exists():
-                    make_soup([Path(job.folder) for job in jobs], output=soup)
-            except (ConfigError, DataError) as error:
-                print_once(labelled("note", f"no mean of the best runs' weights: {error}"))
-        result = run_result(soup)
+            if not soup.exists():
+                _cook(longer, soup) or _cook(chosen, soup)
+        best, result = max(longer, key=lambda job: job.score or 0.0), run_result(soup)
         score = None if result is None else Result(soup, **result).score
         is_better = score is not None and best.score is not None and score >= best.score
-        self.budget.choose([job.folder for job in jobs], str(soup) if is_better else best.folder)
+        self.budget.choose([job.folder for job in chosen], str(soup) if is_better else best.folder)
 
     def _decided(self, name: str, decide: Callable[[], list[int]]) -> list[int]:
         """Return numbers as an earlier command has decided them, or else now."""
@@ -250,6 +253,24 @@ class _Stages:
         trials = self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
         ranked = sorted(trials, key=lambda trial: -(trial.value or 0.0))
         return [list(words) for words in dict.fromkeys(tuple(trial.user_attrs[WORDS]) for trial in ranked)][:FINALISTS]
+
+
+def _scored(jobs: Sequence[JobResult]) -> list[JobResult]:
+    """Return the jobs that have a score."""
+    return [job for job in jobs if job.score is not None]
+
+
+def _cook(jobs: Sequence[JobResult], soup: Path) -> bool:
+    """Write the mean of the weights of those runs that make it no worse; return whether they have one."""
+    from angle.soups.ingredients import GREEDY
+    from angle.soups.soup import make_soup
+
+    try:
+        if len(jobs) > 1:
+            make_soup([Path(job.folder) for job in jobs], GREEDY, output=soup)
+    except (ConfigError, DataError) as error:  # they may differ in what makes a model, such as lora.enabled
+        print_once(labelled("note", f"no mean of the weights of {len(jobs)} runs: {error}"))
+    return soup.exists()
 
 
 def _as_drawn(values: dict[str, Any], space: dict[str, Any]) -> dict[str, Any]:

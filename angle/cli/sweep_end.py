@@ -5,8 +5,9 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from angle.config.record import read_record
 from angle.files import explained_disk_errors, relative_to_cwd
 from angle.sweeps.budget import PRESET_FILE
 from angle.sweeps.record import FINISHED, run_result
@@ -46,11 +47,19 @@ def _model(budget: Budget) -> Iterator[str]:
 
     folder = Path(str(budget.model))
     result = Result(folder, **(run_result(folder) or {}))
-    of_all = f"the mean of the weights of {len(budget.chosen)} runs with the settings that were chosen"
-    kind = "the best run with the settings that were chosen" if budget.model in budget.chosen else of_all
+    soup = read_record(folder).get("soup")
+    kind = "the best of the longer runs" if soup is None else _soup_in_words(soup)
     score = None if result.best_score is None else result.metric.format(result.best_score)
     measured = "" if score is None else f"{result.metric.label} {score} on validation, "
     yield labelled("Model", f"{relative_to_cwd(folder)}: {measured}{kind}")
+
+
+def _soup_in_words(soup: dict[str, Any]) -> str:
+    """Return what a soup is made of, given its record."""
+    kept, tried = len(soup["ingredients"]), len(soup["tried"])
+    if kept == 1:
+        return f"the best of {tried} longer runs, which the weights of no other make better"
+    return f"the mean of the weights of {kept} of {tried} longer runs, those that make it no worse"
 
 
 def _next_steps(sweep: Sweep) -> Iterator[str]:

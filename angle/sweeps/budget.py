@@ -47,7 +47,7 @@ class Budget:
     chosen: list[str] = field(default_factory=list)
     """The folders of the runs with the settings that were chosen, a seed each; none before the search is over."""
     model: str | None = None
-    """The folder of the best model: the mean of those runs' weights, or one of them."""
+    """The folder of the best model: the mean of the longer runs' weights, or one of these runs."""
 
     @classmethod
     def read(cls, folder: Path) -> Budget | None:

@@ -64,7 +64,8 @@ class Pace:
             at_once: how many run at the same time.
 
         """
-        seconds *= USABLE
+        # Their soup evaluates a model for each of them, which takes about as long as one run beside its steps.
+        seconds = seconds * USABLE - self.around
         rounds = -(-FINALISTS // at_once) + -(-(NUM_SEEDS - 1) // at_once)
         alone = self.steps(seconds / rounds)
         beside = self.steps((seconds - self.seconds(own_steps) / at_once) / rounds)

@@ -263,7 +263,14 @@ def test_the_command_ends_with_what_it_has_chosen(tmp_path: Path, command: Calla
     account = json.loads((tmp_path / "sweep" / BUDGET_FILE).read_text())
     assert sum(stage["seconds"] for stage in account["stages"]) < account["seconds"]
     assert [len(stage["folders"]) for stage in account["stages"]][:3] == [2, 6, 3]
-    assert "Model   sweep/" in done.stdout
+    longer = [folder for stage in account["stages"][2:] for folder in stage["folders"]]
+    soup = read_record(tmp_path / "sweep" / "soup")
+    assert {Path(tried["folder"]).name for tried in soup["soup"]["tried"]} == {Path(folder).name for folder in longer}
+    assert len(longer) == 6
+    scores = [read_record(tmp_path / folder)["result"]["best_score"] for folder in longer]
+    assert (account["model"] == "sweep/soup") == (soup["result"]["best_score"] >= max(scores))
+    assert account["model"] in ["sweep/soup", *longer]
+    assert re.search(r"^Model   sweep/.* longer runs", done.stdout.replace("\n        ", " "), re.MULTILINE)
     assert f"Preset  sweep/{PRESET_FILE}" in done.stdout
     assert re.search(r"^Time    \d\.\d of 5 minutes: ", done.stdout, re.MULTILINE)
     page = (tmp_path / "sweep" / "report" / "report.html").read_text()
