@@ -94,6 +94,8 @@ class BudgetSearch(Search):
         words = [f"{STEPS}={steps}"]
         if evaluations and EVAL_STEPS not in self.typed:
             words.append(f"{EVAL_STEPS}={max(1, steps // evaluations)}")
+        if seed is None and SEED in self.typed:
+            seed = self.own.train.seed
         return [*words, *([] if seed is None else [f"{SEED}={seed}"]), *chosen]
 
     def short_words(self, steps: int) -> list[str]:

@@ -171,6 +171,13 @@ def test_the_runs_that_choose_do_without_what_they_do_not_choose_by(machine: Mac
         assert job["train.save_steps"] == "5"
 
 
+def test_a_seed_of_the_command_line_is_that_of_every_run_but_more_seeds(machine: Machine) -> None:
+    machine.run(searched(*WORDS, "train.seed=7"))
+    seeds = [job["train.seed"] for job in machine.jobs]
+    assert seeds[-2:] == ["8", "9"]
+    assert set(seeds[:-2]) == {"7"}
+
+
 def test_the_sweep_ranks_what_was_chosen_first(machine: Machine, tmp_path: Path) -> None:
     """Even if its other seeds are worse than the second best."""
     plain = machine.score
