@@ -23,7 +23,7 @@ from angle.config import TrainConfig
 from angle.config.keys import setting_types
 from angle.config.record import read_config, read_record
 from angle.errors import ConfigError, DataError
-from angle.sweeps.budget import Budget, Stage
+from angle.sweeps.budget import SOUP_FOLDER, Budget, Stage
 from angle.sweeps.pace import FINALISTS, FIRST_STEPS, NUM_SEEDS, SHORT_LOOK_STEPS, SHORT_SHARE, Pace
 from angle.sweeps.record import JobResult, SweepRecord, run_result
 from angle.sweeps.settings import is_value
@@ -35,8 +35,6 @@ if TYPE_CHECKING:
 #: The stages.
 FIRST, SHORT, FULL = "a first look", "choosing the settings", "the best of them, longer"
 OWN, SEEDS, MEAN = "the settings as they are", "more seeds of the best", "the mean of their weights"
-#: In the sweep's folder, the mean of the weights of longer runs.
-SOUP_FOLDER = "soup"
 #: Evaluations within a run that chooses the settings, and within a longer one.
 SHORT_EVALUATIONS, EVALUATIONS = 2, 4
 #: The settings that the stages set.

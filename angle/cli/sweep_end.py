@@ -5,16 +5,14 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from angle.config.record import read_record
 from angle.files import explained_disk_errors, relative_to_cwd
 from angle.sweeps.budget import PRESET_FILE
 from angle.sweeps.record import FINISHED, run_result
 from angle.terminal import labelled, wrapped_command
 
 if TYPE_CHECKING:
-    from angle.sweeps.budget import Budget
     from angle.sweeps.sweep import Sweep
 
 
@@ -33,33 +31,12 @@ def conclude(folder: Path, written: str) -> Iterator[str]:
     if sweep.budget is not None:
         yield labelled("Time", sweep.budget.spent_in_words())
     if sweep.budget is not None and sweep.budget.model is not None:
-        yield from _model(sweep.budget)
+        yield labelled("Model", relative_to_cwd(Path(sweep.budget.model)))
         preset = relative_to_cwd(folder / PRESET_FILE)
         yield labelled("Preset", f"{preset}: copied to conf/experiment/NAME.yaml, it is experiment=NAME")
     yield f"Page    {page}"
     yield written
     yield from _next_steps(sweep)
-
-
-def _model(budget: Budget) -> Iterator[str]:
-    """Yield which model a search with a budget ends with, and what it scored."""
-    from angle.training.result import Result
-
-    folder = Path(str(budget.model))
-    result = Result(folder, **(run_result(folder) or {}))
-    soup = read_record(folder).get("soup")
-    kind = "the best of the longer runs" if soup is None else _soup_in_words(soup)
-    score = None if result.best_score is None else result.metric.format(result.best_score)
-    measured = "" if score is None else f"{result.metric.label} {score} on validation, "
-    yield labelled("Model", f"{relative_to_cwd(folder)}: {measured}{kind}")
-
-
-def _soup_in_words(soup: dict[str, Any]) -> str:
-    """Return what a soup is made of, given its record."""
-    kept, tried = len(soup["ingredients"]), len(soup["tried"])
-    if kept == 1:
-        return f"the best of {tried} longer runs, which the weights of no other make better"
-    return f"the mean of the weights of {kept} of {tried} longer runs, those that make it no worse"
 
 
 def _next_steps(sweep: Sweep) -> Iterator[str]:

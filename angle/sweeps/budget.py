@@ -18,6 +18,8 @@ from angle.files import write_durably
 BUDGET_FILE = "budget.json"
 #: In the sweep's folder, the settings that were chosen, as a preset.
 PRESET_FILE = "best.yaml"
+#: In the sweep's folder, the mean of the weights of longer runs.
+SOUP_FOLDER = "soup"
 
 
 @dataclass

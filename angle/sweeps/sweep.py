@@ -14,11 +14,12 @@ from angle.errors import ConfigError, DataError
 from angle.evaluation.evaluator import Metric
 from angle.evaluation.predictions import AFTER, Predictions
 from angle.evaluation.run_evaluators import metric_named
-from angle.sweeps.budget import Budget
-from angle.sweeps.record import RUNNING, STUDY_FILE
+from angle.sweeps.budget import SOUP_FOLDER, Budget
+from angle.sweeps.record import FINISHED, RUNNING, STUDY_FILE, run_result
 from angle.sweeps.settings import SEED, Setting, by_setting, is_value, value_as_typed, without_seed
 from angle.tracking.metrics_file import read_metrics
 from angle.training.resolve import decided_value
+from angle.training.result import Result
 
 
 @dataclass
@@ -68,6 +69,8 @@ class Sweep:
     """What the settings in which the jobs differ are where none sets them; None is decided by model and data."""
     budget: Budget | None = None
     """The account of a search with a budget of time."""
+    soup: Job | None = None
+    """The mean of the weights of its longer runs."""
     problems: list[str] = field(default_factory=list)
     """What is missing or damaged, in sentences."""
 
@@ -87,11 +90,11 @@ class Sweep:
             raise ConfigError(f"{folder} is no sweep's folder: it has no {SWEEP_FILE}.") from None
         except (ValueError, KeyError, TypeError, AttributeError):
             raise ConfigError(f"{path} is not as a sweep writes it, so nothing in it can be trusted.") from None
-        sweep = cls(folder, jobs, defaults, Budget.read(folder))
+        sweep = cls(folder, jobs, defaults, Budget.read(folder), _soup(folder))
         running = sum(job.status == RUNNING for job in jobs)
         if running:
             sweep.problems.append(f"{running} of the jobs have not ended: they are running, or were killed.")
-        for job in jobs:
+        for job in (*jobs, *([sweep.soup] if sweep.soup else [])):
             try:
                 job.predictions = Predictions.load(job.folder, AFTER)
             except DataError as error:
@@ -128,6 +131,14 @@ class Sweep:
         """The run of such a search without any of its settings; None if there is none."""
         folder = None if self.budget is None or self.budget.own is None else os.path.abspath(self.budget.own)
         return next((job for job in self.jobs if os.path.abspath(job.folder) == folder), None)
+
+    @property
+    def model(self) -> Job | None:
+        """What such a search ends with: its soup, or one of its runs; None if it has not ended."""
+        if self.budget is None or self.budget.model is None:
+            return None
+        name = Path(self.budget.model).name
+        return self.soup if name == SOUP_FOLDER else next((job for job in self.jobs if job.folder.name == name), None)
 
     @property
     def has_seeds(self) -> bool:
@@ -203,6 +214,15 @@ def _config(job: Job) -> TrainConfig | None:
         return read_config(job.folder)
     except (ConfigError, OSError):
         return None
+
+
+def _soup(sweep: Path) -> Job | None:
+    folder = sweep / SOUP_FOLDER
+    result = run_result(folder)
+    if result is None:
+        return None
+    score = Result(folder, **result).score
+    return Job({}, folder, score, None, FINISHED, 0.0, result["best_metric"], result)
 
 
 def _job(entry: dict[str, Any], sweep: Path) -> Job:

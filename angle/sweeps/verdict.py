@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Mapping
 
+from angle.config.record import read_record
+from angle.errors import ConfigError
 from angle.evaluation.comparison import Difference, Sampled, bootstrap, difference
 from angle.evaluation.evaluator import Metric
+from angle.evaluation.run_evaluators import TEST_METRIC
 from angle.sweeps.settings import Setting, as_typed
 from angle.sweeps.sweep import Job, Sweep
 
@@ -20,7 +23,8 @@ def verdict(sweep: Sweep) -> list[str]:
         return ["No job was measured on validation rows, so nothing is compared."]
     if metric is None or not sweep.are_comparable:
         return ["The jobs were measured by different metrics or on different rows, so they are not compared."]
-    jobs = [job for job in sweep.jobs if job.score is not None and job.predictions is not None]
+    every = [*sweep.jobs, *([sweep.soup] if sweep.soup else [])]
+    jobs = [job for job in every if job.score is not None and job.predictions is not None]
     sampled = bootstrap([job.predictions.rows for job in jobs if job.predictions is not None])
     samples = {id(job): of_job for job, of_job in zip(jobs, sampled, strict=True)}
     chosen = sweep.chosen
@@ -71,22 +75,45 @@ def _winner(sweep: Sweep, metric: Metric, samples: Mapping[int, Sampled]) -> Ite
 
 
 def _chosen(sweep: Sweep, chosen: Setting[Job], metric: Metric, samples: Mapping[int, Sampled]) -> Iterator[str]:
-    """Yield what a search with a budget has chosen, and whether it is better than the settings as they are."""
+    """Yield what a search with a budget has chosen, and whether its model is better than the settings as they are."""
     assert chosen.mean is not None
     scores = ", ".join(metric.format(metric.score(score)) for score in chosen.scores)
     mean = metric.format(metric.score(chosen.mean))
     yield f"The search has chosen {chosen.name}: mean {metric.label} {mean} ({scores})."
-    own = sweep.own
-    if own is None or own.score is None:
+    model, own = sweep.model, sweep.own
+    if model is None or model.score is None:
         return
-    called = f"the settings as they are ({metric.format(metric.score(own.score))} with one seed)"
-    found = _difference(_by(chosen.jobs, samples, ""), _by([own], samples, ""), metric)
+    yield f"The model is {_what(model)}: {_scores(model, metric)}."
+    if own is None or own.score is None or own is model:
+        return
+    called = f"that of the settings as they are ({_scores(own, metric)})"
+    of_both: list[Runs] = [{"": samples[id(job)]} if id(job) in samples else {} for job in (model, own)]
+    found = _difference(of_both[0], of_both[1], metric)
     if found is None:
         yield f"Of {called}, the predictions were not saved, so the difference may be chance."
     elif found.is_clear:
         yield f"It is better than {called}, by {interval(found, metric)}."
     else:
         yield f"That it is better than {called} may be chance: the difference is {interval(found, metric)}."
+
+
+def _what(model: Job) -> str:
+    """Return what the model of a search with a budget is."""
+    try:
+        soup = read_record(model.folder)["soup"]
+    except (ConfigError, KeyError):  # a run's, or removed
+        return f"the best of the longer runs, {model.folder.name}"
+    kept, tried = len(soup["ingredients"]), len(soup.get("tried", soup["ingredients"]))
+    if kept == 1:
+        return f"the best of {tried} longer runs, which the weights of no other make better"
+    return f"the mean of the weights of {kept} of {tried} longer runs"
+
+
+def _scores(job: Job, metric: Metric) -> str:
+    """Return what a model scores on validation and, if it was measured, on the test set."""
+    score, test = metric.format(metric.score(job.score or 0.0)), job.result.get("test_after")
+    tested = "" if test is None else f", {TEST_METRIC.format(test)} on the test set"
+    return f"{metric.label} {score}{tested}"
 
 
 def _axes(sweep: Sweep, metric: Metric, samples: Mapping[int, Sampled]) -> Iterator[str]:

@@ -277,9 +277,12 @@ def test_the_command_ends_with_what_it_has_chosen(tmp_path: Path, command: Calla
     scores = [read_record(tmp_path / folder)["result"]["best_score"] for folder in longer]
     assert (account["model"] == "sweep/soup") == (soup["result"]["best_score"] >= max(scores))
     assert account["model"] in ["sweep/soup", *longer]
-    assert re.search(r"^Model   sweep/.* longer runs", done.stdout.replace("\n        ", " "), re.MULTILINE)
+    assert account["model"] == re.search(r"^Model   (.*)$", done.stdout, re.MULTILINE)[1]  # type: ignore[index]
+    page = " ".join((tmp_path / "sweep" / "report" / "report.html").read_text().split())
+    for sentence in ("The model is the ", "that of the settings as they are (Spearman "):
+        assert sentence in page
+        assert sentence in " ".join(done.stdout.split())
     assert f"Preset  sweep/{PRESET_FILE}" in done.stdout
     assert re.search(r"^Time    \d\.\d of 5 minutes: ", done.stdout, re.MULTILINE)
-    page = (tmp_path / "sweep" / "report" / "report.html").read_text()
     assert "Where the time went" in page
     assert "The search has chosen" in page
