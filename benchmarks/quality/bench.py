@@ -9,6 +9,7 @@ import shutil
 import sys
 import time
 from collections.abc import Iterable
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, median
@@ -167,24 +168,39 @@ class Bench:
                 self._check_losses(part)
             if part.equality == "time":
                 self._measure_speed(part)
-            tried = set[Run]()
-            while left := [run for run in self.left([part]) if run not in tried]:
-                run, *others = left
-                tried.add(run)
-                try:
-                    found = self.train(run)
-                except WorkerError as error:
-                    failed += 1
-                    print(f"{run.name} failed, and is tried again by the next start: {error}", file=sys.stderr)
-                    continue
-                rest = [self.seconds(other) for other in others]
-                minutes = "unknown" if None in rest else f"{sum(value or 0 for value in rest) / 60:,.0f} min"
-                print(
-                    f"{part.name} {len(tried)}/{len(tried) + len(others)}: {run.name}: validation "
-                    f"{100 * found['valid']:.2f}, {found['seconds']:.0f} s; the others that are known: {minutes}",
-                    flush=True,
-                )
+            failed += self._train_all(part)
         return failed
+
+    def _train_all(self, part: Part) -> int:
+        """Do the runs of a part that are left, some at once; return the number of those that failed.
+
+        A run that ends may decide on a side's learning rate, and so which others there are.
+        """
+        failed, done = 0, 0
+        tried, running = set[Run](), dict[Future[dict[str, Any]], Run]()
+        with ThreadPoolExecutor(self.options.at_once) as pool:
+            while True:
+                left = [run for run in self.left([part]) if run not in tried]
+                begun = left[: self.options.at_once - len(running)]
+                tried |= set(begun)
+                running |= {pool.submit(self.train, run): run for run in begun}
+                if not running:
+                    return failed
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    run, done = running.pop(future), done + 1
+                    try:
+                        found = future.result()
+                    except WorkerError as error:
+                        failed += 1
+                        print(f"{run.name} failed, and is tried again by the next start: {error}", file=sys.stderr)
+                        continue
+                    rest = [self.seconds(other) for other in (*running.values(), *left[len(begun) :])]
+                    minutes = "unknown" if None in rest else f"{sum(value or 0 for value in rest) / 60:,.0f} min"
+                    print(
+                        f"{part.name} {done}/{done + len(rest)}: {run.name}: validation {100 * found['valid']:.2f}, "
+                        f"{found['seconds']:.0f} s; the others that are known: {minutes}",
+                        flush=True,
+                    )
 
     def train(self, run: Run) -> dict[str, Any]:
         """Train, score the model on validation and test rows, and record both; the model is deleted.

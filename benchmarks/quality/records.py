@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +23,7 @@ class Records:
         self.path = path
         lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
         self._records: dict[str, dict[str, Any]] = {}
+        self._lock = threading.Lock()
         for number, line in enumerate(lines, 1):
             try:
                 record = json.loads(line)
@@ -31,7 +33,7 @@ class Records:
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         """Iterate over the records, oldest first."""
-        return iter(self._records.values())
+        return iter(list(self._records.values()))  # another thread may add one
 
     def find(self, settings: Settings) -> dict[str, Any] | None:
         """Return the record of these settings; None if there is none."""
@@ -39,8 +41,9 @@ class Records:
 
     def add(self, settings: Settings, **found: Any) -> None:
         """Add a record, on the disk too: a crash leaves the file with it or without it."""
-        self._records[_key(settings)] = {"settings": settings, **found}
-        write_durably(self.path, "".join(json.dumps(record) + "\n" for record in self))
+        with self._lock:
+            self._records[_key(settings)] = {"settings": settings, **found}
+            write_durably(self.path, "".join(json.dumps(record) + "\n" for record in self))
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import threading
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -147,6 +148,24 @@ def test_only_the_chosen_rate_gets_more_seeds(
     (ours, _) = report.outcomes(bench, PARTS["steps-B"])
     assert ours.tests["held"] == pytest.approx({1: 0.511, 2: 0.521, 3: 0.531})
     assert make_bench(*words).left(bench.parts) == []
+
+
+def test_runs_at_the_same_time_are_those_of_one_after_the_other(
+    make_bench: MakeBench, trainer: Trainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With three at once, each waits until another runs beside it."""
+    beside = threading.Barrier(2, timeout=60)
+
+    def start(job: Job, python: str, threads: int | None) -> dict[str, Any]:
+        if job.task == "fit":
+            beside.wait()
+        return trainer.start(job, python, threads)
+
+    monkeypatch.setattr(benchmark, "start", start)
+    words = ("--only", "settings-A", "--seeds", "1", "2")
+    assert make_bench(*words, "--at-once", "3").measure() == 0
+    assert len(trainer.fits) == len({str(job) for job in trainer.fits}) == 8
+    assert make_bench(*words).left([PARTS["settings-A"]]) == []
 
 
 def test_a_second_start_does_what_is_left(
@@ -334,7 +353,7 @@ def test_options_that_cannot_work_are_refused(
     with pytest.raises(SystemExit):
         parse([*words, *wrong])
     assert f"error: {wrong[0]}" in capsys.readouterr().err.replace(
-        "--batch-size, --max-length, --rows, --threads, --rate-seeds, ", ""
+        "--batch-size, --max-length, --rows, --threads, --at-once, --rate-seeds, ", ""
     )
 
 
