@@ -92,7 +92,7 @@ def _chosen(sweep: Sweep, chosen: Setting[Job], metric: Metric, samples: Mapping
     if found is None:
         yield f"Of {called}, the predictions were not saved, so the difference may be chance."
     elif found.is_clear:
-        yield f"It is better than {called}, by {interval(found, metric)}."
+        yield f"On the rows that chose it, it is better than {called}, by {interval(found, metric)}."
     else:
         yield f"That it is better than {called} may be chance: the difference is {interval(found, metric)}."
 
