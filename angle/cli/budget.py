@@ -172,8 +172,9 @@ class _Stages:
 
         soup = self.budget.folder / SOUP_FOLDER
         with self.budget.timed(self.budget.stage(MEAN, 0), self.search.clock):
-            if not soup.exists():
-                _cook(longer, soup) or _cook(chosen, soup)
+            for jobs in (longer, chosen):
+                if not soup.exists():
+                    _cook(jobs, soup)
         best, result = max(longer, key=lambda job: job.score or 0.0), run_result(soup)
         score = None if result is None else Result(soup, **result).score
         is_better = score is not None and best.score is not None and score >= best.score
@@ -260,8 +261,8 @@ def _scored(jobs: Sequence[JobResult]) -> list[JobResult]:
     return [job for job in jobs if job.score is not None]
 
 
-def _cook(jobs: Sequence[JobResult], soup: Path) -> bool:
-    """Write the mean of the weights of those runs that make it no worse; return whether they have one."""
+def _cook(jobs: Sequence[JobResult], soup: Path) -> None:
+    """Write the mean of the weights of those runs that make it no worse, or say why they have none."""
     from angle.soups.ingredients import GREEDY
     from angle.soups.soup import make_soup
 
@@ -270,7 +271,6 @@ def _cook(jobs: Sequence[JobResult], soup: Path) -> bool:
             make_soup([Path(job.folder) for job in jobs], GREEDY, output=soup)
     except (ConfigError, DataError) as error:  # they may differ in what makes a model, such as lora.enabled
         print_once(labelled("note", f"no mean of the weights of {len(jobs)} runs: {error}"))
-    return soup.exists()
 
 
 def _as_drawn(values: dict[str, Any], space: dict[str, Any]) -> dict[str, Any]:

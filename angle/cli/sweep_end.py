@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from angle.files import explained_disk_errors, relative_to_cwd
 from angle.sweeps.budget import PRESET_FILE
-from angle.sweeps.record import FINISHED, run_result
+from angle.sweeps.record import FINISHED
 from angle.terminal import labelled, wrapped_command
 
 if TYPE_CHECKING:
@@ -47,11 +47,8 @@ def _next_steps(sweep: Sweep) -> Iterator[str]:
     if not sweep.ranked:
         return
     best = max((job for job in sweep.ranked[0].jobs if job.score is not None), key=lambda job: job.score or 0.0)
-    folder, result = best.folder, Result(best.folder, **best.result)
-    if sweep.budget is not None and sweep.budget.model is not None:
-        folder = Path(sweep.budget.model)
-        result = Result(folder, **(run_result(folder) or best.result))
-    run = relative_to_cwd(folder)
+    best = sweep.model or best
+    result, run = Result(best.folder, **best.result), relative_to_cwd(best.folder)
     if (gained := gain(result)) is not None and gained <= 0:
         return
     commands = [*use_commands(result, run), ["python", "-m", "angle.report", shlex.quote(run)]]

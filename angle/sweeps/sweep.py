@@ -129,16 +129,17 @@ class Sweep:
     @property
     def own(self) -> Job | None:
         """The run of such a search without any of its settings; None if there is none."""
-        folder = None if self.budget is None or self.budget.own is None else os.path.abspath(self.budget.own)
-        return next((job for job in self.jobs if os.path.abspath(job.folder) == folder), None)
+        return None if self.budget is None else self._run(self.budget.own)
 
     @property
     def model(self) -> Job | None:
         """What such a search ends with: its soup, or one of its runs; None if it has not ended."""
-        if self.budget is None or self.budget.model is None:
-            return None
-        name = Path(self.budget.model).name
-        return self.soup if name == SOUP_FOLDER else next((job for job in self.jobs if job.folder.name == name), None)
+        return None if self.budget is None else self._run(self.budget.model)
+
+    def _run(self, folder: str | None) -> Job | None:
+        """Return the job or the soup in a folder, whose name is its own also where the sweep was moved."""
+        runs = [*self.jobs, *([self.soup] if self.soup else [])]
+        return next((run for run in runs if folder is not None and run.folder.name == Path(folder).name), None)
 
     @property
     def has_seeds(self) -> bool:
