@@ -51,18 +51,18 @@ def parse(words: list[str]) -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--max-length", type=int, default=128, help="tokens of a text")
     parser.add_argument("--rows", type=int, help="the first training rows instead of all")
+    parser.add_argument("--steps", type=int, help="steps of a run, for equal time of the fastest peer; None: an epoch")
     parser.add_argument("--threads", type=int, help="threads of a run ($OMP_NUM_THREADS) instead of torch's default")
     parser.add_argument("--at-once", type=int, default=1, help="runs at the same time, but for those that are timed")
     parser.add_argument("--unchecked", action="store_true", help="leave out the comparison of losses")
     parser.add_argument("--dry-run", action="store_true", help="list what is left, and about how long it takes")
     parser.add_argument("--report", type=Path, help="run nothing, and write what is measured to this new file")
     options = parser.parse_args(words)
-    numbers = (options.batch_size, options.max_length, options.rows, options.threads, options.at_once)
-    numbers += (options.rate_seeds, *options.rates, options.learning_rate)
-    given = [number for number in numbers if number is not None]
-    if min(given) <= 0:
-        names = "--batch-size, --max-length, --rows, --threads, --at-once, --rate-seeds, --rates and --learning-rate"
-        parser.error(f"{names} must be above 0")
+    above_zero = ("batch_size", "max_length", "rows", "steps", "threads", "at_once", "rate_seeds", "learning_rate")
+    given = {name: [getattr(options, name)] for name in above_zero} | {"rates": options.rates}
+    for name, numbers in given.items():
+        if any(number is not None and number <= 0 for number in numbers):
+            parser.error(f"--{name.replace('_', '-')} {' '.join(map(str, numbers))}: it must be above 0")
     if options.report and options.report.exists():
         parser.error(f"--report {options.report} exists: give a new file")
     tests = dict(word.partition("=")[::2] for word in options.test)

@@ -8,7 +8,7 @@ import math
 import shutil
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,14 +69,12 @@ class Bench:
 
     def steps(self, part: Part, side: Side) -> int | None:
         """Return the steps that a side trains for in a part; None if its time of a step is not measured yet."""
-        epoch: int = math.ceil(self.inputs.count(part.format) / self.options.batch_size)
+        epoch = math.ceil(self.inputs.count(part.format) / self.options.batch_size)
+        steps: int = self.options.steps or epoch
         if part.equality != "time":
-            return epoch
+            return steps
         found = self.records.find(self._speed_settings(part.format, side))
-        if found is None:
-            return None
-        ratio: float = found["of_an_epoch"]
-        return max(1, int(epoch * ratio))
+        return None if found is None else max(1, int(steps * found["steps_per_peers_step"]))
 
     def rate(self, part: Part, side: Side) -> float | None:
         """Return the learning rate that validation chooses for a side in a part; None if it is not known yet."""
@@ -142,7 +140,7 @@ class Bench:
         }
 
     def _speed_settings(self, data_format: str, side: Side) -> dict[str, Any]:
-        """Return what determines how many of a side's steps take the time of the fastest peer's epoch."""
+        """Return what determines how many of a side's steps take the time of one of the fastest peer's."""
         machine = {"hardware": hardware(device_name()), "threads": self.options.threads}
         return {"peers": sorted(self.options.peers), **machine, **self._common(data_format, side)}
 
@@ -176,8 +174,7 @@ class Bench:
 
         A run that ends may decide on a side's learning rate, and so which others there are.
         """
-        failed, done = 0, 0
-        tried, running = set[Run](), dict[Future[dict[str, Any]], Run]()
+        failed, tried, running = 0, set[Run](), dict[Future[dict[str, Any]], Run]()
         with ThreadPoolExecutor(self.options.at_once) as pool:
             while True:
                 left = [run for run in self.left([part]) if run not in tried]
@@ -186,21 +183,26 @@ class Bench:
                 running |= {pool.submit(self.train, run): run for run in begun}
                 if not running:
                     return failed
-                for future in wait(running, return_when=FIRST_COMPLETED).done:
-                    run, done = running.pop(future), done + 1
-                    try:
-                        found = future.result()
-                    except WorkerError as error:
-                        failed += 1
-                        print(f"{run.name} failed, and is tried again by the next start: {error}", file=sys.stderr)
-                        continue
-                    rest = [self.seconds(other) for other in (*running.values(), *left[len(begun) :])]
-                    minutes = "unknown" if None in rest else f"{sum(value or 0 for value in rest) / 60:,.0f} min"
-                    print(
-                        f"{part.name} {done}/{done + len(rest)}: {run.name}: validation {100 * found['valid']:.2f}, "
-                        f"{found['seconds']:.0f} s; the others that are known: {minutes}",
-                        flush=True,
-                    )
+                ended = wait(running, return_when=FIRST_COMPLETED).done
+                runs = [running.pop(future) for future in ended]
+                rest = [*running.values(), *left[len(begun) :]]
+                failed += sum(self._has_failed(part, *each, rest) for each in zip(runs, ended, strict=True))
+
+    def _has_failed(self, part: Part, run: Run, ended: Future[dict[str, Any]], rest: Sequence[Run]) -> bool:
+        """Return whether a run has failed, and print what became of it, and how long the rest takes."""
+        try:
+            found = ended.result()
+        except WorkerError as error:
+            print(f"{run.name} failed, and is tried again by the next start: {error}", file=sys.stderr)
+            return True
+        seconds = [self.seconds(other) for other in rest]
+        minutes = "unknown" if None in seconds else f"{sum(value or 0 for value in seconds) / 60:,.0f} min"
+        print(
+            f"{part.name}: {run.name}: validation {100 * found['valid']:.2f}, {found['seconds']:.0f} s; the "
+            f"{len(rest)} others that are known: {minutes}",
+            flush=True,
+        )
+        return False
 
     def train(self, run: Run) -> dict[str, Any]:
         """Train, score the model on validation and test rows, and record both; the model is deleted.
@@ -273,7 +275,7 @@ class Bench:
                 sys.exit(f"{part.name}: not the same objective, so nothing is measured.")
 
     def _measure_speed(self, part: Part) -> None:
-        """Record, for each side that has none, how much of an epoch it trains in the time of the fastest peer's.
+        """Record, for each side that has none, how many of its steps take the time of one of the fastest peer's.
 
         Peers are measured again with it, in turns, so that ratios are of one hour of the machine.
         """
@@ -294,7 +296,8 @@ class Bench:
         for side in missing:
             ratio = median(peer / own for peer, own in zip(fastest, times[side.name], strict=True))
             settings = self._speed_settings(part.format, side)
-            self.records.add(settings, side=side.name, of_an_epoch=ratio, seconds_per_step=median(times[side.name]))
+            a_step = median(times[side.name])
+            self.records.add(settings, side=side.name, steps_per_peers_step=ratio, seconds_per_step=a_step)
 
 
 def device_name() -> str | None:

@@ -131,6 +131,7 @@ def notes(bench: Bench) -> list[str]:
     options = bench.options
     seeds = ", ".join(map(str, options.seeds))
     grid = ", ".join(f"{rate:g}" for rate in options.rates)
+    length = f"{options.steps:,} steps" if options.steps else "an epoch"
     return [
         f"Scores: Spearman's correlation of cosines, times 100, mean and standard deviation over the seeds {seeds}. "
         f"Every saved model, the last of its run, is scored by the same code, with mean pooling.",
@@ -140,13 +141,13 @@ def notes(bench: Bench) -> list[str]:
         f"weight decay, gradients clipped at 1, {WARMUP_RATIO:.0%} of the steps warm-up, then linearly to 0. The order "
         f"of rows differs.",
         *(f"{OWN}, {name}: `train.py {' '.join(OURS[name])}` beside that." for name in options.ours),
-        f"Same settings: one epoch at {options.learning_rate:g}. Each peer's loss of one batch, with dropout off, was "
+        f"Same settings: {length} at {options.learning_rate:g}. Each peer's loss of one batch, with dropout off, was "
         f"checked to be this project's. For {ANGLE_EMB}, labels above 0 are put between 1 and 2 for both, in the same "
         f"order: it finds its positives by int(label), and in labels of 2 and more wrong ones.",
         f"Same steps, same time: the objectives are those that each system documents, labels are as they are, and the "
         f"learning rate, of {grid}, is the one with the best mean on the validation rows over the first "
-        f"{options.rate_seeds} seeds. Steps are those of an epoch, "
-        f"or as many as the side can do in the time of an epoch of the fastest peer's, by a trial in turns before.",
+        f"{options.rate_seeds} seeds. All train for {length}, or in equal time for as many steps as the side can do in "
+        f"the time of the fastest peer's, by a trial in turns before.",
         f"Time of steps is what the steps took, process what the whole process did. This project tokenises before its "
         f"first step, {ANGLE_EMB} and {SBERT} in each.",
         "Test scores are stored when a run ends, so that its model need not be kept, and read for what validation "
