@@ -44,7 +44,7 @@ PACKAGES = (
 )  # fmt: skip
 #: What is exported too: Dense after pooling, prompts of roles, types of tokens, relative positions.
 ONNX_DESIGNS = ("BERT, Espresso cell", "Llama, query and document", "GPT-2 with types of tokens", "mpnet")
-NUM_TEXTS, MAX_LENGTH, WINDOW = 200, 64, 8
+NUM_TEXTS, MAX_LENGTH, WINDOW = 80, 64, 8
 LORA = LoraConfig(enabled=True, r=4)
 BILLM = BillmConfig(enabled=True)
 SMALL = {
