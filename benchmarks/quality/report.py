@@ -132,6 +132,20 @@ def notes(bench: Bench) -> list[str]:
     seeds = ", ".join(map(str, options.seeds))
     grid = ", ".join(f"{rate:g}" for rate in options.rates)
     length = f"{options.steps:,} steps" if options.steps else "an epoch"
+    choosing = "the first seed" if options.rate_seeds == 1 else f"the first {options.rate_seeds} seeds"
+    same_settings = [
+        f"Same settings: {length} at {options.learning_rate:g}. Each peer's loss of one batch, with dropout off, was "
+        f"checked to be this project's. For {ANGLE_EMB}, labels above 0 are put between 1 and 2 for both, in the same "
+        f"order: it finds its positives by int(label), and in labels of 2 and more wrong ones.",
+    ]
+    own_objectives = [
+        *(f"{OWN}, {name}: `train.py {' '.join(OURS[name])}` beside that." for name in options.ours),
+        f"Same steps, same time: the objectives are those that each system documents, labels are as they are, and the "
+        f"learning rate, of {grid}, is the one with the best mean on the validation rows over {choosing}. All train "
+        f"for {length}, or in equal time for as many steps as the side can do in the time of the fastest peer's, by a "
+        f"trial in turns before.",
+    ]
+    equalities = {part.equality for part in bench.parts}
     return [
         f"Scores: Spearman's correlation of cosines, times 100, mean and standard deviation over the seeds {seeds}. "
         f"Every saved model, the last of its run, is scored by the same code, with mean pooling.",
@@ -140,14 +154,8 @@ def notes(bench: Bench) -> list[str]:
         f"Equal for all: model, rows, batches of {options.batch_size}, {options.max_length} tokens, AdamW without "
         f"weight decay, gradients clipped at 1, {WARMUP_RATIO:.0%} of the steps warm-up, then linearly to 0. The order "
         f"of rows differs.",
-        *(f"{OWN}, {name}: `train.py {' '.join(OURS[name])}` beside that." for name in options.ours),
-        f"Same settings: {length} at {options.learning_rate:g}. Each peer's loss of one batch, with dropout off, was "
-        f"checked to be this project's. For {ANGLE_EMB}, labels above 0 are put between 1 and 2 for both, in the same "
-        f"order: it finds its positives by int(label), and in labels of 2 and more wrong ones.",
-        f"Same steps, same time: the objectives are those that each system documents, labels are as they are, and the "
-        f"learning rate, of {grid}, is the one with the best mean on the validation rows over the first "
-        f"{options.rate_seeds} seeds. All train for {length}, or in equal time for as many steps as the side can do in "
-        f"the time of the fastest peer's, by a trial in turns before.",
+        *(same_settings if "settings" in equalities else []),
+        *(own_objectives if equalities - {"settings"} else []),
         f"Time of steps is what the steps took, process what the whole process did. This project tokenises before its "
         f"first step, {ANGLE_EMB} and {SBERT} in each.",
         "Test scores are stored when a run ends, so that its model need not be kept, and read for what validation "

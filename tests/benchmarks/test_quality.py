@@ -241,6 +241,15 @@ def test_the_report_has_every_side_and_no_claim_without_an_interval(make_bench: 
     assert {line.count("|") for line in tables} == {8}
 
 
+def test_the_report_says_how_its_own_parts_were_measured(make_bench: MakeBench) -> None:
+    settings, steps = (report.section(make_bench("--only", part), FACTS) for part in ("settings-B", "steps-B"))
+    assert "- Same settings: an epoch" in settings
+    assert "loss=auto" not in settings.split("- Scores")[1]
+    assert "over the first 2 seeds" in steps
+    assert "- Same settings: an epoch" not in steps
+    assert "over the first seed." in report.section(make_bench("--only", "steps-B", "--rate-seeds", "1"), FACTS)
+
+
 def test_sides_whose_losses_differ_are_not_compared(make_bench: MakeBench, trainer: Trainer) -> None:
     for loss in (1.002, float("nan")):
         trainer.losses = {SBERT: loss}
