@@ -42,10 +42,11 @@ COSINE = LossTermSpec("cosine", "cosine", "cosine_w", "cosine_tau", MappingProxy
 IN_BATCH = LossTermSpec("ibn", "in-batch", "ibn_w", "ibn_tau", MappingProxyType({"A": 20.0, "B": 20.0, "C": 20.0}))
 ANGLE = LossTermSpec("angle", "angle", "angle_w", "angle_tau", MappingProxyType({"A": 1.0, "B": 1.0}))
 POSITIVES = LossTermSpec("positives", "in-batch of positives", "positives_w", "ibn_tau", MappingProxyType({"B": 0.0}))
+REVERSE = LossTermSpec("reverse", "reverse in-batch", "reverse_w", "ibn_tau", MappingProxyType({"B": 0.0, "C": 0.0}))
 #: Settings that the sources of a mixture cannot have of their own.
 OF_ALL_SOURCES = ("guide", "guide_margin")
 #: Every term, in the order in which they are summed and named.
-LOSS_TERM_SPECS = (COSINE, IN_BATCH, ANGLE, POSITIVES)
+LOSS_TERM_SPECS = (COSINE, IN_BATCH, ANGLE, POSITIVES, REVERSE)
 
 
 @dataclass
@@ -63,6 +64,9 @@ class LossConfig:
     positives_w: float | None = declared(None, at_least=0)
     """Weight of the in-batch contrastive loss with the batch's positives as candidates, without its negatives (format
     B)."""
+    reverse_w: float | None = declared(None, at_least=0)
+    """Weight of the in-batch contrastive loss from positives to texts, with all texts and negatives of the batch as
+    candidates (formats B and C): as much as ibn_w makes the loss symmetric. Format A's is."""
     cln_w: float | None = declared(None, at_least=0)
     """The weights of format B as angle_emb 0.6 writes them: with a number here, ibn_w is for the candidates without
     negatives and this for those with them, each halved; so cln_w=1 ibn_w=1 is ibn_w=0.5 positives_w=0.5."""
@@ -132,7 +136,7 @@ class LossConfig:
     @property
     def has_candidates(self) -> bool:
         """Whether one of the terms that compare a text with others of its batch may have a weight."""
-        return bool(self.ibn_w is None or self.ibn_w or self.positives_w or self.cln_w)
+        return bool(self.ibn_w is None or self.ibn_w or self.positives_w or self.reverse_w or self.cln_w)
 
     def for_format(self, name: str, *, graded: bool = False) -> LossConfig:
         """Return a copy whose null weights and multipliers are those of the data format `name`.

@@ -11,7 +11,7 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from angle.config import ANGLE, COSINE, IN_BATCH, POSITIVES, HubConfig, enumerate_words
+from angle.config import ANGLE, COSINE, IN_BATCH, POSITIVES, REVERSE, HubConfig, enumerate_words
 from angle.config.keys import flatten
 from angle.evaluation.run_evaluators import metric_named
 from angle.export import citations
@@ -25,9 +25,13 @@ from angle.modeling.locations import TINY, split_gguf
 from angle.modeling.sentence_transformers_files import SIMILARITIES
 
 #: The names that the hub's users search for: sentence-transformers' for the same terms.
-LOSS_TAGS = {ANGLE.name: "AnglELoss", COSINE.name: "CoSENTLoss"} | dict.fromkeys(
-    (IN_BATCH.name, POSITIVES.name), "MultipleNegativesRankingLoss"
-)
+LOSS_TAGS = {
+    ANGLE.name: "AnglELoss",
+    COSINE.name: "CoSENTLoss",
+    IN_BATCH.name: "MultipleNegativesRankingLoss",
+    POSITIVES.name: "MultipleNegativesRankingLoss",
+    REVERSE.name: "MultipleNegativesSymmetricRankingLoss",
+}
 #: What similarity functions are called in text.
 SIMILARITY_NAMES = {
     "cosine": "cosine similarity",

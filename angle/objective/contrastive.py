@@ -8,7 +8,7 @@ processes, each holds all texts and computes the loss of its own shard of the qu
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -204,6 +204,10 @@ class GuideEmbeddings:
     negatives: Tensor
     """(G, D'): of the negatives of all rows."""
     margin: float
+
+    def flipped(self) -> GuideEmbeddings:
+        """Return the same with the two texts of each row swapped."""
+        return replace(self, pairs=self.pairs.flip(1))
 
     def mask_of_texts(self, target: Tensor) -> GuideMask:
         """Return the mask if all texts look for their partners among all."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from angle.config import ANGLE, COSINE, IN_BATCH, POSITIVES, LossTermSpec
+from angle.config import ANGLE, COSINE, IN_BATCH, POSITIVES, REVERSE, LossTermSpec
 from angle.objective.contrastive import GuideEmbeddings, QueryShards, info_nce, nt_xent
 from angle.objective.ranking import angle_scores, cosent_loss, cosine_scores
 
@@ -79,6 +79,14 @@ def positives_term(inputs: TermInputs, scale: float) -> Tensor:
     return info_nce(inputs.embeddings, inputs.negatives[:0], ids, inputs.negative_ids, *shared)
 
 
+def reverse_term(inputs: TermInputs, scale: float) -> Tensor:
+    """Return the contrastive loss of positives that look for their texts, with the batch's negatives as negatives."""
+    embeddings, ids = inputs.embeddings.flip(1), inputs.text_ids.flip(1)
+    guide = None if inputs.guide is None else inputs.guide.flipped()
+    shared = inputs.known_positives, scale, inputs.query_shards, guide
+    return info_nce(embeddings, inputs.negatives, ids, inputs.negative_ids, *shared)
+
+
 def angle_term(inputs: TermInputs, scale: float) -> Tensor:
     """Return the ranking loss of the angle similarities."""
     return _ranking_loss(inputs, angle_scores, scale)
@@ -104,4 +112,5 @@ LOSS_TERMS = (
     LossTerm(IN_BATCH, in_batch_term),
     LossTerm(ANGLE, angle_term, requires_even_dim=True),
     LossTerm(POSITIVES, positives_term),
+    LossTerm(REVERSE, reverse_term),
 )

@@ -9,7 +9,17 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from angle.config import LOSS_TERM_SPECS, SAMPLE, LossConfig, ModelConfig, TrainConfig, TrainingConfig, enumerate_words
+from angle.config import (
+    IN_BATCH,
+    LOSS_TERM_SPECS,
+    REVERSE,
+    SAMPLE,
+    LossConfig,
+    ModelConfig,
+    TrainConfig,
+    TrainingConfig,
+    enumerate_words,
+)
 from angle.data.language import note_on_unknown
 from angle.modeling.locations import TINY
 
@@ -127,13 +137,14 @@ def _on_weights(loss: LossConfig, data_format: str, labels: npt.NDArray[np.float
             f"{enumerate_words(settings)} {'have' if len(settings) > 1 else 'has'} no effect on format {data_format}, "
             f"which has only the {enumerate_words(titles)} loss{'es' if len(titles) > 1 else ''}"
         )
-    if data_format == "C":  # the weight of its only term just scales the loss
+    if data_format == "C":  # has no other terms to be outweighed by
         return
     if data_format == "B" and loss.cosine_w:
         yield f"loss.cosine_w={loss.cosine_w:g} ranks cosines of triples; the usual weight for format B is 0"
     graded = labels is not None and len(np.unique(labels)) > 2
-    ibn_w = loss.ibn_w or 0.0
-    if ibn_w < LOW_IBN_W and not graded:
+    in_batch = [weight for term, weight in loss.active_terms(data_format) if term in (IN_BATCH, REVERSE)]
+    if sum(in_batch) < LOW_IBN_W and not graded:
+        ibn_w = loss.ibn_w or 0.0
         yield f"loss.ibn_w={ibn_w:g} is low: for format {data_format} without graded labels, 10 to 35 is usual"
 
 

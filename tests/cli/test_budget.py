@@ -220,7 +220,8 @@ def test_a_search_that_was_killed_goes_on(tmp_path: Path, dies_at: int) -> None:
 def test_what_the_command_line_sets_is_not_suggested(machine: Machine) -> None:
     search = searched("hparams=quick", "train.learning_rate=1e-4", "loss.ibn_w=0", "loss.angle_w=0,1", "train.seed=7")
     of_stages = {"train.max_steps", "train.seed"}
-    assert search.keys == {"loss.angle_w", "loss.cosine_tau", "loss.ibn_tau", "train.layer_decay", *of_stages}
+    suggested = {"loss.cosine_tau", "loss.ibn_tau", "loss.reverse_w", "train.layer_decay"}
+    assert search.keys == {"loss.angle_w", *suggested, *of_stages}
     machine.run(search)
     assert {job["train.learning_rate"] for job in machine.jobs} == {"1e-4"}
     assert {job.get("loss.angle_w") for job in machine.jobs[2:]} <= {"0", "1", None}

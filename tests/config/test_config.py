@@ -134,7 +134,8 @@ def test_the_option_for_graded_labels_holds_what_they_get():
     config = composed("loss=graded")
     assert (config.data_format.name, config.data_format.graded) == ("A", True)
     graded = LossConfig().for_format("A", graded=True)
-    assert config.loss.for_format("A") == graded == LossConfig(1.0, 0.0, 0.0, 0.0, cosine_tau=5.0, angle_tau=5.0)
+    ranking = LossConfig(1.0, 0.0, 0.0, positives_w=0.0, reverse_w=0.0, cosine_tau=5.0, angle_tau=5.0)
+    assert config.loss.for_format("A") == graded == ranking
     assert graded.is_of_graded_labels
     assert not LossConfig().for_format("A").is_of_graded_labels
 
@@ -260,12 +261,14 @@ def test_label_map_takes_numbers_as_labels():
         ),
         (
             {"data_format.name": "C", "loss.ibn_w": 0},
-            "loss.ibn_w=0 leaves nothing to learn: format C has only the in-batch loss; set loss.ibn_w above 0.",
+            "loss.ibn_w=0 and loss.reverse_w=0 leave nothing to learn: format C has only the in-batch and reverse "
+            "in-batch losses; set one of them above 0.",
         ),
         (
             {"data_format.name": "B", "loss.ibn_w": 0, "loss.angle_w": 0},
-            "loss.cosine_w=0, loss.ibn_w=0, loss.angle_w=0 and loss.positives_w=0 leave nothing to learn: format B has "
-            "only the cosine, in-batch, angle and in-batch of positives losses; set one of them above 0.",
+            "loss.cosine_w=0, loss.ibn_w=0, loss.angle_w=0, loss.positives_w=0 and loss.reverse_w=0 leave nothing to "
+            "learn: format B has only the cosine, in-batch, angle, in-batch of positives and reverse in-batch losses; "
+            "set one of them above 0.",
         ),
         (
             {"lora.r": 3},

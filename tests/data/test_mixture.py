@@ -167,7 +167,7 @@ SOURCES: list[tuple[dict[str, dict[str, Any]], dict[str, Any], str]] = [
         {"nli": {"loss": {"ibn": 3}}},
         {},
         "data.train.sources.nli.loss=ibn is not known; did you mean ibn_w? Choose one of: cosine_w, ibn_w, angle_w, "
-        "positives_w, cln_w, cosine_tau, ibn_tau, angle_tau, positive_above.",
+        "positives_w, reverse_w, cln_w, cosine_tau, ibn_tau, angle_tau, positive_above.",
     ),
     (
         {"nli": {"wieght": 3}},

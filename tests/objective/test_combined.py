@@ -116,6 +116,26 @@ def test_positives_alone_leave_out_negatives_and_known_positives() -> None:
     torch.testing.assert_close(term.total, torch.nn.functional.cross_entropy(cosines, torch.arange(4)))
 
 
+@pytest.mark.parametrize("name", ["B", "C"])
+def test_the_reverse_term_lets_positives_find_their_texts(name: str) -> None:
+    embeddings, structure = make(4, name)
+    ids = structure.text_ids.clone()
+    ids[2, 1] = ids[0, 0]  # the positive of row 2 is the text of row 0
+    known = torch.tensor([[1, int(ids[1, 0]), int(ids[3, 1])]])  # and that of row 3 a positive of row 1's text too
+    structure = replace(structure, text_ids=ids, known_positives=known)
+    settings = {"cosine_w": 0.0, "ibn_w": 0.0, "angle_w": 0.0, "reverse_w": 1.0}
+    term = CombinedLoss(LossConfig(**settings), FORMATS[name], 8)(embeddings, structure)
+    roles = torch.nn.functional.normalize(embeddings, dim=1)[structure.embedding_index]
+    negatives = torch.nn.functional.normalize(embeddings, dim=1)[structure.negatives.embedding_index]
+    cosines = 20 * roles[:, 1] @ torch.cat([roles[:, 0], negatives]).T
+    cosines[2, 0] = cosines[3, 1] = -torch.inf
+    assert term.terms.keys() == {"reverse"}
+    torch.testing.assert_close(term.total, torch.nn.functional.cross_entropy(cosines, torch.arange(4)))
+    other_way = CombinedLoss(LossConfig(0.0, 1.0, 0.0), FORMATS[name], 8)
+    flipped = replace(structure, embedding_index=structure.embedding_index.flip(1), text_ids=ids.flip(1))
+    torch.testing.assert_close(other_way(embeddings, flipped).total, term.total, rtol=0, atol=0)
+
+
 def make(rows: int = 6, name: str = "A", dimensions: int = 8, seed: int = 0) -> tuple[Tensor, BatchStructure]:
     data_format, generator = FORMATS[name], torch.Generator().manual_seed(seed)
     roles = len(data_format.roles)
@@ -188,7 +208,9 @@ def test_odd_dimensions_work_without_it(name: str, config: LossConfig) -> None:
 def test_no_weight_above_zero_is_refused() -> None:
     with pytest.raises(ConfigError, match="are all 0, so there is nothing to learn"):
         LossConfig(0.0, 0.0, 0.0)
-    with pytest.raises(ConfigError, match=re.escape("loss.ibn_w=0 leaves nothing to learn: format C")):
+    with pytest.raises(
+        ConfigError, match=re.escape("loss.ibn_w=0 and loss.reverse_w=0 leave nothing to learn: format C")
+    ):
         CombinedLoss(LossConfig(ibn_w=0.0), FORMATS["C"], 8)
 
 

@@ -39,15 +39,15 @@ def structure_of(name: str, rows: int, guide: Tensor | None) -> BatchStructure:
     )
 
 
-def naive(name: str, embeddings: Tensor, structure: BatchStructure, margin: float, *, positives_only: bool) -> Tensor:
-    """Return the in-batch loss by loops: of each query, a softmax over the candidates that are left."""
+def naive(name: str, embeddings: Tensor, structure: BatchStructure, margin: float, weight: str) -> Tensor:
+    """Return the in-batch loss of a weight by loops: of each query, a softmax over the candidates that are left."""
     embeddings = F.normalize(embeddings, dim=-1)
     pairs = structure.embedding_index.tolist()
     assert structure.guide is not None
     guide = structure.guide[:, 0]
-    negatives = [] if positives_only else structure.negatives.embedding_index.tolist()
-    queries = [(a, b) for a, b in pairs]
-    candidates = [b for _, b in pairs] + negatives
+    negatives = [] if weight == "positives_w" else structure.negatives.embedding_index.tolist()
+    queries = [(b, a) if weight == "reverse_w" else (a, b) for a, b in pairs]
+    candidates = [partner for _, partner in queries] + negatives
     if name == "A":
         assert structure.labels is not None
         queries = [
@@ -68,7 +68,10 @@ def naive(name: str, embeddings: Tensor, structure: BatchStructure, margin: floa
 
 @pytest.mark.parametrize("max_logits", [2**24, 30])
 @pytest.mark.parametrize("margin", [0.0, 0.2, -0.1])
-@pytest.mark.parametrize(("name", "weight"), [("A", "ibn_w"), ("B", "ibn_w"), ("B", "positives_w"), ("C", "ibn_w")])
+@pytest.mark.parametrize(
+    ("name", "weight"),
+    [("A", "ibn_w"), *((name, weight) for name in "BC" for weight in ("ibn_w", "reverse_w")), ("B", "positives_w")],
+)
 def test_against_loops_over_texts(
     name: str, weight: str, margin: float, max_logits: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -80,7 +83,7 @@ def test_against_loops_over_texts(
         structure = structure_of(name, 7, unit(25, 5, seed=seed))
         embeddings = unit(25, 8, seed=100 + seed).requires_grad_()
         loss = CombinedLoss(config, FORMATS[name], 8)(embeddings, structure).total
-        expected = naive(name, embeddings, structure, margin, positives_only=weight == "positives_w")
+        expected = naive(name, embeddings, structure, margin, weight)
         assert loss.item() == pytest.approx(expected.item(), rel=1e-12)
         ((gradient,), (wanted,)) = (torch.autograd.grad(each, embeddings) for each in (loss, expected))
         torch.testing.assert_close(gradient, wanted, rtol=1e-10, atol=1e-12)

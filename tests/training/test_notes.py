@@ -44,14 +44,15 @@ def notes_of(path: Path, loss: dict[str, Any], lora: dict[str, Any] | None = Non
             None,
             {"cosine_w": 1.0, "angle_w": 0.5},
             [
-                "loss.cosine_w=1 and loss.angle_w=0.5 have no effect on format C, which has only the in-batch loss",
+                "loss.cosine_w=1 and loss.angle_w=0.5 have no effect on format C, which has only the in-batch and "
+                "reverse in-batch losses",
             ],
         ),
         (
             "C",
             None,
             {"angle_w": 1.0, "ibn_w": 1.0},
-            ["loss.angle_w=1 has no effect on format C, which has only the in-batch loss"],
+            ["loss.angle_w=1 has no effect on format C, which has only the in-batch and reverse in-batch losses"],
         ),
         (
             "B",
@@ -71,6 +72,7 @@ def notes_of(path: Path, loss: dict[str, Any], lora: dict[str, Any] | None = Non
             {"ibn_w": 0.0},
             ["loss.ibn_w=0 is low: for format A without graded labels, 10 to 35 is usual"],
         ),
+        ("B", None, {"ibn_w": 5.0, "reverse_w": 5.0}, []),
         ("A", [0.0, 2.5, 5.0], {}, []),
         ("A", [0.0, 2.5, 5.0], {"ibn_w": 0.0}, []),
         (
