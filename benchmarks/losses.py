@@ -85,7 +85,7 @@ def measure(
     ids = torch.randint(0, 4 * rows * roles, index.shape, generator=generator)
     labels = torch.arange(rows).float() % 2 if data_format.labelled else None
     structure = BatchStructure.of_columns(data_format, index, ids, labels)
-    loss = loss_class(LossConfig(), data_format, width, duplicates)
+    loss = loss_class(LossConfig(reverse_w=0.0), data_format, width, duplicates)
     embeddings = torch.randn(rows * roles, width, generator=generator).requires_grad_()
     best = float("inf")
     for _ in range(steps):

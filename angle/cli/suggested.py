@@ -10,7 +10,7 @@ RATE_RANGE = 0.4, 8.0
 GRADED = {"loss.cosine_tau": "tag(log,interval(2,20))", "loss.angle_w": "0,1", "train.layer_decay": "1,0.9"}
 OF_FORMAT = {
     "A": {"loss.cosine_tau": "tag(log,interval(3,40))", "loss.angle_w": "0,1", "loss.ibn_w": "0,1,20"},
-    "B": {"loss.ibn_tau": "tag(log,interval(5,80))", "loss.angle_w": "0,1,20", "loss.reverse_w": "0,20"},
+    "B": {"loss.ibn_tau": "tag(log,interval(5,80))", "loss.angle_w": "0,1,20", "loss.reverse_w": "0,10"},
     "C": {"loss.ibn_tau": "tag(log,interval(5,80))", "loss.reverse_w": "0,20"},
 }
 #: Every setting that may be suggested.

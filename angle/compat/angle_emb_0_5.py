@@ -233,4 +233,4 @@ _RENAMED = {
     "evaluation_strategy": "eval_strategy",
 }
 
-ANGLE_EMB_0_5 = AngleEmbVersion("0.5.4", _OPTIONS, _PYTHON_ONLY, _RENAMED)
+ANGLE_EMB_0_5 = AngleEmbVersion("0.5.4", _OPTIONS, _PYTHON_ONLY, _RENAMED, {"loss.reverse_w": 0.0})

@@ -55,6 +55,8 @@ class AngleEmbVersion:
     """Arguments in Python without an option, as owner.argument -> setting."""
     renamed: Mapping[str, str]
     """Options and loss weights of earlier releases -> their names in this one."""
+    always: Mapping[str, Any]
+    """What has no option there, by setting."""
 
     @cached_property
     def by_name(self) -> dict[str, Option]:

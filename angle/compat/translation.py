@@ -39,7 +39,7 @@ def translate(options: CommandLine) -> Translation:
 
     """
     _refuse_unsupported(options)
-    result = Translation()
+    result = Translation(dict(options.version.always))
     by_name = options.version.by_name
     for option in by_name.values():
         given = option.name in options.given

@@ -27,8 +27,8 @@ class LossTermSpec:
     """The field of `LossConfig` that has its weight."""
     multiplier: str | None
     """The field of `LossConfig` that its similarities are multiplied by; None if it has none."""
-    default_weights: Mapping[str, float]
-    """The weight that null means, for each data format that the term applies to."""
+    default_weights: Mapping[str, float | str]
+    """The weight that null means, for each data format that the term applies to; a name: as much as that setting."""
     graded_weight: float = 0.0
     """The weight that null means for graded labels."""
 
@@ -39,10 +39,13 @@ class LossTermSpec:
 
 
 COSINE = LossTermSpec("cosine", "cosine", "cosine_w", "cosine_tau", MappingProxyType({"A": 1.0, "B": 0.0}), 1.0)
-IN_BATCH = LossTermSpec("ibn", "in-batch", "ibn_w", "ibn_tau", MappingProxyType({"A": 20.0, "B": 20.0, "C": 20.0}))
+#: In both directions, as much for triples as angle_emb's 20 in one.
+IN_BATCH = LossTermSpec("ibn", "in-batch", "ibn_w", "ibn_tau", MappingProxyType({"A": 20.0, "B": 10.0, "C": 20.0}))
 ANGLE = LossTermSpec("angle", "angle", "angle_w", "angle_tau", MappingProxyType({"A": 1.0, "B": 1.0}))
 POSITIVES = LossTermSpec("positives", "in-batch of positives", "positives_w", "ibn_tau", MappingProxyType({"B": 0.0}))
-REVERSE = LossTermSpec("reverse", "reverse in-batch", "reverse_w", "ibn_tau", MappingProxyType({"B": 0.0, "C": 0.0}))
+REVERSE = LossTermSpec(
+    "reverse", "reverse in-batch", "reverse_w", "ibn_tau", MappingProxyType({"B": IN_BATCH.weight, "C": 0.0})
+)
 #: Settings that the sources of a mixture cannot have of their own.
 OF_ALL_SOURCES = ("guide", "guide_margin")
 #: Every term, in the order in which they are summed and named.
@@ -52,7 +55,8 @@ LOSS_TERM_SPECS = (COSINE, IN_BATCH, ANGLE, POSITIVES, REVERSE)
 @dataclass
 class LossConfig:
     """The objective: cosine_w * cosine + ibn_w * in-batch + angle_w * angle. A null weight takes the format's own, or,
-    where labels are graded (data_format.graded), that of ranking cosines alone.
+    where labels are graded (data_format.graded), that of ranking cosines alone. Triples (B) are contrasted in both
+    directions, with reverse_w.
     """
 
     cosine_w: float | None = declared(None, at_least=0)
@@ -66,7 +70,8 @@ class LossConfig:
     B)."""
     reverse_w: float | None = declared(None, at_least=0)
     """Weight of the in-batch contrastive loss from positives to texts, with all texts and negatives of the batch as
-    candidates (formats B and C): as much as ibn_w makes the loss symmetric. Format A's is."""
+    candidates (formats B and C): as much as ibn_w makes the loss symmetric, as format A's is. null: as much as ibn_w
+    for B, or 0 with cln_w; 0 for C."""
     cln_w: float | None = declared(None, at_least=0)
     """The weights of format B as angle_emb 0.6 writes them: with a number here, ibn_w is for the candidates without
     negatives and this for those with them, each halved; so cln_w=1 ibn_w=1 is ibn_w=0.5 positives_w=0.5."""
@@ -101,7 +106,11 @@ class LossConfig:
     def _may_have_weight(self, term: LossTermSpec) -> bool:
         """Return whether a term has a weight above 0 in some data format."""
         weight = self.weight(term)
-        return any(term.default_weights.values()) if weight is None else weight > 0
+        if weight is not None:
+            return weight > 0
+        as_much_as = {spec.weight: spec for spec in LOSS_TERM_SPECS}
+        defaults = term.default_weights.values()
+        return any(self._may_have_weight(as_much_as[each]) if isinstance(each, str) else each for each in defaults)
 
     def weight(self, term: LossTermSpec) -> float | None:
         """Return the weight of a term; None leaves it to the data format."""
@@ -136,7 +145,8 @@ class LossConfig:
     @property
     def has_candidates(self) -> bool:
         """Whether one of the terms that compare a text with others of its batch may have a weight."""
-        return bool(self.ibn_w is None or self.ibn_w or self.positives_w or self.reverse_w or self.cln_w)
+        compares = (term for term in LOSS_TERM_SPECS if term.multiplier == IN_BATCH.multiplier)
+        return bool(self.cln_w) or any(map(self._may_have_weight, compares))
 
     def for_format(self, name: str, *, graded: bool = False) -> LossConfig:
         """Return a copy whose null weights and multipliers are those of the data format `name`.
@@ -153,9 +163,11 @@ class LossConfig:
         for term in LOSS_TERM_SPECS:
             default = term.graded_weight if graded else term.default_weights.get(name, 0.0)
             weight = self.weight(term)
+            default = weights[default] if isinstance(default, str) else default
             weights[term.weight] = default if weight is None else weight
         if self.cln_w is not None and name in POSITIVES.formats:
-            weights |= {POSITIVES.weight: weights[IN_BATCH.weight] / 2, IN_BATCH.weight: self.cln_w / 2}
+            halves = {POSITIVES.weight: weights[IN_BATCH.weight] / 2, IN_BATCH.weight: self.cln_w / 2}
+            weights |= halves | {REVERSE.weight: self.reverse_w or 0.0}
         applicable = [term for term in LOSS_TERM_SPECS if name in term.formats]
         if not any(weights[term.weight] for term in applicable):
             settings = [f"loss.{term.weight}" for term in applicable]

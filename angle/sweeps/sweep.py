@@ -176,7 +176,7 @@ class Sweep:
         value = left_out = self.defaults.get(name)
         if value is None and name in self.defaults:
             configs = (config for config in map(_config, self.jobs) if config is not None)
-            value = next((decided_value(config, name) for config in configs), None)
+            value = next((decided_value(config, name, self.axes) for config in configs), None)
         if value is None:
             return None
         typed = (typed for typed in self.axes[name] if is_value(typed, value) or is_value(typed, left_out))

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, replace
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, fields, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from angle.config import (
     SAMPLE,
@@ -22,6 +22,7 @@ from angle.config import (
 )
 from angle.config.loss import OF_ALL_SOURCES
 from angle.data import sample
+from angle.errors import ConfigError
 from angle.modeling.encoder import Encoder
 from angle.modeling.locations import TINY
 
@@ -64,20 +65,27 @@ def resolve_config(
     )
 
 
-def decided_value(config: TrainConfig, key: str) -> object:
+def decided_value(config: TrainConfig, key: str, left_out: Collection[str]) -> object:
     """Return the value that a setting gets in a run like this one if it is left out; None if that cannot be told.
 
     Args:
         config: a run's settings, resolved.
         key: a setting whose default is null: that of the model or the data.
+        left_out: all settings that are left out, that one and others.
 
     """
     group, _, name = key.partition(".")
     if group == "loss":
         if config.data_format.name == "auto":  # each source has its own
             return None
-        resolved = _resolve_loss(LossConfig(), config.data_format, _is_sample(config.data.train))
-        value: object = getattr(resolved, name, None)
+        defaults = {f"loss.{field.name}": field.default for field in fields(LossConfig)}
+        changes = {each.partition(".")[2]: defaults[each] for each in left_out if each in defaults}
+        try:
+            loss = replace(config.loss, **dict[str, Any](changes))
+            resolved = _resolve_loss(loss, config.data_format, _is_sample(config.data.train))
+        except ConfigError:  # with the rest of the run's settings, nothing would be left to learn
+            return None
+        value: object = getattr(resolved, name)
         return value
     if key == "train.average_window":
         return None if config.train.average == "none" else AVERAGE_WINDOW

@@ -56,7 +56,7 @@ def _config(job: Job, **train: Any) -> TrainConfig:
         "pooling": {"strategy": "avg"},
         "lora": lora,
         "billm": {"enabled": True} if job.both_directions else {},
-        "loss": {"cosine_w": cosine, "ibn_w": in_batch, "angle_w": angle, **TAUS},
+        "loss": {"cosine_w": cosine, "ibn_w": in_batch, "angle_w": angle, "reverse_w": 0.0, **TAUS},
         # In the order of the file, so that the bare loop sees the same batches.
         "data": {
             "train": {"name_or_path": job.rows},

@@ -85,6 +85,12 @@ def test_an_argument_of_fit_sets_its_setting(angle, arguments, expected):
     assert changes(configuration(angle, **arguments), configuration(angle)) == expected
 
 
+def test_texts_find_their_positives_in_one_direction_as_in_angle_emb(angle):
+    assert configuration(angle).loss.for_format("B").reverse_w == 0.0
+    assert configuration(angle, loss_kwargs={"ibn_w": 3.0}).loss.for_format("B").reverse_w == 0.0
+    assert configuration(angle, loss_kwargs={"reverse_w": 3.0}).loss.reverse_w == 3.0
+
+
 def test_every_argument_has_a_test_case():
     assert {name for arguments, _ in FIT for name in arguments} == ANGLE_EMB.python_settings("fit").keys()
     names = {name for arguments, _ in CLASS for name in arguments} | {"model_name_or_path"}

@@ -43,6 +43,7 @@ def test_defaults_are_those_of_angle_emb():
         "loss.cosine_w": 0.0,
         "loss.ibn_w": 30.0,
         "loss.angle_w": 1.0,
+        "loss.reverse_w": 0.0,
         "loss.cosine_tau": 20.0,
         "loss.angle_tau": 20.0,
         "data.train.name_or_path": "t.jsonl",

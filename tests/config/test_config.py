@@ -27,6 +27,12 @@ OPTIONS = sorted(
     for file in CONF.glob("*/*.yaml")
     if file.parent.name not in ("accelerate", "launcher")
 )
+#: What angle_emb documents, by data format; all other weights are 0.
+DOCUMENTED_WEIGHTS = {
+    "A": {"cosine_w": 1.0, "ibn_w": 20.0, "angle_w": 1.0},
+    "B": {"ibn_w": 20.0, "angle_w": 1.0},
+    "C": {"ibn_w": 20.0},
+}
 
 
 def build(settings: dict[str, Any], schema: Any = TrainConfig) -> Any:
@@ -120,14 +126,44 @@ def test_llama_with_lora_on_triples():
 
 @pytest.mark.parametrize("name", FORMAT_NAMES)
 def test_loss_options_hold_the_weights_of_their_format(name):
-    option = yaml.safe_load((CONF / "loss" / f"format_{name.lower()}.yaml").read_text())
-    defaults = {term.weight: term.default_weights.get(name, 0.0) for term in LOSS_TERM_SPECS}
-    assert option.keys() >= {setting for setting, weight in defaults.items() if weight}
-    defaults |= {"cosine_tau": 20.0, "angle_tau": 20.0}
-    assert option == {setting: defaults[setting] for setting in option}
+    weights = {term.weight: 0.0 for term in LOSS_TERM_SPECS} | DOCUMENTED_WEIGHTS[name]
+    document = LossConfig(**weights, cosine_tau=20.0, angle_tau=20.0)
     for graded in (False, name == "A"):  # whatever the labels are
-        loss = composed(f"loss=format_{name.lower()}").loss.for_format(name, graded=graded)
-        assert loss == LossConfig().for_format(name) == LossConfig(**defaults)
+        assert composed(f"loss=format_{name.lower()}").loss.for_format(name, graded=graded) == document
+    own = weights | ({"ibn_w": 10.0, "reverse_w": 10.0} if name == "B" else {})
+    assert LossConfig().for_format(name) == dataclasses.replace(document, **own)
+
+
+@pytest.mark.parametrize(
+    ("settings", "weights"),
+    [
+        ({"ibn_w": 30.0}, (30.0, 30.0)),  # so that a sweep over it leaves the loss symmetric
+        ({"ibn_w": 0.0}, (0.0, 0.0)),
+        ({"reverse_w": 0.0}, (10.0, 0.0)),
+        ({"ibn_w": 20.0, "reverse_w": 5.0}, (20.0, 5.0)),
+        ({"ibn_w": 1.0, "cln_w": 3.0}, (1.5, 0.0)),
+        ({"ibn_w": 1.0, "cln_w": 3.0, "reverse_w": 5.0}, (1.5, 5.0)),
+    ],
+)
+def test_triples_are_contrasted_in_both_directions_with_equal_weights(settings, weights):
+    loss = LossConfig(**settings).for_format("B")
+    assert (loss.ibn_w, loss.reverse_w) == weights
+    assert loss.for_format("B") == loss
+
+
+def test_positives_alone_are_contrasted_in_one_direction_unless_told_otherwise():
+    assert LossConfig(ibn_w=30.0).for_format("C").reverse_w == 0.0
+    assert LossConfig(reverse_w=5.0).for_format("C").reverse_w == 5.0
+
+
+def test_nothing_to_learn_where_no_weight_is_left():
+    everything = {term.weight: 0.0 for term in LOSS_TERM_SPECS}
+    with pytest.raises(ConfigError) as error:
+        LossConfig(**everything | {"reverse_w": None})
+    assert str(error.value) == (
+        "loss.cosine_w, loss.ibn_w, loss.angle_w and loss.positives_w are all 0, so there is nothing to learn: set one "
+        "of them above 0."
+    )
 
 
 def test_the_option_for_graded_labels_holds_what_they_get():
@@ -157,7 +193,7 @@ def test_every_loss_term_has_its_settings():
 
 def test_null_weights_become_those_of_the_format():
     loss = LossConfig(angle_w=3).for_format("B")
-    assert (loss.cosine_w, loss.ibn_w, loss.angle_w) == (0.0, 20.0, 3.0)
+    assert (loss.cosine_w, loss.ibn_w, loss.angle_w) == (0.0, 10.0, 3.0)
 
 
 @pytest.mark.parametrize(

@@ -123,16 +123,19 @@ def naive_loss(corpus: Corpus, embeddings: torch.Tensor, weights: LossConfig) ->
     unit = F.normalize(embeddings, dim=-1)
     texts = corpus.draw_texts(np.arange(len(corpus)), 0, 0)
     rows = [(a, b, texts.negatives[texts.negative_rows == n].tolist()) for n, (a, b) in enumerate(texts.pairs.tolist())]
-    candidates = [positive for _, positive, _ in rows] + [text for *_, negatives in rows for text in negatives]
+    all_negatives = [text for *_, negatives in rows for text in negatives]
     known = {(a, b) for a, b, _ in rows} | {(b, a) for a, b, _ in rows}
-    in_batch = 0.0
-    for number, (text, _, _) in enumerate(rows):
-        logits = {
-            place: 20 * float(unit[text] @ unit[candidate])
-            for place, candidate in enumerate(candidates)
-            if place == number or (candidate != text and (text, candidate) not in known)
-        }
-        in_batch += math.log(sum(math.exp(value - logits[number]) for value in logits.values())) / len(rows)
+
+    def contrast(queries: list[int], partners: list[int]) -> float:
+        losses = 0.0
+        for number, query in enumerate(queries):
+            logits = {
+                place: 20 * float(unit[query] @ unit[candidate])
+                for place, candidate in enumerate(partners + all_negatives)
+                if place == number or (candidate != query and (query, candidate) not in known)
+            }
+            losses += math.log(sum(math.exp(value - logits[number]) for value in logits.values()))
+        return losses / len(rows)
 
     def ranking(score: Any) -> float:
         positives = [score(unit[a], unit[b]) for a, b, _ in rows]
@@ -147,8 +150,12 @@ def naive_loss(corpus: Corpus, embeddings: torch.Tensor, weights: LossConfig) ->
     assert weights.cosine_w is not None
     assert weights.ibn_w is not None
     assert weights.angle_w is not None
+    assert weights.reverse_w is not None
+    texts_of_rows, positives = [text for text, _, _ in rows], [positive for _, positive, _ in rows]
+    in_batch = weights.ibn_w * contrast(texts_of_rows, positives)
+    in_batch += weights.reverse_w * contrast(positives, texts_of_rows)
     cosine = ranking(lambda x, y: float(x @ y))
-    return weights.cosine_w * cosine + weights.ibn_w * in_batch + weights.angle_w * ranking(angle)
+    return weights.cosine_w * cosine + in_batch + weights.angle_w * ranking(angle)
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -159,7 +166,7 @@ def test_every_term_against_loops_over_texts(tmp_path: Path, seed: int) -> None:
     for _ in range(7):
         text, positive, *negatives = random.choice(names, 2 + random.integers(1, 5), replace=False).tolist()
         rows.append({"text": text, "positive": positive, "negative": negatives})
-    corpus, weights = load(tmp_path, rows, "all"), LossConfig(1.5, 2.0, 0.7)
+    corpus, weights = load(tmp_path, rows, "all"), LossConfig(1.5, 2.0, 0.7, reverse_w=3.0)
     generator = torch.Generator().manual_seed(seed)
     embeddings = torch.randn(len(corpus.tokens), 6, generator=generator, dtype=torch.float64)
     batch = collate(corpus, np.arange(7), 0, BatchSpec(7))

@@ -53,7 +53,7 @@ def evaluate(record: dict[str, Any], embeddings: Tensor) -> Tensor:
     if record["function"] == "objective":
         if settings.pop("angle_pooling_strategy", "sum") == "mean":
             settings["angle_tau"] /= dimensions
-        objective = CombinedLoss(LossConfig(**settings), data_format, dimensions, duplicates="keep")
+        objective = CombinedLoss(LossConfig(**settings, reverse_w=0.0), data_format, dimensions, duplicates="keep")
         return objective(embeddings, BatchStructure.of_columns(data_format, index, ids, labels)).total
     roles, no_known_positives = l2_normalize(roles), torch.empty(0, 3, dtype=torch.int64)
     if record["function"] == "contrastive":
@@ -131,7 +131,7 @@ def test_the_reverse_term_lets_positives_find_their_texts(name: str) -> None:
     cosines[2, 0] = cosines[3, 1] = -torch.inf
     assert term.terms.keys() == {"reverse"}
     torch.testing.assert_close(term.total, torch.nn.functional.cross_entropy(cosines, torch.arange(4)))
-    other_way = CombinedLoss(LossConfig(0.0, 1.0, 0.0), FORMATS[name], 8)
+    other_way = CombinedLoss(LossConfig(0.0, 1.0, 0.0, reverse_w=0.0), FORMATS[name], 8)
     flipped = replace(structure, embedding_index=structure.embedding_index.flip(1), text_ids=ids.flip(1))
     torch.testing.assert_close(other_way(embeddings, flipped).total, term.total, rtol=0, atol=0)
 
@@ -146,16 +146,21 @@ def make(rows: int = 6, name: str = "A", dimensions: int = 8, seed: int = 0) -> 
 
 
 @pytest.mark.parametrize(
-    ("name", "weights"), [("A", (1.0, 20.0, 1.0)), ("B", (0.0, 20.0, 1.0)), ("C", (0.0, 20.0, 0.0))]
+    ("name", "weights"),
+    [
+        ("A", {"cosine": 1.0, "ibn": 20.0, "angle": 1.0}),
+        ("B", {"ibn": 10.0, "angle": 1.0, "reverse": 10.0}),
+        ("C", {"ibn": 20.0}),
+    ],
 )
-def test_null_weights_are_those_of_the_format(name: str, weights: tuple[float, float, float]) -> None:
+def test_null_weights_are_those_of_the_format(name: str, weights: dict[str, float]) -> None:
     embeddings, structure = make(name=name)
     by_default = CombinedLoss(LossConfig(), FORMATS[name], 8)(embeddings, structure)
-    spelled_out = CombinedLoss(LossConfig(*weights), FORMATS[name], 8)(embeddings, structure)
-    names = ("cosine", "ibn", "angle")
-    assert set(by_default.terms) == {term for term, weight in zip(names, weights, strict=True) if weight}
+    settings = {f"{term}_w": weights.get(term, 0.0) for term in ("cosine", "ibn", "angle", "reverse")}
+    spelled_out = CombinedLoss(LossConfig(**settings), FORMATS[name], 8)(embeddings, structure)
+    assert set(by_default.terms) == set(weights)
     assert by_default.total.item() == spelled_out.total.item()
-    weighted = sum(dict(zip(names, weights, strict=True))[term] * value for term, value in by_default.terms.items())
+    weighted = sum(weights[term] * value for term, value in by_default.terms.items())
     assert by_default.total.item() == pytest.approx(float(weighted), rel=1e-6)
 
 
@@ -164,7 +169,7 @@ def test_total_is_the_weighted_sum_and_terms_carry_no_gradient(name: str) -> Non
     embeddings, structure = make(name=name)
     embeddings.requires_grad_()
     result = CombinedLoss(LossConfig(0.5, 35.0, 2.0), FORMATS[name], 8)(embeddings, structure)
-    weights = {"cosine": 0.5, "ibn": 35.0, "angle": 2.0}
+    weights = {"cosine": 0.5, "ibn": 35.0, "angle": 2.0, "reverse": 35.0}
     expected = sum(weights[term] * value for term, value in result.terms.items())
     assert result.total.item() == pytest.approx(float(expected), rel=1e-6)
     assert result.total.requires_grad

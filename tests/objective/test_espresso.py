@@ -23,7 +23,7 @@ CASES = [(name, seed, pooling) for name in "ABC" for seed in ("s0", "s1") for po
 
 def angle_loss(name: str, dimensions: int = 16) -> CombinedLoss:
     # The reference ignored ibn_w in format C.
-    weights = LossConfig(1.0, 1.0 if name == "C" else 20.0, 1.0)
+    weights = LossConfig(1.0, 1.0 if name == "C" else 20.0, 1.0, reverse_w=0.0)
     return CombinedLoss(weights, FORMATS[name], dimensions, duplicates="keep")
 
 

@@ -76,7 +76,7 @@ def test_against_loops_over_texts(
     name: str, weight: str, margin: float, max_logits: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(contrastive, "MAX_LOGITS", max_logits)
-    weights: dict[str, Any] = {"cosine_w": 0.0, "ibn_w": 0.0, "angle_w": 0.0, weight: 1.0}
+    weights: dict[str, Any] = {"cosine_w": 0.0, "ibn_w": 0.0, "angle_w": 0.0, "reverse_w": 0.0, weight: 1.0}
     config = LossConfig(**weights, guide="other", guide_margin=margin)
     left_out = 0
     for seed in range(4):

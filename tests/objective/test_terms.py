@@ -50,7 +50,7 @@ def test_summary(name: str) -> None:
         config.summary(name)
         == {
             "A": "1 cosine (tau 4) + 2.5 in-batch (tau 5) + 3 angle (tau 6)",
-            "B": "1 cosine (tau 4) + 2.5 in-batch (tau 5) + 3 angle (tau 6)",
+            "B": "1 cosine (tau 4) + 2.5 in-batch (tau 5) + 3 angle (tau 6) + 2.5 reverse in-batch (tau 5)",
             "C": "2.5 in-batch (tau 5)",
         }[name]
     )

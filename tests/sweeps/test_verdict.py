@@ -85,9 +85,32 @@ def test_a_default_that_data_or_model_decide_is_that_of_the_runs(tmp_path: Path)
     config = build_config({"data_format": {"name": "B"}}, TrainConfig)
     (job,) = (Path(job["folder"]) for job in read_jobs(sweep)[:1])
     write_config(job, config)
-    assert Sweep.read(sweep).default == {"loss.ibn_w": "20"}
+    assert Sweep.read(sweep).default == {"loss.ibn_w": "10"}
     write_sweep(sweep, read_jobs(sweep), {"loss.ibn_w": None, "train.max_grad_norm": None})
-    assert Sweep.read(sweep).default == {"loss.ibn_w": "20"}
+    assert Sweep.read(sweep).default == {"loss.ibn_w": "10"}
+
+
+@pytest.mark.parametrize(
+    ("axes", "loss", "default"),
+    [
+        ({"loss.reverse_w": ["0", "20"]}, {"ibn_w": 20.0, "reverse_w": 0.0}, {"loss.reverse_w": "20"}),
+        (
+            {"loss.ibn_w": ["10", "20"], "loss.reverse_w": ["0", "10"]},
+            {"ibn_w": 20.0, "reverse_w": 0.0},
+            {"loss.ibn_w": "10", "loss.reverse_w": "10"},
+        ),
+        ({"loss.angle_w": ["1", "2"]}, {"ibn_w": 0.0, "reverse_w": 0.0}, {"loss.angle_w": "1"}),
+    ],
+)
+def test_defaults_that_depend_on_each_other(
+    axes: dict[str, list[str]], loss: dict[str, float], default: dict[str, str], tmp_path: Path
+) -> None:
+    """A reverse weight that is left out is as much as the run's other in-batch weight, or that weight's default."""
+    sweep = make_sweep(tmp_path, axes, {})
+    write_sweep(sweep, read_jobs(sweep), dict.fromkeys(axes))
+    (job,) = (Path(job["folder"]) for job in read_jobs(sweep)[:1])
+    write_config(job, build_config({"data_format": {"name": "B"}, "loss": loss}, TrainConfig))
+    assert Sweep.read(sweep).default == default
 
 
 def test_the_default_of_many_is_not_beaten_by_chance(tmp_path: Path) -> None:

@@ -41,7 +41,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
         triples = ["data=files", "data.train.name_or_path=triples.jsonl", "train.max_steps=1"]
         random_set(folder / "set", 4, 20)
         validation = ["data.valid_split=0.2", "data.valid_retrieval.name_or_path=set"]
-        fit(composed(*triples, *validation, "train.output_dir=second"))
+        fit(composed(*triples, *validation, "loss.positives_w=1", "train.output_dir=second"))
         source = "data.train.sources.NAME.name_or_path=triples.jsonl"
         fit(composed("data=files", source, "train.max_steps=1", "train.output_dir=third"))
     return [folder / "first", folder / "second", folder / "third"]

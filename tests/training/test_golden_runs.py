@@ -31,7 +31,7 @@ def test_reference_run_is_reproduced_step_by_step(run: dict[str, Any], tmp_path:
         {
             "model": {"name_or_path": str(FIXTURE / "model")},
             "pooling": {"strategy": run["pooling"]},
-            "loss": run["loss_kwargs"],
+            "loss": run["loss_kwargs"] | {"reverse_w": 0.0},
             **run.get("settings", {}),
             "data": {"train": {"name_or_path": str(data)}, "shuffle": False, "duplicates": "keep"},
             "train": {
