@@ -19,7 +19,7 @@ from benchmarks.quality.bench import Bench, device_name
 from benchmarks.quality.records import Records, locked
 from benchmarks.quality.report import section
 from benchmarks.quality.sides import OURS, PARTS
-from benchmarks.throughput.jobs import ANGLE_EMB, PEERS, SBERT
+from benchmarks.throughput.jobs import ANGLE_EMB, OWN, PEERS, SBERT
 from benchmarks.throughput.report import facts_of
 
 GRID = (2e-5, 5e-5, 1e-4, 2e-4)
@@ -100,7 +100,8 @@ def main() -> int:
             bench = Bench(options, Path(scratch), Records(options.results))
             peer = bench.inputs.versions(ANGLE_EMB) if ANGLE_EMB in options.peers else {}
             command = shlex.join(["python", "-m", "benchmarks.quality", *sys.argv[1:]])
-            facts = facts_of(command, device_name(), with_sbert=SBERT in options.peers, peer=peer)
+            code = bench.inputs.versions(OWN)[OWN]
+            facts = facts_of(command, device_name(), code, with_sbert=SBERT in options.peers, peer=peer)
             write_durably(options.report, section(bench, facts))
             print(options.report.read_text(encoding="utf-8"))
             return 0

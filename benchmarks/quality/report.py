@@ -132,15 +132,22 @@ def notes(bench: Bench) -> list[str]:
     seeds = ", ".join(map(str, options.seeds))
     grid = ", ".join(f"{rate:g}" for rate in options.rates)
     length = f"{options.steps:,} steps" if options.steps else "an epoch"
+    has_labels = any(part.format == "A" for part in bench.parts)
+    whole_labels = (
+        f" For {ANGLE_EMB}, labels above 0 are put between 1 and 2 for both, in the same order: it finds its positives "
+        f"by int(label), and in labels of 2 and more wrong ones."
+        if has_labels
+        else ""
+    )
     choosing = "the first seed" if options.rate_seeds == 1 else f"the first {options.rate_seeds} seeds"
     same_settings = [
         f"Same settings: {length} at {options.learning_rate:g}. Each peer's loss of one batch, with dropout off, was "
-        f"checked to be this project's. For {ANGLE_EMB}, labels above 0 are put between 1 and 2 for both, in the same "
-        f"order: it finds its positives by int(label), and in labels of 2 and more wrong ones.",
+        f"checked to be this project's.{whole_labels}",
     ]
+    as_they_are = ", labels are as they are" if has_labels else ""
     own_objectives = [
         *(f"{OWN}, {name}: `train.py {' '.join(OURS[name])}` beside that." for name in options.ours),
-        f"Same steps, same time: the objectives are those that each system documents, labels are as they are, and the "
+        f"Same steps, same time: the objectives are those that each system documents{as_they_are}, and the "
         f"learning rate, of {grid}, is the one with the best mean on the validation rows over {choosing}. All train "
         f"for {length}, or in equal time for as many steps as the side can do in the time of the fastest peer's, by a "
         f"trial in turns before.",

@@ -67,7 +67,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         bench = Bench(options, Path(scratch))
         peer = prepare.peer_versions(bench.peer_python) if ANGLE_EMB in options.peers else {}
-        facts = report.facts_of(command, device, with_sbert=SBERT in options.peers, peer=peer)
+        facts = report.facts_of(command, device, report.commit(), with_sbert=SBERT in options.peers, peer=peer)
         print(f"{facts['hardware']}\n{facts['versions']}", flush=True)
         for workload in chosen:
             if workload in waiting:

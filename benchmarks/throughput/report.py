@@ -154,8 +154,19 @@ def title(measured: Measured) -> str:
     return f"{measured.workload.title}, {measured.precision}"
 
 
-def facts_of(command: str, device: str | None, *, with_sbert: bool, peer: Mapping[str, str]) -> dict[str, str]:
-    """Return the facts without which a result is worthless; `peer` has the versions in angle_emb's environment."""
+def facts_of(
+    command: str, device: str | None, code: str, *, with_sbert: bool, peer: Mapping[str, str]
+) -> dict[str, str]:
+    """Return the facts without which a result is worthless.
+
+    Args:
+        command: what was typed.
+        device: name of the GPU; None without one.
+        code: the commit of this project that was measured.
+        with_sbert: whether sentence-transformers was.
+        peer: the versions in angle_emb's environment; empty if that was not.
+
+    """
     extra_packages = (SBERT,) if with_sbert else ()
     here = versions("torch", "transformers", "accelerate", *extra_packages)
     there = f" {ANGLE_EMB}: {', '.join(f'{name} {number}' for name, number in peer.items())}." if peer else ""
@@ -163,6 +174,6 @@ def facts_of(command: str, device: str | None, *, with_sbert: bool, peer: Mappin
         "date": time.strftime("%Y-%m-%d"),
         "hardware": hardware(device),
         "command": command,
-        "versions": f"{' and '.join([f'This project at {commit()}', *extra_packages])}: {here}.{there}",
+        "versions": f"{' and '.join([f'This project at {code}', *extra_packages])}: {here}.{there}",
     }
     return found | ({"gpu": device} if device else {})

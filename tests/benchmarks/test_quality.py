@@ -241,6 +241,13 @@ def test_the_report_has_every_side_and_no_claim_without_an_interval(make_bench: 
     assert {line.count("|") for line in tables} == {8}
 
 
+def test_the_report_speaks_of_labels_only_where_there_are_some(make_bench: MakeBench) -> None:
+    for equality in ("settings", "steps"):
+        graded, triples = (report.section(make_bench("--only", f"{equality}-{name}"), FACTS) for name in "AB")
+        assert "abels" in graded.split("- Scores")[1]
+        assert "abels" not in triples.split("- Scores")[1]
+
+
 def test_the_report_says_how_its_own_parts_were_measured(make_bench: MakeBench) -> None:
     settings, steps = (report.section(make_bench("--only", part), FACTS) for part in ("settings-B", "steps-B"))
     assert "- Same settings: an epoch" in settings
