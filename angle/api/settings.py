@@ -69,6 +69,7 @@ def training_settings(
     arguments.check_given_once(train, argument_kwargs)
     settings = arguments.fit_settings(train, eval_strategy, save_strategy)
     version = arguments.version_of_fit(prompts, loss_kwargs)
+    settings |= version.always
     settings |= arguments.prompt_settings(prompts) | arguments.loss_settings(loss_kwargs, version)
     settings |= arguments.trainer_settings(trainer_kwargs, apply_ese)
     argument_kwargs, by_value = split_training_arguments(argument_kwargs)

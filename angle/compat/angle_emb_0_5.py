@@ -6,6 +6,7 @@ The defaults are angle_emb's. Only this table records how they differ from the s
 from __future__ import annotations
 
 from angle.compat.angle_emb_version import NO_EFFECT, AngleEmbVersion, Option
+from angle.config import OWN_DROPOUT
 
 SWITCH = (0, 1)
 INTERVALS = ("steps", "epoch", "no")
@@ -233,4 +234,6 @@ _RENAMED = {
     "evaluation_strategy": "eval_strategy",
 }
 
-ANGLE_EMB_0_5 = AngleEmbVersion("0.5.4", _OPTIONS, _PYTHON_ONLY, _RENAMED, {"loss.reverse_w": 0.0})
+ANGLE_EMB_0_5 = AngleEmbVersion(
+    "0.5.4", _OPTIONS, _PYTHON_ONLY, _RENAMED, {"loss.reverse_w": 0.0, "train.dropout": OWN_DROPOUT}
+)

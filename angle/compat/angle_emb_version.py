@@ -56,7 +56,7 @@ class AngleEmbVersion:
     renamed: Mapping[str, str]
     """Options and loss weights of earlier releases -> their names in this one."""
     always: Mapping[str, Any]
-    """What has no option there, by setting."""
+    """How it trains where it has no option, and this project trains otherwise, by setting."""
 
     @cached_property
     def by_name(self) -> dict[str, Option]:

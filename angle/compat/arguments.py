@@ -98,7 +98,7 @@ def loss_settings(loss_kwargs: Mapping[str, Any] | None, version: AngleEmbVersio
             raise ConfigError(f"loss_kwargs has {name!r}, which is called {current!r} now: write {current}={value}.")
     all_settings = {field.name: f"loss.{field.name}" for field in dataclasses.fields(LossConfig)}
     settings = translate_mapping("loss_kwargs", loss_kwargs, all_settings)
-    return dict(version.always) | version.python_defaults("loss_kwargs") | settings
+    return version.python_defaults("loss_kwargs") | settings
 
 
 def lora_settings(lora_config_kwargs: Mapping[str, Any] | None) -> Settings:

@@ -33,7 +33,7 @@ from angle.config.scripts import ConvertConfig, EvaluateConfig, TrainConfig
 from angle.config.source import SAMPLE, NamedSourceConfig, SourceConfig, TrainSourceConfig, label_name
 from angle.config.teacher import TeacherConfig
 from angle.config.tracking import TRACKING_MODES, TrackingConfig
-from angle.config.training import TrainingConfig
+from angle.config.training import OWN_DROPOUT, TrainingConfig
 from angle.config.values import (
     CONFIG_FILE,
     DTYPES,
@@ -53,6 +53,7 @@ __all__ = [
     "HUB_NAME",
     "IN_BATCH",
     "LOSS_TERM_SPECS",
+    "OWN_DROPOUT",
     "POOLING_NAMES",
     "POSITIVES",
     "RETRIEVAL_METRIC",

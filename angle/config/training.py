@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from angle.config.values import LARGEST_INT, check_fields, declared, expand_home
 from angle.errors import ConfigError
 
+#: The value of train.dropout that leaves a model its own.
+OWN_DROPOUT = "own"
+
 
 @dataclass
 class TrainingConfig:
@@ -46,6 +49,9 @@ class TrainingConfig:
     average_window: float | None = declared(None, above=0)
     """Steps that train.average goes over; below 1, the fraction of all steps. ema: 1 / (1 - decay), so 1000 is a decay
     of 0.999. null: 0.1."""
+    dropout: str | None = None
+    """With what probability, below 1, dropout sets a number to 0 wherever the model has dropout; own: the model's own;
+    null: 0, or own where a model drops in places that are not known. lora.dropout is another."""
     max_grad_norm: float = declared(1.0, at_least=0)
     """Clip gradients to this norm; 0: never."""
     mixed_precision: str = declared("no", choices=("no", "bf16", "fp16"))
@@ -127,6 +133,11 @@ class TrainingConfig:
                 f"train.resume={self.resume} cannot work with train.dry_run=true, which tries a new run's settings: "
                 f"leave one out."
             )
+        if self.dropout not in (None, OWN_DROPOUT) and not _is_probability(self.dropout):
+            raise ConfigError(
+                f"train.dropout={self.dropout} cannot work: give a probability of at least 0 and below 1, such as 0.1, "
+                f"or own for the model's own."
+            )
         is_number = self.token_budget is not None and self.token_budget.isdecimal()
         if self.token_budget not in (None, "auto") and not (is_number and 0 < int(self.token_budget) <= LARGEST_INT):
             raise ConfigError(
@@ -135,6 +146,19 @@ class TrainingConfig:
             )
 
     @property
+    def dropout_probability(self) -> float | None:
+        """With what probability dropout sets a number to 0; None for the model's own, or if it is not decided yet."""
+        return None if self.dropout in (None, OWN_DROPOUT) else float(self.dropout)
+
+    @property
     def max_tokens_per_micro_batch(self) -> int | None:
         """Maximum tokens per micro-batch, None for no limit; with `auto`, defined only once it is decided."""
         return None if self.token_budget is None else int(self.token_budget)
+
+
+def _is_probability(text: str) -> bool:
+    """Return whether a text is a number of at least 0 and below 1."""
+    try:
+        return 0 <= float(text) < 1
+    except ValueError:
+        return False

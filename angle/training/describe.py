@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from angle.config import LossConfig, TrainConfig, TrainingConfig
+from angle.config import OWN_DROPOUT, LossConfig, TrainConfig, TrainingConfig
 from angle.data.training_data import InMemoryTrainingData
 from angle.kernels.registry import describe_kernels
 from angle.modeling.encoder import Encoder
@@ -127,6 +127,7 @@ def banner(
             f"{f'times {train.layer_decay:g} for each layer below the last, ' if train.layer_decay < 1 else ''}"
             f"{train.scheduler}, "
             f"seed {train.seed}"
+            f"{'' if train.dropout == OWN_DROPOUT else f', dropout {train.dropout}'}"
             f"{f', at most {max_tokens:,} tokens at once' if max_tokens else ''}"
             f"{_describe_average(train)}",
         ),

@@ -26,8 +26,8 @@ from angle.errors import ConfigError
 from angle.modeling.encoder import Encoder
 from angle.modeling.locations import TINY
 
-#: train.average_window, if it is left out.
-AVERAGE_WINDOW = 0.1
+#: train.average_window and train.dropout, if they are left out.
+AVERAGE_WINDOW, DROPOUT = 0.1, "0"
 Source = TypeVar("Source", bound=SourceConfig)
 
 
@@ -61,7 +61,12 @@ def resolve_config(
         billm=_resolve_billm(encoder.embedding_config.bidirectional_from, requested=config.billm.enabled),
         loss=loss if several else _resolve_loss(loss, data_format, _is_sample(config.data.train)),
         data_format=data_format,
-        train=replace(train, learning_rate=learning_rate, average_window=average_window),
+        train=replace(
+            train,
+            learning_rate=learning_rate,
+            average_window=average_window,
+            dropout=train.dropout or DROPOUT,
+        ),
     )
 
 
@@ -87,6 +92,8 @@ def decided_value(config: TrainConfig, key: str, left_out: Collection[str]) -> o
             return None
         value: object = getattr(resolved, name)
         return value
+    if key == "train.dropout":
+        return DROPOUT
     if key == "train.average_window":
         return None if config.train.average == "none" else AVERAGE_WINDOW
     if key == "train.learning_rate":

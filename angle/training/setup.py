@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from angle.config import SAMPLE, DataConfig, DataFormatConfig, TrainConfig, TrainingConfig
+from angle.config import OWN_DROPOUT, SAMPLE, DataConfig, DataFormatConfig, TrainConfig, TrainingConfig
 from angle.data import sample
 from angle.data.plan import BatchSpec
 from angle.data.training_data import InMemoryTrainingData, TrainingData
@@ -19,8 +19,9 @@ from angle.evaluation.evaluator import EvaluationRows, RunContext
 from angle.evaluation.run_evaluators import DEFAULT_METRIC, RunEvaluators, metric_named
 from angle.modeling.bidirectional import check_bidirectional_layers
 from angle.modeling.compiling import compile_layers
+from angle.modeling.dropout import set_dropout
 from angle.modeling.encoder import Encoder
-from angle.modeling.layers import check_depths
+from angle.modeling.layers import base_model, check_depths
 from angle.modeling.token_embeddings import freeze_unused_tokens
 from angle.modeling.tokenizer import TextTokenizer
 from angle.modeling.trainable import TrainableEncoder
@@ -105,6 +106,8 @@ def build(config: TrainConfig, accelerator: Accelerator) -> RunComponents:
     several = config.data.has_losses_by_source
     data_format = config.data_format if several else _format_of(config, data, data.train.formats[0])
     config = resolve_config(config, encoder, data_format, source_formats)
+    with accelerator.autocast():
+        config = _set_dropout(config, encoder, is_requested=train_config.dropout is not None)
     if config.ese.enabled:
         check_depths(encoder.backbone)
     if isinstance(data.train, InMemoryTrainingData) and not train_config.weight_decay:
@@ -197,6 +200,24 @@ def _read_data(
             guide=guide,
         )
     return data, None if guide is None else guide.fingerprints
+
+
+def _set_dropout(config: TrainConfig, encoder: Encoder, *, is_requested: bool) -> TrainConfig:
+    """Set the model's dropout; return the settings, which say whether it is the model's own after all.
+
+    Raises:
+        ConfigError: the model drops in places of its own, and `is_requested`.
+
+    """
+    probability = config.train.dropout_probability
+    if probability is None or set_dropout(encoder.backbone, probability):
+        return config
+    if is_requested:
+        raise ConfigError(
+            f"train.dropout={config.train.dropout} cannot work with {type(base_model(encoder.backbone)).__name__}, "
+            f"which drops in places of its own: leave it out."
+        )
+    return replace(config, train=replace(config.train, dropout=OWN_DROPOUT))
 
 
 def _check_trainable(encoder: Encoder) -> None:

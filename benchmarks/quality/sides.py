@@ -60,7 +60,8 @@ def own_side(name: str, overrides: Iterable[str]) -> Side:
 
 def _pair(peer: Side, what: str, cosine_w: float, ibn_w: float, angle_w: float, *, whole_labels: bool = False) -> Pair:
     terms = {"cosine_w": cosine_w, "ibn_w": ibn_w, "angle_w": angle_w, "reverse_w": 0.0} | TAUS
-    overrides = {"overrides": [*(f"loss.{name}={value:g}" for name, value in terms.items()), "data.duplicates=keep"]}
+    words = [*(f"loss.{name}={value:g}" for name, value in terms.items()), "data.duplicates=keep", "train.dropout=own"]
+    overrides = {"overrides": words}
     return Pair(Side(f"{OWN}, {what}", OWN, overrides, whole_labels), peer)
 
 

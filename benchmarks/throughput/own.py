@@ -69,6 +69,7 @@ def _config(job: Job, **train: Any) -> TrainConfig:
             "learning_rate": job.learning_rate,
             "mixed_precision": "bf16" if job.precision == "bf16" else "no",
             "seed": job.seed,
+            "dropout": "own",
             "warmup_steps": job.warmup_ratio,
             "save_steps": 0,
             "eval_steps": 0,

@@ -85,10 +85,11 @@ def test_an_argument_of_fit_sets_its_setting(angle, arguments, expected):
     assert changes(configuration(angle, **arguments), configuration(angle)) == expected
 
 
-def test_texts_find_their_positives_in_one_direction_as_in_angle_emb(angle):
+def test_triples_are_trained_as_in_angle_emb(angle):
     assert configuration(angle).loss.for_format("B").reverse_w == 0.0
     assert configuration(angle, loss_kwargs={"ibn_w": 3.0}).loss.for_format("B").reverse_w == 0.0
     assert configuration(angle, loss_kwargs={"reverse_w": 3.0}).loss.reverse_w == 3.0
+    assert configuration(angle).train.dropout == "own"
 
 
 def test_every_argument_has_a_test_case():

@@ -47,6 +47,7 @@ def test_defaults_are_those_of_angle_emb():
         "loss.cosine_tau": 20.0,
         "loss.angle_tau": 20.0,
         "data.train.name_or_path": "t.jsonl",
+        "train.dropout": "own",
         "train.epochs": 10,
         "train.learning_rate": 1e-5,
         "train.warmup_steps": 100,

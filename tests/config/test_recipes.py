@@ -17,6 +17,7 @@ RECIPES: dict[str, dict[str, object]] = {
         "data_format.name": "A", "pooling.strategy": "cls", "model.max_length": 128, "train.epochs": 10,
         "loss.cosine_w": 0, "loss.ibn_w": 30, "loss.angle_w": 1, "loss.angle_tau": 20, "train.learning_rate": 5e-5,
         "train.warmup_steps": 50, "train.batch_size": 128, "train.gradient_accumulation_steps": 16, "train.seed": 42,
+        "train.dropout": "own",
     },
     "nli_a_llama7b": {
         "data_format.name": "A", "pooling.strategy": "last", "model.max_length": 45, "model.load_kbit": 4,
@@ -26,7 +27,10 @@ RECIPES: dict[str, dict[str, object]] = {
         "train.learning_rate": 2e-4, "train.batch_size": 160, "train.gradient_accumulation_steps": 4,
     },
     "nli_a_minilm": {"data_format.name": "A", "loss.cosine_w": 1, "loss.ibn_w": 20, "loss.angle_w": 1},
-    "nli_bert": {"data_format.name": "B", "pooling.strategy": "cls", "loss.cosine_w": 0, "loss.ibn_w": 20},
+    "nli_bert": {
+        "data_format.name": "B", "pooling.strategy": "cls", "loss.cosine_w": 0, "loss.ibn_w": 20,
+        "train.dropout": "own",
+    },
     "nli_bert_large": {
         "model.name_or_path": "google-bert/bert-large-uncased", "pooling.strategy": "cls", "train.learning_rate": 2e-5,
         "train.batch_size": 128,
@@ -35,7 +39,7 @@ RECIPES: dict[str, dict[str, object]] = {
         "data_format.name": "B", "pooling.strategy": "cls", "model.max_length": 75, "ese.enabled": True,
         "ese.compression_size": 128, "ese.kl_temperature": 1, "loss.cosine_w": 0, "loss.ibn_w": 10, "loss.angle_w": 1,
         "loss.angle_tau": 20, "train.learning_rate": 1e-6, "train.batch_size": 128, "train.epochs": 1,
-        "train.gradient_accumulation_steps": 4, "train.warmup_steps": 200,
+        "train.gradient_accumulation_steps": 4, "train.warmup_steps": 200, "train.dropout": "own",
     },
     "nli_llama7b": {
         "data_format.name": "B", "pooling.strategy": "avg", "model.max_length": 60, "model.load_kbit": 4,
@@ -49,7 +53,7 @@ RECIPES: dict[str, dict[str, object]] = {
     "pubmed_biomedbert": {
         "data.train.subset": "all_pubmed_en_v1", "pooling.strategy": "cls", "model.max_length": 75,
         "train.learning_rate": 1e-6, "train.batch_size": 64, "train.gradient_accumulation_steps": 3, "train.epochs": 1,
-        "train.warmup_steps": 50,
+        "train.warmup_steps": 50, "train.dropout": "own",
     },
     "pubmed_uae_large": {
         "model.name_or_path": "WhereIsAI/UAE-Large-V1", "data.train.subset": "all_pubmed_en_v1",
@@ -58,7 +62,7 @@ RECIPES: dict[str, dict[str, object]] = {
     "stsb_angle_bert": {
         "data_format.name": "A", "pooling.strategy": "cls", "model.max_length": 128, "loss.cosine_w": 1,
         "loss.ibn_w": 1, "loss.angle_w": 1, "train.epochs": 5, "train.batch_size": 32, "train.learning_rate": 2e-5,
-        "train.warmup_steps": 0, "train.gradient_accumulation_steps": 1,
+        "train.warmup_steps": 0, "train.gradient_accumulation_steps": 1, "train.dropout": "own",
     },
     "stsb_espresso_minilm": {"ese.enabled": True, "loss.ibn_w": 0, "train.learning_rate": 5e-5},
     "stsb_minilm": {
