@@ -34,6 +34,16 @@ def config_diff(saved_config: Config, requested_config: Config) -> list[str]:
     ]
 
 
+def newly_decided(saved_config: Config, config: Config) -> list[str]:
+    """Return "setting: null -> value" for each setting that the saved ones leave open and others do not."""
+    old, new = flatten(saved_config), flatten(config)
+    return [
+        _change(key, None, value)
+        for key, value in sorted(new.items())
+        if value is not None and old.get(key) is None and not key.startswith(RESUME_MAY_CHANGE)
+    ]
+
+
 def _change(key: str, old: Any, new: Any) -> str:
     return f"{key}: {format_value(old)} -> {format_value(new)}"
 

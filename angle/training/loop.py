@@ -163,6 +163,7 @@ def _prepare(
         keep_freed_memory(components.trainable, enabled=kernels is not None and kernels.has("allocator"))
     )
     if state is RunState.UNFINISHED:
+        folder.check_decisions(config)
         folder.check_inputs(data.fingerprints, components.fingerprints, config)
     if accelerator.is_main_process:
         stack.enter_context(folder.locked())

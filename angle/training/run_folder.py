@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from angle.config import CONFIG_FILE, RUN_FILE, TrainConfig
 from angle.config.build import build_config
 from angle.config.record import CONFIG_CHECKSUM, read_config, read_record, write_config, write_record
-from angle.config.resume import config_diff
+from angle.config.resume import config_diff, newly_decided
 from angle.distributed.environment import world_size
 from angle.errors import ConfigError, DataError, TrainingError, first_line
 from angle.files import (
@@ -128,6 +128,21 @@ class RunFolder:
             )
         requested: dict[str, Any] = record.get("requested", {})
         return build_config(requested, TrainConfig)
+
+    def check_decisions(self, config: TrainConfig) -> None:
+        """Check that nothing is decided now that was not when the run was started.
+
+        Raises:
+            ConfigError: settings are, which another version of this project did not have, or left open.
+
+        """
+        changed = newly_decided(self.resolved_config(), config)
+        if changed:
+            raise ConfigError(
+                f"{self.path} holds a run that another version of angle-hydra started, which had not decided "
+                f"{'; '.join(changed)}: start a new one with another train.output_dir, or go on with that version. Its "
+                f"models can be used all the same."
+            )
 
     def check_inputs(self, data: Mapping[str, Any], weights: Mapping[str, Any], config: TrainConfig) -> None:
         """Check that the run goes on with the data and the weights that it was started with.

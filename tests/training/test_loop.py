@@ -14,13 +14,14 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import repeatable_metrics, sample_rows, write_jsonl
+from conftest import repeatable_metrics, sample_rows, snapshot, write_jsonl
 from safetensors.torch import load_file, save_file
 from small_runs import sources_of_sample
 
 from angle import ConfigError, DataError, Encoder, ModelConfig, TrainConfig, TrainingError, build_config, fit
 from angle.config import LoraConfig, SourceConfig
 from angle.data import sample
+from angle.files import checksum
 from angle.modeling.tiny import tiny_tokenizer
 from angle.objective.combined import CombinedLoss
 from angle.structures import FORMATS, BatchStructure
@@ -78,7 +79,7 @@ def settings(model: Path, rows: Path, folder: Path, **train: Any) -> TrainConfig
         {
             "model": {"name_or_path": str(model)},
             "data": {"train": {"name_or_path": str(rows)}},
-            "train": defaults | {"learning_rate": 1e-3, "output_dir": str(folder)} | train,
+            "train": defaults | {"learning_rate": 1e-3, "output_dir": str(folder), "dropout": "own"} | train,
         },
         TrainConfig,
     )
@@ -582,6 +583,33 @@ def test_resume_keeps_the_precision(model: Path, rows: Path, tmp_path: Path, sto
         fit(settings(model, rows, interrupted, mixed_precision="bf16"))
     fit(build_config({"train": {"resume": str(interrupted)}}, TrainConfig))
     assert_equal_weights(uninterrupted, interrupted)
+
+
+def test_a_run_of_a_version_that_decided_less_is_not_resumed(
+    model: Path, tmp_path: Path, stop_after: Callable[[int], None]
+) -> None:
+    """It had no such settings, and would go on with another loss than it began with."""
+    triples = write_jsonl(tmp_path / "triples.jsonl", sample_rows("B", "train", 64))
+    config = settings(model, triples, tmp_path / "run", dropout=None)
+    stop_after(3)
+    with pytest.raises(KilledError):
+        fit(config)
+    folder = RunFolder(tmp_path / "run")
+    text = (folder.path / "config.yaml").read_text()
+    assert text.count("reverse_w: 10.0\n") == text.count("dropout: '0'\n") == 1
+    earlier = re.sub(r" *(reverse_w: 10.0|dropout: '0')\n", "", text)
+    (folder.path / "config.yaml").write_text(earlier)
+    folder.update(config_checksum=checksum(folder.path / "config.yaml"))
+    before = snapshot(folder.path)
+    for resumed in (config, build_config({"train": {"resume": str(folder.path)}}, TrainConfig)):
+        with pytest.raises(ConfigError) as error:
+            fit(resumed)
+        assert str(error.value) == (
+            f"{folder.path} holds a run that another version of angle-hydra started, which had not decided "
+            f"loss.reverse_w: null -> 10.0; train.dropout: null -> 0: start a new one with another "
+            f"train.output_dir, or go on with that version. Its models can be used all the same."
+        )
+        assert snapshot(folder.path) == before
 
 
 def test_resume_refuses_another_number_of_processes(
