@@ -139,7 +139,14 @@ def losses(folder: Path, model: str = "tiny", **train: Any) -> list[float]:
     settings = {
         "model": {"name_or_path": model},
         "data": {"train": {"name_or_path": str(write_jsonl(folder / "rows.jsonl", rows))}},
-        "train": {"output_dir": str(folder / "run"), "batch_size": 16, "max_steps": 4, "logging_steps": 1, **train},
+        "train": {
+            "output_dir": str(folder / "run"),
+            "batch_size": 16,
+            "max_steps": 4,
+            "logging_steps": 1,
+            "dropout": "own",
+            **train,
+        },
     }
     run = fit(build_config(settings, TrainConfig)).folder
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]

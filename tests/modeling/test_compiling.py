@@ -164,7 +164,7 @@ def test_dropout_within_compiled_graphs_is_reproduced(folder_of: Callable[[str],
     settings = {
         "model": {"name_or_path": folder_of("bert"), "attn_implementation": "sdpa", "kernels": []},
         "data": {"train": {"name_or_path": "sample"}},
-        "train": {"compile": True, "batch_size": 8},
+        "train": {"compile": True, "batch_size": 8, "dropout": "own"},
     }
     config = build_config(settings, TrainConfig)
     accelerator = start_accelerator(config.train.mixed_precision)

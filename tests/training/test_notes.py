@@ -161,4 +161,4 @@ def test_a_sweep_gives_a_note_once(tmp_path: Path) -> None:
     assert result.returncode == 0, result.stderr
     assert result.stdout.count("note    loss.angle_w=1 has no effect on format C") == 1
     assert result.stdout.count("20 in-batch (tau 20)\n") == 1
-    assert [result.stdout.count(f"linear, seed {seed}\n") for seed in (1, 2)] == [1, 1]
+    assert [result.stdout.count(f"linear, seed {seed}, dropout 0\n") for seed in (1, 2)] == [1, 1]
