@@ -2,8 +2,8 @@
 
 This project, angle_emb and sentence-transformers train the same model on the same rows: with the same settings and
 objective; for the same number of steps, and for the same time, each with its own objective and its best learning rate.
-Validation rows choose the rate; test rows are read for what they chose, by --report. Each run is a process of its own
-and becomes a line of --results; the same command goes on where it was ended.
+Of a seed, all train on the same batches. Validation rows choose the rate; test rows are read for what they chose, by
+--report. Each run is a process of its own and becomes a line of --results; the same command goes on where it was ended.
 """
 
 from __future__ import annotations

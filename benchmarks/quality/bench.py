@@ -16,7 +16,7 @@ from statistics import mean, median
 from typing import Any
 
 from benchmarks.quality.figures import best_rate
-from benchmarks.quality.inputs import Inputs, identity
+from benchmarks.quality.inputs import Inputs, identity, in_order
 from benchmarks.quality.records import Records
 from benchmarks.quality.sides import PAIRS, PARTS, Part, Side, sides_of
 from benchmarks.throughput import prepare
@@ -123,6 +123,7 @@ class Bench:
             "learning_rate": run.learning_rate,
             "warmup_ratio": WARMUP_RATIO,
             "seed": run.seed,
+            "order": "shared",
             "valid": identity(self.inputs.valid),
             "tests": {name: identity(path) for name, path in self.inputs.tests.items()},
         }
@@ -237,12 +238,15 @@ class Bench:
         return record
 
     def _job(self, run: Run, folder: Path, **changes: Any) -> Job:
+        """Return the job, whose rows are those of the run's seed, for all sides in the same order."""
+        source = self.inputs.rows(run.format, whole_labels=run.side.whole_labels)
+        rows = folder / "rows.jsonl"
+        rows.write_text(in_order(source, run.seed, run.steps * self.options.batch_size), encoding="utf-8")
         given = {
             "system": run.side.system, "task": "fit", "model": str(self.inputs.model), "scratch": str(folder),
-            "rows": str(self.inputs.rows(run.format, whole_labels=run.side.whole_labels)), "format": run.format,
-            "batch_size": self.options.batch_size, "steps": run.steps, "max_length": self.options.max_length,
-            "learning_rate": run.learning_rate, "warmup_ratio": WARMUP_RATIO, "seed": run.seed,
-            "options": run.side.options,
+            "rows": str(rows), "format": run.format, "batch_size": self.options.batch_size, "steps": run.steps,
+            "max_length": self.options.max_length, "learning_rate": run.learning_rate, "warmup_ratio": WARMUP_RATIO,
+            "seed": run.seed, "options": run.side.options,
         }  # fmt: skip
         return Job(**(given | changes))
 
@@ -256,19 +260,14 @@ class Bench:
 
     def _check_losses(self, part: Part) -> None:
         """End the benchmark unless each peer's loss of a batch, with dropout off, is that of this project."""
-        size = self.options.batch_size
         model = prepare.without_dropout(self.inputs.model, self._new_folder() / "model")
         for pair in PAIRS[part.format]:
             if pair.peer.system not in self.options.peers:
                 continue
             losses = []
             for side in (pair.peer, pair.own):
-                lines = self.inputs.rows(part.format, whole_labels=side.whole_labels).read_text(encoding="utf-8")
-                folder = self._new_folder()
-                rows = folder / "rows.jsonl"
-                rows.write_text("".join(lines.splitlines(keepends=True)[:size]), encoding="utf-8")
                 run = Run(side, part.format, self.options.learning_rate, 1, 1)
-                job = self._job(run, folder, task="loss", rows=str(rows), model=model)
+                job = self._job(run, self._new_folder(), task="loss", model=model)
                 losses.append(float(self._start(job)["loss"]))
             print(f"{part.name}: loss of {pair.peer.name} {losses[0]:.5f}, {pair.own.name} {losses[1]:.5f}", flush=True)
             if not abs(losses[1] / losses[0] - 1) <= LOSSES:  # also true if it is nan

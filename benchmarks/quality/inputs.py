@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import random
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -86,7 +87,7 @@ class Inputs:
 
     def count(self, data_format: str) -> int:
         """Return the number of training rows of a format."""
-        return len(self.rows(data_format).read_text(encoding="utf-8").splitlines())
+        return len(_lines(self.rows(data_format)))
 
     @property
     def valid(self) -> Path:
@@ -120,6 +121,19 @@ def with_whole_labels(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]
     """
     highest = max(row["label"] for row in rows)
     return [{**row, "label": 1 + 0.5 * row["label"] / highest if row["label"] > 0 else 0.0} for row in rows]
+
+
+def in_order(rows: Path, seed: int, count: int) -> str:
+    """Return `count` lines of a file, pass after pass, each pass in an order of its own by the seed."""
+    lines, source, found = _lines(rows), random.Random(seed), list[str]()
+    while len(found) < count:
+        found += source.sample(lines, len(lines))
+    return "".join(found[:count])
+
+
+def _lines(path: Path) -> list[str]:
+    with path.open(encoding="utf-8") as file:  # unlike splitlines, it ends no line within a text
+        return list(file)
 
 
 @cache

@@ -159,8 +159,8 @@ def notes(bench: Bench) -> list[str]:
         f"Differences: seed by seed, with Student's interval of {LEVEL:.0%}. It has the chance of seeds, not that of "
         f"the rows in the test set, and each holds by itself: of twenty, one is expected to miss.",
         f"Equal for all: model, rows, batches of {options.batch_size}, {options.max_length} tokens, AdamW without "
-        f"weight decay, gradients clipped at 1, {WARMUP_RATIO:.0%} of the steps warm-up, then linearly to 0. The order "
-        f"of rows differs.",
+        f"weight decay, gradients clipped at 1, {WARMUP_RATIO:.0%} of the steps warm-up, then linearly to 0. Of a "
+        f"seed, all train on the same batches.",
         *(same_settings if "settings" in equalities else []),
         *(own_objectives if equalities - {"settings"} else []),
         f"Time of steps is what the steps took, process what the whole process did. This project tokenises before its "

@@ -50,7 +50,7 @@ class Job:
     system: str
     task: str
     """train: time each step; loss: return the first batch's loss, with dropout off; encode: time all texts; fit: train
-    on all rows, in an order by the seed, and save the model; score: return Spearman's correlations of a saved model."""
+    on the rows in the order of the file, and save the model; score: return Spearman's correlations of a saved model."""
     model: str
     """Folder of a checkpoint."""
     rows: str
@@ -60,7 +60,7 @@ class Job:
     format: str = "A"
     batch_size: int = 32
     steps: int | None = None
-    """Steps to train for; the file may have more rows, and for fit fewer. None for all rows."""
+    """Steps to train for; the file may have more rows. None for all rows."""
     precision: str = "float32"
     """float32, or bf16 for autocast."""
     warmup: int = 1
@@ -91,7 +91,7 @@ class Job:
     def read(self) -> list[dict[str, Any]]:
         """Return the rows of the job's steps."""
         lines = Path(self.rows).read_text(encoding="utf-8").splitlines()
-        rows = None if self.task == "fit" or self.steps is None else self.steps * self.batch_size
+        rows = None if self.steps is None else self.steps * self.batch_size
         return [json.loads(line) for line in lines[:rows]]
 
 

@@ -90,6 +90,7 @@ def _composed(job: Job, **train: Any) -> TrainConfig:
         "model.name_or_path": job.model,
         "model.max_length": job.max_length,
         "data.train.name_or_path": job.rows,
+        "data.shuffle": False,
         "train.output_dir": f"{job.scratch}/run",
         "train.batch_size": job.batch_size,
         "train.learning_rate": job.learning_rate,

@@ -10,6 +10,7 @@ from datasets import Dataset
 
 from benchmarks.throughput.clock import StepClock
 from benchmarks.throughput.jobs import LORA_DROPOUT, TAUS, Job
+from benchmarks.throughput.order import keep_file_order
 
 #: angle_emb 0.6 halves the contrastive terms of triples, so 40 here is the weight 20 of its documented command.
 WEIGHTS = {
@@ -29,7 +30,9 @@ def run(job: Job) -> dict[str, Any]:
         losses.append(float(value.detach()))
         return value
 
-    if job.task != "fit":
+    if job.task == "fit":
+        keep_file_order()
+    else:
         angle_emb.angle.AngleDataCollator.__call__ = clock.without(collate)  # it tokenises within the step
     if job.task == "loss":
         angle_emb.angle.AngleLoss.__call__ = noted

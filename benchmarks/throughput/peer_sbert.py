@@ -17,6 +17,7 @@ from sentence_transformers.sentence_transformer import losses, modules
 
 from benchmarks.throughput.clock import StepClock, peak_memory
 from benchmarks.throughput.jobs import CACHED, LORA_DROPOUT, Job
+from benchmarks.throughput.order import keep_file_order
 
 #: Number of texts to encode as a warm-up before the timed encoding.
 WARM_TEXTS = 256
@@ -89,6 +90,7 @@ def _train(job: Job) -> dict[str, Any]:
         loss=loss,
     )
     if job.task == "fit":
+        keep_file_order()
         trainer.train()
         model.save_pretrained(f"{job.scratch}/model", create_model_card=False)
         return clock.answer(job.warmup) | {"model": f"{job.scratch}/model"}
