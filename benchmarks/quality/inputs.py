@@ -87,7 +87,7 @@ class Inputs:
 
     def count(self, data_format: str) -> int:
         """Return the number of training rows of a format."""
-        return len(_lines(self.rows(data_format)))
+        return len(self.rows(data_format).read_text(encoding="utf-8").splitlines())
 
     @property
     def valid(self) -> Path:
@@ -125,15 +125,11 @@ def with_whole_labels(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]
 
 def in_order(rows: Path, seed: int, count: int) -> str:
     """Return `count` lines of a file, pass after pass, each pass in an order of its own by the seed."""
-    lines, source, found = _lines(rows), random.Random(seed), list[str]()
+    lines = rows.read_text(encoding="utf-8").splitlines(keepends=True)
+    source, found = random.Random(seed), list[str]()
     while len(found) < count:
         found += source.sample(lines, len(lines))
     return "".join(found[:count])
-
-
-def _lines(path: Path) -> list[str]:
-    with path.open(encoding="utf-8") as file:  # unlike splitlines, it ends no line within a text
-        return list(file)
 
 
 @cache
